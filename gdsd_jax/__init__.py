@@ -1,0 +1,36 @@
+"""RL post-training of masked diffusion language models by Guided Denoiser Self-Distillation (arXiv 2605.29398)."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Loaded on first use, so that host-side code (tasks, rewards) starts without JAX.
+_PUBLIC = {
+  "Denoiser": "gdsd_jax.models.denoiser",
+  "DenoiserConfig": "gdsd_jax.models.config",
+  "load_pretrained": "gdsd_jax.models.huggingface",
+  "save_pretrained": "gdsd_jax.models.huggingface",
+  "Rollout": "gdsd_jax.diffusion.sampling",
+  "SamplerConfig": "gdsd_jax.diffusion.sampling",
+  "sample": "gdsd_jax.diffusion.sampling",
+  "consistent_masks": "gdsd_jax.diffusion.forward",
+  "Scores": "gdsd_jax.objectives.scores",
+  "sequence_scores": "gdsd_jax.objectives.scores",
+  "leave_one_out_advantages": "gdsd_jax.objectives.teacher",
+  "teacher_scores": "gdsd_jax.objectives.teacher",
+  "gdsd_loss": "gdsd_jax.objectives.gdsd",
+  "espo_loss": "gdsd_jax.objectives.espo",
+  "get_task": "gdsd_jax.tasks",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+  if name not in _PUBLIC:
+    raise AttributeError(f"module 'gdsd_jax' has no attribute {name!r}")
+  return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__():
+  return [*globals(), *_PUBLIC]

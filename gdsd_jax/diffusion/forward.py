@@ -1,0 +1,71 @@
+"""Consistent forward process: masks that look like the states a re-masking sampler visits (GDSD, arXiv 2605.29398)."""
+
+import jax
+import jax.numpy as jnp
+
+from gdsd_jax.diffusion.sampling import REMASKING
+
+
+def stratified_counts(key, batch_size: int, length: int):
+  """Mask counts spread evenly over 0…length: n_b = round(k + b (L+1) / B) mod (L+1) with k ~ U{0,…,L}. int32[B]."""
+  first = jax.random.randint(key, (), 0, length + 1)
+  spread = jnp.arange(batch_size) * (length + 1) / batch_size
+  return jnp.round(first + spread).astype(jnp.int32) % (length + 1)
+
+
+def masks_from_counts(key, counts, confidence, block_length: int | None = None, remasking: str = "low_confidence"):
+  """Masks with a given number of masked tokens, where a block-wise sampler would have left them.
+
+  With n = q K + r: the last q blocks are masked, and r tokens of the block before them.
+
+  Args:
+    key: random key (unused for low_confidence).
+    counts: int[B] masked tokens of each sequence (n), in 0…L.
+    confidence: float[B, L] of the rollout, as of commit time.
+    block_length: K; None for one block as long as the completion.
+    remasking: which r tokens of the partial block: the least confident ("low_confidence") or any ("random").
+
+  Returns:
+    bool[B, L], True where masked.
+  """
+  batch, length = confidence.shape
+  K = length if block_length is None else block_length
+  num_blocks = length // K
+  priority = confidence if remasking == "low_confidence" else jax.random.uniform(key, confidence.shape)
+  blocks = priority.reshape(batch, num_blocks, K)
+  rank = jnp.argsort(jnp.argsort(blocks, axis=-1, stable=True), axis=-1)  # 0: masked first
+  # Masks are dealt to the last block first: each block gets what is left, up to its K tokens.
+  before = jnp.arange(num_blocks)[::-1] * K
+  masked_in_block = jnp.clip(counts[:, None] - before, 0, K)
+  return (rank < masked_in_block[..., None]).reshape(batch, length)
+
+
+def consistent_masks(key, confidence, num_samples: int, block_length: int | None = None,
+                     remasking: str = "low_confidence"):
+  """The first mask of each coupled pair; the second is its complement on the completion.
+
+  Args:
+    key: random key.
+    confidence: float[B, L] of the rollouts (`Rollout.confidence`).
+    num_samples: Monte Carlo samples (M), each with its own stratified counts.
+    block_length: the sampler's, K; None or L for masks over the whole completion.
+    remasking: the sampler's, "low_confidence" or "random".
+
+  Returns:
+    bool[M, B, L], True where masked.
+
+  Raises:
+    ValueError: block_length does not divide L, or remasking is unknown.
+  """
+  batch, length = confidence.shape
+  if block_length is not None and (block_length < 1 or length % block_length):
+    raise ValueError(f"block_length: {block_length} must divide the completion length, {length}")
+  if remasking not in REMASKING:
+    raise ValueError(f"remasking: {remasking!r} is not one of {', '.join(REMASKING)}")
+
+  def one_sample(key):
+    count_key, mask_key = jax.random.split(key)
+    counts = stratified_counts(count_key, batch, length)
+    return masks_from_counts(mask_key, counts, confidence, block_length, remasking)
+
+  return jax.vmap(one_sample)(jax.random.split(key, num_samples))

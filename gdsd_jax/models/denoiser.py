@@ -1,0 +1,82 @@
+"""The pure-functional denoiser: `apply(params, tokens) -> logits`, parameters as a plain nested dict of arrays."""
+
+import dataclasses
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.models.transformer import Transformer
+
+
+@functools.cache
+def _abstract_model(config: DenoiserConfig, dtype: str):
+  """Graph definition and abstract state: structure, shapes and logical axes without any memory."""
+  model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), jnp.dtype(dtype)))
+  return nnx.split(model)
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoiser:
+  """A denoiser without its weights: pure functions of `params`, hashable, so it can be a static argument of `jax.jit`.
+
+  Attributes:
+    config: the architecture (`DenoiserConfig`).
+    dtype: of the parameters and matrix products ("float32" or "bfloat16"); norms, rotary positions, softmax and logits
+      are float32 always.
+    remat: recompute each block's activations in the backward pass, so that memory holds one block's at a time.
+  """
+
+  config: DenoiserConfig
+  dtype: str = "float32"
+  remat: bool = False
+
+  def init(self, key):
+    """Freshly initialised parameters from a random key."""
+    return nnx.to_pure_dict(nnx.state(Transformer(self.config, nnx.Rngs(key), jnp.dtype(self.dtype))))
+
+  def abstract_params(self):
+    """The parameters' tree with a `jax.ShapeDtypeStruct` at each leaf."""
+    return nnx.to_pure_dict(_abstract_model(self.config, self.dtype)[1])
+
+  def logical_axes(self):
+    """The parameters' tree with a tuple of logical axis names at each leaf (see `parallel.py`)."""
+    _, state = _abstract_model(self.config, self.dtype)
+    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)
+    axes = jax.tree.map(lambda variable: variable.get_metadata("logical_axes"), state, is_leaf=is_variable)
+    return nnx.to_pure_dict(axes)
+
+  def _model(self, params) -> Transformer:
+    return nnx.merge(_abstract_model(self.config, self.dtype)[0], params)
+
+  def hidden(self, params, tokens, attention_mask=None):
+    """Hidden states, aligned: position i's predicts token i.
+
+    Args:
+      params: parameters of this denoiser.
+      tokens: int[B, T].
+      attention_mask: bool or int[B, T], zero at padding; None when there is none.
+
+    Returns:
+      [B, T, D] in the denoiser's dtype. At padding positions the values mean nothing.
+    """
+    return self._model(params).hidden(tokens, attention_mask, self.remat)
+
+  def logits(self, params, hidden):
+    """LM head: float32[..., V] logits of hidden states [..., D]."""
+    return self._model(params).logits(hidden)
+
+  def apply(self, params, tokens, attention_mask=None):
+    """Logits of every position, aligned: logits[b, i] predicts token i.
+
+    Args:
+      params: parameters of this denoiser.
+      tokens: int[B, T], masked positions holding `config.mask_token_id`.
+      attention_mask: bool or int[B, T], zero at padding; None when there is none.
+
+    Returns:
+      float32[B, T, V].
+    """
+    return self.logits(params, self.hidden(params, tokens, attention_mask))

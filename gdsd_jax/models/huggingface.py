@@ -1,0 +1,231 @@
+"""Hugging Face folders in and out: config.json and (sharded) safetensors. Never pickles, never remote code.
+
+Weights go one leaf at a time, so that host memory never holds two copies of the model.
+"""
+
+from collections.abc import Iterator
+import json
+import math
+import os
+from pathlib import Path
+import re
+
+from flax import traverse_util
+import jax
+import numpy as np
+from safetensors import safe_open, SafetensorError
+from safetensors.numpy import save_file
+
+from gdsd_jax import parallel
+from gdsd_jax.models import llada
+from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.models.denoiser import Denoiser
+
+_FAMILIES = {"llada": llada}  # config.json's model_type -> the module that knows its layout
+_DTYPES = ("float32", "bfloat16")
+_INDEX = "model.safetensors.index.json"
+_ASSETS = Path(__file__).parent / "assets"
+
+
+def resolve_path(path_or_hub_name: str | os.PathLike) -> Path:
+  """A local folder: as given, the embedded model for "tiny", or the hub's files (downloaded by huggingface_hub)."""
+  path = Path(path_or_hub_name)
+  if path.is_dir():
+    return path
+  name = os.fspath(path_or_hub_name)
+  if (_ASSETS / name / "config.json").is_file():
+    return _ASSETS / name
+  if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.exists():
+    raise FileNotFoundError(f"model.path: {name!r} is neither a folder nor a hub name (ORGANISATION/NAME)")
+  import huggingface_hub  # its import and the network are only for hub names
+
+  try:
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
+  except Exception as error:  # many kinds, all of them "not to be had": name, network, permission
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    raise FileNotFoundError(f"model.path: {name!r} is no local folder, and the hub did not give it: {reason}") from error
+
+
+def load_config(path: Path) -> DenoiserConfig:
+  """DenoiserConfig of a folder's config.json. Raises ValueError or FileNotFoundError, naming the file."""
+  file = path / "config.json"
+  try:
+    fields = json.loads(file.read_text())
+  except FileNotFoundError:
+    raise FileNotFoundError(f"model.path: {file} is missing") from None
+  except ValueError as error:
+    raise ValueError(f"model.path: {file} is not JSON: {error}") from None
+  family = str(fields.get("model_type", "")).lower()
+  if family not in _FAMILIES:
+    raise ValueError(f"model.path: {file} has model_type {family!r}; known are {', '.join(sorted(_FAMILIES))}")
+  try:
+    return _FAMILIES[family].parse_config(fields)
+  except KeyError as error:
+    raise ValueError(f"model.path: {file} lacks the field {error}") from None
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"model.path: {file}: {error}") from None
+
+
+def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, remat: bool = False):
+  """Loads a denoiser from a Hugging Face folder or hub name.
+
+  Args:
+    path_or_hub_name: folder with config.json and safetensors, a hub name such as "GSAI-ML/LLaDA-8B-Instruct", or
+      "tiny", the embedded model.
+    dtype: "float32" or "bfloat16", of the parameters and matrix products.
+    mesh: `jax.sharding.Mesh` to lay the parameters over (`parallel.make_mesh`); None for the default device.
+    remat: see `Denoiser`.
+
+  Returns:
+    (denoiser, params).
+
+  Raises:
+    FileNotFoundError, ValueError: a file is missing, damaged or does not fit config.json; nothing was allocated yet.
+  """
+  if dtype not in _DTYPES:
+    raise ValueError(f"dtype: {dtype!r} is not one of {', '.join(_DTYPES)}")
+  path = resolve_path(path_or_hub_name)
+  config = load_config(path)
+  denoiser = Denoiser(config, dtype, remat)
+  abstract = traverse_util.flatten_dict(denoiser.abstract_params(), sep=".")
+  shardings = traverse_util.flatten_dict(parallel.param_shardings(mesh, denoiser), sep=".")
+  files = _check_files(path, config, abstract)
+  params = {}
+  for leaf, spec in abstract.items():
+    array = np.empty(spec.shape, spec.dtype)
+    for name, index in _weight_names(config, leaf):
+      with safe_open(files[name], "np") as tensors:
+        array[index] = _from_linear(leaf, tensors.get_tensor(name), array[index].shape)
+    params[leaf] = jax.device_put(array, shardings[leaf])
+    # The transfer may still read from `array`; waiting here keeps only one leaf of host memory in use.
+    params[leaf].block_until_ready()
+  return denoiser, traverse_util.unflatten_dict(params, sep=".")
+
+
+def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 * 2**30) -> None:
+  """Writes config.json and safetensors in the layout of the model's family; `load_pretrained` gives back every bit.
+
+  Files are written beside their final names and moved over at the end, so a failed save leaves an earlier one whole.
+
+  Args:
+    path: folder, made if it is missing.
+    denoiser, params: as `load_pretrained` returns them.
+    max_shard_bytes: size at which a further weight file is begun (more than one come with an index).
+
+  Raises:
+    OSError: one line naming the file, when it cannot be written (a full disk, say).
+  """
+  path = Path(path)
+  config = denoiser.config
+  leaves = traverse_util.flatten_dict(params, sep=".")
+  plan = _plan_shards(config, leaves, max_shard_bytes)
+  names = ["model.safetensors"] if len(plan) == 1 else [
+    f"model-{i + 1:05d}-of-{len(plan):05d}.safetensors" for i in range(len(plan))
+  ]
+  written = {}  # final path -> temporary path
+
+  def temporary(name: str) -> Path:
+    written[path / name] = path / f".{name}.incomplete"
+    return written[path / name]
+
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    for name, shard in zip(names, plan):
+      tensors = {weight: _to_linear(leaf, np.asarray(leaves[leaf][index])) for weight, leaf, index in shard}
+      save_file(tensors, temporary(name), metadata={"format": "pt"})
+      del tensors
+    if len(plan) > 1:
+      weight_map = {weight: name for name, shard in zip(names, plan) for weight, _, _ in shard}
+      total = sum(leaf.nbytes for leaf in leaves.values())
+      temporary(_INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+    fields = _FAMILIES[config.family].format_config(config, denoiser.dtype)
+    temporary("config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    for final, incomplete in written.items():
+      os.replace(incomplete, final)
+    for stale in [*path.glob("model*.safetensors"), path / _INDEX]:
+      if stale not in written:
+        stale.unlink(missing_ok=True)
+  except (OSError, SafetensorError) as error:
+    for incomplete in written.values():
+      incomplete.unlink(missing_ok=True)
+    raise OSError(f"cannot save the model to {path}: {error}") from error
+
+
+def _weight_names(config: DenoiserConfig, leaf: str) -> Iterator[tuple[str, object]]:
+  """(weight name, index into the leaf) of every weight that a leaf is made of."""
+  name = _FAMILIES[config.family].WEIGHT_NAMES[leaf]
+  if "{layer}" not in name:
+    yield name, ...
+    return
+  for layer in range(config.num_layers):
+    yield name.format(layer=layer), layer
+
+
+def _linear_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Shape of the published weight: linear layers are [out, in] there and [in…, out…] here."""
+  kind = leaf.rpartition(".")[2]
+  if kind in ("query", "key", "value"):
+    return (math.prod(shape[1:]), shape[0])
+  if kind == "output":
+    return (shape[2], math.prod(shape[:2]))
+  if kind in ("gate", "up", "down", "head"):
+    return shape[::-1]
+  return (math.prod(shape),) if kind.endswith("_bias") else shape
+
+
+def _from_linear(leaf: str, weight: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  return (weight.T if _is_linear(leaf) else weight).reshape(shape)
+
+
+def _to_linear(leaf: str, array: np.ndarray) -> np.ndarray:
+  shape = _linear_shape(leaf, array.shape)
+  return np.ascontiguousarray(array.reshape(shape[::-1]).T if _is_linear(leaf) else array.reshape(shape))
+
+
+def _is_linear(leaf: str) -> bool:
+  return leaf.rpartition(".")[2] in ("query", "key", "value", "output", "gate", "up", "down", "head")
+
+
+def _check_files(path: Path, config: DenoiserConfig, abstract) -> dict[str, Path]:
+  """The file of each weight, after every header was read and every shape compared with config.json's."""
+  index = path / _INDEX
+  if index.is_file():
+    weight_map = json.loads(index.read_text())["weight_map"]
+    files = {name: path / file for name, file in weight_map.items()}
+  elif (path / "model.safetensors").is_file():
+    files = None
+  else:
+    raise FileNotFoundError(f"model.path: {path} has neither model.safetensors nor {_INDEX}")
+  shapes, where = {}, {}
+  for file in sorted(set(files.values())) if files else [path / "model.safetensors"]:
+    if not file.is_file():
+      raise FileNotFoundError(f"model.path: weight file {file} is missing, though {_INDEX} names it")
+    try:
+      with safe_open(file, "np") as tensors:
+        for name in tensors.keys():
+          shapes[name], where[name] = tuple(tensors.get_slice(name).get_shape()), file
+    except SafetensorError as error:
+      raise ValueError(f"model.path: weight file {file} is damaged or truncated: {error}") from None
+  for leaf, spec in abstract.items():
+    for name, index in _weight_names(config, leaf):
+      if name not in where:
+        raise ValueError(f"model.path: no weight file in {path} holds {name}")
+      expected = _linear_shape(leaf, spec.shape if index is ... else spec.shape[1:])
+      if shapes[name] != expected:
+        raise ValueError(f"model.path: {name} in {where[name]} has shape {shapes[name]}; config.json asks for {expected}")
+  return where
+
+
+def _plan_shards(config: DenoiserConfig, leaves, max_shard_bytes: int):
+  """Lists of (weight name, leaf, index), layer by layer, each list at most max_shard_bytes (or a single weight)."""
+  weights = [(name, leaf, index) for leaf in leaves for name, index in _weight_names(config, leaf)]
+  weights.sort(key=lambda weight: (weight[2] is not ..., 0 if weight[2] is ... else weight[2]))
+  shards, size = [[]], 0
+  for name, leaf, index in weights:
+    nbytes = leaves[leaf].nbytes // (1 if index is ... else config.num_layers)
+    if shards[-1] and size + nbytes > max_shard_bytes:
+      shards.append([])
+      size = 0
+    shards[-1].append((name, leaf, index))
+    size += nbytes
+  return shards

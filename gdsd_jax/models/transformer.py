@@ -1,0 +1,128 @@
+"""The denoiser's network: one bidirectional transformer, read from top to bottom.
+
+Dimensions: B sequences, T tokens, D hidden_size, N heads, K key/value heads, H head_dim, F mlp_size, V vocabulary.
+Every weight is declared once, with its shape, logical axes and initialiser side by side; `parallel.py` maps the logical
+axes to mesh axes. The blocks' weights are stacked along a leading `layers` axis and scanned over, so that compile time
+does not grow with depth.
+"""
+
+from collections.abc import Callable
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from gdsd_jax.models.config import DenoiserConfig
+
+
+class _Weights:
+  """Declares the weights of a module: `weights(shape, logical_axes, initializer)`."""
+
+  def __init__(self, rngs: nnx.Rngs, dtype):
+    self.rngs, self.dtype = rngs, dtype
+
+  def __call__(self, shape: tuple[int, ...], logical_axes: tuple[str | None, ...], initializer: Callable) -> nnx.Param:
+    return nnx.Param(initializer(self.rngs.params(), shape, self.dtype), logical_axes=logical_axes)
+
+
+def _normal(fan_in: int) -> Callable:
+  return nnx.initializers.truncated_normal(stddev=1 / math.sqrt(fan_in))
+
+
+_ones, _zeros = nnx.initializers.ones, nnx.initializers.zeros
+
+
+def rms_norm(x, scale, epsilon: float):
+  """Root-mean-square norm in float32. x: [..., D], scale: [D]; returns x's shape and dtype."""
+  x32 = x.astype(jnp.float32)
+  x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
+  return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def rotate(x, positions, theta: float):
+  """Rotary positions in float32 (half-split layout). x: [B, T, heads, H], positions: int[B, T]."""
+  half = x.shape[-1] // 2
+  frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angles = positions[..., None, None].astype(jnp.float32) * frequencies  # [B, T, 1, H/2]
+  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+class Blocks(nnx.Module):
+  """All transformer blocks, their weights stacked along `layers`; called on one layer's slice at a time."""
+
+  def __init__(self, config: DenoiserConfig, weights: _Weights):
+    self.config = config
+    L, D, F = config.num_layers, config.hidden_size, config.mlp_size
+    N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
+    # Residual outputs start small, so that a deep stack starts near the identity.
+    depth = 2 * L
+    self.attention_norm = weights((L, D), ("layers", "embed"), _ones)
+    self.query = weights((L, D, N, H), ("layers", "embed", "heads", "head_dim"), _normal(D))
+    self.key = weights((L, D, K, H), ("layers", "embed", "kv_heads", "head_dim"), _normal(D))
+    self.value = weights((L, D, K, H), ("layers", "embed", "kv_heads", "head_dim"), _normal(D))
+    if config.qkv_bias:
+      self.query_bias = weights((L, N, H), ("layers", "heads", "head_dim"), _zeros)
+      self.key_bias = weights((L, K, H), ("layers", "kv_heads", "head_dim"), _zeros)
+      self.value_bias = weights((L, K, H), ("layers", "kv_heads", "head_dim"), _zeros)
+    self.output = weights((L, N, H, D), ("layers", "heads", "head_dim", "embed"), _normal(N * H * depth))
+    self.mlp_norm = weights((L, D), ("layers", "embed"), _ones)
+    self.gate = weights((L, D, F), ("layers", "embed", "mlp"), _normal(D))
+    self.up = weights((L, D, F), ("layers", "embed", "mlp"), _normal(D))
+    self.down = weights((L, F, D), ("layers", "mlp", "embed"), _normal(F * depth))
+
+  def attention(self, x, positions, mask):
+    """x: [B, T, D], positions: int[B, T], mask: bool[B, 1, 1, T] of the tokens that may be attended to, or None."""
+    config = self.config
+    query = jnp.einsum("BTD,DNH->BTNH", x, self.query[...])
+    key = jnp.einsum("BTD,DKH->BTKH", x, self.key[...])
+    value = jnp.einsum("BTD,DKH->BTKH", x, self.value[...])
+    if config.qkv_bias:
+      query, key, value = query + self.query_bias[...], key + self.key_bias[...], value + self.value_bias[...]
+    query, key = rotate(query, positions, config.rope_theta), rotate(key, positions, config.rope_theta)
+    attended = jax.nn.dot_product_attention(query, key, value, mask=mask)  # softmax in float32
+    return jnp.einsum("BTNH,NHD->BTD", attended, self.output[...])
+
+  def mlp(self, x):
+    return (jax.nn.silu(x @ self.gate[...]) * (x @ self.up[...])) @ self.down[...]
+
+  def __call__(self, x, positions, mask):
+    epsilon = self.config.norm_epsilon
+    x = x + self.attention(rms_norm(x, self.attention_norm[...], epsilon), positions, mask)
+    return x + self.mlp(rms_norm(x, self.mlp_norm[...], epsilon))
+
+
+class Transformer(nnx.Module):
+  """Embedding, blocks, final norm and LM head. `hidden` and `logits` are apart so that callers pay for few positions."""
+
+  def __init__(self, config: DenoiserConfig, rngs: nnx.Rngs, dtype=jnp.float32):
+    self.config = config
+    weights = _Weights(rngs, dtype)
+    V, D = config.vocab_size, config.hidden_size
+    self.embedding = weights((V, D), ("vocab", "embed"), _normal(D))
+    self.blocks = Blocks(config, weights)
+    self.final_norm = weights((D,), ("embed",), _ones)
+    if not config.tied_head:
+      self.head = weights((D, V), ("embed", "vocab"), _normal(D))
+
+  def hidden(self, tokens, attention_mask=None, remat: bool = False):
+    """Normalised hidden states [B, T, D] of int[B, T] tokens; padding (attention_mask 0) is attended to by nobody."""
+    batch, length = tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
+    mask = None if attention_mask is None else attention_mask.astype(bool)[:, None, None, :]
+    graph, stacked = nnx.split(self.blocks)
+
+    def apply_block(x, layer):
+      return nnx.merge(graph, layer)(x, positions, mask), None
+
+    if remat:
+      apply_block = jax.checkpoint(apply_block, prevent_cse=False)  # a scan already keeps XLA from undoing it
+    x, _ = jax.lax.scan(apply_block, self.embedding[...][tokens], stacked)
+    return rms_norm(x, self.final_norm[...], self.config.norm_epsilon)
+
+  def logits(self, hidden):
+    """Float32 logits [..., V] of hidden states [..., D]."""
+    head = self.embedding[...].T if self.config.tied_head else self.head[...]
+    return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)

@@ -1,0 +1,43 @@
+"""Package definition of gdsd_jax."""
+
+from pathlib import Path
+import re
+
+from setuptools import find_packages, setup
+
+_ROOT = Path(__file__).parent
+
+setup(
+  name="gdsd_jax",
+  version=re.search(r'__version__ = "(.+)"', (_ROOT / "gdsd_jax/__init__.py").read_text())[1],
+  description="RL post-training of masked diffusion language models by Guided Denoiser Self-Distillation, in JAX",
+  long_description=(_ROOT / "README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["gdsd_jax", "gdsd_jax.*"]),
+  package_data={"gdsd_jax.models": ["assets/*/*"]},
+  install_requires=[
+    "absl-py>=2.1",
+    "array-record>=0.5.1",  # TFDS reads and writes its files without TensorFlow
+    "chex>=0.1.88",
+    "flax>=0.12.0",
+    "jax>=0.9.0",
+    "jinja2>=3.1",  # chat templates
+    "matplotlib>=3.8",  # reward.png
+    "ml_collections>=1.0.0",
+    "numpy>=2.0",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.25",
+    "safetensors>=0.4.5",
+    "tensorboardX>=2.6.2",  # event files without TensorFlow
+    "tensorflow-datasets>=4.9.7",
+    "transformers>=4.52",
+  ],
+  extras_require={
+    "cuda": ["jax[cuda13]>=0.9.0"],
+    "tpu": ["jax[tpu]>=0.9.0"],
+    "wandb": ["wandb>=0.19"],
+    "dev": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9"],
+  },
+)
