@@ -1,0 +1,67 @@
+"""One objective, chosen by name: how rollouts are scored and what their scores cost."""
+
+import dataclasses
+
+from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.objectives.espo import espo_loss
+from gdsd_jax.objectives.gdsd import gdsd_loss
+from gdsd_jax.objectives.scores import Scores, sequence_scores
+
+OBJECTIVES = ("gdsd", "gdsd_tlc", "espo")
+# Trust regions of the official recipes: log-ratios of plain scores move far less than those of centred ones.
+_DEFAULT_EPSILON = {"gdsd": 4e-4, "gdsd_tlc": 0.2, "espo": 0.2}
+_DEFAULT_TOP_K = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """What the student is trained on. Hashable, so it can be a static argument of `jax.jit`.
+
+  Attributes:
+    name: "gdsd", "gdsd_tlc" or "espo".
+    psi: guidance strength per token (GDSD).
+    epsilon: trust region; None for the objective's own.
+    beta: weight of the KL to the reference.
+    center_top_k: k of the logit centre (gdsd_tlc; None for 64); V or more is the whole vocabulary.
+    center_gradient: whether the gradient flows through the centre.
+    weighted: weights of the forward process; False is the unweighted score of the official code's first release.
+  """
+
+  name: str = "gdsd"
+  psi: float = 0.04
+  epsilon: float | None = None
+  beta: float = 1e-3
+  center_top_k: int | None = None
+  center_gradient: bool = False
+  weighted: bool = True
+
+  def __post_init__(self):
+    if self.name not in OBJECTIVES:
+      raise ValueError(f"objective.name: {self.name!r} is not one of {', '.join(OBJECTIVES)}")
+    if self.name == "gdsd_tlc":
+      object.__setattr__(self, "center_top_k", _DEFAULT_TOP_K if self.center_top_k is None else self.center_top_k)
+      if self.center_top_k < 1:
+        raise ValueError(f"objective.center_top_k: must be at least 1, not {self.center_top_k}")
+    elif self.center_top_k is not None:
+      raise ValueError(f"objective.center_top_k: {self.name} has no centre; set objective.name to gdsd_tlc")
+    if self.epsilon is None:
+      object.__setattr__(self, "epsilon", _DEFAULT_EPSILON[self.name])
+    if not 0 < self.epsilon < 1:
+      raise ValueError(f"objective.epsilon: must lie between 0 and 1, not {self.epsilon}")
+    if self.psi <= 0:
+      raise ValueError(f"objective.psi: must be positive, not {self.psi}")
+    if self.beta < 0:
+      raise ValueError(f"objective.beta: must not be negative, not {self.beta}")
+
+  def scores(self, denoiser: Denoiser, params, tokens, masks, prompt_mask) -> Scores:
+    """Scores of rollouts; see `sequence_scores`. tokens: int[B, P+L], masks: bool[M, B, L], prompt_mask: bool[B, P]."""
+    return sequence_scores(
+      denoiser, params, tokens, masks, prompt_mask.shape[1], prompt_mask,
+      self.weighted, self.center_top_k, self.center_gradient,
+    )
+
+  def loss(self, scores: Scores, old: Scores, ref: Scores | None, advantages, completion_length: int):
+    """(loss, metrics) of the scores; see `gdsd_loss` and `espo_loss`."""
+    if self.name == "espo":
+      return espo_loss(scores, old, ref, advantages, completion_length, self.epsilon, self.beta)
+    return gdsd_loss(scores, old, ref, advantages, completion_length, self.psi, self.epsilon, self.beta)

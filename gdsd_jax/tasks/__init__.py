@@ -1,0 +1,32 @@
+"""Tasks: problems to solve, prompts, answers and rewards. Host code, free of JAX."""
+
+import dataclasses
+import importlib
+
+from gdsd_jax.tasks.base import Task
+
+# Task name -> module and class, imported only when asked for: a task may need packages that others do not.
+_TASKS = {
+  "arithmetic": ("gdsd_jax.tasks.arithmetic", "ArithmeticTask"),
+}
+
+
+def get_task(name: str, **options) -> Task:
+  """The task of that name, e.g. `get_task("arithmetic", data_dir="/data")`.
+
+  Args:
+    name: one of the known tasks.
+    **options: fields of the task's dataclass.
+
+  Raises:
+    ValueError: unknown name or option.
+  """
+  if name not in _TASKS:
+    raise ValueError(f"task.name={name!r}: unknown task, known are {', '.join(sorted(_TASKS))}")
+  module, class_name = _TASKS[name]
+  task_class = getattr(importlib.import_module(module), class_name)
+  known = [field.name for field in dataclasses.fields(task_class)]
+  for option in options:
+    if option not in known:
+      raise ValueError(f"task.{option}: unknown option of task {name!r}, known are {', '.join(known)}")
+  return task_class(**options)

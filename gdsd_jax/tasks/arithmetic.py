@@ -1,0 +1,75 @@
+"""Short arithmetic word problems, easy enough for a model of under a million parameters."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from gdsd_jax.tasks import base
+
+# A right answer is what the task is about, so it outweighs any layout.
+CORRECTNESS_REWARD = 1.0
+# Small beside correctness, yet enough to tell apart the wrong completions of a group.
+FORMAT_REWARD = 0.25
+
+# ASCII digits only: str.isdigit and \d would let through digits of other scripts.
+_INTEGER = re.compile(r"(-?)0*(0|[1-9][0-9]*)")
+_FORMAT = re.compile(
+  r"<reasoning>(?:(?!</?(?:reasoning|answer)>).)*</reasoning>\s*<answer>-?[0-9]+</answer>", re.DOTALL
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ArithmeticTask:
+  """Addition and subtraction word problems (a `base.Task`).
+
+  An example has `question` (str), `answer` (int), `operation` ("+" or "-"), `left` and `right` (int).
+
+  Attributes:
+    data_dir: where the TFDS dataset is kept, written there on first use; None for the default of TFDS.
+  """
+
+  data_dir: str | None = None
+  name: ClassVar[str] = "arithmetic"
+
+  def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
+    """Problems of a split, by index.
+
+    Raises:
+      ValueError: unknown split.
+      OSError: `data_dir` cannot be written.
+    """
+    base.check_split(split)
+    # Late, because rewards must work on machines without tensorflow_datasets.
+    from gdsd_jax.tasks import arithmetic_dataset
+
+    return arithmetic_dataset.open_split(split, self.data_dir)
+
+  def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
+    # No instruction about the format: a model this small learns it in pretraining, and short prompts are cheap.
+    return [{"role": "user", "content": example["question"]}]
+
+  def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
+    well_formed = _FORMAT.fullmatch(completion.strip()) is not None
+    return {
+      "correctness": CORRECTNESS_REWARD if self.is_correct(completion, example) else 0.0,
+      "format": FORMAT_REWARD if well_formed else 0.0,
+    }
+
+  def is_correct(self, completion: str, example: Mapping[str, Any]) -> bool:
+    answer = base.extract_answer(completion)
+    return answer is not None and _canonical_integer(answer) == str(example["answer"])
+
+  def solution(self, example: Mapping[str, Any]) -> str:
+    """The completion that earns the full reward, for pretraining."""
+    equation = f"{example['left']}{example['operation']}{example['right']}={example['answer']}"
+    return f"<reasoning>{equation}</reasoning><answer>{example['answer']}</answer>"
+
+
+def _canonical_integer(text: str) -> str | None:
+  # Text, not int(): a completion may hold more digits than int() is willing to read.
+  match = _INTEGER.fullmatch(text)
+  if match is None:
+    return None
+  sign, digits = match.groups()
+  return digits if digits == "0" else sign + digits

@@ -1,0 +1,145 @@
+"""Makes a small denoiser from nothing: its tokenizer, its data, and masked-diffusion training (the embedded model)."""
+
+from collections.abc import Iterator
+import functools
+import json
+import logging
+from pathlib import Path
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gdsd_jax.diffusion.sampling import SamplerConfig
+from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.models.huggingface import save_pretrained
+from gdsd_jax.models.tokenizer import chat_prompt, encode_prompts, load_tokenizer
+from gdsd_jax.objectives.pretraining import masked_cross_entropy
+from gdsd_jax.tasks import get_task
+from gdsd_jax.training.evaluation import evaluate
+from gdsd_jax.training.rollout import RolloutSampler
+
+_log = logging.getLogger(__name__)
+
+# LLaDA's chat format, so that the embedded model takes the same path as the published ones.
+BEGIN, END, END_OF_TURN, MASK = "<|startoftext|>", "<|endoftext|>", "<|eot_id|>", "<|mdm_mask|>"
+_SPECIAL_TOKENS = (BEGIN, END, "<|start_header_id|>", "<|end_header_id|>", END_OF_TURN, MASK)
+_CHAT_TEMPLATE = (
+  "{{ '<|startoftext|>' }}{% for message in messages %}"
+  "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
+  "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...], path: Path) -> None:
+  """Trains a byte-level BPE tokenizer and writes it as Hugging Face files; digits and tags are single tokens."""
+  import tokenizers
+  from transformers import PreTrainedTokenizerFast
+
+  bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+  bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
+    tokenizers.pre_tokenizers.Digits(individual_digits=True),
+    tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+  ])
+  bpe.decoder = tokenizers.decoders.ByteLevel()
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=vocab_size - len(_SPECIAL_TOKENS) - len(tags),
+    initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  bpe.train_from_iterator(texts, trainer)
+  bpe.add_tokens([tokenizers.AddedToken(tag, normalized=False) for tag in tags])
+  bpe.add_special_tokens(list(_SPECIAL_TOKENS))
+  tokenizer = PreTrainedTokenizerFast(
+    tokenizer_object=bpe, bos_token=BEGIN, eos_token=END, pad_token=END, mask_token=MASK,
+    chat_template=_CHAT_TEMPLATE, clean_up_tokenization_spaces=False,
+  )
+  tokenizer.save_pretrained(path)
+
+
+def corrupt_answer(solution: str, answer: int, rng: np.random.Generator) -> str:
+  """The solution with a wrong result throughout, off by one to nine."""
+  wrong = answer + int(rng.choice([-1, 1])) * int(rng.integers(1, 10))
+  reasoning, separator, rest = solution.partition("=")
+  return reasoning + separator + rest.replace(str(answer), str(max(wrong, 0)))
+
+
+@functools.partial(jax.jit, static_argnames=("denoiser", "optimizer"), donate_argnames=("params", "opt_state"))
+def _train_step(denoiser, optimizer, params, opt_state, key, tokens, maskable, attention_mask):
+  loss_fn = functools.partial(masked_cross_entropy, denoiser)
+  (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, key, tokens, maskable, attention_mask)
+  updates, opt_state = optimizer.update(gradient, opt_state, params)
+  return optax.apply_updates(params, updates), opt_state, {"loss": loss, **metrics}
+
+
+def pretrain(config, out: Path) -> dict[str, float]:
+  """Pretrains the model that `config` describes (configs/pretrain_tiny.py) and writes its Hugging Face folder to `out`.
+
+  Returns:
+    The last evaluation on held-out problems.
+  """
+  rng = np.random.default_rng(config.seed)
+  task = get_task(config.task.name)
+  train = task.examples("train")
+  tags = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
+  out.mkdir(parents=True, exist_ok=True)
+  texts = [f"{message['role']}\n\n{message['content']}" for example in train for message in task.messages(example)]
+  texts += ["assistant\n\n"] * len(texts)
+  train_tokenizer(iter(texts), config.model.vocab_size, tags, out)
+  special = json.loads((out / "tokenizer.json").read_text())["added_tokens"]
+  token_ids = {token["content"]: token["id"] for token in special}
+  model_config = DenoiserConfig(
+    **config.model, head_dim=config.model.hidden_size // config.model.num_heads,
+    mask_token_id=token_ids[MASK], eos_token_id=token_ids[END], pad_token_id=token_ids[END],
+  )
+  tokenizer = load_tokenizer(out, model_config)
+  denoiser = Denoiser(model_config, remat=True)  # also faster here: on a CPU, stacking residuals costs more
+  params = denoiser.init(jax.random.key(config.seed))
+
+  prompts, prompt_mask = encode_prompts(
+    tokenizer, [chat_prompt(tokenizer, task.messages(example)) for example in train],
+    [config.max_prompt_length], model_config.pad_token_id,
+  )
+  completions = np.full((len(train), config.sampler.completion_length), model_config.eos_token_id, np.int32)
+  for row, example in enumerate(train):
+    text = task.solution(example)
+    if rng.random() < config.task.wrong_answers:
+      text = corrupt_answer(text, example["answer"], rng)
+    encoded = tokenizer.encode(text + END_OF_TURN, add_special_tokens=False)
+    completions[row, :len(encoded)] = encoded
+  tokens = np.concatenate([prompts, completions], axis=1)
+  attention_mask = np.concatenate([prompt_mask, np.ones(completions.shape, bool)], axis=1)
+  maskable = np.zeros(tokens.shape, bool)
+  maskable[:, config.max_prompt_length:] = True
+
+  schedule = optax.warmup_cosine_decay_schedule(
+    0, config.optimizer.learning_rate, config.optimizer.warmup_steps, config.steps,
+    config.optimizer.learning_rate * config.optimizer.final_fraction,
+  )
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=config.optimizer.weight_decay)
+  )
+  opt_state = optimizer.init(params)
+  sampler = RolloutSampler(
+    denoiser, tokenizer, task, SamplerConfig(**config.sampler), (config.max_prompt_length,)
+  )
+  test = task.examples("test")
+  held_out = [test[i] for i in range(config.eval_examples)]
+  start, result = time.monotonic(), {}
+  for step in range(config.steps):
+    rows = rng.integers(0, len(train), config.batch_size)
+    key = jax.random.fold_in(jax.random.key(config.seed), step)
+    params, opt_state, metrics = _train_step(
+      denoiser, optimizer, params, opt_state, key, jnp.asarray(tokens[rows]), jnp.asarray(maskable[rows]),
+      jnp.asarray(attention_mask[rows]),
+    )
+    if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
+      result = evaluate(sampler, params, held_out, jax.random.key(config.seed), config.eval_examples)
+      seconds = time.monotonic() - start
+      shown = "  ".join(f"{name} {float(value):.3f}" for name, value in {**metrics, **result}.items())
+      _log.info("step %d/%d  %.0f s  %s", step + 1, config.steps, seconds, shown)
+  save_pretrained(out, denoiser, params)
+  return result

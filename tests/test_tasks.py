@@ -1,0 +1,351 @@
+"""Tasks: rewards of completions, the splits of the problems, the dataset on disk, and what bad input says."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gdsd_jax.tasks import arithmetic, arithmetic_problems, base, get_task
+
+TASK = get_task("arithmetic")
+EXAMPLE = {
+  "question": "Tom has 12 apples and buys 7 more. How many apples does Tom have?",
+  "answer": 19,
+  "operation": "+",
+  "left": 12,
+  "right": 7,
+}
+CORRECT, FORMAT = arithmetic.CORRECTNESS_REWARD, arithmetic.FORMAT_REWARD
+
+# (version, split) -> digest. After changing a problem, raise Arithmetic.VERSION and write the new digests here.
+DIGESTS = {
+  ("1.0.0", "train"): "bd425d53576ac0686b925ce7cb7f1f9dee3f8efd10bcdcf952825ba56c1af0b8",
+  ("1.0.0", "test"): "95e5ecb5b6b1953d0a248a994ca35c5b6428fbd09cec39998e364cf4bd425781",
+}
+
+
+@pytest.fixture(scope="module")
+def split_problems():
+  return {split: list(arithmetic_problems.problems(split)) for split in base.SPLITS}
+
+
+@pytest.fixture(scope="module")
+def prepared_dir(tmp_path_factory):
+  pytest.importorskip("tensorflow_datasets")
+  data_dir = str(tmp_path_factory.mktemp("tfds"))
+  get_task("arithmetic", data_dir=data_dir).examples("test")
+  return data_dir
+
+
+def fact(problem):
+  operands = problem["left"], problem["right"]
+  return problem["operation"], *(sorted(operands) if problem["operation"] == "+" else operands)
+
+
+def digest(problems):
+  lines = "\n".join(json.dumps(problem, sort_keys=True) for problem in problems)
+  return hashlib.sha256(lines.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+  "text, answer",
+  [
+    ("<answer>19</answer>", "19"),
+    ("so <answer>\n 19 \n</answer> done", "19"),
+    ("<answer>1</answer><answer>2</answer>", "2"),
+    ("<answer>1</answer><answer>2", "1"),
+    ("<answer>1<answer>2</answer>", "2"),
+    ("<answer>1<answer>2</answer>3</answer>", "2"),
+    ("<answer>1</answer></answer>", "1"),
+    ("<answer></answer>", ""),
+    ("<answer>a\nb</answer>", "a\nb"),
+    ("<answer>19", None),
+    ("19</answer>", None),
+    ("</answer>19<answer>", None),
+    ("<ANSWER>19</ANSWER>", None),
+    ("19", None),
+    ("", None),
+  ],
+)
+def test_extract_answer_reads_the_last_complete_pair(text, answer):
+  assert base.extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+  "completion, correctness",
+  [
+    ("<reasoning>12+7=19</reasoning><answer>19</answer>", CORRECT),
+    ("<reasoning>12+7=18</reasoning><answer>18</answer>", 0.0),
+    ("<answer>19</answer>", CORRECT),
+    ("<answer> 19\n</answer>", CORRECT),
+    ("<answer>019</answer>", CORRECT),
+    ("<answer>18</answer><answer>19</answer>", CORRECT),
+    ("<answer>19</answer><answer>18</answer>", 0.0),
+    ("<answer>19</answer> and more", CORRECT),
+    ("<answer>-19</answer>", 0.0),
+    ("<answer>1 9</answer>", 0.0),
+    ("<answer>19.0</answer>", 0.0),
+    ("<answer>12+7</answer>", 0.0),
+    ("<answer>19 apples</answer>", 0.0),
+    ("<answer>１９</answer>", 0.0),
+    ("<answer>١٩</answer>", 0.0),
+    ("<answer>" + "9" * 10_000 + "</answer>", 0.0),
+    ("<answer>" + "0" * 10_000 + "19</answer>", CORRECT),
+    ("<answer>" + "0" * 100_000 + "x</answer>", 0.0),
+    ("<answer></answer>", 0.0),
+    ("<answer>19", 0.0),
+    ("19", 0.0),
+    ("", 0.0),
+  ],
+)
+def test_correctness_rewards_the_integer_of_the_last_answer(completion, correctness):
+  assert TASK.score(completion, EXAMPLE)["correctness"] == correctness
+
+
+@pytest.mark.parametrize(
+  "completion, layout",
+  [
+    ("<reasoning>12+7=19</reasoning><answer>19</answer>", FORMAT),
+    ("<reasoning>anything\nat all < 3</reasoning>\n <answer>5</answer>", FORMAT),
+    ("\n <reasoning>x</reasoning><answer>-5</answer> \n", FORMAT),
+    ("<reasoning>x</reasoning><answer>005</answer>", FORMAT),
+    ("<reasoning>x</reasoning><answer>" + "9" * 10_000 + "</answer>", FORMAT),
+    ("<reasoning>x</reasoning><answer> 5 </answer>", 0.0),
+    ("<reasoning>x</reasoning><answer>five</answer>", 0.0),
+    ("<reasoning>x</reasoning><answer>５</answer>", 0.0),
+    ("<reasoning>x</reasoning><answer>--5</answer>", 0.0),
+    ("<reasoning>x</reasoning><answer></answer>", 0.0),
+    ("<reasoning>x</reasoning><answer>5</answer> so 5", 0.0),
+    ("so <reasoning>x</reasoning><answer>5</answer>", 0.0),
+    ("<reasoning>x</reasoning> is <answer>5</answer>", 0.0),
+    ("<reasoning>x</reasoning><answer>5</answer><answer>5</answer>", 0.0),
+    ("<reasoning>x</reasoning><reasoning>x</reasoning><answer>5</answer>", 0.0),
+    ("<reasoning><reasoning>x</reasoning></reasoning><answer>5</answer>", 0.0),
+    ("<reasoning><answer>5</answer></reasoning><answer>5</answer>", 0.0),
+    ("<reasoning>x<answer>5</answer>", 0.0),
+    ("<reasoning>x</reasoning><answer>5", 0.0),
+    ("<answer>5</answer><reasoning>x</reasoning>", 0.0),
+    ("<answer>5</answer>", 0.0),
+    ("", 0.0),
+  ],
+)
+def test_format_rewards_only_the_exact_layout(completion, layout):
+  assert TASK.score(completion, EXAMPLE)["format"] == layout
+
+
+@pytest.mark.parametrize("answer, text", [(0, "0"), (0, "-0"), (0, "000"), (-3, "-3"), (-3, "-03")])
+def test_correctness_ignores_leading_zeros_and_the_sign_of_zero(answer, text):
+  assert TASK.is_correct(f"<answer>{text}</answer>", {**EXAMPLE, "answer": answer})
+
+
+@pytest.mark.parametrize("answer, correct", [("19", True), ("18", False)])
+def test_accuracy_counts_a_right_answer_whatever_its_layout(answer, correct):
+  assert TASK.is_correct(f"<answer>{answer}</answer> trailing", EXAMPLE) is correct
+
+
+@given(st.lists(st.one_of(st.text(), st.sampled_from(
+  ["<reasoning>", "</reasoning>", "<answer>", "</answer>", "19", "-", "0", " ", "\n"]
+))).map("".join))
+def test_score_of_any_text_is_one_of_the_known_rewards(completion):
+  rewards = TASK.score(completion, EXAMPLE)
+  assert rewards["correctness"] in (0.0, CORRECT) and rewards["format"] in (0.0, FORMAT)
+
+
+@given(st.integers(0, 1_000), st.integers(0, 1_000), st.sampled_from("+-"))
+def test_solution_earns_the_full_reward(left, right, operation):
+  answer = left + right if operation == "+" else left - right
+  example = {"question": "", "answer": answer, "operation": operation, "left": left, "right": right}
+  assert sum(TASK.score(TASK.solution(example), example).values()) == CORRECT + FORMAT
+
+
+def test_solution_is_the_equation_and_its_result():
+  assert TASK.solution(EXAMPLE) == "<reasoning>12+7=19</reasoning><answer>19</answer>"
+
+
+def test_prompt_is_the_question_alone():
+  assert TASK.messages(EXAMPLE) == [{"role": "user", "content": EXAMPLE["question"]}]
+
+
+def test_splits_share_no_fact(split_problems):
+  train, test = ({fact(problem) for problem in split_problems[split]} for split in base.SPLITS)
+  assert not train & test
+
+
+def test_no_two_questions_are_equal(split_problems):
+  questions = [problem["question"] for split in base.SPLITS for problem in split_problems[split]]
+  assert len(set(questions)) == len(questions)
+
+
+@pytest.mark.parametrize("split, size", [("train", 8_000), ("test", 400)])
+def test_splits_have_their_size(split_problems, split, size):
+  assert len(split_problems[split]) == size
+
+
+def test_facts_of_a_split_are_equally_frequent(split_problems):
+  facts = [fact(problem) for problem in split_problems["train"]]
+  counts = {facts.count(one) for one in set(facts)}
+  assert max(counts) - min(counts) <= 1
+
+
+def test_about_15_percent_of_the_facts_are_in_test(split_problems):
+  train, test = (len({fact(problem) for problem in split_problems[split]}) for split in base.SPLITS)
+  assert test / (train + test) == pytest.approx(0.15, abs=0.01)
+
+
+@pytest.mark.parametrize("split", base.SPLITS)
+def test_answers_follow_from_the_operands(split_problems, split):
+  for problem in split_problems[split]:
+    sign = {"+": 1, "-": -1}[problem["operation"]]
+    assert problem["answer"] == problem["left"] + sign * problem["right"] >= 0
+
+
+@pytest.mark.parametrize("split", base.SPLITS)
+def test_questions_are_short(split_problems, split):
+  assert all(10 <= len(problem["question"].split()) <= 18 for problem in split_problems[split])
+
+
+@pytest.mark.parametrize("split", base.SPLITS)
+def test_one_thing_is_singular(split_problems, split):
+  plurals = [f" 1 {thing}s" for thing in arithmetic_problems.THINGS]
+  assert not any(plural in problem["question"] for problem in split_problems[split] for plural in plurals)
+
+
+@pytest.mark.parametrize("split", base.SPLITS)
+def test_problems_of_a_version_never_change(split_problems, split):
+  pytest.importorskip("tensorflow_datasets")
+  from gdsd_jax.tasks import arithmetic_dataset
+
+  assert digest(split_problems[split]) == DIGESTS[str(arithmetic_dataset.Arithmetic.VERSION), split]
+
+
+@pytest.mark.parametrize("split", base.SPLITS)
+def test_dataset_holds_the_generated_problems(prepared_dir, split_problems, split):
+  by_question = lambda problem: problem["question"]
+  examples = get_task("arithmetic", data_dir=prepared_dir).examples(split)
+  assert sorted(examples, key=by_question) == sorted(split_problems[split], key=by_question)
+
+
+def test_examples_are_plain_python_values(prepared_dir):
+  example = get_task("arithmetic", data_dir=prepared_dir).examples("test")[0]
+  assert {name: type(value) for name, value in example.items()} == {
+    "question": str, "answer": int, "operation": str, "left": int, "right": int
+  }
+
+
+def test_examples_have_random_access(prepared_dir):
+  examples = get_task("arithmetic", data_dir=prepared_dir).examples("test")
+  assert examples[-1] == examples[len(examples) - 1] != examples[0]
+
+
+def test_index_past_the_end_is_an_index_error(prepared_dir):
+  examples = get_task("arithmetic", data_dir=prepared_dir).examples("test")
+  with pytest.raises(IndexError):
+    examples[len(examples)]
+
+
+def test_order_is_the_same_in_every_copy(prepared_dir, tmp_path):
+  first = get_task("arithmetic", data_dir=prepared_dir).examples("test")
+  second = get_task("arithmetic", data_dir=str(tmp_path)).examples("test")
+  assert list(first) == list(second)
+
+
+def test_preparing_prints_nothing(tmp_path, capfd):
+  pytest.importorskip("tensorflow_datasets")
+  get_task("arithmetic", data_dir=str(tmp_path)).examples("test")
+  captured = capfd.readouterr()
+  assert captured.out + captured.err == ""
+
+
+def test_preparing_survives_another_process_that_is_faster(tmp_path, monkeypatch):
+  pytest.importorskip("tensorflow_datasets")
+  from gdsd_jax.tasks import arithmetic_dataset
+
+  generate = arithmetic_dataset.Arithmetic._split_generators
+  task = get_task("arithmetic", data_dir=str(tmp_path))
+
+  def overtaken(builder, dl_manager):
+    monkeypatch.undo()
+    task.examples("train")  # The other process: starts later, finishes first.
+    return generate(builder, dl_manager)
+
+  monkeypatch.setattr(arithmetic_dataset.Arithmetic, "_split_generators", overtaken)
+  assert len(task.examples("test")) == 400
+
+
+def test_preparing_reads_what_another_process_wrote_since_the_first_look(tmp_path, monkeypatch):
+  pytest.importorskip("tensorflow_datasets")
+  from gdsd_jax.tasks import arithmetic_dataset
+
+  prepare = arithmetic_dataset._prepare
+  task = get_task("arithmetic", data_dir=str(tmp_path))
+
+  def late(builder):
+    monkeypatch.undo()
+    task.examples("train")
+    prepare(builder)
+
+  monkeypatch.setattr(arithmetic_dataset, "_prepare", late)
+  assert len(task.examples("test")) == 400
+
+
+def test_two_processes_may_prepare_at_once(tmp_path):
+  pytest.importorskip("tensorflow_datasets")
+  program = """
+import sys
+from gdsd_jax import tasks
+print(len(tasks.get_task("arithmetic", data_dir=sys.argv[1]).examples("test")))
+"""
+  command = [sys.executable, "-c", program, str(tmp_path)]
+  processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+  assert [process.communicate()[0] for process in processes] == ["400\n", "400\n"]
+
+
+def test_tasks_import_neither_jax_nor_tensorflow(prepared_dir):
+  program = """
+import sys
+from gdsd_jax import tasks
+task = tasks.get_task("arithmetic", data_dir=sys.argv[1])
+example = task.examples("train")[0]
+task.score(task.solution(example), example)
+print(sorted({"jax", "flax", "tensorflow"} & set(sys.modules)))
+"""
+  result = subprocess.run([sys.executable, "-c", program, prepared_dir], capture_output=True, text=True, check=True)
+  assert result.stdout == "[]\n"
+
+
+def test_rewards_need_no_tensorflow_datasets():
+  program = """
+import sys
+from gdsd_jax import tasks
+tasks.get_task("arithmetic").score("<answer>1</answer>", {"answer": 1})
+print("tensorflow_datasets" in sys.modules)
+"""
+  result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+  assert result.stdout == "False\n"
+
+
+def test_unknown_task_names_the_known_ones():
+  with pytest.raises(ValueError, match=r"^task.name='chess': unknown task, known are arithmetic$"):
+    get_task("chess")
+
+
+def test_unknown_option_names_the_known_ones():
+  with pytest.raises(ValueError, match=r"^task.colour: unknown option of task 'arithmetic', known are data_dir$"):
+    get_task("arithmetic", colour="red")
+
+
+def test_unknown_split_names_the_known_ones():
+  with pytest.raises(ValueError, match=r"^unknown split 'validation', known are train, test$"):
+    TASK.examples("validation")
+
+
+def test_data_dir_that_cannot_be_written_is_named(tmp_path):
+  pytest.importorskip("tensorflow_datasets")
+  file = tmp_path / "file"
+  file.write_text("not a folder")
+  with pytest.raises(OSError, match=r"^task.data_dir: cannot use '.*file' for the dataset: Not a directory$"):
+    get_task("arithmetic", data_dir=str(file)).examples("train")
