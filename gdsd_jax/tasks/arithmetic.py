@@ -21,9 +21,9 @@ _FORMAT = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class ArithmeticTask:
-  """Addition and subtraction word problems (a `base.Task`).
+  """Word problems of two additions or subtractions (a `base.Task`).
 
-  An example has `question` (str), `answer` (int), `operation` ("+" or "-"), `left` and `right` (int).
+  An example has `question` (str), `reasoning` (str, such as "7+5=12 12-3=9") and `answer` (int).
 
   Attributes:
     data_dir: where the TFDS dataset is kept, written there on first use; None for the default of TFDS.
@@ -62,8 +62,7 @@ class ArithmeticTask:
 
   def solution(self, example: Mapping[str, Any]) -> str:
     """The completion that earns the full reward, for pretraining."""
-    equation = f"{example['left']}{example['operation']}{example['right']}={example['answer']}"
-    return f"<reasoning>{equation}</reasoning><answer>{example['answer']}</answer>"
+    return f"<reasoning>{example['reasoning']}</reasoning><answer>{example['answer']}</answer>"
 
 
 def _canonical_integer(text: str) -> str | None:

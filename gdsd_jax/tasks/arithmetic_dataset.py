@@ -22,13 +22,11 @@ class Arithmetic(tfds.core.GeneratorBasedBuilder):
   def _info(self):
     return tfds.core.DatasetInfo(
       builder=self,
-      description="Addition and subtraction word problems; no fact is in both splits.",
+      description="Word problems of two additions or subtractions; no calculation is in both splits.",
       features=tfds.features.FeaturesDict({
         "question": tfds.features.Text(),
         "answer": np.int32,
-        "operation": tfds.features.Text(),
-        "left": np.int32,
-        "right": np.int32,
+        "reasoning": tfds.features.Text(),
       }),
     )
 

@@ -1,9 +1,17 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, W&B, reward.png and lines on the screen."""
 
+from collections.abc import Mapping
+import json
 import logging
+import math
+import os
+from pathlib import Path
 import sys
+import time
 
 from absl import logging as absl_logging
+
+_log = logging.getLogger(__name__)
 
 
 def log_to_stdout() -> None:
@@ -15,3 +23,128 @@ def log_to_stdout() -> None:
   logger.setLevel(logging.INFO)
   logger.propagate = False
   absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax and TFDS tell every step they take
+
+
+class MetricsWriter:
+  """Appends one row a step to metrics.jsonl, and the same numbers to TensorBoard and W&B; redraws reward.png.
+
+  Opening it drops the rows after `last_step`: a resumed run writes them again.
+  """
+
+  def __init__(self, workdir: Path, last_step: int, config):
+    self.path, self.plot_path = workdir / "metrics.jsonl", workdir / "reward.png"
+    self.rows = [row for row in read_metrics(self.path) if row["step"] <= last_step]
+    replacement = workdir / ".metrics.jsonl.incomplete"
+    replacement.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+    os.replace(replacement, self.path)
+    self._file = self.path.open("a")
+    self._plot_seconds, self._plotted = config.log.plot_seconds, -math.inf
+    self._tensorboard = self._wandb = None
+    if config.log.tensorboard:
+      from tensorboardX import SummaryWriter  # slow to import, and optional
+
+      self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=last_step + 1)
+    if config.log.wandb_project:
+      import wandb
+
+      # A fixed id makes a resumed run continue its curves.
+      run_id = workdir.resolve().name
+      self._wandb = wandb.init(
+        project=config.log.wandb_project, id=run_id, name=run_id, resume="allow", dir=str(workdir),
+        config=config.to_dict(),
+      )
+
+  def write(self, row: Mapping[str, float | int | str]) -> None:
+    """Writes one row; it must have "step"."""
+    # Not-a-number is no JSON.
+    row = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
+    self.rows.append(row)
+    self._file.write(json.dumps(row) + "\n")
+    self._file.flush()
+    numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
+    if self._tensorboard:
+      for name, value in numbers.items():
+        self._tensorboard.add_scalar(name, value, row["step"])
+    if self._wandb:
+      self._wandb.log(numbers, step=row["step"])
+    if time.monotonic() - self._plotted > self._plot_seconds:
+      self.plot()
+
+  def plot(self) -> None:
+    """Draws reward.png from all rows so far."""
+    plot_reward(self.rows, self.plot_path)
+    self._plotted = time.monotonic()
+
+  def close(self) -> None:
+    self.plot()
+    self._file.close()
+    if self._tensorboard:
+      self._tensorboard.close()
+    if self._wandb:
+      self._wandb.finish()
+
+
+def read_metrics(path: Path) -> list[dict]:
+  """Rows of a metrics.jsonl, none if it is missing; a last line that a killed run left half-written is dropped."""
+  if not path.is_file():
+    return []
+  lines = path.read_text().splitlines(keepends=True)
+  return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def plot_reward(rows, path: Path, window: int = 10) -> None:
+  """Sampled reward of each step, its running mean, and the accuracy of the evaluations."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  import matplotlib.pyplot as plt
+
+  sampled = [(row["step"], row["reward"]) for row in rows if row["step"] > 0 and row.get("reward") is not None]
+  evaluated = [(row["step"], row["eval/accuracy"]) for row in rows if "eval/accuracy" in row]
+  figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+  if sampled:
+    steps, rewards = zip(*sampled)
+    means = [sum(rewards[max(0, i + 1 - window):i + 1]) / min(window, i + 1) for i in range(len(rewards))]
+    axes.plot(steps, rewards, color="tab:blue", alpha=0.25, linewidth=1)
+    axes.plot(steps, means, color="tab:blue", label=f"reward of sampled rollouts (mean of {window} steps)")
+  if evaluated:
+    axes.plot(*zip(*evaluated), "o--", color="tab:orange", label="greedy accuracy on held-out problems")
+  axes.set(xlabel="step", ylabel="reward, accuracy", ylim=(0, None))
+  axes.grid(alpha=0.3)
+  if sampled or evaluated:
+    axes.legend(loc="lower right")
+  replacement = path.with_name(f".{path.name}.incomplete")
+  figure.savefig(replacement, format="png", dpi=120)
+  plt.close(figure)
+  os.replace(replacement, path)
+
+
+class Progress:
+  """A line now and then: reward, speed and time left."""
+
+  def __init__(self, steps: int, every: int):
+    self.steps, self.every = steps, every
+    self._started, self._first = time.monotonic(), None
+
+  def show(self, row: Mapping[str, float]) -> None:
+    """Prints a line for the row of a step, if one is due. The first step, which compiles, does not count for speed."""
+    step = row["step"]
+    if self._first is None:
+      self._first, self._started = step, time.monotonic()
+    if step % self.every and step not in (self._first, self.steps):
+      return
+    done = step - self._first
+    speed = (time.monotonic() - self._started) / done if done else row["seconds/step"]
+    named = ", ".join(f"{name.removeprefix('reward/')} {row[name]:.2f}" for name in row if name.startswith("reward/"))
+    _log.info(
+      "step %*d/%d  reward %.3f (%s)  loss %.5f  kl %.4f  %.2f s/step  %s left",
+      len(str(self.steps)), step, self.steps, row["reward"], named, row["loss"], row.get("kl", 0.0), speed,
+      format_seconds(speed * (self.steps - step)),
+    )
+
+
+def format_seconds(seconds: float) -> str:
+  """3725 -> "1h02m"."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

@@ -61,10 +61,10 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...]
 
 
 def corrupt_answer(solution: str, answer: int, rng: np.random.Generator) -> str:
-  """The solution with a wrong result throughout, off by one to nine."""
-  wrong = answer + int(rng.choice([-1, 1])) * int(rng.integers(1, 10))
-  reasoning, separator, rest = solution.partition("=")
-  return reasoning + separator + rest.replace(str(answer), str(max(wrong, 0)))
+  """The solution with a wrong last result, off by one to nine, in reasoning and answer alike."""
+  wrong = max(answer + int(rng.choice([-1, 1])) * int(rng.integers(1, 10)), 0)
+  beginning, _, _ = solution.rpartition(f"={answer}</reasoning>")
+  return f"{beginning}={wrong}</reasoning><answer>{wrong}</answer>"
 
 
 @functools.partial(jax.jit, static_argnames=("denoiser", "optimizer"), donate_argnames=("params", "opt_state"))

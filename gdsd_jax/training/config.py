@@ -1,0 +1,174 @@
+"""The fields of a run's configuration, their defaults, and the checks made once, before anything is compiled."""
+
+import importlib.util
+import math
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from gdsd_jax.diffusion.sampling import SamplerConfig
+from gdsd_jax.objectives.objective import Objective
+
+# Fields that may change when a run resumes: they do not change what the run computes.
+RESUMABLE = ("steps", "checkpoint.", "log.", "mesh.")
+
+
+def base_config() -> ml_collections.ConfigDict:
+  """Every field a recipe has, at its default (the paper's, where the paper has one)."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.steps = 1000  # iterations: each samples rollouts once and updates objective.num_iterations times
+  config.group_size = 16  # rollouts of each prompt (G)
+  config.prompts_per_step = 8
+  config.max_skipped_steps = 5  # in a row, before the run gives up (a gradient or reward that fails)
+
+  config.model = ml_collections.ConfigDict()
+  config.model.path = "tiny"  # folder, hub name, or "tiny", the embedded model
+  config.model.dtype = "float32"
+  config.model.remat = True  # recompute activations in the backward pass
+
+  config.task = ml_collections.ConfigDict()
+  config.task.name = "arithmetic"
+  config.task.data_dir = config_dict.placeholder(str)  # of TFDS; its default where unset
+
+  config.sampler = ml_collections.ConfigDict()
+  config.sampler.kind = "llada"
+  config.sampler.completion_length = 256  # L
+  config.sampler.steps = 256
+  config.sampler.block_length = 32  # K
+  config.sampler.temperature = 1.0
+  config.sampler.remasking = "low_confidence"
+  config.sampler.cfg_scale = 0.0
+  # Widths that prompts are padded to; each is compiled once.
+  config.sampler.prompt_buckets = (128, 256, 400)
+
+  config.objective = ml_collections.ConfigDict()
+  config.objective.name = "gdsd"
+  config.objective.psi = 0.04  # per token; useful from 0.01 to 0.1
+  config.objective.epsilon = config_dict.placeholder(float)  # unset: 4e-4 for gdsd, 0.2 for gdsd_tlc and espo
+  config.objective.beta = 1e-3  # KL to the reference
+  config.objective.num_mc = 2  # mask samples (M)
+  config.objective.num_iterations = 8  # updates on each batch of rollouts (mu)
+  config.objective.center_top_k = config_dict.placeholder(int)  # gdsd_tlc: unset is 64
+  config.objective.center_gradient = False
+  config.objective.weighted = True
+  config.objective.scale_rewards = False  # divide advantages by the group's standard deviation
+  config.objective.reference_sync_every = 0  # iterations between draws of the reference to the student; 0: frozen
+  config.objective.reference_sync_mix = 0.6  # share of the student in the new reference
+
+  config.optimizer = ml_collections.ConfigDict()
+  config.optimizer.learning_rate = 1e-5
+  config.optimizer.warmup_steps = 0  # updates
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.99
+  config.optimizer.weight_decay = 0.01
+  config.optimizer.clip = 0.2  # global gradient norm
+  config.optimizer.accumulation = 1  # microbatches of each update
+
+  config.eval = ml_collections.ConfigDict()
+  config.eval.every = 100  # iterations; also before the first and after the last
+  config.eval.num_examples = 256  # of the test split
+  config.eval.batch_size = 64
+
+  config.checkpoint = ml_collections.ConfigDict()
+  config.checkpoint.every = 50  # iterations
+  config.checkpoint.keep = 2  # the latest ones; the best evaluated one is kept besides
+
+  config.mesh = ml_collections.ConfigDict()
+  config.mesh.data = -1  # the rest of the devices
+  config.mesh.fsdp = 1
+  config.mesh.tensor = 1
+
+  config.log = ml_collections.ConfigDict()
+  config.log.every = 1  # iterations between lines on the screen
+  config.log.rollouts_every = 50  # iterations between printed rollouts; 0: never
+  config.log.plot_seconds = 20.0  # least time between drawings of reward.png
+  config.log.tensorboard = True
+  config.log.wandb_project = ""  # Weights & Biases, when a project is named
+  return config
+
+
+def sampler_config(config) -> SamplerConfig:
+  """SamplerConfig of a run's `sampler` section."""
+  fields = config.sampler.to_dict()
+  del fields["prompt_buckets"]
+  return SamplerConfig(**fields)
+
+
+def objective_config(config) -> Objective:
+  """Objective of a run's `objective` section."""
+  names = ("name", "psi", "epsilon", "beta", "center_top_k", "center_gradient", "weighted")
+  return Objective(**{name: config.objective[name] for name in names})
+
+
+def validate(config) -> None:
+  """Checks every field that can be checked without loading anything. Raises ValueError, one line naming the field."""
+  for path, value in flatten(config).items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise ValueError(f"{path}: must be a finite number, not {value}")
+  sampler_config(config)
+  objective_config(config)
+  at_least = {
+    "group_size": 2, "steps": 1, "prompts_per_step": 1, "max_skipped_steps": 1, "objective.num_mc": 1,
+    "objective.num_iterations": 1, "objective.reference_sync_every": 0, "optimizer.warmup_steps": 0,
+    "optimizer.accumulation": 1, "optimizer.weight_decay": 0, "eval.every": 1, "eval.num_examples": 1,
+    "eval.batch_size": 1, "checkpoint.every": 1, "checkpoint.keep": 1, "log.every": 1, "log.rollouts_every": 0,
+    "seed": 0,
+  }
+  fields = flatten(config)
+  for path, least in at_least.items():
+    if fields[path] < least:
+      raise ValueError(f"{path}: must be at least {least}, not {fields[path]}")
+  for path in ("optimizer.learning_rate", "optimizer.clip"):
+    if fields[path] <= 0:
+      raise ValueError(f"{path}: must be positive, not {fields[path]}")
+  for path in ("optimizer.b1", "optimizer.b2"):
+    if not 0 <= fields[path] < 1:
+      raise ValueError(f"{path}: must lie in [0, 1), not {fields[path]}")
+  if not 0 <= config.objective.reference_sync_mix <= 1:
+    raise ValueError(
+      f"objective.reference_sync_mix: must lie between 0 and 1, not {config.objective.reference_sync_mix}"
+    )
+  buckets = list(config.sampler.prompt_buckets)
+  if not buckets or buckets != sorted(set(buckets)) or buckets[0] < 1:
+    raise ValueError(f"sampler.prompt_buckets: must be ascending positive lengths, not {tuple(buckets)}")
+  rollouts = config.group_size * config.prompts_per_step
+  if rollouts % config.optimizer.accumulation:
+    raise ValueError(
+      f"optimizer.accumulation: {config.optimizer.accumulation} must divide the {rollouts} rollouts of a step"
+      " (group_size × prompts_per_step)"
+    )
+  if config.log.wandb_project and importlib.util.find_spec("wandb") is None:
+    raise ValueError("log.wandb_project: wandb is not installed; pip install 'gdsd_jax[wandb]'")
+
+
+def validate_mesh(config, mesh) -> None:
+  """Checks that batches split evenly over the mesh. Raises ValueError with the numbers."""
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  microbatch = config.group_size * config.prompts_per_step // config.optimizer.accumulation
+  for name, size in (("group_size × prompts_per_step / optimizer.accumulation", microbatch),
+                     ("eval.batch_size", config.eval.batch_size)):
+    if size % shards:
+      raise ValueError(f"{name}: {size} rollouts cannot be split over mesh.data × mesh.fsdp = {shards} devices")
+
+
+def flatten(config) -> dict[str, Any]:
+  """{"path.to.field": value} of a ConfigDict or nested dict, tuples as lists (as JSON has them)."""
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, (dict, ml_collections.ConfigDict)):
+      flat |= {f"{name}.{path}": leaf for path, leaf in flatten(value).items()}
+    else:
+      flat[name] = list(value) if isinstance(value, tuple) else value
+  return flat
+
+
+def contradictions(saved: dict[str, Any], current) -> list[str]:
+  """Lines "field: saved → current" for what a resumed run may not change. saved: nested dict; current: ConfigDict."""
+  old, new = flatten(saved), flatten(current)
+  return [
+    f"{path}: {old.get(path)!r} → {new.get(path)!r}"
+    for path in sorted(old.keys() | new.keys())
+    if old.get(path) != new.get(path) and not path.startswith(RESUMABLE)
+  ]

@@ -1,0 +1,42 @@
+"""Tests run on the CPU, with eight virtual devices so that shardings are real."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+from gdsd_jax.models.config import DenoiserConfig  # noqa: E402  (JAX is configured before anything uses it)
+from gdsd_jax.models.denoiser import Denoiser  # noqa: E402
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+  """Folder of reference outputs from the PyTorch implementations; tests that need it skip where it is missing."""
+  path = Path(os.environ.get("GDSD_GOLDENS", REPOSITORY.parent / "shared" / "goldens"))
+  if not path.is_dir():
+    pytest.skip(f"reference outputs are not at {path} (set GDSD_GOLDENS)")
+  return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> DenoiserConfig:
+  return DenoiserConfig(
+    vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_size=48,
+    rope_theta=10000.0, norm_epsilon=1e-5, max_positions=128, mask_token_id=60, eos_token_id=61, pad_token_id=61,
+  )
+
+
+@pytest.fixture(scope="session")
+def tiny_denoiser(tiny_config) -> Denoiser:
+  return Denoiser(tiny_config)
+
+
+@pytest.fixture(scope="session")
+def tiny_params(tiny_denoiser):
+  return tiny_denoiser.init(jax.random.key(0))

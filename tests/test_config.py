@@ -1,0 +1,181 @@
+"""Configuration: defaults, one clear refusal for each bad field, and what a resumed run may change."""
+
+import json
+
+import ml_collections
+import pytest
+
+from gdsd_jax import parallel
+from gdsd_jax.training.config import (
+  base_config, contradictions, flatten, objective_config, sampler_config, validate, validate_mesh,
+)
+
+
+def changed(**fields):
+  """base_config with fields "section__name" set."""
+  config = base_config()
+  with config.ignore_type():
+    config.update_from_flattened_dict({path.replace("__", "."): value for path, value in fields.items()})
+  return config
+
+
+def as_saved(config):
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def test_defaults_are_valid():
+  validate(base_config())
+
+
+@pytest.mark.parametrize("field, value", [
+  ("seed", -1),
+  ("steps", 0),
+  ("group_size", 1),
+  ("prompts_per_step", 0),
+  ("max_skipped_steps", 0),
+  ("sampler.kind", "other"),
+  ("sampler.remasking", "other"),
+  ("sampler.completion_length", 0),
+  ("sampler.steps", 0),
+  ("sampler.steps", 257),
+  ("sampler.block_length", 0),
+  ("sampler.block_length", 100),
+  ("sampler.temperature", -0.5),
+  ("sampler.cfg_scale", -1.0),
+  ("sampler.prompt_buckets", ()),
+  ("sampler.prompt_buckets", (64, 32)),
+  ("sampler.prompt_buckets", (32, 32)),
+  ("sampler.prompt_buckets", (0, 32)),
+  ("objective.name", "other"),
+  ("objective.psi", 0.0),
+  ("objective.psi", float("nan")),
+  ("objective.epsilon", 0.0),
+  ("objective.epsilon", 1.0),
+  ("objective.beta", -1e-3),
+  ("objective.num_mc", 0),
+  ("objective.num_iterations", 0),
+  ("objective.center_top_k", 64),
+  ("objective.reference_sync_every", -1),
+  ("objective.reference_sync_mix", -0.1),
+  ("objective.reference_sync_mix", 1.1),
+  ("optimizer.learning_rate", 0.0),
+  ("optimizer.learning_rate", float("inf")),
+  ("optimizer.warmup_steps", -1),
+  ("optimizer.b1", 1.0),
+  ("optimizer.b2", -0.1),
+  ("optimizer.weight_decay", -0.01),
+  ("optimizer.clip", 0.0),
+  ("optimizer.accumulation", 0),
+  ("optimizer.accumulation", 3),
+  ("eval.every", 0),
+  ("eval.num_examples", 0),
+  ("eval.batch_size", 0),
+  ("checkpoint.every", 0),
+  ("checkpoint.keep", 0),
+  ("log.every", 0),
+  ("log.rollouts_every", -1),
+])
+def test_a_bad_value_is_refused_in_one_line_that_begins_with_its_field(field, value):
+  with pytest.raises(ValueError) as caught:
+    validate(changed(**{field.replace(".", "__"): value}))
+  message = str(caught.value)
+  assert message.startswith(field) and "\n" not in message
+
+
+def test_a_centre_of_no_logits_is_refused():
+  with pytest.raises(ValueError, match=r"^objective\.center_top_k: .* not 0$"):
+    validate(changed(objective__name="gdsd_tlc", objective__center_top_k=0))
+
+
+def test_accumulation_that_does_not_divide_the_rollouts_is_refused_with_the_numbers():
+  with pytest.raises(ValueError, match=r"^optimizer\.accumulation: 5 must divide the 12 rollouts of a step"):
+    validate(changed(group_size=4, prompts_per_step=3, optimizer__accumulation=5))
+
+
+def test_weights_and_biases_without_its_package_is_refused(monkeypatch):
+  monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+  with pytest.raises(ValueError, match=r"^log\.wandb_project: wandb is not installed"):
+    validate(changed(log__wandb_project="mine"))
+
+
+@pytest.mark.parametrize("fields", [
+  {"optimizer__accumulation": 16},
+  {"objective__name": "gdsd_tlc"},
+  {"objective__name": "espo"},
+  {"objective__beta": 0.0},
+  {"log__rollouts_every": 0},
+  {"sampler__temperature": 0.0},
+  {"sampler__prompt_buckets": (36,)},
+])
+def test_a_value_at_the_edge_is_accepted(fields):
+  validate(changed(**fields))
+
+
+@pytest.mark.parametrize("name, epsilon", [("gdsd", 4e-4), ("gdsd_tlc", 0.2), ("espo", 0.2)])
+def test_an_unset_trust_region_is_the_objectives_own(name, epsilon):
+  assert objective_config(changed(objective__name=name)).epsilon == epsilon
+
+
+def test_the_sampler_section_becomes_the_samplers_config():
+  config = sampler_config(changed(sampler__completion_length=64, sampler__steps=32, sampler__temperature=0.5))
+  assert (config.completion_length, config.steps, config.block_length, config.temperature) == (64, 32, 32, 0.5)
+
+
+def test_flatten_names_every_leaf_by_its_path():
+  config = ml_collections.ConfigDict({"a": 1, "b": {"c": (2, 3), "d": {"e": None}}})
+  assert flatten(config) == {"a": 1, "b.c": [2, 3], "b.d.e": None}
+
+
+def test_flatten_reads_a_saved_config_as_it_does_the_live_one():
+  config = base_config()
+  assert flatten(as_saved(config)) == flatten(config)
+
+
+def test_a_config_does_not_contradict_itself_after_saving():
+  config = base_config()
+  assert contradictions(as_saved(config), config) == []
+
+
+def test_contradictions_are_exactly_the_fields_that_differ():
+  saved = as_saved(base_config())
+  current = changed(seed=3, sampler__steps=128, sampler__prompt_buckets=(64,), objective__epsilon=0.1)
+  assert contradictions(saved, current) == [
+    "objective.epsilon: None → 0.1",
+    "sampler.prompt_buckets: [128, 256, 400] → [64]",
+    "sampler.steps: 256 → 128",
+    "seed: 0 → 3",
+  ]
+
+
+@pytest.mark.parametrize("fields", [
+  {"steps": 5}, {"checkpoint__every": 7}, {"checkpoint__keep": 1}, {"log__every": 9}, {"log__wandb_project": "mine"},
+  {"mesh__data": 1, "mesh__fsdp": 4}, {"mesh__tensor": 2},
+])
+def test_fields_that_do_not_change_the_computation_may_change(fields):
+  assert contradictions(as_saved(base_config()), changed(**fields)) == []
+
+
+def test_a_field_that_one_side_lacks_is_a_contradiction():
+  saved = as_saved(base_config())
+  del saved["optimizer"]["b1"]
+  saved["optimizer"]["momentum"] = 0.9
+  assert contradictions(saved, base_config()) == ["optimizer.b1: None → 0.9", "optimizer.momentum: 0.9 → None"]
+
+
+def test_batches_that_split_evenly_over_the_mesh_are_accepted():
+  config = changed(group_size=4, prompts_per_step=4, optimizer__accumulation=2, eval__batch_size=16)
+  validate_mesh(config, parallel.make_mesh(data=4, fsdp=2))
+
+
+@pytest.mark.parametrize("fields, message", [
+  (
+    {"group_size": 3, "prompts_per_step": 4, "optimizer__accumulation": 2},
+    "group_size × prompts_per_step / optimizer.accumulation: 6 rollouts cannot be split over"
+    " mesh.data × mesh.fsdp = 4 devices",
+  ),
+  ({"eval__batch_size": 6}, "eval.batch_size: 6 rollouts cannot be split over mesh.data × mesh.fsdp = 4 devices"),
+])
+def test_batches_that_do_not_split_over_the_mesh_are_refused_with_the_numbers(fields, message):
+  with pytest.raises(ValueError) as caught:
+    validate_mesh(changed(**fields), parallel.make_mesh(data=2, fsdp=2, tensor=2))
+  assert str(caught.value) == message

@@ -1,0 +1,86 @@
+"""Invariants of the consistent forward process."""
+
+import chex
+from hypothesis import given, settings, strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gdsd_jax.diffusion.forward import consistent_masks, masks_from_counts, stratified_counts
+
+SHAPES = st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(1, 6), st.integers(0, 2**31 - 1))
+
+
+@given(SHAPES)
+@settings(deadline=None, max_examples=40)
+def test_counts_are_stratified(shape):
+  batch, blocks, block_length, seed = shape
+  length = blocks * block_length
+  counts = np.asarray(stratified_counts(jax.random.key(seed), batch, length))
+  first = int(jax.random.randint(jax.random.key(seed), (), 0, length + 1))
+  # The formula in float64; jnp.round and np.round both round half to even.
+  expected = np.round(first + np.arange(batch) * (length + 1) / batch).astype(int) % (length + 1)
+  assert np.all(counts >= 0) and np.all(counts <= length)
+  np.testing.assert_array_equal(counts, expected)
+
+
+def test_counts_are_uniform_over_all_keys():
+  counts = jax.vmap(lambda key: stratified_counts(key, 4, 9))(jax.random.split(jax.random.key(0), 20_000))
+  frequency = np.bincount(np.asarray(counts).ravel(), minlength=10) / counts.size
+  assert frequency.shape == (10,)
+  np.testing.assert_allclose(frequency, 0.1, atol=0.01)
+
+
+@given(SHAPES, st.sampled_from(["low_confidence", "random"]))
+@settings(deadline=None, max_examples=40)
+def test_masks_look_like_states_of_the_sampler(shape, remasking):
+  """Exactly n masked tokens; the last n // K blocks whole, n mod K in the block before, earlier ones clean."""
+  batch, blocks, block_length, seed = shape
+  length = blocks * block_length
+  key = jax.random.key(seed)
+  confidence = jax.random.uniform(key, (batch, length))
+  counts = jax.random.randint(key, (batch,), 0, length + 1)
+  masks = np.asarray(masks_from_counts(key, counts, confidence, block_length, remasking))
+  np.testing.assert_array_equal(masks.sum(axis=1), counts)
+  for mask, count in zip(masks, np.asarray(counts)):
+    whole, partial = divmod(int(count), block_length)
+    per_block = mask.reshape(blocks, block_length).sum(axis=1)
+    expected = [0] * blocks
+    for block in range(whole):
+      expected[blocks - 1 - block] = block_length
+    if partial:
+      expected[blocks - 1 - whole] = partial
+    np.testing.assert_array_equal(per_block, expected)
+
+
+def test_partial_block_masks_the_least_confident():
+  confidence = jnp.array([[0.9, 0.1, 0.5, 0.3, 0.2, 0.8, 0.7, 0.6]])
+  mask = masks_from_counts(jax.random.key(0), jnp.array([6]), confidence, 4, "low_confidence")
+  np.testing.assert_array_equal(mask[0], [False, True, False, True, True, True, True, True])
+
+
+def test_random_masks_are_uniform_in_the_partial_block():
+  keys = jax.random.split(jax.random.key(0), 4000)
+  confidence = jnp.arange(8.0)[None]
+  masks = jax.vmap(lambda key: masks_from_counts(key, jnp.array([5]), confidence, 4, "random"))(keys)
+  np.testing.assert_allclose(masks.mean(axis=(0, 1))[:4], 0.25, atol=0.03)
+
+
+def test_samples_have_their_own_counts_and_shape():
+  masks = consistent_masks(jax.random.key(3), jax.random.uniform(jax.random.key(0), (6, 32)), 8, 8)
+  chex.assert_shape(masks, (8, 6, 32))
+  assert masks.dtype == bool
+  assert len({tuple(row) for row in np.asarray(masks.sum(axis=-1))}) > 1
+
+
+def test_whole_completion_is_one_block():
+  confidence = jax.random.uniform(jax.random.key(0), (5, 12))
+  whole, one_block = (consistent_masks(jax.random.key(1), confidence, 3, K) for K in (None, 12))
+  chex.assert_trees_all_equal(whole, one_block)
+
+
+@pytest.mark.parametrize("change, words", [({"block_length": 5}, "divide"), ({"remasking": "x"}, "low_confidence")])
+def test_bad_settings_are_refused(change, words):
+  with pytest.raises(ValueError, match=words):
+    consistent_masks(jax.random.key(0), jnp.ones((2, 12)), 2, **change)

@@ -1,0 +1,94 @@
+"""Agreement with the reference PyTorch implementation: forward pass, sampling, scores, losses, gradients."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gdsd_jax
+
+LOSSES = (
+  "gdsd", "gdsd_nokl", "gdsd_unweighted", "gdsd_tlc8", "gdsd_tlc8_sg", "gdsd_tlc64", "gdsd_tlc64_sg", "gdsd_tlc512",
+  "gdsd_tlc512_sg", "espo",
+)
+
+
+@pytest.fixture(scope="module")
+def golden(goldens):
+  folder = goldens / "llada_tiny"
+  denoiser, params = gdsd_jax.load_pretrained(folder / "hf")
+  meta = json.loads((folder / "meta.json").read_text())
+  return denoiser, params, np.load(folder / "goldens.npz"), meta
+
+
+def relative(actual, expected) -> float:
+  return float(np.max(np.abs(np.asarray(actual) - expected)) / np.max(np.abs(expected)))
+
+
+def test_forward(golden):
+  denoiser, params, data, _ = golden
+  logits = denoiser.apply(params, data["forward/input_ids"])
+  np.testing.assert_allclose(logits, data["forward/logits"], atol=2e-4, rtol=0)
+
+
+def test_forward_left_padded(golden):
+  denoiser, params, data, _ = golden
+  mask = data["forward/attention_mask"]
+  logits = denoiser.apply(params, data["forward/input_ids"], mask)
+  np.testing.assert_allclose(logits * mask[..., None], data["forward/logits_left_padded"], atol=2e-4, rtol=0)
+
+
+def test_rematerialisation_changes_nothing(golden):
+  denoiser, params, data, _ = golden
+  with_remat, _ = gdsd_jax.Denoiser(denoiser.config, remat=True), params
+  np.testing.assert_array_equal(
+    with_remat.apply(params, data["forward/input_ids"]), denoiser.apply(params, data["forward/input_ids"])
+  )
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_greedy_sampling(golden, case):
+  denoiser, params, data, meta = golden
+  settings = meta["generate_cases"][case]
+  config = gdsd_jax.SamplerConfig(
+    completion_length=settings["gen_length"], steps=settings["steps"], block_length=settings["block_length"],
+    temperature=settings["temperature"], remasking=settings["remasking"], cfg_scale=settings["cfg_scale"],
+  )
+  prompt_mask = data["generate/prompt_mask"] if settings["use_prompt_mask"] else None
+  rollout = gdsd_jax.sample(denoiser, params, data["generate/prompt"], prompt_mask, jax.random.key(0), config)
+  np.testing.assert_array_equal(rollout.tokens, data[f"generate/case{case}/completion"])
+  np.testing.assert_allclose(rollout.confidence, data[f"generate/case{case}/confidence"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_score_loss_and_gradient(golden, name):
+  denoiser, params, data, meta = golden
+  settings = meta["loss_settings"]
+  top_k = int(name.removesuffix("_sg").partition("tlc")[2]) if "tlc" in name else None
+  suffix = f"_tlc{top_k}" if top_k else "_unweighted" if "unweighted" in name else ""
+  beta = 0.0 if name in ("gdsd_nokl", "gdsd_unweighted") else settings["beta"]
+  recorded = data[f"losses/old_logp{suffix}"]
+  old = gdsd_jax.Scores(data["losses/old_logp"], recorded) if top_k else gdsd_jax.Scores(recorded)
+  ref = gdsd_jax.Scores(data["losses/ref_logp"]) if beta else None
+
+  def loss_fn(params):
+    scores = gdsd_jax.sequence_scores(
+      denoiser, params, data["losses/ids"], data["losses/masks"], prompt_length=meta["prompt_length"],
+      weighted="unweighted" not in name, center_top_k=top_k, center_gradient=not name.endswith("_sg"),
+    )
+    shared = dict(
+      completion_length=meta["completion_length"], epsilon=settings["epsilon"], beta=beta
+    )
+    if name == "espo":
+      loss, _ = gdsd_jax.espo_loss(scores, old, ref, data["losses/advantages"], **shared)
+    else:
+      loss, _ = gdsd_jax.gdsd_loss(scores, old, ref, data["losses/advantages"], psi=settings["psi"], **shared)
+    return loss, scores.centered if top_k else scores.plain
+
+  (loss, scores), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+  assert relative(scores, data[f"losses/logp{suffix}"]) < 1e-4
+  assert relative(loss, data[f"losses/loss/{name}"]) < 1e-4
+  assert relative(gradient["final_norm"], data[f"losses/{name}/grad_final_norm"]) < 1e-4
+  assert relative(jnp.linalg.norm(gradient["head"]), data[f"losses/{name}/grad_head_norm"]) < 1e-4

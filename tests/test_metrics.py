@@ -1,0 +1,196 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard, reward.png and the lines on the screen."""
+
+import json
+import logging
+import math
+import types
+
+import pytest
+
+from gdsd_jax.training import metrics
+from gdsd_jax.training.config import base_config
+from gdsd_jax.training.metrics import format_seconds, MetricsWriter, Progress, read_metrics
+
+ROW = {"step": 1, "reward": 0.5, "loss": 0.25, "kl": 0.1, "reward/format": 0.25, "seconds/step": 2.0}
+
+
+def config_of(**log):
+  config = base_config()
+  config.log.update({"tensorboard": False, "plot_seconds": math.inf, **log})
+  return config
+
+
+def write_rows(workdir, rows, last_step=-1, **log):
+  """Writes rows with a writer that is closed again."""
+  writer = MetricsWriter(workdir, last_step, config_of(**log))
+  for row in rows:
+    writer.write(row)
+  writer.close()
+
+
+def lines_of(workdir):
+  return (workdir / "metrics.jsonl").read_text().splitlines()
+
+
+def steps_of(workdir):
+  return [json.loads(line)["step"] for line in lines_of(workdir)]
+
+
+def no_constant(name):
+  raise AssertionError(f"{name} is no JSON")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """The time that metrics.py sees; a test moves it on by setting `now`."""
+  clock = types.SimpleNamespace(now=1000.0)
+  monkeypatch.setattr(metrics, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+  return clock
+
+
+@pytest.fixture
+def screen(caplog, monkeypatch):
+  """The package's messages, whether or not it was told to write them to standard output."""
+  monkeypatch.setattr(logging.getLogger("gdsd_jax"), "propagate", True)
+  caplog.set_level(logging.INFO, logger="gdsd_jax")
+  return caplog
+
+
+def test_a_row_is_one_line_of_json(tmp_path):
+  write_rows(tmp_path, [ROW, {**ROW, "step": 2}])
+  assert [json.loads(line) for line in lines_of(tmp_path)] == [ROW, {**ROW, "step": 2}]
+
+
+def test_a_row_can_be_read_as_soon_as_it_is_written(tmp_path):
+  writer = MetricsWriter(tmp_path, -1, config_of())
+  writer.write(ROW)
+  assert steps_of(tmp_path) == [1]
+  writer.close()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_json_lacks_becomes_null(tmp_path, value):
+  write_rows(tmp_path, [{**ROW, "loss": value}])
+  assert json.loads(lines_of(tmp_path)[0], parse_constant=no_constant)["loss"] is None
+
+
+def test_opening_drops_the_rows_after_the_last_step(tmp_path):
+  write_rows(tmp_path, [{**ROW, "step": step} for step in range(6)])
+  write_rows(tmp_path, [{**ROW, "step": 4}], last_step=3)
+  assert steps_of(tmp_path) == [0, 1, 2, 3, 4]
+
+
+def test_opening_for_a_new_run_drops_every_row(tmp_path):
+  write_rows(tmp_path, [{**ROW, "step": step} for step in range(3)])
+  write_rows(tmp_path, [], last_step=-1)
+  assert lines_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("rest", ['{"step": 2, "rew', '{"step": 2, "reward": 1.0}', "{", "\0\0\0"])
+def test_a_last_line_without_its_end_is_dropped(tmp_path, rest):
+  (tmp_path / "metrics.jsonl").write_text(json.dumps(ROW) + "\n" + rest)
+  write_rows(tmp_path, [{**ROW, "step": 2}], last_step=5)
+  assert [json.loads(line) for line in lines_of(tmp_path)] == [ROW, {**ROW, "step": 2}]
+
+
+def test_rows_of_a_missing_file_are_none(tmp_path):
+  assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_kept_rows_are_drawn_again(tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(metrics, "plot_reward", lambda rows, path: drawn.append([row["step"] for row in rows]))
+  write_rows(tmp_path, [{**ROW, "step": 1}, {**ROW, "step": 2}])
+  write_rows(tmp_path, [{**ROW, "step": 3}], last_step=2)
+  assert drawn[-1] == [1, 2, 3]
+
+
+def test_the_plot_is_a_png(tmp_path):
+  write_rows(tmp_path, [{"step": 0, "reward": 0.2, "eval/accuracy": 0.1}, ROW, {**ROW, "step": 2}])
+  assert (tmp_path / "reward.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+@pytest.mark.parametrize("rows", [[], [{"step": 1, "reward": math.nan}], [{"step": 1, "skipped": 2}]])
+def test_a_run_without_rewards_has_a_plot_too(tmp_path, rows):
+  write_rows(tmp_path, rows)
+  assert (tmp_path / "reward.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_plot_is_replaced_whole(tmp_path):
+  old = tmp_path / "reward.png"
+  old.write_bytes(b"the plot of before")
+  with old.open("rb") as reader:
+    write_rows(tmp_path, [ROW])
+    assert reader.read() == b"the plot of before"
+
+
+def test_nothing_unfinished_is_left(tmp_path):
+  write_rows(tmp_path, [ROW])
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "reward.png"]
+
+
+def test_the_plot_is_drawn_no_more_often_than_asked(tmp_path, clock, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(metrics, "plot_reward", lambda rows, path: drawn.append(len(rows)))
+  writer = MetricsWriter(tmp_path, -1, config_of(plot_seconds=20.0))
+  for step in range(1, 7):
+    clock.now += 8
+    writer.write({**ROW, "step": step})
+  assert drawn == [1, 4]
+  writer.close()
+
+
+def test_closing_draws_the_last_rows(tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(metrics, "plot_reward", lambda rows, path: drawn.append(len(rows)))
+  write_rows(tmp_path, [ROW, {**ROW, "step": 2}])
+  assert drawn[-1] == 2
+
+
+def test_tensorboard_has_its_event_files(tmp_path):
+  write_rows(tmp_path, [ROW], tensorboard=True)
+  (events,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+  assert b"reward/format" in events.read_bytes()
+
+
+def test_tensorboard_can_be_off(tmp_path):
+  write_rows(tmp_path, [ROW], tensorboard=False)
+  assert not (tmp_path / "tensorboard").exists()
+
+
+def test_progress_shows_reward_speed_and_time_left(clock, screen):
+  progress = Progress(steps=100, every=1)
+  progress.show({**ROW, "step": 1})
+  clock.now += 6
+  progress.show({**ROW, "step": 3})
+  assert screen.messages[-1] == (
+    "step   3/100  reward 0.500 (format 0.25)  loss 0.25000  kl 0.1000  3.00 s/step  4m51s left"
+  )
+
+
+def test_progress_judges_the_first_step_by_its_own_time(clock, screen):
+  Progress(steps=11, every=1).show(ROW)
+  assert screen.messages == [
+    "step  1/11  reward 0.500 (format 0.25)  loss 0.25000  kl 0.1000  2.00 s/step  0m20s left"
+  ]
+
+
+@pytest.mark.parametrize("first, every, shown", [(1, 4, [1, 4, 8, 10]), (1, 1, list(range(1, 11))), (6, 4, [6, 8, 10])])
+def test_progress_shows_the_first_the_last_and_every_nth_step(clock, screen, first, every, shown):
+  progress = Progress(steps=10, every=every)
+  for step in range(first, 11):
+    progress.show({**ROW, "step": step})
+  assert [int(message.split()[1].partition("/")[0]) for message in screen.messages] == shown
+
+
+def test_progress_without_a_reference_shows_no_divergence(clock, screen):
+  Progress(steps=10, every=1).show({name: value for name, value in ROW.items() if name != "kl"})
+  assert "kl 0.0000" in screen.messages[0]
+
+
+@pytest.mark.parametrize("seconds, text", [
+  (0, "0m00s"), (0.4, "0m00s"), (59.4, "0m59s"), (59.6, "1m00s"), (61, "1m01s"), (3599, "59m59s"), (3599.7, "1h00m"),
+  (3725, "1h02m"), (360_000, "100h00m"),
+])
+def test_seconds_are_shown_in_the_units_of_a_reader(seconds, text):
+  assert format_seconds(seconds) == text

@@ -1,0 +1,126 @@
+"""The mesh, and where the weights of a denoiser lie on it."""
+
+import dataclasses
+
+import jax
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+
+from gdsd_jax import parallel
+from gdsd_jax.models.denoiser import Denoiser
+
+
+def leaves_of(axes_tree):
+  return jax.tree.leaves(axes_tree, is_leaf=lambda leaf: isinstance(leaf, tuple))
+
+
+@pytest.mark.parametrize("sizes, shape", [
+  ((8, 1, 1), (8, 1, 1)),
+  ((2, 2, 2), (2, 2, 2)),
+  ((-1, 1, 1), (8, 1, 1)),
+  ((-1, 2, 2), (2, 2, 2)),
+  ((1, -1, 2), (1, 4, 2)),
+  ((2, 4, -1), (2, 4, 1)),
+])
+def test_mesh_has_the_sizes_asked_for(sizes, shape):
+  mesh = parallel.make_mesh(*sizes)
+  assert dict(mesh.shape) == dict(zip(("data", "fsdp", "tensor"), shape))
+
+
+def test_mesh_holds_every_device_once():
+  assert sorted(device.id for device in parallel.make_mesh(2, 2, 2).devices.flat) == list(range(8))
+
+
+def test_mesh_is_all_data_by_default():
+  assert parallel.make_mesh().shape["data"] == len(jax.devices())
+
+
+def test_mesh_may_use_some_of_the_devices():
+  some = jax.devices()[2:4]
+  assert set(parallel.make_mesh(fsdp=2, devices=some).devices.flat) == set(some)
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (2, 2, 1), (4, 4, 1), (-1, 3, 1), (-1, 16, 1)])
+def test_sizes_that_do_not_multiply_to_the_devices_are_refused_with_the_numbers(sizes):
+  with pytest.raises(ValueError) as caught:
+    parallel.make_mesh(*sizes)
+  named = "mesh.data={}, mesh.fsdp={}, mesh.tensor={}".format(*sizes)
+  assert str(caught.value) == f"{named}: their product must be the number of devices, 8"
+
+
+@pytest.mark.parametrize("sizes", [(-1, -1, 1), (0, 1, 1), (8, -2, 1), (-8, -1, 1)])
+def test_sizes_that_are_no_sizes_are_refused_with_the_numbers(sizes):
+  with pytest.raises(ValueError) as caught:
+    parallel.make_mesh(*sizes)
+  named = "mesh.data={}, mesh.fsdp={}, mesh.tensor={}".format(*sizes)
+  assert str(caught.value) == f"{named}: sizes are positive, and at most one is -1 (the rest)"
+
+
+@pytest.mark.parametrize("change", [{}, {"qkv_bias": True}, {"tied_head": True}])
+def test_every_logical_axis_of_the_transformer_has_a_rule(tiny_config, change):
+  denoiser = Denoiser(dataclasses.replace(tiny_config, **change))
+  axes = {axis for leaf in leaves_of(denoiser.logical_axes()) for axis in leaf}
+  assert axes <= parallel.AXIS_RULES.keys()
+
+
+@pytest.mark.parametrize("change", [{}, {"qkv_bias": True}, {"tied_head": True}])
+def test_every_weight_names_as_many_axes_as_it_has(tiny_config, change):
+  denoiser = Denoiser(dataclasses.replace(tiny_config, **change))
+  ranks = [len(spec.shape) for spec in jax.tree.leaves(denoiser.abstract_params())]
+  assert [len(axes) for axes in leaves_of(denoiser.logical_axes())] == ranks
+
+
+def test_every_rule_leads_to_an_axis_of_the_mesh():
+  assert {axis for axis in parallel.AXIS_RULES.values() if axis} <= set(parallel.MESH_AXES)
+
+
+def test_weights_are_split_by_their_axes(tiny_denoiser):
+  shardings = parallel.param_shardings(parallel.make_mesh(2, 2, 2), tiny_denoiser)
+  assert {
+    "embedding": shardings["embedding"].spec,
+    "query": shardings["blocks"]["query"].spec,
+    "output": shardings["blocks"]["output"].spec,
+    "down": shardings["blocks"]["down"].spec,
+    "final_norm": shardings["final_norm"].spec,
+    "head": shardings["head"].spec,
+  } == {
+    "embedding": P("tensor", "fsdp"),
+    "query": P(None, "fsdp", "tensor", None),
+    "output": P(None, "tensor", None, "fsdp"),
+    "down": P(None, "tensor", "fsdp"),
+    "final_norm": P("fsdp"),
+    "head": P("fsdp", "tensor"),
+  }
+
+
+def test_without_a_mesh_every_weight_lies_on_the_default_device(tiny_denoiser):
+  shardings = jax.tree.leaves(parallel.param_shardings(None, tiny_denoiser))
+  assert {sharding.device_set == {jax.devices()[0]} for sharding in shardings} == {True}
+
+
+@pytest.mark.parametrize("sizes, change, message", [
+  ((1, 2, 4), {}, "mesh.tensor=4 does not divide the model's kv_heads axis of 2"),
+  ((1, 8, 1), {"hidden_size": 36}, "mesh.fsdp=8 does not divide the model's embed axis of 36"),
+  ((4, 1, 2), {"vocab_size": 65}, "mesh.tensor=2 does not divide the model's vocab axis of 65"),
+])
+def test_a_mesh_that_does_not_divide_the_model_is_refused_with_the_numbers(tiny_config, sizes, change, message):
+  denoiser = Denoiser(dataclasses.replace(tiny_config, **change))
+  with pytest.raises(ValueError) as caught:
+    parallel.param_shardings(parallel.make_mesh(*sizes), denoiser)
+  assert str(caught.value) == message
+
+
+def test_a_batch_is_split_over_data_and_fsdp():
+  batch = jax.device_put(np.zeros((8, 3)), parallel.batch_sharding(parallel.make_mesh(2, 2, 2)))
+  assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 3)}
+
+
+def test_the_batch_dimension_may_come_later():
+  batch = jax.device_put(np.zeros((3, 8)), parallel.batch_sharding(parallel.make_mesh(2, 2, 2), axis=1))
+  assert {shard.data.shape for shard in batch.addressable_shards} == {(3, 2)}
+
+
+def test_replicated_values_are_whole_on_every_device():
+  value = jax.device_put(np.zeros((8, 3)), parallel.replicated(parallel.make_mesh(2, 2, 2)))
+  assert [shard.data.shape for shard in value.addressable_shards] == [(8, 3)] * 8

@@ -1,0 +1,142 @@
+"""The LLaDA sampler's behaviour, beside the golden cases."""
+
+import dataclasses
+
+import chex
+from hypothesis import given, settings, strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gdsd_jax.diffusion.sampling import sample, SamplerConfig
+
+CONFIG = SamplerConfig(completion_length=8, steps=8, block_length=4, temperature=1.0)
+PROMPT = jnp.arange(12).reshape(3, 4) + 1
+
+
+def run(denoiser, params, config=CONFIG, prompt=PROMPT, prompt_mask=None, seed=0):
+  return sample(denoiser, params, prompt, prompt_mask, jax.random.key(seed), config)
+
+
+def test_shapes_and_ranges(tiny_denoiser, tiny_params):
+  rollout = run(tiny_denoiser, tiny_params)
+  chex.assert_shape([rollout.tokens, rollout.confidence], (3, 8))
+  assert rollout.tokens.dtype == jnp.int32
+  assert jnp.all((rollout.confidence > 0) & (rollout.confidence <= 1))
+
+
+@pytest.mark.parametrize("remasking", ["low_confidence", "random"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_mask_token_is_never_chosen_even_when_it_is_the_most_likely(tiny_denoiser, tiny_params, remasking, temperature):
+  mask_id = tiny_denoiser.config.mask_token_id
+  config = dataclasses.replace(CONFIG, remasking=remasking, temperature=temperature)
+  prompt = jnp.tile(jnp.arange(4)[None], (64, 1)) + jnp.arange(64)[:, None] % 50
+  all_masked = jnp.concatenate([prompt, jnp.full((64, 8), mask_id)], axis=1)
+  favourite = jnp.argmax(tiny_denoiser.apply(tiny_params, all_masked)[0, 4])
+  head = tiny_params["head"]
+  params = {**tiny_params, "head": head.at[:, mask_id].set(2 * head[:, favourite])}
+  most_likely = jnp.argmax(tiny_denoiser.apply(params, all_masked)[:, 4:], axis=-1)
+  assert jnp.any(most_likely == mask_id)
+  assert not jnp.any(run(tiny_denoiser, params, config, prompt).tokens == mask_id)
+
+
+def test_greedy_does_not_depend_on_the_key(tiny_denoiser, tiny_params):
+  config = dataclasses.replace(CONFIG, temperature=0.0)
+  chex.assert_trees_all_equal(
+    run(tiny_denoiser, tiny_params, config, seed=0), run(tiny_denoiser, tiny_params, config, seed=1)
+  )
+
+
+def test_sampled_completions_depend_on_the_key(tiny_denoiser, tiny_params):
+  first, second = (run(tiny_denoiser, tiny_params, seed=seed).tokens for seed in (0, 1))
+  assert jnp.any(first != second)
+
+
+def test_left_padding_changes_nothing(tiny_denoiser, tiny_params):
+  config = dataclasses.replace(CONFIG, temperature=0.0)
+  padded = jnp.concatenate([jnp.full((3, 5), 9), PROMPT], axis=1)
+  mask = jnp.concatenate([jnp.zeros((3, 5), bool), jnp.ones((3, 4), bool)], axis=1)
+  plain = run(tiny_denoiser, tiny_params, config)
+  with_padding = run(tiny_denoiser, tiny_params, config, padded, mask)
+  chex.assert_trees_all_equal(plain.tokens, with_padding.tokens)
+  chex.assert_trees_all_close(plain.confidence, with_padding.confidence, atol=1e-5)
+
+
+def test_one_step_samples_the_softmax(tiny_denoiser, tiny_params):
+  """A single masked token at temperature 1 follows the full softmax without the mask token, to sampling error."""
+  config = SamplerConfig(completion_length=1, steps=1, block_length=1, temperature=1.0)
+  count = 20_000
+  prompt = jnp.tile(PROMPT[:1], (count, 1))
+  tokens = np.asarray(run(tiny_denoiser, tiny_params, config, prompt).tokens[:, 0])
+  mask_id = tiny_denoiser.config.mask_token_id
+  logits = tiny_denoiser.apply(tiny_params, jnp.concatenate([PROMPT[:1], jnp.array([[mask_id]])], axis=1))[0, -1]
+  expected = np.array(jax.nn.softmax(logits.at[mask_id].set(-jnp.inf)))
+  observed = np.bincount(tokens, minlength=len(expected)) / count
+  assert np.abs(observed - expected).max() < 5 * np.sqrt(expected.max() / count)
+
+
+def test_confidence_is_the_full_softmax_of_the_chosen_token(tiny_denoiser, tiny_params):
+  config = SamplerConfig(completion_length=4, steps=1, block_length=4, temperature=1.0)
+  rollout = run(tiny_denoiser, tiny_params, config)
+  masked = jnp.concatenate([PROMPT, jnp.full((3, 4), tiny_denoiser.config.mask_token_id)], axis=1)
+  probability = jax.nn.softmax(tiny_denoiser.apply(tiny_params, masked)[:, 4:])
+  expected = jnp.take_along_axis(probability, rollout.tokens[..., None], axis=-1)[..., 0]
+  chex.assert_trees_all_close(rollout.confidence, expected, atol=1e-5)
+
+
+def test_random_remasking_commits_in_another_order(tiny_denoiser, tiny_params):
+  greedy = dataclasses.replace(CONFIG, temperature=0.0)
+  confident = run(tiny_denoiser, tiny_params, greedy)
+  random = run(tiny_denoiser, tiny_params, dataclasses.replace(greedy, remasking="random"))
+  assert jnp.any(confident.confidence != random.confidence)
+
+
+@given(st.integers(1, 6), st.integers(1, 8), st.integers(1, 40))
+@settings(deadline=None)
+def test_every_token_of_a_block_is_committed_once(num_blocks, block_length, steps_per_block):
+  config = SamplerConfig(
+    completion_length=num_blocks * block_length, block_length=block_length, steps=steps_per_block * num_blocks
+  )
+  commits = config.commits_per_step()
+  assert sum(commits) == block_length
+  assert max(commits) - min(commits) <= 1
+  assert list(commits) == sorted(commits, reverse=True)
+
+
+@pytest.mark.parametrize("change, field", [
+  ({"block_length": 3}, "sampler.block_length"),
+  ({"steps": 7}, "sampler.steps"),
+  ({"steps": 0}, "sampler.steps"),
+  ({"kind": "other"}, "sampler.kind"),
+  ({"remasking": "other"}, "sampler.remasking"),
+  ({"temperature": -1.0}, "sampler.temperature"),
+])
+def test_bad_settings_name_the_field(change, field):
+  with pytest.raises(ValueError, match=field):
+    dataclasses.replace(CONFIG, **change)
+
+
+def test_prompt_beyond_the_positions_is_refused(tiny_denoiser, tiny_params):
+  with pytest.raises(ValueError, match="128 positions"):
+    run(tiny_denoiser, tiny_params, prompt=jnp.zeros((1, 125), jnp.int32))
+
+
+def test_no_host_round_trip(tiny_denoiser, tiny_params):
+  """The whole completion is one compiled program: its HLO has the loops inside and no callback to the host."""
+  text = sample.lower(
+    tiny_denoiser, tiny_params, PROMPT, None, jax.random.key(0), CONFIG
+  ).compile().as_text()
+  assert " while(" in text
+  assert "callback" not in text and "infeed" not in text and "outfeed" not in text
+
+
+def test_only_the_block_goes_through_the_head(tiny_denoiser, tiny_params):
+  """No array of the compiled program is as large as the logits of the completion, let alone of the sequence."""
+  prompt = jnp.zeros((2, 7), jnp.int32)
+  text = sample.lower(tiny_denoiser, tiny_params, prompt, None, jax.random.key(0), CONFIG).compile().as_text()
+  vocabulary = tiny_denoiser.config.vocab_size
+  assert f"f32[2,4,{vocabulary}]" in text or f"f32[8,{vocabulary}]" in text
+  for positions in (8, 15):
+    assert f"f32[2,{positions},{vocabulary}]" not in text
+    assert f"f32[{2 * positions},{vocabulary}]" not in text

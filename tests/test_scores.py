@@ -1,0 +1,179 @@
+"""Scores and losses: what TLC changes, what it is invariant to, and the pieces against plain formulas."""
+
+import chex
+from hypothesis import given, settings, strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gdsd_jax.diffusion.forward import consistent_masks
+from gdsd_jax.objectives.espo import espo_loss
+from gdsd_jax.objectives.gdsd import gdsd_loss
+from gdsd_jax.objectives.pretraining import masked_cross_entropy
+from gdsd_jax.objectives.scores import Scores, sequence_scores, token_scores, token_weights
+
+B, P, L, M = 3, 4, 8, 2
+
+
+@pytest.fixture(scope="module")
+def batch():
+  tokens = jax.random.randint(jax.random.key(0), (B, P + L), 0, 60)
+  masks = consistent_masks(jax.random.key(1), jax.random.uniform(jax.random.key(2), (B, L)), M, 4)
+  return tokens, masks
+
+
+def score(denoiser, params, batch, **settings):
+  return sequence_scores(denoiser, params, *batch, prompt_length=P, **settings)
+
+
+def random_logits(vocabulary=20):
+  rng = np.random.default_rng(0)
+  return jnp.asarray(rng.normal(size=(5, vocabulary)), jnp.float32), jnp.asarray(rng.integers(0, vocabulary, 5))
+
+
+def naive_scores(denoiser, params, tokens, masks, weighted, top_k):
+  """S = ½ Σ over both passes and all masked tokens of w_i s_i, written out in float64 from full logits."""
+  result = np.zeros((tokens.shape[0], len(masks)))
+  for m, mask in enumerate(np.asarray(masks)):
+    for masked in (mask, ~mask):
+      completion = jnp.where(masked, denoiser.config.mask_token_id, tokens[:, P:])
+      logits = np.asarray(
+        denoiser.apply(params, jnp.concatenate([tokens[:, :P], completion], axis=1)), np.float64
+      )[:, P:]
+      for b in range(len(masked)):
+        for i in np.flatnonzero(masked[b]):
+          z, y = logits[b, i], int(tokens[b, P + i])
+          if top_k is None:
+            value = z[y] - np.log(np.sum(np.exp(z - z.max()))) - z.max()
+          else:
+            value = z[y] - np.sort(z)[::-1][:top_k].mean()
+          result[b, m] += 0.5 * value * ((L + 1) / masked[b].sum() if weighted else 1)
+  return result
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("top_k", [None, 1, 5, 64, 1000])
+@pytest.mark.parametrize("center_gradient", [True, False])
+def test_scores_are_the_formula(tiny_denoiser, tiny_params, batch, weighted, top_k, center_gradient):
+  scores = score(
+    tiny_denoiser, tiny_params, batch, weighted=weighted, center_top_k=top_k, center_gradient=center_gradient
+  )
+  chex.assert_shape(scores.plain, (B, M))
+  np.testing.assert_allclose(
+    scores.plain, naive_scores(tiny_denoiser, tiny_params, *batch, weighted, None), rtol=1e-5
+  )
+  if top_k is None:
+    assert scores.centered is None
+  else:
+    expected = naive_scores(tiny_denoiser, tiny_params, *batch, weighted, top_k)
+    np.testing.assert_allclose(scores.centered, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("center_gradient", [True, False])
+def test_tlc_changes_the_scores(tiny_denoiser, tiny_params, batch, center_gradient):
+  """The first official release subtracted the centre before a softmax, which changes nothing; this must."""
+  scores = score(tiny_denoiser, tiny_params, batch, center_top_k=8, center_gradient=center_gradient)
+  assert jnp.min(jnp.abs(scores.centered - scores.plain)) > 1.0
+
+
+def test_tlc_changes_the_gradient(tiny_denoiser, tiny_params, batch):
+  def gradient(center_top_k):
+    def total(params):
+      scores = score(tiny_denoiser, params, batch, center_top_k=center_top_k, center_gradient=True)
+      return jnp.sum(scores.plain if center_top_k is None else scores.centered)
+    return jax.grad(total)(tiny_params)["head"]
+
+  plain, centered = gradient(None), gradient(8)
+  assert jnp.linalg.norm(plain - centered) > 0.1 * jnp.linalg.norm(plain)
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 20, 99])
+@pytest.mark.parametrize("center_gradient", [True, False])
+def test_tlc_is_invariant_to_a_constant_added_to_all_logits(top_k, center_gradient):
+  logits, targets = random_logits()
+
+  def total(shift):
+    return jnp.sum(token_scores(logits + shift, targets, top_k, center_gradient)[1])
+
+  np.testing.assert_allclose(total(7.5), total(0.0), rtol=1e-5, atol=1e-4)
+  np.testing.assert_allclose(jax.grad(total)(0.0), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [20, 21, 10**6])
+def test_tlc_with_all_of_the_vocabulary_is_the_full_centre(top_k):
+  logits, targets = random_logits()
+  expected = np.take_along_axis(np.asarray(logits), np.asarray(targets)[:, None], 1)[:, 0] - np.mean(logits, axis=-1)
+  np.testing.assert_allclose(token_scores(logits, targets, top_k, True)[1], expected, rtol=1e-5)
+  gradient = jax.grad(lambda z: token_scores(z, targets, top_k, True)[1].sum())(logits)
+  np.testing.assert_allclose(gradient, jax.nn.one_hot(targets, 20) - 1 / 20, atol=1e-6)  # linear in the logits
+
+
+@given(st.integers(1, 30), st.integers(0, 100))
+@settings(deadline=None, max_examples=30)
+def test_stopping_the_centre_gradient_keeps_the_value_and_leaves_the_plain_gradient(top_k, seed):
+  logits = jax.random.normal(jax.random.key(seed), (4, 20))
+  targets = jax.random.randint(jax.random.key(seed + 1), (4,), 0, 20)
+  with_gradient, without = (token_scores(logits, targets, top_k, flag)[1] for flag in (True, False))
+  np.testing.assert_allclose(with_gradient, without, rtol=1e-4, atol=1e-5)
+  stopped = jax.grad(lambda z: token_scores(z, targets, top_k, False)[1].sum())(logits)
+  plain = jax.grad(lambda z: token_scores(z, targets)[0].sum())(logits)
+  np.testing.assert_allclose(stopped, plain, atol=1e-6)
+
+
+def test_weights_of_a_pair():
+  mask = jnp.array([[True, False, False, False], [True, True, True, True], [False] * 4])
+  expected = [[5, 5 / 3, 5 / 3, 5 / 3], [5 / 4] * 4, [5 / 4] * 4]
+  np.testing.assert_allclose(token_weights(mask), expected, rtol=1e-6)
+
+
+def test_left_padding_does_not_change_scores(tiny_denoiser, tiny_params, batch):
+  tokens, masks = batch
+  padded = jnp.concatenate([jnp.full((B, 3), 9), tokens], axis=1)
+  prompt_mask = jnp.concatenate([jnp.zeros((B, 3), bool), jnp.ones((B, P), bool)], axis=1)
+  plain = score(tiny_denoiser, tiny_params, batch).plain
+  with_padding = sequence_scores(tiny_denoiser, tiny_params, padded, masks, P + 3, prompt_mask).plain
+  np.testing.assert_allclose(plain, with_padding, rtol=1e-4)
+
+
+def test_clip_stops_the_gradient_outside_the_trust_region():
+  old = Scores(jnp.zeros((2, 1)))
+  advantages = jnp.array([1.0, 1.0])
+  loss = lambda plain: gdsd_loss(
+    Scores(plain), old, None, advantages, completion_length=4, psi=1.0, epsilon=0.1, beta=0.0
+  )[0]
+  gradient = jax.grad(loss)(jnp.array([[0.05], [0.5]]))
+  assert gradient[0, 0] != 0 and gradient[1, 0] == 0
+
+
+def test_gradient_of_the_first_update_is_the_policy_gradient():
+  """With student = old, d loss / d S = −2 ψ A / (B L)."""
+  plain = jnp.array([[-3.0, -4.0], [-5.0, -6.0]])
+  advantages = jnp.array([0.5, -0.25])
+  loss = lambda s: gdsd_loss(Scores(s), Scores(plain), None, advantages, 8, psi=0.04, beta=0.0)[0]
+  expected = jnp.broadcast_to(-2 * 0.04 * advantages[:, None] / (2 * 8), (2, 2))
+  np.testing.assert_allclose(jax.grad(loss)(plain), expected, rtol=1e-6)
+
+
+def test_kl_uses_plain_scores_under_tlc():
+  plain, ref = jnp.array([[1.0]]), Scores(jnp.array([[3.0]]), jnp.array([[100.0]]))
+  scores = Scores(plain, jnp.array([[7.0]]))
+  _, metrics = gdsd_loss(scores, scores, ref, jnp.zeros(1), completion_length=2, beta=1.0)
+  np.testing.assert_allclose(metrics["kl"], 0.5 * 4 / 2)
+
+
+@pytest.mark.parametrize("loss", [gdsd_loss, espo_loss])
+def test_kl_without_a_reference_is_refused(loss):
+  scores = Scores(jnp.zeros((1, 1)))
+  with pytest.raises(ValueError, match="ref"):
+    loss(scores, scores, None, jnp.zeros(1), completion_length=2, beta=0.1)
+
+
+def test_masked_cross_entropy_is_an_upper_bound_estimate(tiny_denoiser, tiny_params):
+  """Over many masks, a completion of one token costs exactly its cross-entropy: E[1/t · 1(masked)] = 1."""
+  tokens = jnp.tile(jnp.array([[5, 9, 33]]), (4096, 1))
+  maskable = jnp.zeros(tokens.shape, bool).at[:, -1].set(True)
+  loss, _ = masked_cross_entropy(tiny_denoiser, tiny_params, jax.random.key(0), tokens, maskable)
+  masked = jnp.array([[5, 9, tiny_denoiser.config.mask_token_id]])
+  expected = -jax.nn.log_softmax(tiny_denoiser.apply(tiny_params, masked)[0, -1])[33]
+  np.testing.assert_allclose(loss, expected, rtol=0.1)

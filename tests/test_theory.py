@@ -1,0 +1,106 @@
+"""What the losses converge to, against the closed-form teacher on a vocabulary small enough to enumerate.
+
+One completion token, always masked; every token of the vocabulary is a rollout once, so all completions weigh alike.
+The student is its table of logits, in float64.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gdsd_jax.objectives.gdsd import gdsd_loss
+from gdsd_jax.objectives.scores import Scores, token_scores
+from gdsd_jax.objectives.teacher import leave_one_out_advantages, teacher_scores
+
+VOCABULARY = 7
+
+
+@pytest.fixture(autouse=True)
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def problem():
+  rng = np.random.default_rng(0)
+  logits = jnp.asarray(rng.normal(size=VOCABULARY))
+  advantages = jnp.asarray(rng.normal(size=VOCABULARY))
+  # A centred under p_old: E_old[A] = 0.
+  return logits, advantages - jnp.sum(jax.nn.softmax(logits) * advantages)
+
+
+def scores_of(logits, center_top_k):
+  every_token = jnp.broadcast_to(logits, (VOCABULARY, VOCABULARY))
+  plain, centered = token_scores(every_token, jnp.arange(VOCABULARY), center_top_k, center_gradient=True)
+  return Scores(plain[:, None], None if centered is None else centered[:, None])
+
+
+def minimise(old_logits, advantages, psi, center_top_k):
+  """Minimiser of the GDSD loss over logits, by L-BFGS. The trust region is wide enough to be inactive."""
+  old = scores_of(old_logits, center_top_k)
+
+  def loss_fn(logits):
+    loss, _ = gdsd_loss(
+      scores_of(logits, center_top_k), old, None, advantages, completion_length=1, psi=psi, epsilon=0.999, beta=0.0
+    )
+    return loss / psi**2  # conditions the search; the minimiser is the same
+
+  solver = optax.lbfgs()
+
+  @jax.jit
+  def update(logits, state):
+    value, gradient = optax.value_and_grad_from_state(loss_fn)(logits, state=state)
+    updates, state = solver.update(gradient, state, logits, value=value, grad=gradient, value_fn=loss_fn)
+    return optax.apply_updates(logits, updates), state
+
+  logits, state = old_logits, solver.init(old_logits)
+  for _ in range(60):
+    logits, state = update(logits, state)
+  assert jnp.linalg.norm(jax.grad(loss_fn)(logits)) < 1e-5
+  return jax.nn.softmax(logits)
+
+
+def teacher(old_logits, advantages, psi):
+  return jax.nn.softmax(jax.nn.log_softmax(old_logits) + psi * advantages)  # p_old exp(ψA) / Z
+
+
+@pytest.mark.parametrize("psi", [0.05, 0.2])
+def test_tlc_with_the_full_centre_converges_to_the_closed_form_teacher(psi):
+  logits, advantages = problem()
+  student = minimise(logits, advantages, psi, center_top_k=VOCABULARY)
+  assert jnp.max(jnp.abs(student - teacher(logits, advantages, psi))) < 1e-3 * psi
+  assert jnp.max(jnp.abs(student - jax.nn.softmax(logits))) > 0.05 * psi  # and that is not where it began
+
+
+def test_plain_gdsd_misses_the_teacher_by_the_square_of_psi():
+  logits, advantages = problem()
+  psis = np.array([0.02, 0.04, 0.08])
+  distances = [
+    float(jnp.linalg.norm(minimise(logits, advantages, psi, None) - teacher(logits, advantages, psi))) for psi in psis
+  ]
+  slope = np.polyfit(np.log(psis), np.log(distances), 1)[0]
+  assert abs(slope - 2) < 0.2
+
+
+def test_teacher_scores_are_the_closed_form_up_to_a_constant():
+  logits, advantages = problem()
+  old = jax.nn.log_softmax(logits)
+  scores = teacher_scores(old[:, None], advantages, 0.3)[:, 0]
+  constant = scores - jnp.log(teacher(logits, advantages, 0.3))
+  chex.assert_trees_all_close(constant, jnp.full(VOCABULARY, constant[0]), atol=1e-12)
+
+
+def test_leave_one_out_advantages_are_the_formula():
+  rewards = np.random.default_rng(1).normal(size=(3, 5))
+  expected = np.array([[r - np.delete(row, i).mean() for i, r in enumerate(row)] for row in rewards])
+  chex.assert_trees_all_close(leave_one_out_advantages(jnp.asarray(rewards)), expected, atol=1e-12)
+  scaled = expected / (rewards.std(axis=1, ddof=1, keepdims=True) + 1e-4)
+  chex.assert_trees_all_close(leave_one_out_advantages(jnp.asarray(rewards), scale_rewards=True), scaled, atol=1e-12)
+
+
+def test_a_group_of_one_is_refused():
+  with pytest.raises(ValueError, match="group_size"):
+    leave_one_out_advantages(jnp.ones((3, 1)))
