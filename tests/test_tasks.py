@@ -1,7 +1,9 @@
 """Tasks: rewards of completions, the splits of the problems, the dataset on disk, and what bad input says."""
 
+import collections
 import hashlib
 import json
+import re
 import subprocess
 import sys
 
@@ -13,18 +15,16 @@ from gdsd_jax.tasks import arithmetic, arithmetic_problems, base, get_task
 
 TASK = get_task("arithmetic")
 EXAMPLE = {
-  "question": "Tom has 12 apples and buys 7 more. How many apples does Tom have?",
+  "question": "Tom has 9 apples, buys 8 and finds 2 more. How many apples does Tom have?",
+  "reasoning": "9+8=17 17+2=19",
   "answer": 19,
-  "operation": "+",
-  "left": 12,
-  "right": 7,
 }
 CORRECT, FORMAT = arithmetic.CORRECTNESS_REWARD, arithmetic.FORMAT_REWARD
 
 # (version, split) -> digest. After changing a problem, raise Arithmetic.VERSION and write the new digests here.
 DIGESTS = {
-  ("1.0.0", "train"): "bd425d53576ac0686b925ce7cb7f1f9dee3f8efd10bcdcf952825ba56c1af0b8",
-  ("1.0.0", "test"): "95e5ecb5b6b1953d0a248a994ca35c5b6428fbd09cec39998e364cf4bd425781",
+  ("1.0.0", "train"): "17632e182258914f6c75c95ee25d5da2ac2eb84a74300c58f80f0c23b8d4c542",
+  ("1.0.0", "test"): "e68474bc5ec8baa9fcc5fbdd75ea6807e5d23732eb8d6048458156b3510e26fe",
 }
 
 
@@ -41,9 +41,9 @@ def prepared_dir(tmp_path_factory):
   return data_dir
 
 
-def fact(problem):
-  operands = problem["left"], problem["right"]
-  return problem["operation"], *(sorted(operands) if problem["operation"] == "+" else operands)
+def calculation(problem):
+  """(start, first change, second change) as written in the reasoning, e.g. ("9", "+8", "+2")."""
+  return re.fullmatch(r"(\d+)([+-]\d+)=\d+ \d+([+-]\d+)=\d+", problem["reasoning"]).groups()
 
 
 def digest(problems):
@@ -155,23 +155,22 @@ def test_score_of_any_text_is_one_of_the_known_rewards(completion):
   assert rewards["correctness"] in (0.0, CORRECT) and rewards["format"] in (0.0, FORMAT)
 
 
-@given(st.integers(0, 1_000), st.integers(0, 1_000), st.sampled_from("+-"))
-def test_solution_earns_the_full_reward(left, right, operation):
-  answer = left + right if operation == "+" else left - right
-  example = {"question": "", "answer": answer, "operation": operation, "left": left, "right": right}
-  assert sum(TASK.score(TASK.solution(example), example).values()) == CORRECT + FORMAT
+@pytest.mark.parametrize("split", base.SPLITS)
+def test_solutions_earn_the_full_reward(split_problems, split):
+  for example in split_problems[split]:
+    assert sum(TASK.score(TASK.solution(example), example).values()) == CORRECT + FORMAT
 
 
-def test_solution_is_the_equation_and_its_result():
-  assert TASK.solution(EXAMPLE) == "<reasoning>12+7=19</reasoning><answer>19</answer>"
+def test_solution_is_the_reasoning_and_its_result():
+  assert TASK.solution(EXAMPLE) == "<reasoning>9+8=17 17+2=19</reasoning><answer>19</answer>"
 
 
 def test_prompt_is_the_question_alone():
   assert TASK.messages(EXAMPLE) == [{"role": "user", "content": EXAMPLE["question"]}]
 
 
-def test_splits_share_no_fact(split_problems):
-  train, test = ({fact(problem) for problem in split_problems[split]} for split in base.SPLITS)
+def test_splits_share_no_calculation(split_problems):
+  train, test = ({calculation(problem) for problem in split_problems[split]} for split in base.SPLITS)
   assert not train & test
 
 
@@ -180,27 +179,29 @@ def test_no_two_questions_are_equal(split_problems):
   assert len(set(questions)) == len(questions)
 
 
-@pytest.mark.parametrize("split, size", [("train", 8_000), ("test", 400)])
+@pytest.mark.parametrize("split, size", [("train", 9_000), ("test", 400)])
 def test_splits_have_their_size(split_problems, split, size):
   assert len(split_problems[split]) == size
 
 
-def test_facts_of_a_split_are_equally_frequent(split_problems):
-  facts = [fact(problem) for problem in split_problems["train"]]
-  counts = {facts.count(one) for one in set(facts)}
-  assert max(counts) - min(counts) <= 1
+def test_calculations_of_a_split_are_equally_frequent(split_problems):
+  counts = collections.Counter(calculation(problem) for problem in split_problems["train"])
+  assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_about_15_percent_of_the_facts_are_in_test(split_problems):
-  train, test = (len({fact(problem) for problem in split_problems[split]}) for split in base.SPLITS)
-  assert test / (train + test) == pytest.approx(0.15, abs=0.01)
+def test_about_a_tenth_of_the_calculations_is_in_test(split_problems):
+  train, test = (len({calculation(problem) for problem in split_problems[split]}) for split in base.SPLITS)
+  assert test / (train + test) == pytest.approx(0.1, abs=0.01)
 
 
 @pytest.mark.parametrize("split", base.SPLITS)
-def test_answers_follow_from_the_operands(split_problems, split):
+def test_reasoning_is_right_and_about_the_numbers_of_the_question(split_problems, split):
   for problem in split_problems[split]:
-    sign = {"+": 1, "-": -1}[problem["operation"]]
-    assert problem["answer"] == problem["left"] + sign * problem["right"] >= 0
+    start, first, second = (int(number) for number in calculation(problem))
+    between, answer = start + first, start + first + second
+    assert min(between, answer) >= 0 and answer == problem["answer"]
+    assert problem["reasoning"] == f"{start}{first:+d}={between} {between}{second:+d}={answer}"
+    assert re.findall(r"\d+", problem["question"]) == [str(start), str(abs(first)), str(abs(second))]
 
 
 @pytest.mark.parametrize("split", base.SPLITS)
@@ -232,7 +233,7 @@ def test_dataset_holds_the_generated_problems(prepared_dir, split_problems, spli
 def test_examples_are_plain_python_values(prepared_dir):
   example = get_task("arithmetic", data_dir=prepared_dir).examples("test")[0]
   assert {name: type(value) for name, value in example.items()} == {
-    "question": str, "answer": int, "operation": str, "left": int, "right": int
+    "question": str, "reasoning": str, "answer": int
   }
 
 

@@ -62,7 +62,8 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...]
 
 def corrupt_answer(solution: str, answer: int, rng: np.random.Generator) -> str:
   """The solution with a wrong last result, off by one to nine, in reasoning and answer alike."""
-  wrong = max(answer + int(rng.choice([-1, 1])) * int(rng.integers(1, 10)), 0)
+  near = [number for number in range(max(answer - 9, 0), answer + 10) if number != answer]
+  wrong = int(rng.choice(near))
   beginning, _, _ = solution.rpartition(f"={answer}</reasoning>")
   return f"{beginning}={wrong}</reasoning><answer>{wrong}</answer>"
 

@@ -1,0 +1,148 @@
+"""The distillation step: exact log-ratios, accumulation, skipped updates, shardings."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from gdsd_jax import parallel
+from gdsd_jax.diffusion.forward import consistent_masks
+from gdsd_jax.objectives.objective import Objective
+from gdsd_jax.training.state import init_state, make_optimizer, state_shardings, sync_reference
+from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
+
+N, P, L, M = 8, 4, 8, 2
+
+
+@pytest.fixture(scope="module")
+def optimizer():
+  return make_optimizer(ml_collections.ConfigDict(
+    dict(learning_rate=1e-3, warmup_steps=0, b1=0.9, b2=0.99, weight_decay=0.01, clip=0.2)
+  ))
+
+
+@pytest.fixture(scope="module")
+def one_device():
+  return parallel.make_mesh(1, 1, 1, jax.devices()[:1])
+
+
+def make_state(denoiser, optimizer, mesh, dtype="float32"):
+  denoiser = dataclasses.replace(denoiser, dtype=dtype)
+  params = jax.device_put(denoiser.init(jax.random.key(0)), parallel.param_shardings(mesh, denoiser))
+  return denoiser, init_state(denoiser, params, optimizer, seed=0, with_reference=True, mesh=mesh)
+
+
+def make_batch(denoiser, state, objective, mesh, accumulation=1):
+  tokens = jax.random.randint(jax.random.key(0), (N, P + L), 0, 60)
+  masks = consistent_masks(jax.random.key(1), jax.random.uniform(jax.random.key(2), (N, L)), M, 4)
+  prompt_mask = jnp.ones((N, P), bool).at[::2, 0].set(False)
+  rollouts = jax.device_put(
+    Rollouts(tokens, prompt_mask, masks.transpose(1, 0, 2)), parallel.batch_sharding(mesh)
+  )
+  advantages = jax.device_put(jnp.linspace(-1, 1, N), parallel.batch_sharding(mesh))
+  scores = score_rollouts(
+    state.params, rollouts, denoiser=denoiser, objective=objective, accumulation=accumulation
+  )
+  return DistillationBatch(rollouts, advantages, old=scores, ref=scores, current=scores)
+
+
+def run_step(denoiser, optimizer, mesh, objective=Objective(), accumulation=1, change=lambda batch: batch):
+  denoiser, state = make_state(denoiser, optimizer, mesh)
+  batch = change(make_batch(denoiser, state, objective, mesh, accumulation))
+  return distillation_step(
+    state, batch, denoiser=denoiser, objective=objective, optimizer=optimizer, accumulation=accumulation
+  )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["gdsd", "gdsd_tlc", "espo"])
+def test_first_log_ratio_is_exactly_zero(tiny_denoiser, optimizer, one_device, dtype, name):
+  """Student and old are one model, so that any other value would be rounding noise."""
+  objective = Objective(name)
+  denoiser, state = make_state(tiny_denoiser, optimizer, one_device, dtype)
+  batch = make_batch(denoiser, state, objective, one_device)
+  _, metrics = distillation_step(state, batch, denoiser=denoiser, objective=objective, optimizer=optimizer)
+  assert metrics["log_ratio_abs"] == 0 and metrics["kl"] == 0 and metrics["clip_fraction"] == 0
+  assert metrics["grad_norm"] > 0
+
+
+def test_step_is_adamw_on_the_gradient_of_the_loss(tiny_denoiser, optimizer, one_device):
+  objective = Objective()
+  denoiser, state = make_state(tiny_denoiser, optimizer, one_device)
+  batch = make_batch(denoiser, state, objective, one_device)
+
+  def loss_fn(params):
+    rollouts = batch.rollouts
+    scores = objective.scores(
+      denoiser, params, rollouts.tokens, rollouts.masks.transpose(1, 0, 2), rollouts.prompt_mask
+    )
+    return objective.loss(scores, batch.old, batch.ref, batch.advantages, L)[0]
+
+  gradient = jax.grad(loss_fn)(state.params)
+  updates, _ = optimizer.update(gradient, state.opt_state, state.params)
+  expected = jax.tree.map(lambda p, u: p + u, state.params, updates)
+  stepped, _ = distillation_step(state, batch, denoiser=denoiser, objective=objective, optimizer=optimizer)
+  chex.assert_trees_all_close(stepped.params, expected, atol=2e-5)
+
+
+def test_accumulation_gives_the_same_update(tiny_denoiser, optimizer, one_device):
+  whole, whole_metrics = run_step(tiny_denoiser, optimizer, one_device)
+  parts, parts_metrics = run_step(tiny_denoiser, optimizer, one_device, accumulation=4)
+  np.testing.assert_allclose(whole_metrics["loss"], parts_metrics["loss"], rtol=1e-5)
+  np.testing.assert_allclose(whole_metrics["grad_norm"], parts_metrics["grad_norm"], rtol=1e-4)
+  # The first AdamW update moves by the sign of the gradient: entries near zero may differ by the rate.
+  distance = jax.tree.map(lambda a, b: jnp.mean(jnp.abs(a - b)), whole.params, parts.params)
+  assert max(jax.tree.leaves(distance)) < 1e-5
+
+
+def test_update_that_is_not_finite_is_left_out_and_counted(tiny_denoiser, optimizer, one_device):
+  _, before = make_state(tiny_denoiser, optimizer, one_device)
+  poison = lambda batch: batch.replace(advantages=batch.advantages.at[3].set(jnp.nan))
+  after, metrics = run_step(tiny_denoiser, optimizer, one_device, change=poison)
+  assert metrics["skipped"] == 1
+  chex.assert_trees_all_equal(after.params, before.params)
+  _, metrics = run_step(tiny_denoiser, optimizer, one_device)
+  assert metrics["skipped"] == 0
+
+
+def test_sharded_step_agrees_with_one_device(tiny_denoiser, optimizer, one_device):
+  mesh = parallel.make_mesh(2, 2, 2)
+  alone, alone_metrics = run_step(tiny_denoiser, optimizer, one_device)
+  sharded, sharded_metrics = run_step(tiny_denoiser, optimizer, mesh)
+  for name in ("loss", "grad_norm", "score"):
+    np.testing.assert_allclose(sharded_metrics[name], alone_metrics[name], rtol=1e-5)
+  distance = jax.tree.map(lambda a, b: np.mean(np.abs(np.asarray(a) - b)), sharded.params, alone.params)
+  assert max(jax.tree.leaves(distance)) < 1e-5
+
+
+def test_optimizer_moments_lie_as_the_parameters_do(tiny_denoiser, optimizer):
+  mesh = parallel.make_mesh(1, 4, 2)
+  denoiser, state = make_state(tiny_denoiser, optimizer, mesh)
+  shardings = state_shardings(state, denoiser, optimizer, mesh)
+  moments = jax.tree.leaves(shardings.opt_state)
+  assert sum(not s.is_fully_replicated for s in moments) == 2 * sum(
+    not s.is_fully_replicated for s in jax.tree.leaves(shardings.params)
+  )
+  chex.assert_trees_all_equal(jax.tree.map(lambda x: x.sharding, state), shardings)
+
+
+def test_reference_is_mixed_with_the_student():
+  mixed = sync_reference({"w": jnp.zeros(2)}, {"w": jnp.ones(2)}, mix=0.6)
+  np.testing.assert_allclose(mixed["w"], 0.6)
+
+
+@pytest.mark.parametrize("change, field", [
+  ({"name": "other"}, "objective.name"),
+  ({"center_top_k": 8}, "objective.center_top_k"),
+  ({"name": "gdsd_tlc", "center_top_k": 0}, "objective.center_top_k"),
+  ({"epsilon": 1.0}, "objective.epsilon"),
+  ({"psi": 0.0}, "objective.psi"),
+  ({"beta": -1.0}, "objective.beta"),
+])
+def test_bad_objective_names_the_field(change, field):
+  with pytest.raises(ValueError, match=field):
+    Objective(**change)

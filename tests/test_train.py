@@ -1,0 +1,207 @@
+"""The training command: it learns, resumes bit for bit, and says clearly what is wrong."""
+
+import json
+import os
+from pathlib import Path
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import gdsd_jax
+from gdsd_jax.tasks.arithmetic import ArithmeticTask
+from gdsd_jax.training.config import base_config
+from gdsd_jax.training.loop import train, TrainingError
+from gdsd_jax.training.metrics import read_metrics
+
+REPOSITORY = Path(__file__).parent.parent
+# Seconds instead of minutes: short completions, few rollouts.
+SMALL = {
+  "steps": 30, "group_size": 4, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4,
+  "sampler.steps": 4, "objective.num_iterations": 1, "objective.num_mc": 1, "eval.every": 10, "eval.num_examples": 8,
+  "eval.batch_size": 8, "checkpoint.every": 5, "log.plot_seconds": 1000.0, "log.tensorboard": False,
+}
+
+
+def small_config(**changes):
+  config = base_config()
+  config.sampler.prompt_buckets = (40,)
+  config.update_from_flattened_dict({**SMALL, **changes})
+  return config
+
+
+def command(workdir, *arguments, **changes):
+  overrides = [f"--config.{name}={value}" for name, value in {**SMALL, **changes}.items()]
+  return [sys.executable, "launch/train.py", "--config=configs/gdsd_math.py", f"--workdir={workdir}", *overrides,
+          *arguments]
+
+
+def launch(*args, limit_file_size=None, **kwargs):
+  limit = limit_file_size and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_file_size, limit_file_size)))
+  return subprocess.run(
+    command(*args, **kwargs), cwd=REPOSITORY, capture_output=True, text=True, timeout=300, preexec_fn=limit or None,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )
+
+
+def without_times(rows):
+  return [{k: v for k, v in row.items() if not k.startswith("seconds/") and k != "tokens_per_second"} for row in rows]
+
+
+def saved_state(workdir, step):
+  with ocp.CheckpointManager((workdir / "checkpoints").absolute(), item_names=("state", "run")) as manager:
+    return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+  """A run of 30 steps that nobody disturbs."""
+  workdir = tmp_path_factory.mktemp("straight")
+  result = launch(workdir)
+  assert result.returncode == 0, result.stderr
+  return workdir, result.stdout
+
+
+def test_run_writes_what_it_promises(straight):
+  workdir, output = straight
+  rows = read_metrics(workdir / "metrics.jsonl")
+  assert [row["step"] for row in rows] == list(range(31))
+  promised = {
+    "reward", "reward/correctness", "reward/format", "reward_std", "groups_without_spread", "loss", "kl", "log_ratio",
+    "clip_fraction", "score_noise", "grad_norm", "completion_length", "diversity", "tokens_per_second", "seconds/step",
+    "seconds/rollout", "seconds/reward", "seconds/score", "seconds/update", "skipped",
+  }
+  for row in rows[1:]:
+    assert promised <= row.keys()
+  for step in (0, 10, 20, 30):
+    assert {"eval/accuracy", "eval/reward", "eval/sampled_reward"} <= rows[step].keys()
+  assert json.loads((workdir / "config.json").read_text())["group_size"] == 4
+  assert (workdir / "reward.png").read_bytes().startswith(b"\x89PNG")
+  assert "NEW RUN" in output and "finished 30 steps" in output
+
+
+@pytest.mark.parametrize("kill_after", [17])
+def test_killed_run_resumes_bit_for_bit(straight, tmp_path, kill_after):
+  undisturbed, _ = straight
+  process = subprocess.Popen(
+    command(tmp_path), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )
+  metrics = tmp_path / "metrics.jsonl"
+  while process.poll() is None and (not metrics.is_file() or len(read_metrics(metrics)) <= kill_after):
+    time.sleep(0.005)
+  process.send_signal(signal.SIGKILL)
+  assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+  result = launch(tmp_path)
+  assert result.returncode == 0, result.stderr
+  assert "RESUMING" in result.stdout
+  expected, actual = (without_times(read_metrics(path / "metrics.jsonl")) for path in (undisturbed, tmp_path))
+  assert actual == expected
+  leaves, expected_leaves = (jax.tree.leaves(saved_state(path, 30)) for path in (tmp_path, undisturbed))
+  assert len(leaves) == len(expected_leaves) > 10
+  for leaf, expected_leaf in zip(leaves, expected_leaves):
+    np.testing.assert_array_equal(leaf, expected_leaf)
+
+
+def test_finished_run_says_so(straight):
+  workdir, _ = straight
+  before = (workdir / "metrics.jsonl").read_bytes()
+  result = launch(workdir)
+  assert result.returncode == 0 and "nothing to do" in result.stdout
+  assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_contradicting_config_is_refused_with_the_fields_that_differ(straight):
+  workdir, _ = straight
+  result = launch(workdir, **{"group_size": 8, "objective.psi": 0.1, "steps": 40})
+  assert result.returncode != 0
+  assert "group_size: 4 → 8" in result.stderr and "objective.psi: 0.04 → 0.1" in result.stderr
+  assert "steps" not in result.stderr.replace("prompts_per_step", "")
+  assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_latest_checkpoints_and_the_best_are_kept(straight):
+  workdir, _ = straight
+  rows = read_metrics(workdir / "metrics.jsonl")
+  best = max((row for row in rows[1:] if "eval/reward" in row), key=lambda row: (row["eval/reward"], row["step"]))
+  kept = {int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()}
+  assert kept == {25, 30, best["step"]}
+
+
+@pytest.mark.parametrize("changes, arguments, words", [
+  ({"group_size": 1}, [], "group_size"),
+  ({"sampler.block_length": 3}, [], "sampler.block_length"),
+  ({"model.path": "no/such/folder"}, [], "model.path"),
+  ({}, ["--config.no_such_field=1"], "no_such_field"),
+  ({"steps": "many"}, [], "steps"),
+  ({"optimizer.learning_rate": "nan"}, [], "optimizer.learning_rate"),
+])
+def test_bad_input_is_one_clear_line(tmp_path, changes, arguments, words):
+  result = launch(tmp_path / "run", *arguments, **changes)
+  assert result.returncode != 0
+  assert words in result.stderr.strip().splitlines()[-1]
+  assert "Traceback" not in result.stderr
+  assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_unknown_preset_lists_the_known_ones(tmp_path):
+  arguments = [sys.executable, "launch/train.py", "--config=configs/gdsd_math.py:huge", f"--workdir={tmp_path}"]
+  result = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+  assert result.returncode != 0
+  last = result.stderr.strip().splitlines()[-1]
+  assert "huge" in last and "tiny" in last
+  assert "Traceback" not in result.stderr
+
+
+def test_full_disk_on_save_is_one_clear_line(tmp_path):
+  result = launch(tmp_path, limit_file_size=100_000, steps=6, **{"log.plot_seconds": 1e9})
+  assert result.returncode != 0
+  assert "cannot save" in result.stderr.strip().splitlines()[-1]
+  assert "Traceback" not in result.stderr
+
+
+def test_nan_weights_give_up_after_the_set_number_of_steps(tmp_path):
+  denoiser, params = gdsd_jax.load_pretrained("tiny")
+  gdsd_jax.save_pretrained(tmp_path / "model", denoiser, {**params, "final_norm": params["final_norm"] * jnp.nan})
+  for file in gdsd_jax.models.huggingface.resolve_path("tiny").glob("*token*"):
+    (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+  for file in gdsd_jax.models.huggingface.resolve_path("tiny").glob("*.jinja"):
+    (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+  config = small_config(**{"model.path": str(tmp_path / "model"), "max_skipped_steps": 3, "group_size": 8})
+  with pytest.raises(TrainingError, match="giving up at step 3"):
+    train(config, tmp_path / "run")
+  rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+  assert [row["skipped"] for row in rows[1:]] == [1] * (len(rows) - 1) != []
+
+
+def failing_reward(monkeypatch, calls_that_fail):
+  calls, score = iter(range(10**6)), ArithmeticTask.score
+
+  def sometimes(self, completion, example):
+    if calls_that_fail(next(calls)):
+      raise ZeroDivisionError("no such luck")
+    return score(self, completion, example)
+
+  monkeypatch.setattr(ArithmeticTask, "score", sometimes)
+
+
+def test_reward_that_raises_skips_the_step_and_is_counted(tmp_path, monkeypatch, caplog):
+  # 16 calls of the evaluation, then 16 a step: one call of the second step fails.
+  failing_reward(monkeypatch, lambda call: call == 16 + 16 + 5)
+  train(small_config(steps=3, group_size=8), tmp_path)
+  rows = read_metrics(tmp_path / "metrics.jsonl")
+  assert [row["skipped"] for row in rows[1:]] == [0, 1, 0]
+  assert "no such luck" in caplog.text
+
+
+def test_reward_that_always_raises_gives_up_naming_it(tmp_path, monkeypatch):
+  failing_reward(monkeypatch, lambda call: call >= 16)
+  with pytest.raises(TrainingError, match="giving up at step 5.*arithmetic raised ZeroDivisionError"):
+    train(small_config(group_size=8), tmp_path)
