@@ -1,11 +1,11 @@
 """Trains a denoiser by RL: python launch/train.py --config=configs/gdsd_math.py [--workdir=DIR] [--config.field=value]."""
 
-import os
 from pathlib import Path
-import sys
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
+
+from gdsd_jax.training import command
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe, with its preset after a colon: configs/gdsd_math.py:tiny.", lock_config=True
@@ -16,29 +16,20 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def default_workdir(config_flag: str) -> Path:
-  """runs/gdsd_math_tiny for configs/gdsd_math.py:tiny; the same command always finds the same folder."""
+  """runs/gdsd_math_tiny for configs/gdsd_math.py:tiny, so that the same command finds the same folder."""
   file, _, preset = config_flag.partition(":")
   return Path("runs") / f"{Path(file).stem}_{preset or 'tiny'}"
 
 
-def main(_):
-  # Imported here, so that flags and config are refused before JAX starts.
-  from gdsd_jax.training.checkpoints import CheckpointError
-  from gdsd_jax.training.loop import train, TrainingError
+def main():
+  from gdsd_jax.training.loop import train
   from gdsd_jax.training.metrics import log_to_stdout
 
   log_to_stdout()
   workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(flags.FLAGS["config"].config_filename)
-  try:
-    train(_CONFIG.value, workdir)
-  except (ValueError, OSError, TrainingError, CheckpointError) as error:
-    if os.environ.get("GDSD_TRACEBACK"):
-      raise
-    sys.exit(f"error: {error}")
-  except KeyboardInterrupt:
-    sys.exit("interrupted; the same command resumes from the latest checkpoint")
+  train(_CONFIG.value, workdir)
 
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("config")
-  app.run(main)
+  command.run(main)

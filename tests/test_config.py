@@ -7,7 +7,13 @@ import pytest
 
 from gdsd_jax import parallel
 from gdsd_jax.training.config import (
-  base_config, contradictions, flatten, objective_config, sampler_config, validate, validate_mesh,
+  base_config,
+  contradictions,
+  flatten,
+  objective_config,
+  sampler_config,
+  validate,
+  validate_mesh,
 )
 
 

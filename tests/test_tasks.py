@@ -7,9 +7,8 @@ import re
 import subprocess
 import sys
 
+from hypothesis import given, strategies as st
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gdsd_jax.tasks import arithmetic, arithmetic_problems, base, get_task
 

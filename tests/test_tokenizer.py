@@ -10,7 +10,12 @@ import pytest
 
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.tokenizer import (
-  chat_prompt, completion_lengths, decode_completions, encode_prompts, load_tokenizer, stop_token_ids,
+  chat_prompt,
+  completion_lengths,
+  decode_completions,
+  encode_prompts,
+  load_tokenizer,
+  stop_token_ids,
 )
 from gdsd_jax.training.pretraining import END, END_OF_TURN, MASK, train_tokenizer
 

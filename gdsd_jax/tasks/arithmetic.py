@@ -1,8 +1,8 @@
 """Short arithmetic word problems, easy enough for a model of under a million parameters."""
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from gdsd_jax.tasks import base

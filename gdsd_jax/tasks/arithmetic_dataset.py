@@ -1,8 +1,8 @@
 """The arithmetic problems as a TFDS dataset, kept as ArrayRecord: random access without TensorFlow."""
 
+from collections.abc import Sequence
 import contextlib
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,7 @@
 """What every task offers, and the parsing of answers that tasks share."""
 
-import re
 from collections.abc import Mapping, Sequence
+import re
 from typing import Any, Protocol
 
 SPLITS = ("train", "test")

@@ -11,7 +11,7 @@ from orbax.checkpoint import checkpoint_managers
 from gdsd_jax.training.state import TrainState
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(OSError):
   """A checkpoint could not be written or read; the message is one line with the cause."""
 
 

@@ -18,19 +18,19 @@ from gdsd_jax.models.huggingface import load_pretrained
 from gdsd_jax.models.tokenizer import load_tokenizer
 from gdsd_jax.objectives.teacher import leave_one_out_advantages
 from gdsd_jax.tasks import get_task
-from gdsd_jax.training.checkpoints import CheckpointError, Checkpoints
+from gdsd_jax.training.checkpoints import Checkpoints
 from gdsd_jax.training.config import contradictions, objective_config, sampler_config, validate, validate_mesh
 from gdsd_jax.training.data import ExampleStream
 from gdsd_jax.training.evaluation import evaluate
 from gdsd_jax.training.metrics import format_seconds, MetricsWriter, Progress
 from gdsd_jax.training.rollout import RewardError, RolloutSampler, ScoredRollouts
-from gdsd_jax.training.state import init_state, make_optimizer, sync_reference, TrainState
+from gdsd_jax.training.state import init_state, make_optimizer, sync_reference
 from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
 
 _log = logging.getLogger(__name__)
 
 
-class TrainingError(RuntimeError):
+class TrainingError(ValueError):
   """The run cannot go on; the message is one line with the cause."""
 
 
@@ -88,6 +88,7 @@ class Trainer:
       self.denoiser, params, self.optimizer, config.seed, with_reference=self.objective.beta > 0, mesh=self.mesh
     )
     self._static = dict(denoiser=self.denoiser, objective=self.objective, accumulation=config.optimizer.accumulation)
+    self._compiled = set()
     self._sync_reference = jax.jit(functools.partial(sync_reference, mix=config.objective.reference_sync_mix))
     self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
 
@@ -147,6 +148,9 @@ class Trainer:
     """The mu updates on one batch of rollouts; metrics averaged over them."""
     objective, sampler = self.config.objective, self.sampler.config
     tokens = jnp.concatenate([scored.prompt, scored.rollout.tokens], axis=1)
+    if tokens.shape not in self._compiled:
+      self._compiled.add(tokens.shape)
+      _log.info("compiling scores and distillation step for %d rollouts of %d tokens", *tokens.shape)
     draw_masks = functools.partial(
       consistent_masks, confidence=scored.rollout.confidence, num_samples=objective.num_mc,
       block_length=sampler.block_length, remasking=sampler.remasking,

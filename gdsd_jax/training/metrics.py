@@ -61,6 +61,7 @@ class MetricsWriter:
     self.rows.append(row)
     self._file.write(json.dumps(row) + "\n")
     self._file.flush()
+    os.fsync(self._file.fileno())  # a checkpoint of this step must never be on disk before its row
     numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
     if self._tensorboard:
       for name, value in numbers.items():

@@ -14,10 +14,13 @@ from gdsd_jax import parallel
 from gdsd_jax.diffusion.sampling import Rollout, sample, SamplerConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.tokenizer import (
-  chat_prompt, completion_lengths, decode_completions, encode_prompts, stop_token_ids,
+  chat_prompt,
+  completion_lengths,
+  decode_completions,
+  encode_prompts,
+  stop_token_ids,
 )
 from gdsd_jax.tasks import Task
-
 
 _log = logging.getLogger(__name__)
 

@@ -1,0 +1,49 @@
+"""What the commands in launch/ share: flags parsed, and every foreseen error told in one line with a non-zero exit."""
+
+from collections.abc import Callable
+import os
+import re
+import sys
+
+from absl import app, flags
+
+TRACEBACK_VARIABLE = "GDSD_TRACEBACK"  # set it to see where an error comes from
+_LONGEST_LINE = 1000
+
+
+def run(main: Callable[[], None], errors: tuple[type[Exception], ...] = (ValueError, OSError)) -> None:
+  """Parses the flags and calls `main`; `errors` become one line on standard error and exit status 1."""
+
+  def call(_):
+    try:
+      main()
+    except errors as error:
+      _leave(error)
+    except KeyboardInterrupt:
+      sys.exit("interrupted; the same command resumes from the latest checkpoint")
+
+  app.run(call, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except AttributeError as error:  # how ml_collections says that an override names no field
+    name = re.search(r"\w+", str(error))[0]
+    suggestion = re.search(r'Did you mean "(\w+)"', str(error))
+    arguments = [argument for argument in argv if argument.startswith("--config.") and name in argument]
+    hint = f"; did you mean {suggestion[1]!r}?" if suggestion else ""
+    _leave(error, f"{arguments[0] if arguments else '--config'}: the config has no field {name!r}{hint}")
+  except (flags.Error, ValueError, OSError, KeyError, TypeError) as error:
+    cause = error
+    while cause.__cause__ or cause.__context__:  # a recipe's own message is wrapped by the flag's
+      cause = cause.__cause__ or cause.__context__
+    # Of a value that cannot be parsed, the flag's message names the field; of a failing recipe, the recipe's does.
+    _leave(error, str(error) if len(str(error).splitlines()) == 1 else f"{cause}")
+
+
+def _leave(error: Exception, message: str | None = None) -> None:
+  if os.environ.get(TRACEBACK_VARIABLE):
+    raise error
+  line = " ".join(str(message or error).split()) or type(error).__name__
+  sys.exit(f"error: {line[:_LONGEST_LINE]}")

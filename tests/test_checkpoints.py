@@ -1,0 +1,255 @@
+"""Checkpoints: every bit back, which ones are kept, and what a disk that fails says."""
+
+import contextlib
+import os
+import resource
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gdsd_jax import parallel
+from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.training.checkpoints import CheckpointError, Checkpoints
+from gdsd_jax.training.config import base_config
+from gdsd_jax.training.state import init_state, make_optimizer, TrainState
+
+RUN = {"config": {"seed": 3, "nested": {"rate": 1e-5, "none": None, "list": [1, 2]}}, "data_position": 41}
+
+
+def small_state(step, value=0.0):
+  """A state of a few bytes, for tests of which checkpoints are kept."""
+  return TrainState(
+    step=jnp.int32(step), params={"weight": jnp.full(3, value)}, opt_state=(), reference=None, key=jax.random.key(step)
+  )
+
+
+def full_state(config, dtype="float32", mesh=None, seed=0, with_reference=True):
+  """A state as in training, with random values in every leaf."""
+  mesh = mesh or parallel.make_mesh(devices=jax.devices()[:1])
+  denoiser, optimizer = Denoiser(config, dtype), make_optimizer(base_config().optimizer)
+  params = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), denoiser.abstract_params())
+  state = init_state(denoiser, params, optimizer, seed, with_reference, mesh)
+  rng = np.random.default_rng(seed)
+
+  def random(leaf):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return leaf
+    return jax.device_put(jnp.asarray(100 * rng.normal(size=leaf.shape), leaf.dtype), leaf.sharding)
+
+  return jax.tree.map(random, state).replace(step=jax.device_put(jnp.int32(7), state.step.sharding))
+
+
+def host(state):
+  """(dtype, bytes) of every leaf."""
+  plain = state.replace(key=jax.random.key_data(state.key))
+  return jax.tree.map(lambda leaf: (leaf.dtype.name, leaf.shape, np.asarray(leaf).tobytes()), plain)
+
+
+def save(directory, states, keep=2, rewards=None, run=None):
+  """Saves states, each with its evaluated reward or None, and waits for the disk."""
+  checkpoints = Checkpoints(directory, keep)
+  for state, reward in zip(states, rewards or [None] * len(states)):
+    checkpoints.save(state, run or RUN, reward)
+  checkpoints.close()
+
+
+def restored(directory, like):
+  checkpoints = Checkpoints(directory, 2)
+  state = checkpoints.restore_state(like)
+  checkpoints.close()
+  return state
+
+
+def kept(directory):
+  return sorted(int(path.name) for path in directory.iterdir())
+
+
+def one_line(caught):
+  message = str(caught.value)
+  assert "\n" not in message
+  return message
+
+
+@contextlib.contextmanager
+def files_of_at_most(nbytes):
+  """A full disk, as far as a file of more than `nbytes` is concerned."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def directory(tmp_path):
+  return tmp_path / "run" / "checkpoints"
+
+
+# Every bit back.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_state_comes_back_bit_for_bit(directory, tiny_config, dtype):
+  state = full_state(tiny_config, dtype)
+  save(directory, [state])
+  assert host(restored(directory, full_state(tiny_config, dtype, seed=1))) == host(state)
+
+
+def test_a_state_without_a_reference_comes_back(directory, tiny_config):
+  state = full_state(tiny_config, with_reference=False)
+  save(directory, [state])
+  assert host(restored(directory, full_state(tiny_config, seed=1, with_reference=False))) == host(state)
+
+
+def test_the_random_key_draws_what_it_would_have_drawn(directory):
+  state = small_state(3)
+  save(directory, [state])
+  key = restored(directory, small_state(0)).key
+  np.testing.assert_array_equal(jax.random.normal(key, (4,)), jax.random.normal(state.key, (4,)))
+
+
+def test_a_state_of_one_mesh_is_restored_onto_another(directory, tiny_config):
+  state = full_state(tiny_config, mesh=parallel.make_mesh(data=2, fsdp=2, tensor=2))
+  save(directory, [state])
+  like = full_state(tiny_config, mesh=parallel.make_mesh(data=4, fsdp=1, tensor=2), seed=1)
+  again = restored(directory, like)
+  assert host(again) == host(state)
+  assert jax.tree.map(lambda leaf: leaf.sharding, again) == jax.tree.map(lambda leaf: leaf.sharding, like)
+
+
+def test_the_values_of_the_run_come_back(directory):
+  save(directory, [small_state(1)])
+  checkpoints = Checkpoints(directory, 2)
+  assert checkpoints.restore_run() == RUN
+  checkpoints.close()
+
+
+def test_a_save_keeps_the_values_of_its_moment(directory):
+  """The next iteration donates the state's buffers, and changes them in place, while the disk is still being written."""
+  state = small_state(1, 5.0)
+  checkpoints = Checkpoints(directory, 2)
+  checkpoints.save(state, RUN, None)
+  overwritten = jax.jit(lambda x: x * 0, donate_argnums=0)(state.params["weight"])
+  checkpoints.close()
+  np.testing.assert_array_equal(overwritten, 0.0)
+  np.testing.assert_array_equal(restored(directory, small_state(0)).params["weight"], 5.0)
+
+
+# Which ones are kept.
+
+
+def test_a_new_run_has_nothing_to_restore(directory):
+  checkpoints = Checkpoints(directory, 2)
+  assert checkpoints.latest_step is None
+  checkpoints.close()
+
+
+def test_the_newest_is_restored(directory):
+  save(directory, [small_state(step, step) for step in (1, 2, 10)])
+  np.testing.assert_array_equal(restored(directory, small_state(0)).params["weight"], 10.0)
+
+
+@pytest.mark.parametrize("keep, steps", [(1, [5]), (2, [4, 5]), (9, [1, 2, 3, 4, 5])])
+def test_the_latest_ones_are_kept(directory, keep, steps):
+  save(directory, [small_state(step) for step in range(1, 6)], keep)
+  assert kept(directory) == steps
+
+
+def test_the_best_evaluated_one_is_kept_besides(directory):
+  save(directory, [small_state(step) for step in range(1, 7)], 2, [0.1, None, 0.9, 0.3, None, 0.2])
+  assert kept(directory) == [3, 5, 6]
+
+
+def test_a_best_one_that_was_surpassed_is_not_kept(directory):
+  save(directory, [small_state(step) for step in range(1, 6)], 1, [0.1, 0.5, 0.9, None, None])
+  assert kept(directory) == [3, 5]
+
+
+def test_the_best_one_is_kept_after_resuming_too(directory):
+  save(directory, [small_state(step) for step in range(1, 4)], 1, [0.1, 0.9, 0.3])
+  save(directory, [small_state(step) for step in range(4, 7)], 1, [0.2, None, 0.4])
+  assert kept(directory) == [2, 6]
+
+
+@pytest.mark.parametrize("left_behind", ["7.orbax-checkpoint-tmp", "7.orbax-checkpoint-tmp-1234567"])
+def test_what_a_killed_save_left_behind_is_no_checkpoint(directory, left_behind):
+  save(directory, [small_state(step) for step in (3, 7)])
+  os.rename(directory / "7", directory / left_behind)
+  checkpoints = Checkpoints(directory, 2)
+  assert checkpoints.latest_step == 3
+  checkpoints.close()
+
+
+def test_the_step_of_a_killed_save_can_be_saved_again(directory):
+  save(directory, [small_state(step) for step in (3, 7)])
+  os.rename(directory / "7", directory / "7.orbax-checkpoint-tmp")
+  save(directory, [small_state(7, 2.0)])
+  np.testing.assert_array_equal(restored(directory, small_state(0)).params["weight"], 2.0)
+
+
+# What fails.
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path):
+  (tmp_path / "file").write_text("not a folder")
+  with pytest.raises(CheckpointError) as caught:
+    Checkpoints(tmp_path / "file" / "checkpoints", 2)
+  assert str(tmp_path / "file" / "checkpoints") in one_line(caught)
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(directory):
+  checkpoints = Checkpoints(directory, 2)
+  shutil.rmtree(directory)
+  directory.write_text("not a folder")
+  with pytest.raises(CheckpointError) as caught:
+    checkpoints.save(small_state(1), RUN, None)
+    checkpoints.close()
+  assert f"cannot save to {directory}" in one_line(caught)
+
+
+@pytest.fixture
+def after_a_full_disk(directory, tiny_config):
+  """The error of a save that met a full disk after an earlier one was whole."""
+  state = full_state(tiny_config)
+  checkpoints = Checkpoints(directory, 2)
+  checkpoints.save(state, RUN, None)
+  checkpoints._manager.wait_until_finished()
+  with files_of_at_most(2000), pytest.raises(CheckpointError) as caught:
+    checkpoints.save(full_state(tiny_config, seed=1).replace(step=jnp.int32(8)), RUN, None)
+    checkpoints.close()
+  return caught
+
+
+def test_a_full_disk_is_told_in_one_line_that_names_the_folder(directory, after_a_full_disk):
+  assert f"cannot save to {directory} (is the disk full?)" in one_line(after_a_full_disk)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint_whole(directory, tiny_config, after_a_full_disk):
+  state = full_state(tiny_config)
+  assert host(restored(directory, full_state(tiny_config, seed=2))) == host(state)
+
+
+@pytest.mark.parametrize("item", ["state", "run"])
+def test_a_damaged_checkpoint_is_told_in_one_line_that_names_it(directory, item):
+  save(directory, [small_state(4)])
+  for file in (directory / "4" / item).rglob("*"):
+    if file.is_file():
+      file.write_bytes(b"")
+  checkpoints = Checkpoints(directory, 2)
+  with pytest.raises(CheckpointError) as caught:
+    checkpoints.restore_run() if item == "run" else checkpoints.restore_state(small_state(0))
+  assert f"step 4 in {directory} cannot be read" in one_line(caught)
+  checkpoints.close()
+
+
+def test_a_checkpoint_of_another_model_is_told_in_one_line(directory, tiny_config):
+  save(directory, [small_state(4)])
+  checkpoints = Checkpoints(directory, 2)
+  with pytest.raises(CheckpointError) as caught:
+    checkpoints.restore_state(full_state(tiny_config))
+  assert f"step 4 in {directory} cannot be read" in one_line(caught)
+  checkpoints.close()
