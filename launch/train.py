@@ -1,4 +1,4 @@
-"""Trains a denoiser by RL: python launch/train.py --config=configs/gdsd_math.py [--workdir=DIR] [--config.field=value]."""
+"""Trains a denoiser: python launch/train.py --config=configs/gdsd_math.py [--workdir=DIR] [--config.field=value]."""
 
 from pathlib import Path
 

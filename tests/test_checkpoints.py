@@ -129,7 +129,7 @@ def test_the_values_of_the_run_come_back(directory):
 
 
 def test_a_save_keeps_the_values_of_its_moment(directory):
-  """The next iteration donates the state's buffers, and changes them in place, while the disk is still being written."""
+  """The next iteration donates the state's buffers, and changes them, while the disk is still being written."""
   state = small_state(1, 5.0)
   checkpoints = Checkpoints(directory, 2)
   checkpoints.save(state, RUN, None)

@@ -16,6 +16,7 @@ from gdsd_jax.training.state import init_state, make_optimizer, state_shardings,
 from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
 
 N, P, L, M = 8, 4, 8, 2
+GDSD = Objective()
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def make_batch(denoiser, state, objective, mesh, accumulation=1):
   return DistillationBatch(rollouts, advantages, old=scores, ref=scores, current=scores)
 
 
-def run_step(denoiser, optimizer, mesh, objective=Objective(), accumulation=1, change=lambda batch: batch):
+def run_step(denoiser, optimizer, mesh, objective=GDSD, accumulation=1, change=lambda batch: batch):
   denoiser, state = make_state(denoiser, optimizer, mesh)
   batch = change(make_batch(denoiser, state, objective, mesh, accumulation))
   return distillation_step(

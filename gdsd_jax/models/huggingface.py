@@ -43,7 +43,7 @@ def resolve_path(path_or_hub_name: str | os.PathLike) -> Path:
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
   except Exception as error:  # many kinds, all of them "not to be had": name, network, permission
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    raise FileNotFoundError(f"model.path: {name!r} is no local folder, and the hub did not give it: {reason}") from error
+    raise FileNotFoundError(f"model.path: {name!r} is no local folder, and the hub refused it: {reason}") from error
 
 
 def load_config(path: Path) -> DenoiserConfig:
@@ -212,7 +212,9 @@ def _check_files(path: Path, config: DenoiserConfig, abstract) -> dict[str, Path
         raise ValueError(f"model.path: no weight file in {path} holds {name}")
       expected = _linear_shape(leaf, spec.shape if index is ... else spec.shape[1:])
       if shapes[name] != expected:
-        raise ValueError(f"model.path: {name} in {where[name]} has shape {shapes[name]}; config.json asks for {expected}")
+        raise ValueError(
+          f"model.path: {name} in {where[name]} has shape {shapes[name]}; config.json asks for {expected}"
+        )
   return where
 
 

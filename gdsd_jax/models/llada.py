@@ -5,7 +5,7 @@ from typing import Any
 
 from gdsd_jax.models.config import DenoiserConfig
 
-# What the layout can express but this transformer does not compute: such a model is refused, never silently miscomputed.
+# What the layout can express but this transformer does not compute: such a model is refused, not miscomputed.
 _REQUIRED = {
   "block_type": "llama",
   "activation_type": "silu",

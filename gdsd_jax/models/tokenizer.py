@@ -63,7 +63,8 @@ def encode_prompts(tokenizer, prompts: Sequence[str], buckets: Sequence[int], pa
   if longest > buckets[-1]:
     text = prompts[[len(tokens) for tokens in encoded].index(longest)]
     raise ValueError(
-      f"sampler.prompt_buckets: a prompt has {longest} tokens, the largest bucket {buckets[-1]}: {json.dumps(text[:200])}"
+      f"sampler.prompt_buckets: a prompt has {longest} tokens, the largest bucket {buckets[-1]}:"
+      f" {json.dumps(text[:200])}"
     )
   width = next(bucket for bucket in buckets if bucket >= longest)
   tokens = np.full((len(encoded), width), pad_token_id, np.int32)

@@ -105,7 +105,7 @@ class Blocks(nnx.Module):
 
 
 class Transformer(nnx.Module):
-  """Embedding, blocks, final norm and LM head. `hidden` and `logits` are apart so that callers pay for few positions."""
+  """Embedding, blocks, final norm and LM head. `hidden` and `logits` are apart: callers choose positions."""
 
   def __init__(self, config: DenoiserConfig, rngs: nnx.Rngs, dtype=jnp.float32):
     self.config = config

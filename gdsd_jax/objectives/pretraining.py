@@ -1,4 +1,4 @@
-"""Masked-diffusion likelihood bound: cross-entropy of masked tokens, weighted by 1/t (LLaDA, arXiv 2502.09992, Eq. 3)."""
+"""Masked-diffusion likelihood bound: cross-entropy of masked tokens, weighted by 1/t (LLaDA, arXiv 2502.09992)."""
 
 import jax
 import jax.numpy as jnp

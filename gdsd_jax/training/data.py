@@ -1,4 +1,4 @@
-"""Which problems an iteration sees: a shuffled pass over the training split, then another, resumable at any position."""
+"""Which problems an iteration sees: a shuffled pass over the training split, then another; resumable anywhere."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -296,4 +296,5 @@ def _show_evaluation(step: int, evaluation: dict[str, float]) -> None:
 def _show_rollouts(scored: ScoredRollouts, count: int = 3) -> None:
   spread = np.linspace(0, len(scored.completions) - 1, count).astype(int)
   for i in spread:
-    _log.info("  rollout, reward %.2f: %s", scored.total_reward[i], json.dumps(scored.completions[i], ensure_ascii=False))
+    text = json.dumps(scored.completions[i], ensure_ascii=False)
+    _log.info("  rollout, reward %.2f: %s", scored.total_reward[i], text)

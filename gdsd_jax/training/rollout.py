@@ -96,7 +96,9 @@ class RolloutSampler:
       return self.task.score(completion, example)
     except Exception as error:  # user code: whatever it raises, the run must be able to go on
       name = type(error).__name__
-      raise RewardError(f"reward of task {self.task.name} raised {name}: {error} on completion {completion!r}") from error
+      raise RewardError(
+        f"reward of task {self.task.name} raised {name}: {error} on completion {completion!r}"
+      ) from error
 
   def __call__(self, params, examples, key) -> ScoredRollouts:
     return self.score(examples, *self.sample(params, examples, key))
