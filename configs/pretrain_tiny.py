@@ -6,12 +6,12 @@ import ml_collections
 def get_config():
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.task = dict(name="arithmetic", wrong_answers=0.25)
+  config.task = dict(name="arithmetic", slips=0.1)
   config.model = dict(
-    vocab_size=416, hidden_size=96, num_layers=3, num_heads=4, num_kv_heads=4, mlp_size=256,
+    vocab_size=400, hidden_size=96, num_layers=3, num_heads=4, num_kv_heads=4, mlp_size=256,
     rope_theta=10000.0, norm_epsilon=1e-5, max_positions=256,
   )
-  config.sampler = dict(completion_length=16, steps=16, block_length=8, temperature=1.0)
+  config.sampler = dict(completion_length=24, steps=12, block_length=8, temperature=1.0)
   config.max_prompt_length = 36
   config.steps = 1500
   config.batch_size = 128

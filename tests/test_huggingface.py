@@ -498,7 +498,7 @@ def test_a_weight_file_cut_short_is_refused_by_its_name(saved, share):
   (with_text(INDEX, "{"), ValueError, INDEX),
   (with_text(INDEX, "{}"), ValueError, INDEX),
   (with_text(INDEX, "[]"), ValueError, INDEX),
-  (with_text(INDEX, '{"weight_map": {}}'), ValueError, "holds model.transformer.wte.weight"),
+  (with_text(INDEX, '{"weight_map": {}}'), ValueError, "holds model.transformer."),
 ], ids=words_of)
 def test_bad_shards_are_refused_by_the_file(sharded, damage, error, words):
   folder, _, _ = sharded
@@ -594,7 +594,7 @@ def test_a_save_killed_while_it_tidies_up_loads(sharded, monkeypatch):
 
 # Memory.
 
-WIDE = dataclasses.replace(CONFIG, vocab_size=1024, hidden_size=128, num_layers=8, head_dim=32, mlp_size=512)
+WIDE = dataclasses.replace(CONFIG, vocab_size=1024, hidden_size=128, num_layers=8, head_dim=32, mlp_size=128)
 
 
 def peak_bytes(call):
@@ -607,13 +607,14 @@ def peak_bytes(call):
     tracemalloc.stop()
 
 
-def test_loading_holds_no_second_copy_of_the_model(tmp_path):
+def test_loading_holds_no_second_copy_of_the_model(tmp_path, monkeypatch):
   denoiser = Denoiser(WIDE)
   params = random_params(denoiser)
   save_pretrained(tmp_path, denoiser, params)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-  # On the CPU the arrays of NumPy become the parameters, so one copy is counted here.
-  assert peak_bytes(lambda: load_pretrained(tmp_path)) < 1.3 * size
+  # Onto the CPU, JAX may take over an array of NumPy; a copy is what happens with an accelerator.
+  monkeypatch.setattr(jax, "device_put", lambda array, _: jnp.array(array, copy=True))
+  assert peak_bytes(lambda: load_pretrained(tmp_path)) < size / 2
 
 
 def test_saving_holds_one_shard_beside_the_model(tmp_path):

@@ -70,8 +70,9 @@ class SamplerConfig:
         f"sampler.steps: {self.steps} must be a multiple of the {self.num_blocks} blocks"
         " (completion_length / block_length)"
       )
-    if self.temperature < 0 or self.cfg_scale < 0:
-      raise ValueError("sampler.temperature and sampler.cfg_scale: must not be negative")
+    for field in ("temperature", "cfg_scale"):
+      if getattr(self, field) < 0:
+        raise ValueError(f"sampler.{field}: must not be negative, not {getattr(self, field)}")
 
   @property
   def num_blocks(self) -> int:

@@ -41,6 +41,9 @@ class DenoiserConfig:
   family: str = "llada"
 
   def __post_init__(self):
+    for field in dataclasses.fields(self):
+      if field.type is int and type(getattr(self, field.name)) is not int:
+        raise ValueError(f"{field.name} must be an integer, not {getattr(self, field.name)!r}")
     for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_size"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

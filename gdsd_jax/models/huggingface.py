@@ -4,6 +4,7 @@ Weights go one leaf at a time, so that host memory never holds two copies of the
 """
 
 from collections.abc import Iterator
+import contextlib
 import json
 import math
 import os
@@ -55,6 +56,8 @@ def load_config(path: Path) -> DenoiserConfig:
     raise FileNotFoundError(f"model.path: {file} is missing") from None
   except ValueError as error:
     raise ValueError(f"model.path: {file} is not JSON: {error}") from None
+  if not isinstance(fields, dict):
+    raise ValueError(f"model.path: {file} holds no JSON object")
   family = str(fields.get("model_type", "")).lower()
   if family not in _FAMILIES:
     raise ValueError(f"model.path: {file} has model_type {family!r}; known are {', '.join(sorted(_FAMILIES))}")
@@ -83,7 +86,7 @@ def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, remat: 
     FileNotFoundError, ValueError: a file is missing, damaged or does not fit config.json; nothing was allocated yet.
   """
   if dtype not in _DTYPES:
-    raise ValueError(f"dtype: {dtype!r} is not one of {', '.join(_DTYPES)}")
+    raise ValueError(f"model.dtype: {dtype!r} is not one of {', '.join(_DTYPES)}")
   path = resolve_path(path_or_hub_name)
   config = load_config(path)
   denoiser = Denoiser(config, dtype, remat)
@@ -142,13 +145,16 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
     temporary("config.json").write_text(json.dumps(fields, indent=2) + "\n")
     for final, incomplete in written.items():
       os.replace(incomplete, final)
-    for stale in [*path.glob("model*.safetensors"), path / _INDEX]:
+    # The index first: loading prefers it to the single file.
+    for stale in [path / _INDEX, *path.glob("model*.safetensors"), *path.glob(".model*.incomplete")]:
       if stale not in written:
         stale.unlink(missing_ok=True)
   except (OSError, SafetensorError) as error:
-    for incomplete in written.values():
-      incomplete.unlink(missing_ok=True)
     raise OSError(f"cannot save the model to {path}: {error}") from error
+  finally:
+    with contextlib.suppress(OSError):
+      for incomplete in written.values():
+        incomplete.unlink(missing_ok=True)
 
 
 def _weight_names(config: DenoiserConfig, leaf: str) -> Iterator[tuple[str, object]]:
@@ -190,26 +196,31 @@ def _check_files(path: Path, config: DenoiserConfig, abstract) -> dict[str, Path
   """The file of each weight, after every header was read and every shape compared with config.json's."""
   index = path / _INDEX
   if index.is_file():
-    weight_map = json.loads(index.read_text())["weight_map"]
-    files = {name: path / file for name, file in weight_map.items()}
+    try:
+      files = {name: path / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+      raise ValueError(f"model.path: {index} is no index of weights: {error!r}") from None
   elif (path / "model.safetensors").is_file():
     files = None
   else:
     raise FileNotFoundError(f"model.path: {path} has neither model.safetensors nor {_INDEX}")
-  shapes, where = {}, {}
-  for file in sorted(set(files.values())) if files else [path / "model.safetensors"]:
+  shapes, where, dtypes = {}, {}, {}
+  for file in sorted(set(files.values())) if files is not None else [path / "model.safetensors"]:
     if not file.is_file():
       raise FileNotFoundError(f"model.path: weight file {file} is missing, though {_INDEX} names it")
     try:
       with safe_open(file, "np") as tensors:
         for name in tensors.keys():
           shapes[name], where[name] = tuple(tensors.get_slice(name).get_shape()), file
+          dtypes[name] = tensors.get_slice(name).get_dtype()
     except SafetensorError as error:
       raise ValueError(f"model.path: weight file {file} is damaged or truncated: {error}") from None
   for leaf, spec in abstract.items():
     for name, index in _weight_names(config, leaf):
       if name not in where:
         raise ValueError(f"model.path: no weight file in {path} holds {name}")
+      if dtypes[name] not in ("F64", "F32", "F16", "BF16"):
+        raise ValueError(f"model.path: {name} in {where[name]} is {dtypes[name]}, no floating-point weight")
       expected = _linear_shape(leaf, spec.shape if index is ... else spec.shape[1:])
       if shapes[name] != expected:
         raise ValueError(

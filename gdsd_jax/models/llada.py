@@ -27,6 +27,9 @@ def parse_config(fields: Mapping[str, Any]) -> DenoiserConfig:
     if name in fields and (fields[name] or False) != value:
       raise ValueError(f"{name} is {fields[name]!r}; only {value!r} is supported")
   width, heads = fields["d_model"], fields["n_heads"]
+  for name in ("d_model", "n_heads"):
+    if type(fields[name]) is not int or fields[name] < 1:
+      raise ValueError(f"{name} must be a positive integer, not {fields[name]!r}")
   if width % heads:
     raise ValueError(f"d_model ({width}) must be a multiple of n_heads ({heads})")
   kv_heads = fields.get("n_kv_heads") or (1 if fields.get("multi_query_attention") else heads)
@@ -37,8 +40,8 @@ def parse_config(fields: Mapping[str, Any]) -> DenoiserConfig:
     num_heads=heads,
     num_kv_heads=kv_heads,
     head_dim=width // heads,
-    mlp_size=fields.get("mlp_hidden_size") or fields["mlp_ratio"] * width,
-    rope_theta=float(fields.get("rope_theta", 10000.0)),
+    mlp_size=fields.get("mlp_hidden_size") or int(fields["mlp_ratio"] * width),
+    rope_theta=float(fields.get("rope_theta") or 10000.0),
     norm_epsilon=float(fields.get("rms_norm_eps", 1e-5)),
     max_positions=fields["max_sequence_length"],
     mask_token_id=fields["mask_token_id"],

@@ -24,11 +24,19 @@ def load_tokenizer(path_or_hub_name, config: DenoiserConfig):
   path = Path(resolve_path(path_or_hub_name))
   if not (path / "tokenizer.json").is_file():
     raise FileNotFoundError(f"model.path: {path} has no tokenizer.json")
-  tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+  try:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+  except Exception as error:  # the library raises many kinds, bare Exception among them
+    raise ValueError(f"model.path: {path}/tokenizer.json cannot be read: {error}") from None
   if tokenizer.chat_template is None:
     raise ValueError(f"model.path: {path} has no chat template (tokenizer_config.json or chat_template.jinja)")
   if len(tokenizer) > config.vocab_size:
     raise ValueError(f"model.path: {path}: {len(tokenizer)} tokens do not fit the model's {config.vocab_size}")
+  if tokenizer.mask_token_id not in (None, config.mask_token_id):
+    raise ValueError(
+      f"model.path: {path}: the mask token is {tokenizer.mask_token_id} in the tokenizer's files,"
+      f" {config.mask_token_id} in config.json"
+    )
   return tokenizer
 
 

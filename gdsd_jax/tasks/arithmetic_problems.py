@@ -5,7 +5,7 @@ import hashlib
 import itertools
 from typing import Any
 
-SMALLEST_OPERAND, LARGEST_OPERAND = 1, 9
+SMALLEST_OPERAND, LARGEST_OPERAND = 1, 6
 SPLIT_SIZES = {"train": 9_000, "test": 400}
 TEST_FRACTION = 0.1  # of the calculations
 

@@ -27,7 +27,10 @@ class Checkpoints:
       ),
     ]
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies), cleanup_tmp_directories=True
+      preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies), cleanup_tmp_directories=True,
+      best_fn=lambda metrics: metrics["reward"],  # without it Orbax writes no metrics, and forgets the best
+      # Made in the background, a folder that cannot be made is waited for at exit, for minutes.
+      async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
     try:
       self._manager = ocp.CheckpointManager(
@@ -61,21 +64,21 @@ class Checkpoints:
 
   def restore_run(self) -> dict[str, Any]:
     """The JSON values of the newest checkpoint."""
-    restored = self._manager.restore(self.latest_step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
-    return restored["run"]
+    return self._restore(run=ocp.args.JsonRestore())["run"]
 
   def restore_state(self, state: TrainState) -> TrainState:
     """The newest checkpoint's state, laid out as `state` (whose values do not matter) is."""
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(state))
-    try:
-      restored = self._manager.restore(
-        self.latest_step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-      )["state"]
-    except Exception as error:  # as above
-      raise CheckpointError(
-        f"checkpoints: step {self.latest_step} in {self.directory} cannot be read: {_first_line(error)}"
-      ) from error
+    restored = self._restore(state=ocp.args.StandardRestore(abstract))["state"]
     return restored.replace(key=jax.random.wrap_key_data(restored.key))
+
+  def _restore(self, **items):
+    try:
+      return self._manager.restore(self.latest_step, args=ocp.args.Composite(**items))
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+      raise CheckpointError(
+        f"checkpoints: step {self.latest_step} in {self.directory} cannot be read: {_cause(error)}"
+      ) from error
 
   def check(self) -> None:
     """Raises CheckpointError if a save in the background has failed."""
@@ -94,7 +97,7 @@ class Checkpoints:
 
   def _failed(self, error: Exception) -> CheckpointError:
     return CheckpointError(
-      f"checkpoints: cannot save to {self.directory} (is the disk full?): {_first_line(error)};"
+      f"checkpoints: cannot save to {self.directory} (is the disk full?): {_cause(error)};"
       " earlier checkpoints are whole, and the same command resumes from them"
     )
 
@@ -104,5 +107,6 @@ def _storable(state: TrainState) -> TrainState:
   return state.replace(key=jax.random.key_data(state.key))
 
 
-def _first_line(error: Exception) -> str:
-  return json.dumps((str(error).strip() or type(error).__name__).splitlines()[0][:300])
+def _cause(error: Exception) -> str:
+  # The end, because TensorStore puts the operating system's word last.
+  return json.dumps(" ".join(str(error).split())[-300:] or type(error).__name__)

@@ -95,7 +95,11 @@ class Trainer:
   def _refuse_contradictions(self, config_file: Path) -> None:
     if not config_file.is_file():
       return
-    different = contradictions(json.loads(config_file.read_text()), self.config)
+    try:
+      saved = json.loads(config_file.read_text())
+    except ValueError as error:
+      raise ValueError(f"--workdir: {config_file} is not JSON: {error}") from None
+    different = contradictions(saved, self.config)
     if different:
       raise ValueError(
         f"--workdir: {self.workdir} holds a run with another config ({'; '.join(different)});"
@@ -226,6 +230,7 @@ def train(config, workdir: Path) -> None:
       _show_evaluation(0, first)
       writer.write({"step": 0, "reward": first.get("eval/sampled_reward", first["eval/reward"]), **first})
     _run_steps(trainer, writer, start)
+    writer.plot()
   finally:
     writer.close()
   trainer.checkpoints.close()
@@ -251,6 +256,7 @@ def _run_steps(trainer: Trainer, writer: MetricsWriter, start: int) -> None:
       _log.info("step %d: skipped %d of %d updates: %s", step, row["skipped"], config.objective.num_iterations,
                 cause or "their gradient is not finite")
     if failures >= config.max_skipped_steps:
+      writer.write(row | watch.metrics())
       raise TrainingError(f"giving up at step {step}: {failures} steps in a row were skipped; the last: {cause}")
 
     last = step == config.steps

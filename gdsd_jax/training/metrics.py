@@ -22,7 +22,7 @@ def log_to_stdout() -> None:
   logger.handlers[:] = [handler]
   logger.setLevel(logging.INFO)
   logger.propagate = False
-  absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax and TFDS tell every step they take
+  absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax and TFDS tell every step they take, and errors twice
 
 
 class MetricsWriter:
@@ -77,7 +77,6 @@ class MetricsWriter:
     self._plotted = time.monotonic()
 
   def close(self) -> None:
-    self.plot()
     self._file.close()
     if self._tensorboard:
       self._tensorboard.close()
@@ -89,8 +88,15 @@ def read_metrics(path: Path) -> list[dict]:
   """Rows of a metrics.jsonl, none if it is missing; a last line that a killed run left half-written is dropped."""
   if not path.is_file():
     return []
-  lines = path.read_text().splitlines(keepends=True)
-  return [json.loads(line) for line in lines if line.endswith("\n")]
+  rows = []
+  for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
+    if not line.endswith("\n"):
+      continue
+    try:
+      rows.append(json.loads(line))
+    except ValueError as error:
+      raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
+  return rows
 
 
 def plot_reward(rows, path: Path, window: int = 10) -> None:

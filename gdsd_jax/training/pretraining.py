@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 from pathlib import Path
+import re
 import time
 
 import jax
@@ -19,6 +20,7 @@ from gdsd_jax.models.huggingface import save_pretrained
 from gdsd_jax.models.tokenizer import chat_prompt, encode_prompts, load_tokenizer
 from gdsd_jax.objectives.pretraining import masked_cross_entropy
 from gdsd_jax.tasks import get_task
+from gdsd_jax.tasks.arithmetic_problems import LARGEST_OPERAND
 from gdsd_jax.training.evaluation import evaluate
 from gdsd_jax.training.rollout import RolloutSampler
 
@@ -60,12 +62,20 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...]
   tokenizer.save_pretrained(path)
 
 
-def corrupt_answer(solution: str, answer: int, rng: np.random.Generator) -> str:
-  """The solution with a wrong last result, off by one to nine, in reasoning and answer alike."""
-  near = [number for number in range(max(answer - 9, 0), answer + 10) if number != answer]
-  wrong = int(rng.choice(near))
-  beginning, _, _ = solution.rpartition(f"={answer}</reasoning>")
-  return f"{beginning}={wrong}</reasoning><answer>{wrong}</answer>"
+def careless_solution(task, example, slips: float, rng: np.random.Generator) -> str:
+  """A solution as a careless writer gives it, so that the model starts mediocre and RL has something to find.
+
+  Writers are hasty: the larger the second number, the likelier they stop after the first step and answer that. Of the
+  others, a share `slips` gets the last result wrong by up to five.
+  """
+  first, second = example["reasoning"].split(" ")
+  operand = int(re.search(r"[+-](\d+)=", second)[1])
+  if rng.random() < operand / (LARGEST_OPERAND + 1):
+    return task.solution({"reasoning": first, "answer": int(first.partition("=")[2])})
+  answer = example["answer"]
+  if rng.random() < slips:
+    answer = int(rng.choice([n for n in range(max(answer - 5, 0), answer + 6) if n != answer]))
+  return task.solution({"reasoning": f"{first} {second.partition('=')[0]}={answer}", "answer": answer})
 
 
 @functools.partial(jax.jit, static_argnames=("denoiser", "optimizer"), donate_argnames=("params", "opt_state"))
@@ -106,9 +116,7 @@ def pretrain(config, out: Path) -> dict[str, float]:
   )
   completions = np.full((len(train), config.sampler.completion_length), model_config.eos_token_id, np.int32)
   for row, example in enumerate(train):
-    text = task.solution(example)
-    if rng.random() < config.task.wrong_answers:
-      text = corrupt_answer(text, example["answer"], rng)
+    text = careless_solution(task, example, config.task.slips, rng)
     encoded = tokenizer.encode(text + END_OF_TURN, add_special_tokens=False)
     completions[row, :len(encoded)] = encoded
   tokens = np.concatenate([prompts, completions], axis=1)
