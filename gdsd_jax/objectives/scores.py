@@ -85,6 +85,13 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
     attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones((batch, length), bool)], axis=1)
     attention_mask = jnp.concatenate([attention_mask, attention_mask])
 
+  def score_hidden(hidden):
+    return token_scores(denoiser.logits(params, hidden), completion, center_top_k, center_gradient)
+
+  if denoiser.remat:
+    # Otherwise the float32 logits of every sample would wait for the backward pass.
+    score_hidden = jax.checkpoint(score_hidden, prevent_cse=False)
+
   def one_sample(mask):
     noised = [
       jnp.concatenate([prompt, jnp.where(masked, denoiser.config.mask_token_id, completion)], axis=1)
@@ -93,10 +100,8 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
     hidden = denoiser.hidden(params, jnp.concatenate(noised), attention_mask)[:, prompt_length:]
     # Each token is predicted in one pass of the pair, so L positions go through the LM head, not 2 L.
     hidden = jnp.where(mask[..., None], hidden[:batch], hidden[batch:])
-    plain, centered = token_scores(denoiser.logits(params, hidden), completion, center_top_k, center_gradient)
+    plain, centered = score_hidden(hidden)
     weights = token_weights(mask) if weighted else jnp.ones((batch, length))
     return Scores(*(None if s is None else 0.5 * jnp.sum(weights * s, axis=-1) for s in (plain, centered)))
 
-  if denoiser.remat:
-    one_sample = jax.checkpoint(one_sample, prevent_cse=False)
   return jax.tree.map(jnp.transpose, jax.lax.map(one_sample, masks))

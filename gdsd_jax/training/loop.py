@@ -1,7 +1,5 @@
-"""The training loop: rollouts, rewards, advantages, masks, scores, updates; evaluation, checkpoints, metrics."""
+"""The training loop: iterations, evaluations, metrics and checkpoints, and what the screen shows of them."""
 
-import contextlib
-import functools
 import json
 import logging
 import os
@@ -9,196 +7,17 @@ from pathlib import Path
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from gdsd_jax import parallel
-from gdsd_jax.diffusion.forward import consistent_masks
-from gdsd_jax.models.huggingface import load_pretrained
-from gdsd_jax.models.tokenizer import load_tokenizer
-from gdsd_jax.objectives.teacher import leave_one_out_advantages
-from gdsd_jax.tasks import get_task
-from gdsd_jax.training.checkpoints import Checkpoints
-from gdsd_jax.training.config import contradictions, objective_config, sampler_config, validate, validate_mesh
-from gdsd_jax.training.data import ExampleStream
-from gdsd_jax.training.evaluation import evaluate
 from gdsd_jax.training.metrics import format_seconds, MetricsWriter, Progress
-from gdsd_jax.training.rollout import RewardError, RolloutSampler, ScoredRollouts
-from gdsd_jax.training.state import init_state, make_optimizer, sync_reference
-from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
+from gdsd_jax.training.rollout import RewardError, ScoredRollouts
+from gdsd_jax.training.trainer import config_json, Stopwatch, Trainer
 
 _log = logging.getLogger(__name__)
 
 
 class TrainingError(ValueError):
   """The run cannot go on; the message is one line with the cause."""
-
-
-class Stopwatch:
-  """Seconds spent in each phase of a step."""
-
-  def __init__(self):
-    self.seconds, self._started = {}, time.monotonic()
-
-  @contextlib.contextmanager
-  def phase(self, name: str):
-    started = time.monotonic()
-    yield
-    self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
-
-  def metrics(self) -> dict[str, float]:
-    phases = {f"seconds/{name}": seconds for name, seconds in self.seconds.items()}
-    return {**phases, "seconds/step": time.monotonic() - self._started}
-
-
-class Trainer:
-  """A run: everything that its iterations need, built and checked once.
-
-  Raises ValueError, OSError or CheckpointError, one line with the cause, before anything is compiled or overwritten.
-  """
-
-  def __init__(self, config, workdir: Path):
-    validate(config)
-    self.config, self.workdir = config, workdir
-    self.mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    validate_mesh(config, self.mesh)
-    self.task = get_task(config.task.name, **{k: v for k, v in config.task.items() if k != "name" and v is not None})
-    train, test = self.task.examples("train"), self.task.examples("test")
-    if not len(train) or not len(test):
-      raise ValueError(f"task.name: {config.task.name} has an empty split ({len(train)} train, {len(test)} test)")
-    self.stream = ExampleStream(train, config.seed)
-    self.held_out = [test[i] for i in range(min(config.eval.num_examples, len(test)))]
-    self._refuse_contradictions(workdir / "config.json")
-
-    self.denoiser, params = load_pretrained(config.model.path, config.model.dtype, self.mesh, config.model.remat)
-    tokenizer = load_tokenizer(config.model.path, self.denoiser.config)
-    sampler = sampler_config(config)
-    longest = config.sampler.prompt_buckets[-1] + sampler.completion_length
-    if longest > self.denoiser.config.max_positions:
-      raise ValueError(
-        f"sampler.prompt_buckets, sampler.completion_length: {longest} tokens exceed the"
-        f" {self.denoiser.config.max_positions} positions of {config.model.path}"
-      )
-    self.sampler = RolloutSampler(
-      self.denoiser, tokenizer, self.task, sampler, config.sampler.prompt_buckets, self.mesh
-    )
-    self.objective = objective_config(config)
-    self.optimizer = make_optimizer(config.optimizer)
-    self.state = init_state(
-      self.denoiser, params, self.optimizer, config.seed, with_reference=self.objective.beta > 0, mesh=self.mesh
-    )
-    self._static = dict(denoiser=self.denoiser, objective=self.objective, accumulation=config.optimizer.accumulation)
-    self._compiled = set()
-    self._sync_reference = jax.jit(functools.partial(sync_reference, mix=config.objective.reference_sync_mix))
-    self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
-
-  def _refuse_contradictions(self, config_file: Path) -> None:
-    if not config_file.is_file():
-      return
-    try:
-      saved = json.loads(config_file.read_text())
-    except ValueError as error:
-      raise ValueError(f"--workdir: {config_file} is not JSON: {error}") from None
-    different = contradictions(saved, self.config)
-    if different:
-      raise ValueError(
-        f"--workdir: {self.workdir} holds a run with another config ({'; '.join(different)});"
-        " restore these fields or choose another --workdir"
-      )
-
-  def resume(self) -> bool:
-    """Restores the newest checkpoint, if there is one; returns whether there was."""
-    if self.checkpoints.latest_step is None:
-      return False
-    run = self.checkpoints.restore_run()
-    different = contradictions(run["config"], self.config)
-    if different:
-      raise ValueError(f"--workdir: the checkpoint in {self.workdir} has another config: {'; '.join(different)}")
-    self.state = self.checkpoints.restore_state(self.state)
-    self.stream.position = run["data_position"]
-    return True
-
-  def save(self, reward: float | None) -> None:
-    run = {"config": json.loads(config_json(self.config)), "data_position": self.stream.position}
-    self.checkpoints.save(self.state, run, reward)
-
-  def evaluate(self) -> dict[str, float]:
-    """Held-out accuracy and rewards, named eval/…; the same problems and random key every time."""
-    key = jax.random.key(self.config.seed)
-    result = evaluate(self.sampler, self.state.params, self.held_out, key, self.config.eval.batch_size)
-    return {f"eval/{name}": value for name, value in result.items()}
-
-  def iterate(self, watch: Stopwatch) -> tuple[dict[str, float], ScoredRollouts]:
-    """One iteration: sample, reward, update `objective.num_iterations` times. Raises RewardError before any update."""
-    config, group_size = self.config, self.config.group_size
-    next_key, sample_key, mask_key = jax.random.split(self.state.key, 3)
-    self.state = self.state.replace(key=next_key, step=self.state.step + 1)
-    examples = [e for e in self.stream.take(config.prompts_per_step) for _ in range(group_size)]
-    with watch.phase("rollout"):
-      prompt, prompt_mask, rollout = self.sampler.sample(self.state.params, examples, sample_key)
-      jax.block_until_ready(rollout)
-    with watch.phase("reward"):
-      scored = self.sampler.score(examples, prompt, prompt_mask, rollout)
-    advantages = leave_one_out_advantages(
-      jnp.asarray(scored.total_reward).reshape(-1, group_size), config.objective.scale_rewards
-    ).reshape(-1)
-    updates = self._update(scored, advantages, mask_key, watch)
-    sync_every = config.objective.reference_sync_every
-    if self.state.reference is not None and sync_every and int(self.state.step) % sync_every == 0:
-      self.state = self.state.replace(reference=self._sync_reference(self.state.reference, self.state.params))
-    return {**_rollout_metrics(scored, group_size, watch), **updates}, scored
-
-  def _update(self, scored: ScoredRollouts, advantages, mask_key, watch: Stopwatch) -> dict[str, float]:
-    """The mu updates on one batch of rollouts; metrics averaged over them."""
-    objective, sampler = self.config.objective, self.sampler.config
-    tokens = jnp.concatenate([scored.prompt, scored.rollout.tokens], axis=1)
-    if tokens.shape not in self._compiled:
-      self._compiled.add(tokens.shape)
-      _log.info("compiling scores and distillation step for %d rollouts of %d tokens", *tokens.shape)
-    draw_masks = functools.partial(
-      consistent_masks, confidence=scored.rollout.confidence, num_samples=objective.num_mc,
-      block_length=sampler.block_length, remasking=sampler.remasking,
-    )
-    sharding = parallel.batch_sharding(self.mesh)
-    rollouts = [
-      jax.device_put(Rollouts(tokens, scored.prompt_mask, draw_masks(key).transpose(1, 0, 2)), sharding)
-      for key in jax.random.split(mask_key, objective.num_iterations)
-    ]
-    advantages = jax.device_put(advantages, sharding)
-    score = functools.partial(score_rollouts, **self._static)
-    with watch.phase("score"):
-      old = [score(self.state.params, part) for part in rollouts]
-      ref = [None if self.state.reference is None else score(self.state.reference, part) for part in rollouts]
-      jax.block_until_ready((old, ref))
-    metrics = []
-    with watch.phase("update"):
-      for i, part in enumerate(rollouts):
-        current = old[0] if i == 0 else score(self.state.params, part)  # before the first update student is old
-        batch = DistillationBatch(part, advantages, old[i], ref[i], current)
-        self.state, step_metrics = distillation_step(self.state, batch, optimizer=self.optimizer, **self._static)
-        metrics.append(step_metrics)
-      metrics = jax.device_get(metrics)
-    mean = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
-    return {**mean, "skipped": int(sum(m["skipped"] for m in metrics))}
-
-
-def _rollout_metrics(scored: ScoredRollouts, group_size: int, watch: Stopwatch) -> dict[str, float]:
-  groups = scored.total_reward.reshape(-1, group_size)
-  texts = np.array(scored.completions, dtype=object).reshape(-1, group_size)
-  return {
-    "reward": float(groups.mean()),
-    **{f"reward/{name}": float(values.mean()) for name, values in scored.rewards.items()},
-    "reward_std": float(groups.std(axis=1).mean()),
-    "groups_without_spread": float(np.mean(np.ptp(groups, axis=1) == 0)),
-    "completion_length": float(scored.lengths.mean()),
-    "diversity": float(np.mean([len(set(group)) for group in texts]) / group_size),
-    "tokens_per_second": scored.rollout.tokens.size / watch.seconds["rollout"],
-  }
-
-
-def config_json(config) -> str:
-  """The config as JSON, fields in order."""
-  return json.dumps(config.to_dict(), indent=2, sort_keys=True)
 
 
 def train(config, workdir: Path) -> None:

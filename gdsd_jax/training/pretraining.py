@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 import re
+import tempfile
 import time
 
 import jax
@@ -96,17 +97,17 @@ def pretrain(config, out: Path) -> dict[str, float]:
   task = get_task(config.task.name)
   train = task.examples("train")
   tags = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
-  out.mkdir(parents=True, exist_ok=True)
   texts = [f"{message['role']}\n\n{message['content']}" for example in train for message in task.messages(example)]
   texts += ["assistant\n\n"] * len(texts)
-  train_tokenizer(iter(texts), config.model.vocab_size, tags, out)
-  special = json.loads((out / "tokenizer.json").read_text())["added_tokens"]
-  token_ids = {token["content"]: token["id"] for token in special}
-  model_config = DenoiserConfig(
-    **config.model, head_dim=config.model.hidden_size // config.model.num_heads,
-    mask_token_id=token_ids[MASK], eos_token_id=token_ids[END], pad_token_id=token_ids[END],
-  )
-  tokenizer = load_tokenizer(out, model_config)
+  with tempfile.TemporaryDirectory() as scratch:  # `out` keeps what it holds until there is something better
+    train_tokenizer(iter(texts), config.model.vocab_size, tags, Path(scratch))
+    special = json.loads((Path(scratch) / "tokenizer.json").read_text())["added_tokens"]
+    token_ids = {token["content"]: token["id"] for token in special}
+    model_config = DenoiserConfig(
+      **config.model, head_dim=config.model.hidden_size // config.model.num_heads,
+      mask_token_id=token_ids[MASK], eos_token_id=token_ids[END], pad_token_id=token_ids[END],
+    )
+    tokenizer = load_tokenizer(scratch, model_config)
   denoiser = Denoiser(model_config, remat=True)  # also faster here: on a CPU, stacking residuals costs more
   params = denoiser.init(jax.random.key(config.seed))
 
@@ -124,10 +125,8 @@ def pretrain(config, out: Path) -> dict[str, float]:
   maskable = np.zeros(tokens.shape, bool)
   maskable[:, config.max_prompt_length:] = True
 
-  schedule = optax.warmup_cosine_decay_schedule(
-    0, config.optimizer.learning_rate, config.optimizer.warmup_steps, config.steps,
-    config.optimizer.learning_rate * config.optimizer.final_fraction,
-  )
+  # Constant after warm-up: `steps` then chooses a point of one and the same run.
+  schedule = optax.linear_schedule(0.0, config.optimizer.learning_rate, config.optimizer.warmup_steps)
   optimizer = optax.chain(
     optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=config.optimizer.weight_decay)
   )
@@ -151,4 +150,5 @@ def pretrain(config, out: Path) -> dict[str, float]:
       shown = "  ".join(f"{name} {float(value):.3f}" for name, value in {**metrics, **result}.items())
       _log.info("step %d/%d  %.0f s  %s", step + 1, config.steps, seconds, shown)
   save_pretrained(out, denoiser, params)
+  tokenizer.save_pretrained(out)
   return result

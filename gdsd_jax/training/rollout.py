@@ -70,11 +70,14 @@ class RolloutSampler:
     other.config = dataclasses.replace(self.config, **changes)
     return other
 
+  def encode(self, examples: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts as left-padded (tokens, mask). Raises ValueError when one exceeds the largest bucket."""
+    prompts = [chat_prompt(self.tokenizer, self.task.messages(example)) for example in examples]
+    return encode_prompts(self.tokenizer, prompts, self.prompt_buckets, self.denoiser.config.pad_token_id)
+
   def sample(self, params, examples: Sequence[Mapping[str, Any]], key) -> tuple[jax.Array, jax.Array, Rollout]:
     """One completion for each example, on the device: (prompt, prompt_mask, rollout). Returns before it is computed."""
-    prompts = [chat_prompt(self.tokenizer, self.task.messages(example)) for example in examples]
-    pad = self.denoiser.config.pad_token_id
-    prompt, mask = encode_prompts(self.tokenizer, prompts, self.prompt_buckets, pad)
+    prompt, mask = self.encode(examples)
     if self.mesh is not None:
       prompt, mask = jax.device_put((prompt, mask), parallel.batch_sharding(self.mesh))
     if (self.config, prompt.shape) not in self._compiled:
