@@ -17,17 +17,17 @@ def get_config():
   config.seed = 0
   config.task = dict(
     name="arithmetic",
-    slips=0.1,  # share of wrong last results among the careful solutions
+    slips=0.5,  # share of wrong results
   )
   config.model = dict(
-    vocab_size=400, hidden_size=96, num_layers=3, num_heads=4, num_kv_heads=4, mlp_size=256,
+    vocab_size=416, hidden_size=96, num_layers=3, num_heads=4, num_kv_heads=4, mlp_size=256,
     rope_theta=10000.0, norm_epsilon=1e-5, max_positions=256,
   )
   # For the evaluations, and the length that the training solutions are filled up to with EOS.
-  config.sampler = dict(completion_length=24, steps=24, block_length=8, temperature=1.0)
+  config.sampler = dict(completion_length=16, steps=16, block_length=8, temperature=1.0)
   config.max_prompt_length = 36
   config.steps = 3000
-  config.batch_size = 128
+  config.batch_size = 64
   # 1e-3 learns the calculations; 3e-3 had learnt none after the same number of steps.
   config.optimizer = dict(learning_rate=1e-3, warmup_steps=100, weight_decay=0.01)
   config.eval_every = 250

@@ -14,16 +14,16 @@ from gdsd_jax.tasks import arithmetic, arithmetic_problems, base, get_task
 
 TASK = get_task("arithmetic")
 EXAMPLE = {
-  "question": "Tom has 9 apples, buys 8 and finds 2 more. How many apples does Tom have?",
-  "reasoning": "9+8=17 17+2=19",
+  "question": "Tom has 12 apples and buys 7 more. How many apples does Tom have?",
+  "reasoning": "12+7=19",
   "answer": 19,
 }
 CORRECT, FORMAT = arithmetic.CORRECTNESS_REWARD, arithmetic.FORMAT_REWARD
 
 # (version, split) -> digest. After changing a problem, raise Arithmetic.VERSION and write the new digests here.
 DIGESTS = {
-  ("1.0.0", "train"): "b467a694fb36cd6500f8333059823d973da3afc6dcafb7a20d6eb0d6c57fa0b8",
-  ("1.0.0", "test"): "00673f8c55f1e3c645670d77436ab2a69342b64dfe4983c298a5d0eae9e37cbe",
+  ("1.0.0", "train"): "f58c377717c80f2b45db2d5d11e175932b1ff8bcd6daa37caaa4197148f13b10",
+  ("1.0.0", "test"): "b2382bc87b4a5313c6e616cca55d1c7817591c32c204cb7a20ede387c5490e15",
 }
 
 
@@ -40,9 +40,11 @@ def prepared_dir(tmp_path_factory):
   return data_dir
 
 
-def calculation(problem):
-  """(start, first change, second change) as written in the reasoning, e.g. ("9", "+8", "+2")."""
-  return re.fullmatch(r"(\d+)([+-]\d+)=\d+ \d+([+-]\d+)=\d+", problem["reasoning"]).groups()
+def problem_of(example):
+  """(calculation, sentence): the question with its name, thing and numbers blanked."""
+  sentence = re.sub("|".join(arithmetic_problems.NAMES), "NAME", example["question"])
+  sentence = re.sub(rf"\b({'|'.join(arithmetic_problems.THINGS)})s?\b", "THING", sentence)
+  return example["reasoning"], re.sub(r"\d+", "NUMBER", sentence)
 
 
 def digest(problems):
@@ -161,15 +163,16 @@ def test_solutions_earn_the_full_reward(split_problems, split):
 
 
 def test_solution_is_the_reasoning_and_its_result():
-  assert TASK.solution(EXAMPLE) == "<reasoning>9+8=17 17+2=19</reasoning><answer>19</answer>"
+  assert TASK.solution(EXAMPLE) == "<reasoning>12+7=19</reasoning><answer>19</answer>"
 
 
 def test_prompt_is_the_question_alone():
   assert TASK.messages(EXAMPLE) == [{"role": "user", "content": EXAMPLE["question"]}]
 
 
-def test_splits_share_no_calculation(split_problems):
-  train, test = ({calculation(problem) for problem in split_problems[split]} for split in base.SPLITS)
+def test_splits_share_no_problem(split_problems):
+  train, test = ({problem_of(example) for example in split_problems[split]} for split in base.SPLITS)
+  assert len(train) > 1000 and len(test) > 100
   assert not train & test
 
 
@@ -183,24 +186,23 @@ def test_splits_have_their_size(split_problems, split, size):
   assert len(split_problems[split]) == size
 
 
-def test_calculations_of_a_split_are_equally_frequent(split_problems):
-  counts = collections.Counter(calculation(problem) for problem in split_problems["train"])
+def test_problems_of_a_split_are_equally_frequent(split_problems):
+  counts = collections.Counter(problem_of(example) for example in split_problems["train"])
   assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_about_a_tenth_of_the_calculations_is_in_test(split_problems):
-  train, test = (len({calculation(problem) for problem in split_problems[split]}) for split in base.SPLITS)
+def test_about_a_tenth_of_the_problems_is_in_test(split_problems):
+  train, test = (len({problem_of(example) for example in split_problems[split]}) for split in base.SPLITS)
   assert test / (train + test) == pytest.approx(0.1, abs=0.01)
 
 
 @pytest.mark.parametrize("split", base.SPLITS)
 def test_reasoning_is_right_and_about_the_numbers_of_the_question(split_problems, split):
-  for problem in split_problems[split]:
-    start, first, second = (int(number) for number in calculation(problem))
-    between, answer = start + first, start + first + second
-    assert min(between, answer) >= 0 and answer == problem["answer"]
-    assert problem["reasoning"] == f"{start}{first:+d}={between} {between}{second:+d}={answer}"
-    assert re.findall(r"\d+", problem["question"]) == [str(start), str(abs(first)), str(abs(second))]
+  for example in split_problems[split]:
+    left, operation, right, result = re.fullmatch(r"(\d+)([+-])(\d+)=(\d+)", example["reasoning"]).groups()
+    expected = int(left) + int(right) if operation == "+" else int(left) - int(right)
+    assert int(result) == example["answer"] == expected >= 0
+    assert re.findall(r"\d+", example["question"]) == [left, right]
 
 
 @pytest.mark.parametrize("split", base.SPLITS)

@@ -21,9 +21,9 @@ _FORMAT = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class ArithmeticTask:
-  """Word problems of two additions or subtractions (a `base.Task`).
+  """Addition and subtraction word problems (a `base.Task`).
 
-  An example has `question` (str), `reasoning` (str, such as "7+5=12 12-3=9") and `answer` (int).
+  An example has `question` (str), `reasoning` (str, such as "12+7=19") and `answer` (int).
 
   Attributes:
     data_dir: where the TFDS dataset is kept, written there on first use; None for the default of TFDS.

@@ -22,7 +22,7 @@ class Arithmetic(tfds.core.GeneratorBasedBuilder):
   def _info(self):
     return tfds.core.DatasetInfo(
       builder=self,
-      description="Word problems of two additions or subtractions; no calculation is in both splits.",
+      description="Addition and subtraction word problems; no calculation is in both splits in the same sentence.",
       features=tfds.features.FeaturesDict({
         "question": tfds.features.Text(),
         "answer": np.int32,

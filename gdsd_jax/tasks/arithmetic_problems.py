@@ -5,92 +5,67 @@ import hashlib
 import itertools
 from typing import Any
 
-SMALLEST_OPERAND, LARGEST_OPERAND = 1, 6
+LEFT_OPERANDS, RIGHT_OPERANDS = range(1, 21), range(1, 10)
 SPLIT_SIZES = {"train": 9_000, "test": 400}
-TEST_FRACTION = 0.1  # of the calculations
+TEST_FRACTION = 0.1  # of the problems
 
 NAMES = ("Tom", "Ana", "Ben", "Mia", "Sam", "Eva")
 THINGS = ("apple", "book", "coin", "pen", "shell", "card")
-EVENTS = {
-  "+": ("finds {number} more", "buys {number}", "gets {number} more"),
-  "-": ("gives away {number}", "loses {number}", "sells {number}"),
+TEMPLATES = {
+  "+": (
+    "{name} has {left} and buys {right} more. How many {things} does {name} have?",
+    "{name} finds {left} and then {right} more. How many {things} did {name} find?",
+    "{name} gets {left} on Monday and {right} on Friday. How many {things} is that?",
+    "A box holds {left}. {name} adds {right} more. How many {things} are in the box?",
+  ),
+  "-": (
+    "{name} has {left} and gives away {right}. How many {things} does {name} have left?",
+    "{name} had {left} but lost {right}. How many {things} does {name} have now?",
+    "{name} buys {left} and then sells {right}. How many {things} does {name} keep?",
+    "A box holds {left}. {name} takes out {right}. How many {things} are in the box?",
+  ),
 }
-TEMPLATES = (
-  "{name} has {start}, {first} and {second}. How many {things} does {name} have?",
-  "{name} starts with {start}. {name} {first}, then {second}. How many {things} are left?",
-  "With {start} in a bag, {name} {first}, then {second}. How many {things} now?",
-  "How many {things} are there if {name} has {start}, {first} and {second}?",
-)
 
 
 def problems(split: str) -> Iterator[dict[str, Any]]:
-  """Problems of split "train" or "test", each calculation several times in different words.
+  """Problems of split "train" or "test".
 
-  A calculation is a start and two events, such as 7 + 5 − 3, that never falls below zero. Every calculation belongs to
-  one split alone, so that test accuracy measures composition of known steps rather than memory of results.
+  A problem is a calculation in a sentence template, told several times with different names and things. It belongs to
+  one split alone: test asks for known calculations in sentences that they were never seen in.
 
   Yields:
-    dicts of `question` (str), `reasoning` (str, such as "7+5=12 12-3=9") and `answer` (int). No two questions are
-    equal, within a split or across splits.
+    dicts of `question` (str), `reasoning` (str, such as "12+7=19") and `answer` (int). No two questions are equal,
+    within a split or across splits.
   """
-  calculations = _calculations(split)
-  for round_number in itertools.count():
-    # Every calculation once, then every one again in other words: all are equally frequent, to within one.
-    for i, calculation in enumerate(calculations):
-      if round_number * len(calculations) + i == SPLIT_SIZES[split]:
-        return
-      yield _problem(*calculation, _wording(calculation, round_number))
+  tellings = [_shuffled((*problem, *telling) for telling in itertools.product(NAMES, THINGS))
+              for problem in _problems(split)]
+  # Every problem once, then every problem again: all are equally frequent, to within one.
+  in_turn = itertools.chain.from_iterable(zip(*tellings))
+  for telling in itertools.islice(in_turn, SPLIT_SIZES[split]):
+    yield _example(*telling)
 
 
-def _calculations(split):
-  operands = range(SMALLEST_OPERAND, LARGEST_OPERAND + 1)
-  every = [
-    (start, first, second)
-    for start in operands
-    for first in itertools.product(EVENTS, operands)
-    for second in itertools.product(EVENTS, operands)
-    if _apply(start, first) >= 0 and _apply(_apply(start, first), second) >= 0
-  ]
-  every = _shuffled(every)
+def _problems(split: str) -> list[tuple]:
+  every = _shuffled(
+    (operation, left, right, template)
+    for operation, templates in TEMPLATES.items()
+    for left, right, template in itertools.product(LEFT_OPERANDS, RIGHT_OPERANDS, templates)
+    if operation == "+" or left >= right
+  )
   num_test = round(TEST_FRACTION * len(every))
   return every[:num_test] if split == "test" else every[num_test:]
 
 
-def _apply(value: int, event: tuple[str, int]) -> int:
-  sign, operand = event
-  return value + operand if sign == "+" else value - operand
-
-
-def _wording(calculation, round_number: int) -> int:
-  # A stride through all wordings from a start that depends on the calculation: no wording comes twice.
-  count = _num_wordings()
-  return (int.from_bytes(_digest(calculation)[:4], "big") + round_number * (count // 7 + 1)) % count
-
-
-def _num_wordings() -> int:
-  return len(TEMPLATES) * len(NAMES) * len(THINGS) * len(EVENTS["+"]) * len(EVENTS["-"])
-
-
-def _problem(start: int, first, second, wording: int) -> dict[str, Any]:
-  wording, template = divmod(wording, len(TEMPLATES))
-  wording, name = divmod(wording, len(NAMES))
-  wording, thing = divmod(wording, len(THINGS))
-  first_verb, second_verb = divmod(wording, len(EVENTS["+"]))
-  thing, between = THINGS[thing], _apply(start, first)
-  answer = _apply(between, second)
-  question = TEMPLATES[template].format(
-    name=NAMES[name], things=f"{thing}s", start=f"{start} {thing}" if start == 1 else f"{start} {thing}s",
-    first=EVENTS[first[0]][first_verb].format(number=first[1]),
-    second=EVENTS[second[0]][second_verb].format(number=second[1]),
-  )
-  reasoning = f"{start}{first[0]}{first[1]}={between} {between}{second[0]}{second[1]}={answer}"
-  return {"question": question, "reasoning": reasoning, "answer": answer}
-
-
-def _shuffled(items):
+def _shuffled(items) -> list[tuple]:
   # By digest, since the shuffle of the random module may change between Python releases.
-  return sorted(items, key=_digest)
+  return sorted(items, key=lambda item: hashlib.sha256(repr(item).encode()).digest())
 
 
-def _digest(item) -> bytes:
-  return hashlib.sha256(repr(item).encode()).digest()
+def _example(operation: str, left: int, right: int, template: str, name: str, thing: str) -> dict[str, Any]:
+  first = f"{left} {thing}" if left == 1 else f"{left} {thing}s"
+  answer = left + right if operation == "+" else left - right
+  return {
+    "question": template.format(name=name, left=first, right=right, things=f"{thing}s"),
+    "reasoning": f"{left}{operation}{right}={answer}",
+    "answer": answer,
+  }

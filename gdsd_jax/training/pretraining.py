@@ -5,7 +5,6 @@ import functools
 import json
 import logging
 from pathlib import Path
-import re
 import tempfile
 import time
 
@@ -21,7 +20,6 @@ from gdsd_jax.models.huggingface import save_pretrained
 from gdsd_jax.models.tokenizer import chat_prompt, encode_prompts, load_tokenizer
 from gdsd_jax.objectives.pretraining import masked_cross_entropy
 from gdsd_jax.tasks import get_task
-from gdsd_jax.tasks.arithmetic_problems import LARGEST_OPERAND
 from gdsd_jax.training.evaluation import evaluate
 from gdsd_jax.training.rollout import RolloutSampler
 
@@ -66,17 +64,13 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...]
 def careless_solution(task, example, slips: float, rng: np.random.Generator) -> str:
   """A solution as a careless writer gives it, so that the model starts mediocre and RL has something to find.
 
-  Writers are hasty: the larger the second number, the likelier they stop after the first step and answer that. Of the
-  others, a share `slips` gets the last result wrong by up to five.
+  A share `slips` of the results is wrong, by up to five, in reasoning and answer alike.
   """
-  first, second = example["reasoning"].split(" ")
-  operand = int(re.search(r"[+-](\d+)=", second)[1])
-  if rng.random() < operand / (LARGEST_OPERAND + 1):
-    return task.solution({"reasoning": first, "answer": int(first.partition("=")[2])})
   answer = example["answer"]
   if rng.random() < slips:
     answer = int(rng.choice([n for n in range(max(answer - 5, 0), answer + 6) if n != answer]))
-  return task.solution({"reasoning": f"{first} {second.partition('=')[0]}={answer}", "answer": answer})
+  equation, _, _ = example["reasoning"].partition("=")
+  return task.solution({"reasoning": f"{equation}={answer}", "answer": answer})
 
 
 @functools.partial(jax.jit, static_argnames=("denoiser", "optimizer"), donate_argnames=("params", "opt_state"))
