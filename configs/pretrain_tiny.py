@@ -4,9 +4,9 @@ Command:   python launch/pretrain.py --config=configs/pretrain_tiny.py --out=gds
 Hardware:  two CPU cores, @TIME@ minutes (most of it training; the data are generated first).
 Result:    @RESULT@
 
-The training answers are partly wrong (`careless_solution` in gdsd_jax/training/pretraining.py): the writers are hasty,
-and the larger the second number of a problem, the likelier they stop after the first step. The model picks that up, so
-that it knows the calculations better than its answers show. RL has something to find.
+The model first learns from right solutions, then from careless ones, half of whose results are wrong
+(`careless_solution` in gdsd_jax/training/pretraining.py). It knows the calculations better than its answers show, so
+that RL has something to find.
 """
 
 import ml_collections
@@ -26,7 +26,8 @@ def get_config():
   # For the evaluations, and the length that the training solutions are filled up to with EOS.
   config.sampler = dict(completion_length=16, steps=16, block_length=8, temperature=1.0)
   config.max_prompt_length = 36
-  config.steps = 3000
+  config.steps = 1500
+  config.careless_after = 1250  # steps on right solutions before the careless ones
   config.batch_size = 64
   # 1e-3 learns the calculations; 3e-3 had learnt none after the same number of steps.
   config.optimizer = dict(learning_rate=1e-3, warmup_steps=100, weight_decay=0.01)

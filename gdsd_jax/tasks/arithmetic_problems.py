@@ -5,7 +5,7 @@ import hashlib
 import itertools
 from typing import Any
 
-LEFT_OPERANDS, RIGHT_OPERANDS = range(1, 21), range(1, 10)
+LEFT_OPERANDS, RIGHT_OPERANDS = range(1, 13), range(1, 10)
 SPLIT_SIZES = {"train": 9_000, "test": 400}
 TEST_FRACTION = 0.1  # of the problems
 

@@ -81,6 +81,15 @@ def _train_step(denoiser, optimizer, params, opt_state, key, tokens, maskable, a
   return optax.apply_updates(params, updates), opt_state, {"loss": loss, **metrics}
 
 
+def _encode_completions(tokenizer, texts, length: int) -> np.ndarray:
+  """Texts as int32[N, length], each closed by the end of its turn and filled up with EOS."""
+  completions = np.full((len(texts), length), tokenizer.eos_token_id, np.int32)
+  for row, text in enumerate(texts):
+    encoded = tokenizer.encode(text + END_OF_TURN, add_special_tokens=False)
+    completions[row, :len(encoded)] = encoded
+  return completions
+
+
 def pretrain(config, out: Path) -> dict[str, float]:
   """Pretrains the model that `config` describes (configs/pretrain_tiny.py) and writes its Hugging Face folder to `out`.
 
@@ -109,14 +118,14 @@ def pretrain(config, out: Path) -> dict[str, float]:
     tokenizer, [chat_prompt(tokenizer, task.messages(example)) for example in train],
     [config.max_prompt_length], model_config.pad_token_id,
   )
-  completions = np.full((len(train), config.sampler.completion_length), model_config.eos_token_id, np.int32)
-  for row, example in enumerate(train):
-    text = careless_solution(task, example, config.task.slips, rng)
-    encoded = tokenizer.encode(text + END_OF_TURN, add_special_tokens=False)
-    completions[row, :len(encoded)] = encoded
-  tokens = np.concatenate([prompts, completions], axis=1)
-  attention_mask = np.concatenate([prompt_mask, np.ones(completions.shape, bool)], axis=1)
-  maskable = np.zeros(tokens.shape, bool)
+  right = [task.solution(example) for example in train]
+  careless = [careless_solution(task, example, config.task.slips, rng) for example in train]
+  tokens = [
+    np.concatenate([prompts, _encode_completions(tokenizer, texts, config.sampler.completion_length)], axis=1)
+    for texts in (right, careless)
+  ]
+  attention_mask = np.concatenate([prompt_mask, np.ones((len(train), config.sampler.completion_length), bool)], axis=1)
+  maskable = np.zeros(attention_mask.shape, bool)
   maskable[:, config.max_prompt_length:] = True
 
   # Constant after warm-up: `steps` then chooses a point of one and the same run.
@@ -134,8 +143,9 @@ def pretrain(config, out: Path) -> dict[str, float]:
   for step in range(config.steps):
     rows = rng.integers(0, len(train), config.batch_size)
     key = jax.random.fold_in(jax.random.key(config.seed), step)
+    habit = int(step >= config.careless_after)
     params, opt_state, metrics = _train_step(
-      denoiser, optimizer, params, opt_state, key, jnp.asarray(tokens[rows]), jnp.asarray(maskable[rows]),
+      denoiser, optimizer, params, opt_state, key, jnp.asarray(tokens[habit][rows]), jnp.asarray(maskable[rows]),
       jnp.asarray(attention_mask[rows]),
     )
     if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
