@@ -201,6 +201,14 @@ def test_reward_that_raises_skips_the_step_and_is_counted(tmp_path, monkeypatch,
   assert "no such luck" in caplog.text
 
 
+def test_evaluation_whose_reward_raises_is_left_out(tmp_path, monkeypatch, caplog):
+  failing_reward(monkeypatch, lambda call: call == 3)
+  train(small_config(steps=1, group_size=8), tmp_path)
+  rows = read_metrics(tmp_path / "metrics.jsonl")
+  assert "eval/accuracy" not in rows[0] and "eval/accuracy" in rows[1]
+  assert "evaluation after step 0 left out" in caplog.text
+
+
 def test_reward_that_always_raises_gives_up_naming_it(tmp_path, monkeypatch):
   failing_reward(monkeypatch, lambda call: call >= 16)
   with pytest.raises(TrainingError, match="giving up at step 5.*arithmetic raised ZeroDivisionError"):

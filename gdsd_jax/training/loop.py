@@ -45,9 +45,8 @@ def train(config, workdir: Path) -> None:
   started = time.monotonic()
   try:
     if not resumed:
-      first = trainer.evaluate()
-      _show_evaluation(0, first)
-      writer.write({"step": 0, "reward": first.get("eval/sampled_reward", first["eval/reward"]), **first})
+      first = _evaluate(trainer, 0)
+      writer.write({"step": 0, "reward": first.get("eval/sampled_reward", first.get("eval/reward")), **first})
     _run_steps(trainer, writer, start)
     writer.plot()
   finally:
@@ -68,7 +67,7 @@ def _run_steps(trainer: Trainer, writer: MetricsWriter, start: int) -> None:
       if row["skipped"] == config.objective.num_iterations:
         cause = f"no update had a finite loss and gradient (loss {row['loss']})"
     except RewardError as error:
-      row |= {"skipped": config.objective.num_iterations}
+      row |= {"reward": None, "loss": None, "skipped": config.objective.num_iterations}
       cause = str(error)
     failures = failures + 1 if cause else 0
     if row["skipped"]:
@@ -82,7 +81,7 @@ def _run_steps(trainer: Trainer, writer: MetricsWriter, start: int) -> None:
     evaluation = {}
     if step % config.eval.every == 0 or last:
       with watch.phase("evaluate"):
-        evaluation = trainer.evaluate()
+        evaluation = _evaluate(trainer, step)
     # Written before the checkpoint of the same step: a resumed run drops rows after its checkpoint, never lacks one.
     row |= evaluation | watch.metrics()
     writer.write(row)
@@ -93,8 +92,6 @@ def _run_steps(trainer: Trainer, writer: MetricsWriter, start: int) -> None:
       progress.show(row)
       if config.log.rollouts_every and (step - 1) % config.log.rollouts_every == 0:
         _show_rollouts(scored)
-    if evaluation:
-      _show_evaluation(step, evaluation)
 
 
 def _announce(config, workdir: Path, trainer: Trainer, resumed: bool, start: int) -> None:
@@ -113,9 +110,16 @@ def _announce(config, workdir: Path, trainer: Trainer, resumed: bool, start: int
     _log.info("NEW RUN in %s, %d steps", workdir, config.steps)
 
 
-def _show_evaluation(step: int, evaluation: dict[str, float]) -> None:
+def _evaluate(trainer: Trainer, step: int) -> dict[str, float]:
+  """Evaluates and shows it; nothing, with a line saying why, when a reward function raises."""
+  try:
+    evaluation = trainer.evaluate()
+  except RewardError as error:
+    _log.info("evaluation after step %d left out: %s", step, error)
+    return {}
   shown = "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in evaluation.items())
   _log.info("evaluation after step %d: %s", step, shown)
+  return evaluation
 
 
 def _show_rollouts(scored: ScoredRollouts, count: int = 3) -> None:
