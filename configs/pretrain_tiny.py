@@ -1,8 +1,8 @@
 """Makes the embedded model: a masked diffusion language model in LLaDA's layout, with its tokenizer and chat template.
 
 Command:   python launch/pretrain.py --config=configs/pretrain_tiny.py --out=gdsd_jax/models/assets/tiny
-Hardware:  two CPU cores, @TIME@ minutes (most of it training; the data are generated first).
-Result:    @RESULT@
+Hardware:  two CPU cores, 5 minutes.
+Result:    on held-out problems, greedy accuracy 0.73, and a mean reward of sampled completions of 0.60 (at most 1.25)
 
 The model first learns from right solutions, then from careless ones, half of whose results are wrong
 (`careless_solution` in gdsd_jax/training/pretraining.py). It knows the calculations better than its answers show, so

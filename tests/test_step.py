@@ -59,9 +59,8 @@ def run_step(denoiser, optimizer, mesh, objective=GDSD, accumulation=1, change=l
   )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["gdsd", "gdsd_tlc", "espo"])
-def test_first_log_ratio_is_exactly_zero(tiny_denoiser, optimizer, one_device, dtype, name):
+@pytest.mark.parametrize("name, dtype", [("gdsd", "float32"), ("gdsd", "bfloat16"), ("gdsd_tlc", "bfloat16")])
+def test_first_log_ratio_is_exactly_zero(tiny_denoiser, optimizer, one_device, name, dtype):
   """Student and old are one model, so that any other value would be rounding noise."""
   objective = Objective(name)
   denoiser, state = make_state(tiny_denoiser, optimizer, one_device, dtype)

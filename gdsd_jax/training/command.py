@@ -22,7 +22,14 @@ def run(main: Callable[[], None], errors: tuple[type[Exception], ...] = (ValueEr
     except KeyboardInterrupt:
       sys.exit("interrupted; the same command resumes from the latest checkpoint")
 
+  sys.excepthook = _without_echoes
   app.run(call, flags_parser=_parse)
+
+
+def _without_echoes(kind, error, traceback) -> None:
+  # When a save fails, TensorStore's threads report every other write of it that was under way, each by a traceback.
+  if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+    sys.__excepthook__(kind, error, traceback)
 
 
 def _parse(argv: list[str]) -> list[str]:
