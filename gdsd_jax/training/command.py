@@ -22,14 +22,14 @@ def run(main: Callable[[], None], errors: tuple[type[Exception], ...] = (ValueEr
     except KeyboardInterrupt:
       sys.exit("interrupted; the same command resumes from the latest checkpoint")
 
-  sys.excepthook = _without_echoes
+  sys.unraisablehook = _without_echoes
   app.run(call, flags_parser=_parse)
 
 
-def _without_echoes(kind, error, traceback) -> None:
+def _without_echoes(unraisable) -> None:
   # When a save fails, TensorStore's threads report every other write of it that was under way, each by a traceback.
-  if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-    sys.__excepthook__(kind, error, traceback)
+  if str(unraisable.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(unraisable)
 
 
 def _parse(argv: list[str]) -> list[str]:
