@@ -21,10 +21,11 @@ def config_of(**log):
 
 
 def write_rows(workdir, rows, last_step=-1, **log):
-  """Writes rows with a writer that is closed again."""
+  """Writes rows with a writer that draws them and is closed again."""
   writer = MetricsWriter(workdir, last_step, config_of(**log))
   for row in rows:
     writer.write(row)
+  writer.plot()
   writer.close()
 
 
@@ -140,7 +141,7 @@ def test_the_plot_is_drawn_no_more_often_than_asked(tmp_path, clock, monkeypatch
   writer.close()
 
 
-def test_closing_draws_the_last_rows(tmp_path, monkeypatch):
+def test_plot_draws_the_last_rows(tmp_path, monkeypatch):
   drawn = []
   monkeypatch.setattr(metrics, "plot_reward", lambda rows, path: drawn.append(len(rows)))
   write_rows(tmp_path, [ROW, {**ROW, "step": 2}])
