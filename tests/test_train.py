@@ -1,6 +1,7 @@
 """The training command: it learns, resumes bit for bit, and says clearly what is wrong."""
 
 import json
+import logging
 import os
 from pathlib import Path
 import resource
@@ -181,6 +182,14 @@ def test_nan_weights_give_up_after_the_set_number_of_steps(tmp_path):
   assert [row["skipped"] for row in rows[1:]] == [1] * (len(rows) - 1) != []
 
 
+@pytest.fixture
+def screen(caplog, monkeypatch):
+  """What the run says, even after another test sent the messages to standard output alone."""
+  monkeypatch.setattr(logging.getLogger("gdsd_jax"), "propagate", True)
+  caplog.set_level(logging.INFO, logger="gdsd_jax")
+  return caplog
+
+
 def failing_reward(monkeypatch, calls_that_fail):
   calls, score = iter(range(10**6)), ArithmeticTask.score
 
@@ -192,21 +201,21 @@ def failing_reward(monkeypatch, calls_that_fail):
   monkeypatch.setattr(ArithmeticTask, "score", sometimes)
 
 
-def test_reward_that_raises_skips_the_step_and_is_counted(tmp_path, monkeypatch, caplog):
+def test_reward_that_raises_skips_the_step_and_is_counted(tmp_path, monkeypatch, screen):
   # 16 calls of the evaluation, then 16 a step: one call of the second step fails.
   failing_reward(monkeypatch, lambda call: call == 16 + 16 + 5)
   train(small_config(steps=3, group_size=8), tmp_path)
   rows = read_metrics(tmp_path / "metrics.jsonl")
   assert [row["skipped"] for row in rows[1:]] == [0, 1, 0]
-  assert "no such luck" in caplog.text
+  assert "no such luck" in screen.text
 
 
-def test_evaluation_whose_reward_raises_is_left_out(tmp_path, monkeypatch, caplog):
+def test_evaluation_whose_reward_raises_is_left_out(tmp_path, monkeypatch, screen):
   failing_reward(monkeypatch, lambda call: call == 3)
   train(small_config(steps=1, group_size=8), tmp_path)
   rows = read_metrics(tmp_path / "metrics.jsonl")
   assert "eval/accuracy" not in rows[0] and "eval/accuracy" in rows[1]
-  assert "evaluation after step 0 left out" in caplog.text
+  assert "evaluation after step 0 left out" in screen.text
 
 
 def test_reward_that_always_raises_gives_up_naming_it(tmp_path, monkeypatch):
