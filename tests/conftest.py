@@ -1,7 +1,9 @@
 """Tests run on the CPU, with eight virtual devices so that shardings are real."""
 
+import contextlib
 import os
 from pathlib import Path
+import resource
 
 import jax
 import pytest
@@ -13,6 +15,17 @@ from gdsd_jax.models.config import DenoiserConfig  # noqa: E402  (JAX is configu
 from gdsd_jax.models.denoiser import Denoiser  # noqa: E402
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+@contextlib.contextmanager
+def files_of_at_most(nbytes):
+  """A full disk, as far as a file of more than `nbytes` is concerned."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

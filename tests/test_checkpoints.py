@@ -1,11 +1,10 @@
 """Checkpoints: every bit back, which ones are kept, and what a disk that fails says."""
 
-import contextlib
 import os
-import resource
 import subprocess
 import sys
 
+from conftest import files_of_at_most
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,17 +71,6 @@ def one_line(caught):
   message = str(caught.value)
   assert "\n" not in message
   return message
-
-
-@contextlib.contextmanager
-def files_of_at_most(nbytes):
-  """A full disk, as far as a file of more than `nbytes` is concerned."""
-  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture

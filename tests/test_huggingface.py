@@ -1,13 +1,12 @@
 """Hugging Face folders in and out: every bit back, the published layout, and what a bad folder or disk says."""
 
-import contextlib
 import dataclasses
 import json
 import math
 from pathlib import Path
-import resource
 import tracemalloc
 
+from conftest import files_of_at_most
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -140,17 +139,6 @@ def sizes_of(folder):
 
 def names_in(folder):
   return sorted(path.name for path in folder.iterdir())
-
-
-@contextlib.contextmanager
-def files_of_at_most(nbytes):
-  """A full disk, as far as a file of more than `nbytes` is concerned."""
-  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ TRACEBACK_VARIABLE = "GDSD_TRACEBACK"  # set it to see where an error comes from
 _LONGEST_LINE = 1000
 
 
-def run(main: Callable[[], None], errors: tuple[type[Exception], ...] = (ValueError, OSError)) -> None:
-  """Parses the flags and calls `main`; `errors` become one line on standard error and exit status 1."""
+def run(main: Callable[[], None]) -> None:
+  """Parses the flags and calls `main`; a ValueError or OSError becomes one line on standard error and exit status 1."""
 
   def call(_):
     try:
       main()
-    except errors as error:
+    except (ValueError, OSError) as error:
       _leave(error)
     except KeyboardInterrupt:
       sys.exit("interrupted; the same command resumes from the latest checkpoint")

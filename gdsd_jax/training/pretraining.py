@@ -17,7 +17,7 @@ from gdsd_jax.diffusion.sampling import SamplerConfig
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.huggingface import save_pretrained
-from gdsd_jax.models.tokenizer import chat_prompt, encode_prompts, load_tokenizer
+from gdsd_jax.models.tokenizer import load_tokenizer
 from gdsd_jax.objectives.pretraining import masked_cross_entropy
 from gdsd_jax.tasks import get_task
 from gdsd_jax.training.evaluation import evaluate
@@ -114,10 +114,8 @@ def pretrain(config, out: Path) -> dict[str, float]:
   denoiser = Denoiser(model_config, remat=True)  # also faster here: on a CPU, stacking residuals costs more
   params = denoiser.init(jax.random.key(config.seed))
 
-  prompts, prompt_mask = encode_prompts(
-    tokenizer, [chat_prompt(tokenizer, task.messages(example)) for example in train],
-    [config.max_prompt_length], model_config.pad_token_id,
-  )
+  sampler = RolloutSampler(denoiser, tokenizer, task, SamplerConfig(**config.sampler), (config.max_prompt_length,))
+  prompts, prompt_mask = sampler.encode(train)
   right = [task.solution(example) for example in train]
   careless = [careless_solution(task, example, config.task.slips, rng) for example in train]
   tokens = [
@@ -134,9 +132,6 @@ def pretrain(config, out: Path) -> dict[str, float]:
     optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=config.optimizer.weight_decay)
   )
   opt_state = optimizer.init(params)
-  sampler = RolloutSampler(
-    denoiser, tokenizer, task, SamplerConfig(**config.sampler), (config.max_prompt_length,)
-  )
   test = task.examples("test")
   held_out = [test[i] for i in range(config.eval_examples)]
   start, result = time.monotonic(), {}
