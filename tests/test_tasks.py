@@ -140,12 +140,12 @@ def test_format_rewards_only_the_exact_layout(completion, layout):
 
 @pytest.mark.parametrize("answer, text", [(0, "0"), (0, "-0"), (0, "000"), (-3, "-3"), (-3, "-03")])
 def test_correctness_ignores_leading_zeros_and_the_sign_of_zero(answer, text):
-  assert TASK.is_correct(f"<answer>{text}</answer>", {**EXAMPLE, "answer": answer})
+  assert TASK.accuracy(f"<answer>{text}</answer>", {**EXAMPLE, "answer": answer}) == 1.0
 
 
 @pytest.mark.parametrize("answer, correct", [("19", True), ("18", False)])
 def test_accuracy_counts_a_right_answer_whatever_its_layout(answer, correct):
-  assert TASK.is_correct(f"<answer>{answer}</answer> trailing", EXAMPLE) is correct
+  assert TASK.accuracy(f"<answer>{answer}</answer> trailing", EXAMPLE) == correct
 
 
 @given(st.lists(st.one_of(st.text(), st.sampled_from(

@@ -20,8 +20,8 @@ _FORMAT = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
-class ArithmeticTask:
-  """Addition and subtraction word problems (a `base.Task`).
+class ArithmeticTask(base.Task):
+  """Addition and subtraction word problems.
 
   An example has `question` (str), `reasoning` (str, such as "12+7=19") and `answer` (int).
 
@@ -52,13 +52,13 @@ class ArithmeticTask:
   def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
     well_formed = _FORMAT.fullmatch(completion.strip()) is not None
     return {
-      "correctness": CORRECTNESS_REWARD if self.is_correct(completion, example) else 0.0,
+      "correctness": CORRECTNESS_REWARD * self.accuracy(completion, example),
       "format": FORMAT_REWARD if well_formed else 0.0,
     }
 
-  def is_correct(self, completion: str, example: Mapping[str, Any]) -> bool:
+  def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
     answer = base.extract_answer(completion)
-    return answer is not None and _canonical_integer(answer) == str(example["answer"])
+    return float(answer is not None and _canonical_integer(answer) == str(example["answer"]))
 
   def solution(self, example: Mapping[str, Any]) -> str:
     """The completion that earns the full reward, for pretraining."""

@@ -11,7 +11,7 @@ _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 
 
 class Task(Protocol):
-  """Problems with a checkable answer.
+  """Problems with a checkable answer. Tasks are frozen dataclasses that inherit from it.
 
   Attributes:
     name: what `get_task` calls it.
@@ -28,8 +28,12 @@ class Task(Protocol):
   def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
     """Rewards of a completion's text by name; the reward of a rollout is their sum. Never raises on any text."""
 
-  def is_correct(self, completion: str, example: Mapping[str, Any]) -> bool:
-    """Whether accuracy counts the completion as solved."""
+  def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
+    """What the completion adds to the published accuracy, from 0 to 1. Never raises on any text."""
+
+  def score_batch(self, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """`score` of many completions; a task whose rewards are slow computes them side by side."""
+    return [self.score(completion, example) for completion, example in zip(completions, examples)]
 
 
 def check_split(split: str) -> None:

@@ -30,6 +30,9 @@ def base_config() -> ml_collections.ConfigDict:
 
   config.task = ml_collections.ConfigDict()
   config.task.name = "arithmetic"
+  # Fields of the task, unset ones at its own default; a recipe adds those that only its task has.
+  config.task.train_source = config_dict.placeholder(str)  # where problems come from: see tasks/sources.py
+  config.task.test_source = config_dict.placeholder(str)
   config.task.data_dir = config_dict.placeholder(str)  # of TFDS; its default where unset
 
   config.sampler = ml_collections.ConfigDict()

@@ -25,7 +25,7 @@ def evaluate(sampler: RolloutSampler, params, examples, key, batch_size: int) ->
     part = list(examples[start:start + batch_size])
     filled = [part[i % len(part)] for i in range(batch_size)]
     scored = greedy(params, filled, key)
-    correct += [sampler.task.is_correct(text, example) for text, example in zip(scored.completions, part)]
+    correct += [sampler.task.accuracy(text, example) for text, example in zip(scored.completions, part)]
     for name, values in {"reward": scored.total_reward, **_prefixed(scored.rewards)}.items():
       rewards.setdefault(name, []).extend(values[:len(part)])
     if sampler.config.temperature > 0:

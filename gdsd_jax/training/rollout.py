@@ -90,18 +90,12 @@ class RolloutSampler:
     """Rewards of rollouts. Raises RewardError when a reward function raises."""
     tokens = np.asarray(rollout.tokens)
     completions = decode_completions(self.tokenizer, tokens, self.stop_ids)
-    scored = [self._score_one(completion, example) for completion, example in zip(completions, examples)]
+    try:
+      scored = self.task.score_batch(completions, examples)
+    except Exception as error:  # user code: whatever it raises, the run must be able to go on
+      raise RewardError(f"reward of task {self.task.name} raised {type(error).__name__}: {error}") from error
     rewards = {name: np.array([s[name] for s in scored], np.float32) for name in scored[0]}
     return ScoredRollouts(prompt, prompt_mask, rollout, completions, completion_lengths(tokens, self.stop_ids), rewards)
-
-  def _score_one(self, completion: str, example) -> dict[str, float]:
-    try:
-      return self.task.score(completion, example)
-    except Exception as error:  # user code: whatever it raises, the run must be able to go on
-      name = type(error).__name__
-      raise RewardError(
-        f"reward of task {self.task.name} raised {name}: {error} on completion {completion!r}"
-      ) from error
 
   def __call__(self, params, examples, key) -> ScoredRollouts:
     return self.score(examples, *self.sample(params, examples, key))
