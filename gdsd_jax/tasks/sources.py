@@ -1,0 +1,155 @@
+"""Opens the problems that a config names: a local file, a TFDS dataset, or a dataset of the Hugging Face hub."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+import zlib
+
+FILE_KINDS = (".jsonl", ".jsonl.gz", ".json", ".csv")
+NAME_KINDS = "a TFDS name, NAME[/CONFIG][:VERSION][#SPLIT] or huggingface:OWNER/NAME[/CONFIG][#SPLIT]"
+
+
+class Row(dict):
+  """A problem as it was stored, column name -> value.
+
+  Attributes:
+    place: where it was read, for messages, such as "/data/train.jsonl, line 7".
+  """
+
+  def __init__(self, values: Mapping[str, Any], place: str):
+    super().__init__(values)
+    self.place = place
+
+
+def open_source(source: str, columns: Sequence[str], *, field: str, data_dir: str | None = None) -> Sequence[Row]:
+  """The rows of a local file or of a split of a TFDS dataset.
+
+  Args:
+    source: path of a .jsonl, .jsonl.gz, .json (a list of objects) or .csv file, or a TFDS name with the split after
+      `#` (which may be left out where there is but one). `huggingface:` names are read through TFDS, too.
+    columns: what every row must have; it may have more. Values keep their JSON types; those of CSV are text.
+    field: config field that holds `source`, for messages.
+    data_dir: folder where TFDS keeps prepared datasets; None for its default. What lies there needs no network.
+
+  Raises:
+    OSError: the source cannot be read, or there is no network to fetch it.
+    ValueError: what it holds is not rows with these columns. Both in one line that names the field and the place.
+  """
+  kind = next((kind for kind in FILE_KINDS if source.lower().endswith(kind)), None)
+  if kind is not None:
+    return _open_file(source, kind, columns, field)
+  # Late, because tensorflow_datasets takes a while to import and local files do without.
+  from gdsd_jax.tasks import tfds_source
+
+  if not tfds_source.is_name(source):
+    raise ValueError(f"{field}: {source!r} is neither a file ending in {', '.join(FILE_KINDS)} nor {NAME_KINDS}")
+  return tfds_source.open_rows(source, columns, field, data_dir)
+
+
+def examples_of(rows: Sequence[Row], make_example: Callable[[Row], dict[str, Any]], *, field: str) -> list[dict]:
+  """`make_example` of every row; its ValueErrors are raised again with the field and the row's place in front."""
+  examples = []
+  for row in rows:
+    try:
+      examples.append(make_example(row))
+    except ValueError as error:
+      raise ValueError(f"{field}: {row.place}: {error}") from error
+  return examples
+
+
+def text_of(row: Mapping[str, Any], column: str) -> str:
+  """The text in a row's column. ValueError where it is not text."""
+  if not isinstance(row[column], str):
+    raise ValueError(f"column {column!r} must be text, it is {row[column]!r:.80}")
+  return row[column]
+
+
+def check_columns(names: Sequence[str], columns: Sequence[str]) -> None:
+  """Raises ValueError unless all `columns` are among `names`."""
+  for column in columns:
+    if column not in names:
+      raise ValueError(f"no column {column!r}, it has {', '.join(map(repr, names)) or 'none'}")
+
+
+def _open_file(source, kind, columns, field):
+  try:
+    data = Path(source).expanduser().read_bytes()
+    if kind.endswith(".gz"):
+      data = gzip.decompress(data)
+  except (OSError, EOFError, zlib.error, RuntimeError) as error:  # RuntimeError: the home of a user who is not there
+    raise OSError(f"{field}: cannot read {source}: {getattr(error, 'strerror', None) or error}") from error
+  rows = []
+  try:
+    for place, values in _READERS[kind](data):
+      rows.append(Row(values, f"{source}, {place}"))
+      try:
+        check_columns(list(values), columns)
+      except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+  except ValueError as error:
+    raise ValueError(f"{field}: {source}, {error}") from error
+  if not rows:
+    raise ValueError(f"{field}: {source}: no problems in it")
+  return rows
+
+
+# Readers yield (place, row), and raise ValueError with the place in front.
+
+
+def _read_json_lines(data: bytes) -> Iterator[tuple[str, dict]]:
+  for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    if line.strip():
+      yield f"line {number}", _json_object(_json(line, f"line {number}"), f"line {number}")
+
+
+def _read_json_list(data: bytes) -> Iterator[tuple[str, dict]]:
+  items = _json(data.removeprefix(b"\xef\xbb\xbf"), "the whole file")
+  if not isinstance(items, list):
+    raise ValueError("the whole file: must be a JSON list of objects")
+  for number, item in enumerate(items, start=1):
+    yield f"item {number}", _json_object(item, f"item {number}")
+
+
+def _json(data: bytes, place: str) -> Any:
+  try:
+    value = json.loads(data.decode())
+    if b"\\ud" in data.lower():
+      json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is JSON, but no text
+    return value
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{place}: not JSON: {error}") from error
+
+
+def _json_object(value: Any, place: str) -> dict:
+  if not isinstance(value, dict):
+    raise ValueError(f"{place}: must be a JSON object with the columns as its keys")
+  return value
+
+
+def _read_csv(data: bytes) -> Iterator[tuple[str, dict]]:
+  try:
+    text = data.decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise ValueError(f"line {data.count(10, 0, error.start) + 1}: not UTF-8 text: {error}") from error
+  reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+  try:
+    for row in reader:
+      place = f"line {reader.line_num}"
+      if None in row or None in row.values():
+        fields = len([value for value in row.values() if value is not None]) - (None in row) + len(row.get(None, []))
+        raise ValueError(f"{place}: {fields} fields, but the header names {len(reader.fieldnames)}")
+      yield place, row
+  except csv.Error as error:
+    raise ValueError(f"line {reader.line_num}: not CSV: {error}") from error
+
+
+_READERS = {
+  ".jsonl": _read_json_lines,
+  ".jsonl.gz": _read_json_lines,
+  ".json": _read_json_list,
+  ".csv": _read_csv,
+}

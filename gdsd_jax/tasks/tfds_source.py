@@ -1,0 +1,153 @@
+"""TFDS datasets as rows of plain Python values; those of the Hugging Face hub too, through TFDS."""
+
+from collections.abc import Sequence
+import contextlib
+import importlib.util
+import io
+import re
+from typing import Any
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from gdsd_jax.tasks import sources
+
+_HUB_NAME = re.compile(r"huggingface:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(#(?P<split>.+))?")
+_TFDS_NAME = re.compile(r"(?P<name>[a-zA-Z]\w*(/[\w+.-]+)?(:[\d.*]+)?)(#(?P<split>.+))?")
+NETWORK_TIMEOUT = 10  # seconds
+
+
+class _NoNetworkError(Exception):
+  pass
+
+
+class Rows(Sequence):
+  """Records of a TFDS data source as rows of str, int, float, bool, list and dict, decoded when asked for."""
+
+  def __init__(self, data_source: Sequence[dict[str, Any]], source: str):
+    self._data_source, self._source = data_source, source
+
+  def __len__(self) -> int:
+    return len(self._data_source)
+
+  def __getitem__(self, index: int) -> sources.Row:
+    index = range(len(self))[index]  # negative indices, and IndexError past the end
+    return sources.Row(_plain(self._data_source[index]), f"{self._source}, row {index + 1}")
+
+
+def is_name(source: str) -> bool:
+  """Whether it reads like a TFDS or hub name, existing or not."""
+  return bool(_HUB_NAME.fullmatch(source) or _TFDS_NAME.fullmatch(source))
+
+
+def open_rows(source: str, columns: Sequence[str], field: str, data_dir: str | None) -> Rows:
+  """Rows of a split; prepares the dataset as ArrayRecord files on first use. See `sources.open_source`."""
+  try:
+    hub, local = _HUB_NAME.fullmatch(source), _TFDS_NAME.fullmatch(source)
+    builder = _hub_builder(hub["repo"], hub["config"], data_dir) if hub else _tfds_builder(local["name"], data_dir)
+    split = (hub or local)["split"] or _only_split(builder)
+    sources.check_columns(list(builder.info.features), columns)
+    rows = Rows(builder.as_data_source(split), source)
+  except _NoNetworkError as error:
+    raise OSError(f"{field}: {source}: {error}; give a local file ({', '.join(sources.FILE_KINDS)})") from error
+  except OSError as error:
+    place = "the default folder of TFDS" if data_dir is None else repr(data_dir)
+    raise OSError(f"{field}: {source}, kept in {place}: {error.strerror or _first_line(error)}") from error
+  except Exception as error:  # TFDS and the hub raise nearly everything
+    raise ValueError(f"{field}: {source}: {_first_line(error.__cause__ or error)}") from error
+  if not rows:
+    raise ValueError(f"{field}: {source}: no problems in it")
+  return rows
+
+
+def prepare(builder: tfds.core.DatasetBuilder) -> None:
+  """Writes a dataset where it is to be kept, silently. Fine if another process does the same. OSError if it cannot."""
+  tfds.disable_progress_bar()
+  try:
+    # TFDS announces itself on standard output, which belongs to the program.
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare()
+  except OSError:
+    # TFDS renames a finished folder into place, which fails if another process was faster. Its files are the same.
+    if not builder.data_path.exists():
+      raise
+
+
+def _tfds_builder(name, data_dir):
+  # TFDS stops importing its builders at the first one whose packages are missing; these need none.
+  import tensorflow_datasets.text  # noqa: F401
+
+  def open_builder():
+    return tfds.builder(name, data_dir=data_dir, file_format="array_record")
+
+  builder = open_builder()
+  if builder.data_path.exists():
+    return builder
+  for url in [*(builder.url_infos or ()), *builder.info.as_proto.location.urls][:1]:
+    _check_network(url)
+  prepare(builder)
+  return open_builder()  # anew: a builder made before the files were there knows no splits if others wrote them
+
+
+def _hub_builder(repo, config, data_dir):
+  from tensorflow_datasets.core.utils import conversion_utils
+
+  def open_prepared():
+    return tfds.core.read_only_builder.builder_from_files(
+      conversion_utils.to_tfds_name(repo), config=config and conversion_utils.to_tfds_name(config),
+      data_dir=data_dir, file_format="array_record",
+    )
+
+  with contextlib.suppress(tfds.core.registered.DatasetNotFoundError):
+    return open_prepared()
+  if importlib.util.find_spec("datasets") is None:
+    raise ValueError("the hub needs the package datasets: pip install 'gdsd_jax[hub]'; or give a local file")
+  import datasets
+  import huggingface_hub.constants
+  from tensorflow_datasets.core.dataset_builders import huggingface_dataset_builder
+
+  _check_network(huggingface_hub.constants.ENDPOINT)
+  datasets.disable_progress_bars()
+  prepare(huggingface_dataset_builder.HuggingfaceDatasetBuilder(
+    hf_repo_id=repo, hf_config=config, data_dir=data_dir, file_format="array_record",
+  ))
+  return open_prepared()
+
+
+def _only_split(builder):
+  splits = list(builder.info.splits)
+  if len(splits) != 1:
+    raise ValueError(f"say which split after #: {', '.join(splits)}")
+  return splits[0]
+
+
+def _check_network(url):
+  """Fails at once where the downloaders would try again for minutes."""
+  try:
+    urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=NETWORK_TIMEOUT).close()
+  except urllib.error.HTTPError:
+    pass  # an answer, whatever it says
+  except OSError as error:
+    reason = getattr(error, "reason", error)
+    raise _NoNetworkError(f"no network to {urllib.parse.urlsplit(url).netloc} ({reason})") from error
+
+
+def _plain(value):
+  if isinstance(value, bytes):
+    return value.decode()
+  if isinstance(value, dict):
+    return {name: _plain(item) for name, item in value.items()}
+  if isinstance(value, np.ndarray | np.generic):
+    value = value.tolist()
+    return _plain(value) if isinstance(value, list | bytes) else value
+  if isinstance(value, list | tuple):
+    return [_plain(item) for item in value]
+  return value
+
+
+def _first_line(error):
+  lines = str(error).strip().splitlines()
+  return lines[0] if lines else type(error).__name__
