@@ -1,0 +1,109 @@
+"""GSM8K, grade-school word problems with whole-number answers: boxed as in ESPO and GDSD, and tagged as in d1."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import re
+from typing import Any, ClassVar
+
+from gdsd_jax.tasks import base, math_answers, sources, xml_format
+
+TRAIN_SOURCE = "huggingface:openai/gsm8k/main#train"
+TEST_SOURCE = "huggingface:openai/gsm8k/main#test"
+
+# ASCII digits throughout: \d would let through digits of other scripts.
+_REFERENCE = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+# Where an answer may be announced, best first. Thousands may be separated by commas.
+_ANNOUNCED = (re.compile(r"The answer is (-?[0-9.,]+)"), re.compile(r"#### (-?[0-9.,]+)"))
+_INTEGER = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|-?[0-9]+")
+_NUMBER = re.compile(r"-?[0-9]+\.?[0-9]*")
+_BOX = re.compile(r"\\boxed\{(.*?)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Gsm8kTask(base.Task):
+  r"""Word problems, asked for a final `\boxed{…}`.
+
+  An example has `question` (str) and `answer` (str, a number without commas).
+
+  Attributes:
+    train_source, test_source: where the problems are, see `sources.open_source`; rows have `question` and `answer`,
+      which ends in `#### NUMBER`.
+    data_dir: folder of TFDS datasets; None for the default of TFDS.
+  """
+
+  train_source: str = TRAIN_SOURCE
+  test_source: str = TEST_SOURCE
+  data_dir: str | None = None
+  name: ClassVar[str] = "gsm8k"
+
+  def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
+    base.check_split(split)
+    field = f"{split}_source"
+    return _open_examples(getattr(self, field), f"task.{field}", self.data_dir)
+
+  def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"{example['question']}\n{math_answers.BOXED_INSTRUCTION}"}]
+
+  def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
+    return {"correctness": float(announced_number(completion) == _without_commas(example["answer"]))}
+
+  def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
+    """As d1 and GDSD count: the number of the first box that has one, else of the tagged answer, else the last one."""
+    numbers = (_number_in(box, 0) for box in _BOX.findall(completion))
+    number = next((number for number in numbers if number is not None), None)
+    if number is None:
+      number = _number_in(xml_format.first_answer(completion) or "", -1)
+    if number is None:
+      number = _number_in(xml_format.lenient_answer(completion), -1)
+    return float(number is not None and number == float(_without_commas(example["answer"])))
+
+
+@dataclasses.dataclass(frozen=True)
+class Gsm8kXmlTask(Gsm8kTask):
+  """The same problems, asked for in `<reasoning>` and `<answer>` tags."""
+
+  name: ClassVar[str] = "gsm8k_xml"
+
+  def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"{xml_format.SYSTEM_PROMPT}\n\n{example['question']}"}]
+
+  def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
+    answer = xml_format.lenient_answer(completion)
+    return {
+      "xmlcount": xml_format.tag_count(completion),
+      "soft_format": xml_format.soft_format(completion),
+      "strict_format": xml_format.strict_format(completion),
+      "int": 0.5 if answer.isascii() and answer.isdigit() else 0.0,
+      "correctness": 2.0 if _without_commas(answer) == _without_commas(example["answer"]) else 0.0,
+    }
+
+
+def announced_number(completion: str) -> str:
+  """The number after "The answer is" or "####", or else the last integer, without commas; empty if there is none."""
+  for announced in _ANNOUNCED:
+    match = announced.search(completion)
+    if match:
+      return _without_commas(match[1].rstrip(".,"))
+  return _without_commas((_INTEGER.findall(completion) or [""])[-1])
+
+
+def _number_in(text: str, position: int) -> float | None:
+  numbers = _NUMBER.findall(_without_commas(text))
+  return float(numbers[position]) if numbers else None
+
+
+def _without_commas(number: str) -> str:
+  return number.replace(",", "")
+
+
+def _open_examples(source, field, data_dir):
+  rows = sources.open_source(source, ("question", "answer"), field=field, data_dir=data_dir)
+  return sources.examples_of(rows, _example, field=field)
+
+
+def _example(row):
+  marker, answer = sources.text_of(row, "answer").rpartition("####")[1:]
+  answer = _without_commas(answer.strip())
+  if not marker or not _REFERENCE.fullmatch(answer):
+    raise ValueError(f"column 'answer' must end in '#### NUMBER', it ends in {row['answer'][-40:]!r}")
+  return {"question": sources.text_of(row, "question"), "answer": answer}

@@ -1,0 +1,64 @@
+r"""Answers in LaTeX: what stands in the last \boxed{…}, and whether two answers read the same after clean-up.
+
+The rules are those of the MATH benchmark, as d1 and GDSD apply them.
+"""
+
+import re
+
+BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."  # after the problem
+
+# In this order. Layout, degrees, dollars and percent signs say nothing about equality.
+_REPLACEMENTS = (
+  ("\n", ""), ("\\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"), ("\\left", ""), ("\\right", ""),
+  ("^{\\circ}", ""), ("^\\circ", ""), ("\\$", ""),
+)
+_CANONICAL_INTEGER = r"(0|-?[1-9][0-9]*)"
+
+
+def unboxed(text: str) -> str | None:
+  r"""What stands in the last `\boxed{…}`, after the last `\boxed ` up to a dollar sign, or else in the last `\fbox{…}`.
+
+  Returns:
+    The content; all of `text` where nothing is boxed; None where the last box is never closed.
+  """
+  if "\\boxed " in text:
+    return text.rsplit("\\boxed ", 1)[1].split("$", 1)[0]
+  start = text.rfind("\\boxed")
+  if start < 0:
+    start = text.rfind("\\fbox")
+  if start < 0:
+    return text
+  depth = 0
+  for end in range(start, len(text)):
+    depth += {"{": 1, "}": -1}.get(text[end], 0)
+    if depth == 0 and text[end] == "}":
+      box = text[start : end + 1]
+      return box.removeprefix("\\boxed{").removesuffix("}") if box.startswith("\\boxed{") else box
+  return None
+
+
+def same_answer(first: str | None, second: str | None) -> bool:
+  """Whether two answers are the same text after `cleaned`. No arithmetic: 1+x is not x+1."""
+  if first is None or second is None:
+    return False
+  return cleaned(first) == cleaned(second)
+
+
+def cleaned(answer: str) -> str:
+  r"""An answer without spaces, units and layout, with braces around the arguments of `\frac` and `\sqrt`."""
+  for old, new in _REPLACEMENTS:
+    answer = answer.replace(old, new)
+  answer = answer.split("\\text{ ", 1)[0]  # a unit
+  answer = answer.replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
+  if answer.startswith("."):
+    answer = "0" + answer
+  name, *values = answer.split("=")
+  if len(values) == 1 and len(name) <= 2:  # x = …
+    answer = values[0]
+  answer = re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", answer)
+  answer = answer.replace(" ", "")
+  answer = re.sub(r"\\frac([^{])([^{])", r"\\frac{\1}{\2}", answer)
+  answer = re.sub(r"\\frac([^{])\{", r"\\frac{\1}{", answer)
+  if answer == "0.5":
+    answer = "1/2"
+  return re.sub(rf"^{_CANONICAL_INTEGER}/{_CANONICAL_INTEGER}\Z", r"\\frac{\1}{\2}", answer)

@@ -1,0 +1,140 @@
+"""Mathematical equality by math-verify, in processes of its own: what they cannot settle in time is wrong.
+
+math-verify limits its time by signals, which work in a main thread alone and do not interrupt one long multiplication,
+and a completion may well ask for one: 9^{9^{9^9}}. So each grading runs in a worker that ends itself when its time or
+its memory is over, and the next grading gets a new one. Workers are fresh interpreters rather than forks, because JAX
+keeps threads here; they live until this process closes their standard input, by ending too.
+"""
+
+import atexit
+from collections.abc import Iterable, Sequence
+from concurrent import futures
+import faulthandler
+import functools
+import importlib.util
+import json
+import os
+import queue
+import resource
+import signal
+import subprocess
+import sys
+
+OPERATION_SECONDS = 3  # for math-verify's own limit: reading the completion, reading the answer, comparing the two
+GRADING_SECONDS = 10
+MEMORY_BYTES = 2**31
+MAX_WORKERS = 16
+
+
+def check_installed() -> None:
+  """Raises ValueError, with what to install, where math-verify is missing."""
+  if any(importlib.util.find_spec(package) is None for package in ("math_verify", "antlr4")):
+    raise ValueError("grading MATH needs math-verify: pip install 'gdsd_jax[math]'")
+
+
+def equal(completion: str, answer: str) -> bool:
+  """Whether math-verify finds the completion's final expression equal to the answer's. Both are LaTeX within text."""
+  return _pool().grade((completion, answer))
+
+
+def equal_batch(completions: Sequence[str], answers: Sequence[str]) -> list[bool]:
+  """`equal` of many, side by side."""
+  return _pool().grade_batch(zip(completions, answers))
+
+
+class _Pool:
+  """Workers, started when first needed."""
+
+  def __init__(self, size: int):
+    self._idle = queue.LifoQueue()  # last in, first out, so that single gradings keep one worker busy and start no more
+    for _ in range(size):
+      self._idle.put(None)
+    self._threads = futures.ThreadPoolExecutor(size, "math-grader")
+
+  def grade(self, pair: tuple[str, str]) -> bool:
+    worker = self._idle.get()
+    try:
+      if worker is None:
+        worker = _start_worker()
+      verdict = _ask(worker, pair)
+      if verdict is None:
+        _stop(worker)
+        worker = None
+      return bool(verdict)
+    finally:
+      self._idle.put(worker)
+
+  def grade_batch(self, pairs: Iterable[tuple[str, str]]) -> list[bool]:
+    return list(self._threads.map(self.grade, pairs))
+
+  def close(self) -> None:
+    self._threads.shutdown(cancel_futures=True)
+    while not self._idle.empty():
+      worker = self._idle.get()
+      if worker is not None:
+        _stop(worker)
+
+
+@functools.cache
+def _pool() -> _Pool:
+  pool = _Pool(min(len(os.sched_getaffinity(0)), MAX_WORKERS))
+  atexit.register(pool.close)
+  return pool
+
+
+def _start_worker() -> subprocess.Popen:
+  worker = subprocess.Popen(
+    [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="ascii"
+  )
+  if worker.stdout.readline() != "ready\n":
+    _stop(worker)
+    raise OSError(f"the math grader does not start: {sys.executable} -m {__name__}")
+  return worker
+
+
+def _ask(worker, pair) -> bool | None:
+  try:
+    print(json.dumps(pair), file=worker.stdin, flush=True)
+    reply = worker.stdout.readline()
+  except BrokenPipeError:
+    return None
+  return json.loads(reply) if reply else None
+
+
+def _stop(worker):
+  worker.kill()
+  worker.communicate()
+
+
+def _serve():
+  """The worker: a line with a pair in, a line with the verdict out."""
+  from math_verify import parse, verify
+
+  for ending in (signal.SIGINT, signal.SIGTERM):  # sent to all processes, but a trainer may finish its step first
+    signal.signal(ending, signal.SIG_IGN)
+  replies = os.fdopen(os.dup(1), "w", encoding="ascii")
+  resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+  def grade(completion, answer):
+    texts = completion, answer if "\\boxed" in answer else f"\\boxed{{{answer}}}"
+    found, expected = (parse(text, parsing_timeout=OPERATION_SECONDS) for text in texts)
+    return verify(found, expected, timeout_seconds=OPERATION_SECONDS)
+
+  grade("\\boxed{\\frac{1}{2}}", "0.5")  # imports what is imported late
+  print("ready", file=replies, flush=True)
+  silence = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(silence, 1)
+  os.dup2(silence, 2)
+  for line in sys.stdin:
+    faulthandler.dump_traceback_later(GRADING_SECONDS, exit=True)  # a thread that needs no interpreter lock
+    try:
+      verdict = bool(grade(*json.loads(line)))
+    except Exception:  # of SymPy, which math-verify lets through, and for want of memory
+      verdict = False
+    faulthandler.cancel_dump_traceback_later()
+    print(json.dumps(verdict), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+  _serve()

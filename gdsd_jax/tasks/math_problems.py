@@ -1,0 +1,111 @@
+r"""MATH, competition problems with answers in LaTeX: boxed as in ESPO and GDSD, and tagged and boxed as in d1."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any, ClassVar
+
+from gdsd_jax.tasks import base, math_answers, math_grader, sources, xml_format
+
+TRAIN_SOURCE = "huggingface:ankner/math-500#train"  # MATH without the 500 test problems
+TEST_SOURCE = "huggingface:HuggingFaceH4/MATH-500#test"
+
+CORRECTNESS_REWARD = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class MathTask(base.Task):
+  r"""Competition problems, asked for a final `\boxed{…}` and graded by math-verify.
+
+  An example has `problem` (str) and `answer` (str, LaTeX).
+
+  Attributes:
+    train_source, test_source: where the problems are, see `sources.open_source`; rows have `problem`, and `answer` or
+      a `solution` that boxes it.
+    data_dir: folder of TFDS datasets; None for the default of TFDS.
+
+  Raises:
+    ValueError: math-verify is not installed.
+  """
+
+  train_source: str = TRAIN_SOURCE
+  test_source: str = TEST_SOURCE
+  data_dir: str | None = None
+  name: ClassVar[str] = "math"
+
+  def __post_init__(self):
+    math_grader.check_installed()
+
+  def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
+    base.check_split(split)
+    field = f"{split}_source"
+    return _open_examples(getattr(self, field), f"task.{field}", self.data_dir)
+
+  def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"{example['problem']}\n{math_answers.BOXED_INSTRUCTION}"}]
+
+  def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
+    return {"correctness": CORRECTNESS_REWARD * self.accuracy(completion, example)}
+
+  def score_batch(self, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    verdicts = math_grader.equal_batch(completions, [example["answer"] for example in examples])
+    return [{"correctness": CORRECTNESS_REWARD * verdict} for verdict in verdicts]
+
+  def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
+    return float(math_grader.equal(completion, example["answer"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class MathXmlTask(MathTask):
+  r"""The same problems, asked for `<reasoning>` and a boxed `<answer>`, compared as text as the benchmark does."""
+
+  name: ClassVar[str] = "math_xml"
+
+  def __post_init__(self):
+    pass  # comparing text needs no math-verify
+
+  def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
+    request = (
+      "You are a math expert. Solve the problem step by step. Wrap the final answer in a \\boxed{}.\n\n"
+      + example["problem"]
+    )
+    return [{"role": "user", "content": f"{xml_format.SYSTEM_PROMPT}\n\n{request}"}]
+
+  def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
+    tagged = "<answer>" in completion
+    # Of the first tag, unlike elsewhere, and closed or not.
+    answer = completion.split("<answer>", 1)[1].split("</answer>", 1)[0] if tagged else completion
+    correct = math_answers.same_answer(math_answers.unboxed(answer), math_answers.unboxed(example["answer"]))
+    return {
+      "correctness": CORRECTNESS_REWARD * correct,
+      "format": (0.5 if tagged else 0.0) + (0.5 if "\\boxed" in answer else 0.25),
+    }
+
+  def score_batch(self, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    return base.Task.score_batch(self, completions, examples)
+
+  def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
+    """As d1 and GDSD count: what the last box holds, wherever it stands, or else the tagged answer."""
+    answer = math_answers.unboxed(completion) if "\\boxed" in completion else None
+    if not answer:
+      answer = xml_format.first_answer(completion)
+    return float(math_answers.same_answer(answer, math_answers.unboxed(example["answer"])))
+
+
+def _open_examples(source, field, data_dir):
+  rows = sources.open_source(source, ("problem",), field=field, data_dir=data_dir)
+  return sources.examples_of(rows, _example, field=field)
+
+
+def _example(row):
+  problem = sources.text_of(row, "problem")
+  if "answer" in row:
+    answer = sources.text_of(row, "answer")
+  else:
+    sources.check_columns(list(row), ("solution",))
+    solution = sources.text_of(row, "solution")
+    answer = math_answers.unboxed(solution) if "\\boxed" in solution else None
+    if answer is None:
+      raise ValueError("column 'solution' must end in \\boxed{…}")
+  if not answer.strip():
+    raise ValueError("the answer is empty")
+  return {"problem": problem, "answer": answer}

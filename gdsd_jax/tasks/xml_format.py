@@ -1,0 +1,52 @@
+"""Rewards for completions laid out as <reasoning>…</reasoning><answer>…</answer>, with the values of d1 and GDSD."""
+
+import re
+
+SYSTEM_PROMPT = """
+Respond in the following format:
+<reasoning>
+...
+</reasoning>
+<answer>
+...
+</answer>
+"""
+
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_SOFT = re.compile(r"<reasoning>.*?</reasoning>\s*<answer>.*?</answer>", re.DOTALL)
+_STRICT = re.compile(r"<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n", re.DOTALL)
+
+
+def first_answer(text: str) -> str | None:
+  """Stripped text between the first `<answer>` and the next `</answer>`; None if they are not both there."""
+  match = _ANSWER.search(text)
+  return match[1].strip() if match else None
+
+
+def lenient_answer(text: str) -> str:
+  """Stripped text after the last `<answer>`, up to the next `</answer>`; of a text without tags all of it."""
+  return text.rsplit("<answer>", 1)[-1].split("</answer>", 1)[0].strip()
+
+
+def soft_format(text: str) -> float:
+  """0.5 for a text that starts with both pairs of tags, in order."""
+  return 0.5 if _SOFT.match(text) else 0.0
+
+
+def strict_format(text: str) -> float:
+  """0.5 for both pairs of tags, each tag on a line of its own, with nothing around them."""
+  return 0.5 if _STRICT.fullmatch(text) else 0.0
+
+
+def tag_count(text: str) -> float:
+  """0.125 for each of the four tags that stands once on its own line, less 0.001 a character after the answer tags."""
+  reward = 0.0
+  if text.count("<reasoning>\n") == 1:
+    reward += 0.125
+  if text.count("\n</reasoning>\n") == 1:
+    reward += 0.125
+  if text.count("\n<answer>\n") == 1:
+    reward += 0.125 - 0.001 * len(text.rsplit("\n<answer>\n", 1)[1])
+  if text.count("\n</answer>") == 1:
+    reward += 0.125 - 0.001 * (len(text.rsplit("\n</answer>", 1)[1]) - 1)
+  return reward
