@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 
-OPERATION_SECONDS = 3  # for math-verify's own limit: reading the completion, reading the answer, comparing the two
+OPERATION_SECONDS = 2  # for math-verify's own limit: reading the completion, reading the answer, comparing the two
 GRADING_SECONDS = 10
 MEMORY_BYTES = 2**31
 MAX_WORKERS = 16
@@ -83,12 +83,11 @@ def _pool() -> _Pool:
 
 
 def _start_worker() -> subprocess.Popen:
-  worker = subprocess.Popen(
-    [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="ascii"
-  )
+  command = [sys.executable, "-P", __file__]  # -P: neither this folder nor the current one hides a library
+  worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="ascii")
   if worker.stdout.readline() != "ready\n":
     _stop(worker)
-    raise OSError(f"the math grader does not start: {sys.executable} -m {__name__}")
+    raise OSError(f"the math grader does not start: {' '.join(command)}")
   return worker
 
 

@@ -12,6 +12,8 @@ import zlib
 FILE_KINDS = (".jsonl", ".jsonl.gz", ".json", ".csv")
 NAME_KINDS = "a TFDS name, NAME[/CONFIG][:VERSION][#SPLIT] or huggingface:OWNER/NAME[/CONFIG][#SPLIT]"
 
+WHOLE_FILE = "the whole file"  # where no line can be blamed
+
 
 class Row(dict):
   """A problem as it was stored, column name -> value.
@@ -107,21 +109,24 @@ def _read_json_lines(data: bytes) -> Iterator[tuple[str, dict]]:
 
 
 def _read_json_list(data: bytes) -> Iterator[tuple[str, dict]]:
-  items = _json(data.removeprefix(b"\xef\xbb\xbf"), "the whole file")
+  items = _json(data.removeprefix(b"\xef\xbb\xbf"), None)
   if not isinstance(items, list):
-    raise ValueError("the whole file: must be a JSON list of objects")
+    raise ValueError(f"{WHOLE_FILE}: must be a JSON list of objects")
   for number, item in enumerate(items, start=1):
     yield f"item {number}", _json_object(item, f"item {number}")
 
 
-def _json(data: bytes, place: str) -> Any:
+def _json(data: bytes, place: str | None) -> Any:
   try:
     value = json.loads(data.decode())
     if b"\\ud" in data.lower():
       json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is JSON, but no text
     return value
+  except json.JSONDecodeError as error:
+    place = place or f"line {error.lineno}"
+    raise ValueError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
   except (ValueError, RecursionError) as error:
-    raise ValueError(f"{place}: not JSON: {error}") from error
+    raise ValueError(f"{place or WHOLE_FILE}: not JSON: {error}") from error
 
 
 def _json_object(value: Any, place: str) -> dict:
@@ -144,7 +149,7 @@ def _read_csv(data: bytes) -> Iterator[tuple[str, dict]]:
         raise ValueError(f"{place}: {fields} fields, but the header names {len(reader.fieldnames)}")
       yield place, row
   except csv.Error as error:
-    raise ValueError(f"line {reader.line_num}: not CSV: {error}") from error
+    raise ValueError(f"line {reader.reader.line_num}: not CSV: {error}") from error
 
 
 _READERS = {
