@@ -5,7 +5,7 @@ import json
 import re
 import types
 
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 import pytest
 
 from gdsd_jax.tasks import sources
@@ -58,12 +58,14 @@ def test_home_folder_is_expanded(tmp_path, monkeypatch):
   assert len(open_("~/rows.jsonl")) == 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.dictionaries(st.text(), st.integers() | st.text()), min_size=1))
 def test_any_rows_survive_a_file(tmp_path_factory, rows):
   file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
   assert open_(written(file, "\n".join(json.dumps(row) for row in rows)), ()) == rows
 
 
+@settings(deadline=None)
 @given(st.binary(), st.sampled_from(sources.FILE_KINDS))
 def test_any_bytes_are_rows_or_one_clear_line(tmp_path_factory, content, kind):
   file = written(tmp_path_factory.mktemp("bytes") / f"rows{kind}", content)
@@ -207,8 +209,8 @@ def test_bad_tfds_name_is_named(data_dir, source, expected):
 
 
 def test_missing_column_of_a_tfds_dataset_is_named(data_dir):
-  assert re.fullmatch("FILE: no column 'answer', it has 'question', .*",
-                      message(ValueError, "shelf/main#test", ("answer",), data_dir=data_dir))
+  said = message(ValueError, "shelf/main#test", ("answer",), data_dir=data_dir)
+  assert said == "FILE: no column 'answer', it has 'known', 'nested', 'number', 'question', 'ratio', 'words'"
 
 
 def test_tfds_dataset_is_prepared_when_first_used(tmp_path):

@@ -1,14 +1,9 @@
 """The arithmetic problems as a TFDS dataset, kept as ArrayRecord: random access without TensorFlow."""
 
-from collections.abc import Sequence
-import contextlib
-import io
-from typing import Any
-
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gdsd_jax.tasks import arithmetic_problems
+from gdsd_jax.tasks import arithmetic_problems, tfds_source
 
 
 class Arithmetic(tfds.core.GeneratorBasedBuilder):
@@ -37,21 +32,7 @@ class Arithmetic(tfds.core.GeneratorBasedBuilder):
     yield from enumerate(arithmetic_problems.problems(split))
 
 
-class Examples(Sequence):
-  """Records of a TFDS data source as dicts of str and int, decoded when asked for."""
-
-  def __init__(self, source: Sequence[dict[str, Any]]):
-    self._source = source
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    record = self._source[range(len(self))[index]]  # range: negative indices, and IndexError past the end
-    return {name: value.decode() if isinstance(value, bytes) else int(value) for name, value in record.items()}
-
-
-def open_split(split: str, data_dir: str | None) -> Examples:
+def open_split(split: str, data_dir: str | None) -> tfds_source.Rows:
   """Opens a split, after writing the dataset if this is its first use.
 
   Args:
@@ -64,10 +45,10 @@ def open_split(split: str, data_dir: str | None) -> Examples:
   try:
     builder = _open(data_dir)
     if not builder.data_path.exists():
-      _prepare(builder)
+      tfds_source.prepare(builder)
       # Anew, because a builder made before the files were there knows no splits if another process wrote them.
       builder = _open(data_dir)
-    return Examples(builder.as_data_source(split))
+    return tfds_source.Rows(builder.as_data_source(split), f"arithmetic#{split}")
   except OSError as error:
     place = "the default folder of TFDS" if data_dir is None else repr(data_dir)
     raise OSError(f"task.data_dir: cannot use {place} for the dataset: {error.strerror or error}") from error
@@ -75,15 +56,3 @@ def open_split(split: str, data_dir: str | None) -> Examples:
 
 def _open(data_dir):
   return Arithmetic(data_dir=data_dir, file_format="array_record")
-
-
-def _prepare(builder):
-  tfds.disable_progress_bar()
-  try:
-    # TFDS announces itself on standard output, which belongs to the program.
-    with contextlib.redirect_stdout(io.StringIO()):
-      builder.download_and_prepare()
-  except OSError:
-    # TFDS renames a finished folder into place, which fails if another process was faster. Its files are the same.
-    if not builder.data_path.exists():
-      raise

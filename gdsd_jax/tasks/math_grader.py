@@ -29,7 +29,7 @@ MAX_WORKERS = 16
 def check_installed() -> None:
   """Raises ValueError, with what to install, where math-verify is missing."""
   if any(importlib.util.find_spec(package) is None for package in ("math_verify", "antlr4")):
-    raise ValueError("grading MATH needs math-verify: pip install 'gdsd_jax[math]'")
+    raise ValueError("task.name='math': it needs math-verify to grade: pip install 'gdsd_jax[math]'")
 
 
 def equal(completion: str, answer: str) -> bool:
@@ -54,7 +54,7 @@ class _Pool:
   def grade(self, pair: tuple[str, str]) -> bool:
     worker = self._idle.get()
     try:
-      if worker is None:
+      if worker is None or worker.poll() is not None:
         worker = _start_worker()
       verdict = _ask(worker, pair)
       if verdict is None:

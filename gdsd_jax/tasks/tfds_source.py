@@ -49,7 +49,7 @@ def open_rows(source: str, columns: Sequence[str], field: str, data_dir: str | N
     hub, local = _HUB_NAME.fullmatch(source), _TFDS_NAME.fullmatch(source)
     builder = _hub_builder(hub["repo"], hub["config"], data_dir) if hub else _tfds_builder(local["name"], data_dir)
     split = (hub or local)["split"] or _only_split(builder)
-    sources.check_columns(list(builder.info.features), columns)
+    sources.check_columns(sorted(builder.info.features), columns)
     rows = Rows(builder.as_data_source(split), source)
   except _NoNetworkError as error:
     raise OSError(f"{field}: {source}: {error}; give a local file ({', '.join(sources.FILE_KINDS)})") from error

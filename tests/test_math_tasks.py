@@ -1,0 +1,345 @@
+"""Tasks math, math_xml, gsm8k, gsm8k_xml: examples, prompts, rewards, accuracy, and the grader's safety."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+import re
+import signal
+import subprocess
+import sys
+import time
+
+from conftest import REPOSITORY
+from hypothesis import given, settings, strategies as st
+import pytest
+
+from gdsd_jax import get_task
+from gdsd_jax.tasks import math_answers, math_grader
+
+needs_math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="no math-verify")
+MATH = pytest.param("math", marks=needs_math_verify)
+TASKS = ("gsm8k", "gsm8k_xml", MATH, "math_xml")
+
+
+@pytest.fixture(scope="module")
+def benchmarks() -> Path:
+  """Folder of the public benchmark files; tests that need it skip where it is missing."""
+  path = Path(os.environ.get("GDSD_BENCHMARKS", REPOSITORY.parent / "shared" / "data"))
+  if not path.is_dir():
+    pytest.skip(f"benchmark files are not at {path} (set GDSD_BENCHMARKS)")
+  return path
+
+
+def task_on(name, rows, tmp_path):
+  file = tmp_path / "rows.jsonl"
+  file.write_text("\n".join(map(json.dumps, rows)))
+  return get_task(name, train_source=str(file))
+
+
+def correctness(name, completion, answer):
+  return get_task(name).score(completion, {"answer": answer})["correctness"]
+
+
+# Examples and prompts
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "gsm8k_xml"])
+def test_gsm8k_example_has_the_number_after_the_marker(tmp_path, name):
+  rows = [{"question": "How many?", "answer": "2 * 600 = 1,200\n#### 1,200", "id": 7}]
+  assert task_on(name, rows, tmp_path).examples("train") == [{"question": "How many?", "answer": "1200"}]
+
+
+@pytest.mark.parametrize("answer", ["1200", "#### twelve", "#### ", "####\n1 2"])
+def test_gsm8k_answer_without_a_number_is_named_with_its_line(tmp_path, answer):
+  rows = [{"question": "a", "answer": "#### 1"}, {"question": "b", "answer": answer}]
+  with pytest.raises(ValueError, match=r"^task.train_source: \S+, line 2: column 'answer' must end in '#### N"):
+    task_on("gsm8k", rows, tmp_path).examples("train")
+
+
+@pytest.mark.parametrize("name", [MATH, "math_xml"])
+@pytest.mark.parametrize("row", [
+  {"answer": "\\frac{1}{2}"},
+  {"solution": "First \\boxed{3}, so $\\boxed{\\frac{1}{2}}$."},
+  {"answer": "\\frac{1}{2}", "solution": "no box"},
+])
+def test_math_example_has_the_answer_or_what_the_solution_boxes(tmp_path, name, row):
+  task = task_on(name, [{"problem": "Half?", **row}], tmp_path)
+  assert task.examples("train") == [{"problem": "Half?", "answer": "\\frac{1}{2}"}]
+
+
+@pytest.mark.parametrize("row, expected", [
+  ({"solution": "12"}, r"column 'solution' must end in \\boxed\{…\}"),
+  ({"solution": "\\boxed{12"}, r"column 'solution' must end in \\boxed\{…\}"),
+  ({"answer": " "}, "the answer is empty"),
+  ({"answer": 12}, "column 'answer' must be text, it is 12"),
+  ({"level": 1}, "no column 'solution', it has 'problem', 'level'"),
+])
+def test_math_problem_without_answer_is_named_with_its_line(tmp_path, row, expected):
+  with pytest.raises(ValueError, match=rf"^task.train_source: \S+, line 1: {expected}$"):
+    task_on("math_xml", [{"problem": "p", **row}], tmp_path).examples("train")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_each_split_has_its_own_source(tmp_path, name):
+  task = get_task(name, train_source=str(tmp_path / "here.jsonl"), test_source=str(tmp_path / "there.jsonl"))
+  with pytest.raises(OSError, match=r"^task.train_source: cannot read \S+here.jsonl: "):
+    task.examples("train")
+  with pytest.raises(OSError, match=r"^task.test_source: cannot read \S+there.jsonl: "):
+    task.examples("test")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_unknown_split_is_refused(name):
+  with pytest.raises(ValueError, match="^unknown split 'dev'"):
+    get_task(name).examples("dev")
+
+
+XML_PROMPT = "\nRespond in the following format:\n<reasoning>\n...\n</reasoning>\n<answer>\n...\n</answer>\n\n\n"
+
+
+@pytest.mark.parametrize("name, content", [
+  ("gsm8k", "Why?\nPlease reason step by step, and put your final answer within \\boxed{}."),
+  pytest.param("math", "Why?\nPlease reason step by step, and put your final answer within \\boxed{}.",
+               marks=needs_math_verify),
+  ("gsm8k_xml", XML_PROMPT + "Why?"),
+  ("math_xml", XML_PROMPT + "You are a math expert. Solve the problem step by step. "
+   "Wrap the final answer in a \\boxed{}.\n\nWhy?"),
+])
+def test_prompts_are_the_official_ones(name, content):
+  example = {"question": "Why?", "problem": "Why?", "answer": "1"}
+  assert get_task(name).messages(example) == [{"role": "user", "content": content}]
+
+
+# Rewards and accuracy (tests/test_official_rewards.py has the official cases)
+
+
+@pytest.mark.parametrize("completion, number", [
+  ("The answer is 12", "12"),  # officially 1: an unescaped dot takes the last character
+  ("The answer is 12. So", "12"),  # officially "12."
+  ("The answer is 1,200 dollars", "1200"),
+  ("#### 1,200.", "1200"),
+  ("so \\boxed{1,200}", "1200"),  # officially 200: the last digits
+  ("3 or 4,5", "5"),
+  ("from -3 to -12", "-12"),
+  ("no number", ""),
+])
+def test_gsm8k_announced_number(completion, number):
+  from gdsd_jax.tasks import gsm8k
+
+  assert gsm8k.announced_number(completion) == number
+
+
+def test_gsm8k_xml_answer_may_separate_thousands():
+  assert correctness("gsm8k_xml", "<answer>1,200</answer>", "1200") == 2.0
+
+
+@pytest.mark.parametrize("completion, accuracy", [
+  ("\\boxed{12}", 1), ("\\boxed{12.0} or \\boxed{13}", 1), ("\\boxed{...} \\boxed{12 apples}", 1),
+  ("\\boxed{13} 12", 0), ("\\boxed{1}2", 0), ("<answer>3 * 4 = 12</answer> 13", 1), ("13 <answer>12", 1), ("it is 12", 1), ("12 or 13", 0),
+  ("", 0), ("\\boxed{}", 0), ("\\boxed{twelve}", 0),
+])
+def test_gsm8k_accuracy_counts_the_box_then_the_tag_then_the_last_number(completion, accuracy):
+  assert get_task("gsm8k").accuracy(completion, {"answer": "12"}) == accuracy
+
+
+@pytest.mark.parametrize("completion, accuracy", [
+  ("\\boxed{\\dfrac12}", 1), ("\\boxed{3} then $\\boxed{ 1/2 }$", 1), ("\\boxed{1/2} then \\boxed{3}", 0),
+  ("<answer>0.5</answer>", 1), ("\\boxed{3 <answer>0.5</answer>", 1), ("\\frac{1}{2}", 0), ("", 0),
+])
+def test_math_xml_accuracy_counts_the_last_box_then_the_tag(completion, accuracy):
+  assert get_task("math_xml").accuracy(completion, {"answer": "\\frac{1}{2}"}) == accuracy
+
+
+@pytest.mark.parametrize("first, second", [
+  ("\\tfrac34", "\\frac{3}{4}"), ("\\dfrac1{72}", "\\frac{1}{72}"), ("-3/4", "\\frac{-3}{4}"), (".5", "1/2"),
+  ("\\sqrt3", "\\sqrt{3}"), ("90^\\circ", "90"), ("90^{\\circ}", "90"), ("50\\%", "50"), ("\\$5", "5"), ("x=5", "5"),
+  ("5\\text{ cm}", "5"), ("\\left( 3, 4 \\right)", "(3,4)"), ("10\\!000", "10000"), ("\\{.5\\}", "\\{0.5\\}"),
+  ("1\n2", "12"),
+])
+def test_answers_that_read_the_same(first, second):
+  assert math_answers.same_answer(first, second)
+
+
+@pytest.mark.parametrize("first, second", [("1+x", "x+1"), ("abc=5", "5"), ("01/2", "1/2"), ("12", "21"), ("", "0")])
+def test_answers_that_read_differently(first, second):
+  assert not math_answers.same_answer(first, second)
+
+
+@pytest.mark.parametrize("text, content", [
+  ("a \\boxed{1} b \\boxed{\\frac{1}{2}} c", "\\frac{1}{2}"), ("\\boxed 12$ is", "12"), ("\\boxed{1", None),
+  ("\\boxed{{}", None), ("\\boxed{}", ""), ("bare", "bare"), ("\\fbox{3}", "\\fbox{3}"), ("", ""),
+])
+def test_unboxed(text, content):
+  assert math_answers.unboxed(text) == content
+
+
+@pytest.mark.parametrize("completion, answer, expected", [
+  ("so $x = \\boxed{\\frac{2}{4}}$", "0.5", 2.0), ("\\boxed{x+1}", "1+x", 2.0), ("\\boxed{(1, 2)}", "(2, 1)", 0.0),
+  ("\\boxed{\\text{Tuesday}}", "\\text{Tuesday}", 2.0), ("\\boxed{\\sqrt{8}}", "2\\sqrt{2}", 2.0), ("", "1", 0.0),
+])
+def test_math_verify_grades_math(completion, answer, expected):
+  pytest.importorskip("math_verify")
+  assert correctness("math", completion, answer) == expected
+
+
+@pytest.mark.parametrize("name", TASKS)
+@settings(deadline=None)
+@given(text=st.text() | st.lists(st.sampled_from([
+  "<answer>", "</answer>", "<reasoning>", "\n", "\\boxed", "{", "}", "\\frac", "\\sqrt", "12", "1,200", "-", "/", "^",
+  ".", " ", "$", "####", "The answer is ", "\ud800", "\0", "\\text{ ", "=", "x",
+])).map("".join))
+def test_any_text_is_scored(name, text):
+  task = get_task(name)
+  rewards = task.score(text, {"answer": "12"})
+  assert all(isinstance(value, float) for value in rewards.values())
+  assert task.accuracy(text, {"answer": "12"}) in (0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_batch_scores_equal_single_ones(name):
+  completions = ["\\boxed{12}", "<answer>12</answer>", "", "13"] * 3
+  examples = [{"answer": "12"}, {"answer": "13"}, {"answer": "1"}] * 4
+  task = get_task(name)
+  assert task.score_batch(completions, examples) == [*map(task.score, completions, examples)]
+
+
+# The benchmark files: everything loads, and every reference answer is right
+
+
+def test_all_gsm8k_answers_are_right_however_they_are_written(benchmarks):
+  task = get_task("gsm8k", test_source=str(benchmarks / "gsm8k" / "test.jsonl"))
+  tagged = get_task("gsm8k_xml")
+  examples = task.examples("test")
+  assert len(examples) == 1319
+  for example in examples:
+    for number in {example["answer"], f"{int(example['answer']):,}"}:
+      tag = f"<answer>\n{number}\n</answer>"
+      for text in (f"\\boxed{{{number}}}", f"The answer is {number}.", f"#### {number}", tag):
+        assert task.score(text, example) == {"correctness": 1.0}
+        assert task.accuracy(text, example) == 1.0
+      assert tagged.score(tag, example)["correctness"] == 2.0
+
+
+def test_all_gsm8k_training_problems_load(benchmarks):
+  assert len(get_task("gsm8k", train_source=str(benchmarks / "gsm8k" / "train.jsonl")).examples("train")) == 7473
+
+
+def test_all_math500_answers_are_right_under_both_graders(benchmarks):
+  pytest.importorskip("math_verify")
+  examples = get_task("math", test_source=str(benchmarks / "math" / "math500.jsonl")).examples("test")
+  completions = [f"Thus $\\boxed{{{example['answer']}}}$." for example in examples]
+  # None that math-verify cannot grade.
+  assert get_task("math").score_batch(completions, examples) == [{"correctness": 2.0}] * 500
+  assert sum(map(get_task("math_xml").accuracy, completions, examples)) == 500
+
+
+def test_solutions_of_the_training_problems_box_their_answers(benchmarks):
+  examples = get_task("math_xml", train_source=str(benchmarks / "math" / "train.jsonl")).examples("train")
+  assert len(examples) == 3682
+  rows = map(json.loads, (benchmarks / "math" / "train.jsonl").read_text().splitlines())
+  assert [math_answers.unboxed(row["solution"]) for row in rows] == [example["answer"] for example in examples]
+
+
+# The grader's processes
+
+
+@pytest.fixture
+def pool():
+  pytest.importorskip("math_verify")
+  pool = math_grader._Pool(1)
+  yield pool
+  pool.close()
+
+
+def worker_of(pool):
+  worker = pool._idle.get()
+  pool._idle.put(worker)
+  return worker
+
+
+RIGHT = ("\\boxed{1/2}", "0.5")
+
+
+@pytest.mark.parametrize("expression", ["9^{9^{9^9}}", "99999999999!", "(" * 5000 + "1" + ")" * 5000])
+def test_costly_expression_is_wrong_within_seconds(pool, expression):
+  assert pool.grade(RIGHT)
+  start = time.monotonic()
+  assert not pool.grade((f"\\boxed{{{expression}}}", "1"))
+  assert time.monotonic() - start < math_grader.GRADING_SECONDS + 5
+  assert pool.grade(RIGHT)
+
+
+def test_worker_that_is_deaf_to_signals_ends_itself():
+  pytest.importorskip("math_verify")
+  program = f"""
+import runpy, sys, math_verify
+def parse(text, **options):
+  return 9 ** (9 ** 9) if "deaf" in text else text  # one multiplication after another, none of them interruptible
+math_verify.parse, math_verify.verify = parse, lambda *arguments, **options: True
+sys.path.insert(0, {str(Path(math_grader.__file__).parent)!r})
+import math_grader
+math_grader.GRADING_SECONDS = 0.5
+math_grader._serve()
+"""
+  worker = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+  assert worker.stdout.readline() == "ready\n"
+  assert math_grader._ask(worker, RIGHT) is True
+  assert math_grader._ask(worker, ("deaf", "1")) is None
+  assert worker.wait(timeout=30) != 0
+
+
+def test_dead_worker_is_replaced(pool):
+  assert pool.grade(RIGHT)
+  first = worker_of(pool)
+  first.kill()
+  first.wait()
+  assert pool.grade(RIGHT)
+  assert worker_of(pool).pid != first.pid
+
+
+def test_worker_is_reused(pool):
+  pool.grade(RIGHT)
+  first = worker_of(pool).pid
+  pool.grade_batch([RIGHT] * 5)
+  assert worker_of(pool).pid == first
+
+
+def test_worker_has_limited_memory_and_no_jax(pool):
+  pool.grade(RIGHT)
+  process = Path("/proc") / str(worker_of(pool).pid)
+  assert "jax" not in (process / "maps").read_text()
+  assert re.search(rf"Max address space +{math_grader.MEMORY_BYTES} ", (process / "limits").read_text())
+
+
+def test_worker_dies_with_its_parent():
+  pytest.importorskip("math_verify")
+  program = """
+from gdsd_jax.tasks import math_grader
+pool = math_grader._pool()
+pool.grade(("1", "1"))
+print(pool._idle.get().pid, flush=True)
+input()
+"""
+  parent = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+  worker = Path("/proc") / parent.stdout.readline().strip()
+  assert worker.is_dir()
+  parent.send_signal(signal.SIGKILL)
+  parent.wait()
+  deadline = time.monotonic() + 20
+  while worker.is_dir() and "zombie" not in (worker / "status").read_text():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+def test_grader_that_cannot_start_is_an_error(pool, monkeypatch):
+  monkeypatch.setattr(math_grader.sys, "executable", "/bin/false")
+  with pytest.raises(OSError, match="^the math grader does not start: /bin/false "):
+    pool.grade(RIGHT)
+
+
+def test_without_math_verify_the_task_says_how_to_get_it(monkeypatch):
+  monkeypatch.setattr(math_grader.importlib.util, "find_spec", lambda package: None)
+  with pytest.raises(ValueError, match=r"^task.name='math': .* pip install 'gdsd_jax\[math\]'$"):
+    get_task("math")
+  assert get_task("math_xml").score("\\boxed{1}", {"answer": "1"})["correctness"] == 2.0
