@@ -55,9 +55,9 @@ def cleaned(answer: str) -> str:
   name, *values = answer.split("=")
   if len(values) == 1 and len(name) <= 2:  # x = …
     answer = values[0]
-  answer = re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", answer)
+  answer = re.sub(r"\\sqrt(?!\\sqrt)([^{])", r"\\sqrt{\1}", answer)
   answer = answer.replace(" ", "")
-  answer = re.sub(r"\\frac([^{])([^{])", r"\\frac{\1}{\2}", answer)
+  answer = re.sub(r"\\frac(?!\\frac)([^{])(?!\\frac)([^{])", r"\\frac{\1}{\2}", answer)
   answer = re.sub(r"\\frac([^{])\{", r"\\frac{\1}{", answer)
   if answer == "0.5":
     answer = "1/2"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import contextlib
+import importlib
 import importlib.util
 import io
 import re
@@ -77,8 +78,9 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
 
 
 def _tfds_builder(name, data_dir):
-  # TFDS stops importing its builders at the first one whose packages are missing; these need none.
-  import tensorflow_datasets.text  # noqa: F401
+  # TFDS stops importing its builders at the first one whose packages are missing; those of texts need none.
+  with contextlib.suppress(ImportError):
+    importlib.import_module("tensorflow_datasets.text")
 
   def open_builder():
     return tfds.builder(name, data_dir=data_dir, file_format="array_record")
