@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from gdsd_jax.diffusion.sampling import REMASKING
+from gdsd_jax.diffusion.config import REMASKING
 
 
 def stratified_counts(key, batch_size: int, length: int):

@@ -19,6 +19,9 @@ class DenoiserConfig:
     max_positions: longest prompt plus completion, in tokens.
     qkv_bias: whether the query, key and value projections have a bias.
     tied_head: whether the LM head is the transposed embedding.
+    shifted_output: whether the network's output at position i predicts token i + 1, as in models that grew out of
+      autoregressive ones; the denoiser undoes it, so its own output is aligned either way.
+    positions_skip_padding: whether rotary positions count real tokens alone, instead of padding too.
     mask_token_id, eos_token_id, pad_token_id: special tokens.
     family: the Hugging Face layout it came from (`model_type` of config.json).
   """
@@ -38,6 +41,8 @@ class DenoiserConfig:
   pad_token_id: int
   qkv_bias: bool = False
   tied_head: bool = False
+  shifted_output: bool = False
+  positions_skip_padding: bool = False
   family: str = "llada"
 
   def __post_init__(self):

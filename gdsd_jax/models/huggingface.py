@@ -18,11 +18,11 @@ from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
 
 from gdsd_jax import parallel
-from gdsd_jax.models import llada
+from gdsd_jax.models import dream, llada
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 
-_FAMILIES = {"llada": llada}  # config.json's model_type -> the module that knows its layout
+_FAMILIES = {"llada": llada, "dream": dream}  # config.json's model_type -> the module that knows its layout
 _DTYPES = ("float32", "bfloat16")
 _INDEX = "model.safetensors.index.json"
 _ASSETS = Path(__file__).parent / "assets"

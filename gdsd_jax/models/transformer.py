@@ -118,9 +118,8 @@ class Transformer(nnx.Module):
       self.head = weights((D, V), ("embed", "vocab"), _normal(D))
 
   def hidden(self, tokens, attention_mask=None, remat: bool = False):
-    """Normalised hidden states [B, T, D] of int[B, T] tokens; padding (attention_mask 0) is attended to by nobody."""
-    batch, length = tokens.shape
-    positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
+    """Aligned hidden states [B, T, D] of int[B, T] tokens; padding (attention_mask 0) is attended to by nobody."""
+    positions = self._positions(tokens, attention_mask)
     mask = None if attention_mask is None else attention_mask.astype(bool)[:, None, None, :]
     graph, stacked = nnx.split(self.blocks)
 
@@ -130,7 +129,15 @@ class Transformer(nnx.Module):
     if remat:
       apply_block = jax.checkpoint(apply_block, prevent_cse=False)  # a scan already keeps XLA from undoing it
     x, _ = jax.lax.scan(apply_block, self.embedding[...][tokens], stacked)
-    return rms_norm(x, self.final_norm[...], self.config.norm_epsilon)
+    x = rms_norm(x, self.final_norm[...], self.config.norm_epsilon)
+    # Nothing comes before the first token; its prediction is that of the second, as in Dream's own sampler.
+    return jnp.concatenate([x[:, :1], x[:, :-1]], axis=1) if self.config.shifted_output else x
+
+  def _positions(self, tokens, attention_mask):
+    """Rotary positions, int[B, T]."""
+    if attention_mask is None or not self.config.positions_skip_padding:
+      return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return jnp.maximum(jnp.cumsum(attention_mask.astype(jnp.int32), axis=1) - 1, 0)
 
   def logits(self, hidden):
     """Float32 logits [..., V] of hidden states [..., D]."""

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from gdsd_jax.diffusion.sampling import SamplerConfig
+from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.objectives.objective import Objective
 
 # Fields that may change when a run resumes: they do not change what the run computes.
@@ -39,10 +39,15 @@ def base_config() -> ml_collections.ConfigDict:
   config.sampler.kind = "llada"
   config.sampler.completion_length = 256  # L
   config.sampler.steps = 256
-  config.sampler.block_length = 32  # K
   config.sampler.temperature = 1.0
+  config.sampler.block_length = 32  # K (llada, as the two below)
   config.sampler.remasking = "low_confidence"
   config.sampler.cfg_scale = 0.0
+  config.sampler.alg = "entropy"  # dream, as all below
+  config.sampler.alg_temp = 0.0
+  config.sampler.top_p = config_dict.placeholder(float)
+  config.sampler.top_k = config_dict.placeholder(int)
+  config.sampler.eps = 1e-3
   # Widths that prompts are padded to; each is compiled once.
   config.sampler.prompt_buckets = (128, 256, 400)
 

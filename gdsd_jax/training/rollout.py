@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from gdsd_jax import parallel
-from gdsd_jax.diffusion.sampling import Rollout, sample, SamplerConfig
+from gdsd_jax.diffusion.config import Rollout, SamplerConfig
+from gdsd_jax.diffusion.sampling import sample
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.tokenizer import (
   chat_prompt,

@@ -157,8 +157,7 @@ class Trainer:
       self._compiled.add(tokens.shape)
       _log.info("compiling scores and distillation step for %d rollouts of %d tokens", *tokens.shape)
     draw_masks = functools.partial(
-      consistent_masks, confidence=scored.rollout.confidence, num_samples=objective.num_mc,
-      block_length=sampler.block_length, remasking=sampler.remasking,
+      consistent_masks, confidence=scored.rollout.confidence, num_samples=objective.num_mc, **sampler.forward_process,
     )
     sharding = parallel.batch_sharding(self.mesh)
     rollouts = [

@@ -1,0 +1,114 @@
+"""Dream's sampler: the whole completion at once, the surest tokens first (arXiv 2508.15487).
+
+Time runs from 1 to eps in even steps. From t to s, a step commits the share 1 − s/t of the tokens still masked.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gdsd_jax.diffusion.config import Rollout, SamplerConfig
+from gdsd_jax.diffusion.ranking import descending_rank
+from gdsd_jax.models.denoiser import Denoiser
+
+_ENTROPY_OFFSET = 1e-10  # inside the logarithm, as published
+
+
+def unmask_shares(steps: int, eps: float) -> np.ndarray:
+  """Share of the masked tokens that each step commits, 1 − s/t, and 1 for the last. float32[steps], as published."""
+  # In float32 from both ends, as torch.linspace counts: int(n · share) must fall on the same side of a whole number.
+  span = np.float32((np.float32(eps) - np.float32(1)) / np.float32(steps))
+  index = np.arange(steps + 1, dtype=np.float32)
+  times = np.where(index < (steps + 1) // 2, 1 + span * index, np.float32(eps) - span * (steps - index))
+  times = times.astype(np.float32)
+  shares = 1 - times[1:] / times[:-1]
+  shares[-1] = 1
+  return shares
+
+
+def commits_per_step(length: int, steps: int, eps: float) -> list[int]:
+  """Tokens that each step commits, int(n · share) of the n that are masked; all of them in the last."""
+  commits, masked = [], length
+  for share in unmask_shares(steps, eps):
+    commits.append(int(np.float32(masked) * share))
+    masked -= commits[-1]
+  return commits
+
+
+def denoise(denoiser: Denoiser, params, prompt, attention_mask, key, config: SamplerConfig) -> Rollout:
+  """See `sampling.sample`. prompt: int32[B, P]; attention_mask: bool[B, P+L] or None."""
+  batch, prompt_length = prompt.shape
+  length, mask_id = config.completion_length, denoiser.config.mask_token_id
+  if config.alg == "origin":
+    plan = unmask_shares(config.steps, config.eps)
+  else:
+    # A step that commits nothing changes nothing.
+    plan = np.array([n for n in commits_per_step(length, config.steps, config.eps) if n], np.int32)
+
+  def step(carry, scanned):
+    completion, confidence = carry
+    planned, step_key = scanned
+    token_key, position_key = jax.random.split(step_key)
+    hidden = denoiser.hidden(params, jnp.concatenate([prompt, completion], axis=1), attention_mask)
+    logits = denoiser.logits(params, hidden[:, prompt_length:])
+    tokens, sureness = predict(logits, token_key, mask_id, config)
+    masked = completion == mask_id
+    if config.alg == "origin":
+      chosen = masked & (jax.random.uniform(position_key, masked.shape) < planned)
+    else:
+      priority = sureness
+      if config.alg_temp > 0:  # Gumbel top-k: positions without replacement, by softmax(confidence / alg_temp)
+        priority = sureness / config.alg_temp + jax.random.gumbel(position_key, sureness.shape)
+      chosen = masked & (descending_rank(jnp.where(masked, priority, -jnp.inf)) < planned)
+    return (jnp.where(chosen, tokens, completion), jnp.where(chosen, sureness, confidence)), None
+
+  blank = jnp.full((batch, length), mask_id, jnp.int32), jnp.zeros((batch, length), jnp.float32)
+  (tokens, confidence), _ = jax.lax.scan(step, blank, (jnp.asarray(plan), jax.random.split(key, len(plan))))
+  return Rollout(tokens, confidence)
+
+
+def predict(logits, key, mask_id: int, config: SamplerConfig):
+  """A token for each position, never the mask token, and the confidence of `config.alg` in it.
+
+  Args:
+    logits: float32[B, L, V].
+    key: random key, unused at temperature 0.
+    mask_id: of the mask token.
+    config: temperature, top_p, top_k, alg.
+
+  Returns:
+    (tokens, confidence): int32[B, L] and float32[B, L].
+  """
+  if config.temperature > 0:
+    logits = logits / config.temperature
+  filtered = filter_logits(logits, config.top_p, config.top_k)
+  probabilities = jax.nn.softmax(filtered, axis=-1)
+  eligible = filtered.at[..., mask_id].set(-jnp.inf)
+  # A nucleus of the mask token alone leaves no token to choose: then any may be.
+  nothing_left = jnp.all(jnp.isneginf(eligible), axis=-1, keepdims=True)
+  eligible = jnp.where(nothing_left, logits.at[..., mask_id].set(-jnp.inf), eligible)
+  if config.temperature > 0:
+    eligible = eligible + jax.random.gumbel(key, logits.shape, logits.dtype)
+  tokens = jnp.argmax(eligible, axis=-1).astype(jnp.int32)
+  if config.alg == "entropy":
+    confidence = jnp.sum(probabilities * jnp.log(probabilities + _ENTROPY_OFFSET), axis=-1)
+  elif config.alg == "topk_margin":
+    top = jax.lax.top_k(probabilities, 2)[0]
+    confidence = top[..., 0] - top[..., 1]
+  else:
+    confidence = jnp.take_along_axis(probabilities, tokens[..., None], axis=-1)[..., 0]
+  return tokens, confidence
+
+
+def filter_logits(logits, top_p: float | None, top_k: int | None):
+  """Logits [..., V] with −inf for tokens outside the nucleus (top_p), then for those beyond the k largest (top_k)."""
+  if top_p is not None and top_p < 1:
+    descending = -jnp.sort(-logits, axis=-1)
+    probabilities = jax.nn.softmax(descending, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities  # mass of the more probable tokens
+    least = jnp.min(jnp.where(before <= top_p, descending, jnp.inf), axis=-1, keepdims=True)
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  if top_k is not None and top_k < logits.shape[-1]:
+    least = jax.lax.top_k(logits, top_k)[0][..., -1:]
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  return logits
