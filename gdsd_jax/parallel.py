@@ -17,6 +17,7 @@ AXIS_RULES = {
   "kv_heads": "tensor",
   "head_dim": None,
   "mlp": "tensor",
+  "lora_rank": None,
 }
 
 # Sequences are split over both of these: fsdp shards weights and batch alike.

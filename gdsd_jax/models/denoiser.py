@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.models.transformer import Transformer
 
 
 @functools.cache
-def _abstract_model(config: DenoiserConfig, dtype: str):
+def _abstract_model(config: DenoiserConfig, dtype: str, lora: LoraConfig | None):
   """Graph definition and abstract state: structure, shapes and logical axes without any memory."""
-  model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), jnp.dtype(dtype)))
+  model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), jnp.dtype(dtype), lora))
   return nnx.split(model)
 
 
@@ -27,42 +28,47 @@ class Denoiser:
     dtype: of the parameters and matrix products ("float32" or "bfloat16"); norms, rotary positions, softmax and logits
       are float32 always.
     remat: recompute each block's activations in the backward pass, so that memory holds one block's at a time.
+    lora: shape of the adapter, the entry "lora" of the parameters; None when there is none. Parameters without that
+      entry give the base model.
   """
 
   config: DenoiserConfig
   dtype: str = "float32"
   remat: bool = False
+  lora: LoraConfig | None = None
 
   def init(self, key):
     """Freshly initialised parameters from a random key."""
-    return nnx.to_pure_dict(nnx.state(Transformer(self.config, nnx.Rngs(key), jnp.dtype(self.dtype))))
+    return nnx.to_pure_dict(nnx.state(Transformer(self.config, nnx.Rngs(key), jnp.dtype(self.dtype), self.lora)))
 
   def abstract_params(self):
     """The parameters' tree with a `jax.ShapeDtypeStruct` at each leaf."""
-    return nnx.to_pure_dict(_abstract_model(self.config, self.dtype)[1])
+    return nnx.to_pure_dict(_abstract_model(self.config, self.dtype, self.lora)[1])
 
   def logical_axes(self):
     """The parameters' tree with a tuple of logical axis names at each leaf (see `parallel.py`)."""
-    _, state = _abstract_model(self.config, self.dtype)
+    _, state = _abstract_model(self.config, self.dtype, self.lora)
     is_variable = lambda leaf: isinstance(leaf, nnx.Variable)
     axes = jax.tree.map(lambda variable: variable.get_metadata("logical_axes"), state, is_leaf=is_variable)
     return nnx.to_pure_dict(axes)
 
   def _model(self, params) -> Transformer:
-    return nnx.merge(_abstract_model(self.config, self.dtype)[0], params)
+    lora = self.lora if "lora" in params else None
+    return nnx.merge(_abstract_model(self.config, self.dtype, lora)[0], params)
 
-  def hidden(self, params, tokens, attention_mask=None):
+  def hidden(self, params, tokens, attention_mask=None, dropout_key=None):
     """Hidden states, aligned: position i's predicts token i.
 
     Args:
       params: parameters of this denoiser.
       tokens: int[B, T].
       attention_mask: bool or int[B, T], zero at padding; None when there is none.
+      dropout_key: random key of the adapter's dropout, for training; None drops nothing.
 
     Returns:
       [B, T, D] in the denoiser's dtype. At padding positions the values mean nothing.
     """
-    return self._model(params).hidden(tokens, attention_mask, self.remat)
+    return self._model(params).hidden(tokens, attention_mask, self.remat, dropout_key)
 
   def logits(self, params, hidden):
     """LM head: float32[..., V] logits of hidden states [..., D]."""

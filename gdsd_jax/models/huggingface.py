@@ -116,8 +116,11 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
     max_shard_bytes: size at which a further weight file is begun (more than one come with an index).
 
   Raises:
+    ValueError: the parameters have an adapter, which this layout has no place for.
     OSError: one line naming the file, when it cannot be written (a full disk, say).
   """
+  if "lora" in params:
+    raise ValueError("the parameters have an adapter: merge it (lora.merge), or save it by itself (peft.save_adapter)")
   path = Path(path)
   config = denoiser.config
   leaves = traverse_util.flatten_dict(params, sep=".")
@@ -157,9 +160,14 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
         incomplete.unlink(missing_ok=True)
 
 
+def weight_names(config: DenoiserConfig) -> dict[str, str]:
+  """Parameter path -> weight name of the model's family; {layer} marks the ones that are stacked along `layers`."""
+  return _FAMILIES[config.family].WEIGHT_NAMES
+
+
 def _weight_names(config: DenoiserConfig, leaf: str) -> Iterator[tuple[str, object]]:
   """(weight name, index into the leaf) of every weight that a leaf is made of."""
-  name = _FAMILIES[config.family].WEIGHT_NAMES[leaf]
+  name = weight_names(config)[leaf]
   if "{layer}" not in name:
     yield name, ...
     return

@@ -7,6 +7,7 @@ does not grow with depth.
 """
 
 from collections.abc import Callable
+import dataclasses
 import math
 
 from flax import nnx
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.models.lora import LoraConfig, LowRank, TARGETS
 
 
 class _Weights:
@@ -85,30 +87,68 @@ class Blocks(nnx.Module):
     self.up = weights((L, D, F), ("layers", "embed", "mlp"), _normal(D))
     self.down = weights((L, F, D), ("layers", "mlp", "embed"), _normal(F * depth))
 
-  def attention(self, x, positions, mask):
+  def attention(self, x, positions, mask, adapter):
     """x: [B, T, D], positions: int[B, T], mask: bool[B, 1, 1, T] of the tokens that may be attended to, or None."""
     config = self.config
-    query, key, value = project(x, self.query[...]), project(x, self.key[...]), project(x, self.value[...])
+    query, key, value = (adapter.project(self, name, x) for name in ("query", "key", "value"))
     if config.qkv_bias:
       query, key, value = query + self.query_bias[...], key + self.key_bias[...], value + self.value_bias[...]
     query, key = rotate(query, positions, config.rope_theta), rotate(key, positions, config.rope_theta)
     attended = jax.nn.dot_product_attention(query, key, value, mask=mask)  # softmax in float32
-    return project(attended, self.output[...], inputs=2)
+    return adapter.project(self, "output", attended, inputs=2)
 
-  def mlp(self, x):
-    return project(jax.nn.silu(project(x, self.gate[...])) * project(x, self.up[...]), self.down[...])
+  def mlp(self, x, adapter):
+    return adapter.project(self, "down", jax.nn.silu(adapter.project(self, "gate", x)) * adapter.project(self, "up", x))
 
-  def __call__(self, x, positions, mask):
+  def __call__(self, x, positions, mask, adapter):
     epsilon = self.config.norm_epsilon
-    x = x + self.attention(rms_norm(x, self.attention_norm[...], epsilon), positions, mask)
-    return x + self.mlp(rms_norm(x, self.mlp_norm[...], epsilon))
+    x = x + self.attention(rms_norm(x, self.attention_norm[...], epsilon), positions, mask, adapter)
+    return x + self.mlp(rms_norm(x, self.mlp_norm[...], epsilon), adapter)
+
+
+class Lora(nnx.Module):
+  """The low-rank factors of all adapted projections, by the name of the weight."""
+
+  def __init__(self, blocks: Blocks, config: LoraConfig, rngs: nnx.Rngs):
+    for target in config.targets:
+      weight = getattr(blocks, TARGETS[target])
+      inputs = 2 if target == "o" else 1
+      setattr(self, TARGETS[target], LowRank(weight.shape, weight.logical_axes, inputs, config.rank, rngs))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Adapter:
+  """The projections of one layer: base weight, and the low-rank update where there is one.
+
+  Attributes:
+    lora: the layer's factors, or None for the base model.
+    config: of the adapter, or None.
+    dropout_key: random key of the layer in training; None where nothing is dropped.
+  """
+
+  lora: Lora | None = None
+  config: LoraConfig | None = None
+  dropout_key: jax.Array | None = None
+
+  def project(self, blocks: Blocks, name: str, x, inputs: int = 1):
+    """x [..., *I] through the projection `name` of the layer: [..., *O]."""
+    projected = project(x, getattr(blocks, name)[...], inputs)
+    factors = getattr(self.lora, name, None)
+    if factors is None:
+      return projected
+    if self.dropout_key is not None:
+      key = jax.random.fold_in(self.dropout_key, list(TARGETS.values()).index(name))
+      kept = jax.random.bernoulli(key, 1 - self.config.dropout, x.shape)
+      x = jnp.where(kept, x / (1 - self.config.dropout), 0).astype(x.dtype)
+    inner = project(x, factors.a[...].astype(x.dtype), inputs)
+    return projected + self.config.scale * project(inner, factors.b[...].astype(x.dtype))
 
 
 class Transformer(nnx.Module):
   """Embedding, blocks, final norm and LM head. `hidden` and `logits` are apart: callers choose positions."""
 
-  def __init__(self, config: DenoiserConfig, rngs: nnx.Rngs, dtype=jnp.float32):
-    self.config = config
+  def __init__(self, config: DenoiserConfig, rngs: nnx.Rngs, dtype=jnp.float32, lora: LoraConfig | None = None):
+    self.config, self.lora_config = config, lora
     weights = _Weights(rngs, dtype)
     V, D = config.vocab_size, config.hidden_size
     self.embedding = weights((V, D), ("vocab", "embed"), _normal(D))
@@ -116,19 +156,26 @@ class Transformer(nnx.Module):
     self.final_norm = weights((D,), ("embed",), _ones)
     if not config.tied_head:
       self.head = weights((D, V), ("embed", "vocab"), _normal(D))
+    if lora is not None:
+      self.lora = Lora(self.blocks, lora, rngs)
 
-  def hidden(self, tokens, attention_mask=None, remat: bool = False):
+  def hidden(self, tokens, attention_mask=None, remat: bool = False, dropout_key=None):
     """Aligned hidden states [B, T, D] of int[B, T] tokens; padding (attention_mask 0) is attended to by nobody."""
     positions = self._positions(tokens, attention_mask)
     mask = None if attention_mask is None else attention_mask.astype(bool)[:, None, None, :]
-    graph, stacked = nnx.split(self.blocks)
+    graph, stacked = nnx.split((self.blocks, self.lora if self.lora_config else None))
+    dropout_keys = None
+    if dropout_key is not None and self.lora_config and self.lora_config.dropout > 0:
+      dropout_keys = jax.random.split(dropout_key, self.config.num_layers)
 
     def apply_block(x, layer):
-      return nnx.merge(graph, layer)(x, positions, mask), None
+      weights, layer_key = layer
+      blocks, lora = nnx.merge(graph, weights)
+      return blocks(x, positions, mask, _Adapter(lora, self.lora_config, layer_key)), None
 
     if remat:
       apply_block = jax.checkpoint(apply_block, prevent_cse=False)  # a scan already keeps XLA from undoing it
-    x, _ = jax.lax.scan(apply_block, self.embedding[...][tokens], stacked)
+    x, _ = jax.lax.scan(apply_block, self.embedding[...][tokens], (stacked, dropout_keys))
     x = rms_norm(x, self.final_norm[...], self.config.norm_epsilon)
     # Nothing comes before the first token; its prediction is that of the second, as in Dream's own sampler.
     return jnp.concatenate([x[:, :1], x[:, :-1]], axis=1) if self.config.shifted_output else x

@@ -53,11 +53,11 @@ class Objective:
     if self.beta < 0:
       raise ValueError(f"objective.beta: must not be negative, not {self.beta}")
 
-  def scores(self, denoiser: Denoiser, params, tokens, masks, prompt_mask) -> Scores:
+  def scores(self, denoiser: Denoiser, params, tokens, masks, prompt_mask, dropout_key=None) -> Scores:
     """Scores of rollouts; see `sequence_scores`. tokens: int[B, P+L], masks: bool[M, B, L], prompt_mask: bool[B, P]."""
     return sequence_scores(
       denoiser, params, tokens, masks, prompt_mask.shape[1], prompt_mask,
-      self.weighted, self.center_top_k, self.center_gradient,
+      self.weighted, self.center_top_k, self.center_gradient, dropout_key,
     )
 
   def loss(self, scores: Scores, old: Scores, ref: Scores | None, advantages, completion_length: int):

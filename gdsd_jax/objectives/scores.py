@@ -61,7 +61,8 @@ def token_weights(mask):
 
 
 def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: int, prompt_mask=None,
-                    weighted: bool = True, center_top_k: int | None = None, center_gradient: bool = False) -> Scores:
+                    weighted: bool = True, center_top_k: int | None = None, center_gradient: bool = False,
+                    dropout_key=None) -> Scores:
   """Scores S(x0) of rollouts, one for each Monte Carlo mask sample.
 
   Args:
@@ -72,6 +73,7 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
     prompt_mask: bool[B, P], False at padding; None when no prompt is padded.
     weighted: weights w_i of the forward process; False sets them to one (the official code's first release).
     center_top_k, center_gradient: see `token_scores`.
+    dropout_key: random key of an adapter's dropout; None drops nothing.
 
   Returns:
     Scores of float32[B, M] each.
@@ -92,16 +94,18 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
     # Otherwise the float32 logits of every sample would wait for the backward pass.
     score_hidden = jax.checkpoint(score_hidden, prevent_cse=False)
 
-  def one_sample(mask):
+  def one_sample(sample):
+    mask, key = sample
     noised = [
       jnp.concatenate([prompt, jnp.where(masked, denoiser.config.mask_token_id, completion)], axis=1)
       for masked in (mask, ~mask)
     ]
-    hidden = denoiser.hidden(params, jnp.concatenate(noised), attention_mask)[:, prompt_length:]
+    hidden = denoiser.hidden(params, jnp.concatenate(noised), attention_mask, key)[:, prompt_length:]
     # Each token is predicted in one pass of the pair, so L positions go through the LM head, not 2 L.
     hidden = jnp.where(mask[..., None], hidden[:batch], hidden[batch:])
     plain, centered = score_hidden(hidden)
     weights = token_weights(mask) if weighted else jnp.ones((batch, length))
     return Scores(*(None if s is None else 0.5 * jnp.sum(weights * s, axis=-1) for s in (plain, centered)))
 
-  return jax.tree.map(jnp.transpose, jax.lax.map(one_sample, masks))
+  keys = None if dropout_key is None else jax.random.split(dropout_key, len(masks))
+  return jax.tree.map(jnp.transpose, jax.lax.map(one_sample, (masks, keys)))

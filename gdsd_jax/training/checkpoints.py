@@ -70,7 +70,7 @@ class Checkpoints:
     """The newest checkpoint's state, laid out as `state` (whose values do not matter) is."""
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(state))
     restored = self._restore(state=ocp.args.StandardRestore(abstract))["state"]
-    return restored.replace(key=jax.random.wrap_key_data(restored.key))
+    return restored.replace(key=jax.random.wrap_key_data(restored.key), frozen=state.frozen)
 
   def _restore(self, **items):
     try:
@@ -103,8 +103,8 @@ class Checkpoints:
 
 
 def _storable(state: TrainState) -> TrainState:
-  """The state with its random key as plain integers."""
-  return state.replace(key=jax.random.key_data(state.key))
+  """The state with its random key as plain integers, and without what never changes."""
+  return state.replace(key=jax.random.key_data(state.key), frozen={})
 
 
 def _cause(error: Exception) -> str:

@@ -8,6 +8,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.objective import Objective
 
 # Fields that may change when a run resumes: they do not change what the run computes.
@@ -27,6 +28,12 @@ def base_config() -> ml_collections.ConfigDict:
   config.model.path = "tiny"  # folder, hub name, or "tiny", the embedded model
   config.model.dtype = "float32"
   config.model.remat = True  # recompute activations in the backward pass
+  config.model.lora = ml_collections.ConfigDict()
+  config.model.lora.rank = 0  # 0: no adapter, all parameters are trained
+  config.model.lora.alpha = 64.0
+  config.model.lora.dropout = 0.05
+  config.model.lora.targets = ("q", "k", "v", "o", "gate", "up", "down")
+  config.model.lora.path = config_dict.placeholder(str)  # PEFT folder to start from; rank and alpha must be its own
 
   config.task = ml_collections.ConfigDict()
   config.task.name = "arithmetic"
@@ -110,6 +117,14 @@ def objective_config(config) -> Objective:
   return Objective(**{name: config.objective[name] for name in names})
 
 
+def lora_config(config) -> LoraConfig | None:
+  """LoraConfig of a run's `model.lora` section; None when its rank is 0."""
+  fields = config.model.lora
+  if fields.rank == 0:
+    return None
+  return LoraConfig(fields.rank, fields.alpha, fields.dropout, tuple(fields.targets))
+
+
 def validate(config) -> None:
   """Checks every field that can be checked without loading anything. Raises ValueError, one line naming the field."""
   for path, value in flatten(config).items():
@@ -117,6 +132,12 @@ def validate(config) -> None:
       raise ValueError(f"{path}: must be a finite number, not {value}")
   sampler_config(config)
   objective_config(config)
+  if lora_config(config) and config.objective.reference_sync_every:
+    raise ValueError(
+      "objective.reference_sync_every: must be 0 with model.lora.rank > 0, whose reference is the base model"
+    )
+  if config.model.lora.path and not config.model.lora.rank:
+    raise ValueError("model.lora.path: needs model.lora.rank > 0")
   at_least = {
     "group_size": 2, "steps": 1, "prompts_per_step": 1, "max_skipped_steps": 1, "objective.num_mc": 1,
     "objective.num_iterations": 1, "objective.reference_sync_every": 0, "optimizer.warmup_steps": 0,

@@ -95,11 +95,14 @@ def _run_steps(trainer: Trainer, writer: MetricsWriter, start: int) -> None:
 
 
 def _announce(config, workdir: Path, trainer: Trainer, resumed: bool, start: int) -> None:
-  size = sum(leaf.size for leaf in jax.tree.leaves(trainer.state.params))
+  size, trained = (
+    sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (trainer.state.student_params, trainer.state.params)
+  )
   mesh = ", ".join(f"{axis} {size}" for axis, size in trainer.mesh.shape.items() if size > 1) or "one device"
   _log.info(
-    "%s on %s with %s (%.3g M parameters, %s, %s), %d prompts × %d rollouts a step",
-    config.objective.name, config.task.name, config.model.path, size / 1e6, jax.default_backend(), mesh,
+    "%s on %s with %s (%.3g M parameters%s, %s, %s), %d prompts × %d rollouts a step",
+    config.objective.name, config.task.name, config.model.path, size / 1e6,
+    "" if trained == size else f", {trained / 1e6:.3g} M of them in the adapter", jax.default_backend(), mesh,
     config.prompts_per_step, config.group_size,
   )
   if resumed:

@@ -17,17 +17,34 @@ class TrainState:
 
   Attributes:
     step: int32 scalar, iterations done.
-    params: the student's parameters.
+    params: what is trained: the student's parameters, or of a LoRA run its adapter, {"lora": …}.
+    frozen: the rest of the student's parameters; {} when all of them are trained. It never changes, so that checkpoints
+      leave it out.
     opt_state: of the optimizer.
-    reference: parameters of the reference denoiser; None when the objective has no KL.
+    reference: what the reference denoiser has in place of `params`: a copy of them, or {} of a LoRA run, whose
+      reference is the base model; None when the objective has no KL.
     key: random key that the next iteration starts from.
   """
 
   step: jax.Array
   params: Any
+  frozen: Any
   opt_state: Any
   reference: Any
   key: jax.Array
+
+  @property
+  def student_params(self):
+    """All parameters of the student."""
+    return {**self.frozen, **self.params}
+
+  @property
+  def reference_params(self):
+    """All parameters of the reference denoiser, structured as the student's: one compilation scores both."""
+    if not self.frozen:
+      return self.reference
+    adapter_off = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), self.params)
+    return {**self.frozen, **adapter_off}
 
 
 def make_optimizer(config) -> optax.GradientTransformation:
@@ -48,27 +65,38 @@ def make_optimizer(config) -> optax.GradientTransformation:
 
 
 def init_state(denoiser: Denoiser, params, optimizer, seed: int, with_reference: bool, mesh) -> TrainState:
-  """State before the first iteration, laid over the mesh."""
+  """State before the first iteration, laid over the mesh. An adapter among the parameters leaves the rest frozen."""
+  trained, frozen = (params, {}) if denoiser.lora is None else split_adapter(params)
+  reference = {} if denoiser.lora else jax.tree.map(jnp.copy, trained)  # a copy: student buffers are donated
   state = TrainState(
     step=jnp.zeros((), jnp.int32),
-    params=params,
-    opt_state=jax.jit(optimizer.init)(params),
-    # A copy: the student's buffers are donated to each step.
-    reference=jax.tree.map(jnp.copy, params) if with_reference else None,
+    params=trained,
+    frozen=frozen,
+    opt_state=jax.jit(optimizer.init)(trained),
+    reference=reference if with_reference else None,
     key=jax.random.key(seed),
   )
   return jax.device_put(state, state_shardings(state, denoiser, optimizer, mesh))
 
 
+def split_adapter(params) -> tuple[dict[str, Any], dict[str, Any]]:
+  """(adapter, base): the entry "lora" of the parameters, and all the others."""
+  return {"lora": params["lora"]}, {name: leaf for name, leaf in params.items() if name != "lora"}
+
+
 def state_shardings(state: TrainState, denoiser: Denoiser, optimizer, mesh) -> TrainState:
   """Shardings of a state: optimizer moments and reference lie as the parameters do, the rest everywhere."""
   replicated = parallel.replicated(mesh)
-  params = parallel.param_shardings(mesh, denoiser)
+  params, frozen = parallel.param_shardings(mesh, denoiser), {}
+  if denoiser.lora is not None:
+    params, frozen = split_adapter(params)
   moments = optax.tree_utils.tree_map_params(
     optimizer, lambda _, sharding: sharding, state.opt_state, params, transform_non_params=lambda _: replicated
   )
-  reference = None if state.reference is None else params
-  return TrainState(step=replicated, params=params, opt_state=moments, reference=reference, key=replicated)
+  reference = params if state.reference else state.reference  # a LoRA run's is empty
+  return TrainState(
+    step=replicated, params=params, frozen=frozen, opt_state=moments, reference=reference, key=replicated
+  )
 
 
 def sync_reference(reference, params, mix: float):

@@ -54,9 +54,9 @@ def _microbatches(tree, count: int):
   return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)
 
 
-def _score(denoiser: Denoiser, objective: Objective, params, rollouts: Rollouts) -> Scores:
+def _score(denoiser: Denoiser, objective: Objective, params, rollouts: Rollouts, dropout_key=None) -> Scores:
   masks = rollouts.masks.transpose(1, 0, 2)
-  return objective.scores(denoiser, params, rollouts.tokens, masks, rollouts.prompt_mask)
+  return objective.scores(denoiser, params, rollouts.tokens, masks, rollouts.prompt_mask, dropout_key)
 
 
 @functools.partial(jax.jit, static_argnames=("denoiser", "objective", "accumulation"))
@@ -90,18 +90,22 @@ def distillation_step(
     stay as they are and metrics["skipped"] is 1.
   """
   completion_length = batch.rollouts.masks.shape[-1]
+  dropout_keys = None
+  if denoiser.lora is not None and denoiser.lora.dropout > 0:
+    key, dropout_key = jax.random.split(state.key)
+    state, dropout_keys = state.replace(key=key), jax.random.split(dropout_key, accumulation)
 
-  def loss_fn(params, part: DistillationBatch):
-    fresh = _score(denoiser, objective, params, part.rollouts)
+  def loss_fn(params, part: DistillationBatch, dropout_key):
+    fresh = _score(denoiser, objective, {**state.frozen, **params}, part.rollouts, dropout_key)
     scores = jax.tree.map(lambda value, path: value + (path - jax.lax.stop_gradient(path)), part.current, fresh)
     return objective.loss(scores, part.old, part.ref, part.advantages, completion_length)
 
-  def accumulate(total, part: DistillationBatch):
-    (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, part)
+  def accumulate(total, scanned):
+    (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, *scanned)
     return jax.tree.map(jnp.add, total, gradient), {"loss": loss, **metrics}
 
   zeros = jax.tree.map(jnp.zeros_like, state.params)
-  gradient, metrics = jax.lax.scan(accumulate, zeros, _microbatches(batch, accumulation))
+  gradient, metrics = jax.lax.scan(accumulate, zeros, (_microbatches(batch, accumulation), dropout_keys))
   gradient = jax.tree.map(lambda g: g / accumulation, gradient)
   metrics = jax.tree.map(jnp.mean, metrics)
   metrics["grad_norm"] = optax.global_norm(gradient)

@@ -1,6 +1,7 @@
 """A run's parts, built and checked once, and its iteration: rollouts, rewards, advantages, masks, scores, updates."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -14,11 +15,20 @@ import numpy as np
 from gdsd_jax import parallel
 from gdsd_jax.diffusion.forward import consistent_masks
 from gdsd_jax.models.huggingface import load_pretrained
+from gdsd_jax.models.lora import add_adapter
+from gdsd_jax.models.peft import load_adapter
 from gdsd_jax.models.tokenizer import load_tokenizer
 from gdsd_jax.objectives.teacher import leave_one_out_advantages
 from gdsd_jax.tasks import get_task
 from gdsd_jax.training.checkpoints import Checkpoints
-from gdsd_jax.training.config import contradictions, objective_config, sampler_config, validate, validate_mesh
+from gdsd_jax.training.config import (
+  contradictions,
+  lora_config,
+  objective_config,
+  sampler_config,
+  validate,
+  validate_mesh,
+)
 from gdsd_jax.training.data import ExampleStream
 from gdsd_jax.training.evaluation import evaluate
 from gdsd_jax.training.rollout import RolloutSampler, ScoredRollouts
@@ -31,6 +41,24 @@ _log = logging.getLogger(__name__)
 def config_json(config) -> str:
   """The config as JSON, fields in order."""
   return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def load_model(config, mesh):
+  """(denoiser, params) that a run starts from: the model of its config, with the adapter when it has one."""
+  denoiser, params = load_pretrained(config.model.path, config.model.dtype, mesh, config.model.remat)
+  lora = lora_config(config)
+  if lora is None:
+    return denoiser, params
+  if config.model.lora.path is None:
+    return add_adapter(denoiser, params, lora, jax.random.key(config.seed), mesh)
+  denoiser, params = load_adapter(config.model.lora.path, denoiser, params, mesh)
+  found = denoiser.lora
+  if dataclasses.replace(found, dropout=lora.dropout) != lora:
+    raise ValueError(
+      f"model.lora: {config.model.lora.path} has rank {found.rank}, alpha {found.alpha} and targets"
+      f" {', '.join(found.targets)}; the config has {lora.rank}, {lora.alpha} and {', '.join(lora.targets)}"
+    )
+  return dataclasses.replace(denoiser, lora=lora), params
 
 
 class Stopwatch:
@@ -69,7 +97,7 @@ class Trainer:
     self.held_out = [test[i] for i in range(min(config.eval.num_examples, len(test)))]
     self._refuse_contradictions(workdir / "config.json")
 
-    self.denoiser, params = load_pretrained(config.model.path, config.model.dtype, self.mesh, config.model.remat)
+    self.denoiser, params = load_model(config, self.mesh)
     tokenizer = load_tokenizer(config.model.path, self.denoiser.config)
     sampler = sampler_config(config)
     longest = config.sampler.prompt_buckets[-1] + sampler.completion_length
@@ -126,7 +154,7 @@ class Trainer:
   def evaluate(self) -> dict[str, float]:
     """Held-out accuracy and rewards, named eval/…; the same problems and random key every time."""
     key = jax.random.key(self.config.seed)
-    result = evaluate(self.sampler, self.state.params, self.held_out, key, self.config.eval.batch_size)
+    result = evaluate(self.sampler, self.state.student_params, self.held_out, key, self.config.eval.batch_size)
     return {f"eval/{name}": value for name, value in result.items()}
 
   def iterate(self, watch: Stopwatch) -> tuple[dict[str, float], ScoredRollouts]:
@@ -136,7 +164,7 @@ class Trainer:
     self.state = self.state.replace(key=next_key, step=self.state.step + 1)
     examples = [e for e in self.stream.take(config.prompts_per_step) for _ in range(group_size)]
     with watch.phase("rollout"):
-      prompt, prompt_mask, rollout = self.sampler.sample(self.state.params, examples, sample_key)
+      prompt, prompt_mask, rollout = self.sampler.sample(self.state.student_params, examples, sample_key)
       jax.block_until_ready(rollout)
     with watch.phase("reward"):
       scored = self.sampler.score(examples, prompt, prompt_mask, rollout)
@@ -167,13 +195,13 @@ class Trainer:
     advantages = jax.device_put(advantages, sharding)
     score = functools.partial(score_rollouts, **self._static)
     with watch.phase("score"):
-      old = [score(self.state.params, part) for part in rollouts]
-      ref = [None if self.state.reference is None else score(self.state.reference, part) for part in rollouts]
+      old = [score(self.state.student_params, part) for part in rollouts]
+      ref = [None if self.state.reference is None else score(self.state.reference_params, part) for part in rollouts]
       jax.block_until_ready((old, ref))
     metrics = []
     with watch.phase("update"):
       for i, part in enumerate(rollouts):
-        current = old[0] if i == 0 else score(self.state.params, part)  # before the first update student is old
+        current = old[0] if i == 0 else score(self.state.student_params, part)  # before the first update student is old
         batch = DistillationBatch(part, advantages, old[i], ref[i], current)
         self.state, step_metrics = distillation_step(self.state, batch, optimizer=self.optimizer, **self._static)
         metrics.append(step_metrics)
