@@ -1,0 +1,27 @@
+"""GDSD on GSM8K, grade-school mathematics: the paper's recipe.
+
+llada_8b:  python launch/train.py --config=configs/gdsd_gsm8k.py:llada_8b
+dream_7b:  python launch/train.py --config=configs/gdsd_gsm8k.py:dream_7b
+Data:      GSM8K from the hub, or --config.task.train_source=train.jsonl --config.task.test_source=test.jsonl
+Hardware:  eight devices of 80 GB (the official runs'), or a pod slice with as much memory.
+Expected:  LLaDA-8B: 86.4 % (the paper's GDSD, best over lengths 128, 256, 512). Not run by us at this size.
+
+The embedded model has no preset here: its 416 tokens and 256 positions hold neither the vocabulary of GSM8K nor most of
+its solutions. Word problems that it can learn are in configs/gdsd_math.py:tiny.
+"""
+
+from gdsd_jax.training.recipes import check_preset, published_config
+
+
+def get_config(preset: str = "tiny"):
+  check_preset(preset, without_tiny="GSM8K is beyond 0.4 M parameters (configs/gdsd_math.py:tiny has easier problems)")
+  config = published_config(preset, per_device_batch=10, accumulation=4)
+  config.steps = 374  # one pass over the 7,473 problems
+  config.task.name = "gsm8k_xml"  # as the official run; "gsm8k" asks for a box alone
+  config.objective.name = "gdsd"
+  config.objective.num_iterations = 8
+  config.objective.num_mc = 2
+  config.objective.beta = 1e-3
+  config.objective.psi = 0.04
+  config.optimizer.learning_rate = 3e-6
+  return config

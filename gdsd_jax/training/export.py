@@ -1,0 +1,49 @@
+"""From a run's checkpoint to files that other programs load: Hugging Face weights, or a PEFT adapter."""
+
+import logging
+from pathlib import Path
+import shutil
+
+from gdsd_jax.models.huggingface import resolve_path, save_pretrained
+from gdsd_jax.models.lora import merge
+from gdsd_jax.models.peft import save_adapter
+from gdsd_jax.training.run_weights import load_run, read_run_config
+
+_log = logging.getLogger(__name__)
+
+# What a model's folder holds besides its weights and config.json. Code (*.py) is never copied.
+_COMPANIONS = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+               "chat_template.*", "generation_config.json")
+
+
+def export_run(workdir: Path, step: str, out: Path, merged: bool) -> None:
+  """Writes the model of a run to `out`: an adapter of a LoRA run unless `merged`, else a full model.
+
+  Args:
+    workdir: of the run.
+    step: checkpoint, "latest", "best" or a number.
+    out: folder, made if it is missing.
+    merged: of a LoRA run, the full model with the adapter added to its weights.
+
+  Raises:
+    ValueError, OSError: one line with the cause; nothing was written.
+  """
+  config = read_run_config(workdir)
+  model_path = config["model"]["path"]
+  denoiser, params = load_run(workdir, step, mesh=None)
+  if merged and denoiser.lora is None:
+    raise ValueError(f"--merge: the run in {workdir} has no adapter; its full model is exported without this flag")
+  if denoiser.lora is not None and not merged:
+    save_adapter(out, denoiser, params, base_model=model_path)
+    _log.info("wrote the PEFT adapter of %s to %s; base model: %s", workdir, out, model_path)
+    return
+  if denoiser.lora is not None:
+    params = merge(params, denoiser.lora)
+  source = resolve_path(model_path)
+  if source.resolve() == out.resolve():
+    raise ValueError(f"--out: {out} is the model that the run started from; choose another folder")
+  save_pretrained(out, denoiser, params)
+  for pattern in _COMPANIONS:
+    for file in source.glob(pattern):
+      shutil.copyfile(file, out / file.name)
+  _log.info("wrote the full model of %s to %s", workdir, out)

@@ -1,0 +1,29 @@
+"""Exports a run's model: python launch/export.py --workdir=RUN --out=DIR [--step=latest|best|N] [--merge].
+
+Full-parameter runs give a folder in the layout of the model they came from. LoRA runs give a PEFT adapter, or with
+--merge the full model with the adapter added to its weights. The tokenizer's files come along with full models.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from gdsd_jax.training import command
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_OUT = flags.DEFINE_string("out", None, "Folder for the exported files.")
+_STEP = flags.DEFINE_string("step", "latest", "Checkpoint to export: latest, best, or its step.")
+_MERGE = flags.DEFINE_bool("merge", False, "Of a LoRA run, export the full model instead of the adapter.")
+
+
+def main():
+  from gdsd_jax.training.export import export_run
+  from gdsd_jax.training.metrics import log_to_stdout
+
+  log_to_stdout()
+  export_run(Path(_WORKDIR.value), _STEP.value, Path(_OUT.value), _MERGE.value)
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["workdir", "out"])
+  command.run(main)
