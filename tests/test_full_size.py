@@ -1,0 +1,143 @@
+"""The published models at full size, without their memory: shapes, parameter counts, shardings, the real programs."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import gdsd_jax
+from gdsd_jax import parallel
+from gdsd_jax.models import huggingface
+from gdsd_jax.models.lora import TARGETS
+from gdsd_jax.training import config as training_config, state as training_state
+from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
+from tests.conftest import REPOSITORY
+
+# What the hub's config.json files state, as far as shapes go.
+PUBLISHED = {
+  "llada_8b": {
+    "model_type": "llada", "architectures": ["LLaDAModelLM"], "block_type": "llama", "activation_type": "silu",
+    "layer_norm_type": "rms", "rope": True, "alibi": False, "include_bias": False, "include_qkv_bias": False,
+    "d_model": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 32, "mlp_hidden_size": 12288, "mlp_ratio": 4,
+    "embedding_size": 126464, "vocab_size": 126464, "weight_tying": False, "max_sequence_length": 4096,
+    "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "mask_token_id": 126336, "eos_token_id": 126081,
+    "pad_token_id": 126081,
+  },
+  "dream_7b": {
+    "model_type": "Dream", "architectures": ["DreamModel"], "hidden_act": "silu", "hidden_size": 3584,
+    "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944,
+    "vocab_size": 152064, "tie_word_embeddings": False, "max_position_embeddings": 131072, "rope_theta": 1000000.0,
+    "rope_scaling": None, "use_sliding_window": False, "rms_norm_eps": 1e-6, "mask_token_id": 151666,
+    "eos_token_id": 151643, "pad_token_id": 151643,
+  },
+}
+COUNTS = {"llada_8b": 8_015_581_184, "dream_7b": 7_615_616_512}
+RECIPES = ("math", "gsm8k", "code")
+
+
+@pytest.fixture(params=PUBLISHED)
+def full_size(request, tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[request.param]))
+  return request.param, gdsd_jax.Denoiser(huggingface.load_config(tmp_path), dtype="bfloat16", remat=True)
+
+
+def recipe(name, preset):
+  file = REPOSITORY / "configs" / f"gdsd_{name}.py"
+  spec = importlib.util.spec_from_file_location(file.stem, file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(preset)
+
+
+def test_parameter_counts_to_the_unit(full_size):
+  name, denoiser = full_size
+  assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(denoiser.abstract_params())) == COUNTS[name]
+
+
+def test_special_tokens_come_from_the_file(full_size):
+  name, denoiser = full_size
+  fields = PUBLISHED[name]
+  config = denoiser.config
+  assert (config.mask_token_id, config.eos_token_id) == (fields["mask_token_id"], fields["eos_token_id"])
+
+
+def test_shapes_of_the_published_weights(full_size):
+  name, denoiser = full_size
+  leaves = jax.tree.leaves_with_path(denoiser.abstract_params())
+  shapes = {}
+  for path, spec in leaves:
+    leaf = ".".join(key.key for key in path)
+    for weight, index in huggingface._weight_names(denoiser.config, leaf):
+      shapes[weight] = huggingface._linear_shape(leaf, spec.shape if index is ... else spec.shape[1:])
+  if name == "llada_8b":
+    assert len(shapes) == 3 + 32 * 9
+    assert shapes["model.transformer.blocks.31.ff_out.weight"] == (4096, 12288)
+    assert shapes["model.transformer.ff_out.weight"] == (126464, 4096)
+  else:
+    assert len(shapes) == 3 + 28 * 12
+    assert shapes["model.layers.27.self_attn.k_proj.weight"] == (512, 3584)
+    assert shapes["model.layers.27.self_attn.k_proj.bias"] == (512,)
+    assert shapes["model.layers.0.mlp.down_proj.weight"] == (3584, 18944)
+    assert shapes["lm_head.weight"] == (152064, 3584)
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 4, 2), (2, 1, 4)])
+def test_weights_divide_over_meshes(full_size, sizes):
+  _, denoiser = full_size
+  shardings = parallel.param_shardings(parallel.make_mesh(*sizes), denoiser)
+  def local_size(spec, sharding):
+    return math.prod(sharding.shard_shape(spec.shape))
+
+  local = sum(jax.tree.leaves(jax.tree.map(local_size, denoiser.abstract_params(), shardings)))
+  norms = 2 * denoiser.config.num_layers * denoiser.config.hidden_size * 10
+  count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(denoiser.abstract_params()))
+  assert count / (sizes[1] * sizes[2]) <= local < count / (sizes[1] * sizes[2]) + norms
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_trace_at_full_size(full_size, name):
+  """Sampler, scores and distillation step of the recipe, by shapes alone."""
+  preset, denoiser = full_size
+  config = recipe(name, preset)
+  training_config.validate(config)
+  lora = training_config.lora_config(config)
+  denoiser = dataclasses.replace(denoiser, lora=lora)
+  params = denoiser.abstract_params()
+  adapter = {"lora": params["lora"]}
+  assert set(params["lora"]) == {TARGETS[target] for target in config.model.lora.targets}
+  rollouts_per_step = config.group_size * config.prompts_per_step
+  batch = rollouts_per_step // config.optimizer.accumulation
+  width = config.sampler.prompt_buckets[-1]
+  sampler = training_config.sampler_config(config)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  of = jax.ShapeDtypeStruct
+  rollout = jax.eval_shape(
+    functools.partial(gdsd_jax.sample, denoiser, config=sampler), params, of((batch, width), jnp.int32),
+    of((batch, width), bool), key,
+  )
+  length = sampler.completion_length
+  assert rollout.tokens.shape == rollout.confidence.shape == (batch, length)
+
+  objective = training_config.objective_config(config)
+  rollouts = Rollouts(
+    of((rollouts_per_step, width + length), jnp.int32), of((rollouts_per_step, width), bool),
+    of((rollouts_per_step, config.objective.num_mc, length), bool),
+  )
+  static = dict(denoiser=denoiser, objective=objective, accumulation=config.optimizer.accumulation)
+  scores = jax.eval_shape(functools.partial(score_rollouts, **static), params, rollouts)
+  assert scores.plain.shape == (rollouts_per_step, config.objective.num_mc)
+  optimizer = training_state.make_optimizer(config.optimizer)
+  state = training_state.TrainState(
+    step=of((), jnp.int32), params=adapter, frozen={k: v for k, v in params.items() if k != "lora"},
+    opt_state=jax.eval_shape(optimizer.init, adapter), reference={}, key=key,
+  )
+  new_state, _ = jax.eval_shape(
+    functools.partial(distillation_step, optimizer=optimizer, **static), state,
+    DistillationBatch(rollouts, of((rollouts_per_step,), jnp.float32), scores, scores, scores),
+  )
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(lambda x: (x.shape, x.dtype), state)

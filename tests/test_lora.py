@@ -1,0 +1,217 @@
+"""LoRA: what it adds to the model, what training it changes, and its way in and out as a PEFT folder."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+import gdsd_jax
+from gdsd_jax import parallel
+from gdsd_jax.models.lora import add_adapter, LoraConfig, merge, TARGETS
+from gdsd_jax.models.peft import load_adapter, save_adapter
+from gdsd_jax.objectives.objective import Objective
+from gdsd_jax.training.config import base_config
+from gdsd_jax.training.state import init_state, make_optimizer
+from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
+
+CONFIG = LoraConfig(rank=4, alpha=8.0, dropout=0.0)
+TOKENS = np.arange(24).reshape(2, 12) % 50
+
+
+def trained_looking(params, seed=1):
+  """Parameters whose adapter is not zero."""
+  leaves, tree = jax.tree.flatten(params["lora"])
+  keys = jax.random.split(jax.random.key(seed), len(leaves))
+  noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)]
+  return {**params, "lora": jax.tree.unflatten(tree, noisy)}
+
+
+@pytest.fixture
+def adapted(tiny_denoiser, tiny_params):
+  denoiser, params = add_adapter(tiny_denoiser, tiny_params, CONFIG, jax.random.key(0))
+  return denoiser, trained_looking(params)
+
+
+def test_a_fresh_adapter_changes_nothing(tiny_denoiser, tiny_params):
+  denoiser, params = add_adapter(tiny_denoiser, tiny_params, CONFIG, jax.random.key(0))
+  np.testing.assert_array_equal(denoiser.apply(params, TOKENS), tiny_denoiser.apply(tiny_params, TOKENS))
+
+
+def test_without_its_entry_the_adapted_denoiser_is_the_base_model(adapted, tiny_denoiser, tiny_params):
+  denoiser, _ = adapted
+  np.testing.assert_array_equal(denoiser.apply(tiny_params, TOKENS), tiny_denoiser.apply(tiny_params, TOKENS))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_computes_w_plus_scaled_ab(tiny_denoiser, tiny_params, target):
+  config = dataclasses.replace(CONFIG, targets=(target,))
+  denoiser, params = add_adapter(tiny_denoiser, tiny_params, config, jax.random.key(0))
+  params = trained_looking(params)
+  (name, factors), = params["lora"].items()
+  weight = np.array(tiny_params["blocks"][name], np.float64)
+  for layer in range(weight.shape[0]):
+    a, b = (np.asarray(factors[f][layer], np.float64) for f in "ab")
+    update = a.reshape(-1, 4) @ b.reshape(4, -1)
+    weight[layer] += 8.0 / 4 * update.reshape(weight[layer].shape)
+  expected = {**tiny_params, "blocks": {**tiny_params["blocks"], name: jnp.asarray(weight, jnp.float32)}}
+  logits = denoiser.apply(params, TOKENS)
+  np.testing.assert_allclose(logits, tiny_denoiser.apply(expected, TOKENS), atol=2e-5)
+  assert np.abs(logits - tiny_denoiser.apply(tiny_params, TOKENS)).max() > 1e-3
+
+
+def test_merged_weights_give_the_same_logits(adapted, tiny_denoiser):
+  denoiser, params = adapted
+  merged = merge(params, denoiser.lora)
+  assert "lora" not in merged
+  np.testing.assert_allclose(tiny_denoiser.apply(merged, TOKENS), denoiser.apply(params, TOKENS), atol=2e-5)
+
+
+def test_merging_keeps_the_dtype(tiny_config):
+  base = gdsd_jax.Denoiser(tiny_config, dtype="bfloat16")
+  denoiser, params = add_adapter(base, base.init(jax.random.key(0)), CONFIG, jax.random.key(0))
+  assert params["lora"]["query"]["a"].dtype == jnp.float32
+  chex.assert_trees_all_equal_shapes_and_dtypes(merge(params, CONFIG), base.abstract_params())
+
+
+def test_dropout_needs_a_key_and_keeps_the_mean(tiny_denoiser, tiny_params):
+  denoiser, params = add_adapter(
+    tiny_denoiser, tiny_params, dataclasses.replace(CONFIG, dropout=0.5), jax.random.key(0)
+  )
+  params = trained_looking(params)
+  plain = denoiser.hidden(params, TOKENS)
+  np.testing.assert_array_equal(plain, denoiser.hidden(params, TOKENS))
+  one, other = (denoiser.hidden(params, TOKENS, dropout_key=jax.random.key(i)) for i in range(2))
+  assert np.abs(one - plain).max() > 1e-3 and np.abs(one - other).max() > 1e-3
+
+
+def distillation(dropout, accumulation=1):
+  mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])
+  denoiser, params = gdsd_jax.load_pretrained("tiny", mesh=mesh)
+  denoiser, params = add_adapter(denoiser, params, LoraConfig(4, 8.0, dropout), jax.random.key(0), mesh)
+  objective = Objective(beta=1e-3)
+  optimizer = make_optimizer(base_config().optimizer)
+  state = init_state(denoiser, params, optimizer, seed=0, with_reference=True, mesh=mesh)
+  tokens = jax.random.randint(jax.random.key(1), (4, 20), 0, 400)
+  rollouts = Rollouts(tokens, jnp.ones((4, 4), bool), jax.random.bernoulli(jax.random.key(2), 0.5, (4, 2, 16)))
+  old = score_rollouts(state.student_params, rollouts, denoiser=denoiser, objective=objective)
+  ref = score_rollouts(state.reference_params, rollouts, denoiser=denoiser, objective=objective)
+  batch = DistillationBatch(rollouts, jnp.array([1.0, -1.0, 0.5, -0.5]), old, ref, old)
+  frozen = jax.tree.map(np.asarray, state.frozen)
+  new_state, metrics = distillation_step(
+    state, batch, denoiser=denoiser, objective=objective, optimizer=optimizer, accumulation=accumulation
+  )
+  return denoiser, frozen, old, ref, new_state, metrics
+
+
+def test_training_moves_the_adapter_and_never_the_base():
+  denoiser, frozen, _, _, state, metrics = distillation(dropout=0.0)
+  chex.assert_trees_all_equal(frozen, state.frozen)
+  assert metrics["grad_norm"] > 0 and np.abs(state.params["lora"]["query"]["b"]).max() > 0
+
+
+def test_the_optimizer_knows_the_adapter_alone():
+  denoiser, frozen, _, _, state, _ = distillation(dropout=0.0)
+  adapter = sum(x.size for x in jax.tree.leaves(state.params))
+  assert sum(x.size for x in jax.tree.leaves(state.opt_state)) < 2 * adapter + 10
+
+
+def test_at_the_start_student_and_reference_scores_are_equal():
+  _, _, old, ref, _, _ = distillation(dropout=0.0)
+  np.testing.assert_array_equal(old.plain, ref.plain)
+
+
+def test_dropout_is_drawn_anew_in_every_step_and_leaves_values_alone():
+  _, _, _, _, without, plain = distillation(dropout=0.0)
+  _, _, _, _, state, dropped = distillation(dropout=0.5, accumulation=2)
+  assert float(dropped["loss"]) == pytest.approx(float(plain["loss"]), rel=1e-4)
+  assert not np.array_equal(jax.random.key_data(state.key), jax.random.key_data(without.key))
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_peft_folder_gives_back_every_bit(tmp_path, tiny_config, family):
+  config = dataclasses.replace(tiny_config, family=family, qkv_bias=family == "dream")
+  base = gdsd_jax.Denoiser(config)
+  denoiser, params = add_adapter(base, base.init(jax.random.key(0)), CONFIG, jax.random.key(0))
+  params = trained_looking(params)
+  save_adapter(tmp_path, denoiser, params, base_model="ORGANISATION/NAME")
+  loaded, restored = load_adapter(tmp_path, base, {k: v for k, v in params.items() if k != "lora"})
+  assert loaded.lora == CONFIG
+  chex.assert_trees_all_equal(restored, params)
+
+
+def test_peft_names_are_those_of_the_published_modules(tmp_path, adapted):
+  denoiser, params = adapted
+  save_adapter(tmp_path, denoiser, params, base_model="x")
+  with safe_open(tmp_path / "adapter_model.safetensors", "np") as tensors:
+    shapes = {name: tensors.get_tensor(name).shape for name in tensors.keys()}
+  assert len(shapes) == 2 * 2 * 7
+  block = "base_model.model.model.transformer.blocks.1."
+  assert shapes[block + "ff_out.lora_A.weight"] == (4, 48)
+  assert shapes[block + "k_proj.lora_B.weight"] == (2 * 8, 4)
+
+
+@pytest.mark.parametrize("change, message", [
+  ({"use_dora": True}, "use_dora"),
+  ({"r": None}, "lacks the field 'r'"),
+  ({"peft_type": "IA3"}, "IA3"),
+  ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
+])
+def test_an_adapter_of_another_kind_is_refused(tmp_path, adapted, tiny_denoiser, tiny_params, change, message):
+  denoiser, params = adapted
+  save_adapter(tmp_path, denoiser, params, base_model="x")
+  file = tmp_path / "adapter_config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | change))
+  with pytest.raises(ValueError, match=message):
+    load_adapter(tmp_path, tiny_denoiser, tiny_params)
+
+
+@pytest.mark.parametrize("edit, message", [
+  (lambda tensors: tensors.pop(sorted(tensors)[-1]), "lacks"),
+  (lambda tensors: tensors.update({sorted(tensors)[0]: np.zeros((3, 5), np.float32)}), "has shape"),
+  (lambda tensors: tensors.update({"base_model.model.lm_head.lora_A.weight": np.zeros((4, 5))}), "no place"),
+  (lambda tensors: tensors.clear(), "adapts none"),
+])
+def test_an_adapter_that_does_not_fit_is_refused(tmp_path, adapted, tiny_denoiser, tiny_params, edit, message):
+  denoiser, params = adapted
+  save_adapter(tmp_path, denoiser, params, base_model="x")
+  file = tmp_path / "adapter_model.safetensors"
+  with safe_open(file, "np") as opened:
+    tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+  edit(tensors)
+  save_file(tensors or {"x": np.zeros(1)}, file)
+  with pytest.raises(ValueError, match=message):
+    load_adapter(tmp_path, tiny_denoiser, tiny_params)
+
+
+def test_a_missing_or_damaged_folder_is_named(tmp_path, adapted, tiny_denoiser, tiny_params):
+  with pytest.raises(FileNotFoundError, match="adapter_config.json is missing"):
+    load_adapter(tmp_path, tiny_denoiser, tiny_params)
+  save_adapter(tmp_path, *adapted, base_model="x")
+  file = tmp_path / "adapter_model.safetensors"
+  file.write_bytes(file.read_bytes()[:-10])
+  with pytest.raises(ValueError, match="damaged or truncated"):
+    load_adapter(tmp_path, tiny_denoiser, tiny_params)
+
+
+@pytest.mark.parametrize("fields, message", [
+  (dict(rank=0), "model.lora.rank"), (dict(alpha=0.0), "model.lora.alpha"), (dict(dropout=1.0), "model.lora.dropout"),
+  (dict(targets=()), "at least one"), (dict(targets=("q", "head")), "'head' is not one of"),
+])
+def test_bad_fields_are_named(fields, message):
+  with pytest.raises(ValueError, match=message):
+    LoraConfig(**fields)
+
+
+def test_adapters_lie_over_the_mesh_as_their_weights_do(tiny_denoiser, tiny_params):
+  mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
+  denoiser, params = add_adapter(tiny_denoiser, tiny_params, CONFIG, jax.random.key(0), mesh)
+  assert params["lora"]["gate"]["a"].sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", None)
+  assert params["lora"]["gate"]["b"].sharding.spec == jax.sharding.PartitionSpec(None, None, "tensor")
+  alone = add_adapter(tiny_denoiser, tiny_params, CONFIG, jax.random.key(0))[1]
+  chex.assert_trees_all_equal(params["lora"], alone["lora"])
