@@ -1,24 +1,28 @@
-"""Makes the embedded model: a masked diffusion language model in LLaDA's layout, with its tokenizer and chat template.
+"""Makes the embedded models: masked diffusion language models in LLaDA's layout, with tokenizer and chat template.
 
 Command:   python launch/pretrain.py --config=configs/pretrain_tiny.py --out=gdsd_jax/models/assets/tiny
 Hardware:  two CPU cores, 5 minutes.
 Result:    on held-out problems, greedy accuracy 0.73, and a mean reward of sampled completions of 0.60 (at most 1.25)
 
-The model first learns from right solutions, then from careless ones, half of whose results are wrong
-(`careless_solution` in gdsd_jax/training/pretraining.py). It knows the calculations better than its answers show, so
-that RL has something to find.
+sudoku:    python launch/pretrain.py --config=configs/pretrain_tiny.py:sudoku --out=gdsd_jax/models/assets/tiny_sudoku
+countdown: python launch/pretrain.py --config=configs/pretrain_tiny.py:countdown --out=gdsd_jax/models/assets/tiny_countdown
+
+A model first learns from right solutions, then from careless ones, half of which are wrong (the task's
+`careless_solution`). It knows the problems better than its answers show, so that RL has something to find.
 """
 
 import ml_collections
 
+PRESETS = ("arithmetic", "sudoku", "countdown")
 
-def get_config():
+
+def get_config(preset: str = "arithmetic"):
+  if preset not in PRESETS:
+    raise ValueError(f"unknown preset {preset!r}, known are {', '.join(PRESETS)}")
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.task = dict(
-    name="arithmetic",
-    slips=0.5,  # share of wrong results
-  )
+  config.task = dict(name="arithmetic")
+  config.slips = 0.5  # share of wrong results
   config.model = dict(
     vocab_size=416, hidden_size=96, num_layers=3, num_heads=4, num_kv_heads=4, mlp_size=256,
     rope_theta=10000.0, norm_epsilon=1e-5, max_positions=256,
@@ -33,4 +37,23 @@ def get_config():
   config.optimizer = dict(learning_rate=1e-3, warmup_steps=100, weight_decay=0.01)
   config.eval_every = 250
   config.eval_examples = 200
+  if preset == "sudoku":
+    _sudoku(config)
+  elif preset == "countdown":
+    _countdown(config)
   return config
+
+
+def _sudoku(config):
+  config.task = dict(name="sudoku", variant="small")
+  config.model.vocab_size = 288
+  # One block, so that the sampler may begin with the cells that it is surest of.
+  config.sampler = dict(completion_length=20, steps=20, block_length=20, temperature=1.0)
+  config.max_prompt_length = 28
+
+
+def _countdown(config):
+  config.task = dict(name="countdown", variant="small")
+  config.model.vocab_size = 288
+  config.sampler = dict(completion_length=12, steps=12, block_length=12, temperature=1.0)
+  config.max_prompt_length = 28

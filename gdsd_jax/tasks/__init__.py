@@ -8,10 +8,12 @@ from gdsd_jax.tasks.base import Task
 # Task name -> module and class, imported only when asked for: a task may need packages that others do not.
 _TASKS = {
   "arithmetic": ("gdsd_jax.tasks.arithmetic", "ArithmeticTask"),
+  "countdown": ("gdsd_jax.tasks.countdown", "CountdownTask"),
   "gsm8k": ("gdsd_jax.tasks.gsm8k", "Gsm8kTask"),
   "gsm8k_xml": ("gdsd_jax.tasks.gsm8k", "Gsm8kXmlTask"),
   "math": ("gdsd_jax.tasks.math_problems", "MathTask"),
   "math_xml": ("gdsd_jax.tasks.math_problems", "MathXmlTask"),
+  "sudoku": ("gdsd_jax.tasks.sudoku", "SudokuTask"),
 }
 
 

@@ -31,6 +31,7 @@ class ArithmeticTask(base.Task):
 
   data_dir: str | None = None
   name: ClassVar[str] = "arithmetic"
+  tags: ClassVar[tuple[str, ...]] = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
     """Problems of a split, by index.
@@ -63,6 +64,20 @@ class ArithmeticTask(base.Task):
   def solution(self, example: Mapping[str, Any]) -> str:
     """The completion that earns the full reward, for pretraining."""
     return f"<reasoning>{example['reasoning']}</reasoning><answer>{example['answer']}</answer>"
+
+  def careless_solution(self, example: Mapping[str, Any], slips: float, rng) -> str:
+    """A solution as a careless writer gives it: a share `slips` of the results is wrong, by up to five.
+
+    Args:
+      example: a problem.
+      slips: share of wrong results, the same in reasoning and answer.
+      rng: numpy.random.Generator.
+    """
+    answer = example["answer"]
+    if rng.random() < slips:
+      answer = int(rng.choice([n for n in range(max(answer - 5, 0), answer + 6) if n != answer]))
+    equation, _, _ = example["reasoning"].partition("=")
+    return self.solution({"reasoning": f"{equation}={answer}", "answer": answer})
 
 
 def _canonical_integer(text: str) -> str | None:

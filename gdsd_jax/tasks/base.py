@@ -5,6 +5,7 @@ import re
 from typing import Any, Protocol
 
 SPLITS = ("train", "test")
+VARIANTS = ("official", "small")
 
 # No tag may stand inside, so of nested pairs this is the innermost, and an unclosed tag never matches.
 _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
@@ -40,6 +41,12 @@ def check_split(split: str) -> None:
   """Raises ValueError unless `split` is one of SPLITS."""
   if split not in SPLITS:
     raise ValueError(f"unknown split {split!r}, known are {', '.join(SPLITS)}")
+
+
+def check_variant(variant: str) -> None:
+  """Raises ValueError unless `variant`, of a task that has one for small models, is one of VARIANTS."""
+  if variant not in VARIANTS:
+    raise ValueError(f"task.variant={variant!r}: unknown, known are {', '.join(VARIANTS)}")
 
 
 def extract_answer(text: str) -> str | None:

@@ -12,15 +12,26 @@ Respond in the following format:
 </answer>
 """
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _SOFT = re.compile(r"<reasoning>.*?</reasoning>\s*<answer>.*?</answer>", re.DOTALL)
 _STRICT = re.compile(r"<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n", re.DOTALL)
 
 
 def first_answer(text: str) -> str | None:
   """Stripped text between the first `<answer>` and the next `</answer>`; None if they are not both there."""
-  match = _ANSWER.search(text)
-  return match[1].strip() if match else None
+  # Not by a regular expression, which takes quadratic time on many tags that are never closed; nor below.
+  answer, closed, _ = text.partition("<answer>")[2].partition("</answer>")
+  return answer.strip() if closed else None
+
+
+def last_answer(text: str) -> str | None:
+  """Stripped text of the last pair of `<answer>` and the next `</answer>`, pairs taken from the left; None without."""
+  answer, end = None, 0
+  while True:
+    start = text.find("<answer>", end)
+    close = text.find("</answer>", start) if start >= 0 else -1
+    if close < 0:
+      return answer
+    answer, end = text[start + len("<answer>"):close].strip(), close + len("</answer>")
 
 
 def lenient_answer(text: str) -> str:

@@ -61,18 +61,6 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...]
   tokenizer.save_pretrained(path)
 
 
-def careless_solution(task, example, slips: float, rng: np.random.Generator) -> str:
-  """A solution as a careless writer gives it, so that the model starts mediocre and RL has something to find.
-
-  A share `slips` of the results is wrong, by up to five, in reasoning and answer alike.
-  """
-  answer = example["answer"]
-  if rng.random() < slips:
-    answer = int(rng.choice([n for n in range(max(answer - 5, 0), answer + 6) if n != answer]))
-  equation, _, _ = example["reasoning"].partition("=")
-  return task.solution({"reasoning": f"{equation}={answer}", "answer": answer})
-
-
 @functools.partial(jax.jit, static_argnames=("denoiser", "optimizer"), donate_argnames=("params", "opt_state"))
 def _train_step(denoiser, optimizer, params, opt_state, key, tokens, maskable, attention_mask):
   loss_fn = functools.partial(masked_cross_entropy, denoiser)
@@ -93,17 +81,19 @@ def _encode_completions(tokenizer, texts, length: int) -> np.ndarray:
 def pretrain(config, out: Path) -> dict[str, float]:
   """Pretrains the model that `config` describes (configs/pretrain_tiny.py) and writes its Hugging Face folder to `out`.
 
+  Besides what every task has, config.task must offer `tags` (texts that become single tokens), `solution(example)` and
+  `careless_solution(example, slips, rng)`.
+
   Returns:
     The last evaluation on held-out problems.
   """
   rng = np.random.default_rng(config.seed)
-  task = get_task(config.task.name)
+  task = get_task(**config.task)
   train = task.examples("train")
-  tags = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
   texts = [f"{message['role']}\n\n{message['content']}" for example in train for message in task.messages(example)]
   texts += ["assistant\n\n"] * len(texts)
   with tempfile.TemporaryDirectory() as scratch:  # `out` keeps what it holds until there is something better
-    train_tokenizer(iter(texts), config.model.vocab_size, tags, Path(scratch))
+    train_tokenizer(iter(texts), config.model.vocab_size, task.tags, Path(scratch))
     special = json.loads((Path(scratch) / "tokenizer.json").read_text())["added_tokens"]
     token_ids = {token["content"]: token["id"] for token in special}
     model_config = DenoiserConfig(
@@ -117,7 +107,7 @@ def pretrain(config, out: Path) -> dict[str, float]:
   sampler = RolloutSampler(denoiser, tokenizer, task, SamplerConfig(**config.sampler), (config.max_prompt_length,))
   prompts, prompt_mask = sampler.encode(train)
   right = [task.solution(example) for example in train]
-  careless = [careless_solution(task, example, config.task.slips, rng) for example in train]
+  careless = [task.careless_solution(example, config.slips, rng) for example in train]
   tokens = [
     np.concatenate([prompts, _encode_completions(tokenizer, texts, config.sampler.completion_length)], axis=1)
     for texts in (right, careless)

@@ -1,0 +1,146 @@
+"""Countdown: make a number of three others. Prompts and rewards of d1, ESPO and GDSD."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from fractions import Fraction
+from typing import Any, ClassVar
+
+from gdsd_jax.tasks import base, countdown_problems, expressions, math_answers, sources, xml_format
+
+GENERATED = "generated"
+NUM_NUMBERS = 3
+SPLIT_SIZES = {"train": 10_000, "test": 500}
+SMALL_SIZES = {"train": 6_000, "test": 500}
+SMALL_LARGEST, SMALL_OPERATORS = 15, "+-"
+
+CORRECT_REWARD, ANSWER_REWARD = 1.0, 0.1  # the latter for any answer in tags
+_TOLERANCE = Fraction(1, 100_000)  # matters for large targets only
+_LATEX_OPERATORS = (("\\div", "/"), ("\\times", "*"), ("\\cdot", "*"))
+_EXPRESSION_CHARACTERS = "0123456789+-*/() "
+
+INSTRUCTION = (
+  "\nUsing only the numbers {numbers}, create an arithmetic expression that evaluates to exactly {target}. You must "
+  "use all numbers from the list, and each number must be used exactly once. You may use the operations +, -, *, and "
+  "/ as needed. After reasoning, provide only your final expression inside <answer></answer> tags without including an "
+  "equals sign or the target number. For example, if the numbers are [2, 3, 4] and the target is 5, a valid answer is: "
+  "<answer>\n2*4-3\n</answer>"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CountdownTask(base.Task):
+  """Three numbers and a target, asked for as an expression in `<answer>` tags.
+
+  An example has `numbers` (list of int) and `target` (int). An expression may hold +, -, *, / and parentheses. The
+  official code also lets pass what its prompt forbids but Python evaluates: powers, floor division, and two numbers
+  joined by a decimal point.
+
+  Attributes:
+    train_source, test_source: "generated" (`countdown_problems`), or where the problems are, see
+      `sources.open_source`; rows have `nums` and `target`, or `input` ("30,100,93") and `output`. Those of three
+      numbers are kept.
+    data_dir: folder of TFDS datasets; None for the default of TFDS.
+    variant: "official", or "small" for models of under a million parameters: the prompt is "3 5 7 = 9", and generated
+      problems have numbers up to SMALL_LARGEST and are solved with SMALL_OPERATORS.
+  """
+
+  train_source: str = GENERATED
+  test_source: str = GENERATED
+  data_dir: str | None = None
+  variant: str = "official"
+  name: ClassVar[str] = "countdown"
+  tags: ClassVar[tuple[str, ...]] = ("<answer>", "</answer>")
+
+  def __post_init__(self):
+    base.check_variant(self.variant)
+
+  def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
+    base.check_split(split)
+    field = f"{split}_source"
+    source = getattr(self, field)
+    if source == GENERATED:
+      if self.variant == "small":
+        return countdown_problems.problems(split, SMALL_SIZES[split], SMALL_LARGEST, SMALL_OPERATORS)
+      return countdown_problems.problems(split, SPLIT_SIZES[split])
+    rows = sources.open_source(source, (), field=f"task.{field}", data_dir=self.data_dir)
+    examples = sources.examples_of(rows, _example, field=f"task.{field}")
+    examples = [example for example in examples if len(example["numbers"]) == NUM_NUMBERS]
+    if not examples:
+      raise ValueError(f"task.{field}: {source}: no problem of {NUM_NUMBERS} numbers in it")
+    return examples
+
+  def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
+    if self.variant == "small":
+      return [{"role": "user", "content": f"{' '.join(map(str, example['numbers']))} = {example['target']}"}]
+    content = xml_format.SYSTEM_PROMPT + INSTRUCTION.format(**example)
+    return [{"role": "user", "content": content}]
+
+  def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
+    answer = xml_format.last_answer(completion)
+    if answer is None:
+      return {"equation": 0.0}
+    return {"equation": CORRECT_REWARD if _solves(answer, example) else ANSWER_REWARD}
+
+  def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
+    """As d1 and GDSD count: the expression may also be boxed, in LaTeX, followed by its result, or untagged."""
+    text = math_answers.unboxed(completion) if "\\boxed" in completion else None
+    if text is None:
+      text = xml_format.first_answer(completion)
+    if text is None:
+      text = completion
+    for latex, operator in _LATEX_OPERATORS:
+      text = text.replace(latex, operator)
+    return float(_solves(_left_side(text).strip(), example))
+
+  def solution(self, example: Mapping[str, Any]) -> str:
+    """A completion that earns the full reward, for pretraining."""
+    return f"<answer>{self._solve(example)}</answer>"
+
+  def careless_solution(self, example: Mapping[str, Any], slips: float, rng) -> str:
+    """A solution as a careless writer gives it: with probability `slips`, one of its operators is wrong."""
+    text = self._solve(example)
+    if rng.random() < slips:
+      places = [place for place, character in enumerate(text) if character in expressions.OPERATORS]
+      place = int(rng.choice(places))
+      wrong = str(rng.choice([operator for operator in self._operators() if operator != text[place]]))
+      text = text[:place] + wrong + text[place + 1:]
+    return f"<answer>{text}</answer>"
+
+  def _solve(self, example):
+    return expressions.solve(example["numbers"], example["target"], self._operators())
+
+  def _operators(self):
+    return SMALL_OPERATORS if self.variant == "small" else expressions.OPERATORS
+
+
+def _solves(expression: str, example: Mapping[str, Any]) -> bool:
+  if not expressions.uses_each_once(expression, example["numbers"]):
+    return False
+  value = expressions.evaluate(expression)
+  return value is not None and abs(value - example["target"]) < _TOLERANCE
+
+
+def _left_side(text: str) -> str:
+  """The expression before the first `=` that stands between an expression and a number; all of `text` without one."""
+  place = text.find("=")
+  while place > 0:
+    if text[place - 1] in _EXPRESSION_CHARACTERS and text[place + 1:place + 2] in (*"0123456789. ",):
+      start = len(text[:place].rstrip(_EXPRESSION_CHARACTERS))
+      return text[start:place]
+    place = text.find("=", place + 1)
+  return text
+
+
+def _example(row):
+  try:
+    if "nums" in row and "target" in row:
+      numbers, target = [int(number) for number in row["nums"]], int(row["target"])
+    elif "input" in row and "output" in row:
+      numbers, target = [int(number) for number in row["input"].split(",")], int(row["output"])
+    else:
+      raise ValueError(f"must have columns 'nums' and 'target', or 'input' and 'output', it has {', '.join(row)}")
+  except (TypeError, AttributeError, OverflowError) as error:
+    raise ValueError(f"not whole numbers: {error}") from error
+  if min(numbers, default=0) < 0:
+    raise ValueError(f"numbers must not be negative, they are {numbers}")
+  return {"numbers": numbers, "target": target}

@@ -1,0 +1,142 @@
+"""4x4 Sudoku, with the prompts and rewards of d1, ESPO and GDSD."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import re
+from typing import Any, ClassVar
+
+from gdsd_jax.tasks import base, sources, sudoku_problems, xml_format
+
+GENERATED = "generated"
+SMALL_GIVENS = 10
+
+SYSTEM_PROMPT = """
+Please solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character string reading left-to-right, \
+top-to-bottom, where '0' represents empty cells.
+
+**Rules:**
+- Fill empty cells with digits 1-4.
+- Each row must contain digits 1-4 exactly once.
+- Each column must contain digits 1-4 exactly once.
+- Each 2x2 box must contain digits 1-4 exactly once.
+
+**Example:**
+Puzzle: 0401002010030310
+This puzzle grid looks like this:
+0 4 | 0 1
+0 0 | 2 0
+----+----
+1 0 | 0 3
+0 3 | 1 0
+
+Solution: 2431312412434312
+The solved grid looks like this:
+2 4 | 3 1
+3 1 | 2 4
+----+----
+1 2 | 4 3
+4 3 | 1 2
+
+**Important:** Your solution must be a COMPLETE 16-character string with only the digits 1-4, representing your final \
+solved grid.
+
+Respond in this exact format:
+<reasoning>
+Your step-by-step solving process
+</reasoning>
+<answer>
+[16-character solution string with no spaces or separators]
+</answer>
+"""
+
+_PUZZLE, _SOLUTION = re.compile(r"[0-4]{16}"), re.compile(r"[1-4]{16}")
+_BEFORE_TAG, _ALONE = re.compile(r"(\d{16})\s*</answer>"), re.compile(r"\b(\d{16})\b")
+
+
+@dataclasses.dataclass(frozen=True)
+class SudokuTask(base.Task):
+  """4x4 puzzles, asked for as 16 digits in `<answer>` tags.
+
+  An example has `puzzle` and `solution` (str), 16 digits row by row, 0 in empty cells.
+
+  Attributes:
+    train_source, test_source: "generated" (`sudoku_problems`), or where the puzzles are, see `sources.open_source`;
+      rows have `Puzzle` and `Solution`.
+    data_dir: folder of TFDS datasets; None for the default of TFDS.
+    variant: "official", or "small" for models of under a million parameters: the prompt is the puzzle alone, and
+      generated puzzles have SMALL_GIVENS filled cells, not 8.
+  """
+
+  train_source: str = GENERATED
+  test_source: str = GENERATED
+  data_dir: str | None = None
+  variant: str = "official"
+  name: ClassVar[str] = "sudoku"
+  tags: ClassVar[tuple[str, ...]] = ("<answer>", "</answer>")
+
+  def __post_init__(self):
+    base.check_variant(self.variant)
+
+  def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
+    base.check_split(split)
+    field = f"{split}_source"
+    source = getattr(self, field)
+    if source == GENERATED:
+      small = self.variant == "small"
+      return sudoku_problems.problems(split, SMALL_GIVENS if small else sudoku_problems.OFFICIAL_GIVENS)
+    rows = sources.open_source(source, ("Puzzle", "Solution"), field=f"task.{field}", data_dir=self.data_dir)
+    return sources.examples_of(rows, _example, field=f"task.{field}")
+
+  def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
+    if self.variant == "small":
+      return [{"role": "user", "content": example["puzzle"]}]
+    content = f"{SYSTEM_PROMPT}\n\nNow, solve the following Sudoku puzzle: {example['puzzle']}\n"
+    return [{"role": "user", "content": content}]
+
+  def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
+    """The share of the empty cells that the digits of the last answer fill right."""
+    answer = xml_format.last_answer(completion) or ""
+    return {"cells": _share_right("".join(filter(str.isdigit, answer)), example)}
+
+  def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
+    """As d1 and GDSD count: the share of the empty cells filled right, wherever in the completion the grid stands."""
+    return _share_right(_grid_in(completion), example)
+
+  def solution(self, example: Mapping[str, Any]) -> str:
+    """The completion that earns the full reward, for pretraining."""
+    return f"<answer>{example['solution']}</answer>"
+
+  def careless_solution(self, example: Mapping[str, Any], slips: float, rng) -> str:
+    """A solution as a careless solver gives it: each empty cell is wrong with probability `slips`."""
+    grid = [
+      str(rng.choice([other for other in "1234" if other != digit]))
+      if given == "0" and rng.random() < slips else digit
+      for given, digit in zip(example["puzzle"], example["solution"])
+    ]
+    return f"<answer>{''.join(grid)}</answer>"
+
+
+def _share_right(grid: str, example: Mapping[str, Any]) -> float:
+  empty = [cell for cell, given in enumerate(example["puzzle"]) if given == "0"]
+  right = sum(grid[cell:cell + 1] == example["solution"][cell] for cell in empty)
+  return right / len(empty) if empty else 0.0
+
+
+def _grid_in(text: str) -> str:
+  """The grid of a completion, without blanks; the rules are those of d1's evaluation, in its order."""
+  _, _, after = text.partition("<answer>")
+  fenced = after.split("```")[1:-1]
+  answer, _, _ = after.partition("</answer>")  # an answer that the model ended without closing counts
+  _, _, rest = text.partition("</answer>")
+  candidates = [block for block in fenced if re.fullmatch(r"[\d\s]+", block)][:1] + [answer, rest]
+  candidates += [match[1] for match in (_BEFORE_TAG.search(text), _ALONE.search(text)) if match]
+  return next(("".join(candidate.split()) for candidate in candidates if candidate.strip()), "")
+
+
+def _example(row):
+  puzzle, solution = sources.text_of(row, "Puzzle"), sources.text_of(row, "Solution")
+  if not _PUZZLE.fullmatch(puzzle) or "0" not in puzzle:
+    raise ValueError(f"column 'Puzzle' must be 16 digits of 0 to 4, some of them 0, it is {puzzle!r:.80}")
+  if not _SOLUTION.fullmatch(solution) or any(given not in ("0", digit) for given, digit in zip(puzzle, solution)):
+    raise ValueError(f"column 'Solution' must be the puzzle {puzzle} with its cells filled, it is {solution!r:.80}")
+  return {"puzzle": puzzle, "solution": solution}
