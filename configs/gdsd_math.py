@@ -65,6 +65,10 @@ def _tiny():
   config.eval.every = 25
   config.eval.num_examples = 256
   config.eval.batch_size = 64  # the size of a step's batch, so that one compiled sampler serves both
+  config.eval.lengths = (16,)  # by launch/evaluate.py, as in training
+  config.eval.steps_per_token = 1.0
+  config.eval.block_length = 8
+  config.eval.prompt_buckets = (36,)
   config.checkpoint.every = 5  # a save is 5 MB; the evaluated steps are among them, so that the best one is kept
   config.log.rollouts_every = 25
   return config

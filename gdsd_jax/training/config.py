@@ -12,7 +12,11 @@ from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.objective import Objective
 
 # Fields that may change when a run resumes: they do not change what the run computes.
-RESUMABLE = ("steps", "checkpoint.", "log.", "mesh.")
+RESUMABLE = (
+  "steps", "checkpoint.", "log.", "mesh.",
+  # Only launch/evaluate.py reads these.
+  "eval.lengths", "eval.steps_per_token", "eval.block_length", "eval.prompt_buckets", "eval.prefill",
+)
 
 
 def base_config() -> ml_collections.ConfigDict:
@@ -85,6 +89,12 @@ def base_config() -> ml_collections.ConfigDict:
   config.eval.every = 100  # iterations; also before the first and after the last
   config.eval.num_examples = 256  # of the test split
   config.eval.batch_size = 64
+  # Of launch/evaluate.py, as in the paper; all of the test split.
+  config.eval.lengths = (128, 256, 512)  # completion lengths; the accuracy is the best of them
+  config.eval.steps_per_token = 0.5
+  config.eval.block_length = 32  # llada
+  config.eval.prompt_buckets = (128, 256, 512, 1024)  # only those that some prompt needs are compiled
+  config.eval.prefill = ""  # text that every completion begins with
 
   config.checkpoint = ml_collections.ConfigDict()
   config.checkpoint.every = 50  # iterations
@@ -111,6 +121,31 @@ def sampler_config(config) -> SamplerConfig:
   return SamplerConfig(**fields)
 
 
+def evaluation_samplers(config) -> dict[int, SamplerConfig]:
+  """Completion length -> the sampler of launch/evaluate.py: greedy, at the confidence that the papers evaluate by.
+
+  Raises:
+    ValueError: a field of the `eval` section does not fit.
+  """
+  fields, samplers = config.eval, {}
+  if not 0 < fields.steps_per_token <= 1:
+    raise ValueError(f"eval.steps_per_token: must lie in (0, 1], not {fields.steps_per_token}")
+  if not fields.lengths or len(set(fields.lengths)) < len(fields.lengths):
+    raise ValueError(f"eval.lengths: must be different lengths, at least one, not {tuple(fields.lengths)}")
+  for length in fields.lengths:
+    try:
+      samplers[length] = SamplerConfig(
+        kind=config.sampler.kind, completion_length=length, steps=round(length * fields.steps_per_token),
+        temperature=0.0, block_length=fields.block_length, eps=config.sampler.eps,
+      )
+    except ValueError as error:
+      raise ValueError(
+        f"eval.lengths: {length} at eval.steps_per_token={fields.steps_per_token} and"
+        f" eval.block_length={fields.block_length} is no sampler: {error}"
+      ) from None
+  return samplers
+
+
 def objective_config(config) -> Objective:
   """Objective of a run's `objective` section."""
   names = ("name", "psi", "epsilon", "beta", "center_top_k", "center_gradient", "weighted")
@@ -131,6 +166,7 @@ def validate(config) -> None:
     if isinstance(value, float) and not math.isfinite(value):
       raise ValueError(f"{path}: must be a finite number, not {value}")
   sampler_config(config)
+  evaluation_samplers(config)
   objective_config(config)
   if lora_config(config) and config.objective.reference_sync_every:
     raise ValueError(
@@ -159,9 +195,10 @@ def validate(config) -> None:
     raise ValueError(
       f"objective.reference_sync_mix: must lie between 0 and 1, not {config.objective.reference_sync_mix}"
     )
-  buckets = list(config.sampler.prompt_buckets)
-  if not buckets or buckets != sorted(set(buckets)) or buckets[0] < 1:
-    raise ValueError(f"sampler.prompt_buckets: must be ascending positive lengths, not {tuple(buckets)}")
+  for section in ("sampler", "eval"):
+    buckets = list(config[section].prompt_buckets)
+    if not buckets or buckets != sorted(set(buckets)) or buckets[0] < 1:
+      raise ValueError(f"{section}.prompt_buckets: must be ascending positive lengths, not {tuple(buckets)}")
   rollouts = config.group_size * config.prompts_per_step
   if rollouts % config.optimizer.accumulation:
     raise ValueError(

@@ -1,0 +1,63 @@
+"""Evaluates a model on a task's test split, by the papers' protocol: greedy, lengths 128, 256 and 512, half the steps.
+
+  python launch/evaluate.py --config=configs/gdsd_math.py --workdir=runs/gdsd_math_tiny --step=best
+  python launch/evaluate.py --config=configs/gdsd_math.py:llada_8b --model=GSAI-ML/LLaDA-8B-Instruct
+
+Without --workdir and --model it evaluates the model that the recipe starts from. The same command resumes an evaluation
+that was interrupted. The last line of standard output is one JSON object: accuracy (of the best length), its 95 %
+interval, and the numbers of every length.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from gdsd_jax.training import command
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Recipe that names the task and the protocol, with its preset after a colon.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run, whose checkpoint is evaluated.")
+_STEP = flags.DEFINE_string("step", None, "With --workdir: latest (the default), best, or the checkpoint's step.")
+_MODEL = flags.DEFINE_string("model", None, "Model to evaluate: a folder (exported, PEFT, Hugging Face) or hub name.")
+_LENGTHS = flags.DEFINE_list("lengths", None, "Completion lengths, instead of the recipe's eval.lengths.")
+_OUT = flags.DEFINE_string("out", None, "Folder for generations.jsonl and summary.json. See default_out.")
+_NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "The first of the test split; by default all of it.")
+
+
+def default_out(config, config_flag: str, evaluated) -> Path:
+  """RUN/evaluation/gdsd_math_tiny_step_100 for a run, runs/evaluation/gdsd_math_llada_8b_MODEL for another model."""
+  from gdsd_jax.training.run_weights import find_step
+
+  file, _, preset = config_flag.partition(":")
+  recipe = f"{Path(file).stem}_{preset or 'tiny'}"
+  if evaluated.workdir is not None:
+    return evaluated.workdir / "evaluation" / f"{recipe}_step_{find_step(evaluated.workdir, evaluated.step)}"
+  return Path("runs") / "evaluation" / f"{recipe}_{Path(evaluated.model or config.model.path).name}"
+
+
+def main():
+  from gdsd_jax.training.accuracy import evaluate_model, Evaluated
+  from gdsd_jax.training.metrics import log_to_stdout
+
+  log_to_stdout()
+  config = _CONFIG.value
+  if _WORKDIR.value is not None and _MODEL.value is not None:
+    raise ValueError("--model: --workdir names a model already; give one of them")
+  if _STEP.value is not None and _WORKDIR.value is None:
+    raise ValueError("--step: needs --workdir, whose checkpoint it chooses")
+  if _LENGTHS.value is not None:
+    if not all(length.strip().isdecimal() for length in _LENGTHS.value):
+      raise ValueError(f"--lengths: must be numbers with commas between, not {','.join(_LENGTHS.value)!r}")
+    config.eval.lengths = tuple(map(int, _LENGTHS.value))
+  evaluated = Evaluated(_WORKDIR.value and Path(_WORKDIR.value), _STEP.value or "latest", _MODEL.value)
+  out = Path(_OUT.value) if _OUT.value else default_out(config, flags.FLAGS["config"].config_filename, evaluated)
+  summary = evaluate_model(config, evaluated, out, _NUM_EXAMPLES.value)
+  print(json.dumps({**summary, "out": str(out)}), flush=True)
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  command.run(main)
