@@ -1,6 +1,7 @@
 """LoRA: what it adds to the model, what training it changes, and its way in and out as a PEFT folder."""
 
 import dataclasses
+import functools
 import json
 
 import chex
@@ -32,7 +33,7 @@ def trained_looking(params, seed=1):
   return {**params, "lora": jax.tree.unflatten(tree, noisy)}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def adapted(tiny_denoiser, tiny_params):
   denoiser, params = add_adapter(tiny_denoiser, tiny_params, CONFIG, jax.random.key(0))
   return denoiser, trained_looking(params)
@@ -90,6 +91,7 @@ def test_dropout_needs_a_key_and_keeps_the_mean(tiny_denoiser, tiny_params):
   assert np.abs(one - plain).max() > 1e-3 and np.abs(one - other).max() > 1e-3
 
 
+@functools.cache
 def distillation(dropout, accumulation=1):
   mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])
   denoiser, params = gdsd_jax.load_pretrained("tiny", mesh=mesh)
