@@ -1,0 +1,142 @@
+"""Holds the untrusted program: runs it afresh for every test and does what the judge asks of it. Decides nothing.
+
+Nothing here is a defence. The program shares this process and may take all of it over; it then still has only what any
+program has: a socket on which the judge asks for calls and takes nothing but plain data.
+"""
+
+import _socket
+import array
+import os
+import resource
+import signal
+import sys
+import types
+
+import wire
+
+_CONTAINERS = (list, dict, set, bytearray, tuple)
+
+
+class Candidate(wire.Peer):
+  """The program's end of the channel."""
+
+  def __init__(self, sock, program):
+    super().__init__(sock)
+    self._objects = []
+    self._numbers = {}
+    self._program = program
+    self._module = None
+
+  def refer(self, value):
+    number = self._numbers.get(id(value))
+    if number is None:
+      number = self._numbers[id(value)] = len(self._objects)
+      self._objects.append(value)  # kept alive, so that its id stays its own
+    return b"h", number
+
+  def resolve(self, tag, number):
+    if tag == 104:
+      return self._objects[number]
+    return lambda *args, **kwargs: self.ask("call", number, args, kwargs)
+
+  def handle(self, operation, arguments):
+    return getattr(self, f"do_{operation}")(*arguments)
+
+  def do_load(self, names):
+    """Runs the program; the values of those `names` that it defines."""
+    self._module = sys.modules["__main__"] = types.ModuleType("__main__")
+    exec(compile(self._program, "<program>", "exec"), self._module.__dict__)
+    return {name: getattr(self._module, name) for name in names if hasattr(self._module, name)}
+
+  def do_call(self, function, args, kwargs):
+    """(result, what became of arguments that the call changed in place, by position or name)."""
+    places = [*enumerate(args), *kwargs.items()]
+    before = {place: wire.encode(value, self.refer) for place, value in places if isinstance(value, _CONTAINERS)}
+    result = function(*args, **kwargs)
+    after = {place: value for place, value in places
+             if place in before and wire.encode(value, self.refer) != before[place]}
+    return result, after
+
+  def do_getattr(self, value, name):
+    return getattr(value, name)
+
+  def do_setattr(self, value, name, new):
+    setattr(value, name, new)
+
+  def do_getitem(self, value, key):
+    return value[key]
+
+  def do_setitem(self, value, key, new):
+    value[key] = new
+
+  def do_delitem(self, value, key):
+    del value[key]
+
+  def do_len(self, value):
+    return len(value)
+
+  def do_bool(self, value):
+    return bool(value)
+
+  def do_iter(self, value):
+    return iter(value)
+
+  def do_next(self, value):
+    return next(value)
+
+  def do_str(self, value):
+    return str(value)
+
+  def do_repr(self, value):
+    return repr(value)
+
+
+def main(job) -> None:
+  """Serves one test after the other: each comes as a socket on the control channel, each gets a process of its own."""
+  control = _socket.socket(fileno=job["control"])
+  for name in job["imports"]:
+    _preload(name)
+  while True:
+    data, ancillary, _, _ = control.recvmsg(1, _socket.CMSG_SPACE(4))
+    if not data or not ancillary:
+      return
+    _kill_others()
+    fd = array.array("i", ancillary[0][2])[0]
+    if os.fork() == 0:
+      _serve(_socket.socket(fileno=fd), control, job)
+    os.close(fd)
+
+
+def _preload(name):
+  try:
+    __import__(name)
+  except Exception:  # the program meets the same error when it runs
+    sys.modules.pop(name, None)
+
+
+def _kill_others():
+  """Ends whatever the tests before have left running in this PID namespace."""
+  try:
+    os.kill(-1, signal.SIGKILL)
+  except ProcessLookupError:
+    return
+  try:
+    while True:
+      os.waitpid(-1, 0)
+  except ChildProcessError:
+    return
+
+
+def _serve(sock, control, job):
+  status = 1
+  try:
+    control.close()
+    seconds = job["cpu_seconds"]
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    candidate = Candidate(sock, job["program"])
+    while True:
+      candidate.answer(candidate.receive())
+  except EOFError:
+    status = 0
+  finally:
+    os._exit(status)

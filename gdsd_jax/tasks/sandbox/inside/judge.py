@@ -1,0 +1,203 @@
+"""Runs the tests, in a sandbox that the untrusted program never enters, and writes the verdict.
+
+The names under test are bound to stand-ins that send arguments to the program's process and take plain data back, so
+that every comparison is made here, by Python's own types.
+"""
+
+import _socket
+import array
+import builtins
+import os
+import select
+import signal
+
+import names
+import wire
+
+_ONLY_SYNTAX = 0x400  # ast.PyCF_ONLY_AST
+
+
+class Remote:
+  """An object of the program that is no plain data. It is equal to itself and to nothing else, whatever it says."""
+
+  __slots__ = ("_peer", "_number")
+
+  def __init__(self, peer, number):
+    object.__setattr__(self, "_peer", peer)
+    object.__setattr__(self, "_number", number)
+
+  def __call__(self, *args, **kwargs):
+    answer = self._peer.ask("call", self, args, kwargs)
+    if type(answer) is not tuple or len(answer) != 2 or type(answer[1]) is not dict:
+      raise wire.Malformed("no result of a call")
+    result, changed = answer
+    for place, value in changed.items():
+      _restore(args[place] if type(place) is int else kwargs[place], value)
+    return result
+
+  def __getattr__(self, name):
+    if name.startswith("__") and name.endswith("__"):  # asked for by copy, isinstance and their kin, not by tests
+      raise AttributeError(name)
+    return self._peer.ask("getattr", self, name)
+
+  def __setattr__(self, name, value):
+    self._peer.ask("setattr", self, name, value)
+
+  def __getitem__(self, key):
+    return self._peer.ask("getitem", self, key)
+
+  def __setitem__(self, key, value):
+    self._peer.ask("setitem", self, key, value)
+
+  def __delitem__(self, key):
+    self._peer.ask("delitem", self, key)
+
+  def __len__(self):
+    return self._peer.ask("len", self)
+
+  def __bool__(self):
+    return self._peer.ask("bool", self)
+
+  def __iter__(self):
+    return _RemoteIterator(self._peer.ask("iter", self))
+
+  def __next__(self):
+    return self._peer.ask("next", self)
+
+  def __str__(self):
+    return self._peer.ask("str", self)
+
+  def __repr__(self):
+    return self._peer.ask("repr", self)
+
+  def __eq__(self, other):
+    return self is other
+
+  __hash__ = object.__hash__
+
+
+class _RemoteIterator:
+  """`iter` of a remote object, which may be plain data when the program says so."""
+
+  def __init__(self, source):
+    self._source = source if isinstance(source, Remote) else iter(source)
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    return next(self._source)
+
+
+class Judge(wire.Peer):
+  """The tests' end of the channel."""
+
+  def __init__(self, sock):
+    super().__init__(sock)
+    self._remotes = {}
+    self._callbacks = []
+
+  def refer(self, value):
+    if isinstance(value, Remote):
+      return b"h", value._number
+    if not callable(value):
+      raise TypeError(f"a {type(value).__name__} cannot be handed to the program")
+    self._callbacks.append(value)
+    return b"c", len(self._callbacks) - 1
+
+  def resolve(self, tag, number):
+    if tag != 104 or number < 0:
+      raise wire.Malformed("reference")
+    return self._remotes.setdefault(number, Remote(self, number))
+
+  def handle(self, operation, arguments):
+    """The program may call the functions that a test handed to it, and nothing else."""
+    if operation != "call" or len(arguments) != 3:
+      raise wire.Malformed("question")
+    number, args, kwargs = arguments
+    if type(number) is not int or not 0 <= number < len(self._callbacks):
+      raise wire.Malformed("callback")
+    if type(args) is not tuple or type(kwargs) is not dict:
+      raise wire.Malformed("arguments")
+    return self._callbacks[number](*args, **kwargs)
+
+  def send(self, message):
+    super().send(_without_iterators(message))
+
+  def ask(self, operation, *arguments):
+    try:
+      return super().ask(operation, *arguments)
+    except (wire.Malformed, EOFError, ConnectionError):
+      os._exit(1)  # no `except` of a test may take a broken channel for an answer
+
+
+def _without_iterators(value):
+  """A message whose generators and other iterators are lists: what a test hands over is read here."""
+  if type(value) is tuple:
+    return tuple(_without_iterators(item) for item in value)
+  if hasattr(type(value), "__next__") and not isinstance(value, Remote):
+    return list(value)
+  return value
+
+
+def _restore(old, new):
+  """Makes containers what the program made of its copies, keeping their identity."""
+  if type(old) is not type(new):
+    return
+  if isinstance(old, (list, tuple)) and len(old) == len(new):
+    for index, (item, changed) in enumerate(zip(old, new)):
+      if type(item) in (list, dict, set, bytearray, tuple) and type(item) is type(changed):
+        _restore(item, changed)
+      elif type(old) is list:
+        old[index] = changed
+  elif isinstance(old, (list, bytearray)):
+    old[:] = new
+  elif isinstance(old, (dict, set)):
+    old.clear()
+    old.update(new)
+
+
+def main(job) -> None:
+  """Writes one byte to the verdict's descriptor for the program's syntax and one for each test, b"1" or b"0"."""
+  control = _socket.socket(fileno=job["control"])
+  trees = [names.parse(job["setup"] + "\n" + test) for test in job["tests"]]
+  bound = names.under_test(trees, job["names"])
+  tasks = [lambda: compile(job["program"], "<program>", "exec", _ONLY_SYNTAX)]
+  for test, tree in zip(job["tests"], trees):
+    tasks.append(lambda test=test, tree=tree: _run(job["setup"], test, control, bound, names.helpers(tree)))
+  for task in tasks:
+    os.write(job["verdict"], b"1" if _in_process(task, job) else b"0")
+
+
+def _in_process(task, job):
+  """Whether the task returns, in a process of its own and within the wall-clock limit."""
+  reader, writer = os.pipe()
+  child = os.fork()
+  if child == 0:
+    try:
+      os.close(reader)
+      os.close(job["verdict"])
+      task()
+      os.write(writer, b"1")
+    finally:
+      os._exit(0)
+  os.close(writer)
+  passed = bool(select.select([reader], [], [], job["wall_seconds"])[0]) and os.read(reader, 1) == b"1"
+  os.kill(child, signal.SIGKILL)
+  os.waitpid(child, 0)
+  os.close(reader)
+  return passed
+
+
+def _run(setup, test, control, bound, helpers):
+  """Raises unless the test passes. A test that takes nothing from the program shows nothing, and fails."""
+  mine, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+  control.sendmsg([b"1"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))])
+  theirs.close()
+  control.close()
+  values = Judge(mine).ask("load", sorted(bound))
+  if type(values) is not dict or not values or not bound.issuperset(values):
+    raise wire.Malformed("names")
+  namespace = {"__name__": "__main__", "__builtins__": builtins, **helpers, **values}
+  exec(compile(setup, "<setup>", "exec"), namespace)
+  exec(compile(test, "<test>", "exec"), namespace)
