@@ -1,4 +1,8 @@
-"""Pretrains a small denoiser from nothing: python launch/pretrain.py --config=configs/pretrain_tiny.py --out=DIR."""
+"""Pretrains a small denoiser from nothing, or fine-tunes a loaded one on chats.
+
+python launch/pretrain.py --config=configs/pretrain_tiny.py --out=DIR
+python launch/pretrain.py --config=configs/sft.py --config.data.train_source=chats.jsonl --out=DIR [--workdir=RUN]
+"""
 
 from pathlib import Path
 
@@ -8,15 +12,25 @@ from ml_collections import config_flags
 from gdsd_jax.training import command
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to pretrain, on what.", lock_config=True)
-_OUT = flags.DEFINE_string("out", None, "Folder for the Hugging Face files.")
+_OUT = flags.DEFINE_string("out", None, "Folder for the Hugging Face files, or for the PEFT adapter.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Fine-tuning: folder of the run; the same command resumes it. By default OUT with .run appended."
+)
 
 
 def main():
   from gdsd_jax.training.metrics import log_to_stdout
-  from gdsd_jax.training.pretraining import pretrain
 
   log_to_stdout()
-  pretrain(_CONFIG.value, Path(_OUT.value))
+  config, out = _CONFIG.value, Path(_OUT.value)
+  if config.get("kind") == "sft":
+    from gdsd_jax.training.finetuning import finetune
+
+    finetune(config, Path(_WORKDIR.value or f"{out}.run"), out)
+  else:
+    from gdsd_jax.training.pretraining import pretrain
+
+    pretrain(config, out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Tests run on the CPU, with eight virtual devices so that shardings are real."""
 
 import contextlib
+import importlib.util
 import os
 from pathlib import Path
 import resource
@@ -15,6 +16,15 @@ from gdsd_jax.models.config import DenoiserConfig  # noqa: E402  (JAX is configu
 from gdsd_jax.models.denoiser import Denoiser  # noqa: E402
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+def load_recipe(name):
+  """The module of configs/NAME.py."""
+  file = REPOSITORY / "configs" / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(file.stem, file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
 
 @contextlib.contextmanager

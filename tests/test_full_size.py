@@ -2,10 +2,10 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import math
 
+from conftest import load_recipe
 import jax
 import jax.numpy as jnp
 import pytest
@@ -16,7 +16,6 @@ from gdsd_jax.models import huggingface
 from gdsd_jax.models.lora import TARGETS
 from gdsd_jax.training import config as training_config, state as training_state
 from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
-from tests.conftest import REPOSITORY
 
 # What the hub's config.json files state, as far as shapes go.
 PUBLISHED = {
@@ -44,14 +43,6 @@ RECIPES = ("math", "gsm8k", "code")
 def full_size(request, tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[request.param]))
   return request.param, gdsd_jax.Denoiser(huggingface.load_config(tmp_path), dtype="bfloat16", remat=True)
-
-
-def recipe(name, preset):
-  file = REPOSITORY / "configs" / f"gdsd_{name}.py"
-  spec = importlib.util.spec_from_file_location(file.stem, file)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(preset)
 
 
 def test_parameter_counts_to_the_unit(full_size):
@@ -103,7 +94,7 @@ def test_weights_divide_over_meshes(full_size, sizes):
 def test_recipes_trace_at_full_size(full_size, name):
   """Sampler, scores and distillation step of the recipe, by shapes alone."""
   preset, denoiser = full_size
-  config = recipe(name, preset)
+  config = load_recipe(f"gdsd_{name}").get_config(preset)
   training_config.validate(config)
   lora = training_config.lora_config(config)
   denoiser = dataclasses.replace(denoiser, lora=lora)

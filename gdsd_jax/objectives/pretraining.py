@@ -8,7 +8,8 @@ from gdsd_jax.models.denoiser import Denoiser
 _MIN_MASK_RATE = 1e-3  # bounds the weight 1/t
 
 
-def masked_cross_entropy(denoiser: Denoiser, params, key, tokens, maskable, attention_mask=None):
+def masked_cross_entropy(denoiser: Denoiser, params, key, tokens, maskable, attention_mask=None, prompt_length: int = 0,
+                         dropout_key=None):
   """E_t [1/t Σ_{i masked} −log p(x_i | xt)] per maskable token; masks with probability t ~ U(0, 1), stratified over B.
 
   Args:
@@ -17,6 +18,8 @@ def masked_cross_entropy(denoiser: Denoiser, params, key, tokens, maskable, atte
     tokens: int[B, T].
     maskable: bool[B, T], the tokens that diffuse (the completion); the rest is given.
     attention_mask: bool[B, T], False at padding; None when there is none.
+    prompt_length: leading tokens that are never maskable, and so need no logits.
+    dropout_key: random key of an adapter's dropout; None drops nothing.
 
   Returns:
     (loss, metrics): a scalar in nats per token, and a dict of scalars.
@@ -27,8 +30,16 @@ def masked_cross_entropy(denoiser: Denoiser, params, key, tokens, maskable, atte
   rate = (jax.random.uniform(rate_key) + jnp.arange(batch) / batch) % 1
   rate = (_MIN_MASK_RATE + (1 - _MIN_MASK_RATE) * rate)[:, None]
   masked = maskable & (jax.random.uniform(mask_key, tokens.shape) < rate)
-  logits = denoiser.apply(params, jnp.where(masked, denoiser.config.mask_token_id, tokens), attention_mask)
-  log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
+  noised = jnp.where(masked, denoiser.config.mask_token_id, tokens)
+  hidden = denoiser.hidden(params, noised, attention_mask, dropout_key)[:, prompt_length:]
+  tokens, masked, maskable = (x[:, prompt_length:] for x in (tokens, masked, maskable))
+
+  def predict(hidden):
+    logits = denoiser.logits(params, hidden)
+    log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
+    return log_prob, jnp.argmax(logits, axis=-1) == tokens
+
+  # Otherwise the float32 logits would wait for the backward pass.
+  log_prob, right = (jax.checkpoint(predict, prevent_cse=False) if denoiser.remat else predict)(hidden)
   loss = jnp.sum(jnp.where(masked, -log_prob / rate, 0)) / jnp.sum(maskable)
-  right = jnp.argmax(logits, axis=-1) == tokens
   return loss, {"masked_accuracy": jnp.sum(right & masked) / jnp.maximum(jnp.sum(masked), 1)}

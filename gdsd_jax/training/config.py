@@ -176,8 +176,7 @@ def validate(config) -> None:
     raise ValueError("model.lora.path: needs model.lora.rank > 0")
   at_least = {
     "group_size": 2, "steps": 1, "prompts_per_step": 1, "max_skipped_steps": 1, "objective.num_mc": 1,
-    "objective.num_iterations": 1, "objective.reference_sync_every": 0, "optimizer.warmup_steps": 0,
-    "optimizer.accumulation": 1, "optimizer.weight_decay": 0, "eval.every": 1, "eval.num_examples": 1,
+    "objective.num_iterations": 1, "objective.reference_sync_every": 0, "eval.every": 1, "eval.num_examples": 1,
     "eval.batch_size": 1, "checkpoint.every": 1, "checkpoint.keep": 1, "log.every": 1, "log.rollouts_every": 0,
     "seed": 0,
   }
@@ -185,12 +184,7 @@ def validate(config) -> None:
   for path, least in at_least.items():
     if fields[path] < least:
       raise ValueError(f"{path}: must be at least {least}, not {fields[path]}")
-  for path in ("optimizer.learning_rate", "optimizer.clip"):
-    if fields[path] <= 0:
-      raise ValueError(f"{path}: must be positive, not {fields[path]}")
-  for path in ("optimizer.b1", "optimizer.b2"):
-    if not 0 <= fields[path] < 1:
-      raise ValueError(f"{path}: must lie in [0, 1), not {fields[path]}")
+  check_optimizer(config.optimizer)
   if not 0 <= config.objective.reference_sync_mix <= 1:
     raise ValueError(
       f"objective.reference_sync_mix: must lie between 0 and 1, not {config.objective.reference_sync_mix}"
@@ -207,6 +201,19 @@ def validate(config) -> None:
     )
   if config.log.wandb_project and importlib.util.find_spec("wandb") is None:
     raise ValueError("log.wandb_project: wandb is not installed; pip install 'gdsd_jax[wandb]'")
+
+
+def check_optimizer(fields) -> None:
+  """Checks an `optimizer` section. Raises ValueError, one line naming the field."""
+  for name, least in (("warmup_steps", 0), ("accumulation", 1), ("weight_decay", 0)):
+    if fields[name] < least:
+      raise ValueError(f"optimizer.{name}: must be at least {least}, not {fields[name]}")
+  for name in ("learning_rate", "clip"):
+    if fields[name] <= 0:
+      raise ValueError(f"optimizer.{name}: must be positive, not {fields[name]}")
+  for name in ("b1", "b2"):
+    if not 0 <= fields[name] < 1:
+      raise ValueError(f"optimizer.{name}: must lie in [0, 1), not {fields[name]}")
 
 
 def validate_mesh(config, mesh) -> None:

@@ -28,22 +28,33 @@ def export_run(workdir: Path, step: str, out: Path, merged: bool) -> None:
   Raises:
     ValueError, OSError: one line with the cause; nothing was written.
   """
-  config = read_run_config(workdir)
-  model_path = config["model"]["path"]
+  model_path = read_run_config(workdir).model.path
   denoiser, params = load_run(workdir, step, mesh=None)
   if merged and denoiser.lora is None:
     raise ValueError(f"--merge: the run in {workdir} has no adapter; its full model is exported without this flag")
+  write_model(out, denoiser, params, model_path, merged)
+
+
+def write_model(out: Path, denoiser, params, base_model: str, merged: bool = False) -> None:
+  """Writes an adapter, if there is one and `merged` does not ask for the full model, or else a full model.
+
+  Args:
+    out: folder, made if it is missing.
+    denoiser, params: of the model.
+    base_model: folder or hub name that it was made from, whose tokenizer comes along with a full model.
+    merged: add the adapter to the weights.
+  """
   if denoiser.lora is not None and not merged:
-    save_adapter(out, denoiser, params, base_model=model_path)
-    _log.info("wrote the PEFT adapter of %s to %s; base model: %s", workdir, out, model_path)
+    save_adapter(out, denoiser, params, base_model)
+    _log.info("wrote the PEFT adapter to %s; its base model is %s", out, base_model)
     return
   if denoiser.lora is not None:
     params = merge(params, denoiser.lora)
-  source = resolve_path(model_path)
+  source = resolve_path(base_model)
   if source.resolve() == out.resolve():
     raise ValueError(f"--out: {out} is the model that the run started from; choose another folder")
   save_pretrained(out, denoiser, params)
   for pattern in _COMPANIONS:
     for file in source.glob(pattern):
       shutil.copyfile(file, out / file.name)
-  _log.info("wrote the full model of %s to %s", workdir, out)
+  _log.info("wrote the full model to %s", out)

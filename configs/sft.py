@@ -1,0 +1,46 @@
+"""Masked-diffusion supervised fine-tuning on chats, before RL: any loaded model, by LoRA or all parameters.
+
+Command:   python launch/pretrain.py --config=configs/sft.py --config.data.train_source=chats.jsonl --out=DIR
+           … --config=configs/sft.py:llada_8b (or :dream_7b) for the published models
+Data:      rows with `messages`, a list of {"role", "content"} that ends with the assistant's turn, which is learnt
+Hardware:  tiny: two CPU cores; llada_8b and dream_7b: eight devices of 80 GB.
+Result:    DIR holds a PEFT adapter (LoRA) or the full model; train from it by --config.model.lora.path=DIR or
+           --config.model.path=DIR.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from gdsd_jax.training.config import base_config
+from gdsd_jax.training.recipes import check_preset, published_config
+
+
+def get_config(preset: str = "tiny"):
+  check_preset(preset)
+  source = base_config() if preset == "tiny" else published_config(preset, per_device_batch=8, accumulation=4)
+  config = ml_collections.ConfigDict()
+  config.kind = "sft"
+  config.seed = 0
+  config.steps = 1000
+  config.batch_size = 64 if preset == "tiny" else 32
+  config.model = source.model
+  config.mesh = source.mesh
+
+  config.data = ml_collections.ConfigDict()
+  config.data.train_source = config_dict.placeholder(str)  # .jsonl, .jsonl.gz, .json, .csv or a TFDS name
+  config.data.data_dir = config_dict.placeholder(str)  # of TFDS
+  config.data.prompt_buckets = (36, 64, 128) if preset == "tiny" else (128, 256, 512, 1024)
+  # Completions are filled up with EOS, which is learnt too: that is how a model learns to end.
+  config.data.completion_buckets = (16, 32, 64) if preset == "tiny" else (128, 256, 512, 1024)
+
+  config.optimizer = source.optimizer
+  config.optimizer.learning_rate = 1e-4 if preset == "tiny" else 2.5e-5  # LLaDA's own SFT; LoRA stands more
+  config.optimizer.warmup_steps = 50
+  config.optimizer.clip = 1.0
+  config.optimizer.accumulation = 1 if preset == "tiny" else 4
+
+  config.checkpoint = source.checkpoint
+  config.checkpoint.every = 100
+  config.log = source.log
+  config.log.every = 10
+  return config

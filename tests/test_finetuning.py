@@ -1,0 +1,147 @@
+"""Supervised fine-tuning on chats: what is learnt, what is written, how it resumes, and what bad data says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from conftest import load_recipe, REPOSITORY
+import jax
+import numpy as np
+import pytest
+
+import gdsd_jax
+from gdsd_jax.models.lora import merge
+from gdsd_jax.models.peft import load_adapter
+from gdsd_jax.models.tokenizer import load_tokenizer
+from gdsd_jax.tasks.arithmetic import ArithmeticTask
+from gdsd_jax.training.chats import batch_of, read_chats
+from gdsd_jax.training.finetuning import finetune
+from gdsd_jax.training.metrics import read_metrics
+from gdsd_jax.training.run_weights import load_run
+
+
+@pytest.fixture(scope="module")
+def chats_file(tmp_path_factory):
+  task = ArithmeticTask()
+  examples = task.examples("train")
+  reply = lambda example: {"role": "assistant", "content": f"<answer>{example['answer']}</answer>"}
+  rows = [{"messages": [*task.messages(example), reply(example)]} for example in (examples[i] for i in range(64))]
+  path = tmp_path_factory.mktemp("data") / "chats.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return path
+
+
+def sft_config(source, **changes):
+  config = load_recipe("sft").get_config("tiny")
+  config.data.train_source = str(source)
+  small = {"steps": 6, "batch_size": 8, "checkpoint.every": 2, "data.prompt_buckets": (36,),
+           "data.completion_buckets": (16,), "optimizer.warmup_steps": 0, "optimizer.learning_rate": 1e-3}
+  config.update_from_flattened_dict({**small, **changes})
+  return config
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  denoiser, _ = gdsd_jax.load_pretrained("tiny")
+  return load_tokenizer("tiny", denoiser.config)
+
+
+def test_the_completion_is_the_last_turn_and_its_end(chats_file, tokenizer):
+  chats, left_out = read_chats(sft_config(chats_file).data, tokenizer)
+  assert len(chats) == 64 and left_out == 0
+  message = json.loads(chats_file.read_text().splitlines()[0])["messages"]
+  assert tokenizer.decode(chats[0].completion) == message[1]["content"] + "<|eot_id|>"
+  assert tokenizer.decode(chats[0].prompt).endswith("<|start_header_id|>assistant<|end_header_id|>\n\n")
+
+
+def test_only_completions_diffuse_and_padding_is_not_attended_to(chats_file, tokenizer):
+  chats, _ = read_chats(sft_config(chats_file).data, tokenizer)
+  eos = tokenizer.eos_token_id
+  tokens, maskable, attention_mask, width = batch_of(chats[:4], (36,), (16,), eos, eos)
+  assert width == 36 and tokens.shape == (4, 52)
+  assert not maskable[:, :36].any() and maskable[:, 36:].all()
+  for row, chat in enumerate(chats[:4]):
+    assert attention_mask[row].sum() == len(chat.prompt) + 16
+    assert tokens[row, 36:].tolist() == chat.completion + [eos] * (16 - len(chat.completion))
+
+
+def test_lora_fine_tuning_learns_and_writes_an_adapter(chats_file, tmp_path):
+  config = sft_config(chats_file, **{"steps": 30, "model.lora.rank": 8, "optimizer.learning_rate": 3e-3})
+  finetune(config, tmp_path / "run", tmp_path / "out")
+  rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+  loss = [row["loss"] for row in rows]
+  assert np.mean(loss[-8:]) < 0.5 * np.mean(loss[:8])  # answers without the reasoning that the model is used to
+  base, params = gdsd_jax.load_pretrained("tiny")
+  denoiser, adapted = load_adapter(tmp_path / "out", base, params)
+  _, from_run = load_run(tmp_path / "run", "latest")
+  for saved, kept in zip(jax.tree.leaves(adapted["lora"]), jax.tree.leaves(from_run["lora"])):
+    np.testing.assert_array_equal(saved, kept)
+  assert np.abs(merge(adapted, denoiser.lora)["blocks"]["query"] - params["blocks"]["query"]).max() > 0
+
+
+def command(source, tmp_path, *arguments):
+  fields = {"data.train_source": source, "steps": 6, "batch_size": 8, "checkpoint.every": 1,
+            "data.prompt_buckets": "(36,)", "data.completion_buckets": "(16,)"}
+  return [sys.executable, "launch/pretrain.py", "--config=configs/sft.py", f"--out={tmp_path / 'out'}",
+          *(f"--config.{name}={value}" for name, value in fields.items()), *arguments]
+
+
+def run(source, tmp_path, *arguments):
+  return subprocess.run(command(source, tmp_path, *arguments), cwd=REPOSITORY, capture_output=True, text=True,
+                        timeout=300, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+
+
+def test_a_killed_run_ends_as_an_undisturbed_one(chats_file, tmp_path):
+  straight, killed = tmp_path / "straight", tmp_path / "killed"
+  assert run(chats_file, straight).returncode == 0
+  process = subprocess.Popen(command(chats_file, killed), cwd=REPOSITORY, stdout=subprocess.DEVNULL,
+                             env={**os.environ, "JAX_PLATFORMS": "cpu"})
+  deadline = time.monotonic() + 200
+  while len(read_metrics(killed / "out.run" / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
+    time.sleep(0.02)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert not (killed / "out").exists()
+  result = run(chats_file, killed)
+  assert result.returncode == 0 and "RESUMING" in result.stdout, result.stderr
+  assert read_metrics(killed / "out.run" / "metrics.jsonl") == read_metrics(straight / "out.run" / "metrics.jsonl")
+  assert (killed / "out" / "model.safetensors").read_bytes() == (straight / "out" / "model.safetensors").read_bytes()
+  denoiser, _ = gdsd_jax.load_pretrained(killed / "out")
+  load_tokenizer(killed / "out", denoiser.config)  # the exported folder is complete
+
+
+@pytest.mark.parametrize("line, message", [
+  ("not json", "line 2: not JSON"),
+  ('{"text": "hello"}', "line 2.*messages"),
+  ('{"messages": []}', "line 2.*must be a list of turns"),
+  ('{"messages": [{"role": "user", "content": 3}]}', "line 2.*`role` and `content`"),
+  ('{"messages": [{"role": "user", "content": "hi"}]}', "line 2.*the last turn must be the assistant's"),
+])
+def test_bad_chats_are_named_by_file_and_line(chats_file, tokenizer, tmp_path, line, message):
+  path = tmp_path / "bad.jsonl"
+  path.write_text(chats_file.read_text().splitlines()[0] + "\n" + line + "\n")
+  with pytest.raises(ValueError, match=message) as raised:
+    read_chats(sft_config(path).data, tokenizer)
+  assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("changes, message", [
+  ({"data.train_source": None}, "data.train_source: name a file"),
+  ({"batch_size": 0}, "batch_size"),
+  ({"optimizer.accumulation": 3}, "optimizer.accumulation"),
+  ({"data.prompt_buckets": (5,)}, "none of the 64 chats fits"),
+  ({"data.completion_buckets": (300,)}, "256 positions"),
+  ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate"),
+])
+def test_bad_fields_are_named_before_anything_is_written(chats_file, tmp_path, changes, message):
+  config = sft_config(chats_file)
+  for name, value in changes.items():
+    section, _, field = name.rpartition(".")
+    with (config if not section else config[section]).ignore_type():
+      (config if not section else config[section])[field] = value
+  with pytest.raises((ValueError, OSError), match=message):
+    finetune(config, tmp_path / "run", tmp_path / "out")
+  assert not (tmp_path / "out").exists() and not (tmp_path / "run" / "checkpoints").exists()
