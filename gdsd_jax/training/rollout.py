@@ -19,6 +19,7 @@ from gdsd_jax.models.tokenizer import (
   completion_lengths,
   decode_completions,
   encode_prompts,
+  prompt_lengths,
   stop_token_ids,
 )
 from gdsd_jax.tasks import Task
@@ -70,6 +71,10 @@ class RolloutSampler:
     other = copy.copy(self)  # shares the record of what is compiled
     other.config = dataclasses.replace(self.config, **changes)
     return other
+
+  def prompt_lengths(self, examples: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Tokens of each example's prompt. Returns int[N]."""
+    return prompt_lengths(self.tokenizer, [chat_prompt(self.tokenizer, self.task.messages(e)) for e in examples])
 
   def encode(self, examples: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """Prompts as left-padded (tokens, mask). Raises ValueError when one exceeds the largest bucket."""

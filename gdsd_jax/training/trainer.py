@@ -93,8 +93,6 @@ class Trainer:
     train, test = self.task.examples("train"), self.task.examples("test")
     if not len(train) or not len(test):
       raise ValueError(f"task.name: {config.task.name} has an empty split ({len(train)} train, {len(test)} test)")
-    self.stream = ExampleStream(train, config.seed)
-    self.held_out = [test[i] for i in range(min(config.eval.num_examples, len(test)))]
     self._refuse_contradictions(workdir / "config.json")
 
     self.denoiser, params = load_model(config, self.mesh)
@@ -109,8 +107,9 @@ class Trainer:
     self.sampler = RolloutSampler(
       self.denoiser, tokenizer, self.task, sampler, config.sampler.prompt_buckets, self.mesh
     )
-    for examples in (train, self.held_out):
-      self.sampler.encode(examples)  # a prompt that is too long is refused now, not when its turn comes
+    train, test = self._fitting(train, "train"), self._fitting(test, "test")
+    self.stream = ExampleStream(train, config.seed)
+    self.held_out = [test[i] for i in range(min(config.eval.num_examples, len(test)))]
     self.objective = objective_config(config)
     self.optimizer = make_optimizer(config.optimizer)
     self.state = init_state(
@@ -134,6 +133,23 @@ class Trainer:
         f"--workdir: {self.workdir} holds a run with another config ({'; '.join(different)});"
         " restore these fields or choose another --workdir"
       )
+
+  def _fitting(self, examples, split: str):
+    """The examples whose prompts fit the largest bucket, as the official code filters them; says how many do not."""
+    lengths, limit = self.sampler.prompt_lengths(examples), self.sampler.prompt_buckets[-1]
+    fitting = np.flatnonzero(lengths <= limit)
+    if not len(fitting):
+      raise ValueError(
+        f"sampler.prompt_buckets: none of the {len(examples)} {split} prompts fits {limit} tokens; the shortest has"
+        f" {lengths.min()}"
+      )
+    if len(fitting) == len(examples):
+      return examples
+    _log.info(
+      "%d of %d %s problems are left out: their prompts exceed %d tokens (sampler.prompt_buckets), up to %d",
+      len(examples) - len(fitting), len(examples), split, limit, lengths.max(),
+    )
+    return [examples[int(i)] for i in fitting]
 
   def resume(self) -> bool:
     """Restores the newest checkpoint, if there is one; returns whether there was."""
