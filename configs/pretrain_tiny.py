@@ -4,8 +4,9 @@ Command:   python launch/pretrain.py --config=configs/pretrain_tiny.py --out=gds
 Hardware:  two CPU cores, 5 minutes.
 Result:    on held-out problems, greedy accuracy 0.73, and a mean reward of sampled completions of 0.60 (at most 1.25)
 
-sudoku:    python launch/pretrain.py --config=configs/pretrain_tiny.py:sudoku --out=gdsd_jax/models/assets/tiny_sudoku
-countdown: python launch/pretrain.py --config=configs/pretrain_tiny.py:countdown --out=gdsd_jax/models/assets/tiny_countdown
+The same for the other models, `configs/pretrain_tiny.py:sudoku` to `tiny_sudoku` and `:countdown` to `tiny_countdown`:
+SUDOKU_RESULT
+COUNTDOWN_RESULT
 
 A model first learns from right solutions, then from careless ones, half of which are wrong (the task's
 `careless_solution`). It knows the problems better than its answers show, so that RL has something to find.
@@ -50,6 +51,8 @@ def _sudoku(config):
   # One block, so that the sampler may begin with the cells that it is surest of.
   config.sampler = dict(completion_length=20, steps=20, block_length=20, temperature=1.0)
   config.max_prompt_length = 28
+  config.steps = 1250
+  config.careless_after = 1000
 
 
 def _countdown(config):

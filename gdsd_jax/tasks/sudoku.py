@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import itertools
 import re
 from typing import Any, ClassVar
 
 from gdsd_jax.tasks import base, sources, sudoku_problems, xml_format
 
 GENERATED = "generated"
-SMALL_GIVENS = 10
-
 SYSTEM_PROMPT = """
 Please solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character string reading left-to-right, \
 top-to-bottom, where '0' represents empty cells.
@@ -63,8 +62,7 @@ class SudokuTask(base.Task):
     train_source, test_source: "generated" (`sudoku_problems`), or where the puzzles are, see `sources.open_source`;
       rows have `Puzzle` and `Solution`.
     data_dir: folder of TFDS datasets; None for the default of TFDS.
-    variant: "official", or "small" for models of under a million parameters: the prompt is the puzzle alone, and
-      generated puzzles have SMALL_GIVENS filled cells, not 8.
+    variant: "official", or "small" for models of under a million parameters: the same puzzles, without instructions.
   """
 
   train_source: str = GENERATED
@@ -82,8 +80,7 @@ class SudokuTask(base.Task):
     field = f"{split}_source"
     source = getattr(self, field)
     if source == GENERATED:
-      small = self.variant == "small"
-      return sudoku_problems.problems(split, SMALL_GIVENS if small else sudoku_problems.OFFICIAL_GIVENS)
+      return sudoku_problems.problems(split)
     rows = sources.open_source(source, ("Puzzle", "Solution"), field=f"task.{field}", data_dir=self.data_dir)
     return sources.examples_of(rows, _example, field=f"task.{field}")
 
@@ -96,7 +93,8 @@ class SudokuTask(base.Task):
   def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
     """The share of the empty cells that the digits of the last answer fill right."""
     answer = xml_format.last_answer(completion) or ""
-    return {"cells": _share_right("".join(filter(str.isdigit, answer)), example)}
+    digits = itertools.islice(filter(str.isdigit, answer), sudoku_problems.CELLS)
+    return {"cells": _share_right("".join(digits), example)}
 
   def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
     """As d1 and GDSD count: the share of the empty cells filled right, wherever in the completion the grid stands."""

@@ -8,7 +8,7 @@ from gdsd_jax.tasks.official_tests import is_official_test
 
 CELLS = 16
 SPLIT_SIZES = {"train": 10_000, "test": 500}
-OFFICIAL_GIVENS = 8  # in every puzzle of the public test file
+GIVENS = 8  # as in every puzzle of the public test file
 _TEST_SHARE = 0.1  # of all puzzles
 
 
@@ -18,8 +18,8 @@ def key(puzzle: str, solution: str = "") -> str:
 
 
 @functools.cache
-def problems(split: str, givens: int = OFFICIAL_GIVENS) -> tuple[dict[str, str], ...]:
-  """Puzzles of split "train" or "test" with that many filled cells.
+def problems(split: str) -> tuple[dict[str, str], ...]:
+  """Puzzles of split "train" or "test".
 
   A puzzle belongs to one split alone, by its digest, and is none of the public test file. Its solution is the only one.
 
@@ -28,10 +28,10 @@ def problems(split: str, givens: int = OFFICIAL_GIVENS) -> tuple[dict[str, str],
   """
   found = {}
   for number in itertools.count():
-    draw = hashlib.sha256(f"sudoku {givens} {number}".encode()).digest()
+    draw = hashlib.sha256(f"sudoku {number}".encode()).digest()
     grid = grids()[int.from_bytes(draw[:8], "big") % len(grids())]
     # Cells in the order of random bytes.
-    filled = set(sorted(range(CELLS), key=lambda cell: (draw[8 + cell], cell))[:givens])
+    filled = set(sorted(range(CELLS), key=lambda cell: (draw[8 + cell], cell))[:GIVENS])
     puzzle = "".join(digit if cell in filled else "0" for cell, digit in enumerate(grid))
     if _split_of(puzzle) == split and not is_official_test(key(puzzle)) and num_solutions(puzzle) == 1:
       found[puzzle] = grid
