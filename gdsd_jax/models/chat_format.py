@@ -1,0 +1,84 @@
+"""Chat templates: the one of a model's own files, or its family's for base models that come without any."""
+
+from collections.abc import Sequence
+import json
+from pathlib import Path
+
+# The formats of the published instruct models, as their model cards state them.
+PRESETS = {
+  "llada": (
+    "{{ '<|startoftext|>' }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+  ),
+  "dream": (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    "{% endif %}{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+  ),
+}
+_PRESET_TOKENS = {
+  "llada": ("<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+  "dream": ("<|im_start|>", "<|im_end|>"),
+}
+
+
+def choose_template(folder: Path, tokenizer, family: str) -> str:
+  """The chat template: of the folder's tokenizer files, of its chat_template.json, or of the family.
+
+  Raises:
+    ValueError: there is none, it is one of several without a default, or the vocabulary lacks the family's tokens.
+  """
+  template = tokenizer.chat_template or _processor_template(folder)
+  if isinstance(template, dict):  # named templates
+    if "default" not in template and len(template) > 1:
+      raise ValueError(f"model.path: {folder} has chat templates {', '.join(sorted(template))}, but none named default")
+    template = template.get("default") or next(iter(template.values()), None)
+  if template:
+    return template
+  if family not in PRESETS:
+    raise ValueError(f"model.path: {folder} has no chat template (tokenizer_config.json or chat_template.jinja)")
+  lacking = [token for token in _PRESET_TOKENS[family] if token not in tokenizer.get_vocab()]
+  if lacking:
+    raise ValueError(
+      f"model.path: {folder} has no chat template, and its vocabulary lacks {', '.join(lacking)} of {family}'s format"
+    )
+  return PRESETS[family]
+
+
+def render(tokenizer, messages: Sequence[dict[str, str]], for_reply: bool) -> str:
+  """Text of chat messages; `for_reply` adds what begins the assistant's turn."""
+  return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=for_reply)
+
+
+def end_of_turn(tokenizer) -> str | None:
+  """The special token that the chat template writes after an assistant's text; None if it writes none there."""
+  reply = "reply"
+  conversation = [{"role": "user", "content": "request"}, {"role": "assistant", "content": reply}]
+  _, found, rest = render(tokenizer, conversation, for_reply=False).rpartition(reply)
+  return next(iter(special_tokens_in(tokenizer, rest)), None) if found else None
+
+
+def format_tokens(tokenizer) -> set[str]:
+  """The special tokens that the chat template itself writes: around turns, and at the beginning."""
+  conversation = [{"role": role, "content": "text"} for role in ("user", "assistant", "user")]
+  return set(special_tokens_in(tokenizer, render(tokenizer, conversation, for_reply=True)))
+
+
+def special_tokens_in(tokenizer, text: str) -> list[str]:
+  """Special tokens of an encoded text, in its order."""
+  special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+  encoded = tokenizer.encode(text, add_special_tokens=False)
+  return tokenizer.convert_ids_to_tokens([index for index in encoded if index in special])
+
+
+def _processor_template(folder: Path) -> str | dict[str, str] | None:
+  """The template of chat_template.json, which tokenizers do not read."""
+  file = folder / "chat_template.json"
+  if not file.is_file():
+    return None
+  try:
+    return json.loads(file.read_text("utf-8"))["chat_template"]
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"model.path: {file} holds no chat template: {error!r}") from None

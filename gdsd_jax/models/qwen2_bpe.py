@@ -1,0 +1,71 @@
+"""Qwen2's byte-level BPE from vocab.json and merges.txt, for models that ship it with a Python class of their own."""
+
+from collections.abc import Mapping
+import json
+from pathlib import Path
+from typing import Any
+
+# What is cut apart before BPE: contractions, words with one leading mark or space, single digits, runs of other
+# marks, line breaks, blanks. A fact of the trained models: with any other rule the same text gives other tokens.
+_SPLIT = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+  r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def load_backend(folder: Path):
+  """`tokenizers.Tokenizer` of a folder with vocab.json, merges.txt and the added tokens of its JSON files.
+
+  Added tokens keep their stated ids, wherever these lie and whatever gaps they leave.
+
+  Raises:
+    ValueError: a file is damaged, or two tokens claim one id.
+  """
+  import tokenizers  # slow to import, and only text needs it
+
+  try:
+    vocab, merges = tokenizers.models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    added = _added_tokens(folder)
+    # Part of BPE's own vocabulary, since the library numbers all other added tokens itself, one after the other. No
+    # merge leads to them, so text becomes one of them only where the added tokens are looked for.
+    vocab.update({token.content: index for index, token in added.items()})
+    if len(set(vocab.values())) < len(vocab):
+      raise ValueError("an added token has the id of another token")
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=merges))
+  except Exception as error:  # the library raises bare Exception
+    raise ValueError(f"model.path: {folder} has no readable vocab.json, merges.txt and added tokens: {error}") from None
+  backend.normalizer = tokenizers.normalizers.NFC()
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
+    tokenizers.pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated"),
+    tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+  ])
+  backend.decoder = tokenizers.decoders.ByteLevel()
+  backend.add_tokens([token for token in added.values() if not token.special])
+  backend.add_special_tokens([token for token in added.values() if token.special])
+  return backend
+
+
+def _added_tokens(folder: Path) -> dict[int, Any]:
+  """Id -> `tokenizers.AddedToken`: tokenizer_config.json's, and what only added_tokens.json has."""
+  from tokenizers import AddedToken
+
+  config, names = _read(folder / "tokenizer_config.json"), _read(folder / "special_tokens_map.json")
+  added = {int(index): AddedToken(**token) for index, token in config.get("added_tokens_decoder", {}).items()}
+  special = _special_strings(config) | _special_strings(names)
+  known = {token.content for token in added.values()}
+  for content, index in _read(folder / "added_tokens.json").items():
+    if content not in known:
+      is_special = content in special
+      added[index] = AddedToken(content, special=is_special, normalized=not is_special)
+  return dict(sorted(added.items()))
+
+
+def _special_strings(fields: Mapping[str, Any]) -> set[str]:
+  """Strings that special_tokens_map.json or tokenizer_config.json names as special tokens."""
+  values = [value for name, value in fields.items() if name.endswith("_token")]
+  values += fields.get("additional_special_tokens") or []
+  return {value["content"] if isinstance(value, dict) else value for value in values if isinstance(value, (dict, str))}
+
+
+def _read(file: Path) -> dict[str, Any]:
+  return json.loads(file.read_text("utf-8")) if file.is_file() else {}
