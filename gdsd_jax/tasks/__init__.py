@@ -8,6 +8,7 @@ from gdsd_jax.tasks.base import Task
 # Task name -> module and class, imported only when asked for: a task may need packages that others do not.
 _TASKS = {
   "arithmetic": ("gdsd_jax.tasks.arithmetic", "ArithmeticTask"),
+  "code": ("gdsd_jax.tasks.code", "CodeTask"),
   "countdown": ("gdsd_jax.tasks.countdown", "CountdownTask"),
   "gsm8k": ("gdsd_jax.tasks.gsm8k", "Gsm8kTask"),
   "gsm8k_xml": ("gdsd_jax.tasks.gsm8k", "Gsm8kXmlTask"),

@@ -52,7 +52,7 @@ class Limits:
     processes: processes and threads of a program.
   """
 
-  test_seconds: float = 2.0
+  test_seconds: float = 4.0
   program_seconds: float = 10.0
   memory_mb: int = 512
   file_mb: int = 16
@@ -98,7 +98,7 @@ def _memory_file(data):
   return file
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _code(name):
   source = Path(__file__).with_name("inside") / f"{name}.py"
   return compile(source.read_text(), f"<{name}>", "exec", optimize=0)
@@ -108,15 +108,17 @@ def _interpreter():
   return os.path.realpath(sys.executable)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _command(drop_user, limits):
-  """bubblewrap's command line. Root needs no user namespace, and the limit on processes needs a user other than root."""
+  """bubblewrap's command line. Root needs no user namespace, but another user: no process limit binds root."""
   arguments = [shutil.which("bwrap"), "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts",
                "--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv", "--hostname", "sandbox"]
   if drop_user:
     arguments += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
   else:
     arguments += ["--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"]
+  for folder in sorted({str(parent) for path in _readable() for parent in Path(path).parents} - {"/"}):
+    arguments += ["--perms", "0755", "--dir", folder]  # of its own accord bubblewrap makes them private to root
   for path in _readable():
     arguments += ["--ro-bind", path, path]
   for path in _DEVICES:

@@ -87,13 +87,12 @@ def _run(program, limits, drop_user, explain=False):
   processes = []
   try:
     imports = sorted(set(_IMPORT.findall(program.source)) & sys.stdlib_module_names - {"this", "antigravity"})
-    source = program.source.replace("\0", "\\0")
     processes.append(bubblewrap.Process("candidate", {
-      "control": for_candidate.fileno(), "program": source, "imports": imports, "cpu_seconds": seconds,
+      "control": for_candidate.fileno(), "program": program.source, "imports": imports, "cpu_seconds": seconds,
       "explain": explain,
     }, limits, (for_candidate.fileno(),), drop_user))
     processes.append(bubblewrap.Process("judge", {
-      "control": for_judge.fileno(), "verdict": writer, "program": source, "tests": list(program.tests),
+      "control": for_judge.fileno(), "verdict": writer, "program": program.source, "tests": list(program.tests),
       "setup": program.setup, "names": list(program.names), "wall_seconds": 2.0 * limits.test_seconds,
       "explain": explain,
     }, limits, (for_judge.fileno(), writer), drop_user))

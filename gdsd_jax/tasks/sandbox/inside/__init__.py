@@ -1,1 +1,1 @@
-"""What runs inside bubblewrap: plain modules that import nothing of this package, only each other by their bare names."""
+"""What runs inside bubblewrap: plain modules that import only each other, by their bare names."""

@@ -1,0 +1,206 @@
+"""Code: Python programs that must pass tests, as in ESPO's AceCode, HumanEval and MBPP."""
+
+import collections
+from collections.abc import Mapping, Sequence
+import dataclasses
+import re
+import threading
+from typing import Any, ClassVar
+
+from gdsd_jax.tasks import base, sandbox, sources
+
+TRAIN_SOURCE = "huggingface:TIGER-Lab/AceCode-89K#train"
+TEST_SOURCE = "huggingface:openai/openai_humaneval#test"
+
+_SYSTEM_PROMPT = (
+  "You are a helpful assistant. When you output code, it must be in a single fenced code block using triple backticks "
+  "(```) and the language specifier (e.g., ```python). The code block must appear as the last part of your response "
+  "and end with a newline after the closing backticks (```). Do not include any text after the code block. Do not "
+  "include extra code blocks or explanations outside the final code block."
+)
+# The whole completion: text, one block, and at most a line's end.
+_FORMAT = re.compile(r"(?:(?!```).)*```python\n(?:(?!```).)*```\n?", re.DOTALL)
+_BLOCKS = (re.compile(r"```python\n(.*?)```", re.DOTALL), re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL))
+_DEFINITION = re.compile(r"^(?:async[ \t]+def|def|class)[ \t]+(\w+)", re.MULTILINE)
+_MAX_PROGRAM = 2**16  # characters; longer ones are not run
+
+_verdicts: collections.OrderedDict = collections.OrderedDict()  # (program, limits) -> verdict, the latest of them
+_verdicts_lock = threading.Lock()
+_MAX_VERDICTS = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeTask(base.Task):
+  """Programs asked for in one fenced block, run in bubblewrap against tests that they never see.
+
+  An example has `question` (str, the user's message), `tests` (list of str) and may have `setup` (str, runs before
+  every test), `names` (list of str, what the program must define) and `prompt` (str, the beginning of a function that
+  the completion may go on with).
+
+  Attributes:
+    train_source, test_source: where the problems are, see `sources.open_source`; the columns tell the kind: AceCode has
+      `question` and `test_cases`, HumanEval `prompt`, `entry_point` and `test`, MBPP `text`, `code`, `test_list` and
+      `test_setup_code`.
+    data_dir: folder of TFDS datasets; None for the default of TFDS.
+    test_seconds: CPU time of a test; a test that waits has twice that.
+    program_seconds: wall-clock time of all tests of a program.
+    memory_mb: memory of a program.
+    workers: programs run at a time; None for as many as there are CPUs.
+  """
+
+  train_source: str = TRAIN_SOURCE
+  test_source: str = TEST_SOURCE
+  data_dir: str | None = None
+  test_seconds: float = 4.0
+  program_seconds: float = 10.0
+  memory_mb: int = 512
+  workers: int | None = None
+  name: ClassVar[str] = "code"
+
+  def __post_init__(self):
+    for field, least in (("test_seconds", 0.01), ("program_seconds", 0.01), ("memory_mb", 64), ("workers", 1)):
+      value = getattr(self, field)
+      if not (value is None and field == "workers") and not value >= least:
+        raise ValueError(f"task.{field}={value!r}: must be at least {least}")
+
+  def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
+    """As `Task.examples`; ValueError, too, where there is no bubblewrap to run programs in."""
+    base.check_split(split)
+    try:
+      sandbox.check_available()
+    except RuntimeError as error:
+      raise ValueError(f"task.name={self.name}: {error}") from error
+    field = f"{split}_source"
+    rows = sources.open_source(getattr(self, field), (), field=f"task.{field}", data_dir=self.data_dir)
+    make_example = _kind(rows[0], f"task.{field}")
+    return sources.examples_of(rows, make_example, field=f"task.{field}")
+
+  def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [{"role": "system", "content": _SYSTEM_PROMPT}, {"role": "user", "content": example["question"]}]
+
+  def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
+    return self.score_batch([completion], [example])[0]
+
+  def score_batch(self, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """`score` of each.
+
+    `format` is 1 for one block of Python at the end, and a half where it is no Python; `correctness` is the share of
+    tests passed, for completions whose format earns 1.
+    """
+    scores = []
+    for completion, verdict in zip(completions, self._verdicts(completions, examples)):
+      formed = _FORMAT.fullmatch(completion) is not None
+      scores.append({
+        "format": (1.0 if verdict.syntax else 0.5) if formed else 0.0,
+        "correctness": _mean(verdict.passed) if formed and verdict.syntax else 0.0,
+      })
+    return scores
+
+  def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
+    """Whether all tests pass: of the first block, or of the whole text where there is no block."""
+    return float(_mean(self._verdicts([completion], [example])[0].passed) == 1.0)
+
+  def _verdicts(self, completions, examples):
+    limits = sandbox.Limits(self.test_seconds, self.program_seconds, self.memory_mb)
+    keys = [(_program(completion, example), limits) for completion, example in zip(completions, examples)]
+    with _verdicts_lock:
+      known = {key: _verdicts[key] for key in keys if key in _verdicts}
+    new = [key for key in dict.fromkeys(keys) if key not in known]
+    if new:
+      known.update(zip(new, sandbox.run([program for program, _ in new], limits, self.workers)))
+    with _verdicts_lock:
+      _verdicts.update(known)
+      while len(_verdicts) > _MAX_VERDICTS:
+        _verdicts.popitem(last=False)
+    return [known[key] for key in keys]
+
+
+def extract_code(completion: str) -> str:
+  """The first ```python block; else the first block of any kind, closed or not; else the whole text."""
+  for block in _BLOCKS:
+    match = block.search(completion)
+    if match:
+      return match[1]
+  return completion
+
+
+def complete(prompt: str, name: str, code: str) -> str:
+  """The program that `code` makes of a prompt which ends in the head of function `name`.
+
+  Code that defines the function replaces it, and keeps what precedes it: imports and helpers. Any other code is its
+  body, whose indentation may have been lost, as a whole or in its first line.
+  """
+  head = re.compile(rf"^def[ \t]+{re.escape(name)}\b", re.MULTILINE)
+  if head.search(code):
+    return prompt[:head.search(prompt).start()] + "\n" + code
+  lines = [line.expandtabs(4) for line in code.split("\n") if line.strip()] or ["pass"]
+  indents = [len(line) - len(line.lstrip()) for line in lines]
+  if indents[0]:  # what follows the body is not the body's
+    lines = lines[:indents.index(0)] if 0 in indents else lines
+  elif len(lines) > 1 and indents[1] >= (8 if lines[0].rstrip().endswith(":") else 4):
+    lines[0] = "    " + lines[0]
+  else:
+    lines = ["    " + line for line in lines]
+  return prompt.rstrip() + "\n" + "\n".join(lines) + "\n"
+
+
+def _program(completion, example):
+  code = extract_code(completion)
+  names = tuple(example.get("names", ()))
+  if len(code) > _MAX_PROGRAM:
+    code = "("  # no Python either
+  source = complete(example["prompt"], names[0], code) if "prompt" in example else code.strip()
+  return sandbox.Program(source, tuple(example.get("tests", ())), example.get("setup", ""), names)
+
+
+def _mean(passed):
+  return sum(passed) / len(passed) if passed else 0.0
+
+
+def _kind(row, field):
+  for columns, make_example in _KINDS.items():
+    if all(column in row for column in columns):
+      return make_example
+  known = "; ".join(", ".join(columns) for columns in _KINDS)
+  raise ValueError(f"{field}: {row.place}: columns {', '.join(row)} are those of no known kind: {known}")
+
+
+def _acecode(row):
+  sources.check_columns(list(row), ("question", "test_cases"))
+  question, tests = sources.text_of(row, "question"), _tests_of(row, "test_cases")
+  # Questions with a block of code show the function's head already.
+  return {"question": question if "\n```\n" in question else f"{question}\nTest cases: {tests[0]}", "tests": tests}
+
+
+def _humaneval(row):
+  sources.check_columns(list(row), ("prompt", "entry_point", "test"))
+  prompt, name = sources.text_of(row, "prompt"), sources.text_of(row, "entry_point")
+  if not re.search(rf"^def[ \t]+{re.escape(name)}\b", prompt, re.MULTILINE):
+    raise ValueError(f"column 'prompt' must hold the head of {name!r}, the column 'entry_point'")
+  return {
+    "question": f"Please complete the following problem:\n```\n{prompt.strip()}\n```\n", "prompt": prompt,
+    "tests": [f"{sources.text_of(row, 'test')}\ncheck({name})\n"], "names": [name],
+  }
+
+
+def _mbpp(row):
+  sources.check_columns(list(row), ("text", "code", "test_list", "test_setup_code"))
+  tests = _tests_of(row, "test_list")
+  return {
+    "question": f"{sources.text_of(row, 'text')}\nTest cases: {tests[0]}", "tests": tests,
+    "setup": sources.text_of(row, "test_setup_code"), "names": _DEFINITION.findall(sources.text_of(row, "code")),
+  }
+
+
+def _tests_of(row, column):
+  tests = row[column]
+  if not isinstance(tests, (list, tuple)) or not tests or not all(isinstance(test, str) for test in tests):
+    raise ValueError(f"column {column!r} must be a list of tests, each a text, it is {tests!r:.80}")
+  return list(tests)
+
+
+_KINDS = {
+  ("question", "test_cases"): _acecode,
+  ("prompt", "entry_point", "test"): _humaneval,
+  ("text", "code", "test_list", "test_setup_code"): _mbpp,
+}
