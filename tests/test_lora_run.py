@@ -1,0 +1,144 @@
+"""Runs with LoRA from start to export: they resume exactly, keep the base, and leave as adapter or full model."""
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+import gdsd_jax
+from gdsd_jax.models.lora import merge
+from gdsd_jax.models.peft import load_adapter
+from gdsd_jax.models.tokenizer import load_tokenizer
+from gdsd_jax.training.config import base_config
+from gdsd_jax.training.export import export_run
+from gdsd_jax.training.loop import train
+from gdsd_jax.training.metrics import read_metrics
+from gdsd_jax.training.run_weights import load_run
+from gdsd_jax.training.trainer import Trainer
+
+SMALL = {
+  "steps": 4, "group_size": 4, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4,
+  "sampler.steps": 4, "sampler.prompt_buckets": (40,), "objective.num_iterations": 2, "objective.num_mc": 1,
+  "eval.every": 100, "eval.num_examples": 8, "eval.batch_size": 8, "checkpoint.every": 2, "log.plot_seconds": 1000.0,
+  "log.tensorboard": False, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "optimizer.learning_rate": 1e-3,
+}
+
+
+def small_config(**changes):
+  config = base_config()
+  config.update_from_flattened_dict({**SMALL, **changes})
+  return config
+
+
+def lora_config(**changes):
+  return small_config(**{"model.lora.rank": 4, "model.lora.dropout": 0.1, **changes})
+
+
+@pytest.fixture(scope="module")
+def lora_run(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("lora")
+  train(lora_config(), workdir)
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("full")
+  train(small_config(steps=2), workdir)
+  return workdir
+
+
+def test_a_resumed_run_is_the_undisturbed_one(lora_run, tmp_path):
+  train(lora_config(steps=2), tmp_path)
+  train(lora_config(), tmp_path)
+  untimed = lambda rows: [
+    {name: value for name, value in row.items() if "second" not in name and not name.startswith("eval/")}
+    for row in rows if row["step"] != 2  # the shorter run ended with an evaluation here
+  ]
+  assert untimed(read_metrics(tmp_path / "metrics.jsonl")) == untimed(read_metrics(lora_run / "metrics.jsonl"))
+  chex.assert_trees_all_equal(load_run(tmp_path, "latest")[1], load_run(lora_run, "latest")[1])
+
+
+def test_checkpoints_hold_the_adapter_alone(lora_run):
+  trainer = Trainer(lora_config(), lora_run)
+  assert trainer.resume()
+  adapter = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.state.params))
+  stored = sum(file.stat().st_size for file in (lora_run / "checkpoints" / "4").rglob("*") if file.is_file())
+  assert stored < 4 * adapter + 100_000  # adapter, two moments, and metadata; the base would be 1.6 MB
+  _, base = gdsd_jax.load_pretrained("tiny")
+  chex.assert_trees_all_equal(jax.device_get(trainer.state.frozen), jax.device_get(base))
+
+
+def test_the_adapter_is_exported_for_peft(lora_run, tmp_path):
+  export_run(lora_run, "latest", tmp_path, merged=False)
+  assert {file.name for file in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+  base, params = gdsd_jax.load_pretrained("tiny")
+  _, exported = load_adapter(tmp_path, base, params)
+  chex.assert_trees_all_equal(exported, load_run(lora_run, "latest")[1])
+
+
+def test_the_merged_model_is_exported_whole(lora_run, tmp_path):
+  export_run(lora_run, "latest", tmp_path, merged=True)
+  denoiser, params = gdsd_jax.load_pretrained(tmp_path)
+  adapted, run_params = load_run(lora_run, "latest")
+  chex.assert_trees_all_close(params, merge(run_params, adapted.lora), atol=1e-7)
+  tokens = np.arange(20).reshape(2, 10)
+  np.testing.assert_allclose(denoiser.apply(params, tokens), adapted.apply(run_params, tokens), atol=1e-4)
+  assert load_tokenizer(tmp_path, denoiser.config).chat_template
+
+
+def test_a_full_run_is_exported_bit_by_bit(full_run, tmp_path):
+  export_run(full_run, "latest", tmp_path, merged=False)
+  chex.assert_trees_all_equal(gdsd_jax.load_pretrained(tmp_path)[1], load_run(full_run, "latest")[1])
+
+
+def test_merging_a_run_without_an_adapter_is_refused(full_run, tmp_path):
+  with pytest.raises(ValueError, match="--merge: the run in .* has no adapter"):
+    export_run(full_run, "latest", tmp_path / "out", merged=True)
+  assert not (tmp_path / "out").exists()
+
+
+def test_the_model_that_a_run_started_from_is_not_overwritten(tmp_path):
+  denoiser, params = gdsd_jax.load_pretrained("tiny")
+  source = gdsd_jax.models.huggingface.resolve_path("tiny")
+  model = tmp_path / "model"
+  gdsd_jax.save_pretrained(model, denoiser, params)
+  for file in source.glob("*.json"):
+    if file.name != "config.json":
+      (model / file.name).write_bytes(file.read_bytes())
+  for file in source.glob("*.jinja"):
+    (model / file.name).write_bytes(file.read_bytes())
+  train(small_config(**{"steps": 1, "model.path": str(model)}), tmp_path / "run")
+  with pytest.raises(ValueError, match="--out: .* is the model that the run started from"):
+    export_run(tmp_path / "run", "latest", model, merged=False)
+
+
+def test_rl_starts_from_an_exported_adapter(lora_run, tmp_path):
+  export_run(lora_run, "latest", tmp_path / "adapter", merged=False)
+  trainer = Trainer(lora_config(**{"model.lora.path": str(tmp_path / "adapter")}), tmp_path / "run")
+  chex.assert_trees_all_equal(
+    jax.device_get(trainer.state.student_params), jax.device_get(load_run(lora_run, "latest")[1])
+  )
+  with pytest.raises(ValueError, match="has rank 4, .*the config has 8"):
+    Trainer(
+      lora_config(**{"model.lora.path": str(tmp_path / "adapter"), "model.lora.rank": 8}), tmp_path / "other"
+    )
+
+
+@pytest.mark.parametrize("changes, message", [
+  ({"model.lora.targets": ("q", "x")}, "model.lora.targets: 'x'"),
+  ({"objective.reference_sync_every": 5}, "objective.reference_sync_every: must be 0 with model.lora.rank"),
+  ({"model.lora.rank": 0, "model.lora.path": "somewhere"}, "model.lora.path: needs model.lora.rank > 0"),
+  ({"sampler.prompt_buckets": (5,)}, "none of the 9000 train prompts fits 5 tokens"),
+])
+def test_bad_fields_are_named(tmp_path, changes, message):
+  with pytest.raises(ValueError, match=message):
+    Trainer(lora_config(**changes), tmp_path)
+
+
+def test_problems_with_long_prompts_are_left_out_and_counted(tmp_path, caplog):
+  with caplog.at_level("INFO", logger="gdsd_jax"):
+    trainer = Trainer(lora_config(**{"sampler.prompt_buckets": (30,)}), tmp_path)
+  lengths = trainer.sampler.prompt_lengths(trainer.stream.examples)
+  assert 0 < len(lengths) < 9000 and lengths.max() <= 30
+  assert f"{9000 - len(lengths)} of 9000 train problems are left out" in caplog.text
