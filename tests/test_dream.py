@@ -1,0 +1,234 @@
+"""Dream: its files in and out, its positions, and its sampler beyond the recorded greedy cases."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import gdsd_jax
+from gdsd_jax.diffusion import dream
+from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.models import huggingface
+
+CONFIG = gdsd_jax.DenoiserConfig(
+  vocab_size=24, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, mlp_size=12,
+  rope_theta=100.0, norm_epsilon=1e-6, max_positions=64, mask_token_id=20, eos_token_id=21, pad_token_id=21,
+  qkv_bias=True, shifted_output=True, positions_skip_padding=True, family="dream",
+)
+
+
+def made(config=CONFIG, dtype="float32", seed=0):
+  denoiser = gdsd_jax.Denoiser(config, dtype)
+  rng = np.random.default_rng(seed)  # biases and norms too: nothing is zero or one
+  params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) / 3, s.dtype), denoiser.abstract_params())
+  return denoiser, params
+
+
+# Files
+
+
+@pytest.mark.parametrize("max_shard_bytes", [2**30, 2048], ids=["one_file", "shards"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("variant", [{}, {"tied_head": True}, {"num_kv_heads": 4}, {"num_kv_heads": 1}],
+                         ids=["plain", "tied", "all_heads", "one_kv_head"])
+def test_a_saved_model_loads_bit_for_bit(tmp_path, variant, dtype, max_shard_bytes):
+  denoiser, params = made(dataclasses.replace(CONFIG, **variant), dtype)
+  gdsd_jax.save_pretrained(tmp_path, denoiser, params, max_shard_bytes)
+  loaded, restored = gdsd_jax.load_pretrained(tmp_path, dtype)
+  assert loaded == denoiser
+  for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(restored)):
+    assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+def tensors_in(folder):
+  tensors = {}
+  for file in folder.glob("*.safetensors"):
+    with safe_open(file, "np") as opened:
+      tensors |= {name: opened.get_tensor(name) for name in opened.keys()}
+  return tensors
+
+
+def test_the_published_files_come_back_tensor_by_tensor(goldens, tmp_path):
+  folder = goldens / "dream_tiny" / "hf"
+  gdsd_jax.save_pretrained(tmp_path, *gdsd_jax.load_pretrained(folder))
+  published, saved = tensors_in(folder), tensors_in(tmp_path)
+  assert published.keys() == saved.keys()
+  for name, tensor in published.items():
+    np.testing.assert_array_equal(tensor, saved[name], err_msg=name)
+
+
+def test_the_published_fields_come_back(goldens, tmp_path):
+  folder = goldens / "dream_tiny" / "hf"
+  gdsd_jax.save_pretrained(tmp_path, *gdsd_jax.load_pretrained(folder))
+  published, saved = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path))
+  # Of no consequence: which release wrote it, and how many layers would have a window if windows were on.
+  ignored = {"transformers_version", "max_window_layers"}
+  assert {n: v for n, v in published.items() if n not in ignored} == {n: saved[n] for n in published.keys() - ignored}
+
+
+@pytest.mark.parametrize("change, message", [
+  ({"rope_scaling": {"type": "yarn"}}, "rope_scaling"),
+  ({"use_sliding_window": True}, "use_sliding_window"),
+  ({"hidden_act": "gelu"}, "hidden_act"),
+  ({"hidden_size": 18}, "multiple of num_attention_heads"),
+  ({"hidden_size": "16"}, "hidden_size must be a positive integer"),
+  ({"mask_token_id": 24}, "mask_token_id"),
+  ({"model_type": "qwen2"}, "model_type 'qwen2'; known are dream, llada"),
+])
+def test_a_config_beyond_this_model_is_refused(tmp_path, change, message):
+  gdsd_jax.save_pretrained(tmp_path, *made())
+  file = tmp_path / "config.json"
+  fields = json.loads(file.read_text()) | change
+  if "hidden_size" in change:
+    del fields["head_dim"]
+  file.write_text(json.dumps(fields))
+  with pytest.raises(ValueError, match=message) as raised:
+    huggingface.load_config(tmp_path)
+  assert str(file) in str(raised.value)
+
+
+# Positions
+
+
+def test_left_padding_changes_nothing_for_the_real_tokens():
+  denoiser, params = made()
+  tokens = np.arange(1, 9)[None]
+  padded = np.concatenate([np.full((1, 5), 21), tokens], axis=1)
+  mask = np.arange(13)[None] >= 5
+  logits = denoiser.apply(params, padded, mask)[:, 5:]
+  # Position 0 is aligned with what came before it, which is padding here and itself without padding.
+  np.testing.assert_allclose(logits[:, 1:], denoiser.apply(params, tokens)[:, 1:], atol=1e-5)
+
+
+def test_output_is_shifted_within_the_model():
+  denoiser, params = made()
+  raw = gdsd_jax.Denoiser(dataclasses.replace(CONFIG, shifted_output=False))
+  tokens = np.arange(1, 9)[None]
+  aligned, unshifted = denoiser.apply(params, tokens), raw.apply(params, tokens)
+  np.testing.assert_array_equal(aligned[:, 1:], unshifted[:, :-1])
+  np.testing.assert_array_equal(aligned[:, 0], unshifted[:, 0])
+
+
+# Sampler
+
+
+@pytest.mark.parametrize("length, steps", [(32, 32), (32, 12), (32, 1), (5, 20), (256, 128), (256, 256)])
+def test_the_schedule_commits_every_token_once(length, steps):
+  commits = dream.commits_per_step(length, steps, 1e-3)
+  assert len(commits) == steps and sum(commits) == length and min(commits) >= 0
+
+
+def test_the_schedule_is_the_published_one_in_exact_arithmetic():
+  # int(n (1 − s/t)) with t from 1 to eps; away from whole numbers float32 and fractions must agree.
+  from fractions import Fraction
+
+  eps = Fraction(1, 1000)
+  for length, steps in ((32, 12), (64, 20), (200, 64)):
+    times = [1 - (1 - eps) * i / steps for i in range(steps + 1)]
+    masked, expected = length, []
+    for i in range(steps):
+      share = 1 if i == steps - 1 else 1 - times[i + 1] / times[i]
+      expected.append(int(masked * share))
+      masked -= expected[-1]
+    assert dream.commits_per_step(length, steps, 1e-3) == expected
+
+
+def brute_force_filter(logits, top_p, top_k):
+  kept = np.full(logits.shape, -np.inf)
+  probabilities = np.exp(logits - np.logaddexp.reduce(logits))
+  mass = 0.0
+  for token in np.argsort(-logits):
+    if top_p is None or mass <= top_p:
+      kept[token] = logits[token]
+    mass += probabilities[token]
+  if top_k is not None:
+    kept[np.argsort(-kept)[top_k:]] = -np.inf
+  return kept
+
+
+@pytest.mark.parametrize("top_p, top_k", [(None, None), (0.5, None), (0.95, None), (1.0, None), (0.01, None), (None, 3),
+                                          (0.9, 2), (None, 100)])
+def test_nucleus_and_top_k(top_p, top_k):
+  logits = np.random.default_rng(0).normal(size=(4, 24)) * 2
+  expected = [brute_force_filter(row, top_p, top_k) for row in logits]
+  np.testing.assert_allclose(dream.filter_logits(jnp.asarray(logits), top_p, top_k), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("alg, confidence", [
+  ("maskgit_plus", lambda p, token: p[token]),
+  ("topk_margin", lambda p, token: np.sort(p)[-1] - np.sort(p)[-2]),
+  ("entropy", lambda p, token: np.sum(p * np.log(p))),
+  ("origin", lambda p, token: p[token]),
+])
+def test_confidence_is_that_of_the_algorithm(alg, confidence):
+  logits = np.random.default_rng(1).normal(size=(2, 3, 24))
+  config = SamplerConfig(kind="dream", alg=alg, temperature=0.7)
+  tokens, sureness = dream.predict(jnp.asarray(logits), jax.random.key(0), 20, config)
+  for position in np.ndindex(2, 3):
+    p = np.exp(logits[position] / 0.7 - np.logaddexp.reduce(logits[position] / 0.7))
+    assert sureness[position] == pytest.approx(confidence(p, int(tokens[position])), rel=1e-4)
+
+
+def test_sampled_tokens_follow_the_filtered_distribution():
+  logits = jnp.broadcast_to(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), (1, 20000, 4))
+  config = SamplerConfig(kind="dream", temperature=1.0, top_p=0.7)
+  tokens, _ = dream.predict(logits, jax.random.key(0), mask_id=3, config=config)
+  counts = np.bincount(np.asarray(tokens).ravel(), minlength=4) / 20000
+  np.testing.assert_allclose(counts, [0.625, 0.375, 0, 0], atol=0.02)
+
+
+def test_a_nucleus_of_the_mask_token_alone_still_gives_a_token():
+  logits = jnp.zeros((1, 2, 24)).at[..., 20].set(100.0).at[..., 7].set(3.0)
+  for temperature in (0.0, 1.0):
+    config = SamplerConfig(kind="dream", temperature=temperature, top_k=1)
+    tokens, _ = dream.predict(logits, jax.random.key(0), 20, config)
+    assert (np.asarray(tokens) != 20).all()
+  greedy, _ = dream.predict(logits, None, 20, SamplerConfig(kind="dream", temperature=0.0, top_k=1))
+  assert (np.asarray(greedy) == 7).all()
+
+
+@pytest.mark.parametrize("alg", ["entropy", "maskgit_plus", "topk_margin", "origin"])
+@pytest.mark.parametrize("alg_temp", [0.0, 0.5])
+def test_completions_are_whole(alg, alg_temp):
+  denoiser, params = made()
+  prompt = np.array([[21, 21, 3, 4], [1, 2, 3, 4]])
+  mask = np.array([[0, 0, 1, 1], [1, 1, 1, 1]], bool)
+  config = SamplerConfig(kind="dream", completion_length=12, steps=7, alg=alg, alg_temp=alg_temp, top_p=0.9)
+  rollout = gdsd_jax.sample(denoiser, params, prompt, mask, jax.random.key(0), config)
+  assert rollout.tokens.shape == (2, 12) and (np.asarray(rollout.tokens) != 20).all()
+  assert np.isfinite(rollout.confidence).all() and (np.asarray(rollout.confidence) != 0).all()
+  other = gdsd_jax.sample(denoiser, params, prompt, mask, jax.random.key(1), config)
+  assert (np.asarray(rollout.tokens) != np.asarray(other.tokens)).any()
+
+
+def test_alg_temp_draws_positions_instead_of_taking_the_surest():
+  denoiser, params = made()
+  prompt = np.array([[1, 2, 3, 4]])
+  greedy = SamplerConfig(kind="dream", completion_length=12, steps=6, temperature=0.0)
+  drawn = dataclasses.replace(greedy, alg_temp=10.0)
+  at = lambda config, seed: np.asarray(
+    gdsd_jax.sample(denoiser, params, prompt, None, jax.random.key(seed), config).confidence
+  )
+  np.testing.assert_array_equal(at(greedy, 0), at(greedy, 1))
+  assert (at(drawn, 0) != at(drawn, 1)).any()
+
+
+def test_forward_process_is_that_of_the_sampler():
+  assert SamplerConfig(kind="dream").forward_process == {"block_length": None, "remasking": "low_confidence"}
+  assert SamplerConfig(kind="dream", alg="origin").forward_process["remasking"] == "random"
+  assert SamplerConfig(block_length=64).forward_process == {"block_length": 64, "remasking": "low_confidence"}
+
+
+@pytest.mark.parametrize("fields, message", [
+  (dict(kind="dreams"), "sampler.kind"), (dict(alg="entropic"), "sampler.alg"), (dict(top_p=0.0), "sampler.top_p"),
+  (dict(top_p=1.1), "sampler.top_p"), (dict(top_k=0), "sampler.top_k"), (dict(eps=0.0), "sampler.eps"),
+  (dict(alg_temp=-1.0), "sampler.alg_temp"), (dict(cfg_scale=1.0), "sampler.cfg_scale"),
+  (dict(kind="llada", top_p=0.9), "sampler.top_p: only the dream sampler"), (dict(steps=0), "sampler.steps"),
+])
+def test_bad_fields_are_named(fields, message):
+  with pytest.raises(ValueError, match=message):
+    SamplerConfig(**{"kind": "dream", **fields})
