@@ -9,7 +9,9 @@ import time
 
 from conftest import REPOSITORY
 from hypothesis import given, strategies as st
+import numpy as np
 import pytest
+import recipes
 
 from gdsd_jax import get_task
 from gdsd_jax.tasks import base, countdown, countdown_problems, expressions
@@ -257,3 +259,31 @@ def test_generated_problems_never_change():
   assert TASK.examples("train")[:2] == (
     {"numbers": [45, 24, 19], "target": 40}, {"numbers": [14, 86, 53], "target": 47},
   )
+
+
+@pytest.mark.parametrize("slips, share", [(0.0, 1.0), (0.5, 0.5), (1.0, 0.0)])
+def test_careless_solutions_are_wrong_as_often_as_asked(slips, share):
+  task = get_task("countdown", variant="small")
+  rng = np.random.default_rng(0)
+  right = [task.accuracy(task.careless_solution(e, slips, rng), e) for e in task.examples("train")[:500]]
+  assert np.mean(right) == pytest.approx(share, abs=0.05)
+
+
+# The tiny recipe
+
+
+@pytest.fixture(scope="module")
+def recipe():
+  return recipes.load("gdsd_countdown")
+
+
+def test_embedded_model_fits_the_recipe(recipe):
+  recipes.check_embedded_model(recipe)
+
+
+def test_recipe_runs(recipe, tmp_path):
+  recipes.check_runs(recipe, tmp_path)
+
+
+def test_pretraining_writes_a_model_that_loads(tmp_path):
+  recipes.check_pretraining("countdown", tmp_path)

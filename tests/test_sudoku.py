@@ -11,6 +11,7 @@ from conftest import REPOSITORY
 from hypothesis import given, strategies as st
 import numpy as np
 import pytest
+import recipes
 
 from gdsd_jax import get_task
 from gdsd_jax.tasks import base, sudoku_problems
@@ -227,3 +228,23 @@ def test_careless_solutions_have_the_asked_share_of_wrong_cells():
   rng = np.random.default_rng(0)
   shares = [TASK.score(TASK.careless_solution(e, 0.25, rng), e)["cells"] for e in TASK.examples("train")[:500]]
   assert np.mean(shares) == pytest.approx(0.75, abs=0.03)
+
+
+# The tiny recipe
+
+
+@pytest.fixture(scope="module")
+def recipe():
+  return recipes.load("gdsd_sudoku")
+
+
+def test_embedded_model_fits_the_recipe(recipe):
+  recipes.check_embedded_model(recipe)
+
+
+def test_recipe_runs(recipe, tmp_path):
+  recipes.check_runs(recipe, tmp_path)
+
+
+def test_pretraining_writes_a_model_that_loads(tmp_path):
+  recipes.check_pretraining("sudoku", tmp_path)

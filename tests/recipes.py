@@ -1,0 +1,65 @@
+"""What the tests of the tiny recipes share."""
+
+from pathlib import Path
+import runpy
+
+import jax
+import numpy as np
+
+import gdsd_jax
+from gdsd_jax.models.huggingface import resolve_path
+from gdsd_jax.models.tokenizer import load_tokenizer
+from gdsd_jax.tasks import get_task
+from gdsd_jax.training.config import sampler_config, validate
+from gdsd_jax.training.loop import train
+from gdsd_jax.training.metrics import read_metrics
+from gdsd_jax.training.pretraining import END_OF_TURN, pretrain
+from gdsd_jax.training.rollout import RolloutSampler
+
+_CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def load(name: str, *preset: str):
+  """Config of the recipe configs/NAME.py."""
+  return runpy.run_path(str(_CONFIGS / f"{name}.py"))["get_config"](*preset)
+
+
+def _task(config):
+  return get_task(**{name: value for name, value in config.task.to_dict().items() if value is not None})
+
+
+def check_embedded_model(config) -> None:
+  """The model is small, and every prompt and every solution of the task has room."""
+  validate(config)
+  folder = resolve_path(config.model.path)
+  assert sum(file.stat().st_size for file in folder.iterdir()) <= 1.8e6
+  denoiser, params = gdsd_jax.load_pretrained(config.model.path)
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) < 1e6
+  tokenizer, task = load_tokenizer(folder, denoiser.config), _task(config)
+  sampler = RolloutSampler(denoiser, tokenizer, task, sampler_config(config), config.sampler.prompt_buckets)
+  examples = [*task.examples("train"), *task.examples("test")]
+  sampler.encode(examples)  # raises if a prompt is too long
+  solutions = [task.solution(example) + END_OF_TURN for example in examples]
+  lengths = [len(ids) for ids in tokenizer(solutions, add_special_tokens=False)["input_ids"]]
+  assert max(lengths) <= config.sampler.completion_length
+
+
+def check_runs(config, workdir) -> None:
+  """Two steps of the recipe run, with fewer rollouts and updates, and rewards come out."""
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict({
+    "steps": 2, "prompts_per_step": 1, "objective.num_iterations": 1, "sampler.steps": 4, "eval.num_examples": 8,
+    "eval.batch_size": 8, "log.tensorboard": False, "log.plot_seconds": 1000.0,
+  })
+  train(config, workdir)
+  rows = read_metrics(workdir / "metrics.jsonl")
+  assert [row["step"] for row in rows] == [0, 1, 2] and all(np.isfinite(row["loss"]) for row in rows[1:])
+
+
+def check_pretraining(preset: str, out) -> None:
+  """Two steps of pretraining write a folder that loads."""
+  config = load("pretrain_tiny", preset)
+  config.update(steps=2, careless_after=1, batch_size=8, eval_examples=8)
+  pretrain(config, out)
+  denoiser, _ = gdsd_jax.load_pretrained(out)
+  assert denoiser.config.vocab_size == config.model.vocab_size
