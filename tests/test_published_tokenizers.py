@@ -115,12 +115,16 @@ def dream_copy(dream_folder, tmp_path):
 def llada_folder(tmp_path_factory):
   """LLaDA's layout: tokenizer.json whose mask token no file calls one, and no chat template, as in the base model."""
   folder = tmp_path_factory.mktemp("llada")
-  train_tokenizer(iter(CORPUS), 400, (), folder)
+  train_tokenizer(iter(CORPUS), 400, ("[CLS]", "[gMASK]"), folder)
   (folder / "chat_template.jinja").unlink(missing_ok=True)
   fields = json.loads((folder / "tokenizer_config.json").read_text())
   for name in ("chat_template", "mask_token", "added_tokens_decoder"):
     fields.pop(name, None)
-  write_json(folder / "tokenizer_config.json", fields | {"tokenizer_class": "PreTrainedTokenizerFast"})
+  write_json(folder / "tokenizer_config.json", fields | {
+    "additional_special_tokens": ["<|mdm_mask|>"], "add_bos_token": False, "add_eos_token": False,
+    "cls_token": "[CLS]", "gmask_token": "[gMASK]", "tokenizer_class": "PreTrainedTokenizerFast",
+    "trust_remote_code": True,
+  })
   return folder
 
 
@@ -354,6 +358,17 @@ def test_dream_stops_at_the_end_of_text_and_of_turn(dream, dream_config):
 def test_the_end_of_turn_is_found_in_a_template_of_the_files(dream_copy, dream_config):
   edit_json(dream_copy / "tokenizer_config.json", chat_template=CHATML)
   assert stop_token_ids(load_tokenizer(dream_copy, dream_config), dream_config) == (151643, 151645)
+
+
+def test_the_end_of_turn_is_found_before_a_prompt_for_the_reply_that_is_always_written(llada_copy, llada_config):
+  (llada_copy / "chat_template.jinja").write_text(
+    "{% for m in messages %}{% set text = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n'"
+    " + m['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set text = bos_token + text %}{% endif %}"
+    "{{ text }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+  )
+  tokenizer = load_tokenizer(llada_copy, llada_config)
+  ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|eot_id|>")]
+  assert stop_token_ids(tokenizer, llada_config) == tuple(sorted(ends))
 
 
 @pytest.mark.parametrize("stated, expected", [

@@ -54,7 +54,7 @@ def render(tokenizer, messages: Sequence[dict[str, str]], for_reply: bool) -> st
 
 def end_of_turn(tokenizer) -> str | None:
   """The special token that the chat template writes after an assistant's text; None if it writes none there."""
-  reply = "reply"
+  reply = "the reply to it"
   conversation = [{"role": "user", "content": "request"}, {"role": "assistant", "content": reply}]
   _, found, rest = render(tokenizer, conversation, for_reply=False).rpartition(reply)
   return next(iter(special_tokens_in(tokenizer, rest)), None) if found else None

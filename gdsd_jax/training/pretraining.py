@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.models.chat_format import PRESETS
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.huggingface import save_pretrained
@@ -28,11 +29,6 @@ _log = logging.getLogger(__name__)
 # LLaDA's chat format, so that the embedded model takes the same path as the published ones.
 BEGIN, END, END_OF_TURN, MASK = "<|startoftext|>", "<|endoftext|>", "<|eot_id|>", "<|mdm_mask|>"
 _SPECIAL_TOKENS = (BEGIN, END, "<|start_header_id|>", "<|end_header_id|>", END_OF_TURN, MASK)
-_CHAT_TEMPLATE = (
-  "{{ '<|startoftext|>' }}{% for message in messages %}"
-  "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
-  "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...], path: Path) -> None:
@@ -56,7 +52,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...]
   bpe.add_special_tokens(list(_SPECIAL_TOKENS))
   tokenizer = PreTrainedTokenizerFast(
     tokenizer_object=bpe, bos_token=BEGIN, eos_token=END, pad_token=END, mask_token=MASK,
-    chat_template=_CHAT_TEMPLATE, clean_up_tokenization_spaces=False,
+    chat_template=PRESETS["llada"], clean_up_tokenization_spaces=False,
   )
   tokenizer.save_pretrained(path)
 
