@@ -7,7 +7,7 @@ import resource
 def exceeds(pid: int, processes: int, memory: int) -> bool:
   """Whether there are more than `processes` descendants, or their resident memory is more than `memory` bytes.
 
-  The sandbox's own processes, at most three, come on top.
+  The sandbox's own processes, at most three, come on top. Sees nothing where the kernel lists no children in /proc.
   """
   count, total, waiting = 0, 0, [pid]
   while waiting:

@@ -72,6 +72,9 @@ class Candidate(wire.Peer):
   def do_delitem(self, value, key):
     del value[key]
 
+  def do_isinstance(self, value, kind):
+    return isinstance(value, kind)
+
   def do_len(self, value):
     return len(value)
 

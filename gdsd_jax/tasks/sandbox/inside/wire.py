@@ -204,7 +204,7 @@ class Peer:
 
   def _read(self, size):
     while len(self._buffer) < size:
-      chunk = self._socket.recv(2**20)
+      chunk = self._socket.recv(2**16)
       if not chunk:
         raise EOFError
       self._buffer += chunk
