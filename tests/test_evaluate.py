@@ -1,0 +1,382 @@
+"""The evaluation command: the papers' protocol, resumable, for runs, folders and adapters, with clear refusals."""
+
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gdsd_jax
+from gdsd_jax import parallel
+from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.models.tokenizer import load_tokenizer
+from gdsd_jax.tasks import get_task
+from gdsd_jax.tasks.arithmetic import ArithmeticTask
+from gdsd_jax.training.accuracy import evaluate_model, Evaluated, fingerprint
+from gdsd_jax.training.checkpoints import Checkpoints
+from gdsd_jax.training.completion_records import confidence_interval, summarize
+from gdsd_jax.training.config import base_config, contradictions, evaluation_samplers
+from gdsd_jax.training.export import export_run
+from gdsd_jax.training.generation import Generator
+from gdsd_jax.training.loop import train
+from gdsd_jax.training.rollout import RolloutSampler
+from gdsd_jax.training.run_weights import find_step, load_run
+from gdsd_jax.training.state import init_state
+from gdsd_jax.training.trainer import Trainer
+
+REPOSITORY = Path(__file__).parent.parent
+EXAMPLES = 40
+# Prompts of both widths are among the examples, so that neither has full batches alone.
+SMALL = {
+  "eval.lengths": (8, 16), "eval.steps_per_token": 0.5, "eval.block_length": 8, "eval.prompt_buckets": (30, 36),
+  "eval.batch_size": 8,
+}
+SMALL_RUN = {
+  "steps": 4, "group_size": 8, "prompts_per_step": 2, "sampler.completion_length": 16, "sampler.block_length": 8,
+  "sampler.steps": 8, "sampler.prompt_buckets": (40,), "objective.num_iterations": 1, "objective.num_mc": 1,
+  "eval.every": 4, "eval.num_examples": 8, "eval.batch_size": 8, "checkpoint.every": 2, "log.plot_seconds": 1000.0,
+  "log.tensorboard": False, "optimizer.learning_rate": 1e-3,
+}
+
+
+def small_config(**changes):
+  config = base_config()
+  config.update_from_flattened_dict({**SMALL, **changes})
+  return config
+
+
+def run_config(**changes):
+  return small_config(**{**SMALL_RUN, **changes})
+
+
+def evaluate(out, evaluated=None, num_examples=EXAMPLES, **changes):
+  return evaluate_model(small_config(**changes), evaluated or Evaluated(), out, num_examples)
+
+
+def launch(*arguments, **changes):
+  return subprocess.run(command(*arguments, **changes), cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
+                        env={**os.environ, "JAX_PLATFORMS": "cpu"})
+
+
+def command(*arguments, **changes):
+  overrides = [f"--config.{name}={value}" for name, value in {**SMALL, **changes}.items()]
+  return [sys.executable, "launch/evaluate.py", "--config=configs/gdsd_math.py", *overrides, *arguments]
+
+
+def records(out):
+  return [json.loads(line) for line in (out / "generations.jsonl").read_text().splitlines()]
+
+
+def without_times(summary):
+  lengths = {name: {k: v for k, v in values.items() if k != "tokens_per_second"}
+             for name, values in summary["lengths"].items()}
+  return {**summary, "lengths": lengths}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+  """Folder and summary of an evaluation that nobody disturbs."""
+  out = tmp_path_factory.mktemp("straight")
+  return out, evaluate(out)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A short run of full parameters, with checkpoints 2 and 4."""
+  workdir = tmp_path_factory.mktemp("run")
+  train(run_config(), workdir)
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def lora_run(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("lora_run")
+  train(run_config(**{"model.lora.rank": 2, "model.lora.targets": ("q", "up")}), workdir)
+  return workdir
+
+
+def state_of(workdir, **changes):
+  """Parameters that the run itself would continue with."""
+  trainer = Trainer(run_config(**changes), workdir)
+  assert trainer.resume()
+  return trainer.state.student_params
+
+
+def assert_trees_equal(actual, expected):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def test_every_length_and_example_is_recorded_once(straight):
+  rows = records(straight[0])
+  assert sorted((row["length"], row["index"]) for row in rows) == [(n, i) for n in (8, 16) for i in range(EXAMPLES)]
+  assert all({"prompt", "completion", "tokens", "rewards", "accuracy"} <= row.keys() for row in rows)
+
+
+@pytest.mark.parametrize("length", [8, 16])
+def test_completions_are_those_of_the_training_sampler(straight, length):
+  denoiser, params = gdsd_jax.load_pretrained("tiny")
+  test = get_task("arithmetic").examples("test")
+  examples = [test[i] for i in range(EXAMPLES)]
+  config = SamplerConfig(completion_length=length, steps=length // 2, block_length=8, temperature=0.0)
+  sampler = RolloutSampler(denoiser, load_tokenizer("tiny", denoiser.config), get_task("arithmetic"), config, (36,))
+  expected = sampler(params, examples, jax.random.key(0))
+  rows = sorted((row for row in records(straight[0]) if row["length"] == length), key=lambda row: row["index"])
+  assert [row["completion"] for row in rows] == expected.completions
+  assert [row["tokens"] for row in rows] == expected.lengths.tolist()
+  assert [sum(row["rewards"].values()) for row in rows] == expected.total_reward.tolist()
+
+
+def test_summary_is_the_mean_of_the_records(straight):
+  out, summary = straight
+  assert json.loads((out / "summary.json").read_text()) == summary
+  for length, values in summary["lengths"].items():
+    rows = [row for row in records(out) if row["length"] == int(length)]
+    assert values["n"] == EXAMPLES
+    assert values["accuracy"] == pytest.approx(np.mean([row["accuracy"] for row in rows]))
+    assert values["tokens"] == pytest.approx(np.mean([row["tokens"] for row in rows]))
+    assert values["rewards"]["format"] == pytest.approx(np.mean([row["rewards"]["format"] for row in rows]))
+    assert values["tokens_per_second"] > 0
+  assert 0 < summary["accuracy"] == max(values["accuracy"] for values in summary["lengths"].values())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.33, 0.77])
+def test_evaluation_cut_anywhere_ends_the_same(straight, tmp_path, share):
+  whole = (straight[0] / "generations.jsonl").read_bytes()
+  (tmp_path / "settings.json").write_bytes((straight[0] / "settings.json").read_bytes())
+  (tmp_path / "generations.jsonl").write_bytes(whole[:int(share * len(whole))])
+  summary = evaluate(tmp_path)
+  assert (tmp_path / "generations.jsonl").read_bytes() == whole
+  assert without_times(summary) == without_times(straight[1])
+
+
+def test_killed_evaluation_ends_as_an_undisturbed_one(straight, tmp_path):
+  arguments = [f"--out={tmp_path}", f"--num_examples={EXAMPLES}"]
+  process = subprocess.Popen(command(*arguments), cwd=REPOSITORY, stdout=subprocess.DEVNULL,
+                             env={**os.environ, "JAX_PLATFORMS": "cpu"})
+  generations = tmp_path / "generations.jsonl"
+  while process.poll() is None and (not generations.is_file() or not generations.stat().st_size):
+    time.sleep(0.002)
+  process.send_signal(signal.SIGKILL)
+  assert process.wait() == -signal.SIGKILL, "the evaluation ended before it was killed"
+  before = len(records(tmp_path))
+  assert 0 < before < 2 * EXAMPLES
+  result = launch(*arguments)
+  assert result.returncode == 0, result.stderr
+  assert f"{before} of {2 * EXAMPLES} completions are there" in result.stdout
+  assert generations.read_bytes() == (straight[0] / "generations.jsonl").read_bytes()
+  last = json.loads(result.stdout.splitlines()[-1])
+  assert last["accuracy"] == straight[1]["accuracy"]
+  assert last["lengths"].keys() == {"8", "16"} and last["best_length"] == straight[1]["best_length"]
+
+
+def test_finished_evaluation_generates_nothing_more(straight, monkeypatch):
+  monkeypatch.setattr(Generator, "generate", lambda *args: pytest.fail("generated again"))
+  assert evaluate(straight[0]) == straight[1]
+
+
+@pytest.mark.parametrize("changes, words", [
+  ({"eval.steps_per_token": 1.0}, "samplers.8.steps: 4 → 8"),
+  ({"eval.lengths": (8,)}, "samplers.16"),
+  ({"eval.prefill": "<reasoning>"}, "prefill: '' → '<reasoning>'"),
+  ({"num_examples": 30}, "num_examples: 40 → 30"),
+])
+def test_other_settings_in_the_same_folder_are_refused(straight, changes, words):
+  before = (straight[0] / "generations.jsonl").read_bytes()
+  with pytest.raises(ValueError, match=f"^--out: .*{words}"):
+    evaluate(straight[0], **changes)
+  assert (straight[0] / "generations.jsonl").read_bytes() == before
+
+
+def test_other_weights_in_the_same_folder_are_refused(straight, run):
+  with pytest.raises(ValueError, match="model.weights"):
+    evaluate(straight[0], Evaluated(run))
+
+
+def test_same_weights_by_another_path_are_accepted(straight):
+  folder = gdsd_jax.models.huggingface.resolve_path("tiny")
+  assert evaluate(straight[0], Evaluated(model=str(folder)))["accuracy"] == straight[1]["accuracy"]
+
+
+def test_damaged_line_is_named(straight, tmp_path):
+  for name in ("settings.json", "generations.jsonl"):
+    (tmp_path / name).write_bytes((straight[0] / name).read_bytes())
+  lines = (tmp_path / "generations.jsonl").read_text().splitlines(keepends=True)
+  (tmp_path / "generations.jsonl").write_text("".join([*lines[:2], "no JSON\n", *lines[3:]]))
+  with pytest.raises(ValueError, match="generations.jsonl, line 3: no completion"):
+    evaluate(tmp_path)
+
+
+def test_any_mesh_gives_the_same_completions(straight, tmp_path):
+  evaluate(tmp_path, **{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2})
+  assert (tmp_path / "generations.jsonl").read_bytes() == (straight[0] / "generations.jsonl").read_bytes()
+
+
+def test_prefill_begins_every_completion(tmp_path):
+  evaluate(tmp_path, num_examples=8, **{"eval.prefill": "<reasoning>", "eval.lengths": (16,)})
+  for row in records(tmp_path):
+    assert row["prompt"].endswith("<reasoning>") and row["completion"].startswith("<reasoning>")
+  assert np.mean([row["accuracy"] for row in records(tmp_path)]) > 0.3  # the model knows how to go on
+
+
+@pytest.mark.parametrize("mesh_sizes", [None, (2, 2, 2)])
+def test_weights_of_a_run_are_those_it_would_continue_with(run, mesh_sizes):
+  denoiser, params = load_run(run, "latest", mesh_sizes and parallel.make_mesh(*mesh_sizes))
+  assert_trees_equal(params, state_of(run))
+  assert denoiser.lora is None
+
+
+def test_weights_of_a_lora_run_are_base_and_adapter(lora_run):
+  denoiser, params = load_run(lora_run, 4, parallel.make_mesh())
+  expected = state_of(lora_run, **{"model.lora.rank": 2, "model.lora.targets": ("q", "up")})
+  assert_trees_equal(params, expected)
+  assert denoiser.lora.rank == 2 and np.abs(params["lora"]["query"]["b"]).max() > 0
+
+
+def test_steps_of_a_run_differ(run):
+  assert find_step(run, "latest") == find_step(run, 4) == 4
+  assert fingerprint(load_run(run, 2)[1]) != fingerprint(load_run(run, "latest")[1])
+
+
+def test_best_step_has_the_highest_reward(tmp_path):
+  denoiser, params = gdsd_jax.load_pretrained("tiny")
+  optimizer = optax.sgd(1.0)
+  state = init_state(denoiser, params, optimizer, 0, with_reference=False, mesh=parallel.make_mesh(8))
+  checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+  for step, reward in ((1, 0.7), (2, 0.5), (3, None)):
+    checkpoints.save(state.replace(step=jnp.asarray(step)), {}, reward)
+  checkpoints.close()
+  (tmp_path / "config.json").write_text("{}")
+  assert (find_step(tmp_path, "best"), find_step(tmp_path, "latest")) == (1, 3)
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter", "merged"])
+def test_exported_folder_evaluates_as_its_run(kind, run, lora_run, tmp_path):
+  workdir = run if kind == "full" else lora_run
+  export_run(workdir, "latest", tmp_path / "model", merged=kind == "merged")
+  summaries = [
+    evaluate(tmp_path / name, evaluated, num_examples=8, **{"eval.lengths": (16,)})
+    for name, evaluated in (("of_run", Evaluated(workdir)), ("of_folder", Evaluated(model=str(tmp_path / "model"))))
+  ]
+  assert records(tmp_path / "of_run") == records(tmp_path / "of_folder")
+  assert summaries[0]["model"]["step"] == 4 and summaries[1]["model"]["source"] == str(tmp_path / "model")
+
+
+@pytest.mark.parametrize("changes, words", [
+  ({"eval.lengths": (12,)}, "eval.lengths: 12 .*sampler.block_length: 8 must divide"),
+  ({"eval.lengths": ()}, "eval.lengths: must be different lengths"),
+  ({"eval.lengths": (8, 8)}, "eval.lengths: must be different lengths"),
+  ({"eval.lengths": (512,)}, "eval.lengths: 512 tokens after prompts .*exceed the 256 positions of tiny"),
+  ({"eval.steps_per_token": 0.0}, "eval.steps_per_token"),
+  ({"eval.prompt_buckets": (8, 20)}, "eval.prompt_buckets: a prompt has [0-9]+ tokens, at most 20"),
+  ({"eval.prompt_buckets": (20, 8)}, "eval.prompt_buckets: must be ascending"),
+  ({"eval.batch_size": 9}, "eval.batch_size: 9 cannot be split .* 8 devices"),
+  ({"model.path": "no_such_folder"}, "model.path: 'no_such_folder'"),
+  ({"num_examples": 0}, "--num_examples"),
+])
+def test_bad_fields_are_refused_before_anything_is_written(tmp_path, changes, words):
+  with pytest.raises((ValueError, OSError), match=words) as caught:
+    evaluate(tmp_path / "out", **changes)
+  assert "\n" not in str(caught.value)
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("step, words", [("3", "--step: '3' .*latest, best, 2, 4"), ("first", "--step: 'first'")])
+def test_unknown_step_lists_the_known_ones(run, step, words):
+  with pytest.raises(ValueError, match=words):
+    find_step(run, step)
+
+
+@pytest.mark.parametrize("files, words", [
+  ({}, "does not exist"), ({"other": ""}, "config.json is missing"), ({"config.json": "{"}, "config.json is not"),
+  ({"config.json": "[]"}, "config.json is not"), ({"config.json": "{}"}, "no complete checkpoint"),
+])
+def test_folder_without_a_run_is_refused(tmp_path, files, words):
+  for name, text in files.items():
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text(text)
+  with pytest.raises((ValueError, OSError), match=f"^--workdir: .*{words}"):
+    find_step(tmp_path / "run", "latest")
+
+
+def test_damaged_checkpoint_is_one_clear_line(run, tmp_path):
+  subprocess.run(["cp", "-r", str(run), str(tmp_path / "run")], check=True)
+  for file in (tmp_path / "run" / "checkpoints" / "4" / "state").rglob("*"):
+    if file.is_file() and file.stat().st_size > 10_000:
+      file.write_bytes(file.read_bytes()[:100])
+  with pytest.raises(OSError, match="the checkpoint of step 4 .* cannot be read") as caught:
+    load_run(tmp_path / "run", 4)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("arguments, words", [
+  (["--workdir=no/such/run"], "error: --workdir: no/such/run does not exist"),
+  (["--step=4"], "error: --step: needs --workdir"),
+  (["--lengths=8,many"], "error: --lengths: must be numbers"),
+])
+def test_bad_flags_are_one_clear_line(arguments, words):
+  result = launch(*arguments)
+  assert result.returncode == 1
+  assert result.stderr.strip().splitlines()[-1].startswith(words)
+  assert "Traceback" not in result.stderr
+
+
+def test_scoring_that_raises_names_the_task_and_keeps_what_is_there(tmp_path, monkeypatch):
+  calls, score = iter(range(10**6)), ArithmeticTask.score
+
+  def sometimes(self, completion, example):
+    if next(calls) == 20:
+      raise ZeroDivisionError("no such luck")
+    return score(self, completion, example)
+
+  monkeypatch.setattr(ArithmeticTask, "score", sometimes)
+  with pytest.raises(ValueError, match="task.name: scoring arithmetic raised ZeroDivisionError: no such luck"):
+    evaluate(tmp_path)
+  assert len(records(tmp_path)) == 16
+
+
+def test_official_protocol_is_the_default():
+  samplers = evaluation_samplers(base_config())
+  assert [(s.completion_length, s.steps, s.block_length, s.temperature) for s in samplers.values()] == [
+    (128, 64, 32, 0.0), (256, 128, 32, 0.0), (512, 256, 32, 0.0)
+  ]
+
+
+def test_dream_is_evaluated_by_entropy_without_a_nucleus():
+  config = base_config()
+  config.sampler.update({"kind": "dream", "top_p": 0.95, "alg": "origin"})
+  sampler = evaluation_samplers(config)[256]
+  assert (sampler.kind, sampler.steps, sampler.alg, sampler.top_p, sampler.temperature) == (
+    "dream", 128, "entropy", None, 0.0
+  )
+
+
+def test_runs_resume_whatever_they_are_evaluated_by():
+  saved = json.loads(json.dumps(base_config().to_dict()))
+  assert contradictions(saved, small_config(**{"eval.batch_size": saved["eval"]["batch_size"]})) == []
+
+
+@pytest.mark.parametrize("values, expected", [
+  ([0] * 10, (0.0, 0.27753)),  # Wilson's interval as statsmodels and R's binom give it
+  ([1] * 10, (0.72247, 1.0)),
+  ([1] * 5 + [0] * 5, (0.23659, 0.76341)),
+  ([0.25, 0.75] * 50, (0.45076, 0.54924)),  # 0.5 ± 1.95996 · 0.251259 / 10
+])
+def test_confidence_interval(values, expected):
+  assert confidence_interval(values) == pytest.approx(expected, abs=1e-4)
+
+
+def test_best_length_is_the_shortest_of_equal_ones():
+  rows = {(length, i): {"accuracy": accuracy, "rewards": {"r": 1.0}, "tokens": 1}
+          for length, accuracies in {8: (0.0, 0.0), 16: (1.0, 0.0), 32: (0.0, 1.0)}.items()
+          for i, accuracy in enumerate(accuracies)}
+  summary = summarize(rows, {"task": {"name": "t"}, "model": {}})
+  assert (summary["accuracy"], summary["best_length"], summary["n"]) == (0.5, 16, 2)
