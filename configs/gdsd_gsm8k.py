@@ -18,6 +18,7 @@ def get_config(preset: str = "tiny"):
   config = published_config(preset, per_device_batch=10, accumulation=4)
   config.steps = 374  # one pass over the 7,473 problems
   config.task.name = "gsm8k_xml"  # as the official run; "gsm8k" asks for a box alone
+  config.eval.prefill = "<reasoning>"  # as the official evaluation begins every completion
   config.objective.name = "gdsd"
   config.objective.num_iterations = 8
   config.objective.num_mc = 2

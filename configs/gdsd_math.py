@@ -27,6 +27,7 @@ def _published(preset: str):
   config.steps = 750  # one pass over the 12,000 problems
   # As the official run: tagged and boxed answers, compared as text. "math" asks for a box alone, graded by math-verify.
   config.task.name = "math_xml"
+  config.eval.prefill = "<reasoning>"  # as the official evaluation begins every completion
   config.objective.name = "gdsd"
   config.objective.num_iterations = 8
   config.objective.num_mc = 2

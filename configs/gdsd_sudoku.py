@@ -40,6 +40,10 @@ def _tiny():
   config.eval.every = 25
   config.eval.num_examples = 256
   config.eval.batch_size = 64
+  config.eval.lengths = (20,)  # by launch/evaluate.py, as in training
+  config.eval.steps_per_token = 1.0
+  config.eval.block_length = 20
+  config.eval.prompt_buckets = (28,)
   config.checkpoint.every = 5
   config.log.rollouts_every = 25
   return config
