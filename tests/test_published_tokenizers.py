@@ -6,7 +6,7 @@ import re
 import shutil
 import unicodedata
 
-from hypothesis import example, given, strategies as st
+from hypothesis import assume, example, given, strategies as st
 import numpy as np
 import pytest
 import tokenizers
@@ -161,12 +161,13 @@ def test_dreams_added_tokens_have_their_stated_ids(dream, token, index):
 @example(AWKWARD)
 @example(CORPUS[0])
 def test_dreams_text_is_split_as_qwen2_does(dream, qwen2, text):
+  assume(not any(token in text for token in DREAM_IDS))
   assert tokens_of(dream, text) == tokens_of(qwen2, text)
 
 
 @pytest.mark.parametrize("text, pieces", [
   ("x1234", ["x", "1", "2", "3", "4"]),
-  ("he'd I'LL", ["he", "'d", " I", "'LL"]),
+  ("he'd I'LLx", ["he", "'d", " I", "'LL", "x"]),
   ("a  b", ["a", " ", " b"]),
   ("a\n\n b", ["a", "\n\n", " b"]),
   ("(foo)+bar!?\n", ["(foo", ")+", "bar", "!?\n"]),
@@ -179,6 +180,7 @@ def test_dreams_pieces_before_merging(dream, text, pieces):
 @given(st.text())
 @example(AWKWARD)
 def test_dreams_text_round_trips_up_to_unicode_normal_form(dream, dream_config, text):
+  assume(not any(token in text for token in DREAM_IDS))
   tokens = tokens_of(dream, text) + [dream_config.eos_token_id]
   assert decode_completions(dream, [tokens], (dream_config.eos_token_id,)) == [unicodedata.normalize("NFC", text)]
 
