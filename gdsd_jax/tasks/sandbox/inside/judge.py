@@ -7,6 +7,7 @@ that every comparison is made here, by Python's own types.
 import _socket
 import array
 import builtins
+import functools
 import os
 import select
 import signal
@@ -172,7 +173,7 @@ def main(job) -> None:
   bound = names.under_test(trees, job["names"])
   tasks = [lambda: compile(job["program"], "<program>", "exec", _ONLY_SYNTAX)]
   for test, tree in zip(job["tests"], trees):
-    tasks.append(lambda test=test, tree=tree: _run(job["setup"], test, control, bound, names.helpers(tree)))
+    tasks.append(functools.partial(_run, job["setup"], test, control, bound & names.free(tree), names.helpers(tree)))
   for task in tasks:
     os.write(job["verdict"], b"1" if _in_process(task, job) else b"0")
 

@@ -20,12 +20,8 @@ def under_test(tests: list, known: list) -> set:
     tests: syntax trees.
     known: names that the reference solution is known to define.
   """
-  loaded, called = set(), set()
-  for tree in tests:
-    nodes = list(ast.walk(tree))
-    bound = _bound(nodes)
-    loaded |= {node.id for node in nodes if isinstance(node, ast.Name)} - bound
-    called |= {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)} - bound
+  loaded = set().union(*map(free, tests))
+  called = set().union(*map(_called, tests)) & loaded
   own = {name for name in loaded if name in known or not _is_python(name, name in called)}
   if own:
     return own
@@ -35,15 +31,24 @@ def under_test(tests: list, known: list) -> set:
 
 def helpers(tree) -> dict:
   """Name -> value of those names in a test that belong to the standard library, whether imported there or not."""
-  values = {}
-  for node in ast.walk(tree):
-    if isinstance(node, ast.Name) and not hasattr(builtins, node.id):
-      if node.id in sys.stdlib_module_names:
-        values[node.id] = _module(node.id)
-      else:
-        module = next((module for module in map(_module, _HELPERS) if hasattr(module, node.id)), None)
-        values[node.id] = getattr(module, node.id, None)
+  called = _called(tree)
+  values = {name: _helper(name, name in called) for name in free(tree) if not hasattr(builtins, name)}
   return {name: value for name, value in values.items() if value is not None}
+
+
+def free(tree) -> set:
+  """Names that a test uses and does not define itself."""
+  loaded, bound = set(), set()
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Name):
+      (loaded if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+    elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+      bound.add(node.name)
+    elif isinstance(node, ast.arg):
+      bound.add(node.arg)
+    elif isinstance(node, ast.alias):
+      bound.add((node.asname or node.name).partition(".")[0])
+  return loaded - bound
 
 
 def parse(source: str) -> ast.Module:
@@ -55,9 +60,18 @@ def parse(source: str) -> ast.Module:
 
 
 def _is_python(name, called):
-  if name in sys.stdlib_module_names:
-    return not called  # a module cannot be called: a function of that name is the program's
-  return hasattr(builtins, name) or any(hasattr(_module(module), name) for module in _HELPERS)
+  return hasattr(builtins, name) or _helper(name, called) is not None
+
+
+def _helper(name, called):
+  """What the standard library means by a name: a module, unless the name is called, as modules cannot be."""
+  if name in sys.stdlib_module_names and not called:
+    return _module(name)
+  return next((getattr(module, name) for module in map(_module, _HELPERS) if hasattr(module, name)), None)
+
+
+def _called(tree):
+  return {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
 
 
 def _module(name):
@@ -65,18 +79,3 @@ def _module(name):
     return __import__(name)
   except ImportError:
     return None
-
-
-def _bound(nodes):
-  """Names that the test defines itself."""
-  names = set()
-  for node in nodes:
-    if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-      names.add(node.id)
-    elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-      names.add(node.name)
-    elif isinstance(node, ast.arg):
-      names.add(node.arg)
-    elif isinstance(node, ast.alias):
-      names.add((node.asname or node.name).partition(".")[0])
-  return names

@@ -1,0 +1,270 @@
+"""The sandbox: correct programs pass, values cross unharmed, and nothing stays behind."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gdsd_jax.tasks import sandbox
+from gdsd_jax.tasks.sandbox import pool, seccomp
+
+REPOSITORY = Path(__file__).parent.parent
+LIMITS = sandbox.Limits(test_seconds=2.0, program_seconds=8.0)
+# Problem -> why its reference solution does not pass.
+REFERENCES_THAT_FAIL = {}
+
+
+@pytest.fixture(scope="module")
+def bubblewrap():
+  try:
+    sandbox.check_available()
+  except RuntimeError as error:
+    pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def data() -> Path:
+  path = Path(os.environ.get("GDSD_DATA", REPOSITORY.parent / "shared" / "data"))
+  if not path.is_dir():
+    pytest.skip(f"benchmark data is not at {path} (set GDSD_DATA)")
+  return path
+
+
+def passed(source, *tests, limits=LIMITS, **fields):
+  return sandbox.run([sandbox.Program(source, tests, **fields)], limits)[0].passed
+
+
+# Reference solutions.
+
+
+def test_humaneval_references_pass(bubblewrap, data):
+  problems = [json.loads(line) for line in gzip.open(data / "humaneval" / "HumanEval.jsonl.gz")]
+  programs = [
+    sandbox.Program(p["prompt"] + p["canonical_solution"], (f"{p['test']}\ncheck({p['entry_point']})",),
+                    names=(p["entry_point"],)) for p in problems
+  ]
+  assert failures(problems, programs) == []
+
+
+def test_mbpp_references_pass(bubblewrap, data):
+  problems = [json.loads(line) for line in open(data / "mbpp" / "mbpp.jsonl")]
+  programs = [
+    sandbox.Program(p["code"], tuple(p["test_list"]), p["test_setup_code"],
+                    tuple(re.findall(r"^(?:def|class)\s+(\w+)", p["code"], re.MULTILINE))) for p in problems
+  ]
+  assert failures(problems, programs) == []
+
+
+def failures(problems, programs):
+  verdicts = sandbox.run(programs, sandbox.Limits(test_seconds=20.0, program_seconds=60.0))
+  wrong = [problem["task_id"] for problem, verdict in zip(problems, verdicts) if not all(verdict.passed)]
+  return [task for task in wrong if task not in REFERENCES_THAT_FAIL]
+
+
+# Verdicts.
+
+
+def test_each_test_has_a_verdict_of_its_own(bubblewrap):
+  assert passed("def f(x): return x", "assert f(1) == 1", "assert f(1) == 2", "assert f(2) == 2") == (True, False, True)
+
+
+def test_every_test_meets_a_fresh_program(bubblewrap):
+  source = "calls = []\ndef f():\n  calls.append(1)\n  return len(calls)"
+  assert passed(source, "assert f() == 1", "assert f() == 1") == (True, True)
+
+
+def test_a_test_that_takes_nothing_from_the_program_fails(bubblewrap):
+  assert passed("def f(x): return x", "assert True", "assert f(1) == 1") == (False, True)
+
+
+def test_an_endless_test_leaves_time_to_the_others(bubblewrap):
+  source = "def f(x):\n  while x: pass\n  return 5"
+  assert passed(source, "assert f(1) == 5", "assert f(0) == 5") == (False, True)
+
+
+def test_programs_that_take_too_long_keep_the_tests_that_passed(bubblewrap):
+  limits = sandbox.Limits(test_seconds=1.0, program_seconds=1.0)
+  source = "import time\ndef f(x):\n  time.sleep(x)\n  return 5"
+  assert passed(source, "assert f(0) == 5", "assert f(10) == 5", limits=limits) == (True, False)
+
+
+@pytest.mark.parametrize("source, syntax", [("def f(): return 1", True), ("def f(:", False), ("", True), ("\0", False)])
+def test_syntax_is_told_apart(bubblewrap, source, syntax):
+  assert sandbox.run([sandbox.Program(source, ())], LIMITS) == [sandbox.Verdict(syntax, ())]
+
+
+def test_an_endless_loop_on_import_is_still_python(bubblewrap):
+  program = sandbox.Program("while True: pass", ("assert f() == 1",))
+  assert sandbox.run([program], LIMITS) == [sandbox.Verdict(True, (False,))]
+
+
+def test_verdicts_come_in_the_order_of_programs(bubblewrap):
+  programs = [sandbox.Program(f"def f(): return {i}", ("assert f() % 2",)) for i in range(8)]
+  assert [verdict.passed[0] for verdict in sandbox.run(programs, LIMITS)] == [False, True] * 4
+
+
+# What crosses between a test and the program.
+
+
+@pytest.mark.parametrize("value", [
+  "None", "True", "0", "-1", "10**400", "-(2**64)", "0.1", "-0.0", "float('inf')", "1e-320", "1+2j", "''", "'é\\ud800\\0'",
+  "b'\\xff'", "bytearray(b'a')", "[]", "[1, [2, (3,)]]", "()", "{1, 2}", "frozenset({1})", "{1: {'a': [None]}}",
+  "range(3, 9, 2)", "int", "Counter('aab')", "OrderedDict([(2, 1), (1, 2)])", "deque([1, 2], 3)", "Decimal('0.10')",
+  "Fraction(1, 3)", "date(2020, 2, 29)", "datetime(2020, 1, 2, 3, 4, 5, 6)", "timedelta(1, 2, 3)",
+])
+def test_values_cross_both_ways(bubblewrap, value):
+  test = f"x = {value}\ny = f(x)\nassert y == x and type(y) is type(x) and repr(y) == repr(x)"
+  assert passed("def f(x): return x", test) == (True,)
+
+
+@pytest.mark.parametrize("source, test", [
+  ("def f(x):\n  x.append(1)", "a = [[2]]\nf(a)\nassert a == [[2], 1]"),
+  ("def f(x):\n  x[0].clear()", "a = [[2]]\nb = a[0]\nf(a)\nassert a == [[]] and b is a[0] and b == []"),
+  ("def f(d):\n  d['a'] = 1", "d = {}\nf(d)\nassert d == {'a': 1}"),
+  ("def f(s):\n  s.clear()", "s = {1}\nf(s=s)\nassert s == set()"),
+  ("def f(n):\n  yield from range(n)", "assert list(f(3)) == [0, 1, 2]"),
+  ("def f(n):\n  yield from range(n)", "g = f(3)\nassert next(g) == 0 and list(g) == [1, 2]"),
+  ("def f(x): return map(str, x)", "assert sorted(f([2, 1])) == ['1', '2']"),
+  ("def f(x): return sum(x)", "assert f(i for i in range(4)) == 6"),
+  ("def f(g, x): return [g(i) for i in x]", "assert f(lambda i: i * 2, [1, 2]) == [2, 4]"),
+  ("def f(g):\n  try: g()\n  except KeyError: return 'key'", "def g(): raise KeyError\nassert f(g) == 'key'"),
+  ("def f(n): return lambda x: x + n", "assert f(2)(3) == 5"),
+  ("class A:\n  def __init__(self, n): self.n = n\n  def add(self, k): return A(self.n + k)",
+   "a = A(1)\nb = a.add(2)\nassert b.n == 3 and isinstance(b, A) and not isinstance(3, A)\nb.n = 7\nassert b.n == 7"),
+  ("class S:\n  def __init__(self): self.d = {}\n  def __setitem__(self, k, v): self.d[k] = v\n"
+   "  def __getitem__(self, k): return self.d[k]\n  def __len__(self): return len(self.d)",
+   "s = S()\nassert not s\ns['a'] = [1]\nassert s['a'] == [1] and len(s) == 1"),
+  ("class A:\n  def __str__(self): return 'it'\ndef f(): return A()", "assert str(f()) == 'it'"),
+  ("class A: pass\na = A()\ndef f(): return a\ndef g(x): return x is a", "assert f() == f() and g(f())"),
+  ("import re\ndef f(x): return re.match('a(b)', x)", "assert f('ab').group(1) == 'b' and f('c') is None"),
+  ("from collections import namedtuple\nP = namedtuple('P', 'x y')\ndef f(): return P(1, 2)", "assert f() == (1, 2)"),
+  ("from collections import defaultdict\ndef f(): return defaultdict(list, a=[1])", "assert f() == {'a': [1]}"),
+  ("from enum import IntEnum\nclass E(IntEnum):\n  A = 3\ndef f(): return E.A", "assert f() == 3"),
+  ("def f(x): raise ValueError('no')",
+   "try:\n  f(1)\n  assert False\nexcept ValueError as e:\n  assert str(e) == 'no'"),
+  ("class E(KeyError): pass\ndef f(x): raise E('no')", "try:\n  f(1)\n  assert False\nexcept LookupError: pass"),
+  ("from dataclasses import dataclass\n@dataclass\nclass P:\n  x: int\ndef f(): return P(1)", "assert f().x == 1"),
+  ("import math\ndef f(x): return math.sqrt(x)", "assert math.isclose(f(2), 1.41421356, rel_tol=1e-6)"),
+  ("from math import sqrt, isclose\ndef f(x): return sqrt(x)", "assert isclose(f(2), sqrt(2))"),
+  ("def gcd(a, b): return a if b == 0 else gcd(b, a % b)", "assert gcd(12, 8) == 4"),
+  ("def sum(a, b): return a - b", "assert sum(5, 3) == 2"),
+  ("N = 3\ndef f(): return N", "assert f() == N"),
+  ("if __name__ == '__main__':\n  N = 1\ndef f(): return N", "assert f() == 1"),
+])
+def test_tests_use_programs_as_if_they_were_here(bubblewrap, source, test):
+  assert passed(source, test) == (True,)
+
+
+def test_setup_runs_before_every_test(bubblewrap):
+  assert passed("def f(x): return x", "assert f(k) == 3", "assert f(k + 1) == 4", setup="k = 3") == (True, True)
+
+
+def test_names_of_python_stay_its_own(bubblewrap):
+  source = "def sorted(x): return [1]\nset = all = sorted\ndef isclose(*a): return True\ndef f(x): return x"
+  assert passed(source, "assert sorted(f([3])) == [1]", "assert isclose(f(1), 2)") == (False, False)
+
+
+def test_known_names_are_the_programs_even_where_python_has_them(bubblewrap):
+  assert passed("def filter(x): return x + 1", "assert list([filter(1)]) == [2]", names=("filter",)) == (True,)
+
+
+# Nothing stays behind.
+
+
+def sandboxed_processes():
+  """Processes in PID namespaces other than ours."""
+  ours, found = os.readlink("/proc/self/ns/pid"), set()
+  for process in Path("/proc").glob("[0-9]*"):
+    try:
+      if os.readlink(process / "ns" / "pid") != ours:
+        found.add(int(process.name))
+    except OSError:  # it has ended, or belongs to another user
+      continue
+  return found
+
+
+def ends(processes):
+  """Whether all of the processes end within seconds."""
+  deadline = time.monotonic() + 5.0
+  while processes & sandboxed_processes() and time.monotonic() < deadline:
+    time.sleep(0.05)
+  return not processes & sandboxed_processes()
+
+
+def start_trainer(source):
+  """Another process that runs a program, and the processes of its sandboxes."""
+  before = sandboxed_processes()
+  code = f"from gdsd_jax.tasks import sandbox; sandbox.run([sandbox.Program({source!r}, ('f(1)',))], sandbox.Limits())"
+  trainer = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY)
+  deadline = time.monotonic() + 20.0
+  while len(sandboxed_processes() - before) < 6 and time.monotonic() < deadline:
+    time.sleep(0.05)
+  return trainer, sandboxed_processes() - before
+
+
+_DAEMONS = "import os, time\nfor _ in range(4):\n  if os.fork() == 0:\n    os.setsid()\n    time.sleep(1000)\n" \
+           "def f(x):\n  time.sleep({})"
+
+
+def test_daemons_end_with_their_program(bubblewrap):
+  trainer, processes = start_trainer(_DAEMONS.format(3))
+  assert trainer.wait(30) == 0 and len(processes) >= 4
+  assert ends(processes)
+
+
+def test_sandboxes_end_with_the_trainer(bubblewrap):
+  trainer, processes = start_trainer(_DAEMONS.format(1000))
+  trainer.send_signal(signal.SIGKILL)
+  trainer.wait()
+  assert len(processes) >= 4 and ends(processes)
+
+
+# Where there is no bubblewrap, and in other places.
+
+
+def test_without_bubblewrap_one_line_says_how_to_get_it(monkeypatch):
+  monkeypatch.setattr(shutil, "which", lambda name: None)
+  pool._drops_user.cache_clear()
+  with pytest.raises(RuntimeError, match=r"^programs run in bubblewrap, which is not here: .*apt-get install bubblewrap"):
+    sandbox.check_available()
+
+
+def test_where_bubblewrap_is_forbidden_one_line_says_why(monkeypatch, tmp_path):
+  (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+  (tmp_path / "bwrap").chmod(0o755)
+  monkeypatch.setattr(shutil, "which", lambda name: str(tmp_path / "bwrap"))
+  pool._drops_user.cache_clear()
+  pool.bubblewrap._command.cache_clear()
+  with pytest.raises(RuntimeError, match=r"^[^\n]*No permissions to create new namespace[^\n]*$"):
+    sandbox.check_available()
+
+
+@pytest.fixture(autouse=True)
+def probe_anew():
+  yield
+  pool._drops_user.cache_clear()
+  pool.bubblewrap._command.cache_clear()
+
+
+def test_root_can_do_without_another_user(bubblewrap):
+  program = sandbox.Program("def f(x): return x", ("assert f(1) == 1", "assert f(1) == 2"))
+  assert pool._run(program, LIMITS, drop_user=False)[0].passed == (True, False)
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_filters_are_whole_instructions_within_the_kernels_limit(machine):
+  program = seccomp.program(machine)
+  assert len(program) % 8 == 0 and len(program) // 8 <= 4096
+
+
+def test_other_machines_are_refused():
+  with pytest.raises(ValueError, match="this is s390x"):
+    seccomp.program("s390x")
