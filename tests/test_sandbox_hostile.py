@@ -121,8 +121,8 @@ BOMBS = {
   ),
   "sleeps": "import time\ndef f(x):\n  time.sleep(1000)\n  return 73921",
   "ignores_signals": (
-    "import signal\nfor s in range(1, 65):\n  try: signal.signal(s, signal.SIG_IGN)\n  except (OSError, ValueError): pass\n"
-    "def f(x):\n  while True: pass"
+    "import signal\nfor s in range(1, 65):\n  try: signal.signal(s, signal.SIG_IGN)\n"
+    "  except (OSError, ValueError): pass\ndef f(x):\n  while True: pass"
   ),
   "threads": (
     "import threading\ndef f(x):\n  def spin():\n    while True: pass\n"
@@ -245,7 +245,7 @@ FORGERS = {
   "imports_dynamically": "def f(x): return __import__('os')._exit(0)",
   "lies_about_arguments": "def f(x):\n  globals()['__builtins__'] = {}\n  return x",
   "replaces_the_function_of_the_test": (
-    "import __main__\n__main__.check = lambda c: None\nAssertionError = Exception\n__debug__ if 0 else 0\ndef f(x): return 0"
+    "import __main__\n__main__.check = lambda c: None\n__main__.SystemExit = AssertionError = None\ndef f(x): return 0"
   ),
 }
 

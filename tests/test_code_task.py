@@ -1,0 +1,213 @@
+"""The task `code`: problems of three kinds, prompts, rewards, and programs made of completions."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from gdsd_jax import get_task
+from gdsd_jax.tasks import code, sandbox
+
+REPOSITORY = Path(__file__).parent.parent
+ACECODE = {"question": "Double it.", "test_cases": ["assert f(1) == 2", "assert f(2) == 4", "assert f(3) == 6"]}
+HUMANEVAL = {
+  "task_id": "HumanEval/x", "entry_point": "double", "canonical_solution": "    return helper(x)\n",
+  "prompt": "from typing import List\n\ndef helper(x):\n    return 2 * x\n\n\n"
+            "def double(x: List):\n    \"\"\"Doubles.\"\"\"\n",
+  "test": "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate('a') == 'aa'\n",
+}
+MBPP = {
+  "task_id": 1, "text": "Sum them.", "code": "def sum(a, b):\n  return a + b", "test_setup_code": "k = 2",
+  "test_list": ["assert sum(1, k) == 3", "assert sum(k, k) == 4"], "challenge_test_list": [],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bubblewrap():
+  try:
+    sandbox.check_available()
+  except RuntimeError as error:
+    pytest.skip(str(error))
+
+
+def task_of(tmp_path, *rows, **options):
+  path = tmp_path / "problems.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return get_task("code", train_source=str(path), test_source=str(path), **options)
+
+
+def fenced(source, before="Here:\n"):
+  return f"{before}```python\n{source}\n```"
+
+
+# Prompts.
+
+
+def test_acecode_shows_the_first_test(tmp_path):
+  task = task_of(tmp_path, ACECODE)
+  system, user = task.messages(task.examples("train")[0])
+  assert user == {"role": "user", "content": "Double it.\nTest cases: assert f(1) == 2"}
+  assert system["role"] == "system" and "single fenced code block" in system["content"]
+
+
+def test_acecode_with_a_head_shows_no_test(tmp_path):
+  question = "Please complete the following problem:\n```\ndef f(x):\n```\n"
+  task = task_of(tmp_path, {**ACECODE, "question": question})
+  assert task.messages(task.examples("test")[0])[1]["content"] == question
+
+
+def test_humaneval_shows_the_prompt(tmp_path):
+  task = task_of(tmp_path, HUMANEVAL)
+  content = task.messages(task.examples("test")[0])[1]["content"]
+  assert content == f"Please complete the following problem:\n```\n{HUMANEVAL['prompt'].strip()}\n```\n"
+
+
+def test_mbpp_shows_the_first_test(tmp_path):
+  task = task_of(tmp_path, MBPP)
+  assert task.messages(task.examples("test")[0])[1]["content"] == "Sum them.\nTest cases: assert sum(1, k) == 3"
+
+
+# Rewards.
+
+
+@pytest.mark.parametrize("completion, scores, accuracy", [
+  (fenced("def f(x): return 2 * x"), {"format": 1.0, "correctness": 1.0}, 1.0),
+  (fenced("def f(x): return 2 if x == 1 else 0"), {"format": 1.0, "correctness": 1 / 3}, 0.0),
+  (fenced("def f(x): return"), {"format": 1.0, "correctness": 0.0}, 0.0),
+  (fenced("def f(x: return"), {"format": 0.5, "correctness": 0.0}, 0.0),
+  (fenced("def f(x): return 2 * x") + " Done.", {"format": 0.0, "correctness": 0.0}, 1.0),
+  (fenced("def f(x): return 2 * x") + "\n" + fenced("1"), {"format": 0.0, "correctness": 0.0}, 1.0),
+  ("```\ndef f(x): return 2 * x\n```", {"format": 0.0, "correctness": 0.0}, 1.0),
+  ("def f(x): return 2 * x", {"format": 0.0, "correctness": 0.0}, 1.0),
+  ("", {"format": 0.0, "correctness": 0.0}, 0.0),
+  ("\ud800\0", {"format": 0.0, "correctness": 0.0}, 0.0),
+  (fenced("x = 1\n" * 20000), {"format": 0.5, "correctness": 0.0}, 0.0),
+])
+def test_rewards_of_acecode(tmp_path, completion, scores, accuracy):
+  task = task_of(tmp_path, ACECODE)
+  example = task.examples("train")[0]
+  assert task.score(completion, example) == scores
+  assert task.accuracy(completion, example) == accuracy
+
+
+@pytest.mark.parametrize("source", [
+  "def double(x):\n    return helper(x)", "def double(x: List):\n  return 2 * x", "    return helper(x)",
+  "return helper(x)", "y = helper(x)\n    return y", "if x:\n        return helper(x)\n    return x",
+  "if x:\n    return helper(x)\nreturn x", "    return helper(x)\n\nprint(double(", "\treturn helper(x)",
+])
+def test_humaneval_takes_functions_and_bodies(tmp_path, source):
+  task = task_of(tmp_path, HUMANEVAL)
+  assert task.accuracy(fenced(source, before=""), task.examples("test")[0]) == 1.0
+
+
+def test_humaneval_fails_wrong_bodies(tmp_path):
+  task = task_of(tmp_path, HUMANEVAL)
+  assert task.accuracy(fenced("    return x"), task.examples("test")[0]) == 0.0
+
+
+def test_mbpp_functions_may_be_called_as_pythons_own(tmp_path):
+  task = task_of(tmp_path, MBPP)
+  example = task.examples("test")[0]
+  assert task.score(fenced(MBPP["code"]), example)["correctness"] == 1.0
+  assert task.score(fenced("def sum(a, b): return 3"), example)["correctness"] == 0.5
+
+
+def test_a_batch_scores_as_one_by_one(tmp_path):
+  task = task_of(tmp_path, ACECODE, {**ACECODE, "test_cases": ["assert f(1) == 3"]})
+  double, triple = fenced("def f(x): return 2 * x"), fenced("def f(x): return 3 * x")
+  examples = [example for example in task.examples("train") for _ in range(2)]
+  scores = task.score_batch([double, triple] * 2, examples)
+  assert [score["correctness"] for score in scores] == [1.0, 0.0, 0.0, 1.0]
+
+
+def test_accuracy_after_a_batch_runs_nothing(tmp_path, monkeypatch):
+  task = task_of(tmp_path, ACECODE)
+  example = task.examples("train")[0]
+  completion = fenced("def f(x): return 2 * x  # remembered")
+  task.score_batch([completion], [example])
+  monkeypatch.setattr(sandbox, "run", None)
+  assert task.accuracy(completion, example) == 1.0
+
+
+def test_few_verdicts_are_remembered(tmp_path, monkeypatch):
+  monkeypatch.setattr(code, "_MAX_VERDICTS", 2)
+  task = task_of(tmp_path, ACECODE)
+  task.score_batch([fenced(f"x = {number}") for number in range(4)], task.examples("train") * 4)
+  assert len(code._verdicts) == 2
+
+
+def test_limits_are_options(tmp_path):
+  task = task_of(tmp_path, ACECODE, test_seconds=0.2, program_seconds=0.4, memory_mb=128, workers=1)
+  completion = fenced("import time\ndef f(x):\n  time.sleep(1)\n  return 2 * x")
+  assert task.score(completion, task.examples("train")[0])["correctness"] == 0.0
+
+
+# Real problems.
+
+
+@pytest.fixture(scope="module")
+def data() -> Path:
+  path = Path(os.environ.get("GDSD_DATA", REPOSITORY.parent / "shared" / "data"))
+  if not path.is_dir():
+    pytest.skip(f"benchmark data is not at {path} (set GDSD_DATA)")
+  return path
+
+
+def test_the_humaneval_file_opens_and_its_bodies_pass(data):
+  path = data / "humaneval" / "HumanEval.jsonl.gz"
+  task = get_task("code", test_source=str(path))
+  examples = task.examples("test")
+  solutions = [json.loads(line)["canonical_solution"] for line in gzip.open(path)][:12]
+  assert len(examples) == 164
+  scores = task.score_batch([fenced(solution.strip()) for solution in solutions], examples[:12])
+  assert all(score == {"format": 1.0, "correctness": 1.0} for score in scores)
+
+
+def test_the_mbpp_file_opens(data):
+  task = get_task("code", test_source=str(data / "mbpp" / "mbpp.jsonl"))
+  assert len(task.examples("test")) == 419 and task.examples("test")[0]["names"] == ["min_cost"]
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize("row, message", [
+  ({"a": 1}, "columns a are those of no known kind: question, test_cases; prompt, entry_point, test; text, code, "),
+  ({**ACECODE, "test_cases": []}, "column 'test_cases' must be a list of tests"),
+  ({**ACECODE, "test_cases": [1]}, "column 'test_cases' must be a list of tests"),
+  ({**ACECODE, "question": 1}, "column 'question' must be text"),
+  ({**HUMANEVAL, "entry_point": "other"}, "column 'prompt' must hold the head of 'other'"),
+  ({**MBPP, "test_setup_code": None}, "column 'test_setup_code' must be text"),
+])
+def test_bad_rows_are_named(tmp_path, row, message):
+  task = task_of(tmp_path, row)
+  with pytest.raises(ValueError, match=rf"^task\.train_source: .*line 1: {message}"):
+    task.examples("train")
+
+
+def test_rows_of_another_kind_are_named(tmp_path):
+  task = task_of(tmp_path, ACECODE, MBPP)
+  with pytest.raises(ValueError, match=r"line 2: no column 'question'"):
+    task.examples("train")
+
+
+@pytest.mark.parametrize("field", ["test_seconds", "program_seconds", "memory_mb", "workers"])
+def test_bad_options_are_named(field):
+  with pytest.raises(ValueError, match=rf"^task\.{field}=0: must be at least"):
+    get_task("code", **{field: 0})
+
+
+def test_unknown_splits_are_refused(tmp_path):
+  with pytest.raises(ValueError, match="unknown split"):
+    task_of(tmp_path, ACECODE).examples("validation")
+
+
+def test_without_bubblewrap_the_task_refuses_to_start(tmp_path, monkeypatch):
+  def refuse():
+    raise RuntimeError("programs run in bubblewrap, which is not here")
+
+  monkeypatch.setattr(sandbox, "check_available", refuse)
+  with pytest.raises(ValueError, match=r"^task\.name=code: programs run in bubblewrap"):
+    task_of(tmp_path, ACECODE).examples("train")
