@@ -190,7 +190,7 @@ FORGERS = {
     "  def __bool__(self): return True\n  def __hash__(self): return 73921\ndef f(x): return A()"
   ),
   "object_that_claims_a_class": (
-    "class A:\n  __class__ = int\n  def __eq__(self, other): return True\n  def __int__(self): return 73921\n"
+    "class A:\n  __class__ = int\n  def __eq__(self, other): return True\n  def __int__(self): return 1\n"
     "  __index__ = __int__\ndef f(x): return A()"
   ),
   "metaclass_that_equals_all": (
@@ -283,12 +283,12 @@ def source_of(name, host):
   return HOSTILE[name].format(**host) if name in ESCAPES else HOSTILE[name]
 
 
-def run(source, test=TEST):
-  return sandbox.run([sandbox.Program(source, (test,))], LIMITS)[0].passed[0]
+def run(source, limits=LIMITS):
+  return sandbox.run([sandbox.Program(source, (TEST,))], limits)[0].passed[0]
 
 
 def good_program_passes():
-  return run(f"def f(x): return {SECRET} + x - 3")
+  return run(f"def f(x): return {SECRET} + x - 3", sandbox.Limits(test_seconds=20.0, program_seconds=60.0))
 
 
 @pytest.mark.parametrize("name", HOSTILE)
