@@ -29,12 +29,10 @@ _NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "The first of the tes
 
 def default_out(config, config_flag: str, evaluated) -> Path:
   """RUN/evaluation/gdsd_math_tiny_step_100 for a run, runs/evaluation/gdsd_math_llada_8b_MODEL for another model."""
-  from gdsd_jax.training.run_weights import find_step
-
   file, _, preset = config_flag.partition(":")
   recipe = f"{Path(file).stem}_{preset or 'tiny'}"
   if evaluated.workdir is not None:
-    return evaluated.workdir / "evaluation" / f"{recipe}_step_{find_step(evaluated.workdir, evaluated.step)}"
+    return evaluated.workdir / "evaluation" / f"{recipe}_step_{evaluated.step}"
   return Path("runs") / "evaluation" / f"{recipe}_{Path(evaluated.model or config.model.path).name}"
 
 
@@ -53,6 +51,7 @@ def main():
       raise ValueError(f"--lengths: must be numbers with commas between, not {','.join(_LENGTHS.value)!r}")
     config.eval.lengths = tuple(map(int, _LENGTHS.value))
   evaluated = Evaluated(_WORKDIR.value and Path(_WORKDIR.value), _STEP.value or "latest", _MODEL.value)
+  evaluated = evaluated.resolved()
   out = Path(_OUT.value) if _OUT.value else default_out(config, flags.FLAGS["config"].config_filename, evaluated)
   summary = evaluate_model(config, evaluated, out, _NUM_EXAMPLES.value)
   print(json.dumps({**summary, "out": str(out)}), flush=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+from conftest import files_of_at_most
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -341,6 +342,13 @@ def test_scoring_that_raises_names_the_task_and_keeps_what_is_there(tmp_path, mo
   with pytest.raises(ValueError, match="task.name: scoring arithmetic raised ZeroDivisionError: no such luck"):
     evaluate(tmp_path)
   assert len(records(tmp_path)) == 16
+
+
+def test_full_disk_is_one_clear_line_and_loses_nothing(straight, tmp_path):
+  with files_of_at_most(10_000), pytest.raises(OSError, match="--out: cannot write .*generations.jsonl"):
+    evaluate(tmp_path)
+  evaluate(tmp_path)
+  assert (tmp_path / "generations.jsonl").read_bytes() == (straight[0] / "generations.jsonl").read_bytes()
 
 
 def test_official_protocol_is_the_default():

@@ -44,6 +44,12 @@ class Evaluated:
   step: str = "latest"
   model: str | None = None
 
+  def resolved(self) -> "Evaluated":
+    """With the number of its checkpoint: a run that goes on may soon have a later one."""
+    if self.workdir is None:
+      return self
+    return dataclasses.replace(self, step=str(find_step(self.workdir, self.step)))
+
   def load(self, config, mesh):
     """(denoiser, params, path of the tokenizer). Raises ValueError or OSError, one line."""
     if self.workdir is not None:
@@ -58,8 +64,9 @@ class Evaluated:
     return denoiser, params, path
 
   def describe(self, config) -> dict[str, str | int]:
+    """What settings and summary say of a model whose step is resolved."""
     if self.workdir is not None:
-      return {"source": str(self.workdir), "step": find_step(self.workdir, self.step)}
+      return {"source": str(self.workdir), "step": int(self.step)}
     return {"source": self.model or config.model.path, "dtype": config.model.dtype}
 
 
@@ -77,10 +84,10 @@ def evaluate_model(config, evaluated: Evaluated, out: Path, num_examples: int | 
     The summary, see `summarize`.
 
   Raises:
-    ValueError, OSError: one line with the cause; the folder is as it was.
+    ValueError, OSError: one line with the cause. Nothing was written unless it came up while generating.
   """
   validate(config)
-  samplers = evaluation_samplers(config)
+  samplers, evaluated = evaluation_samplers(config), evaluated.resolved()
   mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   task, examples = _open_task(config, num_examples)
   denoiser, params, path = evaluated.load(config, mesh)
@@ -112,13 +119,10 @@ def evaluate_model(config, evaluated: Evaluated, out: Path, num_examples: int | 
     "%s: %d problems × lengths %s with %s, %d of %d completions are there, in %s", task.name, len(examples),
     ", ".join(map(str, samplers)), settings["model"]["source"], len(records.rows), len(examples) * len(samplers), out,
   )
-  try:
-    for length, sampler in samplers.items():
-      speeds[length] = evaluation.run(length, sampler, records)
-      accuracy = np.mean([row["accuracy"] for row in records.of_length(length)])
-      _log.info("length %d: accuracy %.4f", length, accuracy)
-  finally:
-    records.close()
+  for length, sampler in samplers.items():
+    speeds[length] = evaluation.run(length, sampler, records)
+    accuracy = np.mean([row["accuracy"] for row in records.of_length(length)])
+    _log.info("length %d: accuracy %.4f", length, accuracy)
   return records.write_summary(summarize(records.rows, settings), speeds)
 
 

@@ -30,7 +30,6 @@ class Records:
     whole = self._read()
     if self.path.is_file():
       os.truncate(self.path, whole)  # a killed evaluation may leave half a line
-    self._file = self.path.open("a")
 
   def _settle(self, settings: dict) -> None:
     file = self.out / "settings.json"
@@ -64,10 +63,14 @@ class Records:
     return whole
 
   def append(self, rows: list[dict]) -> None:
-    """Adds records; returns once they are on the disk."""
-    self._file.write("".join(json.dumps(row) + "\n" for row in rows))
-    self._file.flush()
-    os.fsync(self._file.fileno())
+    """Adds records; returns once they are on the disk. Raises OSError when they cannot be."""
+    try:
+      with self.path.open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+      raise OSError(f"--out: cannot write {self.path} (is the disk full?): {error}") from error
     self.rows |= {(row["length"], row["index"]): row for row in rows}
 
   def of_length(self, length: int) -> list[dict]:
@@ -82,9 +85,6 @@ class Records:
       values["tokens_per_second"] = earlier.get(length, {}).get("tokens_per_second") if speed is None else speed
     _write_json(file, summary)
     return summary
-
-  def close(self) -> None:
-    self._file.close()
 
 
 def summarize(rows: dict[tuple[int, int], dict], settings: dict) -> dict:
