@@ -4,12 +4,13 @@ Command:   python launch/pretrain.py --config=configs/pretrain_tiny.py --out=gds
 Hardware:  two CPU cores, 5 minutes.
 Result:    on held-out problems, greedy accuracy 0.73, and a mean reward of sampled completions of 0.60 (at most 1.25)
 
-The same for the other models, `configs/pretrain_tiny.py:sudoku` to `tiny_sudoku` and `:countdown` to `tiny_countdown`:
-SUDOKU_RESULT
-COUNTDOWN_RESULT
+Likewise `configs/pretrain_tiny.py:sudoku` makes tiny_sudoku, and `:countdown` tiny_countdown. On held-out problems:
+Sudoku:    0.98 of the empty cells right after step 1000; at the end 0.75 by greedy and 0.66 by sampled completions
+Countdown: 0.76 solved after step 1250; at the end 0.53 by greedy completions, mean reward of sampled ones 0.46
+The split is by puzzle, not by grid: each of the 288 Sudoku grids is the solution of some training puzzle.
 
-A model first learns from right solutions, then from careless ones, half of which are wrong (the task's
-`careless_solution`). It knows the problems better than its answers show, so that RL has something to find.
+A model first learns from right solutions, then from careless ones, with half of the results wrong (the
+task's `careless_solution`). It knows the problems better than its answers show, so that RL has something to find.
 """
 
 import ml_collections
