@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from gdsd_jax.tasks import base, sandbox, sources
 
-TRAIN_SOURCE = "huggingface:TIGER-Lab/AceCode-89K#train"
 TEST_SOURCE = "huggingface:openai/openai_humaneval#test"
 
 _SYSTEM_PROMPT = (
@@ -26,21 +25,20 @@ _MAX_PROGRAM = 2**16  # characters; longer ones are not run
 
 _verdicts: collections.OrderedDict = collections.OrderedDict()  # (program, limits) -> verdict, the latest of them
 _verdicts_lock = threading.Lock()
-_MAX_VERDICTS = 8192
+_MAX_VERDICTS = 2048
 
 
 @dataclasses.dataclass(frozen=True)
 class CodeTask(base.Task):
-  """Programs asked for in one fenced block, run in bubblewrap against tests that they never see.
+  """Programs asked for in one fenced block, run in bubblewrap, where they never see their tests.
 
-  An example has `question` (str, the user's message), `tests` (list of str) and may have `setup` (str, runs before
-  every test), `names` (list of str, what the program must define) and `prompt` (str, the beginning of a function that
-  the completion may go on with).
+  An example has `messages` and `tests` (list of str), and may have `setup` (str, runs before every test), `names` (list
+  of str, what the program must define) and `prompt` (str, the head of a function that the completion may go on with).
 
   Attributes:
     train_source, test_source: where the problems are, see `sources.open_source`; the columns tell the kind: AceCode has
       `question` and `test_cases`, HumanEval `prompt`, `entry_point` and `test`, MBPP `text`, `code`, `test_list` and
-      `test_setup_code`.
+      `test_setup_code`. Training has no default: the paper's problems are a subset of AceCode that is on no hub.
     data_dir: folder of TFDS datasets; None for the default of TFDS.
     test_seconds: CPU time of a test; a test that waits has twice that.
     program_seconds: wall-clock time of all tests of a program.
@@ -48,7 +46,7 @@ class CodeTask(base.Task):
     workers: programs run at a time; None for as many as there are CPUs.
   """
 
-  train_source: str = TRAIN_SOURCE
+  train_source: str | None = None
   test_source: str = TEST_SOURCE
   data_dir: str | None = None
   test_seconds: float = 4.0
@@ -71,12 +69,15 @@ class CodeTask(base.Task):
     except RuntimeError as error:
       raise ValueError(f"task.name={self.name}: {error}") from error
     field = f"{split}_source"
+    if getattr(self, field) is None:
+      raise ValueError(f"task.{field}: give a file of problems, such as ESPO's acecode_hard.jsonl, whose rows have "
+                       "question and test_cases")
     rows = sources.open_source(getattr(self, field), (), field=f"task.{field}", data_dir=self.data_dir)
     make_example = _kind(rows[0], f"task.{field}")
     return sources.examples_of(rows, make_example, field=f"task.{field}")
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
-    return [{"role": "system", "content": _SYSTEM_PROMPT}, {"role": "user", "content": example["question"]}]
+    return example["messages"]
 
   def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
     return self.score_batch([completion], [example])[0]
@@ -169,7 +170,8 @@ def _acecode(row):
   sources.check_columns(list(row), ("question", "test_cases"))
   question, tests = sources.text_of(row, "question"), _tests_of(row, "test_cases")
   # Questions with a block of code show the function's head already.
-  return {"question": question if "\n```\n" in question else f"{question}\nTest cases: {tests[0]}", "tests": tests}
+  question = question if "\n```\n" in question else f"{question}\nTest cases: {tests[0]}"
+  return {"messages": [{"role": "system", "content": _SYSTEM_PROMPT}, *_asked(question)], "tests": tests}
 
 
 def _humaneval(row):
@@ -178,8 +180,10 @@ def _humaneval(row):
   if not re.search(rf"^def[ \t]+{re.escape(name)}\b", prompt, re.MULTILINE):
     raise ValueError(f"column 'prompt' must hold the head of {name!r}, the column 'entry_point'")
   return {
-    "question": f"Please complete the following problem:\n```\n{prompt.strip()}\n```\n", "prompt": prompt,
-    "tests": [f"{sources.text_of(row, 'test')}\ncheck({name})\n"], "names": [name],
+    "messages": _asked(
+      f"Write a solution to the following problem and make sure that it passes the tests:\n```{prompt}```"
+    ),
+    "prompt": prompt, "tests": [f"{sources.text_of(row, 'test')}\ncheck({name})\n"], "names": [name],
   }
 
 
@@ -187,9 +191,17 @@ def _mbpp(row):
   sources.check_columns(list(row), ("text", "code", "test_list", "test_setup_code"))
   tests = _tests_of(row, "test_list")
   return {
-    "question": f"{sources.text_of(row, 'text')}\nTest cases: {tests[0]}", "tests": tests,
-    "setup": sources.text_of(row, "test_setup_code"), "names": _DEFINITION.findall(sources.text_of(row, "code")),
+    "messages": _asked(
+      f"You are an expert Python programmer, and here is your task: {sources.text_of(row, 'text')} "
+      "Your code should pass these tests:\n\n" + "\n".join(tests)
+    ),
+    "tests": tests, "setup": sources.text_of(row, "test_setup_code"),
+    "names": _DEFINITION.findall(sources.text_of(row, "code")),
   }
+
+
+def _asked(question):
+  return [{"role": "user", "content": question}]
 
 
 def _tests_of(row, column):

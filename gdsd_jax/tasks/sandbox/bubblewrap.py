@@ -27,6 +27,7 @@ if job["user"]:
 for name, limit in job["limits"]:
   resource.setrlimit(getattr(resource, name), (limit, limit))
 os.umask(0o77)
+sys.path.remove("")
 os.chdir("/tmp")
 for name, code in job["modules"]:
   module = sys.modules[name] = type(sys)(name)
@@ -78,7 +79,7 @@ class Process:
     ])
     with _memory_file(marshal.dumps(job)) as stdin, _memory_file(seccomp.program()) as rules:
       self._process = subprocess.Popen(
-        [*_command(drop_user, limits), "--seccomp", str(rules.fileno()), "--", _interpreter(), "-I", "-S", "-c",
+        [*_command(drop_user, limits), "--seccomp", str(rules.fileno()), "--", _interpreter(), "-s", "-S", "-c",
          _BOOTSTRAP],
         stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE if job.get("explain") else subprocess.DEVNULL,
         pass_fds=(*pass_fds, rules.fileno()), env={}, cwd="/",
@@ -112,7 +113,8 @@ def _interpreter():
 def _command(drop_user, limits):
   """bubblewrap's command line. Root needs no user namespace, but another user: no process limit binds root."""
   arguments = [shutil.which("bwrap"), "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts",
-               "--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv", "--hostname", "sandbox"]
+               "--unshare-cgroup-try", "--die-with-parent", "--new-session", "--hostname", "sandbox",
+               "--clearenv", "--setenv", "PYTHONHASHSEED", "0"]  # sets come in the same order in every run
   if drop_user:
     arguments += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
   else:
