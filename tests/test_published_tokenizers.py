@@ -199,14 +199,30 @@ def test_added_tokens_json_adds_what_the_decoder_lacks(dream_copy, dream_config)
   assert tokens_of(load_tokenizer(dream_copy, dream_config), "1<new>1")[1] == 151700
 
 
-def test_added_tokens_json_alone_is_enough(dream_copy, dream_config):
+@pytest.fixture
+def dream_of_old(dream_copy, dream_config):
+  """Its added tokens only in added_tokens.json, as older releases of the library wrote them."""
   file = dream_copy / "tokenizer_config.json"
   fields = json.loads(file.read_text())
   del fields["added_tokens_decoder"]
   write_json(file, fields)
   write_json(dream_copy / "added_tokens.json", DREAM_IDS)
-  tokenizer = load_tokenizer(dream_copy, dream_config)
-  assert tokens_of(tokenizer, "".join(DREAM_IDS)) == list(DREAM_IDS.values())
+  edit_json(dream_copy / "special_tokens_map.json", additional_special_tokens=["<|im_start|>", "<|im_end|>"])
+  return load_tokenizer(dream_copy, dream_config)
+
+
+def test_added_tokens_json_alone_gives_the_ids(dream_of_old):
+  assert tokens_of(dream_of_old, "".join(DREAM_IDS)) == list(DREAM_IDS.values())
+
+
+def test_special_tokens_map_tells_which_of_them_are_special(dream_of_old):
+  assert decode_completions(dream_of_old, [tokens_of(dream_of_old, "1<|im_start|>2<tool_call>")], ()) == [
+    "12<tool_call>"
+  ]
+
+
+def test_a_special_end_of_turn_stops_there_too(dream_of_old, dream_config):
+  assert stop_token_ids(dream_of_old, dream_config) == (151643, 151645)
 
 
 def test_dreams_tokenizer_saves_and_loads_as_tokenizer_json(dream, dream_config, tmp_path):
@@ -425,8 +441,16 @@ def test_padding_with_the_mask_tokens_id_is_no_mask_in_a_prompt(dream):
   assert not mask[tokens == dream.mask_token_id].any()
 
 
-def test_a_prompt_begins_with_begin_of_text_once(llada):
-  tokens, mask = encode_prompts(llada, [chat_prompt(llada, user("Hi"))], (32,), pad_token_id=0)
+def test_a_prompt_begins_with_begin_of_text_once_though_the_tokenizer_adds_it_too(llada_copy, llada_config, llada):
+  begin = {"id": "<|startoftext|>", "ids": [llada.bos_token_id], "tokens": ["<|startoftext|>"]}
+  one = [{"SpecialToken": {"id": "<|startoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+  edit_json(llada_copy / "tokenizer.json", post_processor={
+    "type": "TemplateProcessing", "single": one, "pair": [*one, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {"<|startoftext|>": begin},
+  })
+  edit_json(llada_copy / "tokenizer_config.json", add_bos_token=True)
+  tokenizer = load_tokenizer(llada_copy, llada_config)
+  tokens, mask = encode_prompts(tokenizer, [chat_prompt(tokenizer, user("Hi"))], (32,), pad_token_id=0)
   assert (tokens[mask] == llada.bos_token_id).sum() == 1
 
 
