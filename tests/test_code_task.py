@@ -58,15 +58,20 @@ def test_acecode_with_a_head_shows_no_test(tmp_path):
   assert task.messages(task.examples("test")[0])[1]["content"] == question
 
 
-def test_humaneval_shows_the_prompt(tmp_path):
+def test_humaneval_is_asked_as_in_the_official_evaluation(tmp_path):
   task = task_of(tmp_path, HUMANEVAL)
-  content = task.messages(task.examples("test")[0])[1]["content"]
-  assert content == f"Please complete the following problem:\n```\n{HUMANEVAL['prompt'].strip()}\n```\n"
+  assert task.messages(task.examples("test")[0]) == [{"role": "user", "content": (
+    "Write a solution to the following problem and make sure that it passes the tests:\n"
+    f"```{HUMANEVAL['prompt']}```"
+  )}]
 
 
-def test_mbpp_shows_the_first_test(tmp_path):
+def test_mbpp_is_asked_as_in_the_official_evaluation(tmp_path):
   task = task_of(tmp_path, MBPP)
-  assert task.messages(task.examples("test")[0])[1]["content"] == "Sum them.\nTest cases: assert sum(1, k) == 3"
+  assert task.messages(task.examples("test")[0]) == [{"role": "user", "content": (
+    "You are an expert Python programmer, and here is your task: Sum them. Your code should pass these tests:\n\n"
+    "assert sum(1, k) == 3\nassert sum(k, k) == 4"
+  )}]
 
 
 # Rewards.
@@ -197,6 +202,11 @@ def test_rows_of_another_kind_are_named(tmp_path):
 def test_bad_options_are_named(field):
   with pytest.raises(ValueError, match=rf"^task\.{field}=0: must be at least"):
     get_task("code", **{field: 0})
+
+
+def test_training_needs_a_source():
+  with pytest.raises(ValueError, match=r"^task\.train_source: give a file of problems"):
+    get_task("code").examples("train")
 
 
 def test_unknown_splits_are_refused(tmp_path):
