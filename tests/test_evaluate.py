@@ -12,7 +12,6 @@ from conftest import files_of_at_most
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import gdsd_jax
@@ -22,16 +21,13 @@ from gdsd_jax.models.tokenizer import load_tokenizer
 from gdsd_jax.tasks import get_task
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
 from gdsd_jax.training.accuracy import evaluate_model, Evaluated, fingerprint
-from gdsd_jax.training.checkpoints import Checkpoints
 from gdsd_jax.training.completion_records import confidence_interval, summarize
 from gdsd_jax.training.config import base_config, contradictions, evaluation_samplers
 from gdsd_jax.training.export import export_run
 from gdsd_jax.training.generation import Generator
-from gdsd_jax.training.loop import train
 from gdsd_jax.training.rollout import RolloutSampler
 from gdsd_jax.training.run_weights import find_step, load_run
-from gdsd_jax.training.state import init_state
-from gdsd_jax.training.trainer import Trainer
+from gdsd_jax.training.trainer import config_json, Trainer
 
 REPOSITORY = Path(__file__).parent.parent
 EXAMPLES = 40
@@ -40,12 +36,11 @@ SMALL = {
   "eval.lengths": (8, 16), "eval.steps_per_token": 0.5, "eval.block_length": 8, "eval.prompt_buckets": (30, 36),
   "eval.batch_size": 8,
 }
-SMALL_RUN = {
-  "steps": 4, "group_size": 8, "prompts_per_step": 2, "sampler.completion_length": 16, "sampler.block_length": 8,
-  "sampler.steps": 8, "sampler.prompt_buckets": (40,), "objective.num_iterations": 1, "objective.num_mc": 1,
-  "eval.every": 4, "eval.num_examples": 8, "eval.batch_size": 8, "checkpoint.every": 2, "log.plot_seconds": 1000.0,
-  "log.tensorboard": False, "optimizer.learning_rate": 1e-3,
+RUN = {
+  "steps": 4, "group_size": 4, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 8,
+  "sampler.steps": 8, "sampler.prompt_buckets": (40,), "eval.num_examples": 8, "checkpoint.keep": 2,
 }
+LORA = {"model.lora.rank": 2, "model.lora.targets": ("q", "up")}
 
 
 def small_config(**changes):
@@ -54,8 +49,16 @@ def small_config(**changes):
   return config
 
 
-def run_config(**changes):
-  return small_config(**{**SMALL_RUN, **changes})
+def make_run(workdir, **changes):
+  """What a run leaves behind, without its training: the best checkpoint is 2, the latest ones are 3 and 4."""
+  trainer = Trainer(small_config(**{**RUN, **changes}), workdir)
+  (workdir / "config.json").write_text(config_json(trainer.config))
+  for step, reward in ((1, 0.2), (2, 0.7), (3, 0.5), (4, None)):
+    params = jax.tree.map(lambda leaf: leaf + 0.001, trainer.state.params)
+    trainer.state = trainer.state.replace(step=jnp.asarray(step), params=params)
+    trainer.save(reward)
+  trainer.checkpoints.close()
+  return workdir
 
 
 def evaluate(out, evaluated=None, num_examples=EXAMPLES, **changes):
@@ -91,22 +94,18 @@ def straight(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """A short run of full parameters, with checkpoints 2 and 4."""
-  workdir = tmp_path_factory.mktemp("run")
-  train(run_config(), workdir)
-  return workdir
+  """A run of full parameters."""
+  return make_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
 def lora_run(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("lora_run")
-  train(run_config(**{"model.lora.rank": 2, "model.lora.targets": ("q", "up")}), workdir)
-  return workdir
+  return make_run(tmp_path_factory.mktemp("lora_run"), **LORA)
 
 
 def state_of(workdir, **changes):
   """Parameters that the run itself would continue with."""
-  trainer = Trainer(run_config(**changes), workdir)
+  trainer = Trainer(small_config(**{**RUN, **changes}), workdir)
   assert trainer.resume()
   return trainer.state.student_params
 
@@ -237,26 +236,17 @@ def test_weights_of_a_run_are_those_it_would_continue_with(run, mesh_sizes):
 
 def test_weights_of_a_lora_run_are_base_and_adapter(lora_run):
   denoiser, params = load_run(lora_run, 4, parallel.make_mesh())
-  expected = state_of(lora_run, **{"model.lora.rank": 2, "model.lora.targets": ("q", "up")})
+  expected = state_of(lora_run, **LORA)
   assert_trees_equal(params, expected)
   assert denoiser.lora.rank == 2 and np.abs(params["lora"]["query"]["b"]).max() > 0
 
 
-def test_steps_of_a_run_differ(run):
-  assert find_step(run, "latest") == find_step(run, 4) == 4
-  assert fingerprint(load_run(run, 2)[1]) != fingerprint(load_run(run, "latest")[1])
+def test_step_is_the_latest_the_best_or_a_number(run):
+  assert [find_step(run, step) for step in ("latest", "best", "3", 3)] == [4, 2, 3, 3]
 
 
-def test_best_step_has_the_highest_reward(tmp_path):
-  denoiser, params = gdsd_jax.load_pretrained("tiny")
-  optimizer = optax.sgd(1.0)
-  state = init_state(denoiser, params, optimizer, 0, with_reference=False, mesh=parallel.make_mesh(8))
-  checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
-  for step, reward in ((1, 0.7), (2, 0.5), (3, None)):
-    checkpoints.save(state.replace(step=jnp.asarray(step)), {}, reward)
-  checkpoints.close()
-  (tmp_path / "config.json").write_text("{}")
-  assert (find_step(tmp_path, "best"), find_step(tmp_path, "latest")) == (1, 3)
+def test_checkpoints_of_a_run_differ(run):
+  assert fingerprint(load_run(run, "best")[1]) != fingerprint(load_run(run, "latest")[1])
 
 
 @pytest.mark.parametrize("kind", ["full", "adapter", "merged"])
@@ -290,7 +280,7 @@ def test_bad_fields_are_refused_before_anything_is_written(tmp_path, changes, wo
   assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("step, words", [("3", "--step: '3' .*latest, best, 2, 4"), ("first", "--step: 'first'")])
+@pytest.mark.parametrize("step, words", [("1", "--step: '1' .*latest, best, 2, 3, 4"), ("first", "--step: 'first'")])
 def test_unknown_step_lists_the_known_ones(run, step, words):
   with pytest.raises(ValueError, match=words):
     find_step(run, step)
