@@ -29,7 +29,7 @@ def load_tokenizer(path_or_hub_name, config: DenoiserConfig):
   from transformers import PreTrainedTokenizerFast  # slow to import, and only tokenizers need it
 
   path = Path(resolve_path(path_or_hub_name))
-  backend = {}
+  backend, special = {}, []
   if not (path / "tokenizer.json").is_file():
     if config.family != "dream":
       raise FileNotFoundError(f"model.path: {path} has no tokenizer.json")
@@ -37,8 +37,10 @@ def load_tokenizer(path_or_hub_name, config: DenoiserConfig):
       if not (path / name).is_file():
         raise FileNotFoundError(f"model.path: {path} has neither tokenizer.json nor {name}")
     backend["tokenizer_object"] = qwen2_bpe.load_backend(path)
+    special = [t for t in backend["tokenizer_object"].get_added_tokens_decoder().values() if t.special]
   try:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **backend)
+    tokenizer.add_tokens(special, special_tokens=True)  # some releases forget what special_tokens_map.json says
   except Exception as error:  # the library raises many kinds, bare Exception among them
     cause = " ".join(str(error).split())
     raise ValueError(f"model.path: {path}: the tokenizer's files cannot be read: {cause}") from None
