@@ -6,6 +6,8 @@ import re
 from setuptools import find_packages, setup
 
 _ROOT = Path(__file__).parent
+_MATH_VERIFY = "math-verify[antlr4_13_2]>=0.8"
+_DATASETS = "datasets>=3.0"
 
 setup(
   name="gdsd_jax",
@@ -38,7 +40,10 @@ setup(
   extras_require={
     "cuda": ["jax[cuda13]>=0.9.0"],
     "tpu": ["jax[tpu]>=0.9.0"],
+    "math": [_MATH_VERIFY],  # grades the task math
+    "hub": [_DATASETS],  # task sources named huggingface:…
+    "eval": ["lm_eval>=0.4.13"],  # lm-evaluation-harness; PyTorch is not needed
     "wandb": ["wandb>=0.19"],
-    "dev": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9"],
+    "dev": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9", _MATH_VERIFY, _DATASETS],
   },
 )
