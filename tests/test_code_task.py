@@ -77,6 +77,14 @@ def test_mbpp_is_asked_as_in_the_official_evaluation(tmp_path):
 # Rewards.
 
 
+@pytest.mark.parametrize("completion, source", [
+  ("a\n```python\nx = 1\n```\nb\n```python\ny\n```", "x = 1\n"), ("```\nx\n```\n```python\ny\n```", "y\n"),
+  ("```py\nx\n```", "x\n"), ("```python\nx\n", "x\n"), ("x = 1", "x = 1"), ("```", "```"), ("```python\n```", ""),
+])
+def test_the_first_block_of_python_is_the_program(completion, source):
+  assert code.extract_code(completion) == source
+
+
 @pytest.mark.parametrize("completion, scores, accuracy", [
   (fenced("def f(x): return 2 * x"), {"format": 1.0, "correctness": 1.0}, 1.0),
   (fenced("def f(x): return 2 if x == 1 else 0"), {"format": 1.0, "correctness": 1 / 3}, 0.0),

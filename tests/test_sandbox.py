@@ -1,5 +1,6 @@
 """The sandbox: correct programs pass, values cross unharmed, and nothing stays behind."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -11,10 +12,13 @@ import subprocess
 import sys
 import time
 
+import hypothesis
+import hypothesis.strategies
 import pytest
 
 from gdsd_jax.tasks import sandbox
 from gdsd_jax.tasks.sandbox import pool, seccomp
+from gdsd_jax.tasks.sandbox.inside import wire
 
 REPOSITORY = Path(__file__).parent.parent
 LIMITS = sandbox.Limits(test_seconds=2.0, program_seconds=8.0)
@@ -175,6 +179,47 @@ def test_names_of_python_stay_its_own(bubblewrap):
 
 def test_known_names_are_the_programs_even_where_python_has_them(bubblewrap):
   assert passed("def filter(x): return x + 1", "assert list([filter(1)]) == [2]", names=("filter",)) == (True,)
+
+
+# The language between the two sandboxes.
+
+
+def no_reference(*_):
+  raise wire.Malformed("reference")
+
+
+@hypothesis.given(hypothesis.strategies.binary(max_size=64))
+@hypothesis.example(b"l1;" * 5000 + b"l0;")
+@hypothesis.example(b"l7fffffffffffffff;")
+@hypothesis.example(b"i" + b"f" * 10000 + b";")
+def test_any_bytes_decode_or_are_malformed(data):
+  with contextlib.suppress(wire.Malformed):  # the only exception that may come of bytes
+    wire.decode(data, no_reference)
+
+
+_SCALARS = hypothesis.strategies.one_of(
+  hypothesis.strategies.none(), hypothesis.strategies.booleans(), hypothesis.strategies.integers(),
+  hypothesis.strategies.floats(allow_nan=False), hypothesis.strategies.text(), hypothesis.strategies.binary(),
+  hypothesis.strategies.complex_numbers(allow_nan=False),
+)
+
+
+@hypothesis.given(hypothesis.strategies.recursive(_SCALARS, lambda items: hypothesis.strategies.one_of(
+  hypothesis.strategies.lists(items), hypothesis.strategies.tuples(items, items),
+  hypothesis.strategies.dictionaries(_SCALARS, items),
+)))
+def test_plain_data_survives(value):
+  again = wire.decode(wire.encode(value, no_reference), no_reference)
+  assert again == value and repr(again) == repr(value)
+
+
+def test_a_depth_that_encodes_is_a_depth_that_decodes():
+  value = []
+  for _ in range(wire.MAX_DEPTH):
+    value = [value]
+  assert wire.decode(wire.encode(value, no_reference), no_reference) == value
+  with pytest.raises(ValueError, match="nested too deeply"):
+    wire.encode([value], no_reference)
 
 
 # Nothing stays behind.

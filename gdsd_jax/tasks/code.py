@@ -19,7 +19,7 @@ _SYSTEM_PROMPT = (
 )
 # The whole completion: text, one block, and at most a line's end.
 _FORMAT = re.compile(r"(?:(?!```).)*```python\n(?:(?!```).)*```\n?", re.DOTALL)
-_BLOCKS = (re.compile(r"```python\n(.*?)```", re.DOTALL), re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL))
+_FENCE = re.compile(r"```[^\n`]*\n")
 _DEFINITION = re.compile(r"^(?:async[ \t]+def|def|class)[ \t]+(\w+)", re.MULTILINE)
 _MAX_PROGRAM = 2**16  # characters; longer ones are not run
 
@@ -118,11 +118,11 @@ class CodeTask(base.Task):
 
 def extract_code(completion: str) -> str:
   """The first ```python block; else the first block of any kind, closed or not; else the whole text."""
-  for block in _BLOCKS:
-    match = block.search(completion)
-    if match:
-      return match[1]
-  return completion
+  _, _, rest = completion.partition("```python\n")
+  if "```" in rest:
+    return rest[:rest.index("```")]
+  fence = _FENCE.search(completion)
+  return completion[fence.end():].partition("```")[0] if fence else completion
 
 
 def complete(prompt: str, name: str, code: str) -> str:

@@ -6,6 +6,8 @@ import itertools
 import marshal
 import os
 from pathlib import Path
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -49,7 +51,7 @@ class Limits:
     test_seconds: CPU time of a test; a test that waits has twice that.
     program_seconds: wall-clock time of all tests of a program, its start included.
     memory_mb: memory of a process, and of all processes of a program together.
-    file_mb: size of a file, and of the private /tmp.
+    file_mb: size of a file, and of the private /tmp, which takes some thousands of files.
     processes: processes and threads of a program.
   """
 
@@ -75,7 +77,7 @@ class Process:
     user = _FIRST_USER + os.getpid() % 2**18 * 2**10 + next(_counter) % 2**10 if drop_user else 0
     job = dict(job, user=user, modules=[(name, _code(name)) for name in ("wire", "names", main)], limits=[
       ("RLIMIT_AS", limits.memory_mb * mebibyte), ("RLIMIT_FSIZE", limits.file_mb * mebibyte), ("RLIMIT_CORE", 0),
-      ("RLIMIT_NPROC", limits.processes), ("RLIMIT_NOFILE", 64), ("RLIMIT_MEMLOCK", 0), ("RLIMIT_MSGQUEUE", 0),
+      ("RLIMIT_NPROC", limits.processes if drop_user or _namespaces_count() else -1), ("RLIMIT_NOFILE", 64), ("RLIMIT_MEMLOCK", 0), ("RLIMIT_MSGQUEUE", 0),
     ])
     with _memory_file(marshal.dumps(job)) as stdin, _memory_file(seccomp.program()) as rules:
       self._process = subprocess.Popen(
@@ -90,6 +92,12 @@ class Process:
     """Ends the sandbox with all that runs in it; returns what it said on standard error, where that is kept."""
     self._process.kill()
     return (self._process.communicate()[1] or b"").decode(errors="replace").strip()
+
+
+@functools.cache
+def _namespaces_count():
+  """Whether processes are counted by user namespace: Linux 5.14. Before, all that the user runs would count, too."""
+  return tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2]) >= (5, 14)
 
 
 def _memory_file(data):

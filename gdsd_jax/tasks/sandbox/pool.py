@@ -113,13 +113,15 @@ def _run(program, limits, drop_user, explain=False):
 def _read_marks(reader, count, limits, pids):
   """The judge's bytes, until they are all there, the time is up, or the program takes more than its share."""
   marks = b""
-  deadline = time.monotonic() + limits.program_seconds
-  while len(marks) < count and time.monotonic() < deadline:
-    if select.select([reader], [], [], min(_WATCH_SECONDS, max(0.0, deadline - time.monotonic())))[0]:
+  start = watched = time.monotonic()
+  while len(marks) < count and (left := start + limits.program_seconds - time.monotonic()) > 0:
+    if select.select([reader], [], [], min(_WATCH_SECONDS, left))[0]:
       data = os.read(reader, count - len(marks))
       if not data:
         break
       marks += data
-    elif any(usage.exceeds(pid, limits.processes, limits.memory_mb * 2**20) for pid in pids):
-      break
+    if time.monotonic() - watched >= _WATCH_SECONDS:
+      if any(usage.exceeds(pid, limits.processes, limits.memory_mb * 2**20, limits.file_mb * 2**20) for pid in pids):
+        break
+      watched = time.monotonic()
   return marks

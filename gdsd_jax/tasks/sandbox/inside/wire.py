@@ -7,15 +7,21 @@ Everything else crosses as a number that stands for an object on the sender's si
 import struct
 
 MAX_MESSAGE = 16 * 2**20  # bytes
-MAX_DEPTH = 400
+MAX_DEPTH = 200  # of containers in each other; decoding takes two of Python's 1000 frames for each
 
 _DOUBLE = struct.Struct("<d")
 _LENGTH = struct.Struct("<I")
 _SEQUENCES = {list: b"l", tuple: b"t", set: b"S", frozenset: b"Z"}
 _SEQUENCE_TYPES = {tag[0]: kind for kind, tag in _SEQUENCES.items()}
-_BUILTIN_TYPES = {kind.__name__: kind for kind in (
-  bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, type(None), object,
+PLAIN_TYPES = (
+  bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, type(None),
+)
+# What crosses by its name: each side has its own.
+_BUILTINS = {value.__name__: value for value in (
+  *PLAIN_TYPES, object, enumerate, filter, map, reversed, zip, abs, all, any, ascii, bin, callable, chr, divmod, format,
+  hash, hex, isinstance, issubclass, iter, len, max, min, next, oct, ord, pow, repr, round, sorted, sum,
 )}
+_KINDS_OF_BUILTINS = (type, type(len))
 # Types of the standard library that are rebuilt: (module, name) -> what the constructor takes.
 _STANDARD = {
   ("collections", "Counter"): lambda value: (dict(value),),
@@ -74,7 +80,7 @@ def _encode(value, refer, out, depth):
   elif kind is range:
     out.append(b"r")
     _encode((value.start, value.stop, value.step), refer, out, depth + 1)
-  elif kind is type and _BUILTIN_TYPES.get(value.__name__) is value:
+  elif kind in _KINDS_OF_BUILTINS and _BUILTINS.get(value.__name__) is value:
     _encode_bytes(b"y", value.__name__.encode(), out)
   else:
     _encode_other(value, kind, refer, out, depth)
@@ -105,7 +111,7 @@ def decode(data: bytes, resolve):
   """The value of these bytes; `resolve(tag, number)` gives the object for a reference. Malformed on anything else."""
   try:
     value, end = _decode(data, 0, resolve, 0)
-  except (ValueError, TypeError, IndexError, OverflowError, ArithmeticError, struct.error) as error:
+  except (ValueError, TypeError, IndexError, ArithmeticError, RecursionError, MemoryError, struct.error) as error:
     raise Malformed(str(error)) from error
   if end != len(data):
     raise Malformed("trailing bytes")
@@ -113,7 +119,7 @@ def decode(data: bytes, resolve):
 
 
 def _decode(data, at, resolve, depth):
-  if depth > 2 * MAX_DEPTH + 8:
+  if depth > MAX_DEPTH:
     raise Malformed("nested too deeply")
   tag = data[at]
   at += 1
@@ -149,9 +155,9 @@ def _decode_sized(tag, size, data, at, resolve, depth):
     if tag == 115:  # s
       return content.decode("utf-8", "surrogatepass"), at + size
     if tag == 121:  # y
-      if content.decode() not in _BUILTIN_TYPES:
-        raise Malformed("unknown type")
-      return _BUILTIN_TYPES[content.decode()], at + size
+      if content.decode() not in _BUILTINS:
+        raise Malformed("unknown builtin")
+      return _BUILTINS[content.decode()], at + size
     return (bytearray(content) if tag == 66 else content), at + size
   items = []
   if tag == 100:  # d
