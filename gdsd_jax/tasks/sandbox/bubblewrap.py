@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 import platform
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -77,7 +78,8 @@ class Process:
     user = _FIRST_USER + os.getpid() % 2**18 * 2**10 + next(_counter) % 2**10 if drop_user else 0
     job = dict(job, user=user, modules=[(name, _code(name)) for name in ("wire", "names", main)], limits=[
       ("RLIMIT_AS", limits.memory_mb * mebibyte), ("RLIMIT_FSIZE", limits.file_mb * mebibyte), ("RLIMIT_CORE", 0),
-      ("RLIMIT_NPROC", limits.processes if drop_user or _namespaces_count() else -1), ("RLIMIT_NOFILE", 64), ("RLIMIT_MEMLOCK", 0), ("RLIMIT_MSGQUEUE", 0),
+      ("RLIMIT_NPROC", limits.processes if drop_user or _namespaces_count() else resource.RLIM_INFINITY),
+      ("RLIMIT_NOFILE", 64), ("RLIMIT_MEMLOCK", 0), ("RLIMIT_MSGQUEUE", 0),
     ])
     with _memory_file(marshal.dumps(job)) as stdin, _memory_file(seccomp.program()) as rules:
       self._process = subprocess.Popen(
@@ -96,7 +98,7 @@ class Process:
 
 @functools.cache
 def _namespaces_count():
-  """Whether processes are counted by user namespace: Linux 5.14. Before, all that the user runs would count, too."""
+  """Whether a user namespace counts its own processes: since Linux 5.14; before, all that its user runs count."""
   return tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2]) >= (5, 14)
 
 

@@ -6,7 +6,7 @@ import sys
 
 # Modules whose names tests use without importing them, because reference solutions did.
 _HELPERS = ("math", "cmath", "collections", "itertools", "functools", "decimal", "fractions", "datetime", "copy")
-# Packages that tests use without importing them. They are not in the sandbox; a program's own could compare as it likes.
+# Packages that tests use without importing them: not in the sandbox, and a program's own could compare as it likes.
 _PACKAGES = {"np", "numpy", "pd", "pandas", "pytest", "scipy", "sp", "sympy", "tf", "torch"}
 # Of these, what compares rather than computes.
 _COMPARERS = {"isclose", "fabs", "deepcopy"}
