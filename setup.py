@@ -18,7 +18,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["gdsd_jax", "gdsd_jax.*"]),
-  package_data={"gdsd_jax.models": ["assets/*/*"]},
+  package_data={"gdsd_jax.models": ["assets/*/*"], "gdsd_jax.tasks": ["assets/*"]},
   install_requires=[
     "absl-py>=2.1",
     "array-record>=0.5.1",  # TFDS reads and writes its files without TensorFlow

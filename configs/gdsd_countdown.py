@@ -6,14 +6,27 @@ Result:    TODO
 """
 
 from gdsd_jax.training.config import base_config
-
-PRESETS = ("tiny",)
+from gdsd_jax.training.recipes import check_preset, published_config
 
 
 def get_config(preset: str = "tiny"):
-  if preset not in PRESETS:
-    raise ValueError(f"--config: unknown preset {preset!r}, known are {', '.join(PRESETS)}")
-  return _tiny()
+  check_preset(preset)
+  return _tiny() if preset == "tiny" else _published(preset)
+
+
+def _published(preset: str):
+  config = published_config(preset, per_device_batch=10, accumulation=4)
+  config.steps = 1000
+  config.task.name = "countdown"
+  config.task.variant = "official"
+  config.eval.prefill = "<reasoning>"  # as the official evaluation begins every completion
+  config.objective.name = "gdsd"
+  config.objective.num_iterations = 8
+  config.objective.num_mc = 2
+  config.objective.beta = 3e-3
+  config.objective.psi = 0.04
+  config.optimizer.learning_rate = 1e-5
+  return config
 
 
 def _tiny():

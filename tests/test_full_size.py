@@ -36,7 +36,7 @@ PUBLISHED = {
   },
 }
 COUNTS = {"llada_8b": 8_015_581_184, "dream_7b": 7_615_616_512}
-RECIPES = ("math", "gsm8k", "code")
+RECIPES = ("math", "gsm8k", "countdown", "sudoku", "code")
 
 
 @pytest.fixture(params=PUBLISHED)
