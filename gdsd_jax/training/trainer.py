@@ -136,7 +136,10 @@ class Trainer:
 
   def _fitting(self, examples, split: str):
     """The examples whose prompts fit the largest bucket, as the official code filters them; says how many do not."""
-    lengths, limit = self.sampler.prompt_lengths(examples), self.sampler.prompt_buckets[-1]
+    try:
+      lengths, limit = self.sampler.prompt_lengths(examples), self.sampler.prompt_buckets[-1]
+    except ValueError as error:  # a problem whose text forges the chat format
+      raise ValueError(f"task.{split}_source: {error}") from None
     fitting = np.flatnonzero(lengths <= limit)
     if not len(fitting):
       raise ValueError(
