@@ -222,6 +222,27 @@ def test_a_depth_that_encodes_is_a_depth_that_decodes():
     wire.encode([value], no_reference)
 
 
+# What a program finds.
+
+
+@pytest.mark.parametrize("expression, value", [
+  ("sorted(os.listdir('/dev'))", ["null", "random", "urandom", "zero"]),
+  ("set(os.environ) - {'LC_CTYPE', 'PWD', 'PYTHONHASHSEED'}", set()),
+  ("os.getuid() == 0 or 0 in os.getgroups()", False),
+  ("[name for name in ('/etc', '/home', '/proc', '/sys', '/run', '/usr/bin', '/bin') if os.path.exists(name)]", []),
+  ("[os.listdir(path) for path in [os.path.dirname(os.__file__) + '/site-packages'] if os.path.exists(path)]", [[]]),
+  ("(os.getcwd(), os.listdir('.'))", ("/tmp", [])),
+  ("[stat.S_ISSOCK(os.fstat(fd).st_mode) for fd in range(64) if is_open(fd)]", [False, False, False, True]),
+  ("open('/dev/null', 'w').write('a') + len(open('/dev/urandom', 'rb').read(2))", 3),
+])
+def test_programs_find_little(bubblewrap, expression, value):
+  source = (
+    "import os, stat\ndef is_open(fd):\n  try: os.fstat(fd)\n  except OSError: return False\n  return True\n"
+    f"def f(): return {expression}"
+  )
+  assert passed(source, f"assert f() == {value!r}") == (True,)
+
+
 # Nothing stays behind.
 
 

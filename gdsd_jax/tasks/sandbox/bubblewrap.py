@@ -129,7 +129,8 @@ def _command(drop_user, limits):
     arguments += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
   else:
     arguments += ["--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"]
-  for folder in sorted({str(parent) for path in _readable() for parent in Path(path).parents} - {"/"}):
+  parents = {str(parent) for path in (*_readable(), *_DEVICES) for parent in Path(path).parents}
+  for folder in sorted(parents - {"/"}):
     arguments += ["--perms", "0755", "--dir", folder]  # of its own accord bubblewrap makes them private to root
   for path in _readable():
     arguments += ["--ro-bind", path, path]
