@@ -51,6 +51,7 @@ def _split_turns(row: Mapping[str, Any], tokenizer) -> dict[str, str]:
       raise ValueError(f"a turn must have `role` and `content`, both text, not {message!r:.100}")
   if messages[-1]["role"] != "assistant":
     raise ValueError(f"the last turn must be the assistant's, not of {messages[-1]['role']!r}")
+  chat_prompt(tokenizer, messages)  # refuses a turn, the learnt one too, that forges the format or holds a mask
   prompt = chat_prompt(tokenizer, messages[:-1])
   # The template itself says how a turn ends.
   whole = tokenizer.apply_chat_template(messages, tokenize=False)
