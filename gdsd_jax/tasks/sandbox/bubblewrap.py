@@ -87,6 +87,7 @@ class Process:
          _BOOTSTRAP],
         stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE if job.get("explain") else subprocess.DEVNULL,
         pass_fds=(*pass_fds, rules.fileno()), env={}, cwd="/",
+        start_new_session=True,  # a trainer that is asked to stop may still finish its step
       )
     self.pid = self._process.pid
 
