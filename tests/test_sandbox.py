@@ -229,8 +229,9 @@ def test_a_depth_that_encodes_is_a_depth_that_decodes():
   ("sorted(os.listdir('/dev'))", ["null", "random", "urandom", "zero"]),
   ("set(os.environ) - {'LC_CTYPE', 'PWD', 'PYTHONHASHSEED'}", set()),
   ("os.getuid() == 0 or 0 in os.getgroups()", False),
-  ("[name for name in ('/etc', '/home', '/proc', '/sys', '/run', '/usr/bin', '/bin') if os.path.exists(name)]", []),
-  ("[os.listdir(path) for path in [os.path.dirname(os.__file__) + '/site-packages'] if os.path.exists(path)]", [[]]),
+  ("[name for name in ('/etc', '/home', '/proc', '/sys', '/usr/bin/env', '/bin/sh') if os.path.exists(name)]", []),
+  ("[name for path in ('site-packages', 'dist-packages') if os.path.exists(os.path.dirname(os.__file__) + '/' + path)"
+   " for name in os.listdir(os.path.dirname(os.__file__) + '/' + path)]", []),
   ("(os.getcwd(), os.listdir('.'))", ("/tmp", [])),
   ("[stat.S_ISSOCK(os.fstat(fd).st_mode) for fd in range(64) if is_open(fd)]", [False, False, False, True]),
   ("open('/dev/null', 'w').write('a') + len(open('/dev/urandom', 'rb').read(2))", 3),

@@ -64,14 +64,14 @@ HANDED = {
   "eval": ("""
 def f(g):
   for fd in range(3, 64):
-    try: g(f"__import__('os').write({fd}, b'1')")
+    try: g(f"(o := __import__('os')).fstat({fd}).st_mode & 0o170000 == 0o010000 and o.write({fd}, b'1')")
     except BaseException: pass
   return 0
 """, "assert f(eval) == 5"),
   "exit": ("def f(g): return g(0)", "import sys\nassert f(sys.exit) == 5"),
   "descriptors": ("""
 def f(g):
-  for fd in range(3, 64):
+  for fd in range(63, 2, -1):
     try: g(fd, b"1")
     except BaseException: pass
   return 0
