@@ -59,5 +59,6 @@ def _sudoku(config):
 def _countdown(config):
   config.task = dict(name="countdown", variant="small")
   config.model.vocab_size = 288
+  config.slips = 0.65
   config.sampler = dict(completion_length=12, steps=12, block_length=12, temperature=1.0)
   config.max_prompt_length = 28
