@@ -68,7 +68,8 @@ def test_expressions_have_the_value_that_python_gives_them(text):
 
 @pytest.mark.parametrize("text, value", [
   ("30-(100-93)", 23), (" 2 * (3+4) ", 14), ("8/4*2", 4), ("8/(4*2)", 1), ("1/3", Fraction(1, 3)), ("-5+7", 2),
-  ("2--3", 5), ("2*-3", -6), ("+4", 4), ("((7))", 7), ("(1+\n2)", 3), ("0", 0), ("00", 0),
+  ("2--3", 5), ("2*-3", -6), ("+4", 4), ("((7))", 7), ("(1+\n2)", 3), ("0", 0), ("00", 0), ("5.", 5),
+  ("5.*2.", 10), ("05.", 5),
   ("1/49*49", 1),  # not in floating point
 ])
 def test_value_of_expressions(text, value):
@@ -76,8 +77,8 @@ def test_value_of_expressions(text, value):
 
 
 @pytest.mark.parametrize("text", [
-  "", " ", "()", "5 5", "5(2)", "(5)(2)", "5+", "*5", "(5", "5)", ")5(", "5+*2", "05", "1.5", "5.", "2**3", "7//2",
-  "1/0", "1/(2-2)", "1+\n2", "5=5", "5,2", "a", "５", "²", "5+2j", "1e3", "0x1", "1_0", "__import__('os')",
+  "", " ", "()", "5 5", "5(2)", "(5)(2)", "5+", "*5", "(5", "5)", ")5(", "5+*2", "05", "1.5", ".5", "5..", "5.5.", "2**3",
+  "7//2", "1/0", "1/(2-2)", "1+\n2", "5=5", "5,2", "a", "５", "²", "5+2j", "1e3", "0x1", "1_0", "__import__('os')",
   "5+2#comment", "\\frac{1}{2}",
 ])
 def test_other_text_has_no_value(text):
@@ -144,6 +145,7 @@ def test_python_beyond_the_four_operations_earns_the_tags_alone():
 @pytest.mark.parametrize("completion, accuracy", [
   ("<answer>30-(100-93)</answer>", 1.0),
   ("<answer>30-100+93 = 23</answer>", 1.0),
+  ("<answer>= 30-100+93 = 23</answer>", 1.0),
   ("<answer>30-100+93 =?</answer>", 0.0),
   ("so \\boxed{30-(100-93)}", 1.0),
   ("\\boxed{30+93\\times 100} <answer>30-100+93</answer>", 0.0),

@@ -32,8 +32,8 @@ class CountdownTask(base.Task):
   """Three numbers and a target, asked for as an expression in `<answer>` tags.
 
   An example has `numbers` (list of int) and `target` (int). An expression may hold +, -, *, / and parentheses. The
-  official code also lets pass what its prompt forbids but Python evaluates: powers, floor division, and two numbers
-  joined by a decimal point.
+  official code also lets pass what its prompt forbids but Python evaluates: powers, floor division, and decimals made
+  of the numbers, such as .5 or 1.5.
 
   Attributes:
     train_source, test_source: "generated" (`countdown_problems`), or where the problems are, see
@@ -122,7 +122,7 @@ def _solves(expression: str, example: Mapping[str, Any]) -> bool:
 
 def _left_side(text: str) -> str:
   """The expression before the first `=` that stands between an expression and a number; all of `text` without one."""
-  place = text.find("=")
+  place = text.find("=", 1)
   while place > 0:
     if text[place - 1] in _EXPRESSION_CHARACTERS and text[place + 1:place + 2] in (*"0123456789. ",):
       start = len(text[:place].rstrip(_EXPRESSION_CHARACTERS))

@@ -9,7 +9,7 @@ import re
 MAX_LENGTH = 1000
 OPERATORS = "+-*/"
 
-_TOKEN = re.compile(r"[0-9]+|[-+*/()]|[ \t]+|[\r\n]+")
+_TOKEN = re.compile(r"[0-9]+\.?(?![0-9])|[-+*/()]|[ \t]+|[\r\n]+")
 _NUMBER = re.compile(r"[0-9]+")
 _PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2, "negate": 3, "keep": 3}
 _SIGNS = {"-": "negate", "+": "keep"}
@@ -19,7 +19,7 @@ _SHAPES = ("{} {} {} {} {}", "({} {} {}) {} {}", "{} {} ({} {} {})")
 def evaluate(text: str) -> Fraction | None:
   """Value of an expression, read as Python reads it but with exact fractions.
 
-  Powers, floor division and decimal points are no part of it.
+  Powers, floor division and decimals are no part of it; a point after a number, as at the end of a sentence, is.
 
   Returns:
     None for what is no expression, is longer than MAX_LENGTH, or divides by zero. Never raises.
@@ -37,10 +37,10 @@ def evaluate(text: str) -> Fraction | None:
       if token[0] in "\r\n" and "(" not in operators:  # ends the expression, as in Python
         return None
     elif operand_next:
-      if token.isdigit():
-        if token[0] == "0" and token.strip("0"):  # 05 is no number in Python
+      if token[0].isdigit():
+        if token[0] == "0" and token.strip("0").isdigit():  # 05 is no number in Python
           return None
-        values.append(Fraction(int(token)))
+        values.append(Fraction(int(token.rstrip("."))))
         operand_next = False
       elif token == "(" or token in _SIGNS:
         operators.append(_SIGNS.get(token, token))
