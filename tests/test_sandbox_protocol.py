@@ -113,6 +113,16 @@ def test_malformed_answers_fail_the_test(name):
     assert not passes(source, "try:\n  assert f(3) != 5\nexcept Exception:\n  pass")
 
 
+@pytest.mark.parametrize("test", [
+  "assert f(3) == 5", "assert 5 == f(3)", "assert f(3) in (4, 5)", "assert 5 in [f(3)]", "assert {f(3): 1}[5]",
+  "assert not f(3) != 5", "assert f(3) <= 5 <= f(3)", "assert abs(f(3) - 5) < 1e-6", "assert isinstance(f(3), int)",
+  "import math\nassert math.isclose(f(3), 5)", "assert int(f(3)) == 5", "assert f(3) + 0 == 5",
+])
+def test_objects_that_say_yes_to_everything_equal_nothing(test):
+  yes = "class A: pass\ndef answer(operation, arguments):\n  return (A(), {}) if operation == 'call' else True\n"
+  assert not passes(TAKEOVER + yes + "peer.handle = answer\ndef f(x): pass", test)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_only_names_that_were_asked_for_are_taken(name):
   assert not passes(TAKEOVER + f"{NAMES[name]}\ndef f(x): return x", "assert f(3) != 5")
