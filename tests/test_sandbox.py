@@ -17,7 +17,7 @@ import hypothesis.strategies
 import pytest
 
 from gdsd_jax.tasks import sandbox
-from gdsd_jax.tasks.sandbox import pool, seccomp
+from gdsd_jax.tasks.sandbox import pool, seccomp, usage
 from gdsd_jax.tasks.sandbox.inside import wire
 
 REPOSITORY = Path(__file__).parent.parent
@@ -242,6 +242,36 @@ def test_programs_find_little(bubblewrap, expression, value):
     f"def f(): return {expression}"
   )
   assert passed(source, f"assert f() == {value!r}") == (True,)
+
+
+# Limits on all processes of a program together.
+
+
+def test_memory_of_many_processes_is_counted_together(bubblewrap):
+  source = (
+    "import os, time\ndef f(x):\n  for _ in range(x):\n    if os.fork() == 0:\n      b = bytearray(b'x') * 50_000_000\n"
+    "      time.sleep(60)\n  time.sleep(x)\n  return 5"
+  )
+  limits = sandbox.Limits(test_seconds=30.0, program_seconds=60.0, memory_mb=256)
+  start = time.monotonic()
+  assert passed(source, "assert f(2) == 5", "assert f(12) == 5", limits=limits) == (True, False)
+  assert time.monotonic() - start < 30.0  # stopped for the memory, long before its time is up
+
+
+@pytest.fixture
+def six_children():
+  parent = subprocess.Popen(["sh", "-c", "for i in 1 2 3 4 5 6; do sleep 60 & done; wait"], start_new_session=True)
+  deadline = time.monotonic() + 20.0
+  while len(descendants(parent.pid)) < 6 and time.monotonic() < deadline:
+    time.sleep(0.02)
+  yield parent.pid
+  os.killpg(parent.pid, signal.SIGKILL)
+  parent.wait()
+
+
+@pytest.mark.parametrize("processes, memory, exceeded", [(4, 2**30, False), (3, 2**30, True), (4, 2**16, True)])
+def test_processes_and_memory_are_summed_over_descendants(six_children, processes, memory, exceeded):
+  assert usage.exceeds(six_children, processes, memory, disk=2**20) == exceeded
 
 
 # Nothing stays behind.
