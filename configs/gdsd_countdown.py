@@ -2,7 +2,11 @@
 
 tiny:      python launch/train.py --config=configs/gdsd_countdown.py
 Hardware:  two CPU cores, 5 minutes.
-Result:    TODO
+Result:    reward of sampled completions from 0.38 to 0.60 (the mean of the last ten steps; at most 1.0); on held-out
+           problems sampled from 0.38 to 0.66, greedy accuracy from 0.32 to 0.65
+The model, 0.4 M parameters in LLaDA's layout, was pretrained on three numbers up to 15 with + and -, with a wrong
+operator in two thirds of the solutions (configs/pretrain_tiny.py). This is task.variant="small", whose prompt is
+"3 5 7 = 9".
 """
 
 from gdsd_jax.training.config import base_config
@@ -43,7 +47,7 @@ def _tiny():
   config.sampler.completion_length = 12
   config.sampler.steps = 12
   config.sampler.block_length = 12
-  config.sampler.prompt_buckets = (28,)
+  config.sampler.prompt_buckets = (28,)  # the longest prompt has 22 tokens
 
   # The reasons for these are in configs/gdsd_math.py.
   config.objective.num_iterations = 4
@@ -56,7 +60,7 @@ def _tiny():
   config.eval.lengths = (12,)  # by launch/evaluate.py, as in training
   config.eval.steps_per_token = 1.0
   config.eval.block_length = 12
-  config.eval.prompt_buckets = (28,)
+  config.eval.prompt_buckets = (28,)  # the longest prompt has 22 tokens
   config.checkpoint.every = 5
   config.log.rollouts_every = 25
   return config

@@ -1,8 +1,12 @@
 """GDSD on 4x4 Sudoku, scaled to an embedded model.
 
 tiny:      python launch/train.py --config=configs/gdsd_sudoku.py
-Hardware:  two CPU cores, 5 minutes.
-Result:    TODO
+Hardware:  two CPU cores, 6 minutes.
+Result:    empty cells filled right by sampled completions from 0.65 to 0.91 (the mean of the last ten steps), by greedy
+           ones on held-out puzzles from 0.75 to 0.95
+The model, 0.4 M parameters in LLaDA's layout, was pretrained on puzzles with half of the empty cells filled wrong
+(configs/pretrain_tiny.py). The puzzles are generated, with 8 givens as the public test's; their prompt is the puzzle
+alone (task.variant="small").
 """
 
 from gdsd_jax.training.config import base_config
@@ -47,9 +51,9 @@ def _tiny():
   config.sampler.completion_length = 20
   config.sampler.steps = 20
   config.sampler.block_length = 20
-  config.sampler.prompt_buckets = (28,)  # PROMPT
+  config.sampler.prompt_buckets = (28,)  # prompts have 26 tokens
 
-  # Rewards of a group differ by a cell or two of eight, so advantages are small: at 0.04, half as much was learnt.
+  # Rewards of a group differ by a cell or two of eight, so advantages are small: 0.04 learnt 0.17 where this learns 0.26.
   config.objective.psi = 0.1
   # The reasons for these are in configs/gdsd_math.py.
   config.objective.num_iterations = 4
@@ -62,7 +66,7 @@ def _tiny():
   config.eval.lengths = (20,)  # by launch/evaluate.py, as in training
   config.eval.steps_per_token = 1.0
   config.eval.block_length = 20
-  config.eval.prompt_buckets = (28,)  # PROMPT
+  config.eval.prompt_buckets = (28,)  # prompts have 26 tokens
   config.checkpoint.every = 5
   config.log.rollouts_every = 25
   return config

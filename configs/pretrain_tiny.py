@@ -6,11 +6,11 @@ Result:    on held-out problems, greedy accuracy 0.73, and a mean reward of samp
 
 Likewise `configs/pretrain_tiny.py:sudoku` makes tiny_sudoku, and `:countdown` tiny_countdown. On held-out problems:
 Sudoku:    0.98 of the empty cells right after step 1000; at the end 0.75 by greedy and 0.66 by sampled completions
-Countdown: 0.76 solved after step 1250; at the end 0.53 by greedy completions, mean reward of sampled ones 0.46
+Countdown: 0.73 solved after step 1250; at the end 0.28 by greedy completions, mean reward of sampled ones 0.37
 The split is by puzzle, not by grid: each of the 288 Sudoku grids is the solution of some training puzzle.
 
-A model first learns from right solutions, then from careless ones, with half of the results wrong (the
-task's `careless_solution`). It knows the problems better than its answers show, so that RL has something to find.
+A model first learns from right solutions, then from careless ones, with half or more of the results wrong
+(the task's `careless_solution`). It knows the problems better than its answers show, so that RL has something to find.
 """
 
 import ml_collections
@@ -59,6 +59,6 @@ def _sudoku(config):
 def _countdown(config):
   config.task = dict(name="countdown", variant="small")
   config.model.vocab_size = 288
-  config.slips = 0.65
+  config.slips = 0.65  # at 0.5 there was less for RL to gain: it went from 0.48 to 0.65
   config.sampler = dict(completion_length=12, steps=12, block_length=12, temperature=1.0)
   config.max_prompt_length = 28
