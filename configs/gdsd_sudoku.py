@@ -53,7 +53,8 @@ def _tiny():
   config.sampler.block_length = 20
   config.sampler.prompt_buckets = (28,)  # prompts have 26 tokens
 
-  # Rewards of a group differ by a cell or two of eight, so advantages are small: 0.04 learnt 0.17 where this learns 0.26.
+  # Rewards of a group differ by a cell or two of eight, so advantages are small. At 0.04 the reward rose by 0.17 in 80
+  # steps, at 0.1 by 0.25.
   config.objective.psi = 0.1
   # The reasons for these are in configs/gdsd_math.py.
   config.objective.num_iterations = 4
