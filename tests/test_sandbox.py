@@ -258,6 +258,34 @@ def test_memory_of_many_processes_is_counted_together(bubblewrap):
   assert time.monotonic() - start < 30.0  # stopped for the memory, long before its time is up
 
 
+@pytest.mark.parametrize("name, limits", [
+  ("AS", (256 * 2**20,) * 2), ("CPU", (3, 4)), ("FSIZE", (8 * 2**20,) * 2), ("CORE", (0, 0)), ("NOFILE", (64, 64)),
+])
+def test_each_process_has_limits_of_its_own(bubblewrap, name, limits):
+  source = f"import resource\ndef f(): return resource.getrlimit(resource.RLIMIT_{name})"
+  given = sandbox.Limits(test_seconds=3.0, memory_mb=256, file_mb=8)
+  assert passed(source, f"assert f() == {limits}", limits=given) == (True,)
+
+
+def test_what_a_test_leaves_running_ends_before_the_next(bubblewrap):
+  source = """
+import os, time
+def start():
+  if os.fork() == 0:
+    os.setsid()
+    while True:
+      open("/tmp/alive", "a").write("x")
+      time.sleep(0.001)
+  time.sleep(0.1)
+  return os.path.getsize("/tmp/alive") > 0
+def grows():
+  before = os.path.getsize("/tmp/alive")
+  time.sleep(0.1)
+  return os.path.getsize("/tmp/alive") > before
+"""
+  assert passed(source, "assert start() and grows()", "assert not grows()") == (True, True)
+
+
 @pytest.fixture
 def six_children():
   parent = subprocess.Popen(["sh", "-c", "for i in 1 2 3 4 5 6; do sleep 60 & done; wait"], start_new_session=True)
