@@ -4,8 +4,9 @@
   python launch/evaluate.py --config=configs/gdsd_math.py:llada_8b --model=GSAI-ML/LLaDA-8B-Instruct
 
 Without --workdir and --model it evaluates the model that the recipe starts from. The same command resumes an evaluation
-that was interrupted. The last line of standard output is one JSON object: accuracy (of the best length), its 95 %
-interval, and the numbers of every length.
+that was interrupted. Its folder (--out) is WORKDIR/evaluation/RECIPE_PRESET_step_STEP for a run, else
+runs/evaluation/RECIPE_PRESET_MODEL; another evaluation in the same folder is refused. The last line of standard output
+is one JSON object: accuracy (of the best length), its 95 % interval, and the numbers of every length.
 """
 
 import json
@@ -42,6 +43,9 @@ def main():
 
   log_to_stdout()
   config = _CONFIG.value
+  for flag in (_WORKDIR, _STEP, _MODEL, _OUT):
+    if flag.value == "":  # an unset variable of the shell, say: nothing else is evaluated in its place
+      raise ValueError(f"--{flag.name}: is empty")
   if _WORKDIR.value is not None and _MODEL.value is not None:
     raise ValueError("--model: --workdir names a model already; give one of them")
   if _STEP.value is not None and _WORKDIR.value is None:

@@ -22,7 +22,8 @@ RUN = {"config": {"seed": 3, "nested": {"rate": 1e-5, "none": None, "list": [1, 
 def small_state(step, value=0.0):
   """A state of a few bytes, for tests of which checkpoints are kept."""
   return TrainState(
-    step=jnp.int32(step), params={"weight": jnp.full(3, value)}, opt_state=(), reference=None, key=jax.random.key(step)
+    step=jnp.int32(step), params={"weight": jnp.full(3, value)}, frozen={}, opt_state=(), reference=None,
+    key=jax.random.key(step),
   )
 
 
@@ -202,7 +203,7 @@ checkpoints = Checkpoints(directory, 2)
 shutil.rmtree(directory)
 directory.write_text("not a folder")
 try:
-  checkpoints.save(TrainState(jnp.int32(1), jnp.ones(3), (), None, jax.random.key(0)), {}, None)
+  checkpoints.save(TrainState(jnp.int32(1), jnp.ones(3), {}, (), None, jax.random.key(0)), {}, None)
   checkpoints.close()
 except CheckpointError as error:
   sys.exit(f"error: {error}")

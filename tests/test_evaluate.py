@@ -1,8 +1,10 @@
 """The evaluation command: the papers' protocol, resumable, for runs, folders and adapters, with clear refusals."""
 
 import json
+import logging
 import os
 from pathlib import Path
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,6 +217,36 @@ def test_damaged_line_is_named(straight, tmp_path):
     evaluate(tmp_path)
 
 
+def test_line_without_an_accuracy_is_named(straight, tmp_path):
+  for name in ("settings.json", "generations.jsonl"):
+    (tmp_path / name).write_bytes((straight[0] / name).read_bytes())
+  with (tmp_path / "generations.jsonl").open("a") as file:
+    file.write('{"length": 8, "index": 1}\n')
+  with pytest.raises(ValueError, match=f"generations.jsonl, line {2 * EXAMPLES + 1}: no completion"):
+    evaluate(tmp_path)
+
+
+def test_completions_of_unknown_settings_are_refused(straight, tmp_path):
+  (tmp_path / "generations.jsonl").write_bytes((straight[0] / "generations.jsonl").read_bytes())
+  with pytest.raises(ValueError, match="^--out: .*lacks its settings.json"):
+    evaluate(tmp_path)
+  assert not (tmp_path / "settings.json").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"lengths": []}'])
+def test_damaged_summary_is_written_again(straight, tmp_path, text):
+  for name in ("settings.json", "generations.jsonl"):
+    (tmp_path / name).write_bytes((straight[0] / name).read_bytes())
+  (tmp_path / "summary.json").write_text(text)
+  assert without_times(evaluate(tmp_path)) == without_times(straight[1])
+
+
+def test_sampler_of_another_family_is_told(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger("gdsd_jax"), "propagate", True)
+  evaluate(tmp_path, num_examples=8, **{"sampler.kind": "dream", "eval.lengths": (8,)})
+  assert "sampler.kind is dream, yet tiny is of the family llada" in caplog.text
+
+
 def test_any_mesh_gives_the_same_completions(straight, tmp_path):
   evaluate(tmp_path, **{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2})
   assert (tmp_path / "generations.jsonl").read_bytes() == (straight[0] / "generations.jsonl").read_bytes()
@@ -286,6 +318,14 @@ def test_unknown_step_lists_the_known_ones(run, step, words):
     find_step(run, step)
 
 
+def test_best_step_of_a_run_never_evaluated_is_refused(run, tmp_path):
+  shutil.copytree(run, tmp_path / "run")
+  for step in (2, 3):
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+  with pytest.raises(ValueError, match="--step: 'best' .*there are latest, 4$"):
+    find_step(tmp_path / "run", "best")
+
+
 @pytest.mark.parametrize("files, words", [
   ({}, "does not exist"), ({"other": ""}, "config.json is missing"), ({"config.json": "{"}, "config.json is not"),
   ({"config.json": "[]"}, "config.json is not"), ({"config.json": "{}"}, "no complete checkpoint"),
@@ -312,6 +352,7 @@ def test_damaged_checkpoint_is_one_clear_line(run, tmp_path):
   (["--workdir=no/such/run"], "error: --workdir: no/such/run does not exist"),
   (["--step=4"], "error: --step: needs --workdir"),
   (["--lengths=8,many"], "error: --lengths: must be numbers"),
+  (["--model="], "error: --model: is empty"),
 ])
 def test_bad_flags_are_one_clear_line(arguments, words):
   result = launch(*arguments)

@@ -91,6 +91,11 @@ def evaluate_model(config, evaluated: Evaluated, out: Path, num_examples: int | 
   mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   task, examples = _open_task(config, num_examples)
   denoiser, params, path = evaluated.load(config, mesh)
+  if config.sampler.kind != denoiser.config.family:
+    _log.warning(
+      "sampler.kind is %s, yet %s is of the family %s, whose accuracy is published with --config.sampler.kind=%s",
+      config.sampler.kind, path, denoiser.config.family, denoiser.config.family,
+    )
   tokenizer = load_tokenizer(path, denoiser.config)
   prompts = [chat_prompt(tokenizer, task.messages(example)) + config.eval.prefill for example in examples]
   generator = Generator(denoiser, params, tokenizer, _batch_size(config, len(examples), mesh), mesh)

@@ -10,6 +10,7 @@ import numpy as np
 
 from gdsd_jax.training.config import flatten
 
+_FIELDS = ("length", "index", "prompt", "completion", "tokens", "rewards", "accuracy")
 _Z = statistics.NormalDist().inv_cdf(0.975)  # of a 95 % interval
 
 
@@ -34,6 +35,8 @@ class Records:
   def _settle(self, settings: dict) -> None:
     file = self.out / "settings.json"
     if not file.is_file():
+      if self.path.is_file():
+        raise ValueError(f"--out: {self.path} lacks its settings.json; choose another --out")
       _write_json(file, settings)
       return
     try:
@@ -56,7 +59,7 @@ class Records:
           break
         try:
           row = json.loads(line)
-          self.rows[row["length"], row["index"]] = row
+          self.rows[row["length"], row["index"]] = {name: row[name] for name in _FIELDS}
         except (ValueError, KeyError, TypeError) as error:
           raise ValueError(f"--out: {self.path}, line {number}: no completion: {error!r}") from None
         whole += len(line)
@@ -79,10 +82,9 @@ class Records:
   def write_summary(self, summary: dict, speeds: dict[int, float | None]) -> dict:
     """Writes summary.json with the speeds (of an earlier call, where this one had nothing to generate)."""
     file = self.out / "summary.json"
-    earlier = json.loads(file.read_text())["lengths"] if file.is_file() else {}
     for length, values in summary["lengths"].items():
       speed = speeds[int(length)]
-      values["tokens_per_second"] = earlier.get(length, {}).get("tokens_per_second") if speed is None else speed
+      values["tokens_per_second"] = _speed_of(file, length) if speed is None else speed
     _write_json(file, summary)
     return summary
 
@@ -127,6 +129,14 @@ def confidence_interval(values) -> list[float]:
   else:
     center, half = mean, _Z * values.std(ddof=1) / math.sqrt(n) if n > 1 else 1.0
   return [float(max(center - half, 0.0)), float(min(center + half, 1.0))]
+
+
+def _speed_of(summary_file: Path, length: str) -> float | None:
+  """Tokens a second that a summary tells, None where it does not: all else in it can be told again."""
+  try:
+    return json.loads(summary_file.read_text())["lengths"][length]["tokens_per_second"]
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
 
 
 def _write_json(file: Path, value: dict) -> None:

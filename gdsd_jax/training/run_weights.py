@@ -49,9 +49,8 @@ def find_step(workdir: Path, step: str | int) -> int:
   name = str(step)
   found = {"latest": steps[-1], "best": best}.get(name, int(name) if name.isdecimal() else None)
   if found not in steps:
-    raise ValueError(
-      f"--step: {name!r} is no checkpoint of {workdir}; there are latest, best, {', '.join(map(str, steps))}"
-    )
+    known = ["latest", *(["best"] if best is not None else []), *map(str, steps)]
+    raise ValueError(f"--step: {name!r} is no checkpoint of {workdir}; there are {', '.join(known)}")
   return found
 
 
