@@ -26,6 +26,8 @@ def main():
   from gdsd_jax.training.metrics import log_to_stdout
 
   log_to_stdout()
+  if _WORKDIR.value == "":  # an unset variable of the shell, say
+    raise ValueError("--workdir: is empty")
   workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(flags.FLAGS["config"].config_filename)
   train(_CONFIG.value, workdir)
 

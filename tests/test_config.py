@@ -52,6 +52,8 @@ def test_defaults_are_valid():
   ("sampler.prompt_buckets", (64, 32)),
   ("sampler.prompt_buckets", (32, 32)),
   ("sampler.prompt_buckets", (0, 32)),
+  ("sampler.prompt_buckets", ("32",)),
+  ("eval.lengths", (128, 256.0)),
   ("objective.name", "other"),
   ("objective.psi", 0.0),
   ("objective.psi", float("nan")),

@@ -152,6 +152,19 @@ def test_bad_input_is_one_clear_line(tmp_path, changes, arguments, words):
   assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize("arguments, words", [
+  (["--config=configs/no_such.py"], "error: --config: No such file or directory: 'configs/no_such.py'"),
+  (["--config=README.md"], "error: --config: is not a recipe: "),
+  (["--config=configs/gdsd_math.py", "extra"], "error: 'extra' is no flag"),
+  (["--config=configs/gdsd_math.py", "--workdir="], "error: --workdir: is empty"),
+])
+def test_bad_flags_are_one_clear_line(arguments, words):
+  result = subprocess.run([sys.executable, "launch/train.py", *arguments], cwd=REPOSITORY, capture_output=True,
+                          text=True, timeout=300)
+  assert result.returncode == 1
+  assert result.stderr.startswith(words) and len(result.stderr.splitlines()) == 1
+
+
 def test_unknown_preset_lists_the_known_ones(tmp_path):
   arguments = [sys.executable, "launch/train.py", "--config=configs/gdsd_math.py:huge", f"--workdir={tmp_path}"]
   result = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)

@@ -14,7 +14,9 @@ _LONGEST_LINE = 1000
 def run(main: Callable[[], None]) -> None:
   """Parses the flags and calls `main`; a ValueError or OSError becomes one line on standard error and exit status 1."""
 
-  def call(_):
+  def call(argv):
+    if argv[1:]:
+      sys.exit(f"error: {argv[1]!r} is no flag; flags begin with --")
     try:
       main()
     except (ValueError, OSError) as error:
@@ -34,19 +36,31 @@ def _without_echoes(unraisable) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
   try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
+    if "config" in flags.FLAGS:
+      _ = flags.FLAGS.config.keys  # only now is a recipe that is not there told
+    return rest
   except AttributeError as error:  # how ml_collections says that an override names no field
+    if "get_config" in str(error):
+      _leave(error, f"--config: is not a recipe: {error}")
     name = re.search(r"\w+", str(error))[0]
     suggestion = re.search(r'Did you mean "(\w+)"', str(error))
     arguments = [argument for argument in argv if argument.startswith("--config.") and name in argument]
     hint = f"; did you mean {suggestion[1]!r}?" if suggestion else ""
     _leave(error, f"{arguments[0] if arguments else '--config'}: the config has no field {name!r}{hint}")
-  except (flags.Error, ValueError, OSError, KeyError, TypeError) as error:
-    cause = error
-    while cause.__cause__ or cause.__context__:  # a recipe's own message is wrapped by the flag's
-      cause = cause.__cause__ or cause.__context__
+  except OSError as error:  # no such recipe; ml_collections tells it in paragraphs
+    _leave(error, f"--config: {str(_origin(error)).rpartition('] ')[2]}")
+  except (SyntaxError, ImportError) as error:
+    _leave(error, f"--config: is not a recipe: {error}")
+  except (flags.Error, ValueError, KeyError, TypeError) as error:
     # Of a value that cannot be parsed, the flag's message names the field; of a failing recipe, the recipe's does.
-    _leave(error, str(error) if len(str(error).splitlines()) == 1 else f"{cause}")
+    _leave(error, str(error) if len(str(error).splitlines()) == 1 else f"{_origin(error)}")
+
+
+def _origin(error: BaseException) -> BaseException:
+  while error.__cause__ or error.__context__:  # a recipe's own message is wrapped by the flag's
+    error = error.__cause__ or error.__context__
+  return error
 
 
 def _leave(error: Exception, message: str | None = None) -> None:

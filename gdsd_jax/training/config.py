@@ -165,6 +165,9 @@ def validate(config) -> None:
   for path, value in flatten(config).items():
     if isinstance(value, float) and not math.isfinite(value):
       raise ValueError(f"{path}: must be a finite number, not {value}")
+  for section, name in (("sampler", "prompt_buckets"), ("eval", "prompt_buckets"), ("eval", "lengths")):
+    if not all(type(length) is int for length in config[section][name]):  # flags do not look into tuples
+      raise ValueError(f"{section}.{name}: must be whole numbers, not {tuple(config[section][name])}")
   sampler_config(config)
   evaluation_samplers(config)
   objective_config(config)
