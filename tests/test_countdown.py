@@ -69,7 +69,7 @@ def test_expressions_have_the_value_that_python_gives_them(text):
 @pytest.mark.parametrize("text, value", [
   ("30-(100-93)", 23), (" 2 * (3+4) ", 14), ("8/4*2", 4), ("8/(4*2)", 1), ("1/3", Fraction(1, 3)), ("-5+7", 2),
   ("2--3", 5), ("2*-3", -6), ("+4", 4), ("((7))", 7), ("(1+\n2)", 3), ("0", 0), ("00", 0), ("5.", 5),
-  ("5.*2.", 10), ("05.", 5),
+  ("5.*2.", 10), ("05.", 5), ("5\f+2", 7),
   ("1/49*49", 1),  # not in floating point
 ])
 def test_value_of_expressions(text, value):
@@ -137,6 +137,19 @@ def test_a_number_given_twice_must_be_used_twice():
   assert (reward("(5+5)*2", example), reward("5*2*2", example)) == (1.0, 0.1)
 
 
+@pytest.mark.parametrize("row", [
+  {"input": "30,100,93", "output": "23"}, {"nums": [30, 100, 93], "target": 23},
+  {"numbers": ["30", "100", "93"], "target": "23"}, {"numbers": np.array([30, 100, 93]), "target": 23.0},
+])
+def test_a_row_is_as_good_as_an_example(row):
+  assert reward("30-(100-93)", row) == 1.0
+  assert TASK.messages(row) == TASK.messages(EXAMPLE)
+
+
+def test_target_may_be_a_fraction():
+  assert reward("1/2", {"numbers": [1, 2], "target": 0.5}) == 1.0
+
+
 def test_python_beyond_the_four_operations_earns_the_tags_alone():
   assert reward("2**3*1", {"numbers": [2, 3, 1], "target": 8}) == countdown.ANSWER_REWARD
   assert reward("1.5*2", {"numbers": [1, 5, 2], "target": 3}) == countdown.ANSWER_REWARD
@@ -198,13 +211,16 @@ def test_problems_of_other_than_three_numbers_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("row, message", [
-  ({"numbers": [1, 2, 3]}, "must have columns 'nums' and 'target', or 'input' and 'output', it has numbers"),
+  ({"numbers": [1, 2, 3]},
+   "must have columns 'numbers' or 'nums', and 'target', or 'input' and 'output', it has numbers"),
   ({"nums": "abc", "target": 1}, "invalid literal"),
-  ({"nums": None, "target": 1}, "not whole numbers"),
-  ({"nums": [1, 2, 3], "target": [2]}, "not whole numbers"),
-  ({"nums": [1, 2, -3], "target": 1}, "numbers must not be negative"),
+  ({"nums": None, "target": 1}, "numbers must be a list, or text such as"),
+  ({"nums": [1, 2, 3], "target": [2]}, "numbers must be a list, or text such as"),
+  ({"nums": [1, 2, -3], "target": 1}, "numbers must be whole and not negative, they are"),
+  ({"nums": [1, 2, 3.5], "target": 1}, "numbers must be whole and not negative, they are"),
+  ({"nums": [1, 2, 3], "target": float("nan")}, "cannot convert float NaN"),
   ({"nums": [], "target": 1}, "no problem of 3 numbers"),
-  ({"input": 7, "output": "1"}, "not whole numbers"),
+  ({"input": 7, "output": "1"}, "numbers must be a list, or text such as"),
 ])
 def test_bad_rows_are_named(tmp_path, row, message):
   with pytest.raises(ValueError, match=rf"^task.train_source: .*{message}"):

@@ -121,6 +121,7 @@ def test_prompts_are_the_official_ones(name, content):
   ("#### 1,200.", "1200"),
   ("so \\boxed{1,200}", "1200"),  # officially 200: the last digits
   ("3 or 4,5", "5"),
+  ("The answer is 4,5.", "4,5"),
   ("from -3 to -12", "-12"),
   ("no number", ""),
 ])
@@ -128,6 +129,24 @@ def test_gsm8k_announced_number(completion, number):
   from gdsd_jax.tasks import gsm8k
 
   assert gsm8k.announced_number(completion) == number
+
+
+@pytest.mark.parametrize("name, right, row", [
+  ("gsm8k", "#### 1200", {"answer": "2 * 600 = <<2*600=1200>>1,200\n#### 1,200"}),
+  ("gsm8k_xml", "<answer>1200</answer>", {"answer": "2 * 600 = <<2*600=1200>>1,200\n#### 1,200"}),
+  pytest.param("math", "\\boxed{1200}", {"solution": "Twice 600 is $\\boxed{1200}$."}, marks=needs_math_verify),
+  ("math_xml", "\\boxed{1200}", {"solution": "Twice 600 is $\\boxed{1200}$."}),
+])
+def test_a_row_is_as_good_as_an_example(name, right, row):
+  task = get_task(name)
+  assert task.score(right, row)["correctness"] > 0 and task.accuracy(right, row) == 1.0
+  assert task.score("13", row)["correctness"] == task.accuracy("13", row) == 0.0
+
+
+@pytest.mark.parametrize("end, reward", [("", 0.0), ("\n", 0.5), ("\n\n", 0.5), ("\n\n\n", 0.0), ("\nso", 0.0)])
+def test_strict_format_lets_a_line_end_or_two_follow(end, reward):
+  completion = f"<reasoning>\nr\n</reasoning>\n<answer>\n12\n</answer>{end}"
+  assert get_task("gsm8k_xml").score(completion, {"answer": "12"})["strict_format"] == reward
 
 
 def test_gsm8k_xml_answer_may_separate_thousands():

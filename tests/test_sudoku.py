@@ -82,6 +82,12 @@ def test_reward_reads_the_last_closed_answer(completion, share):
   assert TASK.score(completion, EXAMPLE) == {"cells": share}
 
 
+def test_a_row_is_as_good_as_an_example():
+  row = {"Puzzle": PUZZLE, "Solution": SOLUTION}
+  assert reward(SOLUTION, row) == TASK.accuracy(f"<answer>{SOLUTION}</answer>", row) == 1.0
+  assert TASK.messages(row) == TASK.messages(EXAMPLE)
+
+
 def test_a_full_puzzle_earns_nothing():
   assert reward(SOLUTION, {"puzzle": SOLUTION, "solution": SOLUTION}) == 0.0
 

@@ -31,14 +31,14 @@ INSTRUCTION = (
 class CountdownTask(base.Task):
   """Three numbers and a target, asked for as an expression in `<answer>` tags.
 
-  An example has `numbers` (list of int) and `target` (int). An expression may hold +, -, *, / and parentheses. The
-  official code also lets pass what its prompt forbids but Python evaluates: powers, floor division, and decimals made
-  of the numbers, such as .5 or 1.5.
+  An example has `numbers` (list of int) and `target` (int); a row as below will do. An expression may hold +, -, *, /
+  and parentheses. The official code also lets pass what its prompt forbids but Python evaluates: powers, floor
+  division, and decimals made of the numbers, such as .5 or 1.5.
 
   Attributes:
     train_source, test_source: "generated" (`countdown_problems`), or where the problems are, see
-      `sources.open_source`; rows have `nums` and `target`, or `input` ("30,100,93") and `output`. Those of three
-      numbers are kept.
+      `sources.open_source`; rows have `numbers` or `nums`, and `target`; or `input` ("30,100,93") and `output`. Those
+      of three numbers are kept.
     data_dir: folder of TFDS datasets; None for the default of TFDS.
     variant: "official", or "small" for models of under a million parameters: the prompt is "3 5 7 = 9", and generated
       problems have numbers up to SMALL_LARGEST and are solved with SMALL_OPERATORS.
@@ -70,6 +70,7 @@ class CountdownTask(base.Task):
     return examples
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
+    example = _example(example)
     if self.variant == "small":
       return [{"role": "user", "content": f"{' '.join(map(str, example['numbers']))} = {example['target']}"}]
     content = xml_format.SYSTEM_PROMPT + INSTRUCTION.format(**example)
@@ -114,6 +115,7 @@ class CountdownTask(base.Task):
 
 
 def _solves(expression: str, example: Mapping[str, Any]) -> bool:
+  example = _example(example)
   if not expressions.uses_each_once(expression, example["numbers"]):
     return False
   value = expressions.evaluate(expression)
@@ -133,14 +135,21 @@ def _left_side(text: str) -> str:
 
 def _example(row):
   try:
-    if "nums" in row and "target" in row:
-      numbers, target = [int(number) for number in row["nums"]], int(row["target"])
+    if "target" in row and ("numbers" in row or "nums" in row):
+      numbers, target = row["numbers"] if "numbers" in row else row["nums"], row["target"]
     elif "input" in row and "output" in row:
-      numbers, target = [int(number) for number in row["input"].split(",")], int(row["output"])
+      numbers, target = row["input"].split(","), row["output"]
     else:
-      raise ValueError(f"must have columns 'nums' and 'target', or 'input' and 'output', it has {', '.join(row)}")
+      raise ValueError(
+        f"must have columns 'numbers' or 'nums', and 'target', or 'input' and 'output', it has {', '.join(row)}")
+    numbers, target = list(map(_number, numbers)), _number(target)
   except (TypeError, AttributeError, OverflowError) as error:
-    raise ValueError(f"not whole numbers: {error}") from error
-  if min(numbers, default=0) < 0:
-    raise ValueError(f"numbers must not be negative, they are {numbers}")
+    raise ValueError(f"numbers must be a list, or text such as '30,100,93' in 'input': {error}") from error
+  if any(not isinstance(number, int) or number < 0 for number in numbers):
+    raise ValueError(f"numbers must be whole and not negative, they are {numbers}")
   return {"numbers": numbers, "target": target}
+
+
+def _number(value):
+  number = int(value)
+  return number if isinstance(value, str) or number == value else value

@@ -9,7 +9,7 @@ import re
 MAX_LENGTH = 1000
 OPERATORS = "+-*/"
 
-_TOKEN = re.compile(r"[0-9]+\.?(?![0-9])|[-+*/()]|[ \t]+|[\r\n]+")
+_TOKEN = re.compile(r"[0-9]+\.?(?![0-9])|[-+*/()]|[ \t\f]+|[\r\n]+")
 _NUMBER = re.compile(r"[0-9]+")
 _PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2, "negate": 3, "keep": 3}
 _SIGNS = {"-": "negate", "+": "keep"}

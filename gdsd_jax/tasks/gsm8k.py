@@ -15,6 +15,7 @@ _REFERENCE = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 # Where an answer may be announced, best first. Thousands may be separated by commas.
 _ANNOUNCED = (re.compile(r"The answer is (-?[0-9.,]+)"), re.compile(r"#### (-?[0-9.,]+)"))
 _INTEGER = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|-?[0-9]+")
+_THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _NUMBER = re.compile(r"-?[0-9]+\.?[0-9]*")
 _BOX = re.compile(r"\\boxed\{(.*?)\}")
 
@@ -23,7 +24,9 @@ _BOX = re.compile(r"\\boxed\{(.*?)\}")
 class Gsm8kTask(base.Task):
   r"""Word problems, asked for a final `\boxed{…}`.
 
-  An example has `question` (str) and `answer` (str, a number without commas).
+  An example has `question` (str) and `answer` (str, a number without commas; for rewards, a row's whole text will do).
+  More generous than the official code, which compares text: thousands may be separated by commas, here and in the
+  answer, and a full stop after "The answer is 12" or its absence changes nothing.
 
   Attributes:
     train_source, test_source: where the problems are, see `sources.open_source`; rows have `question` and `answer`,
@@ -45,7 +48,7 @@ class Gsm8kTask(base.Task):
     return [{"role": "user", "content": f"{example['question']}\n{math_answers.BOXED_INSTRUCTION}"}]
 
   def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
-    return {"correctness": float(announced_number(completion) == _without_commas(example["answer"]))}
+    return {"correctness": float(announced_number(completion) == _reference(example))}
 
   def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
     """As d1 and GDSD count: the number of the first box that has one, else of the tagged answer, else the last one."""
@@ -55,7 +58,7 @@ class Gsm8kTask(base.Task):
       number = _number_in(xml_format.first_answer(completion) or "", -1)
     if number is None:
       number = _number_in(xml_format.lenient_answer(completion), -1)
-    return float(number is not None and number == float(_without_commas(example["answer"])))
+    return float(number is not None and number == float(_reference(example)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Gsm8kXmlTask(Gsm8kTask):
       "soft_format": xml_format.soft_format(completion),
       "strict_format": xml_format.strict_format(completion),
       "int": 0.5 if answer.isascii() and answer.isdigit() else 0.0,
-      "correctness": 2.0 if _without_commas(answer) == _without_commas(example["answer"]) else 0.0,
+      "correctness": 2.0 if _without_thousands_commas(answer) == _reference(example) else 0.0,
     }
 
 
@@ -83,13 +86,21 @@ def announced_number(completion: str) -> str:
   for announced in _ANNOUNCED:
     match = announced.search(completion)
     if match:
-      return _without_commas(match[1].rstrip(".,"))
+      return _without_thousands_commas(match[1].rstrip(".,"))
   return _without_commas((_INTEGER.findall(completion) or [""])[-1])
 
 
 def _number_in(text: str, position: int) -> float | None:
   numbers = _NUMBER.findall(_without_commas(text))
   return float(numbers[position]) if numbers else None
+
+
+def _reference(example: Mapping[str, Any]) -> str:
+  return _without_commas(str(example["answer"]).rpartition("####")[2].strip())
+
+
+def _without_thousands_commas(number: str) -> str:
+  return _without_commas(number) if _THOUSANDS.fullmatch(number) else number
 
 
 def _without_commas(number: str) -> str:

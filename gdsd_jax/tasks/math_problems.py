@@ -16,7 +16,7 @@ CORRECTNESS_REWARD = 2.0
 class MathTask(base.Task):
   r"""Competition problems, asked for a final `\boxed{…}` and graded by math-verify.
 
-  An example has `problem` (str) and `answer` (str, LaTeX).
+  An example has `problem` (str) and `answer` (str, LaTeX); for rewards, a row with its `solution` alone will do.
 
   Attributes:
     train_source, test_source: where the problems are, see `sources.open_source`; rows have `problem`, and `answer` or
@@ -47,11 +47,11 @@ class MathTask(base.Task):
     return {"correctness": CORRECTNESS_REWARD * self.accuracy(completion, example)}
 
   def score_batch(self, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    verdicts = math_grader.equal_batch(completions, [example["answer"] for example in examples])
+    verdicts = math_grader.equal_batch(completions, list(map(_reference, examples)))
     return [{"correctness": CORRECTNESS_REWARD * verdict} for verdict in verdicts]
 
   def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
-    return float(math_grader.equal(completion, example["answer"]))
+    return float(math_grader.equal(completion, _reference(example)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class MathXmlTask(MathTask):
     tagged = "<answer>" in completion
     # Of the first tag, unlike elsewhere, and closed or not.
     answer = completion.split("<answer>", 1)[1].split("</answer>", 1)[0] if tagged else completion
-    correct = math_answers.same_answer(math_answers.unboxed(answer), math_answers.unboxed(example["answer"]))
+    correct = math_answers.same_answer(math_answers.unboxed(answer), math_answers.unboxed(_reference(example)))
     return {
       "correctness": CORRECTNESS_REWARD * correct,
       "format": (0.5 if tagged else 0.0) + (0.5 if "\\boxed" in answer else 0.25),
@@ -88,7 +88,11 @@ class MathXmlTask(MathTask):
     answer = math_answers.unboxed(completion) if "\\boxed" in completion else None
     if not answer:
       answer = xml_format.first_answer(completion)
-    return float(math_answers.same_answer(answer, math_answers.unboxed(example["answer"])))
+    return float(math_answers.same_answer(answer, math_answers.unboxed(_reference(example))))
+
+
+def _reference(example: Mapping[str, Any]) -> str:
+  return str(example["answer"] if "answer" in example else example["solution"])
 
 
 def _open_examples(source, field, data_dir):

@@ -56,7 +56,8 @@ _BEFORE_TAG, _ALONE = re.compile(r"(\d{16})\s*</answer>"), re.compile(r"\b(\d{16
 class SudokuTask(base.Task):
   """4x4 puzzles, asked for as 16 digits in `<answer>` tags.
 
-  An example has `puzzle` and `solution` (str), 16 digits row by row, 0 in empty cells.
+  An example has `puzzle` and `solution` (str), 16 digits row by row, 0 in empty cells; a row with
+  `Puzzle` and `Solution` will do.
 
   Attributes:
     train_source, test_source: "generated" (`sudoku_problems`), or where the puzzles are, see `sources.open_source`;
@@ -86,8 +87,8 @@ class SudokuTask(base.Task):
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     if self.variant == "small":
-      return [{"role": "user", "content": example["puzzle"]}]
-    content = f"{SYSTEM_PROMPT}\n\nNow, solve the following Sudoku puzzle: {example['puzzle']}\n"
+      return [{"role": "user", "content": _puzzle_of(example)[0]}]
+    content = f"{SYSTEM_PROMPT}\n\nNow, solve the following Sudoku puzzle: {_puzzle_of(example)[0]}\n"
     return [{"role": "user", "content": content}]
 
   def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
@@ -115,9 +116,15 @@ class SudokuTask(base.Task):
 
 
 def _share_right(grid: str, example: Mapping[str, Any]) -> float:
-  empty = [cell for cell, given in enumerate(example["puzzle"]) if given == "0"]
-  right = sum(grid[cell:cell + 1] == example["solution"][cell] for cell in empty)
+  puzzle, solution = _puzzle_of(example)
+  empty = [cell for cell, given in enumerate(puzzle) if given == "0"]
+  right = sum(grid[cell:cell + 1] == solution[cell] for cell in empty)
   return right / len(empty) if empty else 0.0
+
+
+def _puzzle_of(example: Mapping[str, Any]) -> tuple[str, str]:
+  names = ("puzzle", "solution") if "puzzle" in example else ("Puzzle", "Solution")
+  return example[names[0]], example[names[1]]
 
 
 def _grid_in(text: str) -> str:

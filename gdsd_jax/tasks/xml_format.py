@@ -13,7 +13,8 @@ Respond in the following format:
 """
 
 _SOFT = re.compile(r"<reasoning>.*?</reasoning>\s*<answer>.*?</answer>", re.DOTALL)
-_STRICT = re.compile(r"<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n", re.DOTALL)
+# A second line's end at the end passes, as it does before the `$` of the official code.
+_STRICT = re.compile(r"<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n\n?", re.DOTALL)
 
 
 def first_answer(text: str) -> str | None:
