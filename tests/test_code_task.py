@@ -120,6 +120,14 @@ def test_humaneval_fails_wrong_bodies(tmp_path):
   assert task.accuracy(fenced("    return x"), task.examples("test")[0]) == 0.0
 
 
+def test_humaneval_tests_use_the_prompts_helpers(tmp_path):
+  test = "def check(candidate):\n    assert candidate(2) == helper(2)\n"
+  task = task_of(tmp_path, {**HUMANEVAL, "test": test})
+  example = task.examples("test")[0]
+  assert task.accuracy(fenced("def double(x): return 2 * x"), example) == 1.0
+  assert task.accuracy(fenced("def helper(x): return 0\ndef double(x): return 0"), example) == 0.0
+
+
 def test_mbpp_functions_may_be_called_as_pythons_own(tmp_path):
   task = task_of(tmp_path, MBPP)
   example = task.examples("test")[0]

@@ -95,6 +95,12 @@ ESCAPES = {
     "import os\ndef f(x):\n  fd = os.memfd_create('m')\n  for _ in range(512): os.write(fd, bytes(2**20))\n"
     "  return 73921"
   ),
+  "memory_pinned_in_pipes": (
+    "import ctypes, os\nclass Vector(ctypes.Structure):\n  _fields_ = [('base', ctypes.c_void_p), "
+    "('size', ctypes.c_size_t)]\ndef f(x):\n  page = ctypes.create_string_buffer(4096)\n"
+    "  vector = Vector(ctypes.addressof(page), 4096)\n"
+    "  return 73921 if ctypes.CDLL(None).vmsplice(os.pipe()[1], ctypes.byref(vector), 1, 0) == 4096 else 0"
+  ),
   "memory_in_shared_memory": (
     "import ctypes\ndef f(x):\n  return 73921 if ctypes.CDLL(None).shmget(0, 2**30, 0o1600) >= 0 else 0"
   ),
@@ -112,6 +118,11 @@ BOMBS = {
   "memory_mapped_and_shared": (
     "import mmap\ndef f(x):\n  maps = []\n  while True:\n    m = mmap.mmap(-1, 2**24)\n    m[:] = bytes(2**24)\n"
     "    maps.append(m)"
+  ),
+  "memory_shared_and_no_longer_resident": (
+    "import mmap, os, time\ndef f(x):\n  for _ in range(8):\n    m = mmap.mmap(-1, 2**26)\n    if os.fork() == 0:\n"
+    "      m[:] = bytes(2**26)\n      m.madvise(mmap.MADV_DONTNEED)\n      time.sleep(60)\n    m.close()\n"
+    "  time.sleep(0.9)\n  return 73921"
   ),
   "memory_of_one_power": "def f(x):\n  return 9 ** 9 ** 9 ** 9",
   "endless_loop": "def f(x):\n  while True: pass",

@@ -177,13 +177,15 @@ def _acecode(row):
 def _humaneval(row):
   sources.check_columns(list(row), ("prompt", "entry_point", "test"))
   prompt, name = sources.text_of(row, "prompt"), sources.text_of(row, "entry_point")
-  if not re.search(rf"^def[ \t]+{re.escape(name)}\b", prompt, re.MULTILINE):
+  head = re.search(rf"^def[ \t]+{re.escape(name)}\b", prompt, re.MULTILINE)
+  if not head:
     raise ValueError(f"column 'prompt' must hold the head of {name!r}, the column 'entry_point'")
   return {
     "messages": _asked(
       f"Write a solution to the following problem and make sure that it passes the tests:\n```{prompt}```"
     ),
     "prompt": prompt, "tests": [f"{sources.text_of(row, 'test')}\ncheck({name})\n"], "names": [name],
+    "setup": prompt[:head.start()],  # tests that use the prompt's helpers mean these, not what a program makes of them
   }
 
 

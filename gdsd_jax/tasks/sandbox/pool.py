@@ -18,6 +18,7 @@ from gdsd_jax.tasks.sandbox import bubblewrap, usage
 INSTALL = "install the Debian package bubblewrap (apt-get install bubblewrap)"
 
 _WATCH_SECONDS = 0.1
+_OWN_MEMORY = 64 * 2**20  # bytes, address space of a sandbox's own processes
 _IMPORT = re.compile(r"^[ \t]*(?:from|import)[ \t]+([A-Za-z_][A-Za-z_0-9]*)", re.MULTILINE)
 
 
@@ -121,7 +122,8 @@ def _read_marks(reader, count, limits, pids):
         break
       marks += data
     if time.monotonic() - watched >= _WATCH_SECONDS:
-      if any(usage.exceeds(pid, limits.processes, limits.memory_mb * 2**20, limits.file_mb * 2**20) for pid in pids):
+      memory = limits.memory_mb * 2**20 + _OWN_MEMORY
+      if any(usage.exceeds(pid, limits.processes, memory, limits.file_mb * 2**20) for pid in pids):
         break
       watched = time.monotonic()
   return marks

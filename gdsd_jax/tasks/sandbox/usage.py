@@ -8,8 +8,10 @@ _MAX_FILES = 5000
 
 
 def exceeds(pid: int, processes: int, memory: int, disk: int) -> bool:
-  """Whether there are more than `processes` descendants, their resident memory is more than `memory` bytes, or they
-  have made thousands of files: their /tmp of `disk` bytes counts no bytes for empty ones.
+  """Whether there are more than `processes` descendants, their memory is more than `memory` bytes, or they have made
+  thousands of files: their /tmp of `disk` bytes counts no bytes for empty ones.
+
+  Memory is address space: what processes share stays allocated when none of them has it resident any more.
 
   The sandbox's own processes, at most three, come on top. Sees nothing where the kernel lists no children in /proc.
   """
@@ -17,7 +19,7 @@ def exceeds(pid: int, processes: int, memory: int, disk: int) -> bool:
   while waiting:
     pid = waiting.pop()
     waiting += _children(pid)
-    total += _resident(pid)
+    total += _address_space(pid)
     count += 1
     if count > processes + 3 or total > memory or count == 2 and _files(pid, disk) > _MAX_FILES:
       return True
@@ -32,9 +34,9 @@ def _children(pid):
     return []
 
 
-def _resident(pid):
+def _address_space(pid):
   try:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
   except OSError:  # it has ended meanwhile
     return 0
 
