@@ -139,7 +139,8 @@ def test_a_number_given_twice_must_be_used_twice():
 
 @pytest.mark.parametrize("row", [
   {"input": "30,100,93", "output": "23"}, {"nums": [30, 100, 93], "target": 23},
-  {"numbers": ["30", "100", "93"], "target": "23"}, {"numbers": np.array([30, 100, 93]), "target": 23.0},
+  {"nums": "[30, 100, 93]", "target": "23"}, {"numbers": ["30", "100", "93"], "target": "23"},
+  {"numbers": np.array([30, 100, 93]), "target": 23.0},
 ])
 def test_a_row_is_as_good_as_an_example(row):
   assert reward("30-(100-93)", row) == 1.0
@@ -214,13 +215,13 @@ def test_problems_of_other_than_three_numbers_are_left_out(tmp_path):
   ({"numbers": [1, 2, 3]},
    "must have columns 'numbers' or 'nums', and 'target', or 'input' and 'output', it has numbers"),
   ({"nums": "abc", "target": 1}, "invalid literal"),
-  ({"nums": None, "target": 1}, "numbers must be a list, or text such as"),
-  ({"nums": [1, 2, 3], "target": [2]}, "numbers must be a list, or text such as"),
+  ({"nums": None, "target": 1}, "numbers must be a list or text such as '30,100,93', the target"),
+  ({"nums": [1, 2, 3], "target": [2]}, "numbers must be a list or text such as '30,100,93', the target"),
   ({"nums": [1, 2, -3], "target": 1}, "numbers must be whole and not negative, they are"),
   ({"nums": [1, 2, 3.5], "target": 1}, "numbers must be whole and not negative, they are"),
   ({"nums": [1, 2, 3], "target": float("nan")}, "cannot convert float NaN"),
   ({"nums": [], "target": 1}, "no problem of 3 numbers"),
-  ({"input": 7, "output": "1"}, "numbers must be a list, or text such as"),
+  ({"input": 7, "output": "1"}, "numbers must be a list or text such as '30,100,93', the target"),
 ])
 def test_bad_rows_are_named(tmp_path, row, message):
   with pytest.raises(ValueError, match=rf"^task.train_source: .*{message}"):

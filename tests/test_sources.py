@@ -108,6 +108,10 @@ def test_unreadable_file_is_named(tmp_path, name, content, expected):
   assert re.fullmatch(expected, message(OSError, file))
 
 
+def test_path_that_no_file_can_have_is_named():
+  assert message(OSError, "a\0.jsonl") == "cannot read FILE: embedded null byte"
+
+
 def test_folder_is_no_file(tmp_path):
   (tmp_path / "folder.jsonl").mkdir()
   assert message(OSError, tmp_path / "folder.jsonl") == "cannot read FILE: Is a directory"

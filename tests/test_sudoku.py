@@ -161,6 +161,7 @@ def task_on(tmp_path, puzzle, solution):
   (3102200002100320, SOLUTION, "column 'Puzzle' must be text"),
   (PUZZLE, PUZZLE, "column 'Solution' must be the puzzle"),
   (PUZZLE, with_wrong(0), "column 'Solution' must be the puzzle"),
+  (PUZZLE, with_wrong(2), "column 'Solution' must be the puzzle"),
 ])
 def test_bad_rows_are_named(tmp_path, puzzle, solution, message):
   with pytest.raises(ValueError, match=rf"^task.train_source: \S+, line 1: {message}"):

@@ -138,13 +138,15 @@ def _example(row):
     if "target" in row and ("numbers" in row or "nums" in row):
       numbers, target = row["numbers"] if "numbers" in row else row["nums"], row["target"]
     elif "input" in row and "output" in row:
-      numbers, target = row["input"].split(","), row["output"]
+      numbers, target = row["input"], row["output"]
     else:
       raise ValueError(
         f"must have columns 'numbers' or 'nums', and 'target', or 'input' and 'output', it has {', '.join(row)}")
+    if isinstance(numbers, str):  # CSV has lists as text, too: "[30, 100, 93]"
+      numbers = numbers.strip("[] ").replace(",", " ").split()
     numbers, target = list(map(_number, numbers)), _number(target)
-  except (TypeError, AttributeError, OverflowError) as error:
-    raise ValueError(f"numbers must be a list, or text such as '30,100,93' in 'input': {error}") from error
+  except (TypeError, OverflowError) as error:
+    raise ValueError(f"numbers must be a list or text such as '30,100,93', the target a number: {error}") from error
   if any(not isinstance(number, int) or number < 0 for number in numbers):
     raise ValueError(f"numbers must be whole and not negative, they are {numbers}")
   return {"numbers": numbers, "target": target}

@@ -82,7 +82,8 @@ def _open_file(source, kind, columns, field):
     data = Path(source).expanduser().read_bytes()
     if kind.endswith(".gz"):
       data = gzip.decompress(data)
-  except (OSError, EOFError, zlib.error, RuntimeError) as error:  # RuntimeError: the home of a user who is not there
+  # RuntimeError: the home of a user who is not there; ValueError: a zero byte in the path.
+  except (OSError, EOFError, zlib.error, RuntimeError, ValueError) as error:
     raise OSError(f"{field}: cannot read {source}: {getattr(error, 'strerror', None) or error}") from error
   rows = []
   try:

@@ -48,7 +48,7 @@ Your step-by-step solving process
 </answer>
 """
 
-_PUZZLE, _SOLUTION = re.compile(r"[0-4]{16}"), re.compile(r"[1-4]{16}")
+_PUZZLE = re.compile(r"[0-4]{16}")
 _BEFORE_TAG, _ALONE = re.compile(r"(\d{16})\s*</answer>"), re.compile(r"\b(\d{16})\b")
 
 
@@ -142,6 +142,7 @@ def _example(row):
   puzzle, solution = sources.text_of(row, "Puzzle"), sources.text_of(row, "Solution")
   if not _PUZZLE.fullmatch(puzzle) or "0" not in puzzle:
     raise ValueError(f"column 'Puzzle' must be 16 digits of 0 to 4, some of them 0, it is {puzzle!r:.80}")
-  if not _SOLUTION.fullmatch(solution) or any(given not in ("0", digit) for given, digit in zip(puzzle, solution)):
-    raise ValueError(f"column 'Solution' must be the puzzle {puzzle} with its cells filled, it is {solution!r:.80}")
+  kept = all(given in ("0", digit) for given, digit in zip(puzzle, solution))
+  if not kept or solution not in sudoku_problems.grids():
+    raise ValueError(f"column 'Solution' must be the puzzle {puzzle} filled by the rules, it is {solution!r:.80}")
   return {"puzzle": puzzle, "solution": solution}
