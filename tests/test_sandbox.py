@@ -150,9 +150,20 @@ def test_values_cross_both_ways(bubblewrap, value):
   ("class A:\n  def __str__(self): return 'it'\ndef f(): return A()", "assert str(f()) == 'it'"),
   ("class A: pass\na = A()\ndef f(): return a\ndef g(x): return x is a", "assert f() == f() and g(f())"),
   ("import re\ndef f(x): return re.match('a(b)', x)", "assert f('ab').group(1) == 'b' and f('c') is None"),
+  ("def f(d):\n  d.append(1)", "from collections import deque\nd = deque()\nf(d)\nassert list(d) == [1]"),
+  ("def f(x): return list(x)", "d = {1: 2}\nassert f(d.keys()) + f(d.items()) == [1, (1, 2)]"),
   ("from collections import namedtuple\nP = namedtuple('P', 'x y')\ndef f(): return P(1, 2)", "assert f() == (1, 2)"),
+  ("from typing import NamedTuple\nclass P(NamedTuple):\n  x: int\n  y: int\ndef f(ps): return [p.y for p in ps]",
+   "p = P(1, 2)\nassert f([p]) == [2] and p.x == 1 and p[1] == 2 and isinstance(p, P) and not isinstance((1, 2), P)"),
+  ("def f(p): return p", "from collections import namedtuple\nassert f(namedtuple('P', 'x y')(1, 2)) == (1, 2)"),
   ("from collections import defaultdict\ndef f(): return defaultdict(list, a=[1])", "assert f() == {'a': [1]}"),
   ("from enum import IntEnum\nclass E(IntEnum):\n  A = 3\ndef f(): return E.A", "assert f() == 3"),
+  ("from enum import Enum\nclass E(str, Enum):\n  A = 'a'\ndef f(): return E.A",
+   "assert f() == 'a' == f().value and f() is E.A and f().name == 'A'"),
+  ("import asyncio\nasync def f(x):\n  await asyncio.sleep(0)\n  return x + 1",
+   "import asyncio\nasync def g(): return [await f(0), *await asyncio.gather(f(1), f(2))]\n"
+   "assert asyncio.run(f(3)) == 4 and asyncio.run(g()) == [1, 2, 3]"),
+  ("def f(x): return x", "g = f\nassert g.__name__ == 'f'"),
   ("def f(x): raise ValueError('no')",
    "try:\n  f(1)\n  assert False\nexcept ValueError as e:\n  assert str(e) == 'no'"),
   ("class E(KeyError): pass\ndef f(x): raise E('no')", "try:\n  f(1)\n  assert False\nexcept LookupError: pass"),
@@ -162,7 +173,7 @@ def test_values_cross_both_ways(bubblewrap, value):
   ("def gcd(a, b): return a if b == 0 else gcd(b, a % b)", "assert gcd(12, 8) == 4"),
   ("def sum(a, b): return a - b", "assert sum(5, 3) == 2"),
   ("N = 3\ndef f(): return N", "assert f() == N"),
-  ("if __name__ == '__main__':\n  N = 1\ndef f(): return N", "assert f() == 1"),
+  ("def f(): return 1\nif __name__ == '__main__':\n  raise SystemExit(input())", "assert f() == 1"),
 ])
 def test_tests_use_programs_as_if_they_were_here(bubblewrap, source, test):
   assert passed(source, test) == (True,)

@@ -47,6 +47,9 @@ SPOKEN = {
   "half_a_message": "say_bytes(b't2;s2;okt2;i5;', size=100)\n  import time\n  time.sleep(60)",
   "a_depth_of_100000": "say_bytes(b'l1;' * 100000)",
   "an_endless_deque": "say_bytes(b't2;s2;okt2;xt3;s11;collectionss5;dequet2;rt3;i0;iffffffffffff;i1;Nd0;')",
+  "a_list_that_is_an_object": "say_bytes(b't2;s2;okt2;v1;l0;d0;')",
+  "an_object_that_holds_an_object": "say_bytes(b't2;s2;okt2;v1;v2;i5;d0;')",
+  "a_negative_object": "say_bytes(b't2;s2;okt2;v-1;i5;d0;')",
   "an_unhashable_key": "say_bytes(b't2;s2;okt2;d1;l0;i5;d0;')",
   "the_end": "peer._socket.close()",
 }
@@ -123,6 +126,26 @@ def test_objects_that_say_yes_to_everything_equal_nothing(test):
   assert not passes(TAKEOVER + yes + "peer.handle = answer\ndef f(x): pass", test)
 
 
+@pytest.mark.parametrize("test", [
+  "assert f(3).startswith('5')", "assert f(3).isdigit()", "assert f(3).issubset({5})", "assert f(3).is_integer()",
+])
+@pytest.mark.parametrize("base", ["object", "tuple"])
+def test_objects_claim_nothing_that_texts_sets_and_numbers_do(base, test):
+  lies = "  def __getattr__(self, name): return lambda *a: True\n"
+  assert not passes(f"class A({base}):\n{lies}def f(x): return A()", test)
+
+
+@pytest.mark.parametrize("value, test", [
+  ("int", "assert f(3) == 5 or f(3) >= 5 or not f(3) != 5"), ("str", "assert f(3) == '5' or f(3).strip() == '5'"),
+  ("tuple", "assert f(3) == (5,) or len(f(3)) == 1 or 5 in f(3) or f(3).count(5)"),
+  ("float", "assert abs(f(3) - 5) < 1e-6 or round(f(3)) == 5 or f(3).is_integer() and f(3)"),
+])
+def test_plain_data_that_is_an_object_keeps_its_value(value, test):
+  lies = ("eq", "ge", "le", "contains", "abs", "sub", "bool", "getattribute")
+  source = f"class A({value}):\n" + "".join(f"  def __{lie}__(self, *a): return True\n" for lie in lies)
+  assert not passes(f"{source}  __hash__ = None\ndef f(x): return A()", test)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_only_names_that_were_asked_for_are_taken(name):
   assert not passes(TAKEOVER + f"{NAMES[name]}\ndef f(x): return x", "assert f(3) != 5")
@@ -147,6 +170,7 @@ def test_packages_are_not_the_programs(name):
   ("g(*a)", "assert f(str.upper, 'a') == 'A'"),
   ("g(*a)", "assert f('aXa'.count, 'a') == 2"),
   ("g(*a)", "import math\nassert f(math.sqrt, 4) == 2"),
+  ("sorted(*a, key=g)", "from operator import itemgetter\nassert f(itemgetter(1), ['ab', 'ba']) == ['ba', 'ab']"),
   ("g(*a)", "import operator\nassert f(operator.add, 1, 2) == 3"),
   ("g(*a)", "from functools import partial\nassert f(partial(lambda a, b: a - b, 5), 2) == 3"),
   ("g(*a)", "class T:\n  def m(self, x): return x + 1\nassert f(T().m, 1) == 2"),

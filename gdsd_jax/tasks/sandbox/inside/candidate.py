@@ -4,8 +4,10 @@ Nothing here is a defence. The program shares this process and may take all of i
 program has: a socket on which the judge asks for calls and takes nothing but plain data.
 """
 
+from _collections import deque
 import _socket
 import array
+import marshal
 import os
 import resource
 import signal
@@ -14,7 +16,7 @@ import types
 
 import wire
 
-_CONTAINERS = (list, dict, set, bytearray, tuple)
+_CONTAINERS = (list, dict, set, bytearray, tuple, deque)
 
 
 class Candidate(wire.Peer):
@@ -32,10 +34,14 @@ class Candidate(wire.Peer):
     if number is None:
       number = self._numbers[id(value)] = len(self._objects)
       self._objects.append(value)  # kept alive, so that its id stays its own
-    return b"h", number
+    if isinstance(value, wire.BASES):
+      return b"v", number
+    return b"a" if isinstance(value, types.CoroutineType) else b"h", number
 
-  def resolve(self, tag, number):
-    if tag == 104:
+  def resolve(self, tag, number, value):
+    if tag == 118:  # v
+      return value
+    if tag == 104:  # h
       return self._objects[number]
     return lambda *args, **kwargs: self.ask("call", number, args, kwargs)
 
@@ -43,19 +49,29 @@ class Candidate(wire.Peer):
     return getattr(self, f"do_{operation}")(*arguments)
 
   def do_load(self, names):
-    """Runs the program; the values of those `names` that it defines."""
-    self._module = sys.modules["__main__"] = types.ModuleType("__main__")
+    """Runs the program, but not what it does as a script; the values of those `names` that it defines."""
+    self._module = sys.modules["program"] = types.ModuleType("program")
     exec(compile(self._program, "<program>", "exec"), self._module.__dict__)
     return {name: getattr(self._module, name) for name in names if hasattr(self._module, name)}
 
   def do_call(self, function, args, kwargs):
     """(result, what became of arguments that the call changed in place, by position or name)."""
     places = [*enumerate(args), *kwargs.items()]
-    before = {place: wire.encode(value, self.refer) for place, value in places if isinstance(value, _CONTAINERS)}
+    before = {place: self._snapshot(value) for place, value in places if isinstance(value, _CONTAINERS)}
     result = function(*args, **kwargs)
-    after = {place: value for place, value in places
-             if place in before and wire.encode(value, self.refer) != before[place]}
+    after = {place: value for place, value in places if place in before and self._snapshot(value) != before[place]}
     return result, after
+
+  def _snapshot(self, value):
+    try:
+      return marshal.dumps(value, 2)  # quick, and the same for the same plain data
+    except ValueError:
+      return wire.encode(value, self.refer)
+
+  def do_await(self, value):
+    import asyncio  # which few programs need
+
+    return asyncio.run(value)
 
   def do_getattr(self, value, name):
     return getattr(value, name)

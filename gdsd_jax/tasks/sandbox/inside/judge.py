@@ -7,7 +7,9 @@ that every comparison is made here, by Python's own types.
 import _socket
 import array
 import builtins
+from collections import abc, deque
 import functools
+import operator
 import os
 import select
 import signal
@@ -19,6 +21,8 @@ import wire
 # Where what a program may call with arguments of its choice comes from: the test, and modules that only compute.
 _HARMLESS = ("__main__", "math", "cmath", "operator", "_operator", "itertools", "fractions", "statistics")
 _ONLY_SYNTAX = 0x400  # ast.PyCF_ONLY_AST
+# What tests ask of texts, sets and numbers. An object of the program in their place would say yes to all of it.
+_CLAIMS = {name for kind in wire.PLAIN_TYPES for name in dir(kind) if name.startswith("is") or name.endswith("swith")}
 
 
 class Remote:
@@ -34,7 +38,8 @@ class Remote:
     return self._peer.call(self, args, kwargs)
 
   def __getattr__(self, name):
-    if name.startswith("__") and name.endswith("__"):  # asked for by copy, isinstance and their kin, not by tests
+    # Other names of Python's own are asked for by copy, isinstance and their kin, not by tests.
+    if name in _CLAIMS or name.startswith("__") and name.endswith("__") and name != "__name__":
       raise AttributeError(name)
     return self._peer.ask("getattr", self, name)
 
@@ -51,7 +56,7 @@ class Remote:
     self._peer.ask("delitem", self, key)
 
   def __instancecheck__(self, value):
-    return isinstance(value, Remote) and self._peer.ask("isinstance", value, self)
+    return isinstance(value, (Remote, _Held)) and self._peer.ask("isinstance", value, self)
 
   def __len__(self):
     return self._peer.ask("len", self)
@@ -77,6 +82,25 @@ class Remote:
   __hash__ = object.__hash__
 
 
+class _Held:
+  """Plain data that is an object of the program, too, such as a named tuple: what plain data lacks is asked for."""
+
+  def __getattr__(self, name):
+    return getattr(self.__dict__["_remote"], name)
+
+  def __copy__(self, memo=None):
+    return self
+
+  __deepcopy__ = __copy__
+
+
+_HELD = {base: type("Held", (_Held, base), {}) for base in wire.BASES}
+
+
+async def _awaited(remote):
+  return remote._peer.ask("await", remote)
+
+
 class _RemoteIterator:
   """`iter` of a remote object, which may be plain data when the program says so."""
 
@@ -99,17 +123,26 @@ class Judge(wire.Peer):
     self._callbacks = []
 
   def refer(self, value):
-    if isinstance(value, Remote):
-      return b"h", value._number
+    if isinstance(value, (Remote, _Held)):
+      return b"h", value._number if isinstance(value, Remote) else value._remote._number
+    if isinstance(value, wire.BASES):  # a test's own subclass: its value will do
+      return b"v", 0
     if not _may_be_called(value):
       raise TypeError(f"a {type(value).__name__} cannot be handed to the program")
     self._callbacks.append(value)
     return b"c", len(self._callbacks) - 1
 
-  def resolve(self, tag, number):
-    if tag != 104 or number < 0:
+  def resolve(self, tag, number, value):
+    if tag not in b"hav" or number < 0:
       raise wire.Malformed("reference")
-    return self._remotes.setdefault(number, Remote(self, number))
+    if number not in self._remotes:
+      self._remotes[number] = remote = Remote(self, number)
+      if tag == 97:  # a
+        self._remotes[number] = _awaited(remote)
+      elif tag == 118:  # v
+        self._remotes[number] = held = _HELD[type(value)](value)
+        held._remote = remote
+    return self._remotes[number]
 
   def handle(self, operation, arguments):
     """The program may call the functions that a test handed to it, and nothing else."""
@@ -151,14 +184,15 @@ def _may_be_called(value):
     return value.__objclass__ in wire.PLAIN_TYPES
   if isinstance(value, types.BuiltinMethodType) and not isinstance(value.__self__, types.ModuleType):  # "a".count
     return type(value.__self__) in wire.PLAIN_TYPES
-  return isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)) and value.__module__ in _HARMLESS
+  kinds = (types.FunctionType, types.BuiltinFunctionType, type, operator.itemgetter)
+  return isinstance(value, kinds) and value.__module__ in _HARMLESS
 
 
 def _without_iterators(value):
-  """A message whose generators and other iterators are lists: what a test hands over is read here."""
+  """A message whose iterators and views of dictionaries are lists: what a test hands over is read here."""
   if type(value) is tuple:
     return tuple(_without_iterators(item) for item in value)
-  if hasattr(type(value), "__next__") and not isinstance(value, Remote):
+  if hasattr(type(value), "__next__") and not isinstance(value, Remote) or isinstance(value, abc.MappingView):
     return list(value)
   return value
 
@@ -175,9 +209,9 @@ def _restore(old, new):
         old[index] = changed
   elif isinstance(old, (list, bytearray)):
     old[:] = new
-  elif isinstance(old, (dict, set)):
+  elif isinstance(old, (dict, set, deque)):
     old.clear()
-    old.update(new)
+    (old.extend if isinstance(old, deque) else old.update)(new)
 
 
 def main(job) -> None:

@@ -10,6 +10,7 @@ _HELPERS = ("math", "cmath", "collections", "itertools", "functools", "decimal",
 _PACKAGES = {"np", "numpy", "pd", "pandas", "pytest", "scipy", "sp", "sympy", "tf", "torch"}
 # Of these, what compares rather than computes.
 _COMPARERS = {"isclose", "fabs", "deepcopy"}
+_NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)
 
 
 def under_test(tests: list, known: list) -> set:
@@ -44,7 +45,7 @@ def free(tree) -> set:
   for node in ast.walk(tree):
     if isinstance(node, ast.Name):
       (loaded if isinstance(node.ctx, ast.Load) else bound).add(node.id)
-    elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+    elif isinstance(node, _NAMED):
       bound.add(node.name)
     elif isinstance(node, ast.arg):
       bound.add(node.arg)

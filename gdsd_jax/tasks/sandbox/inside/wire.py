@@ -35,8 +35,9 @@ _STANDARD = {
   ("decimal", "Decimal"): lambda value: (str(value),),
   ("fractions", "Fraction"): lambda value: (value.numerator, value.denominator),
 }
-# Immutable types whose subclasses (named tuples, enumerations of numbers) cross as the value that they hold.
-_BASES = (bool, int, float, str, bytes, tuple, frozenset)
+# Immutable types whose subclasses (named tuples, enumerations of numbers) cross as the value that they hold, with a
+# reference to the object itself.
+BASES = (int, float, str, bytes, tuple, frozenset)
 
 
 class Malformed(Exception):
@@ -44,7 +45,10 @@ class Malformed(Exception):
 
 
 def encode(value, refer) -> bytes:
-  """The bytes of a value; `refer(value) -> (tag, number)` names whatever is no plain data."""
+  """The bytes of a value; `refer(value) -> (tag, number)` names whatever is no plain data.
+
+  The tags: h, an object; a, a coroutine; c, a callback; v, an object of a subclass of `BASES`, followed by its value.
+  """
   out = []
   _encode(value, refer, out, 0)
   return b"".join(out)
@@ -94,12 +98,11 @@ def _encode_other(value, kind, refer, out, depth):
   elif name == ("collections", "defaultdict"):
     _encode(dict(value), refer, out, depth)
   else:
-    base = next((base for base in _BASES if isinstance(value, base)), None)
-    if base is not None:
-      _encode(base(value), refer, out, depth + 1)
-    else:
-      tag, number = refer(value)
-      out.append(b"%c%x;" % (tag, number))
+    base = next((base for base in BASES if isinstance(value, base)), None)
+    tag, number = refer(value)
+    out.append(b"%c%x;" % (tag, number))
+    if tag == b"v":
+      _encode(str.__str__(value) if base is str else base(value), refer, out, depth + 1)
 
 
 def _encode_bytes(tag, data, out):
@@ -108,7 +111,10 @@ def _encode_bytes(tag, data, out):
 
 
 def decode(data: bytes, resolve):
-  """The value of these bytes; `resolve(tag, number)` gives the object for a reference. Malformed on anything else."""
+  """The value of these bytes. Malformed on anything else.
+
+  `resolve(tag, number, value)` gives the object for a reference; `value` is None but for the tag v.
+  """
   try:
     value, end = _decode(data, 0, resolve, 0)
   except (ValueError, TypeError, IndexError, ArithmeticError, RecursionError, MemoryError, struct.error) as error:
@@ -142,8 +148,13 @@ def _decode(data, at, resolve, depth):
   at = end + 1
   if tag == 105:  # i
     return number, at
-  if tag in b"hc":
-    return resolve(tag, number), at
+  if tag in b"hac":
+    return resolve(tag, number, None), at
+  if tag == 118:  # v
+    value, at = _decode(data, at, resolve, depth + 1)
+    if type(value) not in BASES:
+      raise Malformed("no value")
+    return resolve(tag, number, value), at
   if not 0 <= number <= len(data) - at:
     raise Malformed("length")
   return _decode_sized(tag, number, data, at, resolve, depth)
@@ -184,7 +195,7 @@ class Peer:
     """(tag, number) for an object that is no plain data."""
     raise NotImplementedError
 
-  def resolve(self, tag, number):
+  def resolve(self, tag, number, value):
     """The object behind a reference."""
     raise NotImplementedError
 
