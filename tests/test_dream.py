@@ -71,7 +71,10 @@ def test_the_published_fields_come_back(goldens, tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [
-  ({"rope_scaling": {"type": "yarn"}}, "rope_scaling"),
+  ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling"),
+  ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0}}, "rope_parameters"),
+  ({"rope_theta": None}, "rope_theta must be a positive number, not None"),
+  ({"tie_word_embeddings": "false"}, "tied_head must be true or false, not 'false'"),
   ({"use_sliding_window": True}, "use_sliding_window"),
   ({"hidden_act": "gelu"}, "hidden_act"),
   ({"hidden_size": 18}, "multiple of num_attention_heads"),
@@ -89,6 +92,16 @@ def test_a_config_beyond_this_model_is_refused(tmp_path, change, message):
   with pytest.raises(ValueError, match=message) as raised:
     huggingface.load_config(tmp_path)
   assert str(file) in str(raised.value)
+
+
+@pytest.mark.parametrize("others", [{}, {"rope_theta": 7.0}], ids=["alone", "beside rope_theta"])
+def test_rope_parameters_of_transformers_5_are_read(tmp_path, others):
+  gdsd_jax.save_pretrained(tmp_path, *made())
+  file = tmp_path / "config.json"
+  fields = json.loads(file.read_text())
+  del fields["rope_theta"], fields["rope_scaling"]
+  file.write_text(json.dumps(fields | others | {"rope_parameters": {"rope_theta": 100, "rope_type": "default"}}))
+  assert huggingface.load_config(tmp_path) == CONFIG
 
 
 # Positions

@@ -441,6 +441,9 @@ def test_an_unknown_dtype_is_refused_with_the_known_ones(saved, dtype):
   (with_fields(pad_token_id=None), ValueError, "pad_token_id"),
   (with_fields(d_model="16"), ValueError, "d_model"),
   (with_fields(n_layers=2.5), ValueError, "layers"),
+  (with_fields(rope_theta=0), ValueError, "rope_theta must be a positive number, not 0"),
+  (with_fields(rms_norm_eps=math.nan), ValueError, "norm_epsilon must be a positive number, not nan"),
+  (with_fields(max_sequence_length=0), ValueError, "max_positions must be at least 1, not 0"),
 ], ids=words_of)
 def test_a_bad_config_is_refused_by_the_file_and_the_field(saved, damage, error, words):
   folder, _, _ = saved
@@ -487,6 +490,8 @@ def test_a_weight_file_cut_short_is_refused_by_its_name(saved, share):
   (with_text(INDEX, "{}"), ValueError, INDEX),
   (with_text(INDEX, "[]"), ValueError, INDEX),
   (with_text(INDEX, '{"weight_map": {}}'), ValueError, "holds model.transformer."),
+  (with_text(INDEX, '{"weight_map": {"a": "../a.safetensors"}}'), ValueError, "which is no file of its folder"),
+  (with_text(INDEX, '{"weight_map": {"a": "/a.safetensors"}}'), ValueError, "which is no file of its folder"),
 ], ids=words_of)
 def test_bad_shards_are_refused_by_the_file(sharded, damage, error, words):
   folder, _, _ = sharded
@@ -506,6 +511,18 @@ def test_nothing_is_put_on_a_device_before_all_files_are_checked(saved, monkeypa
 
 
 # Saves that fail.
+
+
+@pytest.mark.parametrize("change, lost", [
+  ({"head_dim": 8}, "llada has no place for this model's head_dim"),
+  ({"shifted_output": True, "positions_skip_padding": True}, "shifted_output, positions_skip_padding"),
+  ({"family": "dream"}, "dream has no place for this model's qkv_bias, shifted_output, positions_skip_padding"),
+])
+def test_a_model_that_its_layout_cannot_state_is_not_saved(tmp_path, change, lost):
+  denoiser = Denoiser(dataclasses.replace(CONFIG, **change))
+  with pytest.raises(ValueError, match=lost):
+    save_pretrained(tmp_path / "model", denoiser, random_params(denoiser))
+  assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize("max_shard_bytes", [2**30, SHARD_BYTES], ids=["one_file", "shards"])

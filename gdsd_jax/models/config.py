@@ -1,6 +1,7 @@
 """What a denoiser is: the sizes and special tokens that its config.json states."""
 
 import dataclasses
+import math
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +48,17 @@ class DenoiserConfig:
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
-      if field.type is int and type(getattr(self, field.name)) is not int:
-        raise ValueError(f"{field.name} must be an integer, not {getattr(self, field.name)!r}")
-    for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_size"):
+      value = getattr(self, field.name)
+      if field.type is int and type(value) is not int:
+        raise ValueError(f"{field.name} must be an integer, not {value!r}")
+      if field.type is bool and type(value) is not bool:
+        raise ValueError(f"{field.name} must be true or false, not {value!r}")
+      if field.type is float:
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+          raise ValueError(f"{field.name} must be a positive number, not {value!r}")
+        object.__setattr__(self, field.name, float(value))  # JSON writes 1000000.0 as 1000000 too
+    for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_size",
+                 "max_positions"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
     if self.num_heads % self.num_kv_heads:

@@ -6,7 +6,7 @@ from typing import Any
 from gdsd_jax.models.config import DenoiserConfig
 
 # What the layout can express but this transformer does not compute: such a model is refused, not miscomputed.
-_REQUIRED = {"hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False}
+_REQUIRED = {"hidden_act": "silu", "use_sliding_window": False}
 
 
 def parse_config(fields: Mapping[str, Any]) -> DenoiserConfig:
@@ -29,18 +29,30 @@ def parse_config(fields: Mapping[str, Any]) -> DenoiserConfig:
     num_kv_heads=fields.get("num_key_value_heads") or heads,
     head_dim=fields.get("head_dim") or width // heads,
     mlp_size=fields["intermediate_size"],
-    rope_theta=float(fields.get("rope_theta", 10000.0)),
-    norm_epsilon=float(fields.get("rms_norm_eps", 1e-6)),
+    rope_theta=_rope_theta(fields),
+    norm_epsilon=fields.get("rms_norm_eps", 1e-6),
     max_positions=fields["max_position_embeddings"],
     mask_token_id=fields["mask_token_id"],
     eos_token_id=fields["eos_token_id"],
     pad_token_id=fields["eos_token_id"] if pad is None else pad,
     qkv_bias=True,
-    tied_head=bool(fields.get("tie_word_embeddings", False)),
+    tied_head=fields.get("tie_word_embeddings") or False,
     shifted_output=True,
     positions_skip_padding=True,
     family="dream",
   )
+
+
+def _rope_theta(fields: Mapping[str, Any]) -> float:
+  """Base of the rotary frequencies: `rope_parameters` where transformers 5 wrote it, `rope_theta` otherwise."""
+  theta = fields.get("rope_theta", 10000.0)
+  for name in ("rope_scaling", "rope_parameters"):
+    rope = fields.get(name) or {}
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
+    if kind != "default" or rope.keys() - {"rope_theta", "rope_type", "type"}:
+      raise ValueError(f"{name} is {rope!r}; only unscaled positions are supported")
+    theta = rope.get("rope_theta", theta)
+  return theta
 
 
 def format_config(config: DenoiserConfig, dtype: str) -> dict[str, Any]:
@@ -65,6 +77,7 @@ def format_config(config: DenoiserConfig, dtype: str) -> dict[str, Any]:
     "num_hidden_layers": config.num_layers,
     "num_key_value_heads": config.num_kv_heads,
     "rms_norm_eps": config.norm_epsilon,
+    "rope_scaling": None,
     "rope_theta": config.rope_theta,
     "sliding_window": None,
     "tie_word_embeddings": config.tied_head,

@@ -5,6 +5,7 @@ Weights go one leaf at a time, so that host memory never holds two copies of the
 
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -116,13 +117,18 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
     max_shard_bytes: size at which a further weight file is begun (more than one come with an index).
 
   Raises:
-    ValueError: the parameters have an adapter, which this layout has no place for.
+    ValueError: the layout has no place for the parameters' adapter, or for something in the config.
     OSError: one line naming the file, when it cannot be written (a full disk, say).
   """
   if "lora" in params:
     raise ValueError("the parameters have an adapter: merge it (lora.merge), or save it by itself (peft.save_adapter)")
   path = Path(path)
   config = denoiser.config
+  fields = _FAMILIES[config.family].format_config(config, denoiser.dtype)
+  if (read_back := _FAMILIES[config.family].parse_config(fields)) != config:
+    lost = [field.name for field in dataclasses.fields(config)
+            if getattr(read_back, field.name) != getattr(config, field.name)]
+    raise ValueError(f"the layout of {config.family} has no place for this model's {', '.join(lost)}")
   leaves = traverse_util.flatten_dict(params, sep=".")
   plan = _plan_shards(config, leaves, max_shard_bytes)
   names = ["model.safetensors"] if len(plan) == 1 else [
@@ -144,7 +150,6 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
       weight_map = {weight: name for name, shard in zip(names, plan) for weight, _, _ in shard}
       total = sum(leaf.nbytes for leaf in leaves.values())
       temporary(_INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
-    fields = _FAMILIES[config.family].format_config(config, denoiser.dtype)
     temporary("config.json").write_text(json.dumps(fields, indent=2) + "\n")
     for final, incomplete in written.items():
       os.replace(incomplete, final)
@@ -208,6 +213,9 @@ def _check_files(path: Path, config: DenoiserConfig, abstract) -> dict[str, Path
       files = {name: path / file for name, file in json.loads(index.read_text())["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise ValueError(f"model.path: {index} is no index of weights: {error!r}") from None
+    for file in files.values():
+      if file.parent != path or file.name == "..":
+        raise ValueError(f"model.path: {index} names {file}, which is no file of its folder")
   elif (path / "model.safetensors").is_file():
     files = None
   else:

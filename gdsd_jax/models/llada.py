@@ -41,14 +41,14 @@ def parse_config(fields: Mapping[str, Any]) -> DenoiserConfig:
     num_kv_heads=kv_heads,
     head_dim=width // heads,
     mlp_size=fields.get("mlp_hidden_size") or int(fields["mlp_ratio"] * width),
-    rope_theta=float(fields.get("rope_theta") or 10000.0),
-    norm_epsilon=float(fields.get("rms_norm_eps", 1e-5)),
+    rope_theta=fields.get("rope_theta", 10000.0),
+    norm_epsilon=fields.get("rms_norm_eps", 1e-5),
     max_positions=fields["max_sequence_length"],
     mask_token_id=fields["mask_token_id"],
     eos_token_id=fields["eos_token_id"],
     pad_token_id=fields.get("pad_token_id", fields["eos_token_id"]),
-    qkv_bias=bool(fields.get("include_qkv_bias", False)),
-    tied_head=bool(fields.get("weight_tying", False)),
+    qkv_bias=fields.get("include_qkv_bias") or False,
+    tied_head=fields.get("weight_tying") or False,
     family="llada",
   )
 
