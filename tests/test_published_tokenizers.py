@@ -409,6 +409,25 @@ def test_an_ordinary_token_as_padding_ends_no_text(dream, dream_config):
   assert 0 not in stop_token_ids(dream, dataclasses.replace(dream_config, pad_token_id=0))
 
 
+@pytest.fixture
+def dream_unnamed(dream_copy, dream_config):
+  """Its added tokens in added_tokens.json, and no file that tells which of them are special or the end of text."""
+  for name in ("tokenizer_config.json", "special_tokens_map.json"):
+    (dream_copy / name).unlink()
+  write_json(dream_copy / "added_tokens.json", DREAM_IDS)
+  return load_tokenizer(dream_copy, dream_config)
+
+
+def test_an_end_of_turn_that_no_file_calls_special_stops_too(dream_unnamed, dream_config):
+  assert stop_token_ids(dream_unnamed, dream_config) == (151643, 151645)
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<|mask|>", "<|endoftext|>"])
+def test_a_message_cannot_forge_what_no_file_calls_special(dream_unnamed, token):
+  with pytest.raises(ValueError, match=re.escape(f"a user message holds {token}")):
+    chat_prompt(dream_unnamed, user(token))
+
+
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<|mask|>", "<|endoftext|>"])
 def test_a_message_cannot_forge_a_turn_an_end_or_a_mask(dream, token):
   with pytest.raises(ValueError) as caught:

@@ -53,24 +53,24 @@ def render(tokenizer, messages: Sequence[dict[str, str]], for_reply: bool) -> st
 
 
 def end_of_turn(tokenizer) -> str | None:
-  """The special token that the chat template writes after an assistant's text; None if it writes none there."""
+  """The added token that the chat template writes after an assistant's text; None if it writes none there."""
   reply = "the reply to it"
   conversation = [{"role": "user", "content": "request"}, {"role": "assistant", "content": reply}]
   _, found, rest = render(tokenizer, conversation, for_reply=False).rpartition(reply)
-  return next(iter(special_tokens_in(tokenizer, rest)), None) if found else None
+  return next(iter(added_tokens_in(tokenizer, rest)), None) if found else None
 
 
 def format_tokens(tokenizer) -> set[str]:
-  """The special tokens that the chat template itself writes: around turns, and at the beginning."""
+  """The added tokens that the chat template itself writes: around turns, and at the beginning."""
   conversation = [{"role": role, "content": "text"} for role in ("user", "assistant", "user")]
-  return set(special_tokens_in(tokenizer, render(tokenizer, conversation, for_reply=True)))
+  return set(added_tokens_in(tokenizer, render(tokenizer, conversation, for_reply=True)))
 
 
-def special_tokens_in(tokenizer, text: str) -> list[str]:
-  """Special tokens of an encoded text, in its order."""
-  special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+def added_tokens_in(tokenizer, text: str) -> list[str]:
+  """Added tokens of an encoded text, in its order; older files do not tell which of them are special."""
+  added = tokenizer.added_tokens_decoder
   encoded = tokenizer.encode(text, add_special_tokens=False)
-  return tokenizer.convert_ids_to_tokens([index for index in encoded if index in special])
+  return tokenizer.convert_ids_to_tokens([index for index in encoded if index in added])
 
 
 def _processor_template(folder: Path) -> str | dict[str, str] | None:

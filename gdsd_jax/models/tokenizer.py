@@ -19,8 +19,8 @@ def load_tokenizer(path_or_hub_name, config: DenoiserConfig):
   """The tokenizer of a model's folder, built from its files alone: no code of the folder is ever run.
 
   Read are tokenizer.json, or for Dream's kin vocab.json and merges.txt, and with them tokenizer_config.json,
-  special_tokens_map.json, added_tokens.json and the chat template; a base model without one gets its family's. Its
-  `mask_token` is the one of the model's config.json, even where the tokenizer's files name none.
+  special_tokens_map.json, added_tokens.json and the chat template; a base model without one gets its family's.
+  Where the tokenizer's files name no `mask_token` or `eos_token`, it is the one of the model's config.json.
 
   Raises:
     FileNotFoundError, ValueError: a file is missing or damaged, has no chat template that can be used, or disagrees
@@ -55,7 +55,7 @@ def load_tokenizer(path_or_hub_name, config: DenoiserConfig):
 
 
 def _agree(tokenizer, config: DenoiserConfig, path: Path) -> None:
-  """Refuses ids beyond the model's vocabulary and another mask token than the model's; names the mask token."""
+  """Refuses ids beyond the model's vocabulary and another mask token than the model's; names mask and end of text."""
   highest = max(tokenizer.get_vocab().values())
   if highest >= config.vocab_size:
     raise ValueError(f"model.path: {path}: {highest + 1} tokens do not fit the model's {config.vocab_size}")
@@ -67,6 +67,9 @@ def _agree(tokenizer, config: DenoiserConfig, path: Path) -> None:
   mask = tokenizer.convert_ids_to_tokens(config.mask_token_id)
   if mask is not None:  # None: no text can hold it
     tokenizer.add_special_tokens({"mask_token": mask})
+  end = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+  if tokenizer.eos_token is None and end is not None:
+    tokenizer.add_special_tokens({"eos_token": end})
 
 
 def stop_token_ids(tokenizer, config: DenoiserConfig) -> tuple[int, ...]:
