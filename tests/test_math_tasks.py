@@ -216,6 +216,28 @@ def test_any_text_is_scored(name, text):
   assert task.accuracy(text, {"answer": "12"}) in (0.0, 1.0)
 
 
+@pytest.mark.parametrize("name", ["gsm8k", "gsm8k_xml", "math_xml"])
+@pytest.mark.parametrize("text", [
+  "\\boxed{" * 10**5, "<reasoning>\n" + "\n</reasoning>\n<answer>\n" * 10**5, "<answer>" * 10**5, "1," * 10**6,
+  "\\frac" * 10**5,
+], ids=lambda text: text[:9])
+def test_long_text_takes_linear_time(name, text):
+  task = get_task(name)
+  start = time.process_time()
+  task.score(text, {"answer": "12"})
+  task.accuracy(text, {"answer": "12"})
+  assert time.process_time() - start < 10  # quadratic time would be minutes
+
+
+@pytest.mark.parametrize("completion, reward", [
+  ("<reasoning>a</reasoning> \n<answer>1</answer> so", 0.5), ("<reasoning></reasoning>b<answer>1</answer>", 0.0),
+  ("<reasoning>a</reasoning><answer>1", 0.0), (" <reasoning>a</reasoning><answer>1</answer>", 0.0),
+  ("<reasoning>a</reasoning>b</reasoning><answer></answer>", 0.5),
+])
+def test_soft_format_wants_both_pairs_of_tags_at_the_start(completion, reward):
+  assert get_task("gsm8k_xml").score(completion, {"answer": "12"})["soft_format"] == reward
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_batch_scores_equal_single_ones(name):
   completions = ["\\boxed{12}", "<answer>12</answer>", "", "13"] * 3

@@ -12,9 +12,7 @@ Respond in the following format:
 </answer>
 """
 
-_SOFT = re.compile(r"<reasoning>.*?</reasoning>\s*<answer>.*?</answer>", re.DOTALL)
-# A second line's end at the end passes, as it does before the `$` of the official code.
-_STRICT = re.compile(r"<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n\n?", re.DOTALL)
+_BETWEEN = re.compile(r"</reasoning>\s*<answer>")
 
 
 def first_answer(text: str) -> str | None:
@@ -42,12 +40,17 @@ def lenient_answer(text: str) -> str:
 
 def soft_format(text: str) -> float:
   """0.5 for a text that starts with both pairs of tags, in order."""
-  return 0.5 if _SOFT.match(text) else 0.0
+  between = _BETWEEN.search(text, len("<reasoning>")) if text.startswith("<reasoning>") else None
+  return 0.5 if between and "</answer>" in text[between.end():] else 0.0
 
 
 def strict_format(text: str) -> float:
-  """0.5 for both pairs of tags, each tag on a line of its own, with nothing around them."""
-  return 0.5 if _STRICT.fullmatch(text) else 0.0
+  """0.5 for both pairs of tags, each tag on a line of its own, with nothing around them but one more line's end."""
+  opening = "<reasoning>\n"
+  _, between, answer = text[len(opening):].partition("\n</reasoning>\n<answer>\n")
+  # The official code ends its pattern in `$`, which lets the line's end pass.
+  ended = answer.endswith(("\n</answer>\n", "\n</answer>\n\n"))
+  return 0.5 if text.startswith(opening) and between and ended else 0.0
 
 
 def tag_count(text: str) -> float:
