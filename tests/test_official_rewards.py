@@ -7,8 +7,19 @@ import pytest
 from gdsd_jax import get_task
 from gdsd_jax.tasks import sandbox
 
-# (reward, completion) -> our value and why it is not the official one.
-DIFFERENT_ON_PURPOSE = {}
+# None of them is a golden case: (reward, completion, example, official value, ours, why).
+DIFFERENT_ON_PURPOSE = (
+  ("countdown", "<answer>2**3*1</answer>", {"numbers": [2, 3, 1], "target": 8}, 1.0, 0.1,
+   "the prompt allows +, -, * and /; the official code evaluates any Python, and 9**9**9 never ends"),
+  ("countdown", "<answer>7//2*1</answer>", {"numbers": [7, 2, 1], "target": 3}, 1.0, 0.1, "not allowed by the prompt"),
+  ("countdown", "<answer>1.5*2</answer>", {"numbers": [1, 5, 2], "target": 3}, 1.0, 0.1, "1.5 is not 1 and 5"),
+  ("gsm8k/correctness", "The answer is 12", {"answer": "12"}, 0.0, 1.0,
+   "the official pattern wants a character after the number, and makes its last digit that"),
+  ("gsm8k/correctness", "The answer is 12. So", {"answer": "12"}, 0.0, 1.0, "the full stop is no part of the number"),
+  ("gsm8k/correctness", "so \\boxed{1,200}", {"answer": "1,200"}, 0.0, 1.0, "the number is not 200"),
+  ("gsm8k_xml/correctness", "<answer>1200</answer>", {"answer": "1,200"}, 0.0, 2.0, "the same number"),
+  ("gsm8k_xml/int", "<answer>１２</answer>", {"answer": "12"}, 0.5, 0.0, "digits of another script are no answer"),
+)
 
 FAMILIES = (
   "code/format", "countdown", "gsm8k/correctness", "gsm8k_xml/correctness", "gsm8k_xml/int", "gsm8k_xml/soft_format",
@@ -49,7 +60,11 @@ def test_rewards_equal_the_official_ones(cases, family):
     skip_without_bubblewrap()
   wrong = []
   for case in (case for case in cases if case["reward"] == family):
-    expected, _ = DIFFERENT_ON_PURPOSE.get((family, case["completion"]), (case["value"], ""))
-    if reward(case) != pytest.approx(expected, abs=1e-12):
+    if reward(case) != pytest.approx(case["value"], abs=1e-12):
       wrong.append((case, reward(case)))
   assert not wrong
+
+
+@pytest.mark.parametrize("name, completion, example, official, ours, why", DIFFERENT_ON_PURPOSE)
+def test_differences_are_the_listed_ones(name, completion, example, official, ours, why):
+  assert reward({"reward": name, "completion": completion, **example}) == ours != official
