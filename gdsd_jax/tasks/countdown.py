@@ -31,9 +31,9 @@ INSTRUCTION = (
 class CountdownTask(base.Task):
   """Three numbers and a target, asked for as an expression in `<answer>` tags.
 
-  An example has `numbers` (list of int) and `target` (int); a row as below will do. An expression may hold +, -, *, /
-  and parentheses. The official code also lets pass what its prompt forbids but Python evaluates: powers, floor
-  division, and decimals made of the numbers, such as .5 or 1.5.
+  An example has `numbers` (list of int) and `target` (int); for prompts and rewards, a row as below will do. An
+  expression may hold +, -, *, / and parentheses. The official code also lets pass what its prompt forbids but Python
+  evaluates: powers, floor division, and decimals made of the numbers, such as .5 or 1.5.
 
   Attributes:
     train_source, test_source: "generated" (`countdown_problems`), or where the problems are, see

@@ -56,8 +56,8 @@ _BEFORE_TAG, _ALONE = re.compile(r"(\d{16})\s*</answer>"), re.compile(r"\b(\d{16
 class SudokuTask(base.Task):
   """4x4 puzzles, asked for as 16 digits in `<answer>` tags.
 
-  An example has `puzzle` and `solution` (str), 16 digits row by row, 0 in empty cells; a row with
-  `Puzzle` and `Solution` will do.
+  An example has `puzzle` and `solution` (str), 16 digits row by row, 0 in empty cells; for prompts and
+  rewards, a row with `Puzzle` and `Solution` will do.
 
   Attributes:
     train_source, test_source: "generated" (`sudoku_problems`), or where the puzzles are, see `sources.open_source`;
