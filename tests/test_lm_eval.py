@@ -132,6 +132,11 @@ def test_cut_at_the_first_until_string(until, expected):
 @pytest.mark.parametrize("arguments, words", [
   ({}, "pretrained="), ({"pretrained": "tiny", "workdir": "run"}, "pretrained="),
   ({"pretrained": "tiny", "batch_size": "auto"}, "--batch_size"),
+  ({"pretrained": "tiny", "steps": 3}, "--model_args: no setting 'steps', known are pretrained, workdir, "),
+  ({"pretrained": "tiny", "block_length": 0}, "--model_args: block_length: must be at least 1, not 0"),
+  ({"pretrained": "tiny", "max_gen_toks": "many"}, "--model_args: .*'many'"),
+  ({"pretrained": "tiny", "steps_per_token": 2}, "--model_args: steps_per_token: must lie in"),
+  ({"pretrained": "tiny", "kind": "gpt"}, "--model_args: kind: 'gpt' is not one of llada, dream"),
 ])
 def test_bad_arguments_are_named(arguments, words):
   with pytest.raises(ValueError, match=words):

@@ -7,6 +7,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import inspect
 import logging
 from pathlib import Path
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 
 from gdsd_jax import parallel
-from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.diffusion.config import KINDS, SamplerConfig
 from gdsd_jax.models.tokenizer import load_tokenizer
 from gdsd_jax.training.accuracy import Evaluated
 from gdsd_jax.training.config import base_config
@@ -54,6 +55,15 @@ class GenerationDefaults:
   block_length: int
   kind: str
 
+  def __post_init__(self):
+    for name in ("max_gen_toks", "block_length"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")
+    if not 0 < self.steps_per_token <= 1:
+      raise ValueError(f"steps_per_token: must lie in (0, 1], not {self.steps_per_token}")
+    if self.kind not in KINDS:
+      raise ValueError(f"kind: {self.kind!r} is not one of {', '.join(KINDS)}")
+
   def sampler(self, gen_kwargs: Mapping[str, Any]) -> SamplerConfig:
     """The sampler of a request. Without do_sample and a temperature it is greedy. Raises ValueError."""
     limit = int(next((gen_kwargs[name] for name in _LIMITS if gen_kwargs.get(name)), self.max_gen_toks))
@@ -79,7 +89,7 @@ class DenoiserLM(LM):
     self, pretrained: str | None = None, workdir: str | None = None, step: str | int = "latest",
     dtype: str = "bfloat16", batch_size: int | str = 1, max_gen_toks: int = 256, steps_per_token: float = 0.5,
     block_length: int = 32, kind: str | None = None, data: int = -1, fsdp: int = 1, tensor: int = 1, seed: int = 0,
-    device: str | None = None, max_batch_size: int | None = None,
+    device: str | None = None, max_batch_size: int | None = None, **unknown: Any,
   ):
     """--model_args, and what the harness adds to them.
 
@@ -95,10 +105,17 @@ class DenoiserLM(LM):
       device, max_batch_size: not used; JAX chooses the device, and batches have one size.
     """
     super().__init__()
+    if unknown:
+      known = ", ".join(list(inspect.signature(type(self)).parameters)[:-1])
+      raise ValueError(f"--model_args: no setting {next(iter(unknown))!r}, known are {known}")
     if (pretrained is None) == (workdir is None):
       raise ValueError("--model_args: needs pretrained=FOLDER_OR_HUB_NAME, or workdir=RUN")
     if not str(batch_size).isdecimal() or int(batch_size) < 1:
       raise ValueError(f"--batch_size: must be a positive number, not {batch_size!r}")
+    try:
+      defaults = GenerationDefaults(int(max_gen_toks), float(steps_per_token), int(block_length), kind or KINDS[0])
+    except ValueError as error:
+      raise ValueError(f"--model_args: {error}") from None
     config = base_config()
     config.model.dtype = dtype
     mesh = parallel.make_mesh(data, fsdp, tensor)
@@ -108,9 +125,7 @@ class DenoiserLM(LM):
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     self.batch_size = -(-int(batch_size) // shards) * shards
     self._generator = Generator(denoiser, params, self.tokenizer, self.batch_size, mesh)
-    self._defaults = GenerationDefaults(
-      int(max_gen_toks), float(steps_per_token), int(block_length), kind or denoiser.config.family
-    )
+    self._defaults = defaults if kind else dataclasses.replace(defaults, kind=denoiser.config.family)
     self._key, self._batches = jax.random.key(seed), 0
 
   @property
