@@ -113,6 +113,10 @@ def test_every_token_of_a_block_is_committed_once(num_blocks, block_length, step
   ({"kind": "other"}, "sampler.kind"),
   ({"remasking": "other"}, "sampler.remasking"),
   ({"temperature": -1.0}, "sampler.temperature"),
+  ({"temperature": float("nan")}, "sampler.temperature"),
+  ({"temperature": None}, "sampler.temperature"),
+  ({"completion_length": "8"}, "sampler.completion_length"),
+  ({"block_length": 4.0}, "sampler.block_length"),
 ])
 def test_bad_settings_name_the_field(change, field):
   with pytest.raises(ValueError, match=field):
@@ -122,6 +126,11 @@ def test_bad_settings_name_the_field(change, field):
 def test_prompt_beyond_the_positions_is_refused(tiny_denoiser, tiny_params):
   with pytest.raises(ValueError, match="128 positions"):
     run(tiny_denoiser, tiny_params, prompt=jnp.zeros((1, 125), jnp.int32))
+
+
+def test_a_mask_of_another_shape_than_the_prompt_is_refused(tiny_denoiser, tiny_params):
+  with pytest.raises(ValueError, match=r"prompt_mask \(3, 2\) must have the shape of the prompt, \(3, 4\)"):
+    run(tiny_denoiser, tiny_params, prompt_mask=jnp.ones((3, 2), bool))
 
 
 def test_no_host_round_trip(tiny_denoiser, tiny_params):

@@ -1,6 +1,8 @@
 """What a sampler is told and what it gives back."""
 
 import dataclasses
+import math
+import numbers
 
 from flax import struct
 import jax
@@ -62,12 +64,16 @@ class SamplerConfig:
     for field, known in (("kind", KINDS), ("remasking", REMASKING), ("alg", ALGORITHMS)):
       if getattr(self, field) not in known:
         raise ValueError(f"sampler.{field}: {getattr(self, field)!r} is not one of {', '.join(known)}")
-    for field in ("completion_length", "steps", "block_length"):
-      if getattr(self, field) < 1:
-        raise ValueError(f"sampler.{field}: must be at least 1, not {getattr(self, field)}")
+    for field in ("completion_length", "steps", "block_length", "top_k"):
+      value = getattr(self, field)
+      if field == "top_k" and value is None:
+        continue
+      if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"sampler.{field}: must be an integer of at least 1, not {value!r}")
     for field in ("temperature", "cfg_scale", "alg_temp"):
-      if getattr(self, field) < 0:
-        raise ValueError(f"sampler.{field}: must not be negative, not {getattr(self, field)}")
+      value = getattr(self, field)
+      if not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
+        raise ValueError(f"sampler.{field}: must be a number and not negative, not {value!r}")
     if self.kind == "llada":
       self._check_llada()
     else:
@@ -90,12 +96,10 @@ class SamplerConfig:
   def _check_dream(self):
     if self.cfg_scale:
       raise ValueError("sampler.cfg_scale: only the llada sampler has it (sampler.kind is 'dream')")
-    if self.top_p is not None and not 0 < self.top_p <= 1:
-      raise ValueError(f"sampler.top_p: must lie in (0, 1], not {self.top_p}")
-    if self.top_k is not None and self.top_k < 1:
-      raise ValueError(f"sampler.top_k: must be at least 1, not {self.top_k}")
-    if not 0 < self.eps < 1:
-      raise ValueError(f"sampler.eps: must lie between 0 and 1, not {self.eps}")
+    if self.top_p is not None and not (isinstance(self.top_p, numbers.Real) and 0 < self.top_p <= 1):
+      raise ValueError(f"sampler.top_p: must lie in (0, 1], not {self.top_p!r}")
+    if not (isinstance(self.eps, numbers.Real) and 0 < self.eps < 1):
+      raise ValueError(f"sampler.eps: must lie between 0 and 1, not {self.eps!r}")
 
   @property
   def num_blocks(self) -> int:

@@ -23,6 +23,9 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
 
   Returns:
     Rollout of int32[B, L] tokens and float32[B, L] confidence.
+
+  Raises:
+    ValueError: prompt and completion exceed the model's positions, or prompt_mask has another shape than prompt.
   """
   batch, prompt_length = prompt.shape
   length = config.completion_length
@@ -32,6 +35,8 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     )
   attention_mask = None
   if prompt_mask is not None:
+    if prompt_mask.shape != prompt.shape:
+      raise ValueError(f"prompt_mask {prompt_mask.shape} must have the shape of the prompt, {prompt.shape}")
     attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones((batch, length), bool)], axis=1)
   denoise = {"llada": llada.denoise, "dream": dream.denoise}[config.kind]
   return denoise(denoiser, params, prompt.astype(jnp.int32), attention_mask, key, config)
