@@ -1,4 +1,4 @@
-"""GDSD on Countdown, scaled to an embedded model.
+"""GDSD on Countdown, three numbers: the paper's recipe, by preset; `:tiny` scales it to an embedded model.
 
 tiny:      python launch/train.py --config=configs/gdsd_countdown.py
 Hardware:  two CPU cores, 5 minutes.
@@ -7,6 +7,14 @@ Result:    reward of sampled completions from 0.38 to 0.60 (the mean of the last
 The model, 0.4 M parameters in LLaDA's layout, was pretrained on three numbers up to 15 with + and -, with a wrong
 operator in two thirds of the solutions (configs/pretrain_tiny.py). This is task.variant="small", whose prompt is
 "3 5 7 = 9".
+
+llada_8b:  python launch/train.py --config=configs/gdsd_countdown.py:llada_8b
+dream_7b:  python launch/train.py --config=configs/gdsd_countdown.py:dream_7b
+Data:      generated, disjoint from the official test, which comes by
+           --config.task.test_source=countdown_cd3_test.jsonl (of launch/evaluate.py, too)
+Hardware:  eight devices of 80 GB (the official runs'), or a pod slice with as much memory.
+Expected:  LLaDA-8B 84.0 %, Dream-7B 70.3 % (the paper's GDSD, best over lengths 128, 256, 512). Not run by us at this
+           size.
 """
 
 from gdsd_jax.training.config import base_config

@@ -1,4 +1,4 @@
-"""GDSD on 4x4 Sudoku, scaled to an embedded model.
+"""GDSD-TLC on 4x4 Sudoku: the paper's recipe, by preset; `:tiny` scales it to an embedded model, by plain GDSD.
 
 tiny:      python launch/train.py --config=configs/gdsd_sudoku.py
 Hardware:  two CPU cores, 6 minutes.
@@ -7,6 +7,14 @@ Result:    empty cells filled right by sampled completions from 0.65 to 0.91 (th
 The model, 0.4 M parameters in LLaDA's layout, was pretrained on puzzles with half of the empty cells filled wrong
 (configs/pretrain_tiny.py). The puzzles are generated, with 8 givens as the public test's; their prompt is the puzzle
 alone (task.variant="small").
+
+llada_8b:  python launch/train.py --config=configs/gdsd_sudoku.py:llada_8b
+dream_7b:  python launch/train.py --config=configs/gdsd_sudoku.py:dream_7b
+Data:      generated, disjoint from the official test, which comes by
+           --config.task.test_source=4x4_test_sudoku.csv (of launch/evaluate.py, too)
+Hardware:  eight devices of 80 GB (the official runs'), or a pod slice with as much memory.
+Expected:  LLaDA-8B 92.0 %, Dream-7B 91.7 % (the paper's GDSD with TLC, best over lengths 128, 256, 512). Not run by us
+           at this size.
 """
 
 from gdsd_jax.training.config import base_config
@@ -25,7 +33,7 @@ def _published(preset: str):
   config.task.variant = "official"
   config.sampler.steps = 128
   config.sampler.remasking = "random"  # of LLaDA's sampler and its forward process
-  config.sampler.prompt_buckets = (400, 512)  # all prompts are nearly the same length: the rules, and one puzzle
+  config.sampler.prompt_buckets = (400,)  # all prompts are nearly the same length: the rules, and one puzzle
   config.eval.prefill = "<reasoning>"  # as the official evaluation begins every completion
   config.objective.name = "gdsd_tlc"
   config.objective.center_top_k = 8

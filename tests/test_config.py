@@ -2,6 +2,7 @@
 
 import json
 
+from conftest import load_recipe
 import ml_collections
 import pytest
 
@@ -122,6 +123,30 @@ def test_a_value_at_the_edge_is_accepted(fields):
 @pytest.mark.parametrize("name, epsilon", [("gdsd", 4e-4), ("gdsd_tlc", 0.2), ("espo", 0.2)])
 def test_an_unset_trust_region_is_the_objectives_own(name, epsilon):
   assert objective_config(changed(objective__name=name)).epsilon == epsilon
+
+
+@pytest.mark.parametrize("preset", ["llada_8b", "dream_7b"])
+@pytest.mark.parametrize("recipe, numbers", [
+  # objective, mu, batch a device, accumulation, denoising steps, M, learning rate, beta, center_top_k
+  ("math", ("gdsd", 8, 8, 4, 256, 2, 1e-5, 1e-4, None)),
+  ("gsm8k", ("gdsd", 8, 10, 4, 256, 2, 3e-6, 1e-3, None)),
+  ("countdown", ("gdsd", 8, 10, 4, 256, 2, 1e-5, 3e-3, None)),
+  ("sudoku", ("gdsd_tlc", 1, 8, 4, 128, 2, 1e-5, 1e-3, 8)),
+  ("code", ("gdsd_tlc", 8, 3, 20, 256, 4, 3e-6, 5e-2, None)),
+])
+def test_recipes_have_the_official_numbers(recipe, numbers, preset):
+  config = load_recipe(f"gdsd_{recipe}").get_config(preset)
+  validate(config)
+  validate_mesh(config, parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor))
+  objective, optimizer, sampler, lora = config.objective, config.optimizer, config.sampler, config.model.lora
+  per_device = config.group_size * config.prompts_per_step / optimizer.accumulation / 8
+  assert (objective.name, objective.num_iterations, per_device, optimizer.accumulation, sampler.steps, objective.num_mc,
+          optimizer.learning_rate, objective.beta, objective.center_top_k) == numbers
+  assert (config.group_size, objective.psi) == (16, 0.04)
+  assert (sampler.completion_length, sampler.prompt_buckets[-1], sampler.temperature) == (256, 400, 1.0)
+  assert (lora.rank, lora.alpha, lora.dropout, len(lora.targets)) == (128, 64, 0.05, 7)
+  assert (sampler.kind, sampler.top_p) == (("dream", 0.95) if preset == "dream_7b" else ("llada", None))
+  assert (sampler.remasking == "random") == (recipe == "sudoku")
 
 
 def test_the_sampler_section_becomes_the_samplers_config():

@@ -23,6 +23,10 @@ def check_preset(preset: str, without_tiny: str | None = None) -> None:
 def published_config(preset: str, per_device_batch: int, accumulation: int) -> ml_collections.ConfigDict:
   """Config of a published model by LoRA, as in the paper, for a recipe to complete.
 
+  The group and the batch are the official ones whatever the number of devices, which must divide a microbatch,
+  8 × per_device_batch rollouts. On fewer devices --config.optimizer.accumulation makes microbatches smaller; the
+  update stays the same.
+
   Args:
     preset: "llada_8b" or "dream_7b".
     per_device_batch: rollouts of a microbatch on each of the official eight devices.
