@@ -22,6 +22,7 @@ def get_config(preset: str = "arithmetic"):
   if preset not in PRESETS:
     raise ValueError(f"unknown preset {preset!r}, known are {', '.join(PRESETS)}")
   config = ml_collections.ConfigDict()
+  config.kind = "pretraining"
   config.seed = 0
   config.task = dict(name="arithmetic")
   config.slips = 0.5  # share of wrong results

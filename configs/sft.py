@@ -5,7 +5,10 @@ Command:   python launch/pretrain.py --config=configs/sft.py --config.data.train
 Data:      rows with `messages`, a list of {"role", "content"} that ends with the assistant's turn, which is learnt
 Hardware:  tiny: two CPU cores; llada_8b and dream_7b: eight devices of 80 GB.
 Result:    DIR holds a PEFT adapter (LoRA) or the full model; train from it by --config.model.lora.path=DIR or
-           --config.model.path=DIR.
+           --config.model.path=DIR. RL that goes on with an adapter is held to the base model, without the adapter
+           (objective.beta). To be held to the fine-tuned model, start from that:
+           python launch/export.py --workdir=DIR.run --out=MERGED --merge, then --config.model.path=MERGED.
+Full:      --config.model.lora.rank=0, with --config.model.dtype=float32: bfloat16 weights round small updates away.
 """
 
 import ml_collections

@@ -23,7 +23,9 @@ def main():
 
   log_to_stdout()
   config, out = _CONFIG.value, Path(_OUT.value)
-  if config.get("kind") == "sft":
+  if config.get("kind") not in ("pretraining", "sft"):
+    raise ValueError("--config: must be configs/pretrain_tiny.py or configs/sft.py; launch/train.py takes the others")
+  if config.kind == "sft":
     from gdsd_jax.training.finetuning import finetune
 
     finetune(config, Path(_WORKDIR.value or f"{out}.run"), out)

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 import gdsd_jax
+from gdsd_jax.models.huggingface import resolve_path
 from gdsd_jax.models.lora import merge
 from gdsd_jax.models.peft import load_adapter
 from gdsd_jax.models.tokenizer import load_tokenizer
+from gdsd_jax.objectives.pretraining import masked_cross_entropy
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
 from gdsd_jax.training.chats import batch_of, read_chats
 from gdsd_jax.training.finetuning import finetune
@@ -119,7 +121,11 @@ def test_a_killed_run_ends_as_an_undisturbed_one(chats_file, tmp_path):
   ('{"messages": []}', "line 2.*must be a list of turns"),
   ('{"messages": [{"role": "user", "content": 3}]}', "line 2.*`role` and `content`"),
   ('{"messages": [{"role": "user", "content": "hi"}]}', "line 2.*the last turn must be the assistant's"),
-  ('{"messages": [{"role": "assistant", "content": "<|mdm_mask|>"}]}', "line 2.*mdm_mask"),
+  ('{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "<|mdm_mask|>"}]}',
+   "line 2.*mdm_mask"),
+  ('{"messages": [{"role": "<|mdm_mask|>", "content": "hi"}, {"role": "assistant", "content": "ho"}]}',
+   "line 2.*a turn's role must be one word"),
+  ('{"messages": [{"role": "assistant", "content": "hi"}]}', "line 2.*a turn before the assistant's"),
 ])
 def test_bad_chats_are_named_by_file_and_line(chats_file, tokenizer, tmp_path, line, message):
   path = tmp_path / "bad.jsonl"
@@ -136,6 +142,9 @@ def test_bad_chats_are_named_by_file_and_line(chats_file, tokenizer, tmp_path, l
   ({"data.prompt_buckets": (5,)}, "none of the 64 chats fits"),
   ({"data.completion_buckets": (300,)}, "256 positions"),
   ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate"),
+  ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate: must be a finite number"),
+  ({"seed": -1}, "seed: must be at least 0"),
+  ({"model.lora.path": "adapter"}, "model.lora.path: needs model.lora.rank > 0"),
 ])
 def test_bad_fields_are_named_before_anything_is_written(chats_file, tmp_path, changes, message):
   config = sft_config(chats_file)
@@ -146,3 +155,40 @@ def test_bad_fields_are_named_before_anything_is_written(chats_file, tmp_path, c
   with pytest.raises((ValueError, OSError), match=message):
     finetune(config, tmp_path / "run", tmp_path / "out")
   assert not (tmp_path / "out").exists() and not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("role, message", [
+  ("model", "the model that the run started from"), ("adapter", "the adapter that the run started from"),
+  ("workdir", "the run's own folder"),
+])
+def test_an_out_that_would_overwrite_is_refused_before_training(chats_file, tmp_path, role, message):
+  tiny = resolve_path("tiny")
+  places = {"model": tiny, "adapter": tmp_path / "adapter", "workdir": tmp_path / "run"}
+  config = sft_config(chats_file, **{"model.lora.rank": 2, "model.lora.path": str(tmp_path / "adapter")})
+  with pytest.raises(ValueError, match=f"--out: .* is {message}"):
+    finetune(config, tmp_path / "run", places[role])
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["{broken", "[1]"])
+def test_a_damaged_config_of_the_run_is_named(chats_file, tmp_path, text):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(ValueError, match="--workdir: .*config.json is not the config of a run"):
+    finetune(sft_config(chats_file), tmp_path, tmp_path / "out")
+
+
+def test_the_loss_is_the_weighted_cross_entropy_of_masked_completion_tokens(tiny_denoiser, tiny_params):
+  tokens = np.random.default_rng(0).integers(0, 50, (4, 14))
+  maskable = np.broadcast_to(np.arange(14) >= 6, tokens.shape)
+  padding = np.arange(14) >= np.array([0, 3, 5, 1])[:, None]
+  key = jax.random.key(3)
+  loss, _ = masked_cross_entropy(tiny_denoiser, tiny_params, key, tokens, maskable, padding, prompt_length=6)
+  rate_key, mask_key = jax.random.split(key)
+  rate = 1e-3 + (1 - 1e-3) * ((np.float64(jax.random.uniform(rate_key)) + np.arange(4) / 4) % 1)
+  masked = maskable & (np.asarray(jax.random.uniform(mask_key, tokens.shape)) < rate[:, None])
+  noised = np.where(masked, tiny_denoiser.config.mask_token_id, tokens)
+  logits = np.asarray(tiny_denoiser.apply(tiny_params, noised, padding), np.float64)
+  log_prob = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  cross_entropy = -np.take_along_axis(log_prob, tokens[..., None], -1)[..., 0]
+  assert masked.sum() >= 8
+  assert float(loss) == pytest.approx((masked * cross_entropy / rate[:, None]).sum() / (4 * 8), rel=1e-5)

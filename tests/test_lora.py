@@ -163,6 +163,10 @@ def test_peft_names_are_those_of_the_published_modules(tmp_path, adapted):
   ({"r": None}, "lacks the field 'r'"),
   ({"peft_type": "IA3"}, "IA3"),
   ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
+  ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa', which changes the base model"),
+  ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+  ({"r": 4.0}, "r must be an integer, not 4.0"),
+  ({"lora_dropout": None}, "lacks the field 'lora_dropout'"),
 ])
 def test_an_adapter_of_another_kind_is_refused(tmp_path, adapted, tiny_denoiser, tiny_params, change, message):
   denoiser, params = adapted
@@ -188,6 +192,13 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path, adapted, tiny_denoise
   edit(tensors)
   save_file(tensors or {"x": np.zeros(1)}, file)
   with pytest.raises(ValueError, match=message):
+    load_adapter(tmp_path, tiny_denoiser, tiny_params)
+
+
+def test_an_adapter_config_that_is_no_object_is_named(tmp_path, adapted, tiny_denoiser, tiny_params):
+  save_adapter(tmp_path, *adapted, base_model="x")
+  (tmp_path / "adapter_config.json").write_text("[]")
+  with pytest.raises(ValueError, match="adapter_config.json holds no JSON object"):
     load_adapter(tmp_path, tiny_denoiser, tiny_params)
 
 

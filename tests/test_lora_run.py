@@ -113,6 +113,19 @@ def test_the_model_that_a_run_started_from_is_not_overwritten(tmp_path):
     export_run(tmp_path / "run", "latest", model, merged=False)
 
 
+def test_a_run_is_not_overwritten_by_its_own_export(lora_run):
+  config = (lora_run / "config.json").read_text()
+  with pytest.raises(ValueError, match="--out: .* is the run's own folder"):
+    export_run(lora_run, "latest", lora_run, merged=True)
+  assert (lora_run / "config.json").read_text() == config
+
+
+def test_an_export_into_a_file_is_refused(lora_run, tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(OSError, match="--out: cannot write to .*file is a file"):
+    export_run(lora_run, "latest", tmp_path / "file" / "out", merged=False)
+
+
 def test_rl_starts_from_an_exported_adapter(lora_run, tmp_path):
   export_run(lora_run, "latest", tmp_path / "adapter", merged=False)
   trainer = Trainer(lora_config(**{"model.lora.path": str(tmp_path / "adapter")}), tmp_path / "run")

@@ -72,8 +72,8 @@ def merge(params: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:
   blocks = dict(params["blocks"])
   for name, factors in params["lora"].items():
     a, b = factors["a"], factors["b"]
-    # The sum over the rank, one layer at a time.
-    update = jax.lax.map(lambda ab: jnp.tensordot(*ab, axes=1), (a, b))
+    # The sum over the rank, one layer at a time; in full float32, which accelerators round by default.
+    update = jax.lax.map(lambda ab: jnp.tensordot(*ab, axes=1, precision="highest"), (a, b))
     blocks[name] = (blocks[name].astype(jnp.float32) + config.scale * update).astype(blocks[name].dtype)
   return {**{name: leaf for name, leaf in params.items() if name != "lora"}, "blocks": blocks}
 

@@ -1,6 +1,7 @@
 """LoRA adapters as PEFT keeps them: adapter_config.json and adapter_model.safetensors, in and out."""
 
 import json
+import math
 import os
 from pathlib import Path
 import re
@@ -21,6 +22,11 @@ _PREFIX = "base_model.model."  # PEFT wraps the model twice
 # What PEFT can express and this adapter does not compute: refused, not miscomputed.
 _OFF = {"use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
         "fan_in_fan_out": False, "lora_bias": False}
+# Likewise, but newer than some releases of PEFT, so that exported files do not name them.
+_OFF_WHERE_KNOWN = {"alora_invocation_tokens": None, "use_qalora": False, "layer_replication": None,
+                    "use_bdlora": None, "arrow_config": None, "kasa_config": None, "monteclora_config": None}
+# Ways to begin that leave the base weights alone. By the others (pissa, olora, loftq, ...) PEFT changes them, too.
+_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 def save_adapter(path, denoiser: Denoiser, params, base_model: str) -> None:
@@ -118,14 +124,25 @@ def _read_config(file: Path) -> dict:
     raise FileNotFoundError(f"model.lora.path: {file} is missing") from None
   except ValueError as error:
     raise ValueError(f"model.lora.path: {file} is not JSON: {error}") from None
+  if not isinstance(fields, dict):
+    raise ValueError(f"model.lora.path: {file} holds no JSON object")
   if fields.get("peft_type") != "LORA":
     raise ValueError(f"model.lora.path: {file} describes no LoRA adapter (peft_type {fields.get('peft_type')!r})")
-  for name, off in {**_OFF, "bias": "none"}.items():
+  for name, off in {**_OFF, **_OFF_WHERE_KNOWN, "bias": "none"}.items():
     if fields.get(name, off) not in (off, None) and fields[name] != []:
       raise ValueError(f"model.lora.path: {file} has {name} = {fields[name]!r}, which is not supported")
-  for name in ("r", "lora_alpha"):
-    if not isinstance(fields.get(name), (int, float)):
+  if fields.get("init_lora_weights") not in _INITS:
+    raise ValueError(
+      f"model.lora.path: {file} has init_lora_weights = {fields['init_lora_weights']!r}, which changes the base model;"
+      " let PEFT convert it to a plain adapter (save_pretrained's path_initial_model_for_weight_conversion)"
+    )
+  for name, kind, types in (("r", "an integer", (int,)), ("lora_alpha", "a finite number", (int, float)),
+                            ("lora_dropout", "a number", (int, float))):
+    value = fields.get(name, 0.0 if name == "lora_dropout" else None)
+    if value is None:
       raise ValueError(f"model.lora.path: {file} lacks the field {name!r}")
+    if type(value) not in types or not math.isfinite(value):
+      raise ValueError(f"model.lora.path: {file}: {name} must be {kind}, not {value!r}")
   return fields
 
 

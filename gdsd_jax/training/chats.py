@@ -49,8 +49,12 @@ def _split_turns(row: Mapping[str, Any], tokenizer) -> dict[str, str]:
   for message in messages:
     if not isinstance(message, dict) or not all(isinstance(message.get(name), str) for name in ("role", "content")):
       raise ValueError(f"a turn must have `role` and `content`, both text, not {message!r:.100}")
+    if not message["role"].isidentifier():  # anything else could forge the format or hold a mask
+      raise ValueError(f"a turn's role must be one word, such as user, not {message['role']!r:.100}")
   if messages[-1]["role"] != "assistant":
     raise ValueError(f"the last turn must be the assistant's, not of {messages[-1]['role']!r}")
+  if len(messages) < 2:
+    raise ValueError("`messages` must have a turn before the assistant's, which is the prompt")
   chat_prompt(tokenizer, messages)  # refuses a turn, the learnt one too, that forges the format or holds a mask
   prompt = chat_prompt(tokenizer, messages[:-1])
   # The template itself says how a turn ends.

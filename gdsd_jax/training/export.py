@@ -1,6 +1,7 @@
 """From a run's checkpoint to files that other programs load: Hugging Face weights, or a PEFT adapter."""
 
 import logging
+import os
 from pathlib import Path
 import shutil
 
@@ -28,11 +29,31 @@ def export_run(workdir: Path, step: str, out: Path, merged: bool) -> None:
   Raises:
     ValueError, OSError: one line with the cause; nothing was written.
   """
-  model_path = read_run_config(workdir).model.path
+  config = read_run_config(workdir)
+  check_out(out, workdir, config)
   denoiser, params = load_run(workdir, step, mesh=None)
   if merged and denoiser.lora is None:
     raise ValueError(f"--merge: the run in {workdir} has no adapter; its full model is exported without this flag")
-  write_model(out, denoiser, params, model_path, merged)
+  write_model(out, denoiser, params, config.model.path, merged)
+
+
+def check_out(out: Path, workdir: Path, config) -> None:
+  """Raises ValueError or OSError unless a run's model can be written to `out` without losing what the run is made of.
+
+  Args:
+    out: folder to write to, which need not exist.
+    workdir, config: of the run.
+  """
+  taken = {workdir: "the run's own folder (--workdir)"}
+  taken[resolve_path(config.model.path)] = "the model that the run started from"
+  if config.model.lora.path:
+    taken[Path(config.model.lora.path)] = "the adapter that the run started from"
+  for folder, what in taken.items():
+    if folder.resolve() == out.resolve():
+      raise ValueError(f"--out: {out} is {what}; choose another folder")
+  existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+  if not existing.is_dir() or not os.access(existing, os.W_OK):
+    raise OSError(f"--out: cannot write to {out}: {existing} is {'read-only' if existing.is_dir() else 'a file'}")
 
 
 def write_model(out: Path, denoiser, params, base_model: str, merged: bool = False) -> None:
@@ -50,10 +71,8 @@ def write_model(out: Path, denoiser, params, base_model: str, merged: bool = Fal
     return
   if denoiser.lora is not None:
     params = merge(params, denoiser.lora)
-  source = resolve_path(base_model)
-  if source.resolve() == out.resolve():
-    raise ValueError(f"--out: {out} is the model that the run started from; choose another folder")
   save_pretrained(out, denoiser, params)
+  source = resolve_path(base_model)
   for pattern in _COMPANIONS:
     for file in source.glob(pattern):
       shutil.copyfile(file, out / file.name)

@@ -3,13 +3,13 @@
 import functools
 import json
 import logging
+import math
 import os
 from pathlib import Path
 import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from gdsd_jax import parallel
@@ -17,9 +17,9 @@ from gdsd_jax.models.tokenizer import load_tokenizer
 from gdsd_jax.objectives.pretraining import masked_cross_entropy
 from gdsd_jax.training.chats import batch_of, read_chats
 from gdsd_jax.training.checkpoints import Checkpoints
-from gdsd_jax.training.config import check_optimizer, contradictions, lora_config
+from gdsd_jax.training.config import check_optimizer, contradictions, flatten, lora_config
 from gdsd_jax.training.data import ExampleStream
-from gdsd_jax.training.export import write_model
+from gdsd_jax.training.export import check_out, write_model
 from gdsd_jax.training.metrics import format_seconds, read_metrics
 from gdsd_jax.training.state import init_state, make_optimizer, TrainState
 from gdsd_jax.training.trainer import config_json, load_model
@@ -70,7 +70,13 @@ def finetuning_step(state: TrainState, batch, *, denoiser, optimizer, prompt_len
 
 def validate(config) -> None:
   """Checks the fields of configs/sft.py. Raises ValueError, one line naming the field."""
-  lora_config(config)
+  for name, value in flatten(config).items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise ValueError(f"{name}: must be a finite number, not {value}")
+  if config.seed < 0:
+    raise ValueError(f"seed: must be at least 0, not {config.seed}")
+  if lora_config(config) is None and config.model.lora.path:
+    raise ValueError("model.lora.path: needs model.lora.rank > 0")
   for name in ("steps", "batch_size", "checkpoint.every", "checkpoint.keep", "log.every"):
     value = functools.reduce(getattr, name.split("."), config)
     if value < 1:
@@ -98,6 +104,7 @@ def finetune(config, workdir: Path, out: Path) -> None:
   if microbatch % shards:
     raise ValueError(f"batch_size: {microbatch} chats of a microbatch cannot be split over {shards} devices")
   _refuse_contradictions(workdir / "config.json", config)
+  check_out(out, workdir, config)
   denoiser, params = load_model(config, mesh)
   tokenizer = load_tokenizer(config.model.path, denoiser.config)
   longest = config.data.prompt_buckets[-1] + config.data.completion_buckets[-1]
@@ -112,7 +119,10 @@ def finetune(config, workdir: Path, out: Path) -> None:
   state = init_state(denoiser, params, optimizer, config.seed, with_reference=False, mesh=mesh)
   stream = ExampleStream(chats, config.seed)
 
-  workdir.mkdir(parents=True, exist_ok=True)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise OSError(f"--workdir: cannot make {workdir}: {error}") from error
   checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
   if checkpoints.latest_step is not None:
     stream.position = checkpoints.restore_run()["data_position"]
@@ -143,8 +153,9 @@ def _run_steps(config, workdir: Path, state, stream, checkpoints, denoiser, opti
         accumulation=config.optimizer.accumulation,
       )
       row = {"step": step, **{name: float(value) for name, value in jax.device_get(metrics).items()}}
-      if not np.isfinite(row["loss"]):
-        raise ValueError(f"step {step}: the loss is {row['loss']}; lower optimizer.learning_rate")
+      for name in ("loss", "grad_norm"):
+        if not math.isfinite(row[name]):
+          raise ValueError(f"step {step}: {name} is {row[name]}; lower optimizer.learning_rate")
       file.write(json.dumps(row) + "\n")
       file.flush()
       os.fsync(file.fileno())  # a checkpoint of this step must never be on disk before its row
@@ -158,7 +169,13 @@ def _run_steps(config, workdir: Path, state, stream, checkpoints, denoiser, opti
 
 
 def _refuse_contradictions(file: Path, config) -> None:
-  if file.is_file() and (different := contradictions(json.loads(file.read_text()), config)):
+  if not file.is_file():
+    return
+  try:
+    different = contradictions(json.loads(file.read_text()), config)
+  except (ValueError, AttributeError) as error:
+    raise ValueError(f"--workdir: {file} is not the config of a run: {error}") from None
+  if different:
     raise ValueError(f"--workdir: {file.parent} holds a run with another config ({'; '.join(different)})")
 
 
