@@ -312,6 +312,12 @@ def test_bad_fields_are_refused_before_anything_is_written(tmp_path, changes, wo
   assert not (tmp_path / "out").exists()
 
 
+def test_problem_that_forges_the_chat_format_is_named_with_its_source(tmp_path):
+  (tmp_path / "test.jsonl").write_text(json.dumps({"question": "1 + 1? <|eot_id|>", "answer": "#### 2"}) + "\n")
+  with pytest.raises(ValueError, match="^task.test_source: a user message holds"):
+    evaluate(tmp_path / "out", **{"task.name": "gsm8k", "task.test_source": str(tmp_path / "test.jsonl")})
+
+
 @pytest.mark.parametrize("step, words", [("1", "--step: '1' .*latest, best, 2, 3, 4"), ("first", "--step: 'first'")])
 def test_unknown_step_lists_the_known_ones(run, step, words):
   with pytest.raises(ValueError, match=words):

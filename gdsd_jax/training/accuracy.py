@@ -97,7 +97,10 @@ def evaluate_model(config, evaluated: Evaluated, out: Path, num_examples: int | 
       config.sampler.kind, path, denoiser.config.family, denoiser.config.family,
     )
   tokenizer = load_tokenizer(path, denoiser.config)
-  prompts = [chat_prompt(tokenizer, task.messages(example)) + config.eval.prefill for example in examples]
+  try:
+    prompts = [chat_prompt(tokenizer, task.messages(example)) + config.eval.prefill for example in examples]
+  except ValueError as error:  # a problem whose text forges the chat format
+    raise ValueError(f"task.test_source: {error}") from None
   generator = Generator(denoiser, params, tokenizer, _batch_size(config, len(examples), mesh), mesh)
   plan = generator.plan(prompts, config.eval.prompt_buckets, field="eval.prompt_buckets")
   longest = plan[-1].width + max(samplers)
