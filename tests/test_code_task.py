@@ -135,6 +135,15 @@ def test_mbpp_functions_may_be_called_as_pythons_own(tmp_path):
   assert task.score(fenced("def sum(a, b): return 3"), example)["correctness"] == 0.5
 
 
+@pytest.mark.parametrize("row", [ACECODE, HUMANEVAL, MBPP])
+def test_rows_of_a_file_score_as_examples_do(tmp_path, row):
+  example = task_of(tmp_path, row).examples("test")[0]
+  right = {"question": "def f(x): return 2 * x", "entry_point": "    return helper(x)", "text": MBPP["code"]}
+  completion = fenced(next(code for column, code in right.items() if column in row))
+  task = code.CodeTask()
+  assert task.score(completion, row) == task.score(completion, example) == {"format": 1.0, "correctness": 1.0}
+
+
 def test_a_batch_scores_as_one_by_one(tmp_path):
   task = task_of(tmp_path, ACECODE, {**ACECODE, "test_cases": ["assert f(1) == 3"]})
   double, triple = fenced("def f(x): return 2 * x"), fenced("def f(x): return 3 * x")

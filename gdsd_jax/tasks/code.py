@@ -34,6 +34,7 @@ class CodeTask(base.Task):
 
   An example has `messages` and `tests` (list of str), and may have `setup` (str, runs before every test), `names` (list
   of str, what the program must define) and `prompt` (str, the head of a function that the completion may go on with).
+  A row of a file is as good as an example.
 
   Attributes:
     train_source, test_source: where the problems are, see `sources.open_source`; the columns tell the kind: AceCode has
@@ -73,11 +74,16 @@ class CodeTask(base.Task):
       raise ValueError(f"task.{field}: give a file of problems, such as ESPO's acecode_hard.jsonl, whose rows have "
                        "question and test_cases")
     rows = sources.open_source(getattr(self, field), (), field=f"task.{field}", data_dir=self.data_dir)
-    make_example = _kind(rows[0], f"task.{field}")
+    make_example = _kind(rows[0])
+    if make_example is None:
+      known = "; ".join(", ".join(columns) for columns in _KINDS)
+      raise ValueError(
+        f"task.{field}: {rows[0].place}: columns {', '.join(rows[0])} are those of no known kind: {known}"
+      )
     return sources.examples_of(rows, make_example, field=f"task.{field}")
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
-    return example["messages"]
+    return _example(example)["messages"]
 
   def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
     return self.score_batch([completion], [example])[0]
@@ -103,7 +109,7 @@ class CodeTask(base.Task):
 
   def _verdicts(self, completions, examples):
     limits = sandbox.Limits(self.test_seconds, self.program_seconds, self.memory_mb)
-    keys = [(_program(completion, example), limits) for completion, example in zip(completions, examples)]
+    keys = [(_program(completion, _example(example)), limits) for completion, example in zip(completions, examples)]
     with _verdicts_lock:
       known = {key: _verdicts[key] for key in keys if key in _verdicts}
     new = [key for key in dict.fromkeys(keys) if key not in known]
@@ -158,12 +164,16 @@ def _mean(passed):
   return sum(passed) / len(passed) if passed else 0.0
 
 
-def _kind(row, field):
-  for columns, make_example in _KINDS.items():
-    if all(column in row for column in columns):
-      return make_example
-  known = "; ".join(", ".join(columns) for columns in _KINDS)
-  raise ValueError(f"{field}: {row.place}: columns {', '.join(row)} are those of no known kind: {known}")
+def _example(row):
+  """An example as it is, or one made of a row of a file."""
+  make_example = _kind(row)
+  return make_example(row) if make_example and "tests" not in row else row
+
+
+def _kind(row):
+  """What makes an example of a row with these columns; None where no kind has them."""
+  kinds = (make_example for columns, make_example in _KINDS.items() if all(column in row for column in columns))
+  return next(kinds, None)
 
 
 def _acecode(row):
