@@ -26,7 +26,10 @@ try:
   from lm_eval.api.model import LM
   from lm_eval.api.registry import register_model
 except ImportError as error:
-  raise ImportError(f"lm-evaluation-harness cannot be imported ({error}); pip install 'gdsd_jax[eval]'") from error
+  message = f"lm-evaluation-harness cannot be imported ({error}); pip install 'gdsd_jax[eval]'"
+  if __name__ == "__main__":
+    sys.exit(f"error: {message}")
+  raise ImportError(message) from error
 
 _log = logging.getLogger(__name__)
 
