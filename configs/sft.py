@@ -8,7 +8,7 @@ Result:    DIR holds a PEFT adapter (LoRA) or the full model; train from it by -
            --config.model.path=DIR. RL that goes on with an adapter is held to the base model, without the adapter
            (objective.beta). To be held to the fine-tuned model, start from that:
            python launch/export.py --workdir=DIR.run --out=MERGED --merge, then --config.model.path=MERGED.
-Full:      --config.model.lora.rank=0, with --config.model.dtype=float32: bfloat16 weights round small updates away.
+Full:      --config.model.lora.rank=0 trains all parameters.
 """
 
 import ml_collections

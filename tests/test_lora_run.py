@@ -59,6 +59,17 @@ def test_a_resumed_run_is_the_undisturbed_one(lora_run, tmp_path):
   chex.assert_trees_all_equal(load_run(tmp_path, "latest")[1], load_run(lora_run, "latest")[1])
 
 
+def test_full_training_in_bfloat16_keeps_float32_weights(tmp_path):
+  """At this rate, bfloat16 would round most updates away."""
+  train(small_config(steps=1, **{"model.dtype": "bfloat16", "optimizer.learning_rate": 1e-5}), tmp_path / "run")
+  denoiser, trained = load_run(tmp_path / "run", "latest")
+  _, start = gdsd_jax.load_pretrained("tiny")
+  moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.mean(np.asarray(a) != np.asarray(b)), trained, start))
+  assert denoiser.dtype == "bfloat16" and min(moved) > 0.9
+  export_run(tmp_path / "run", "latest", tmp_path / "exported", merged=False)
+  chex.assert_trees_all_equal(gdsd_jax.load_pretrained(tmp_path / "exported")[1], jax.device_get(trained))
+
+
 def test_checkpoints_hold_the_adapter_alone(lora_run):
   trainer = Trainer(lora_config(), lora_run)
   assert trainer.resume()

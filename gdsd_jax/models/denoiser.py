@@ -11,6 +11,8 @@ from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.models.transformer import Transformer
 
+DTYPES = ("float32", "bfloat16")
+
 
 @functools.cache
 def _abstract_model(config: DenoiserConfig, dtype: str, lora: LoraConfig | None):
@@ -26,7 +28,7 @@ class Denoiser:
   Attributes:
     config: the architecture (`DenoiserConfig`).
     dtype: of the parameters and matrix products ("float32" or "bfloat16"); norms, rotary positions, softmax and logits
-      are float32 always.
+      are float32 always. Parameters in training may be float32 all the same: weights are cast where they are used.
     remat: recompute each block's activations in the backward pass, so that memory holds one block's at a time.
     lora: shape of the adapter, the entry "lora" of the parameters; None when there is none. Parameters without that
       entry give the base model.
@@ -36,6 +38,10 @@ class Denoiser:
   dtype: str = "float32"
   remat: bool = False
   lora: LoraConfig | None = None
+
+  def __post_init__(self):
+    if self.dtype not in DTYPES:
+      raise ValueError(f"model.dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
 
   def init(self, key):
     """Freshly initialised parameters from a random key."""

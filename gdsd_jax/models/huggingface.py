@@ -24,7 +24,6 @@ from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 
 _FAMILIES = {"llada": llada, "dream": dream}  # config.json's model_type -> the module that knows its layout
-_DTYPES = ("float32", "bfloat16")
 _INDEX = "model.safetensors.index.json"
 _ASSETS = Path(__file__).parent / "assets"
 
@@ -86,8 +85,6 @@ def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, remat: 
   Raises:
     FileNotFoundError, ValueError: a file is missing, damaged or does not fit config.json; nothing was allocated yet.
   """
-  if dtype not in _DTYPES:
-    raise ValueError(f"model.dtype: {dtype!r} is not one of {', '.join(_DTYPES)}")
   path = resolve_path(path_or_hub_name)
   config = load_config(path)
   denoiser = Denoiser(config, dtype, remat)
@@ -124,7 +121,7 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
     raise ValueError("the parameters have an adapter: merge it (lora.merge), or save it by itself (peft.save_adapter)")
   path = Path(path)
   config = denoiser.config
-  fields = _FAMILIES[config.family].format_config(config, denoiser.dtype)
+  fields = _FAMILIES[config.family].format_config(config, str(params["embedding"].dtype))
   if (read_back := _FAMILIES[config.family].parse_config(fields)) != config:
     lost = [field.name for field in dataclasses.fields(config)
             if getattr(read_back, field.name) != getattr(config, field.name)]

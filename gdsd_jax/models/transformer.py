@@ -53,14 +53,14 @@ def rotate(x, positions, theta: float):
 
 
 def project(x, kernel, inputs: int = 1):
-  """x [..., *I] @ kernel [*I, *O] -> [..., *O], over the first `inputs` dimensions of the kernel.
+  """x [..., *I] @ kernel [*I, *O] -> [..., *O] in x's dtype, over the first `inputs` dimensions of the kernel.
 
   Tokens are flattened into rows: from three dimensions, XLA's CPU backend takes the weight's gradient through strided
   transposes and is half as fast.
   """
   leading = x.shape[:x.ndim - inputs]
   rows = x.reshape(math.prod(leading), -1)
-  columns = kernel.reshape(rows.shape[1], -1)
+  columns = kernel.reshape(rows.shape[1], -1).astype(x.dtype)
   return (rows @ columns).reshape(*leading, *kernel.shape[inputs:])
 
 
@@ -92,7 +92,8 @@ class Blocks(nnx.Module):
     config = self.config
     query, key, value = (adapter.project(self, name, x) for name in ("query", "key", "value"))
     if config.qkv_bias:
-      query, key, value = query + self.query_bias[...], key + self.key_bias[...], value + self.value_bias[...]
+      biases = (bias[...].astype(x.dtype) for bias in (self.query_bias, self.key_bias, self.value_bias))
+      query, key, value = (projected + bias for projected, bias in zip((query, key, value), biases))
     query, key = rotate(query, positions, config.rope_theta), rotate(key, positions, config.rope_theta)
     attended = jax.nn.dot_product_attention(query, key, value, mask=mask)  # softmax in float32
     return adapter.project(self, "output", attended, inputs=2)
@@ -140,15 +141,14 @@ class _Adapter:
       key = jax.random.fold_in(self.dropout_key, list(TARGETS.values()).index(name))
       kept = jax.random.bernoulli(key, 1 - self.config.dropout, x.shape)
       x = jnp.where(kept, x / (1 - self.config.dropout), 0).astype(x.dtype)
-    inner = project(x, factors.a[...].astype(x.dtype), inputs)
-    return projected + self.config.scale * project(inner, factors.b[...].astype(x.dtype))
+    return projected + self.config.scale * project(project(x, factors.a[...], inputs), factors.b[...])
 
 
 class Transformer(nnx.Module):
   """Embedding, blocks, final norm and LM head. `hidden` and `logits` are apart: callers choose positions."""
 
   def __init__(self, config: DenoiserConfig, rngs: nnx.Rngs, dtype=jnp.float32, lora: LoraConfig | None = None):
-    self.config, self.lora_config = config, lora
+    self.config, self.lora_config, self.dtype = config, lora, dtype
     weights = _Weights(rngs, dtype)
     V, D = config.vocab_size, config.hidden_size
     self.embedding = weights((V, D), ("vocab", "embed"), _normal(D))
@@ -175,7 +175,7 @@ class Transformer(nnx.Module):
 
     if remat:
       apply_block = jax.checkpoint(apply_block, prevent_cse=False)  # a scan already keeps XLA from undoing it
-    x, _ = jax.lax.scan(apply_block, self.embedding[...][tokens], (stacked, dropout_keys))
+    x, _ = jax.lax.scan(apply_block, self.embedding[...][tokens].astype(self.dtype), (stacked, dropout_keys))
     x = rms_norm(x, self.final_norm[...], self.config.norm_epsilon)
     # Nothing comes before the first token; its prediction is that of the second, as in Dream's own sampler.
     return jnp.concatenate([x[:, :1], x[:, :-1]], axis=1) if self.config.shifted_output else x
@@ -189,4 +189,4 @@ class Transformer(nnx.Module):
   def logits(self, hidden):
     """Float32 logits [..., V] of hidden states [..., D]."""
     head = self.embedding[...].T if self.config.tied_head else self.head[...]
-    return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+    return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)

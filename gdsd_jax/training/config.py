@@ -1,7 +1,9 @@
 """The fields of a run's configuration, their defaults, and the checks made once, before anything is compiled."""
 
 import importlib.util
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -30,7 +32,7 @@ def base_config() -> ml_collections.ConfigDict:
 
   config.model = ml_collections.ConfigDict()
   config.model.path = "tiny"  # folder, hub name, or "tiny", the embedded model
-  config.model.dtype = "float32"
+  config.model.dtype = "float32"  # of matrix products and frozen weights; trained ones are float32 always
   config.model.remat = True  # recompute activations in the backward pass
   config.model.lora = ml_collections.ConfigDict()
   config.model.lora.rank = 0  # 0: no adapter, all parameters are trained
@@ -248,3 +250,19 @@ def contradictions(saved: dict[str, Any], current) -> list[str]:
     for path in sorted(old.keys() | new.keys())
     if old.get(path) != new.get(path) and not path.startswith(RESUMABLE)
   ]
+
+
+def refuse_contradictions(workdir: Path, current) -> None:
+  """Raises ValueError if `workdir` holds a run whose config.json a resumed run would contradict."""
+  file = workdir / "config.json"
+  if not file.is_file():
+    return
+  try:
+    different = contradictions(json.loads(file.read_text()), current)
+  except (ValueError, AttributeError) as error:
+    raise ValueError(f"--workdir: {file} is not the config of a run: {error}") from None
+  if different:
+    raise ValueError(
+      f"--workdir: {workdir} holds a run with another config ({'; '.join(different)});"
+      " restore these fields or choose another --workdir"
+    )

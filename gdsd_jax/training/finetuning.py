@@ -17,7 +17,7 @@ from gdsd_jax.models.tokenizer import load_tokenizer
 from gdsd_jax.objectives.pretraining import masked_cross_entropy
 from gdsd_jax.training.chats import batch_of, read_chats
 from gdsd_jax.training.checkpoints import Checkpoints
-from gdsd_jax.training.config import check_optimizer, contradictions, flatten, lora_config
+from gdsd_jax.training.config import check_optimizer, flatten, lora_config, refuse_contradictions
 from gdsd_jax.training.data import ExampleStream
 from gdsd_jax.training.export import check_out, write_model
 from gdsd_jax.training.metrics import format_seconds, read_metrics
@@ -103,7 +103,7 @@ def finetune(config, workdir: Path, out: Path) -> None:
   microbatch = config.batch_size // config.optimizer.accumulation
   if microbatch % shards:
     raise ValueError(f"batch_size: {microbatch} chats of a microbatch cannot be split over {shards} devices")
-  _refuse_contradictions(workdir / "config.json", config)
+  refuse_contradictions(workdir, config)
   check_out(out, workdir, config)
   denoiser, params = load_model(config, mesh)
   tokenizer = load_tokenizer(config.model.path, denoiser.config)
@@ -166,17 +166,6 @@ def _run_steps(config, workdir: Path, state, stream, checkpoints, denoiser, opti
         _log.info("step %d/%d  loss %.4f  masked accuracy %.3f  %s left", step, config.steps, row["loss"],
                   row["masked_accuracy"], format_seconds(speed * (config.steps - step)))
   return state
-
-
-def _refuse_contradictions(file: Path, config) -> None:
-  if not file.is_file():
-    return
-  try:
-    different = contradictions(json.loads(file.read_text()), config)
-  except (ValueError, AttributeError) as error:
-    raise ValueError(f"--workdir: {file} is not the config of a run: {error}") from None
-  if different:
-    raise ValueError(f"--workdir: {file.parent} holds a run with another config ({'; '.join(different)})")
 
 
 def _write_whole(file: Path, text: str) -> None:

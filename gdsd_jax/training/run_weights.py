@@ -72,7 +72,7 @@ def load_run(workdir: Path, step: str | int, mesh=None):
   lora = lora_config(config)
   if lora is None:  # all weights are in the checkpoint
     path, frozen = resolve_path(config.model.path), {}
-    denoiser = Denoiser(load_config(path), config.model.dtype, config.model.remat)
+    denoiser = Denoiser(load_config(path), "float32", config.model.remat)
   else:
     denoiser, frozen = load_pretrained(config.model.path, config.model.dtype, mesh, config.model.remat)
     denoiser = dataclasses.replace(denoiser, lora=lora)
@@ -90,7 +90,7 @@ def load_run(workdir: Path, step: str | int, mesh=None):
   except Exception as error:  # Orbax and TensorStore raise many kinds
     cause = json.dumps(" ".join(str(error).split())[-300:] or type(error).__name__)
     raise CheckpointError(f"--workdir: the checkpoint of step {step} in {workdir} cannot be read: {cause}") from error
-  return denoiser, {**frozen, **state["params"]}
+  return dataclasses.replace(denoiser, dtype=config.model.dtype), {**frozen, **state["params"]}
 
 
 def _open(workdir: Path) -> ocp.CheckpointManager:

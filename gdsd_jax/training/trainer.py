@@ -25,6 +25,7 @@ from gdsd_jax.training.config import (
   contradictions,
   lora_config,
   objective_config,
+  refuse_contradictions,
   sampler_config,
   validate,
   validate_mesh,
@@ -44,11 +45,15 @@ def config_json(config) -> str:
 
 
 def load_model(config, mesh):
-  """(denoiser, params) that a run starts from: the model of its config, with the adapter when it has one."""
-  denoiser, params = load_pretrained(config.model.path, config.model.dtype, mesh, config.model.remat)
+  """(denoiser, params) that a run starts from: the model of its config, with the adapter when it has one.
+
+  What is trained is float32 in either case: bfloat16 has too few digits to add updates as small as AdamW's.
+  """
   lora = lora_config(config)
+  frozen_dtype = config.model.dtype if lora else "float32"
+  denoiser, params = load_pretrained(config.model.path, frozen_dtype, mesh, config.model.remat)
   if lora is None:
-    return denoiser, params
+    return dataclasses.replace(denoiser, dtype=config.model.dtype), params
   if config.model.lora.path is None:
     return add_adapter(denoiser, params, lora, jax.random.key(config.seed), mesh)
   denoiser, params = load_adapter(config.model.lora.path, denoiser, params, mesh)
@@ -93,7 +98,7 @@ class Trainer:
     train, test = self.task.examples("train"), self.task.examples("test")
     if not len(train) or not len(test):
       raise ValueError(f"task.name: {config.task.name} has an empty split ({len(train)} train, {len(test)} test)")
-    self._refuse_contradictions(workdir / "config.json")
+    refuse_contradictions(workdir, config)
 
     self.denoiser, params = load_model(config, self.mesh)
     tokenizer = load_tokenizer(config.model.path, self.denoiser.config)
@@ -119,20 +124,6 @@ class Trainer:
     self._compiled = set()
     self._sync_reference = jax.jit(functools.partial(sync_reference, mix=config.objective.reference_sync_mix))
     self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
-
-  def _refuse_contradictions(self, config_file: Path) -> None:
-    if not config_file.is_file():
-      return
-    try:
-      saved = json.loads(config_file.read_text())
-    except ValueError as error:
-      raise ValueError(f"--workdir: {config_file} is not JSON: {error}") from None
-    different = contradictions(saved, self.config)
-    if different:
-      raise ValueError(
-        f"--workdir: {self.workdir} holds a run with another config ({'; '.join(different)});"
-        " restore these fields or choose another --workdir"
-      )
 
   def _fitting(self, examples, split: str):
     """The examples whose prompts fit the largest bucket, as the official code filters them; says how many do not."""
