@@ -38,6 +38,15 @@ def files_of_at_most(nbytes):
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_functions():
+  """Drops each module's compiled functions: they are mapped memory, and of all modules together the system refuses it
+  (65,530 mappings a process, vm.max_map_count), by which XLA crashes.
+  """
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def goldens() -> Path:
   """Folder of reference outputs from the PyTorch implementations; tests that need it skip where it is missing."""
