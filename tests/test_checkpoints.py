@@ -59,9 +59,13 @@ def save(directory, states, keep=2, rewards=None, run=None):
 
 def restored(directory, like):
   checkpoints = Checkpoints(directory, 2)
-  state = checkpoints.restore_state(like)
+  state, _ = checkpoints.restore(like, check=anything)
   checkpoints.close()
   return state
+
+
+def anything(run):
+  """Accepts the JSON values of any run."""
 
 
 def kept(directory):
@@ -114,7 +118,7 @@ def test_a_state_of_one_mesh_is_restored_onto_another(directory, tiny_config):
 def test_the_values_of_the_run_come_back(directory):
   save(directory, [small_state(1)])
   checkpoints = Checkpoints(directory, 2)
-  assert checkpoints.restore_run() == RUN
+  assert checkpoints.restore(small_state(0), anything)[1] == RUN
   checkpoints.close()
 
 
@@ -134,7 +138,7 @@ def test_a_save_keeps_the_values_of_its_moment(directory):
 
 def test_a_new_run_has_nothing_to_restore(directory):
   checkpoints = Checkpoints(directory, 2)
-  assert checkpoints.latest_step is None
+  assert checkpoints.restore(small_state(0), anything) is None
   checkpoints.close()
 
 
@@ -169,9 +173,7 @@ def test_the_best_one_is_kept_after_resuming_too(directory):
 def test_what_a_killed_save_left_behind_is_no_checkpoint(directory, left_behind):
   save(directory, [small_state(step) for step in (3, 7)])
   os.rename(directory / "7", directory / left_behind)
-  checkpoints = Checkpoints(directory, 2)
-  assert checkpoints.latest_step == 3
-  checkpoints.close()
+  assert restored(directory, small_state(0)).step == 3
 
 
 def test_the_step_of_a_killed_save_can_be_saved_again(directory):
@@ -240,23 +242,67 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(directory, tiny_config,
   assert host(restored(directory, full_state(tiny_config, seed=2))) == host(state)
 
 
-@pytest.mark.parametrize("item", ["state", "run"])
-def test_a_damaged_checkpoint_is_told_in_one_line_that_names_it(directory, item):
-  save(directory, [small_state(4)])
-  for file in (directory / "4" / item).rglob("*"):
+def truncate(folder, share=0.0):
+  """Cuts every file in the folder to a share of its length."""
+  for file in folder.rglob("*"):
     if file.is_file():
-      file.write_bytes(b"")
+      os.truncate(file, int(share * file.stat().st_size))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("item", ["state", "run"])
+def test_a_damaged_newest_checkpoint_is_skipped_for_the_one_before_and_said_so(directory, item, share, caplog):
+  save(directory, [small_state(step, step) for step in (3, 4)])
+  truncate(directory / "4" / item, share)
+  state = restored(directory, small_state(0))
+  np.testing.assert_array_equal(state.params["weight"], 3.0)
+  [record] = [record for record in caplog.records if record.name.startswith("gdsd_jax")]
+  assert record.getMessage().startswith("SKIPPED the checkpoint of step 4, which cannot be read")
+  assert f"put aside as {directory / 'damaged-4'}" in record.getMessage()
+  assert (directory / "damaged-4" / item).is_dir()
+
+
+def test_the_step_of_a_damaged_checkpoint_can_be_saved_again(directory):
+  save(directory, [small_state(step, step) for step in (3, 4)])
+  truncate(directory / "4")
+  checkpoints = Checkpoints(directory, 2)
+  checkpoints.restore(small_state(0), anything)
+  checkpoints.save(small_state(4, 5.0), RUN, None)
+  checkpoints.close()
+  np.testing.assert_array_equal(restored(directory, small_state(0)).params["weight"], 5.0)
+
+
+def test_a_checkpoint_of_another_run_is_refused_not_skipped(directory):
+  save(directory, [small_state(step) for step in (3, 4)])
+  checkpoints = Checkpoints(directory, 2)
+
+  def refuse(run):
+    raise ValueError("another run's")
+
+  with pytest.raises(ValueError, match="another run's"):
+    checkpoints.restore(small_state(0), refuse)
+  checkpoints.close()
+  assert kept(directory) == [3, 4]
+
+
+@pytest.mark.parametrize("item", ["state", "run"])
+def test_checkpoints_that_are_all_damaged_are_told_in_one_line_and_left_alone(directory, item):
+  save(directory, [small_state(step) for step in (3, 4)])
+  for step in ("3", "4"):
+    truncate(directory / step / item)
   checkpoints = Checkpoints(directory, 2)
   with pytest.raises(CheckpointError) as caught:
-    checkpoints.restore_run() if item == "run" else checkpoints.restore_state(small_state(0))
-  assert f"step 4 in {directory} cannot be read" in one_line(caught)
+    checkpoints.restore(small_state(0), anything)
+  assert f"none in {directory} can be read (step 4: " in one_line(caught)
+  assert "delete the folder" in one_line(caught)
   checkpoints.close()
+  assert kept(directory) == [3, 4]
 
 
 def test_a_checkpoint_of_another_model_is_told_in_one_line(directory, tiny_config):
   save(directory, [small_state(4)])
   checkpoints = Checkpoints(directory, 2)
   with pytest.raises(CheckpointError) as caught:
-    checkpoints.restore_state(full_state(tiny_config))
-  assert f"step 4 in {directory} cannot be read" in one_line(caught)
+    checkpoints.restore(full_state(tiny_config), anything)
+  assert f"none in {directory} can be read (step 4: " in one_line(caught)
   checkpoints.close()

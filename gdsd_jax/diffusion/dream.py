@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gdsd_jax import parallel
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
-from gdsd_jax.diffusion.ranking import descending_rank
+from gdsd_jax.diffusion.ranking import descending_rank, without
 from gdsd_jax.models.denoiser import Denoiser
 
 _ENTROPY_OFFSET = 1e-10  # inside the logarithm, as published
@@ -51,7 +52,7 @@ def denoise(denoiser: Denoiser, params, prompt, attention_mask, key, config: Sam
     token_key, position_key = jax.random.split(step_key)
     hidden = denoiser.hidden(params, jnp.concatenate([prompt, completion], axis=1), attention_mask)
     logits = denoiser.logits(params, hidden[:, prompt_length:])
-    tokens, sureness = predict(logits, token_key, mask_id, config)
+    tokens, sureness = predict(logits, token_key, mask_id, config, denoiser.mesh)
     masked = completion == mask_id
     if config.alg == "origin":
       chosen = masked & (jax.random.uniform(position_key, masked.shape) < planned)
@@ -67,7 +68,7 @@ def denoise(denoiser: Denoiser, params, prompt, attention_mask, key, config: Sam
   return Rollout(tokens, confidence)
 
 
-def predict(logits, key, mask_id: int, config: SamplerConfig):
+def predict(logits, key, mask_id: int, config: SamplerConfig, mesh=None):
   """A token for each position, never the mask token, and the confidence of `config.alg` in it.
 
   Args:
@@ -75,38 +76,39 @@ def predict(logits, key, mask_id: int, config: SamplerConfig):
     key: random key, unused at temperature 0.
     mask_id: of the mask token.
     config: temperature, top_p, top_k, alg.
+    mesh: that the vocabulary is split over, or None.
 
   Returns:
     (tokens, confidence): int32[B, L] and float32[B, L].
   """
   if config.temperature > 0:
     logits = logits / config.temperature
-  filtered = filter_logits(logits, config.top_p, config.top_k)
+  filtered = filter_logits(logits, config.top_p, config.top_k, mesh)
   probabilities = jax.nn.softmax(filtered, axis=-1)
-  eligible = filtered.at[..., mask_id].set(-jnp.inf)
+  eligible = without(filtered, mask_id)
   # A nucleus of the mask token alone leaves no token to choose: then any may be.
   nothing_left = jnp.all(jnp.isneginf(eligible), axis=-1, keepdims=True)
-  eligible = jnp.where(nothing_left, logits.at[..., mask_id].set(-jnp.inf), eligible)
+  eligible = jnp.where(nothing_left, without(logits, mask_id), eligible)
   if config.temperature > 0:
     eligible = eligible + jax.random.gumbel(key, logits.shape, logits.dtype)
   tokens = jnp.argmax(eligible, axis=-1).astype(jnp.int32)
   if config.alg == "entropy":
     confidence = jnp.sum(probabilities * jnp.log(probabilities + _ENTROPY_OFFSET), axis=-1)
   elif config.alg == "topk_margin":
-    top = jax.lax.top_k(probabilities, 2)[0]
+    top = parallel.top_k(probabilities, 2, mesh)
     confidence = top[..., 0] - top[..., 1]
   else:
-    confidence = jnp.take_along_axis(probabilities, tokens[..., None], axis=-1)[..., 0]
+    confidence = parallel.pick(probabilities, tokens)
   return tokens, confidence
 
 
-def filter_logits(logits, top_p: float | None, top_k: int | None):
+def filter_logits(logits, top_p: float | None, top_k: int | None, mesh=None):
   """Logits [..., V] with −inf for tokens outside the nucleus (top_p), then for those beyond the k largest (top_k)."""
   if top_p is not None and top_p < 1:
     probabilities = jax.nn.softmax(logits, axis=-1)
     logits = jnp.where(probabilities >= _nucleus_threshold(probabilities, top_p), logits, -jnp.inf)
   if top_k is not None and top_k < logits.shape[-1]:
-    least = jax.lax.top_k(logits, top_k)[0][..., -1:]
+    least = parallel.top_k(logits, top_k, mesh)[..., -1:]
     logits = jnp.where(logits < least, -jnp.inf, logits)
   return logits
 

@@ -9,8 +9,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from gdsd_jax import parallel
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
-from gdsd_jax.diffusion.ranking import descending_rank
+from gdsd_jax.diffusion.ranking import descending_rank, without
 from gdsd_jax.models.denoiser import Denoiser
 
 
@@ -75,7 +76,6 @@ def _predict(logits, key, mask_id: int, temperature: float):
   perturbed = logits
   if temperature > 0:
     perturbed = logits + temperature * jax.random.gumbel(key, logits.shape, logits.dtype)
-  tokens = jnp.argmax(perturbed.at[..., mask_id].set(-jnp.inf), axis=-1).astype(jnp.int32)
-  chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-  return tokens, jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))
+  tokens = jnp.argmax(without(perturbed, mask_id), axis=-1).astype(jnp.int32)
+  return tokens, jnp.exp(parallel.pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1))
 

@@ -1,4 +1,5 @@
-"""Ranks: how samplers and the forward process pick so many tokens of each row in one compiled shape."""
+"""Ranks: how samplers and the forward process pick so many tokens of each row in one compiled shape; and what may not
+be picked."""
 
 import jax.numpy as jnp
 
@@ -6,3 +7,8 @@ import jax.numpy as jnp
 def descending_rank(x):
   """Rank of each entry of the last axis, 0 the largest; ties in order of position. int[...], of x's shape."""
   return jnp.argsort(jnp.argsort(-x, axis=-1, stable=True), axis=-1)
+
+
+def without(logits, token: int):
+  """Logits [..., V] with −inf for one token."""
+  return jnp.where(jnp.arange(logits.shape[-1]) == token, -jnp.inf, logits)

@@ -6,6 +6,7 @@ import functools
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.lora import LoraConfig
@@ -32,12 +33,14 @@ class Denoiser:
     remat: recompute each block's activations in the backward pass, so that memory holds one block's at a time.
     lora: shape of the adapter, the entry "lora" of the parameters; None when there is none. Parameters without that
       entry give the base model.
+    mesh: the mesh that the parameters lie on, for the layout of activations; None leaves them to the compiler.
   """
 
   config: DenoiserConfig
   dtype: str = "float32"
   remat: bool = False
   lora: LoraConfig | None = None
+  mesh: Mesh | None = None
 
   def __post_init__(self):
     if self.dtype not in DTYPES:
@@ -74,11 +77,11 @@ class Denoiser:
     Returns:
       [B, T, D] in the denoiser's dtype. At padding positions the values mean nothing.
     """
-    return self._model(params).hidden(tokens, attention_mask, self.remat, dropout_key)
+    return self._model(params).hidden(tokens, attention_mask, self.remat, dropout_key, self.mesh)
 
   def logits(self, params, hidden):
     """LM head: float32[..., V] logits of hidden states [..., D]."""
-    return self._model(params).logits(hidden)
+    return self._model(params).logits(hidden, self.mesh)
 
   def apply(self, params, tokens, attention_mask=None):
     """Logits of every position, aligned: logits[b, i] predicts token i.

@@ -1,11 +1,13 @@
 """Hugging Face folders in and out: config.json and (sharded) safetensors. Never pickles, never remote code.
 
-Weights go one leaf at a time, so that host memory never holds two copies of the model.
+Weights go one leaf at a time, and of a leaf only what lies on this process's devices is read, so that host memory never
+holds two copies of the model.
 """
 
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -13,7 +15,6 @@ from pathlib import Path
 import re
 
 from flax import traverse_util
-import jax
 import numpy as np
 from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
@@ -87,19 +88,14 @@ def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, remat: 
   """
   path = resolve_path(path_or_hub_name)
   config = load_config(path)
-  denoiser = Denoiser(config, dtype, remat)
+  denoiser = Denoiser(config, dtype, remat, mesh=mesh)
   abstract = traverse_util.flatten_dict(denoiser.abstract_params(), sep=".")
   shardings = traverse_util.flatten_dict(parallel.param_shardings(mesh, denoiser), sep=".")
   files = _check_files(path, config, abstract)
   params = {}
   for leaf, spec in abstract.items():
-    array = np.empty(spec.shape, spec.dtype)
-    for name, index in _weight_names(config, leaf):
-      with safe_open(files[name], "np") as tensors:
-        array[index] = _from_linear(leaf, tensors.get_tensor(name), array[index].shape)
-    params[leaf] = jax.device_put(array, shardings[leaf])
-    # The transfer may still read from `array`; waiting here keeps only one leaf of host memory in use.
-    params[leaf].block_until_ready()
+    read = functools.partial(_read_part, config, files, leaf, spec)
+    params[leaf] = parallel.lay_out(spec.shape, shardings[leaf], read)
   return denoiser, traverse_util.unflatten_dict(params, sep=".")
 
 
@@ -189,8 +185,36 @@ def _linear_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
   return (math.prod(shape),) if kind.endswith("_bias") else shape
 
 
-def _from_linear(leaf: str, weight: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  return (weight.T if _is_linear(leaf) else weight).reshape(shape)
+def _read_part(config: DenoiserConfig, files: dict[str, Path], leaf: str, spec, index: tuple[slice, ...]) -> np.ndarray:
+  """The part `index` of a leaf (slices with a start and a stop), in the leaf's dtype; nothing else is read."""
+  part = np.empty([dimension.stop - dimension.start for dimension in index], spec.dtype)
+  stacked = "{layer}" in weight_names(config)[leaf]
+  names = list(_weight_names(config, leaf))
+  for row, (name, _) in enumerate(names[index[0]] if stacked else names):
+    shape, wanted = (spec.shape[1:], index[1:]) if stacked else (spec.shape, index)
+    destination = part[row] if stacked else part
+    with safe_open(files[name], "np") as tensors:
+      weight = tensors.get_slice(name)[_linear_index(leaf, shape, wanted)]
+    destination[...] = (weight.T if _is_linear(leaf) else weight).reshape(destination.shape)
+  return part
+
+
+def _linear_index(leaf: str, shape: tuple[int, ...], index: tuple[slice, ...]) -> tuple[slice, ...]:
+  """`index` into one layer's weight of this `shape` as slices of the published weight, see `_linear_shape`."""
+
+  def joined(first: int, last: int) -> slice:
+    """One slice of dimensions that are one in the published weight: only the first of them is ever split."""
+    inner = math.prod(shape[first + 1:last])
+    return slice(index[first].start * inner, index[first].stop * inner)
+
+  kind = leaf.rpartition(".")[2]
+  if kind in ("query", "key", "value"):
+    return joined(1, 3), index[0]
+  if kind == "output":
+    return index[2], joined(0, 2)
+  if kind in ("gate", "up", "down", "head"):
+    return index[::-1]
+  return (joined(0, 2),) if kind.endswith("_bias") else index
 
 
 def _to_linear(leaf: str, array: np.ndarray) -> np.ndarray:

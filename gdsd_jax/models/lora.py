@@ -64,7 +64,12 @@ class LowRank(nnx.Module):
     a = jax.random.uniform(rngs.params(), (*shape[:1 + inputs], rank), jnp.float32, -bound, bound)
     self.a = nnx.Param(a, logical_axes=(*axes[:1 + inputs], "lora_rank"))
     b = jnp.zeros((layers, rank, *shape[1 + inputs:]), jnp.float32)
-    self.b = nnx.Param(b, logical_axes=(axes[0], "lora_rank", *axes[1 + inputs:]))
+    self.b = nnx.Param(b, logical_axes=(axes[0], _rank_axis(axes[1 + inputs:]), *axes[1 + inputs:]))
+
+
+def _rank_axis(outputs: tuple[str, ...]) -> str:
+  # The outputs of o and down are split over fsdp already.
+  return "lora_rank" if "embed" in outputs else "lora_rank_of_b"
 
 
 def merge(params: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:

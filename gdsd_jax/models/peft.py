@@ -1,5 +1,6 @@
 """LoRA adapters as PEFT keeps them: adapter_config.json and adapter_model.safetensors, in and out."""
 
+import dataclasses
 import json
 import math
 import os
@@ -85,7 +86,7 @@ def load_adapter(path, denoiser: Denoiser, params, mesh=None):
   if not found:
     raise ValueError(f"model.lora.path: {path / _WEIGHTS} adapts none of this model's projections")
   lora = LoraConfig(config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0), tuple(found))
-  adapted = Denoiser(denoiser.config, denoiser.dtype, denoiser.remat, lora)
+  adapted = dataclasses.replace(denoiser, lora=lora)
   shardings = parallel.param_shardings(mesh, adapted)["lora"]
   adapter, used = {}, set()
   for name, spec in traverse_util.flatten_dict(adapted.abstract_params()["lora"]).items():

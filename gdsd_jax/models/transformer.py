@@ -13,7 +13,9 @@ import math
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from gdsd_jax import parallel
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.lora import LoraConfig, LowRank, TARGETS
 
@@ -90,16 +92,20 @@ class Blocks(nnx.Module):
   def attention(self, x, positions, mask, adapter):
     """x: [B, T, D], positions: int[B, T], mask: bool[B, 1, 1, T] of the tokens that may be attended to, or None."""
     config = self.config
-    query, key, value = (adapter.project(self, name, x) for name in ("query", "key", "value"))
+    query, key, value = (
+      adapter.constrain(adapter.project(self, name, x), heads)
+      for name, heads in (("query", "heads"), ("key", "kv_heads"), ("value", "kv_heads"))
+    )
     if config.qkv_bias:
       biases = (bias[...].astype(x.dtype) for bias in (self.query_bias, self.key_bias, self.value_bias))
       query, key, value = (projected + bias for projected, bias in zip((query, key, value), biases))
     query, key = rotate(query, positions, config.rope_theta), rotate(key, positions, config.rope_theta)
     attended = jax.nn.dot_product_attention(query, key, value, mask=mask)  # softmax in float32
-    return adapter.project(self, "output", attended, inputs=2)
+    return adapter.constrain(adapter.project(self, "output", adapter.constrain(attended, "heads"), inputs=2))
 
   def mlp(self, x, adapter):
-    return adapter.project(self, "down", jax.nn.silu(adapter.project(self, "gate", x)) * adapter.project(self, "up", x))
+    gate, up = (adapter.constrain(adapter.project(self, name, x), "mlp") for name in ("gate", "up"))
+    return adapter.constrain(adapter.project(self, "down", jax.nn.silu(gate) * up))
 
   def __call__(self, x, positions, mask, adapter):
     epsilon = self.config.norm_epsilon
@@ -125,11 +131,17 @@ class _Adapter:
     lora: the layer's factors, or None for the base model.
     config: of the adapter, or None.
     dropout_key: random key of the layer in training; None where nothing is dropped.
+    mesh: that activations are laid out over, or None.
   """
 
   lora: Lora | None = None
   config: LoraConfig | None = None
   dropout_key: jax.Array | None = None
+  mesh: Mesh | None = None
+
+  def constrain(self, x, axis: str | None = None):
+    """x [B, T, ...] split over its batch and its third dimension's logical axis."""
+    return parallel.constrain(x, self.mesh, "batch", None, axis, *[None] * (x.ndim - 3))
 
   def project(self, blocks: Blocks, name: str, x, inputs: int = 1):
     """x [..., *I] through the projection `name` of the layer: [..., *O]."""
@@ -141,7 +153,8 @@ class _Adapter:
       key = jax.random.fold_in(self.dropout_key, list(TARGETS.values()).index(name))
       kept = jax.random.bernoulli(key, 1 - self.config.dropout, x.shape)
       x = jnp.where(kept, x / (1 - self.config.dropout), 0).astype(x.dtype)
-    return projected + self.config.scale * project(project(x, factors.a[...], inputs), factors.b[...])
+    low = self.constrain(project(x, factors.a[...], inputs))  # [B, T, rank]
+    return projected + self.config.scale * project(low, factors.b[...])
 
 
 class Transformer(nnx.Module):
@@ -159,7 +172,7 @@ class Transformer(nnx.Module):
     if lora is not None:
       self.lora = Lora(self.blocks, lora, rngs)
 
-  def hidden(self, tokens, attention_mask=None, remat: bool = False, dropout_key=None):
+  def hidden(self, tokens, attention_mask=None, remat: bool = False, dropout_key=None, mesh: Mesh | None = None):
     """Aligned hidden states [B, T, D] of int[B, T] tokens; padding (attention_mask 0) is attended to by nobody."""
     positions = self._positions(tokens, attention_mask)
     mask = None if attention_mask is None else attention_mask.astype(bool)[:, None, None, :]
@@ -171,11 +184,15 @@ class Transformer(nnx.Module):
     def apply_block(x, layer):
       weights, layer_key = layer
       blocks, lora = nnx.merge(graph, weights)
-      return blocks(x, positions, mask, _Adapter(lora, self.lora_config, layer_key)), None
+      return blocks(x, positions, mask, _Adapter(lora, self.lora_config, layer_key, mesh)), None
 
     if remat:
       apply_block = jax.checkpoint(apply_block, prevent_cse=False)  # a scan already keeps XLA from undoing it
-    x, _ = jax.lax.scan(apply_block, self.embedding[...][tokens].astype(self.dtype), (stacked, dropout_keys))
+    embedded = self.embedding[...][tokens].astype(self.dtype)
+    # Rows are looked up where their share of the embedding lies; then shares are exchanged for sequences.
+    embedded = parallel.constrain(embedded, mesh, "batch_over_data", None, "embed")
+    embedded = parallel.constrain(embedded, mesh, "batch", None, None)
+    x, _ = jax.lax.scan(apply_block, embedded, (stacked, dropout_keys))
     x = rms_norm(x, self.final_norm[...], self.config.norm_epsilon)
     # Nothing comes before the first token; its prediction is that of the second, as in Dream's own sampler.
     return jnp.concatenate([x[:, :1], x[:, :-1]], axis=1) if self.config.shifted_output else x
@@ -186,7 +203,8 @@ class Transformer(nnx.Module):
       return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     return jnp.maximum(jnp.cumsum(attention_mask.astype(jnp.int32), axis=1) - 1, 0)
 
-  def logits(self, hidden):
-    """Float32 logits [..., V] of hidden states [..., D]."""
+  def logits(self, hidden, mesh: Mesh | None = None):
+    """Float32 logits [B, ..., V] of hidden states [B, ..., D]; over a mesh the vocabulary stays split."""
     head = self.embedding[...].T if self.config.tied_head else self.head[...]
-    return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    logits = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return parallel.constrain(logits, mesh, "batch", *[None] * (logits.ndim - 2), "vocab")

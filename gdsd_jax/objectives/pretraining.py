@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from gdsd_jax import parallel
 from gdsd_jax.models.denoiser import Denoiser
 
 _MIN_MASK_RATE = 1e-3  # bounds the weight 1/t
@@ -36,7 +37,7 @@ def masked_cross_entropy(denoiser: Denoiser, params, key, tokens, maskable, atte
 
   def predict(hidden):
     logits = denoiser.logits(params, hidden)
-    log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
+    log_prob = parallel.pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
     return log_prob, jnp.argmax(logits, axis=-1) == tokens
 
   # Otherwise the float32 logits would wait for the backward pass.

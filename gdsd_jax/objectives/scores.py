@@ -8,6 +8,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from gdsd_jax import parallel
 from gdsd_jax.models.denoiser import Denoiser
 
 
@@ -24,7 +25,7 @@ class Scores:
   centered: jax.Array | None = None
 
 
-def token_scores(logits, targets, center_top_k: int | None = None, center_gradient: bool = False):
+def token_scores(logits, targets, center_top_k: int | None = None, center_gradient: bool = False, mesh=None):
   """Scores s_i of single tokens.
 
   Args:
@@ -34,11 +35,12 @@ def token_scores(logits, targets, center_top_k: int | None = None, center_gradie
       (GDSD's Eq. 8). None: no centred score.
     center_gradient: whether the gradient flows through the centre. If not, the centred score is
       log p_y − sg[mean_{v in top-k} log p_v]: the same value, but the gradient of the log-probability.
+    mesh: that the vocabulary is split over, or None.
 
   Returns:
     (plain, centered): float[...] each, z_y − logsumexp(z) and z_y − mean_{v in top-k} z_v; centered may be None.
   """
-  target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  target = parallel.pick(logits, targets)
   normalizer = jax.nn.logsumexp(logits, axis=-1)
   plain = target - normalizer
   if center_top_k is None:
@@ -46,7 +48,7 @@ def token_scores(logits, targets, center_top_k: int | None = None, center_gradie
   if center_top_k >= logits.shape[-1]:
     center = jnp.mean(logits, axis=-1)
   else:
-    center = jnp.mean(jax.lax.top_k(logits, center_top_k)[0], axis=-1)
+    center = jnp.mean(parallel.top_k(logits, center_top_k, mesh), axis=-1)
   if center_gradient:
     return plain, target - center
   return plain, plain - jax.lax.stop_gradient(center - normalizer)
@@ -58,6 +60,11 @@ def token_weights(mask):
   masked = jnp.sum(mask, axis=-1, keepdims=True)
   # Each count is only used where it is at least one.
   return (length + 1) / jnp.maximum(jnp.where(mask, masked, length - masked), 1).astype(jnp.float32)
+
+
+def _pairs(first, second):
+  """[B, ...] twice -> [2 B, ...], the two of a rollout neighbours: they lie on the chip that the rollout lies on."""
+  return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
 
 
 def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: int, prompt_mask=None,
@@ -85,10 +92,10 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
   attention_mask = None
   if prompt_mask is not None:
     attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones((batch, length), bool)], axis=1)
-    attention_mask = jnp.concatenate([attention_mask, attention_mask])
+    attention_mask = _pairs(attention_mask, attention_mask)
 
   def score_hidden(hidden):
-    return token_scores(denoiser.logits(params, hidden), completion, center_top_k, center_gradient)
+    return token_scores(denoiser.logits(params, hidden), completion, center_top_k, center_gradient, denoiser.mesh)
 
   if denoiser.remat:
     # Otherwise the float32 logits of every sample would wait for the backward pass.
@@ -100,9 +107,10 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
       jnp.concatenate([prompt, jnp.where(masked, denoiser.config.mask_token_id, completion)], axis=1)
       for masked in (mask, ~mask)
     ]
-    hidden = denoiser.hidden(params, jnp.concatenate(noised), attention_mask, key)[:, prompt_length:]
+    hidden = denoiser.hidden(params, _pairs(*noised), attention_mask, key)[:, prompt_length:]
+    hidden = hidden.reshape(batch, 2, *hidden.shape[1:])
     # Each token is predicted in one pass of the pair, so L positions go through the LM head, not 2 L.
-    hidden = jnp.where(mask[..., None], hidden[:batch], hidden[batch:])
+    hidden = jnp.where(mask[..., None], hidden[:, 0], hidden[:, 1])
     plain, centered = score_hidden(hidden)
     weights = token_weights(mask) if weighted else jnp.ones((batch, length))
     return Scores(*(None if s is None else 0.5 * jnp.sum(weights * s, axis=-1) for s in (plain, centered)))

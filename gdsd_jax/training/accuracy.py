@@ -207,5 +207,10 @@ def _base_model(file: Path) -> str:
 
 def fingerprint(params) -> str:
   """A short word that differs between trained weights: of the first values of every leaf, wherever they lie."""
-  first = [np.asarray(leaf[(0,) * (leaf.ndim - 1)][:64]) for leaf in jax.tree.leaves(params)]
+  first = []
+  for leaf in jax.tree.leaves(params):
+    everywhere = leaf.sharding
+    if isinstance(everywhere, jax.sharding.NamedSharding):
+      everywhere = parallel.replicated(everywhere.mesh)
+    first.append(np.asarray(jax.jit(lambda leaf: leaf[(0,) * (leaf.ndim - 1)][:64], out_shardings=everywhere)(leaf)))
   return f"{zlib.crc32(b''.join(values.tobytes() for values in first)):08x}"

@@ -1,14 +1,19 @@
 """Checkpoints by Orbax: asynchronous, the latest few and the best, complete enough to resume bit for bit."""
 
+from collections.abc import Callable
 import json
-from pathlib import Path
+import logging
 from typing import Any
 
+from etils import epath
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from gdsd_jax import parallel
 from gdsd_jax.training.state import TrainState
+
+_log = logging.getLogger(__name__)
 
 
 class CheckpointError(OSError):
@@ -18,8 +23,8 @@ class CheckpointError(OSError):
 class Checkpoints:
   """The checkpoints of one run, in `directory`."""
 
-  def __init__(self, directory: Path, keep: int):
-    self.directory = directory
+  def __init__(self, directory: epath.PathLike, keep: int):
+    self.directory = epath.Path(directory).absolute()
     policies = [
       checkpoint_managers.LatestN(keep),
       checkpoint_managers.BestN(
@@ -33,16 +38,9 @@ class Checkpoints:
       async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
     try:
-      self._manager = ocp.CheckpointManager(
-        directory.absolute(), options=options, item_names=("state", "run")
-      )
+      self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "run"))
     except OSError as error:
       raise CheckpointError(f"checkpoints: cannot use {directory}: {error}") from error
-
-  @property
-  def latest_step(self) -> int | None:
-    """Step of the newest complete checkpoint; None if there is none."""
-    return self._manager.latest_step()
 
   def save(self, state: TrainState, run: dict[str, Any], reward: float | None) -> None:
     """Begins to save; returns once the arrays are copied.
@@ -62,23 +60,68 @@ class Checkpoints:
     except Exception as error:  # Orbax and TensorStore raise many kinds
       raise self._failed(error) from error
 
-  def restore_run(self) -> dict[str, Any]:
-    """The JSON values of the newest checkpoint."""
-    return self._restore(run=ocp.args.JsonRestore())["run"]
+  def restore(self, state: TrainState, check: Callable[[dict[str, Any]], None]):
+    """The newest checkpoint that can be read. Newer ones that cannot are put aside, as damaged-STEP, and told of.
 
-  def restore_state(self, state: TrainState) -> TrainState:
-    """The newest checkpoint's state, laid out as `state` (whose values do not matter) is."""
+    Args:
+      state: of what the checkpoint is to be laid out as; its values do not matter, but for what never changes.
+      check: of a checkpoint's JSON values; raises ValueError when they are not this run's.
+
+    Returns:
+      (state, run), or None when there is no checkpoint.
+
+    Raises:
+      CheckpointError: there are checkpoints, and none of them can be read.
+    """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(state))
-    restored = self._restore(state=ocp.args.StandardRestore(abstract))["state"]
-    return restored.replace(key=jax.random.wrap_key_data(restored.key), frozen=state.frozen)
-
-  def _restore(self, **items):
-    try:
-      return self._manager.restore(self.latest_step, args=ocp.args.Composite(**items))
-    except Exception as error:  # Orbax and TensorStore raise many kinds
+    damaged = {}  # step -> cause
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      run = self._try(damaged, step, run=ocp.args.JsonRestore())
+      if run is not None:
+        check(run)
+        restored = self._try(damaged, step, state=ocp.args.StandardRestore(abstract))
+        if restored is not None:
+          self._put_aside(damaged)
+          key = jax.random.wrap_key_data(restored.key)
+          return restored.replace(key=key, frozen=state.frozen), run
+    if damaged:
+      causes = "; ".join(f"step {step}: {cause}" for step, cause in damaged.items())
       raise CheckpointError(
-        f"checkpoints: step {self.latest_step} in {self.directory} cannot be read: {_cause(error)}"
-      ) from error
+        f"checkpoints: none in {self.directory} can be read ({causes}); to start from the beginning, delete the folder"
+      )
+    return None
+
+  def _try(self, damaged: dict[int, str], step: int, **item):
+    """One item of a checkpoint; None where some process cannot read it, which `damaged` then tells."""
+    [(name, args)] = item.items()
+    # Each process reads by itself: were one to fail in a common restore, the others would wait for it.
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=None, active_processes={jax.process_index()}, barrier_sync_key_prefix=f"process{jax.process_index()}"
+    )
+    value = cause = None
+    try:
+      with ocp.Checkpointer(ocp.CompositeCheckpointHandler(name), multiprocessing_options=alone) as reader:
+        value = reader.restore(self.directory / str(step), args=ocp.args.Composite(**item))[name]
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+      cause = _cause(error)
+    causes = [told for told in parallel.gather_json(cause) if told]
+    if causes:
+      damaged[step] = causes[0]
+      return None
+    return value
+
+  def _put_aside(self, damaged: dict[int, str]) -> None:
+    for step, cause in damaged.items():
+      aside = self.directory / f"damaged-{step}"
+      _log.warning("SKIPPED the checkpoint of step %d, which cannot be read (%s); it is put aside as %s", step, cause,
+                   aside)
+      if parallel.is_first_process():
+        if aside.exists():
+          aside.rmtree()
+        (self.directory / str(step)).rename(aside)
+    if damaged:
+      parallel.gather_json(None)  # nobody goes on before they are moved
+      self._manager.reload()
 
   def check(self) -> None:
     """Raises CheckpointError if a save in the background has failed."""

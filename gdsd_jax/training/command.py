@@ -1,26 +1,47 @@
-"""What the commands in launch/ share: flags parsed, and every foreseen error told in one line with a non-zero exit."""
+"""What the commands in launch/ share: flags parsed, and every foreseen error told in one line with a non-zero exit.
+
+Exit status 0: done; 1: not as asked for; 75 (EX_TEMPFAIL): start the same command again, which goes on where it was.
+"""
 
 from collections.abc import Callable
 import os
 import re
 import sys
+import traceback
 
-from absl import app, flags
+from absl import app, flags, logging as absl_logging
 
+START_AGAIN = 75
 TRACEBACK_VARIABLE = "GDSD_TRACEBACK"  # set it to see where an error comes from
 _LONGEST_LINE = 1000
 
 
 def run(main: Callable[[], None]) -> None:
-  """Parses the flags and calls `main`; a ValueError or OSError becomes one line on standard error and exit status 1."""
+  """Parses the flags, joins the run's other processes and calls `main`.
+
+  A ValueError or OSError becomes one line on standard error and exit status 1; termination that was asked for, or the
+  death of another process, one line and START_AGAIN.
+  """
 
   def call(argv):
     if argv[1:]:
       sys.exit(f"error: {argv[1]!r} is no flag; flags begin with --")
+    from gdsd_jax import parallel
+    from gdsd_jax.training.interruption import Interrupted
+
+    absl_logging.set_verbosity(absl_logging.WARNING)  # JAX tells every step of its own
     try:
+      parallel.join_processes()
       main()
     except (ValueError, OSError) as error:
       _leave(error)
+    except Interrupted as interrupted:
+      print(interrupted, file=sys.stderr, flush=True)
+      sys.exit(START_AGAIN)
+    except RuntimeError as error:
+      if not parallel.lost_process(error):
+        raise
+      _leave_at_once(f"another process of this run is gone ({_line(error)[:300]}); the same command goes on", error)
     except KeyboardInterrupt:
       sys.exit("interrupted; the same command resumes from the latest checkpoint")
 
@@ -66,5 +87,21 @@ def _origin(error: BaseException) -> BaseException:
 def _leave(error: Exception, message: str | None = None) -> None:
   if os.environ.get(TRACEBACK_VARIABLE):
     raise error
-  line = " ".join(str(message or error).split()) or type(error).__name__
-  sys.exit(f"error: {line[:_LONGEST_LINE]}")
+  line = f"error: {_line(message or error)[:_LONGEST_LINE]}"
+  from gdsd_jax import parallel
+
+  if parallel.joined():  # leaving in order, it would wait for the others, who wait for it
+    _leave_at_once(line, error, status=1)
+  sys.exit(line)
+
+
+def _leave_at_once(line: str, error: Exception, status: int = START_AGAIN) -> None:
+  if os.environ.get(TRACEBACK_VARIABLE):
+    traceback.print_exception(error)
+  print(line, file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  os._exit(status)
+
+
+def _line(error: object) -> str:
+  return " ".join(str(error).split()) or type(error).__name__

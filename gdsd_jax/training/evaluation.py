@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from gdsd_jax import parallel
 from gdsd_jax.training.rollout import RolloutSampler
 
 
@@ -25,7 +26,11 @@ def evaluate(sampler: RolloutSampler, params, examples, key, batch_size: int) ->
     part = list(examples[start:start + batch_size])
     filled = [part[i % len(part)] for i in range(batch_size)]
     scored = greedy(params, filled, key)
-    correct += [sampler.task.accuracy(text, example) for text, example in zip(scored.completions, part)]
+
+    def accuracies(rows, completions=scored.completions, part=part):
+      return [float(sampler.task.accuracy(completions[row], part[row])) for row in rows]
+
+    correct += parallel.share_work(len(part), accuracies)
     for name, values in {"reward": scored.total_reward, **_prefixed(scored.rewards)}.items():
       rewards.setdefault(name, []).extend(values[:len(part)])
     if sampler.config.temperature > 0:

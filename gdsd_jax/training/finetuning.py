@@ -124,9 +124,10 @@ def finetune(config, workdir: Path, out: Path) -> None:
   except OSError as error:
     raise OSError(f"--workdir: cannot make {workdir}: {error}") from error
   checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
-  if checkpoints.latest_step is not None:
-    stream.position = checkpoints.restore_run()["data_position"]
-    state = checkpoints.restore_state(state)
+  restored = checkpoints.restore(state, check=lambda run: None)  # config.json was compared above
+  if restored is not None:
+    state, run = restored
+    stream.position = run["data_position"]
     _log.info("RESUMING the run in %s from step %d of %d", workdir, int(state.step), config.steps)
   _write_whole(workdir / "config.json", config_json(config) + "\n")
   state = _run_steps(config, workdir, state, stream, checkpoints, denoiser, optimizer, mesh)

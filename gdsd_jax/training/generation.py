@@ -5,7 +5,6 @@ import dataclasses
 import json
 import logging
 
-import jax
 import numpy as np
 
 from gdsd_jax import parallel
@@ -71,15 +70,20 @@ class Generator:
 
   def generate(self, prompts: Sequence[str], width: int, config: SamplerConfig, key) -> tuple[list[str], np.ndarray]:
     """Completions of at most `batch_size` prompts: (texts up to their end, int[B] tokens up to their end)."""
-    filled = [prompts[i % len(prompts)] for i in range(self.batch_size)]
-    pad_token_id = self.denoiser.config.pad_token_id
-    tokens, mask = encode_prompts(self.tokenizer, filled, (width,), pad_token_id)
-    if self.mesh is not None:
-      tokens, mask = jax.device_put((tokens, mask), parallel.batch_sharding(self.mesh))
+    held = [prompts[i % len(prompts)] for i in parallel.local_rows(self.mesh, self.batch_size)]
+    encoded = encode_prompts(self.tokenizer, held, (width,), self.denoiser.config.pad_token_id)
+    tokens, mask = (parallel.spread(self.mesh, self.batch_size, x) for x in encoded)
     if (config, width) not in self.compiled:
       self.compiled.add((config, width))
       _log.info("compiling the sampler for %d prompts of up to %d tokens, completions of %d tokens in %d steps",
                 self.batch_size, width, config.completion_length, config.steps)
-    completions = np.asarray(sample(self.denoiser, self.params, tokens, mask, key, config).tokens)[:len(prompts)]
-    texts = decode_completions(self.tokenizer, completions, self.stop_ids)
-    return texts, completion_lengths(completions, self.stop_ids)
+    sampled = sample(self.denoiser, self.params, tokens, mask, key, config).tokens
+
+    def decode(rows):
+      completions = parallel.fetch_rows(sampled, np.array(rows))
+      texts = decode_completions(self.tokenizer, completions, self.stop_ids)
+      return list(zip(texts, completion_lengths(completions, self.stop_ids).tolist()))
+
+    shared = parallel.share_work(self.batch_size, decode, parallel.own_rows(self.mesh, self.batch_size))
+    texts, counts = zip(*shared[:len(prompts)])
+    return list(texts), np.array(counts)

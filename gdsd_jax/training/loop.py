@@ -9,7 +9,9 @@ import time
 import jax
 import numpy as np
 
-from gdsd_jax.training.metrics import format_seconds, MetricsWriter, Progress
+from gdsd_jax import parallel
+from gdsd_jax.training.interruption import Interrupted, Interruption
+from gdsd_jax.training.metrics import format_seconds, MetricsWriter, Progress, SilentWriter
 from gdsd_jax.training.rollout import RewardError, ScoredRollouts
 from gdsd_jax.training.trainer import config_json, Stopwatch, Trainer
 
@@ -25,7 +27,13 @@ def train(config, workdir: Path) -> None:
 
   Raises:
     ValueError, OSError, CheckpointError, TrainingError: one line with the cause.
+    Interrupted: SIGTERM came, and the step that was under way is saved.
   """
+  with Interruption() as interruption:
+    _train(config, workdir, interruption)
+
+
+def _train(config, workdir: Path, interruption: Interruption) -> None:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -38,16 +46,19 @@ def train(config, workdir: Path) -> None:
     _log.info("nothing to do: all %d steps are done (more: --config.steps; a new run: another --workdir)", start)
     trainer.checkpoints.close()
     return
-  replacement = workdir / ".config.json.incomplete"
-  replacement.write_text(config_json(config) + "\n")
-  os.replace(replacement, workdir / "config.json")
-  writer = MetricsWriter(workdir, start if resumed else -1, config)
+  if parallel.is_first_process():
+    replacement = workdir / ".config.json.incomplete"
+    replacement.write_text(config_json(config) + "\n")
+    os.replace(replacement, workdir / "config.json")
+    writer = MetricsWriter(workdir, start if resumed else -1, config)
+  else:
+    writer = SilentWriter()
   started = time.monotonic()
   try:
     if not resumed:
       first = _evaluate(trainer, 0)
       writer.write({"step": 0, "reward": first.get("eval/sampled_reward", first.get("eval/reward")), **first})
-    _run_steps(trainer, writer, start)
+    _run_steps(trainer, writer, start, interruption)
     writer.plot()
   finally:
     writer.close()
@@ -55,7 +66,7 @@ def train(config, workdir: Path) -> None:
   _log.info("finished %d steps in %s: %s", config.steps - start, format_seconds(time.monotonic() - started), workdir)
 
 
-def _run_steps(trainer: Trainer, writer: MetricsWriter, start: int) -> None:
+def _run_steps(trainer: Trainer, writer: MetricsWriter | SilentWriter, start: int, interruption: Interruption) -> None:
   config = trainer.config
   progress, failures = Progress(config.steps, config.log.every), 0
   for step in range(start + 1, config.steps + 1):
@@ -85,8 +96,13 @@ def _run_steps(trainer: Trainer, writer: MetricsWriter, start: int) -> None:
     # Written before the checkpoint of the same step: a resumed run drops rows after its checkpoint, never lacks one.
     row |= evaluation | watch.metrics()
     writer.write(row)
-    if step % config.checkpoint.every == 0 or last:
+    interrupted = not last and interruption.asked()
+    if step % config.checkpoint.every == 0 or last or interrupted:
       trainer.save(evaluation.get("eval/reward"))
+    if interrupted:
+      writer.plot()
+      trainer.checkpoints.close()
+      raise Interrupted(f"asked to stop: saved step {step} of {config.steps}; the same command goes on from there")
     trainer.checkpoints.check()
     if scored is not None:
       progress.show(row)

@@ -11,16 +11,21 @@ import time
 
 from absl import logging as absl_logging
 
+from gdsd_jax import parallel
+
 _log = logging.getLogger(__name__)
 
 
 def log_to_stdout() -> None:
-  """Shows this package's messages as plain lines on standard output, in a terminal or a log file alike."""
+  """Shows this package's messages as plain lines on standard output, in a terminal or a log file alike.
+
+  Of several processes the first shows them; the others only warnings.
+  """
   handler = logging.StreamHandler(sys.stdout)
   handler.setFormatter(logging.Formatter("%(message)s"))
   logger = logging.getLogger("gdsd_jax")
   logger.handlers[:] = [handler]
-  logger.setLevel(logging.INFO)
+  logger.setLevel(logging.INFO if parallel.is_first_process() else logging.WARNING)
   logger.propagate = False
   absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax and TFDS tell every step they take, and errors twice
 
@@ -82,6 +87,19 @@ class MetricsWriter:
       self._tensorboard.close()
     if self._wandb:
       self._wandb.finish()
+
+
+class SilentWriter:
+  """In place of a `MetricsWriter` on every process but the first."""
+
+  def write(self, row: Mapping[str, float | int | str]) -> None:
+    pass
+
+  def plot(self) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
 
 
 def read_metrics(path: Path) -> list[dict]:

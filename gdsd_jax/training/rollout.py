@@ -83,9 +83,12 @@ class RolloutSampler:
 
   def sample(self, params, examples: Sequence[Mapping[str, Any]], key) -> tuple[jax.Array, jax.Array, Rollout]:
     """One completion for each example, on the device: (prompt, prompt_mask, rollout). Returns before it is computed."""
-    prompt, mask = self.encode(examples)
-    if self.mesh is not None:
-      prompt, mask = jax.device_put((prompt, mask), parallel.batch_sharding(self.mesh))
+    rows = parallel.local_rows(self.mesh, len(examples))
+    prompt, mask = self.encode([examples[row] for row in rows])
+    width = max(parallel.gather_json(prompt.shape[1]))
+    padding = [(0, 0), (width - prompt.shape[1], 0)]
+    prompt = np.pad(prompt, padding, constant_values=self.denoiser.config.pad_token_id)
+    prompt, mask = (parallel.spread(self.mesh, len(examples), x) for x in (prompt, np.pad(mask, padding)))
     if (self.config, prompt.shape) not in self._compiled:
       self._compiled.add((self.config, prompt.shape))
       greedy = "greedy " if self.config.temperature == 0 else ""
@@ -93,15 +96,26 @@ class RolloutSampler:
     return prompt, mask, sample(self.denoiser, params, prompt, mask, key, self.config)
 
   def score(self, examples: Sequence[Mapping[str, Any]], prompt, prompt_mask, rollout: Rollout) -> ScoredRollouts:
-    """Rewards of rollouts. Raises RewardError when a reward function raises."""
-    tokens = np.asarray(rollout.tokens)
-    completions = decode_completions(self.tokenizer, tokens, self.stop_ids)
+    """Rewards of rollouts, each process scoring its own. Raises RewardError when a reward function raises."""
+
+    def work(rows):
+      tokens = parallel.fetch_rows(rollout.tokens, np.array(rows))
+      completions = decode_completions(self.tokenizer, tokens, self.stop_ids)
+      lengths = completion_lengths(tokens, self.stop_ids).tolist()
+      try:
+        scored = self.task.score_batch(completions, [examples[row] for row in rows])
+      except Exception as error:  # user code: whatever it raises, the run must be able to go on
+        raise RewardError(f"reward of task {self.task.name} raised {type(error).__name__}: {error}") from error
+      scored = [{name: float(value) for name, value in rewards.items()} for rewards in scored]
+      return list(zip(completions, lengths, scored))
+
     try:
-      scored = self.task.score_batch(completions, examples)
-    except Exception as error:  # user code: whatever it raises, the run must be able to go on
-      raise RewardError(f"reward of task {self.task.name} raised {type(error).__name__}: {error}") from error
+      shared = parallel.share_work(len(examples), work, parallel.own_rows(self.mesh, len(examples)))
+    except RuntimeError as error:  # of this process or another
+      raise error if isinstance(error, RewardError) else RewardError(str(error)) from error
+    completions, lengths, scored = zip(*shared)
     rewards = {name: np.array([s[name] for s in scored], np.float32) for name in scored[0]}
-    return ScoredRollouts(prompt, prompt_mask, rollout, completions, completion_lengths(tokens, self.stop_ids), rewards)
+    return ScoredRollouts(prompt, prompt_mask, rollout, list(completions), np.array(lengths), rewards)
 
   def __call__(self, params, examples, key) -> ScoredRollouts:
     return self.score(examples, *self.sample(params, examples, key))

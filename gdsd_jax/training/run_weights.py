@@ -72,7 +72,7 @@ def load_run(workdir: Path, step: str | int, mesh=None):
   lora = lora_config(config)
   if lora is None:  # all weights are in the checkpoint
     path, frozen = resolve_path(config.model.path), {}
-    denoiser = Denoiser(load_config(path), "float32", config.model.remat)
+    denoiser = Denoiser(load_config(path), "float32", config.model.remat, mesh=mesh)
   else:
     denoiser, frozen = load_pretrained(config.model.path, config.model.dtype, mesh, config.model.remat)
     denoiser = dataclasses.replace(denoiser, lora=lora)

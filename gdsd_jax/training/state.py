@@ -65,18 +65,31 @@ def make_optimizer(config) -> optax.GradientTransformation:
 
 
 def init_state(denoiser: Denoiser, params, optimizer, seed: int, with_reference: bool, mesh) -> TrainState:
-  """State before the first iteration, laid over the mesh. An adapter among the parameters leaves the rest frozen."""
+  """State before the first iteration, laid over the mesh as the parameters are; nothing is ever whole on one device.
+
+  Args:
+    denoiser, params: of the model that the run starts from. An adapter among the parameters leaves the rest frozen.
+    optimizer: see `make_optimizer`.
+    seed: of the run's random key.
+    with_reference: whether the objective has a KL to a reference.
+    mesh: of all devices.
+  """
   trained, frozen = (params, {}) if denoiser.lora is None else split_adapter(params)
-  reference = {} if denoiser.lora else jax.tree.map(jnp.copy, trained)  # a copy: student buffers are donated
-  state = TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=trained,
-    frozen=frozen,
-    opt_state=jax.jit(optimizer.init)(trained),
-    reference=reference if with_reference else None,
-    key=jax.random.key(seed),
-  )
-  return jax.device_put(state, state_shardings(state, denoiser, optimizer, mesh))
+
+  def make(trained):
+    reference = {} if denoiser.lora else jax.tree.map(jnp.copy, trained)  # a copy: student buffers are donated
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=trained,
+      frozen={},
+      opt_state=optimizer.init(trained),
+      reference=reference if with_reference else None,
+      key=jax.random.key(seed),
+    )
+
+  shardings = state_shardings(jax.eval_shape(make, trained), denoiser, optimizer, mesh)
+  state = jax.jit(make, out_shardings=shardings.replace(frozen={}))(trained)
+  return state.replace(frozen=frozen)
 
 
 def split_adapter(params) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -50,8 +50,8 @@ class DistillationBatch:
 
 
 def _microbatches(tree, count: int):
-  """[N, ...] leaves as [count, N / count, ...]."""
-  return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)
+  """[N, ...] leaves as [count, N / count, ...]: every count-th, so that each chip has its share of every microbatch."""
+  return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), tree)
 
 
 def _score(denoiser: Denoiser, objective: Objective, params, rollouts: Rollouts, dropout_key=None) -> Scores:
@@ -67,7 +67,7 @@ def score_rollouts(params, rollouts: Rollouts, *, denoiser: Denoiser, objective:
   """
   score = functools.partial(_score, denoiser, objective, params)
   scores = jax.lax.map(score, _microbatches(rollouts, accumulation))
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scores)
+  return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), scores)
 
 
 @functools.partial(

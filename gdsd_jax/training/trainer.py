@@ -122,6 +122,13 @@ class Trainer:
     )
     self._static = dict(denoiser=self.denoiser, objective=self.objective, accumulation=config.optimizer.accumulation)
     self._compiled = set()
+    split = parallel.batch_sharding(self.mesh)
+    self._concatenate = jax.jit(lambda *parts: jnp.concatenate(parts, axis=1), out_shardings=split)
+    num_mc, forward_process = config.objective.num_mc, sampler.forward_process
+    self._draw_masks = jax.jit(
+      lambda key, confidence: consistent_masks(key, confidence, num_mc, **forward_process).transpose(1, 0, 2),
+      out_shardings=split,
+    )
     self._sync_reference = jax.jit(functools.partial(sync_reference, mix=config.objective.reference_sync_mix))
     self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
 
@@ -147,13 +154,16 @@ class Trainer:
 
   def resume(self) -> bool:
     """Restores the newest checkpoint, if there is one; returns whether there was."""
-    if self.checkpoints.latest_step is None:
+
+    def check(run):
+      different = contradictions(run["config"], self.config)
+      if different:
+        raise ValueError(f"--workdir: the checkpoint in {self.workdir} has another config: {'; '.join(different)}")
+
+    restored = self.checkpoints.restore(self.state, check)
+    if restored is None:
       return False
-    run = self.checkpoints.restore_run()
-    different = contradictions(run["config"], self.config)
-    if different:
-      raise ValueError(f"--workdir: the checkpoint in {self.workdir} has another config: {'; '.join(different)}")
-    self.state = self.checkpoints.restore_state(self.state)
+    self.state, run = restored
     self.stream.position = run["data_position"]
     return True
 
@@ -189,20 +199,17 @@ class Trainer:
 
   def _update(self, scored: ScoredRollouts, advantages, mask_key, watch: Stopwatch) -> dict[str, float]:
     """The mu updates on one batch of rollouts; metrics averaged over them."""
-    objective, sampler = self.config.objective, self.sampler.config
-    tokens = jnp.concatenate([scored.prompt, scored.rollout.tokens], axis=1)
+    objective = self.config.objective
+    tokens = self._concatenate(scored.prompt, scored.rollout.tokens)
     if tokens.shape not in self._compiled:
       self._compiled.add(tokens.shape)
       _log.info("compiling scores and distillation step for %d rollouts of %d tokens", *tokens.shape)
-    draw_masks = functools.partial(
-      consistent_masks, confidence=scored.rollout.confidence, num_samples=objective.num_mc, **sampler.forward_process,
-    )
-    sharding = parallel.batch_sharding(self.mesh)
     rollouts = [
-      jax.device_put(Rollouts(tokens, scored.prompt_mask, draw_masks(key).transpose(1, 0, 2)), sharding)
+      Rollouts(tokens, scored.prompt_mask, self._draw_masks(key, scored.rollout.confidence))
       for key in jax.random.split(mask_key, objective.num_iterations)
     ]
-    advantages = jax.device_put(advantages, sharding)
+    held = np.asarray(advantages)[parallel.local_rows(self.mesh, len(advantages))]
+    advantages = parallel.spread(self.mesh, len(advantages), held)
     score = functools.partial(score_rollouts, **self._static)
     with watch.phase("score"):
       old = [score(self.state.student_params, part) for part in rollouts]

@@ -1,0 +1,189 @@
+"""One run over many devices: every mesh gives what one device gives, and no chip ever holds the logits whole."""
+
+import dataclasses
+import functools
+import re
+
+from conftest import load_recipe
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gdsd_jax import parallel
+from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.diffusion.sampling import sample
+from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.models.huggingface import load_pretrained
+from gdsd_jax.objectives.objective import Objective
+from gdsd_jax.objectives.scores import Scores, token_scores
+from gdsd_jax.training import trainer as training
+from gdsd_jax.training.config import base_config
+from gdsd_jax.training.state import init_state, make_optimizer
+from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
+
+MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "fsdp_tensor": (1, 4, 2), "all": (2, 2, 2)}
+
+
+def iterations(tmp_path, monkeypatch, sizes, count, **changes):
+  """(tokens of the first rollouts, metrics of each iteration) of the embedded run on a mesh."""
+  config = load_recipe("gdsd_math").get_config("tiny")
+  config.mesh.data, config.mesh.fsdp, config.mesh.tensor = sizes
+  config.update_from_flattened_dict(changes)
+  if np.prod(sizes) == 1:
+    monkeypatch.setattr(parallel.jax, "devices", lambda: jax.local_devices()[:1])
+  trainer = training.Trainer(config, tmp_path / "x".join(map(str, sizes)))
+  monkeypatch.undo()
+  metrics, tokens = [], None
+  for _ in range(count):
+    row, scored = trainer.iterate(training.Stopwatch())
+    metrics.append(row)
+    tokens = np.asarray(scored.rollout.tokens) if tokens is None else tokens
+  trainer.checkpoints.close()
+  return tokens, metrics
+
+
+def assert_same_first_iteration(one, other):
+  (tokens, metrics), (other_tokens, other_metrics) = one, other
+  np.testing.assert_array_equal(other_tokens, tokens)
+  assert other_metrics[0]["reward"] == metrics[0]["reward"]
+  for name in ("loss", "grad_norm"):
+    np.testing.assert_allclose(other_metrics[0][name], metrics[0][name], rtol=1e-5)
+
+
+QUICK = {"objective.num_iterations": 1, "prompts_per_step": 2}
+
+
+@pytest.fixture(scope="module")
+def on_one_device(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    return iterations(tmp_path_factory.mktemp("one"), monkeypatch, (1, 1, 1), 1, **QUICK)
+
+
+@pytest.mark.parametrize("mesh", ["all", pytest.param("fsdp_tensor", marks=pytest.mark.slow)])
+def test_the_first_iteration_is_that_of_one_device(tmp_path, monkeypatch, on_one_device, mesh):
+  assert_same_first_iteration(on_one_device, iterations(tmp_path, monkeypatch, MESHES[mesh], 1, **QUICK))
+
+
+@pytest.mark.slow
+def test_the_embedded_run_is_the_same_on_every_mesh(tmp_path, monkeypatch):
+  """20 steps: later ones part by rounding alone, which sampling amplifies, so that only their means are compared."""
+  one = iterations(tmp_path, monkeypatch, (1, 1, 1), 20)
+  mean = np.mean([row["reward"] for row in one[1]])
+  for sizes in MESHES.values():
+    other = iterations(tmp_path, monkeypatch, sizes, 20)
+    assert_same_first_iteration(one, other)
+    assert abs(np.mean([row["reward"] for row in other[1]]) - mean) < 0.1
+
+
+# No logits as large as the vocabulary on any chip.
+
+BATCH, PROMPT, LENGTH, VOCABULARY = 16, 8, 16, 4096  # no other dimension is a multiple of VOCABULARY / 2
+
+
+def over_mesh(tiny_config, **changes):
+  """(denoiser, params) with a vocabulary that is told apart in HLO, over fsdp 4 × tensor 2."""
+  mesh = parallel.make_mesh(fsdp=4, tensor=2)
+  denoiser = Denoiser(dataclasses.replace(tiny_config, vocab_size=VOCABULARY, **changes), remat=True, mesh=mesh)
+  params = jax.jit(denoiser.init, out_shardings=parallel.param_shardings(mesh, denoiser))(jax.random.key(0))
+  return denoiser, params
+
+
+def assert_vocabulary_stays_split(compiled):
+  text = compiled.as_text()
+  whole = re.findall(rf"\w+\[(?:\d+,)*{VOCABULARY}(?:,\d+)*\]\S* \w[\w-]*\(", text)
+  assert not whole, whole
+  assert re.search(rf"\[(?:\d+,)*{VOCABULARY // 2}[,\]]", text)  # and the logits are there
+
+
+def quick_and_slow(names, quick):
+  return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+OBJECTIVES = {
+  "gdsd": Objective("gdsd"),
+  "tlc": Objective("gdsd_tlc", center_top_k=8),
+  "tlc_center_gradient": Objective("gdsd_tlc", center_top_k=8, center_gradient=True),
+  "tlc_whole_vocabulary": Objective("gdsd_tlc", center_top_k=VOCABULARY, center_gradient=True),
+}
+
+
+@pytest.mark.parametrize("name", quick_and_slow(OBJECTIVES, quick=["tlc_center_gradient"]))
+def test_the_step_keeps_the_vocabulary_split(tiny_config, name):
+  denoiser, params = over_mesh(tiny_config)
+  optimizer = make_optimizer(base_config().optimizer)
+  state = init_state(denoiser, params, optimizer, 0, with_reference=True, mesh=denoiser.mesh)
+  split = parallel.batch_sharding(denoiser.mesh)
+  put = lambda x: jax.device_put(x, split)
+  rollouts = Rollouts(put(jnp.zeros((BATCH, PROMPT + LENGTH), jnp.int32)), put(jnp.ones((BATCH, PROMPT), bool)),
+                      put(jnp.ones((BATCH, 2, LENGTH), bool)))
+  static = dict(denoiser=denoiser, objective=OBJECTIVES[name], accumulation=2)
+  score = score_rollouts.lower(state.student_params, rollouts, **static).compile()
+  assert_vocabulary_stays_split(score)
+  plain = put(jnp.zeros((BATCH, 2)))
+  scores = Scores(plain, None if name == "gdsd" else plain)
+  batch = DistillationBatch(rollouts, put(jnp.ones(BATCH)), scores, scores, scores)
+  assert_vocabulary_stays_split(distillation_step.lower(state, batch, optimizer=optimizer, **static).compile())
+
+
+SAMPLERS = {
+  "llada": dict(kind="llada", block_length=8),
+  "llada_greedy": dict(kind="llada", block_length=8, temperature=0.0),
+  "dream_entropy": dict(kind="dream", alg="entropy"),
+  "dream_margin": dict(kind="dream", alg="topk_margin", top_k=4, top_p=0.9),
+}
+
+
+@pytest.mark.parametrize("name", quick_and_slow(SAMPLERS, quick=["llada", "dream_margin"]))
+def test_samplers_keep_the_vocabulary_split(tiny_config, name):
+  denoiser, params = over_mesh(tiny_config)
+  split = parallel.batch_sharding(denoiser.mesh)
+  prompt = jax.device_put(jnp.zeros((BATCH, PROMPT), jnp.int32), split)
+  mask = jax.device_put(jnp.ones((BATCH, PROMPT), bool), split)
+  config = SamplerConfig(completion_length=LENGTH, steps=LENGTH, **SAMPLERS[name])
+  assert_vocabulary_stays_split(sample.lower(denoiser, params, prompt, mask, jax.random.key(0), config).compile())
+
+
+@pytest.mark.parametrize("center_gradient", [False, True])
+@pytest.mark.parametrize("k", [3, 40])
+def test_scores_of_a_split_vocabulary_are_those_of_a_whole_one(k, center_gradient):
+  mesh = parallel.make_mesh(2, 1, 4)
+  logits = jax.random.normal(jax.random.key(0), (4, 3, 64))
+  targets = jax.random.randint(jax.random.key(1), (4, 3), 0, 64)
+
+  def loss(logits, mesh):
+    logits = parallel.constrain(logits, mesh, "batch", None, "vocab")
+    plain, centered = token_scores(logits, targets, k, center_gradient, mesh)
+    return jnp.sum(plain * 0.3 + jnp.sin(centered)), (plain, centered)
+
+  grad = lambda mesh: jax.jit(jax.value_and_grad(functools.partial(loss, mesh=mesh), has_aux=True))(logits)
+  for split, whole in zip(jax.tree.leaves(grad(mesh)), jax.tree.leaves(grad(None))):
+    np.testing.assert_allclose(split, whole, rtol=2e-6, atol=2e-6)
+
+
+def test_pick_takes_one_entry_of_each_row():
+  x = jnp.array([[1.0, -jnp.inf, 3.0], [4.0, 5.0, jnp.inf]])
+  np.testing.assert_array_equal(parallel.pick(x, jnp.array([2, 1])), [3.0, 5.0])
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_each_piece_of_an_array_is_read_once(sizes):
+  mesh = parallel.make_mesh(*sizes)
+  value, read = np.arange(64).reshape(8, 8), []
+
+  def part(index):
+    read.append(index)
+    return value[index]
+
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp", "tensor"))
+  array = parallel.lay_out(value.shape, sharding, part)
+  np.testing.assert_array_equal(array, value)
+  assert array.sharding == sharding
+  assert sum(value[index].size for index in read) == value.size
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 4), (1, 4, 2), (2, 2, 2)])
+def test_the_embedded_model_is_the_same_over_a_mesh(sizes):
+  _, whole = load_pretrained("tiny")
+  _, split = load_pretrained("tiny", mesh=parallel.make_mesh(*sizes))
+  jax.tree.map(np.testing.assert_array_equal, split, whole)
