@@ -198,6 +198,10 @@ def gather_json(value: Any) -> list:
   return [json.loads(bytes(row[:length])) for row, length in zip(texts, lengths)]
 
 
+class RemoteError(RuntimeError):
+  """What another process raised, in one line."""
+
+
 def share_work(count: int, work: Callable[[list[int]], list], own: np.ndarray | None = None) -> list:
   """A JSON value for each of `count` items, known to every process: each works on its own items alone; collective.
 
@@ -207,7 +211,7 @@ def share_work(count: int, work: Callable[[list[int]], list], own: np.ndarray | 
     own: this process's items, `own_rows` if they lie on its devices; None deals them out evenly.
 
   Raises:
-    RuntimeError: `work` raised on another process; what it raised here is raised as it is.
+    RemoteError: `work` raised on another process; what it raised here is raised as it is.
   """
   own = list(range(jax.process_index(), count, jax.process_count())) if own is None else own.tolist()
   try:
@@ -219,7 +223,7 @@ def share_work(count: int, work: Callable[[list[int]], list], own: np.ndarray | 
     raise failure
   for process, part in enumerate(told):
     if part["error"]:
-      raise RuntimeError(f"{part['error']} (in process {process})")
+      raise RemoteError(f"{part['error']} (in process {process})")
   found = {item: value for part in told for item, value in zip(part["items"], part["values"])}
   return [found[item] for item in range(count)]
 
@@ -229,11 +233,11 @@ def joined() -> bool:
   return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def lost_process(error: RuntimeError) -> bool:
-  """Whether an error of the runtime comes of another process's end."""
-  signs = ("Gloo", "coordination service", "heartbeat", "CoordinationService", "Connection reset", "UNAVAILABLE",
-           "barrier", "DEADLINE_EXCEEDED")
-  return joined() and any(sign.lower() in str(error).lower() for sign in signs)
+def is_lost_process(error: Exception) -> bool:
+  """Whether an error comes of another process's end: of the collectives or of the coordination service."""
+  signs = ("gloo", "nccl", "coordination", "heartbeat", "barrier", "connection reset", "socket closed", "unavailable",
+           "deadline_exceeded")
+  return joined() and any(sign in str(error).lower() for sign in signs)
 
 
 def is_first_process() -> bool:
@@ -264,7 +268,7 @@ def join_processes() -> None:
         f"JAX_PROCESS_ID, JAX_NUM_PROCESSES: must be a number from 0 and the count above it, not {index!r}, {count!r}"
       )
     arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
-  elif not _is_one_of_several():
+  elif not _in_known_cluster():
     return
   # Gloo is only used where the CPU is what computes. A host that is silent for as long as this is taken as dead.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -275,7 +279,12 @@ def join_processes() -> None:
     raise OSError(f"the processes of this run could not find each other: {cause[:500]}") from error
 
 
-def _is_one_of_several() -> bool:
+def may_be_one_of_several() -> bool:
+  """Whether `join_processes` would look for others."""
+  return bool(os.environ.get("JAX_COORDINATOR_ADDRESS")) or _in_known_cluster()
+
+
+def _in_known_cluster() -> bool:
   """Whether a cluster that JAX knows started this process, perhaps beside others."""
   tasks = [os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
   if any(count.isdecimal() and int(count) > 1 for count in tasks):

@@ -4,14 +4,19 @@ Exit status 0: done; 1: not as asked for; 75 (EX_TEMPFAIL): start the same comma
 """
 
 from collections.abc import Callable
+import ctypes
+import faulthandler
 import os
 import re
+import signal
 import sys
 import traceback
 
 from absl import app, flags, logging as absl_logging
 
 START_AGAIN = 75
+_GONE = "another process of this run is gone; the same command goes on from the latest checkpoint"
+_PR_SET_PDEATHSIG = 1  # of Linux: a process whose parent is killed is killed too
 TRACEBACK_VARIABLE = "GDSD_TRACEBACK"  # set it to see where an error comes from
 _LONGEST_LINE = 1000
 
@@ -23,30 +28,54 @@ def run(main: Callable[[], None]) -> None:
   death of another process, one line and START_AGAIN.
   """
 
+  from gdsd_jax import parallel
+
+  if several := parallel.may_be_one_of_several():
+    _go_on_in_a_child()
+
   def call(argv):
     if argv[1:]:
       sys.exit(f"error: {argv[1]!r} is no flag; flags begin with --")
-    from gdsd_jax import parallel
     from gdsd_jax.training.interruption import Interrupted
 
+    if several:
+      faulthandler.disable()  # absl's: JAX's runtime aborts where others are gone, and says why
     absl_logging.set_verbosity(absl_logging.WARNING)  # JAX tells every step of its own
     try:
       parallel.join_processes()
       main()
-    except (ValueError, OSError) as error:
-      _leave(error)
     except Interrupted as interrupted:
       print(interrupted, file=sys.stderr, flush=True)
       sys.exit(START_AGAIN)
-    except RuntimeError as error:
-      if not parallel.lost_process(error):
+    except (ValueError, OSError, RuntimeError) as error:
+      if parallel.is_lost_process(error):
+        _leave_at_once(f"{_GONE} ({_line(error)[:300]})", error)
+      if isinstance(error, RuntimeError):
         raise
-      _leave_at_once(f"another process of this run is gone ({_line(error)[:300]}); the same command goes on", error)
+      _leave(error)
     except KeyboardInterrupt:
       sys.exit("interrupted; the same command resumes from the latest checkpoint")
 
   sys.unraisablehook = _without_echoes
   app.run(call, flags_parser=_parse)
+
+
+def _go_on_in_a_child() -> None:
+  """Returns in a child process. This one waits for it, and tells its end where it can no longer do so itself.
+
+  When the first process of a run is gone, or the devices' own collectives hang, JAX's runtime aborts the others.
+  """
+  child = os.fork()
+  if child == 0:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return
+  signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both
+  status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+  if status == -signal.SIGABRT:
+    print(f"{_GONE} (JAX's runtime says above how it found out)", file=sys.stderr, flush=True)
+    os._exit(START_AGAIN)
+  os._exit(status if status >= 0 else 128 - status)
 
 
 def _without_echoes(unraisable) -> None:

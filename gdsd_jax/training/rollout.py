@@ -111,8 +111,8 @@ class RolloutSampler:
 
     try:
       shared = parallel.share_work(len(examples), work, parallel.own_rows(self.mesh, len(examples)))
-    except RuntimeError as error:  # of this process or another
-      raise error if isinstance(error, RewardError) else RewardError(str(error)) from error
+    except parallel.RemoteError as error:
+      raise RewardError(str(error)) from error
     completions, lengths, scored = zip(*shared)
     rewards = {name: np.array([s[name] for s in scored], np.float32) for name in scored[0]}
     return ScoredRollouts(prompt, prompt_mask, rollout, list(completions), np.array(lengths), rewards)

@@ -213,7 +213,9 @@ class Trainer:
     score = functools.partial(score_rollouts, **self._static)
     with watch.phase("score"):
       old = [score(self.state.student_params, part) for part in rollouts]
-      ref = [None if self.state.reference is None else score(self.state.reference_params, part) for part in rollouts]
+      reference = None if self.state.reference is None else self.state.reference_params
+      ref = [None if reference is None else score(reference, part) for part in rollouts]
+      del reference
       jax.block_until_ready((old, ref))
     metrics = []
     with watch.phase("update"):

@@ -1,0 +1,240 @@
+"""Runs of several processes: the result of one, and what happens when one of them is asked to stop, or dies."""
+
+import json
+import os
+from pathlib import Path
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from gdsd_jax import parallel
+from gdsd_jax.training.command import START_AGAIN
+from gdsd_jax.training.metrics import read_metrics
+
+REPOSITORY = Path(__file__).parent.parent
+SMALL = {
+  "steps": 4, "group_size": 4, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4,
+  "sampler.steps": 4, "objective.num_iterations": 1, "objective.num_mc": 1, "eval.every": 100, "eval.num_examples": 8,
+  "eval.batch_size": 8, "checkpoint.every": 2, "log.plot_seconds": 1000.0, "log.tensorboard": False,
+}
+
+
+class Processes:
+  """`count` processes of one command, with `devices` virtual devices each, that find each other by hand."""
+
+  def __init__(self, count, devices, *command):
+    with socket.socket() as free:
+      free.bind(("localhost", 0))
+      port = free.getsockname()[1]
+    environment = {
+      **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      "PYTHONPATH": str(REPOSITORY),
+    }
+    names = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
+    identity = lambda i: {**names, "JAX_PROCESS_ID": str(i)} if count > 1 else {}
+    self.all = [
+      subprocess.Popen(
+        [sys.executable, *command], cwd=REPOSITORY, env={**environment, **identity(i)}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+      )
+      for i in range(count)
+    ]
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    for process in self.all:
+      process.kill()
+      process.communicate()
+
+  def finish(self, timeout=300):
+    """Exit statuses, and the last line that each printed."""
+    printed = [process.communicate(timeout=timeout)[0] for process in self.all]
+    self.output = printed
+    return [process.returncode for process in self.all], [text.strip().rpartition("\n")[2] for text in printed]
+
+  def compute_process(self, index):
+    """The child that computes, whose parent only waits."""
+    pid = self.all[index].pid
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+def train(workdir, count=2, devices=4, **changes):
+  overrides = [f"--config.{name}={value}" for name, value in {**SMALL, **changes}.items()]
+  return Processes(
+    count, devices, "launch/train.py", "--config=configs/gdsd_math.py", f"--workdir={workdir}", *overrides
+  )
+
+
+def wait_for_step(workdir, step, processes):
+  deadline = time.monotonic() + 240
+  while not any(row["step"] >= step for row in read_metrics(workdir / "metrics.jsonl")):
+    assert all(process.poll() is None for process in processes.all)
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+def without_times(rows):
+  return [{k: v for k, v in row.items() if not k.startswith("seconds/") and k != "tokens_per_second"} for row in rows]
+
+
+def saved_state(workdir, step):
+  with ocp.CheckpointManager((workdir / "checkpoints").absolute(), item_names=("state", "run")) as manager:
+    return manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore()))["state"]
+
+
+def assert_same_state(one, other):
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+  """A run of two processes over a mesh that they share in every axis but one."""
+  workdir = tmp_path_factory.mktemp("two")
+  with train(workdir, **{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}) as processes:
+    assert processes.finish()[0] == [0, 0]
+  return workdir, processes.output
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("one")
+  with train(workdir, 1, 1) as processes:
+    assert processes.finish()[0] == [0]
+  return workdir
+
+
+def test_two_processes_compute_what_one_computes(one, two):
+  rows, other = (read_metrics(workdir / "metrics.jsonl") for workdir in (one, two[0]))
+  assert [row["step"] for row in other] == [0, 1, 2, 3, 4]
+  first, other_first = rows[1], other[1]
+  for name in ("reward", "completion_length", "diversity", "reward_std"):
+    assert other_first[name] == first[name]
+  for name in ("loss", "grad_norm"):
+    np.testing.assert_allclose(other_first[name], first[name], rtol=1e-5)
+
+
+def test_the_first_process_alone_tells_of_the_run(two):
+  assert "step 4/4" in two[1][0]
+  assert "step" not in two[1][1]
+
+
+def test_one_that_is_asked_to_stop_stops_all_at_the_same_saved_step(tmp_path):
+  with train(tmp_path, **{"steps": 500, "checkpoint.every": 1000}) as processes:
+    wait_for_step(tmp_path, 2, processes)
+    processes.all[1].send_signal(signal.SIGTERM)
+    statuses, lines = processes.finish(60)
+  assert statuses == [START_AGAIN] * 2
+  [folder] = [path for path in (tmp_path / "checkpoints").iterdir()]
+  last = read_metrics(tmp_path / "metrics.jsonl")[-1]["step"]
+  assert int(folder.name) == last
+  assert lines == [f"asked to stop: saved step {last} of 500; the same command goes on from there"] * 2
+
+
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_death_of_one_ends_the_other_within_a_minute_in_one_line(tmp_path, victim):
+  with train(tmp_path, **{"steps": 500}) as processes:
+    wait_for_step(tmp_path, 2, processes)
+    processes.all[victim].kill()
+    killed = time.monotonic()
+    statuses, lines = processes.finish(120)
+    assert time.monotonic() - killed < 60
+  assert statuses[1 - victim] == START_AGAIN
+  assert lines[1 - victim].startswith("another process of this run is gone; the same command goes on")
+
+
+@pytest.mark.slow
+def test_one_that_hangs_ends_the_other_within_a_minute(tmp_path):
+  with train(tmp_path, **{"steps": 500}) as processes:
+    wait_for_step(tmp_path, 2, processes)
+    os.kill(processes.compute_process(1), signal.SIGSTOP)
+    stopped = time.monotonic()
+    status = processes.all[0].wait(120)
+    assert time.monotonic() - stopped < 60
+    assert status == START_AGAIN
+
+
+@pytest.mark.slow
+def test_sigkill_at_any_moment_loses_nothing(tmp_path):
+  """Both processes, or one, killed at 20 random moments, also during saves: the end is that of an undisturbed run."""
+  steps = {"steps": 60, "checkpoint.every": 1}
+  undisturbed, killed, chance = tmp_path / "undisturbed", tmp_path / "killed", random.Random(0)
+  with train(undisturbed, **steps) as processes:
+    started = time.monotonic()
+    assert processes.finish()[0] == [0, 0]
+    whole = time.monotonic() - started
+  kills = 0
+  while kills < 20:
+    with train(killed, **steps) as processes:
+      time.sleep(chance.uniform(0.2, 1.0) * whole)
+      victims = chance.choice([[0], [1], [0, 1]])
+      alive = [process.poll() is None for process in processes.all]
+      if not any(alive):
+        break
+      for victim in victims:
+        processes.all[victim].kill()
+      processes.finish(120)
+      kills += 1
+  with train(killed, **steps) as processes:
+    assert processes.finish()[0] == [0, 0]
+  assert kills >= 3
+  assert_same_state(saved_state(killed, 60), saved_state(undisturbed, 60))
+  rows = [without_times(read_metrics(workdir / "metrics.jsonl")) for workdir in (killed, undisturbed)]
+  assert rows[0] == rows[1]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_fewer_devices_and_then_fewer(tmp_path):
+  """8 devices in two processes, then 4 and 1 in one."""
+  for steps, count, devices, mesh in ((2, 2, 4, {"mesh.fsdp": 4}), (4, 1, 4, {"mesh.tensor": 2}), (6, 1, 1, {})):
+    with train(tmp_path, count, devices, **{**mesh, "steps": steps}) as processes:
+      assert processes.finish()[0] == [0] * count
+  assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_an_evaluation_by_two_processes_writes_what_one_writes(tmp_path):
+  def evaluate(out, count, devices):
+    arguments = ["launch/evaluate.py", "--config=configs/gdsd_math.py", f"--out={out}", "--num_examples=12",
+                 "--lengths=16", "--config.eval.block_length=8", "--config.eval.batch_size=8"]
+    return Processes(count, devices, *arguments)
+
+  with evaluate(tmp_path / "two", 2, 2) as processes:
+    statuses, lines = processes.finish()
+    assert statuses == [0, 0]
+  with evaluate(tmp_path / "one", 1, 1) as processes:
+    assert processes.finish()[0] == [0]
+  written = [(tmp_path / name / "generations.jsonl").read_bytes() for name in ("one", "two")]
+  assert written[0] == written[1]
+  assert json.loads(lines[0])["n"] == 12
+
+
+@pytest.mark.parametrize("environment, message", [
+  ({"JAX_COORDINATOR_ADDRESS": "localhost:1"}, "JAX_NUM_PROCESSES: is not set"),
+  ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2"}, "JAX_PROCESS_ID: is not set"),
+  ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "not '2', '2'"),
+  ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "not '0', 'two'"),
+])
+def test_half_an_environment_is_refused(monkeypatch, environment, message):
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(ValueError, match=message):
+    parallel.join_processes()
+
+
+def test_work_is_shared_by_one_process_too():
+  assert parallel.share_work(3, lambda items: [2 * item for item in items]) == [0, 2, 4]
+
+
+def test_what_work_raises_is_raised():
+  with pytest.raises(ZeroDivisionError):
+    parallel.share_work(3, lambda items: [1 / item for item in items])
