@@ -38,6 +38,7 @@ def default_out(config, config_flag: str, evaluated) -> Path:
 
 
 def main():
+  from gdsd_jax import parallel
   from gdsd_jax.training.accuracy import evaluate_model, Evaluated
   from gdsd_jax.training.metrics import log_to_stdout
 
@@ -58,7 +59,8 @@ def main():
   evaluated = evaluated.resolved()
   out = Path(_OUT.value) if _OUT.value else default_out(config, flags.FLAGS["config"].config_filename, evaluated)
   summary = evaluate_model(config, evaluated, out, _NUM_EXAMPLES.value)
-  print(json.dumps({**summary, "out": str(out)}), flush=True)
+  if parallel.is_first_process():
+    print(json.dumps({**summary, "out": str(out)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -165,16 +165,21 @@ class _Evaluation:
     return tokens / seconds if seconds else None
 
   def _score(self, length, indices, completions, counts) -> list[dict]:
-    examples = [self.examples[i] for i in indices]
-    try:
-      rewards = self.task.score_batch(completions, examples)
-      accuracies = [self.task.accuracy(text, example) for text, example in zip(completions, examples)]
-    except Exception as error:  # the task's code, which may be the user's
-      raise ValueError(f"task.name: scoring {self.task.name} raised {type(error).__name__}: {error}") from error
+
+    def score(items):
+      texts, examples = [completions[i] for i in items], [self.examples[indices[i]] for i in items]
+      try:
+        rewards = self.task.score_batch(texts, examples)
+        accuracies = [float(self.task.accuracy(text, example)) for text, example in zip(texts, examples)]
+      except Exception as error:  # the task's code, which may be the user's
+        raise ValueError(f"task.name: scoring {self.task.name} raised {type(error).__name__}: {error}") from error
+      return list(zip([{name: float(value) for name, value in reward.items()} for reward in rewards], accuracies))
+
+    scored = parallel.share_work(len(completions), score)
     return [
       {"length": length, "index": index, "prompt": self.prompts[index], "completion": completion, "tokens": int(count),
-       "rewards": {name: float(value) for name, value in reward.items()}, "accuracy": float(accuracy)}
-      for index, completion, count, reward, accuracy in zip(indices, completions, counts, rewards, accuracies)
+       "rewards": rewards, "accuracy": accuracy}
+      for index, completion, count, (rewards, accuracy) in zip(indices, completions, counts, scored)
     ]
 
 

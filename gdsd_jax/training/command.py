@@ -50,7 +50,7 @@ def run(main: Callable[[], None]) -> None:
     except (ValueError, OSError, RuntimeError) as error:
       if parallel.is_lost_process(error):
         _leave_at_once(f"{_GONE} ({_line(error)[:300]})", error)
-      if isinstance(error, RuntimeError):
+      if isinstance(error, RuntimeError) and not isinstance(error, parallel.RemoteError):
         raise
       _leave(error)
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ import statistics
 
 import numpy as np
 
+from gdsd_jax import parallel
 from gdsd_jax.training.config import flatten
 
 _FIELDS = ("length", "index", "prompt", "completion", "tokens", "rewards", "accuracy")
@@ -17,20 +18,28 @@ _Z = statistics.NormalDist().inv_cdf(0.975)  # of a 95 % interval
 class Records:
   """The completions of an evaluation, one line each in generations.jsonl, and the settings that they belong to.
 
+  Of several processes all know the rows, and the first alone reads and writes the files.
+
   Attributes:
     rows: (length, index) -> record.
   """
 
   def __init__(self, out: Path, settings: dict):
     self.out, self.path, self.rows = out, out / "generations.jsonl", {}
+    [rows] = parallel.share_work(1, lambda _: [self._open(settings)])
+    self.rows = {(row["length"], row["index"]): row for row in rows}
+
+  def _open(self, settings: dict) -> list[dict]:
+    """Makes the folder ready to go on in; returns the rows that it holds."""
     try:
-      out.mkdir(parents=True, exist_ok=True)
+      self.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-      raise OSError(f"--out: cannot make {out}: {error}") from error
+      raise OSError(f"--out: cannot make {self.out}: {error}") from error
     self._settle(settings)
     whole = self._read()
     if self.path.is_file():
       os.truncate(self.path, whole)  # a killed evaluation may leave half a line
+    return list(self.rows.values())
 
   def _settle(self, settings: dict) -> None:
     file = self.out / "settings.json"
@@ -68,10 +77,11 @@ class Records:
   def append(self, rows: list[dict]) -> None:
     """Adds records; returns once they are on the disk. Raises OSError when they cannot be."""
     try:
-      with self.path.open("a") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
-        file.flush()
-        os.fsync(file.fileno())
+      if parallel.is_first_process():
+        with self.path.open("a") as file:
+          file.write("".join(json.dumps(row) + "\n" for row in rows))
+          file.flush()
+          os.fsync(file.fileno())
     except OSError as error:
       raise OSError(f"--out: cannot write {self.path} (is the disk full?): {error}") from error
     self.rows |= {(row["length"], row["index"]): row for row in rows}
@@ -85,7 +95,8 @@ class Records:
     for length, values in summary["lengths"].items():
       speed = speeds[int(length)]
       values["tokens_per_second"] = _speed_of(file, length) if speed is None else speed
-    _write_json(file, summary)
+    if parallel.is_first_process():
+      _write_json(file, summary)
     return summary
 
 
