@@ -157,6 +157,29 @@ class _Adapter:
     return projected + self.config.scale * project(low, factors.b[...])
 
 
+def _whole_over_fsdp(weights, x, mesh: Mesh | None):
+  """(weights, x): the weights of one layer for its products with x, in x's dtype, gathered over fsdp, still split over
+  tensor.
+
+  Left to itself XLA overlaps the gather with the product, piece by piece, and the sum over the pieces goes to memory
+  and back for each.
+  """
+  if mesh is None or mesh.size == 1:
+    return weights, x
+  # Tied to x: of frozen weights JAX would otherwise gather all layers' before the first, and keep them.
+  weights, x = jax.lax.optimization_barrier((weights, x))
+
+  def gather(weight: nnx.Variable) -> nnx.Variable:
+    value = weight[...]
+    if value.ndim < 2:  # norms and biases
+      return weight
+    axes = weight.get_metadata("logical_axes")[-value.ndim:]  # without that of the layers
+    tensor_axes = (axis if parallel.AXIS_RULES[axis] == "tensor" else None for axis in axes)
+    return weight.replace(parallel.constrain(value.astype(x.dtype), mesh, *tensor_axes))
+
+  return jax.tree.map(gather, weights, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)), x
+
+
 class Transformer(nnx.Module):
   """Embedding, blocks, final norm and LM head. `hidden` and `logits` are apart: callers choose positions."""
 
@@ -183,6 +206,7 @@ class Transformer(nnx.Module):
 
     def apply_block(x, layer):
       weights, layer_key = layer
+      weights, x = _whole_over_fsdp(weights, x, mesh)
       blocks, lora = nnx.merge(graph, weights)
       return blocks(x, positions, mask, _Adapter(lora, self.lora_config, layer_key, mesh)), None
 
@@ -206,5 +230,8 @@ class Transformer(nnx.Module):
   def logits(self, hidden, mesh: Mesh | None = None):
     """Float32 logits [B, ..., V] of hidden states [B, ..., D]; over a mesh the vocabulary stays split."""
     head = self.embedding[...].T if self.config.tied_head else self.head[...]
-    logits = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    if mesh is not None and mesh.size > 1:
+      head, hidden = jax.lax.optimization_barrier((head, hidden))  # as of the blocks' weights
+    head = parallel.constrain(head.astype(hidden.dtype), mesh, None, "vocab")
+    logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
     return parallel.constrain(logits, mesh, "batch", *[None] * (logits.ndim - 2), "vocab")
