@@ -186,6 +186,21 @@ def fetch_rows(array: jax.Array, rows: np.ndarray) -> np.ndarray:
   return np.stack([held[row] for row in rows]) if len(rows) else np.empty((0, *array.shape[1:]), array.dtype)
 
 
+def fetch_whole(tree):
+  """The arrays of a tree, whole, in the first process's memory; None in the others. Collective."""
+  def fetch(array):
+    if array.is_fully_addressable:
+      return np.asarray(array)
+    if array.ndim > 2:  # stacked layers: whole, one after the other, on every device
+      parts = [fetch(array[i]) for i in range(array.shape[0])]
+      return np.stack(parts) if is_first_process() else None
+    whole = multihost_utils.process_allgather(array, tiled=True)
+    return whole if is_first_process() else None
+
+  fetched = jax.tree.map(fetch, tree)
+  return fetched if is_first_process() else None
+
+
 def gather_json(value: Any) -> list:
   """The value that each process gave, in their order; floats arrive bit for bit. A JSON value; collective."""
   if jax.process_count() == 1:

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
 from gdsd_jax.training import command
@@ -55,7 +56,7 @@ def main():
     if not all(length.strip().isdecimal() for length in _LENGTHS.value):
       raise ValueError(f"--lengths: must be numbers with commas between, not {','.join(_LENGTHS.value)!r}")
     config.eval.lengths = tuple(map(int, _LENGTHS.value))
-  evaluated = Evaluated(_WORKDIR.value and Path(_WORKDIR.value), _STEP.value or "latest", _MODEL.value)
+  evaluated = Evaluated(_WORKDIR.value and epath.Path(_WORKDIR.value), _STEP.value or "latest", _MODEL.value)
   evaluated = evaluated.resolved()
   out = Path(_OUT.value) if _OUT.value else default_out(config, flags.FLAGS["config"].config_filename, evaluated)
   summary = evaluate_model(config, evaluated, out, _NUM_EXAMPLES.value)

@@ -7,6 +7,7 @@ Full-parameter runs give a folder in the layout of the model they came from. LoR
 from pathlib import Path
 
 from absl import flags
+from etils import epath
 
 from gdsd_jax.training import command
 
@@ -21,7 +22,7 @@ def main():
   from gdsd_jax.training.metrics import log_to_stdout
 
   log_to_stdout()
-  export_run(Path(_WORKDIR.value), _STEP.value, Path(_OUT.value), _MERGE.value)
+  export_run(epath.Path(_WORKDIR.value), _STEP.value, Path(_OUT.value), _MERGE.value)
 
 
 if __name__ == "__main__":

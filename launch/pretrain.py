@@ -7,6 +7,7 @@ python launch/pretrain.py --config=configs/sft.py --config.data.train_source=cha
 from pathlib import Path
 
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
 from gdsd_jax.training import command
@@ -28,7 +29,7 @@ def main():
   if config.kind == "sft":
     from gdsd_jax.training.finetuning import finetune
 
-    finetune(config, Path(_WORKDIR.value or f"{out}.run"), out)
+    finetune(config, epath.Path(_WORKDIR.value or f"{out}.run"), out)
   else:
     from gdsd_jax.training.pretraining import pretrain
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
 from gdsd_jax.training import command
@@ -11,14 +12,14 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe, with its preset after a colon: configs/gdsd_math.py:tiny.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of the run; the same command resumes it. By default runs/RECIPE_PRESET."
+  "workdir", None, "Folder of the run, local or gs://…; the same command resumes it. By default runs/RECIPE_PRESET."
 )
 
 
-def default_workdir(config_flag: str) -> Path:
+def default_workdir(config_flag: str) -> epath.Path:
   """runs/gdsd_math_tiny for configs/gdsd_math.py:tiny, so that the same command finds the same folder."""
   file, _, preset = config_flag.partition(":")
-  return Path("runs") / f"{Path(file).stem}_{preset or 'tiny'}"
+  return epath.Path("runs") / f"{Path(file).stem}_{preset or 'tiny'}"
 
 
 def main():
@@ -28,7 +29,7 @@ def main():
   log_to_stdout()
   if _WORKDIR.value == "":  # an unset variable of the shell, say
     raise ValueError("--workdir: is empty")
-  workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(flags.FLAGS["config"].config_filename)
+  workdir = epath.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(flags.FLAGS["config"].config_filename)
   train(_CONFIG.value, workdir)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+import gdsd_jax
 from gdsd_jax import parallel
 from gdsd_jax.training.command import START_AGAIN
 from gdsd_jax.training.metrics import read_metrics
@@ -166,28 +167,27 @@ def test_one_that_hangs_ends_the_other_within_a_minute(tmp_path):
 @pytest.mark.slow
 def test_sigkill_at_any_moment_loses_nothing(tmp_path):
   """Both processes, or one, killed at 20 random moments, also during saves: the end is that of an undisturbed run."""
-  steps = {"steps": 60, "checkpoint.every": 1}
-  undisturbed, killed, chance = tmp_path / "undisturbed", tmp_path / "killed", random.Random(0)
+  steps, chance = {"steps": 200, "checkpoint.every": 1}, random.Random(0)
+  undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
   with train(undisturbed, **steps) as processes:
-    started = time.monotonic()
     assert processes.finish()[0] == [0, 0]
-    whole = time.monotonic() - started
-  kills = 0
-  while kills < 20:
+  for kill in range(20):
+    rows = read_metrics(killed / "metrics.jsonl")
+    done = rows[-1]["step"] if rows else 0
     with train(killed, **steps) as processes:
-      time.sleep(chance.uniform(0.2, 1.0) * whole)
+      if kill % 4 == 0:
+        time.sleep(chance.uniform(0, 12))  # while it starts
+      else:
+        wait_for_step(killed, done + chance.randint(1, 12), processes)
+        time.sleep(chance.uniform(0, 0.3))
       victims = chance.choice([[0], [1], [0, 1]])
-      alive = [process.poll() is None for process in processes.all]
-      if not any(alive):
-        break
+      assert all(process.poll() is None for process in processes.all)
       for victim in victims:
         processes.all[victim].kill()
       processes.finish(120)
-      kills += 1
   with train(killed, **steps) as processes:
     assert processes.finish()[0] == [0, 0]
-  assert kills >= 3
-  assert_same_state(saved_state(killed, 60), saved_state(undisturbed, 60))
+  assert_same_state(saved_state(killed, 200), saved_state(undisturbed, 200))
   rows = [without_times(read_metrics(workdir / "metrics.jsonl")) for workdir in (killed, undisturbed)]
   assert rows[0] == rows[1]
 
@@ -216,6 +216,28 @@ def test_an_evaluation_by_two_processes_writes_what_one_writes(tmp_path):
   written = [(tmp_path / name / "generations.jsonl").read_bytes() for name in ("one", "two")]
   assert written[0] == written[1]
   assert json.loads(lines[0])["n"] == 12
+
+
+@pytest.mark.slow
+def test_fine_tuning_by_two_processes_writes_the_model_of_one(tmp_path):
+  chats = [{"messages": [{"role": "user", "content": f"{i}+1="}, {"role": "assistant", "content": f"{i + 1}"}]}
+           for i in range(20)]
+  (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+
+  def finetune(out, count, devices):
+    overrides = {"data.train_source": tmp_path / "chats.jsonl", "steps": 2, "batch_size": 8, "mesh.fsdp": -1,
+                 "mesh.data": 1}
+    return Processes(count, devices, "launch/pretrain.py", "--config=configs/sft.py", f"--out={out}",
+                     *[f"--config.{name}={value}" for name, value in overrides.items()])
+
+  loaded = []
+  for name, count, devices in (("two", 2, 2), ("one", 1, 1)):
+    with finetune(tmp_path / name, count, devices) as processes:
+      assert processes.finish()[0] == [0] * count
+    loaded.append(gdsd_jax.load_pretrained(tmp_path / name)[1])
+  start = gdsd_jax.load_pretrained("tiny")[1]
+  for two, one, before in zip(*map(jax.tree.leaves, (*loaded, start))):
+    np.testing.assert_allclose(two, one, atol=0.05 * float(np.abs(one - before).max()))
 
 
 @pytest.mark.parametrize("environment, message", [

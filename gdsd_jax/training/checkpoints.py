@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from gdsd_jax import parallel
+from gdsd_jax.training.files import absolute
 from gdsd_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ class Checkpoints:
   """The checkpoints of one run, in `directory`."""
 
   def __init__(self, directory: epath.PathLike, keep: int):
-    self.directory = epath.Path(directory).absolute()
+    self.directory = absolute(directory)
     policies = [
       checkpoint_managers.LatestN(keep),
       checkpoint_managers.BestN(

@@ -10,6 +10,7 @@ import numpy as np
 
 from gdsd_jax import parallel
 from gdsd_jax.training.config import flatten
+from gdsd_jax.training.files import write_whole
 
 _FIELDS = ("length", "index", "prompt", "completion", "tokens", "rewards", "accuracy")
 _Z = statistics.NormalDist().inv_cdf(0.975)  # of a 95 % interval
@@ -46,7 +47,7 @@ class Records:
     if not file.is_file():
       if self.path.is_file():
         raise ValueError(f"--out: {self.path} lacks its settings.json; choose another --out")
-      _write_json(file, settings)
+      write_whole(file, json.dumps(settings, indent=2) + "\n")
       return
     try:
       saved = flatten(json.loads(file.read_text()))
@@ -96,7 +97,7 @@ class Records:
       speed = speeds[int(length)]
       values["tokens_per_second"] = _speed_of(file, length) if speed is None else speed
     if parallel.is_first_process():
-      _write_json(file, summary)
+      write_whole(file, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -148,9 +149,3 @@ def _speed_of(summary_file: Path, length: str) -> float | None:
     return json.loads(summary_file.read_text())["lengths"][length]["tokens_per_second"]
   except (OSError, ValueError, KeyError, TypeError):
     return None
-
-
-def _write_json(file: Path, value: dict) -> None:
-  replacement = file.with_name(f".{file.name}.incomplete")
-  replacement.write_text(json.dumps(value, indent=2) + "\n")
-  os.replace(replacement, file)

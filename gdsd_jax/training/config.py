@@ -3,9 +3,9 @@
 import importlib.util
 import json
 import math
-from pathlib import Path
 from typing import Any
 
+from etils import epath
 import ml_collections
 from ml_collections import config_dict
 
@@ -252,7 +252,7 @@ def contradictions(saved: dict[str, Any], current) -> list[str]:
   ]
 
 
-def refuse_contradictions(workdir: Path, current) -> None:
+def refuse_contradictions(workdir: epath.Path, current) -> None:
   """Raises ValueError if `workdir` holds a run whose config.json a resumed run would contradict."""
   file = workdir / "config.json"
   if not file.is_file():

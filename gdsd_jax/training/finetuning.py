@@ -1,13 +1,14 @@
 """Supervised fine-tuning of a loaded model by masked diffusion, on the assistant's turns of chats."""
 
+import contextlib
 import functools
 import json
 import logging
 import math
-import os
 from pathlib import Path
 import time
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import optax
@@ -20,6 +21,8 @@ from gdsd_jax.training.checkpoints import Checkpoints
 from gdsd_jax.training.config import check_optimizer, flatten, lora_config, refuse_contradictions
 from gdsd_jax.training.data import ExampleStream
 from gdsd_jax.training.export import check_out, write_model
+from gdsd_jax.training.files import LineFile, write_whole
+from gdsd_jax.training.interruption import Interrupted, Interruption
 from gdsd_jax.training.metrics import format_seconds, read_metrics
 from gdsd_jax.training.state import init_state, make_optimizer, TrainState
 from gdsd_jax.training.trainer import config_json, load_model
@@ -91,11 +94,12 @@ def validate(config) -> None:
     raise ValueError(f"optimizer.accumulation: {accumulation} must divide batch_size, {config.batch_size}")
 
 
-def finetune(config, workdir: Path, out: Path) -> None:
+def finetune(config, workdir: epath.Path, out: Path) -> None:
   """Runs or resumes fine-tuning in `workdir` and writes the model, or the adapter of a LoRA run, to `out`.
 
   Raises:
     ValueError, OSError, CheckpointError: one line with the cause.
+    Interrupted: SIGTERM came, and the step that was under way is saved.
   """
   validate(config)
   mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -129,26 +133,33 @@ def finetune(config, workdir: Path, out: Path) -> None:
     state, run = restored
     stream.position = run["data_position"]
     _log.info("RESUMING the run in %s from step %d of %d", workdir, int(state.step), config.steps)
-  _write_whole(workdir / "config.json", config_json(config) + "\n")
+  write_whole(workdir / "config.json", config_json(config) + "\n")
   state = _run_steps(config, workdir, state, stream, checkpoints, denoiser, optimizer, mesh)
   checkpoints.close()
-  write_model(out, denoiser, state.student_params, config.model.path)
+  params = parallel.fetch_whole(state.student_params) if jax.process_count() > 1 else state.student_params
+  if parallel.is_first_process():
+    write_model(out, denoiser, params, config.model.path)
+  parallel.gather_json(None)  # nobody leaves before the model is written
 
 
-def _run_steps(config, workdir: Path, state, stream, checkpoints, denoiser, optimizer, mesh) -> TrainState:
+def _run_steps(config, workdir: epath.Path, state, stream, checkpoints, denoiser, optimizer, mesh) -> TrainState:
   first = int(state.step)
   rows = [row for row in read_metrics(workdir / "metrics.jsonl") if row["step"] <= first]
-  _write_whole(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
   special = denoiser.config.pad_token_id, denoiser.config.eos_token_id
   started, compiled = time.monotonic(), set()
-  with (workdir / "metrics.jsonl").open("a") as file:
+  with contextlib.ExitStack() as stack:
+    interruption = stack.enter_context(Interruption())
+    if parallel.is_first_process():
+      file = LineFile(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+      stack.callback(file.close)
     for step in range(first + 1, config.steps + 1):
       chats = stream.take(config.batch_size)
       *arrays, width = batch_of(chats, config.data.prompt_buckets, config.data.completion_buckets, *special)
       if arrays[0].shape not in compiled:
         compiled.add(arrays[0].shape)
         _log.info("compiling the step for %d chats of up to %d tokens", *arrays[0].shape)
-      batch = jax.device_put(tuple(arrays), parallel.batch_sharding(mesh))
+      held = parallel.local_rows(mesh, config.batch_size)
+      batch = tuple(parallel.spread(mesh, config.batch_size, array[held]) for array in arrays)
       state, metrics = finetuning_step(
         state, batch, denoiser=denoiser, optimizer=optimizer, prompt_length=width,
         accumulation=config.optimizer.accumulation,
@@ -157,19 +168,16 @@ def _run_steps(config, workdir: Path, state, stream, checkpoints, denoiser, opti
       for name in ("loss", "grad_norm"):
         if not math.isfinite(row[name]):
           raise ValueError(f"step {step}: {name} is {row[name]}; lower optimizer.learning_rate")
-      file.write(json.dumps(row) + "\n")
-      file.flush()
-      os.fsync(file.fileno())  # a checkpoint of this step must never be on disk before its row
-      if step % config.checkpoint.every == 0 or step == config.steps:
+      if parallel.is_first_process():
+        file.append(json.dumps(row) + "\n")  # a checkpoint of this step must never be on disk before its row
+      interrupted = step < config.steps and interruption.asked()
+      if step % config.checkpoint.every == 0 or step == config.steps or interrupted:
         checkpoints.save(state, {"config": json.loads(config_json(config)), "data_position": stream.position}, None)
+      if interrupted:
+        checkpoints.close()
+        raise Interrupted(f"asked to stop: saved step {step} of {config.steps}; the same command goes on from there")
       if step % config.log.every == 0 or step in (first + 1, config.steps):
         speed = (time.monotonic() - started) / (step - first)
         _log.info("step %d/%d  loss %.4f  masked accuracy %.3f  %s left", step, config.steps, row["loss"],
                   row["masked_accuracy"], format_seconds(speed * (config.steps - step)))
   return state
-
-
-def _write_whole(file: Path, text: str) -> None:
-  replacement = file.with_name(f".{file.name}.incomplete")
-  replacement.write_text(text)
-  os.replace(replacement, file)

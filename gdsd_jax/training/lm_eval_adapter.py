@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import dataclasses
 import inspect
 import logging
-from pathlib import Path
 import sys
 from typing import Any
 
+from etils import epath
 import jax
 
 from gdsd_jax import parallel
@@ -122,7 +122,7 @@ class DenoiserLM(LM):
     config = base_config()
     config.model.dtype = dtype
     mesh = parallel.make_mesh(data, fsdp, tensor)
-    evaluated = Evaluated(Path(workdir) if workdir else None, str(step), pretrained)
+    evaluated = Evaluated(epath.Path(workdir) if workdir else None, str(step), pretrained)
     denoiser, params, path = evaluated.load(config, mesh)
     self.tokenizer, self._path = load_tokenizer(path, denoiser.config), str(path)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]

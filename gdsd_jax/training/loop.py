@@ -2,14 +2,14 @@
 
 import json
 import logging
-import os
-from pathlib import Path
 import time
 
+from etils import epath
 import jax
 import numpy as np
 
 from gdsd_jax import parallel
+from gdsd_jax.training.files import write_whole
 from gdsd_jax.training.interruption import Interrupted, Interruption
 from gdsd_jax.training.metrics import format_seconds, MetricsWriter, Progress, SilentWriter
 from gdsd_jax.training.rollout import RewardError, ScoredRollouts
@@ -22,7 +22,7 @@ class TrainingError(ValueError):
   """The run cannot go on; the message is one line with the cause."""
 
 
-def train(config, workdir: Path) -> None:
+def train(config, workdir: epath.Path) -> None:
   """Runs or resumes a training run in `workdir`: metrics.jsonl, config.json, checkpoints/, reward.png.
 
   Raises:
@@ -33,7 +33,7 @@ def train(config, workdir: Path) -> None:
     _train(config, workdir, interruption)
 
 
-def _train(config, workdir: Path, interruption: Interruption) -> None:
+def _train(config, workdir: epath.Path, interruption: Interruption) -> None:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -47,9 +47,7 @@ def _train(config, workdir: Path, interruption: Interruption) -> None:
     trainer.checkpoints.close()
     return
   if parallel.is_first_process():
-    replacement = workdir / ".config.json.incomplete"
-    replacement.write_text(config_json(config) + "\n")
-    os.replace(replacement, workdir / "config.json")
+    write_whole(workdir / "config.json", config_json(config) + "\n")
     writer = MetricsWriter(workdir, start if resumed else -1, config)
   else:
     writer = SilentWriter()
@@ -110,7 +108,7 @@ def _run_steps(trainer: Trainer, writer: MetricsWriter | SilentWriter, start: in
         _show_rollouts(scored)
 
 
-def _announce(config, workdir: Path, trainer: Trainer, resumed: bool, start: int) -> None:
+def _announce(config, workdir: epath.Path, trainer: Trainer, resumed: bool, start: int) -> None:
   size, trained = (
     sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (trainer.state.student_params, trainer.state.params)
   )

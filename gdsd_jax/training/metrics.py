@@ -1,17 +1,18 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, W&B, reward.png and lines on the screen."""
 
 from collections.abc import Mapping
+import io
 import json
 import logging
 import math
-import os
-from pathlib import Path
 import sys
 import time
 
 from absl import logging as absl_logging
+from etils import epath
 
 from gdsd_jax import parallel
+from gdsd_jax.training.files import LineFile, write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -36,13 +37,10 @@ class MetricsWriter:
   Opening it drops the rows after `last_step`: a resumed run writes them again.
   """
 
-  def __init__(self, workdir: Path, last_step: int, config):
+  def __init__(self, workdir: epath.Path, last_step: int, config):
     self.path, self.plot_path = workdir / "metrics.jsonl", workdir / "reward.png"
     self.rows = [row for row in read_metrics(self.path) if row["step"] <= last_step]
-    replacement = workdir / ".metrics.jsonl.incomplete"
-    replacement.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-    os.replace(replacement, self.path)
-    self._file = self.path.open("a")
+    self._file = LineFile(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
     self._plot_seconds, self._plotted = config.log.plot_seconds, -math.inf
     self._tensorboard = self._wandb = None
     if config.log.tensorboard:
@@ -64,9 +62,7 @@ class MetricsWriter:
     # Not-a-number is no JSON.
     row = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
     self.rows.append(row)
-    self._file.write(json.dumps(row) + "\n")
-    self._file.flush()
-    os.fsync(self._file.fileno())  # a checkpoint of this step must never be on disk before its row
+    self._file.append(json.dumps(row) + "\n")  # a checkpoint of this step must never be on disk before its row
     numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
     if self._tensorboard:
       for name, value in numbers.items():
@@ -102,7 +98,7 @@ class SilentWriter:
     pass
 
 
-def read_metrics(path: Path) -> list[dict]:
+def read_metrics(path: epath.Path) -> list[dict]:
   """Rows of a metrics.jsonl, none if it is missing; a last line that a killed run left half-written is dropped."""
   if not path.is_file():
     return []
@@ -117,7 +113,7 @@ def read_metrics(path: Path) -> list[dict]:
   return rows
 
 
-def plot_reward(rows, path: Path, window: int = 10) -> None:
+def plot_reward(rows, path: epath.Path, window: int = 10) -> None:
   """Sampled reward of each step, its running mean, and the accuracy of the evaluations."""
   import matplotlib
 
@@ -138,10 +134,10 @@ def plot_reward(rows, path: Path, window: int = 10) -> None:
   axes.grid(alpha=0.3)
   if sampled or evaluated:
     axes.legend(loc="lower right")
-  replacement = path.with_name(f".{path.name}.incomplete")
-  figure.savefig(replacement, format="png", dpi=120)
+  image = io.BytesIO()
+  figure.savefig(image, format="png", dpi=120)
   plt.close(figure)
-  os.replace(replacement, path)
+  write_whole(path, image.getvalue())
 
 
 class Progress:

@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 from absl import logging as absl_logging
+from etils import epath
 import jax
 from ml_collections import ConfigDict
 import orbax.checkpoint as ocp
@@ -14,9 +14,10 @@ from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.huggingface import load_config, load_pretrained, resolve_path
 from gdsd_jax.training.checkpoints import CheckpointError
 from gdsd_jax.training.config import base_config, lora_config
+from gdsd_jax.training.files import absolute
 
 
-def read_run_config(workdir: Path) -> ConfigDict:
+def read_run_config(workdir: epath.Path) -> ConfigDict:
   """The config that a run was started with; fields that were added since have their defaults.
 
   Raises:
@@ -33,7 +34,7 @@ def read_run_config(workdir: Path) -> ConfigDict:
     raise ValueError(f"--workdir: {file} is not the config of a run: {error}") from None
 
 
-def find_step(workdir: Path, step: str | int) -> int:
+def find_step(workdir: epath.Path, step: str | int) -> int:
   """The step of a run's checkpoint: "latest", "best" (of the evaluated ones that were kept), or a number.
 
   Raises:
@@ -54,7 +55,7 @@ def find_step(workdir: Path, step: str | int) -> int:
   return found
 
 
-def load_run(workdir: Path, step: str | int, mesh=None):
+def load_run(workdir: epath.Path, step: str | int, mesh=None):
   """Loads the denoiser of a run's checkpoint.
 
   Args:
@@ -93,13 +94,13 @@ def load_run(workdir: Path, step: str | int, mesh=None):
   return dataclasses.replace(denoiser, dtype=config.model.dtype), {**frozen, **state["params"]}
 
 
-def _open(workdir: Path) -> ocp.CheckpointManager:
+def _open(workdir: epath.Path) -> ocp.CheckpointManager:
   """The run's checkpoints, for reading alone: the run itself may be writing more."""
   verbosity = absl_logging.get_verbosity()
   absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns about each consequence of read_only
   try:
     options = ocp.CheckpointManagerOptions(read_only=True, best_fn=lambda metrics: metrics["reward"])
-    return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options, item_names=("state", "run"))
+    return ocp.CheckpointManager(absolute(workdir / "checkpoints"), options=options, item_names=("state", "run"))
   finally:
     absl_logging.set_verbosity(verbosity)
 

@@ -5,9 +5,9 @@ import dataclasses
 import functools
 import json
 import logging
-from pathlib import Path
 import time
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,7 +89,7 @@ class Trainer:
   Raises ValueError, OSError or CheckpointError, one line with the cause, before anything is compiled or overwritten.
   """
 
-  def __init__(self, config, workdir: Path):
+  def __init__(self, config, workdir: epath.Path):
     validate(config)
     self.config, self.workdir = config, workdir
     self.mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
