@@ -87,6 +87,7 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
+SchedulerParameters=sched_interval=1
 SlurmdParameters=config_overrides
 ReturnToService=2
 NodeName=localhost CPUs=2 State=UNKNOWN
@@ -152,7 +153,7 @@ class Job:
         self.cluster.run("scontrol", "update", f"JobId={self.id}", "StartTime=now")
 
   def wait_until_queued_again(self, restarts: int):
-    for _ in wait("the job to be queued again", 60, self.log):
+    for _ in wait("the job to be queued again", 120, self.log):
       if self.field("JobState") == "PENDING" and self.field("Restarts") == str(restarts):
         return
 
@@ -215,8 +216,8 @@ def test_a_killed_task_has_the_job_queued_again_where_it_left_off(cluster, tmp_p
 
 
 def test_the_time_limit_has_the_tasks_save_and_the_job_queued_again(cluster, tmp_path, counter):
-  # The file's own two minutes before the limit would take a limit of three.
-  job = Job(cluster, tmp_path, *counter, "70", options=["--time=1", "--signal=TERM@50"])
+  # The file's own two minutes before the limit would take a limit of three; Slurm looks every 30 seconds.
+  job = Job(cluster, tmp_path, *counter, "1000", options=["--time=1", "--signal=TERM@50"])
   job.wait_until_queued_again(1)
   assert "status 75" in job.log()
   job.wait_for("RUNNING")
