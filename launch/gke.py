@@ -97,7 +97,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     allow_abbrev=False,
   )
   parser.add_argument("name", metavar="NAME", help="of the JobSet")
-  parser.add_argument("--image", required=True, help="container image with the package installed and the code in /gdsd_jax")
+  parser.add_argument("--image", required=True, help="container image, the code in /gdsd_jax, installed")
   parser.add_argument("--type", required=True, choices=ACCELERATORS, help="of the TPU: %(choices)s")
   parser.add_argument("--topology", required=True, help="of the slice, e.g. 4x4 or 2x2x4")
   parser.add_argument("--chips-per-host", type=int, help="of the node pool's machines (default: 4, or all if fewer)")

@@ -162,6 +162,7 @@ request_vm() {
   [ -n "$type" ] || fail "there is no TPU $name: --type says what to create, e.g. --type=v5litepod-16"
   tpus queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
     --runtime-version="${runtime:-$(default_runtime)}" "${create_flags[@]}"
+  installed=''
 }
 
 default_runtime() {
@@ -204,6 +205,8 @@ install_code() {
   local archive=gdsd_jax.tar.gz
   if [ -z "$dry_run" ]; then
     archive=$temporary/$archive
+  fi
+  if [ -z "$dry_run" ] && [ ! -e "$archive" ]; then # packed once: edits made meanwhile must not come with a restart
     # Tracked files with their uncommitted changes, less those that were deleted.
     git ls-files -z | while IFS= read -r -d '' file; do
       if [ -e "$file" ]; then printf '%s\0' "$file"; fi
@@ -211,7 +214,8 @@ install_code() {
   fi
   tpus tpu-vm scp "$archive" "$name:gdsd_jax.tar.gz" --worker=all \
     && ssh_to all "mkdir -p gdsd_jax && tar -xzf gdsd_jax.tar.gz -C gdsd_jax" \
-    && on all install "$extras"
+    && on all install "$extras" \
+    && installed=yes
 }
 
 launch() { # starts the command on all workers, unless it runs there already
@@ -221,7 +225,7 @@ launch() { # starts the command on all workers, unless it runs there already
   case $reports in
     *busy*) fail "another command runs on $name: launch/tpu_pod.sh stop $name" ;;
     *running*) say "the command runs already on $name; following it" ;;
-    *) install_code && on all start "$@" ;;
+    *) { [ -n "$installed" ] || install_code; } && on all start "$@" ;;
   esac
 }
 
@@ -293,7 +297,7 @@ fi
 
 exec 3>&1 # where --dry-run prints, whoever reads the standard output of a function
 poll=${TPU_POD_POLL_SECONDS:-15}
-type='' runtime='' extras=tpu max_restarts=100 delete='' dry_run='' dry_run_vm='' result=0
+type='' runtime='' extras=tpu max_restarts=100 delete='' dry_run='' dry_run_vm='' installed='' result=0
 location=() create_flags=() command=()
 
 action=${1:-}

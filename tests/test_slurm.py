@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch under a real Slurm: slurmctld and slurmd of this machine, started for these tests on the loopback."""
+"""launch/slurm.sbatch under a real Slurm: slurmctld and slurmd, started for these tests on the loopback."""
 
 from datetime import datetime, timedelta
 import json
@@ -264,3 +264,62 @@ def test_restarts_are_limited(cluster, tmp_path, monkeypatch):
   job.wait_until_queued_again(1)
   job.wait_for("FAILED")
   assert "not started again after 1 restarts" in job.log()
+
+
+TRAINING = [
+  "--config=configs/gdsd_math.py",
+  "--config.steps=12",
+  "--config.prompts_per_step=2",
+  "--config.group_size=4",
+  "--config.objective.num_iterations=1",
+  "--config.eval.every=6",
+  "--config.eval.num_examples=8",
+  "--config.eval.batch_size=8",
+  "--config.checkpoint.every=1",
+]
+
+
+def train(cluster: Cluster, folder: Path) -> Job:
+  folder.mkdir()
+  return Job(cluster, folder, sys.executable, "launch/train.py", *TRAINING, f"--workdir={folder / 'run'}")
+
+
+def metrics(folder: Path) -> list[dict]:
+  """Rows of metrics.jsonl without times."""
+  path = folder / "run" / "metrics.jsonl"
+  rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+
+def process_of_task(rank: int, folder: Path) -> int:
+  """Process id of the training command of a task."""
+  found = []
+  for process in Path("/proc").glob("[0-9]*"):
+    try:
+      command = process.joinpath("cmdline").read_bytes().split(b"\0")
+      environment = process.joinpath("environ").read_bytes().split(b"\0")
+    except OSError:  # it has ended meanwhile
+      continue
+    if (
+      command[:2] == [sys.executable.encode(), b"launch/train.py"]
+      and f"--workdir={folder / 'run'}".encode() in command
+      and f"SLURM_PROCID={rank}".encode() in environment
+    ):
+      found.append(int(process.name))
+  return min(found)  # its own children, if any, came later
+
+
+def test_training_by_two_tasks_survives_the_death_of_one(cluster, tmp_path):
+  undisturbed = train(cluster, tmp_path / "undisturbed")
+  undisturbed.wait_for("COMPLETED", seconds=300)
+  assert "data 2" in undisturbed.log()  # one run of two processes, not two runs
+
+  killed = train(cluster, tmp_path / "killed")
+  for _ in wait("the third step", 300, killed.log):
+    if len(metrics(tmp_path / "killed")) > 3:
+      break
+  os.kill(process_of_task(1, tmp_path / "killed"), signal.SIGKILL)
+  killed.wait_until_queued_again(1)
+  killed.wait_for("COMPLETED", seconds=300)
+  assert killed.field("Restarts") == "1" and "RESUMING" in killed.log()
+  assert metrics(tmp_path / "killed") == metrics(tmp_path / "undisturbed")
