@@ -91,9 +91,13 @@ SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=1
 SlurmdParameters=config_overrides
 ReturnToService=2
-NodeName=localhost CPUs=2 State=UNKNOWN
+GresTypes=gpu
+NodeName=localhost CPUs=2 Gres=gpu:4 State=UNKNOWN
 PartitionName=main Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 """)
+    (folder / "gres.conf").write_text(f"AutoDetect=off\nNodeName=localhost Name=gpu File={folder}/gpu[0-3]\n")
+    for index in range(4):  # GPUs in name only
+      (folder / f"gpu{index}").touch()
     for name in ("state", "spool"):
       (folder / name).mkdir()
     self.daemons = []
@@ -256,6 +260,15 @@ def test_an_error_is_not_repeated_even_if_it_kills_the_other_task(cluster, tmp_p
   job = Job(cluster, tmp_path, sys.executable, "-c", script)
   job.wait_for("FAILED")
   assert job.field("Restarts") == "0" and "task 1 left with status 1" in job.log()
+
+
+@pytest.mark.parametrize("tasks, devices", [(1, ["0,1,2,3"]), (2, ["", ""])])
+def test_a_task_alone_on_its_node_drives_all_gpus(cluster, tmp_path, tasks, devices):
+  script = "import os; print('DEVICES', os.environ.get('JAX_LOCAL_DEVICE_IDS', ''))"
+  options = [f"--ntasks-per-node={tasks}", "--gpus-per-node=4"]
+  job = Job(cluster, tmp_path, sys.executable, "-c", script, options=options)
+  job.wait_for("COMPLETED")
+  assert re.findall(r"^DEVICES ?(.*)$", job.log(), re.MULTILINE) == devices  # without it JAX gives each one GPU
 
 
 def test_restarts_are_limited(cluster, tmp_path, monkeypatch):
