@@ -1,0 +1,133 @@
+"""Starts a command on a TPU slice of GKE, as a JobSet made from launch/gke.yaml (docs/gke.md):
+
+python launch/gke.py NAME --image=IMAGE --type=v5e --topology=4x4 -- \
+  python launch/train.py --config=CONFIG --workdir=gs://BUCKET/DIR
+
+It needs PyYAML and kubectl but neither JAX nor this package, so that it starts at once on any machine.
+"""
+
+import argparse
+import math
+from pathlib import Path
+import re
+import subprocess
+import sys
+
+import yaml
+
+_TEMPLATE = Path(__file__).with_suffix(".yaml")
+
+# Type -> the node label cloud.google.com/gke-tpu-accelerator.
+ACCELERATORS = {
+  "v4": "tpu-v4-podslice",
+  "v5e": "tpu-v5-lite-podslice",
+  "v5p": "tpu-v5p-slice",
+  "v6e": "tpu-v6e-slice",
+}
+_SPOT = "cloud.google.com/gke-spot"
+_LONGEST_NAME = 40  # pods add to it, and their names are host names of at most 63 characters
+
+
+class _Quoted(str):
+  """Text that is written in quotes: kubectl takes 1e-5 for a number, PyYAML does not."""
+
+
+yaml.SafeDumper.add_representer(
+  _Quoted, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style='"')
+)
+
+
+def manifest(options: argparse.Namespace) -> dict:
+  """The JobSet of launch/gke.yaml with the options filled in.
+
+  Raises:
+    ValueError: an option that cannot be; the message names it.
+  """
+  if not re.fullmatch(rf"[a-z][a-z0-9-]{{0,{_LONGEST_NAME - 2}}}[a-z0-9]", options.name):
+    raise ValueError(f"NAME: lowercase letters, digits and -, at most {_LONGEST_NAME} characters, not {options.name!r}")
+  if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", options.topology):
+    raise ValueError(f"--topology: such as 4x4 (v5e, v6e) or 2x2x4 (v4, v5p), not {options.topology!r}")
+  chips = math.prod(int(size) for size in options.topology.split("x"))
+  chips_per_host = options.chips_per_host or min(chips, 4)
+  if chips_per_host < 1 or chips % chips_per_host:
+    raise ValueError(f"--chips-per-host={chips_per_host} does not divide the {chips} chips of --topology")
+  if options.max_restarts < 0:
+    raise ValueError(f"--max-restarts={options.max_restarts}: must not be negative")
+  if not options.command:
+    raise ValueError("no command: write it after --, e.g. -- python launch/train.py --config=configs/gdsd_math.py")
+  if "launch/train.py" in options.command and not re.search(r"(^|\s)--?workdir[= ]gs://", " ".join(options.command)):
+    raise ValueError("--workdir=gs://BUCKET/DIR: the command needs it; a pod's own files are gone when it starts again")
+
+  jobset = yaml.safe_load(_TEMPLATE.read_text())
+  jobset["metadata"]["name"] = options.name
+  if options.namespace:
+    jobset["metadata"]["namespace"] = options.namespace
+  jobset["spec"]["failurePolicy"]["maxRestarts"] = options.max_restarts
+  job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+  job["parallelism"] = job["completions"] = chips // chips_per_host
+  pod = job["template"]["spec"]
+  pod["nodeSelector"] = {
+    "cloud.google.com/gke-tpu-accelerator": ACCELERATORS[options.type],
+    "cloud.google.com/gke-tpu-topology": options.topology,
+  }
+  if options.spot:
+    pod["nodeSelector"][_SPOT] = "true"
+    pod["tolerations"] = [{"key": _SPOT, "operator": "Equal", "value": "true", "effect": "NoSchedule"}]
+  if options.service_account:
+    pod["serviceAccountName"] = options.service_account
+  container = pod["containers"][0]
+  container["image"] = options.image
+  # Kubernetes expands $(NAME) in a command, and turns $$ into $.
+  container["command"] = [_Quoted(argument.replace("$", "$$")) for argument in options.command]
+  container["resources"] = {kind: {"google.com/tpu": chips_per_host} for kind in ("requests", "limits")}
+  return jobset
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message):
+    raise ValueError(message)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+  split = argv.index("--") if "--" in argv else len(argv)
+  parser = _Parser(
+    prog="launch/gke.py",
+    usage="%(prog)s NAME --image=IMAGE --type=TYPE --topology=TOPOLOGY [OPTION...] -- COMMAND [ARGUMENT...]",
+    description="Starts COMMAND in every pod of a TPU slice, and again where it left off after preemption.",
+    allow_abbrev=False,
+  )
+  parser.add_argument("name", metavar="NAME", help="of the JobSet")
+  parser.add_argument("--image", required=True, help="container image, the code in /gdsd_jax, installed")
+  parser.add_argument("--type", required=True, choices=ACCELERATORS, help="of the TPU: %(choices)s")
+  parser.add_argument("--topology", required=True, help="of the slice, e.g. 4x4 or 2x2x4")
+  parser.add_argument("--chips-per-host", type=int, help="of the node pool's machines (default: 4, or all if fewer)")
+  parser.add_argument("--spot", action="store_true", help="on Spot nodes")
+  parser.add_argument("--namespace", help="of the JobSet (default: kubectl's)")
+  parser.add_argument("--service-account", help="Kubernetes service account that may write to the bucket")
+  parser.add_argument("--max-restarts", type=int, default=100, help="(default: %(default)s)")
+  parser.add_argument("--dry-run", action="store_true", help="prints the manifest instead")
+  options = parser.parse_args(argv[:split])
+  options.command = argv[split + 1 :]
+  return options
+
+
+def main(argv: list[str]) -> None:
+  options = _parse(argv)
+  text = yaml.safe_dump(manifest(options), sort_keys=False, width=10**6)
+  if options.dry_run:
+    print(text, end="")
+    return
+  try:
+    # create, not apply: a JobSet of this name that has ended would stay as it is.
+    result = subprocess.run(["kubectl", "create", "-f", "-"], input=text, text=True)
+  except FileNotFoundError as error:
+    raise ValueError("kubectl is not on PATH: https://kubernetes.io/docs/tasks/tools") from error
+  if result.returncode:
+    raise ValueError(f"kubectl refused the JobSet; one that exists goes by: kubectl delete jobset {options.name}")
+
+
+if __name__ == "__main__":
+  try:
+    main(sys.argv[1:])
+  except (ValueError, OSError) as error:
+    sys.exit(f"error: {error}")
