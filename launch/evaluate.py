@@ -4,7 +4,7 @@
   python launch/evaluate.py --config=configs/gdsd_math.py:llada_8b --model=GSAI-ML/LLaDA-8B-Instruct
 
 Without --workdir and --model it evaluates the model that the recipe starts from. The same command resumes an evaluation
-that was interrupted. Its folder (--out) is WORKDIR/evaluation/RECIPE_PRESET_step_STEP for a run, else
+that was interrupted. Its folder (--out) is WORKDIR/evaluation/RECIPE_PRESET_step_STEP for a local run, else
 runs/evaluation/RECIPE_PRESET_MODEL; another evaluation in the same folder is refused. The last line of standard output
 is one JSON object: accuracy (of the best length), its 95 % interval, and the numbers of every length.
 """
@@ -17,6 +17,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from gdsd_jax.training import command
+from gdsd_jax.training.files import is_remote, local_folder
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe that names the task and the protocol, with its preset after a colon.", lock_config=True
@@ -33,8 +34,10 @@ def default_out(config, config_flag: str, evaluated) -> Path:
   """RUN/evaluation/gdsd_math_tiny_step_100 for a run, runs/evaluation/gdsd_math_llada_8b_MODEL for another model."""
   file, _, preset = config_flag.partition(":")
   recipe = f"{Path(file).stem}_{preset or 'tiny'}"
+  if evaluated.workdir is not None and not is_remote(evaluated.workdir):
+    return Path(evaluated.workdir) / "evaluation" / f"{recipe}_step_{evaluated.step}"
   if evaluated.workdir is not None:
-    return evaluated.workdir / "evaluation" / f"{recipe}_step_{evaluated.step}"
+    return Path("runs") / "evaluation" / f"{recipe}_{evaluated.workdir.name}_step_{evaluated.step}"
   return Path("runs") / "evaluation" / f"{recipe}_{Path(evaluated.model or config.model.path).name}"
 
 
@@ -58,7 +61,9 @@ def main():
     config.eval.lengths = tuple(map(int, _LENGTHS.value))
   evaluated = Evaluated(_WORKDIR.value and epath.Path(_WORKDIR.value), _STEP.value or "latest", _MODEL.value)
   evaluated = evaluated.resolved()
-  out = Path(_OUT.value) if _OUT.value else default_out(config, flags.FLAGS["config"].config_filename, evaluated)
+  out = default_out(config, flags.FLAGS["config"].config_filename, evaluated)
+  if _OUT.value:
+    out = local_folder("--out", _OUT.value)
   summary = evaluate_model(config, evaluated, out, _NUM_EXAMPLES.value)
   if parallel.is_first_process():
     print(json.dumps({**summary, "out": str(out)}), flush=True)

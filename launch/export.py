@@ -4,12 +4,11 @@ Full-parameter runs give a folder in the layout of the model they came from. LoR
 --merge the full model with the adapter added to its weights. The tokenizer's files come along with full models.
 """
 
-from pathlib import Path
-
 from absl import flags
 from etils import epath
 
 from gdsd_jax.training import command
+from gdsd_jax.training.files import local_folder
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _OUT = flags.DEFINE_string("out", None, "Folder for the exported files.")
@@ -22,7 +21,7 @@ def main():
   from gdsd_jax.training.metrics import log_to_stdout
 
   log_to_stdout()
-  export_run(epath.Path(_WORKDIR.value), _STEP.value, Path(_OUT.value), _MERGE.value)
+  export_run(epath.Path(_WORKDIR.value), _STEP.value, local_folder("--out", _OUT.value), _MERGE.value)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@ python launch/pretrain.py --config=configs/pretrain_tiny.py --out=DIR
 python launch/pretrain.py --config=configs/sft.py --config.data.train_source=chats.jsonl --out=DIR [--workdir=RUN]
 """
 
-from pathlib import Path
-
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
 from gdsd_jax.training import command
+from gdsd_jax.training.files import local_folder
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to pretrain, on what.", lock_config=True)
 _OUT = flags.DEFINE_string("out", None, "Folder for the Hugging Face files, or for the PEFT adapter.")
@@ -23,7 +22,7 @@ def main():
   from gdsd_jax.training.metrics import log_to_stdout
 
   log_to_stdout()
-  config, out = _CONFIG.value, Path(_OUT.value)
+  config, out = _CONFIG.value, local_folder("--out", _OUT.value)
   if config.get("kind") not in ("pretraining", "sft"):
     raise ValueError("--config: must be configs/pretrain_tiny.py or configs/sft.py; launch/train.py takes the others")
   if config.kind == "sft":

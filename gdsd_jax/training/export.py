@@ -8,6 +8,7 @@ import shutil
 from gdsd_jax.models.huggingface import resolve_path, save_pretrained
 from gdsd_jax.models.lora import merge
 from gdsd_jax.models.peft import save_adapter
+from gdsd_jax.training.files import is_remote
 from gdsd_jax.training.run_weights import load_run, read_run_config
 
 _log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def check_out(out: Path, workdir: Path, config) -> None:
   if config.model.lora.path:
     taken[Path(config.model.lora.path)] = "the adapter that the run started from"
   for folder, what in taken.items():
-    if folder.resolve() == out.resolve():
+    if not is_remote(folder) and folder.resolve() == out.resolve():
       raise ValueError(f"--out: {out} is {what}; choose another folder")
   existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
   if not existing.is_dir() or not os.access(existing, os.W_OK):

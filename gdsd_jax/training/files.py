@@ -1,13 +1,32 @@
 """Files of a run that a kill at any instant leaves whole, in a local folder or on gs:// (etils.epath)."""
 
+import importlib.util
 import os
+from pathlib import Path
 
 from etils import epath
 
 
 def is_remote(path: epath.PathLike) -> bool:
-  """Whether a path is in an object store (gs://, s3://), which has no folders to make and no files to append to."""
+  """Whether a path is in an object store, which has no folders to make and no files to append to."""
   return "://" in os.fspath(epath.Path(path))
+
+
+def check_workdir(path: epath.PathLike) -> None:
+  """Raises ValueError unless a run's folder may be there: a local path or gs://BUCKET/…, with gcsfs installed."""
+  if not is_remote(path):
+    return
+  if not os.fspath(epath.Path(path)).startswith("gs://"):
+    raise ValueError(f"--workdir: {path} is neither a local folder nor gs://BUCKET/FOLDER")
+  if importlib.util.find_spec("gcsfs") is None:
+    raise ValueError(f"--workdir: {path} needs gcsfs, which is not installed; pip install 'gdsd_jax[gcs]'")
+
+
+def local_folder(flag: str, value: str) -> Path:
+  """The value of a flag as a local path. Raises ValueError for an object store's, of which it would make a folder."""
+  if "://" in value:
+    raise ValueError(f"{flag}: {value} must be a local folder")
+  return Path(value)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

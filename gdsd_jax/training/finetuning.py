@@ -21,7 +21,7 @@ from gdsd_jax.training.checkpoints import Checkpoints
 from gdsd_jax.training.config import check_optimizer, flatten, lora_config, refuse_contradictions
 from gdsd_jax.training.data import ExampleStream
 from gdsd_jax.training.export import check_out, write_model
-from gdsd_jax.training.files import LineFile, write_whole
+from gdsd_jax.training.files import check_workdir, LineFile, write_whole
 from gdsd_jax.training.interruption import Interrupted, Interruption
 from gdsd_jax.training.metrics import format_seconds, read_metrics
 from gdsd_jax.training.state import init_state, make_optimizer, TrainState
@@ -102,6 +102,7 @@ def finetune(config, workdir: epath.Path, out: Path) -> None:
     Interrupted: SIGTERM came, and the step that was under way is saved.
   """
   validate(config)
+  check_workdir(workdir)
   mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   shards = mesh.shape["data"] * mesh.shape["fsdp"]
   microbatch = config.batch_size // config.optimizer.accumulation

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from gdsd_jax import parallel
-from gdsd_jax.training.files import write_whole
+from gdsd_jax.training.files import check_workdir, write_whole
 from gdsd_jax.training.interruption import Interrupted, Interruption
 from gdsd_jax.training.metrics import format_seconds, MetricsWriter, Progress, SilentWriter
 from gdsd_jax.training.rollout import RewardError, ScoredRollouts
@@ -34,6 +34,7 @@ def train(config, workdir: epath.Path) -> None:
 
 
 def _train(config, workdir: epath.Path, interruption: Interruption) -> None:
+  check_workdir(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:

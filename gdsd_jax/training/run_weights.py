@@ -14,7 +14,7 @@ from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.huggingface import load_config, load_pretrained, resolve_path
 from gdsd_jax.training.checkpoints import CheckpointError
 from gdsd_jax.training.config import base_config, lora_config
-from gdsd_jax.training.files import absolute
+from gdsd_jax.training.files import absolute, check_workdir
 
 
 def read_run_config(workdir: epath.Path) -> ConfigDict:
@@ -23,6 +23,7 @@ def read_run_config(workdir: epath.Path) -> ConfigDict:
   Raises:
     ValueError, OSError: there is no run in `workdir`, or its config.json is damaged.
   """
+  check_workdir(workdir)
   file = workdir / "config.json"
   if not workdir.is_dir():
     raise FileNotFoundError(f"--workdir: {workdir} does not exist")

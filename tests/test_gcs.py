@@ -1,0 +1,97 @@
+"""A run on gs://, against an emulator of Google Cloud Storage: the same rows as in a local folder, and it resumes."""
+
+import os
+from pathlib import Path
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from gdsd_jax.training.files import check_workdir, LineFile, local_folder, write_whole
+from gdsd_jax.training.metrics import read_metrics
+
+REPOSITORY = Path(__file__).parent.parent
+SMALL = {
+  "group_size": 4, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4, "sampler.steps": 4,
+  "objective.num_iterations": 1, "objective.num_mc": 1, "eval.every": 100, "eval.num_examples": 8,
+  "eval.batch_size": 8, "checkpoint.every": 1,
+}
+
+
+def train(workdir, steps, **environment):
+  overrides = [f"--config.{name}={value}" for name, value in {**SMALL, "steps": steps}.items()]
+  result = subprocess.run(
+    [sys.executable, "launch/train.py", "--config=configs/gdsd_math.py", f"--workdir={workdir}", *overrides],
+    cwd=REPOSITORY, env={**os.environ, "JAX_PLATFORMS": "cpu", **environment}, capture_output=True, text=True,
+    timeout=500,
+  )
+  assert result.returncode == 0, result.stderr[-2000:]
+  return result.stdout
+
+
+@pytest.mark.slow
+def test_a_run_on_gs_is_the_local_one_and_resumes(tmp_path):
+  emulator = pytest.importorskip("gcp_storage_emulator.server")
+  gcsfs = pytest.importorskip("gcsfs")
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  server = emulator.create_server("localhost", port, in_memory=True, default_bucket="bucket")
+  server.start()
+  try:
+    address = f"http://localhost:{port}"
+    environment = {
+      "STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address, "GOOGLE_CLOUD_PROJECT": "project",
+      "GRPC_VERBOSITY": "NONE",
+    }
+    train("gs://bucket/run", 2, **environment)
+    assert "RESUMING the run in gs://bucket/run from step 2" in train("gs://bucket/run", 3, **environment)
+    files = gcsfs.GCSFileSystem(endpoint_url=address, token="anon")
+    files.get("bucket/run/metrics.jsonl", str(tmp_path / "metrics.jsonl"))
+    for name in ("config.json", "reward.png", "checkpoints/3/commit_success.txt"):
+      assert files.exists(f"bucket/run/{name}")
+    assert files.glob("bucket/run/tensorboard/*")
+  finally:
+    server.stop()
+  train(tmp_path / "local", 3)
+  remote, local = (read_metrics(path / "metrics.jsonl") for path in (tmp_path, tmp_path / "local"))
+  assert [row["step"] for row in remote] == [0, 1, 2, 3]
+  for row, expected in zip(remote, local):
+    for name in ("reward", "loss", "grad_norm"):
+      assert row.get(name) == expected.get(name)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+  write_whole(tmp_path / "file", "first")
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(os, "replace", killed)
+  with pytest.raises(KeyboardInterrupt):
+    write_whole(tmp_path / "file", "second")
+  assert (tmp_path / "file").read_text() == "first"
+
+
+def test_lines_are_on_the_disk_once_appended(tmp_path):
+  file = LineFile(tmp_path / "lines", "one\n")
+  file.append("two\n")
+  assert (tmp_path / "lines").read_text() == "one\ntwo\n"
+  file.close()
+
+
+def test_another_object_store_is_refused_as_workdir():
+  with pytest.raises(ValueError, match="--workdir: s3://bucket/run is neither a local folder nor gs://BUCKET/FOLDER"):
+    check_workdir("s3://bucket/run")
+
+
+def test_gs_without_gcsfs_says_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, "gcsfs", None)
+  with pytest.raises(ValueError, match=r"pip install 'gdsd_jax\[gcs\]'"):
+    check_workdir("gs://bucket/run")
+
+
+def test_an_object_store_is_refused_where_a_local_folder_is_needed():
+  with pytest.raises(ValueError, match="--out: gs://bucket/out must be a local folder"):
+    local_folder("--out", "gs://bucket/out")
