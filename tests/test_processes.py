@@ -89,8 +89,11 @@ def without_times(rows):
 
 
 def saved_state(workdir, step):
-  with ocp.CheckpointManager((workdir / "checkpoints").absolute(), item_names=("state", "run")) as manager:
-    return manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore()))["state"]
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    folder = (workdir / "checkpoints" / str(step) / "state").absolute()
+    as_numpy = lambda _: ocp.RestoreArgs(restore_type=np.ndarray)  # the devices of two processes are not here
+    restore_args = jax.tree.map(as_numpy, checkpointer.metadata(folder).item_metadata.tree)
+    return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=restore_args))
 
 
 def assert_same_state(one, other):
