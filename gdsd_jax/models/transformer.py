@@ -152,6 +152,7 @@ class _Adapter:
     if self.dropout_key is not None:
       key = jax.random.fold_in(self.dropout_key, list(TARGETS.values()).index(name))
       kept = jax.random.bernoulli(key, 1 - self.config.dropout, x.shape)
+      # Random bits that XLA fuses into the products are slow, and take TPU compilers many minutes.
       kept, x = jax.lax.optimization_barrier((kept, x))
       x = jnp.where(kept, x / (1 - self.config.dropout), 0).astype(x.dtype)
     low = self.constrain(project(x, factors.a[...], inputs))  # [B, T, rank]
