@@ -60,7 +60,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
     sizes[sizes.index(-1)] = max(len(devices) // math.prod(size for size in sizes if size != -1), 1)
   if math.prod(sizes) != len(devices):
     raise ValueError(f"{named}: their product must be the number of devices, {len(devices)}")
-  return Mesh(mesh_utils.create_device_mesh(sizes, devices), MESH_AXES)
+  # Where an axis is no product of the slice's own axes, one of these is split between two of the mesh.
+  return Mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), MESH_AXES)
 
 
 def _spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
