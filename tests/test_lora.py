@@ -225,6 +225,7 @@ def test_adapters_lie_over_the_mesh_as_their_weights_do(tiny_denoiser, tiny_para
   mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
   denoiser, params = add_adapter(tiny_denoiser, tiny_params, CONFIG, jax.random.key(0), mesh)
   assert params["lora"]["gate"]["a"].sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", None)
-  assert params["lora"]["gate"]["b"].sharding.spec == jax.sharding.PartitionSpec(None, None, "tensor")
+  assert params["lora"]["gate"]["b"].sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
+  assert params["lora"]["down"]["b"].sharding.spec == jax.sharding.PartitionSpec(None, None, "fsdp")
   alone = add_adapter(tiny_denoiser, tiny_params, CONFIG, jax.random.key(0))[1]
   chex.assert_trees_all_equal(params["lora"], alone["lora"])

@@ -9,6 +9,7 @@ import pytest
 
 from gdsd_jax import parallel
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.models.lora import LoraConfig
 
 
 def leaves_of(axes_tree):
@@ -30,6 +31,12 @@ def test_mesh_has_the_sizes_asked_for(sizes, shape):
 
 def test_mesh_holds_every_device_once():
   assert sorted(device.id for device in parallel.make_mesh(2, 2, 2).devices.flat) == list(range(8))
+
+
+def test_a_rank_that_fsdp_does_not_divide_stays_whole(tiny_denoiser):
+  mesh = parallel.make_mesh(fsdp=4, tensor=2)
+  adapted = dataclasses.replace(tiny_denoiser, lora=LoraConfig(rank=6))
+  assert parallel.param_shardings(mesh, adapted)["lora"]["gate"]["b"].spec == P(None, None, "tensor")
 
 
 def test_mesh_is_all_data_by_default():
