@@ -6,7 +6,6 @@ products (dots and convolutions, fused or not), the bytes that pass between HBM 
 sends in collectives. Arrays count without the padding of their tiles.
 """
 
-from collections.abc import Iterator
 import dataclasses
 import functools
 import math
@@ -16,11 +15,11 @@ import numpy as np
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
-_BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16, "c64": 64, "c128": 128}  # others state theirs: f32, s8, f8e4m3fn
+_BITS = {"pred": 8, "token": 0, "opaque": 0}  # all others state theirs: f32, bf16, s4, f8e4m3fn
 # Instructions that move nothing by themselves: names for what is there, or control flow whose bodies are counted.
 _FREE = frozenset((
   "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id", "while",
-  "conditional", "call", "copy-done", "async-done", "async-update", "opt-barrier", "optimization-barrier", "custom-call",
+  "conditional", "call", "custom-call", "copy-done", "async-done", "async-update", "opt-barrier",
   *(f"{kind}-done" for kind in COLLECTIVES),
 ))
 _RENAMES = ("bitcast", "copy", "get-tuple-element", "convert")  # through which a loop counter is followed
@@ -40,7 +39,7 @@ class Shape:
 
   @property
   def nbytes(self) -> int:
-    bits = _BITS.get(self.dtype) or int(re.sub(r"\D.*", "", self.dtype.lstrip("abcdefghijklmnopqrstuvwxyz")) or 0)
+    bits = _BITS[self.dtype] if self.dtype in _BITS else int(re.search(r"\d+", self.dtype)[0])
     return math.ceil(self.size * bits / 8)
 
   @property
@@ -111,6 +110,7 @@ class _Module:
   def __init__(self, text: str):
     self.computations: dict[str, dict[str, Instruction]] = {}
     self.entry = None
+    self._users: dict[str, dict[str, list[tuple[Instruction, int]]]] = {}
     partitions = re.search(r"num_partitions=(\d+)", text[:200_000])
     self.num_partitions = int(partitions[1]) if partitions else 1
     current = None
@@ -128,20 +128,17 @@ class _Module:
 
   def users(self, computation: str, name: str) -> list[tuple[Instruction, int]]:
     """Instructions of the computation that read `name`, with the position of the operand."""
-    return self._all_users(computation).get(name, [])
+    if computation not in self._users:
+      users = self._users[computation] = {}
+      for instruction in self.computations[computation].values():
+        for position, operand in enumerate(instruction.operands):
+          users.setdefault(operand, []).append((instruction, position))
+    return self._users[computation].get(name, [])
 
-  @functools.cache
-  def _all_users(self, computation: str):
-    users = {}
-    for instruction in self.computations[computation].values():
-      for position, operand in enumerate(instruction.operands):
-        users.setdefault(operand, []).append((instruction, position))
-    return users
-
-  @functools.cache
-  def parameters(self, computation: str) -> dict[int, Instruction]:
-    found = (i for i in self.computations[computation].values() if i.opcode == "parameter")
-    return {int(i.literal): i for i in found}
+  def parameter(self, computation: str, position: int) -> Instruction | None:
+    of_position = (i for i in self.computations[computation].values() if i.opcode == "parameter"
+                   and i.literal == str(position))
+    return next(of_position, None)
 
   @functools.cached_property
   def started_channels(self) -> set[str]:
@@ -272,10 +269,9 @@ class _Walk:
       return sum(operands) + (received.hbm_bytes if received else sum(s.hbm_bytes for s in instruction.shapes[:1]))
     return sum(operands) + sum(shape.hbm_bytes for shape in instruction.shapes)
 
-  @functools.cache
   def _read(self, computation: str, position: int) -> float:
     """Share of its operand at `position` that a fusion reads: slices of it alone, if that is all it uses."""
-    parameter = self.module.parameters(computation).get(position)
+    parameter = self.module.parameter(computation, position)
     if parameter is None:
       return 0
     return self._read_value(computation, parameter.name, sum(shape.nbytes for shape in parameter.shapes))
@@ -456,19 +452,3 @@ def _step(module: _Module, body: str, index: int) -> int | None:
     return None
   steps = [step for name in value.operands if isinstance(step := _loop_value(module, body, name), int)]
   return steps[0] if len(steps) == 1 else None
-
-
-def largest_arrays(hlo_text: str, count: int = 8) -> Iterator[tuple[int, str, str]]:
-  """(bytes, shape, the JAX operation it comes of) of the largest arrays that a program makes, each shape once."""
-  module, found = _Module(hlo_text), {}
-  fused = {i.computation("calls") for c in module.computations.values() for i in c.values() if i.opcode == "fusion"}
-  for name, instructions in module.computations.items():
-    for instruction in () if name in fused else instructions.values():
-      if instruction.opcode in ("parameter", "tuple", "get-tuple-element", "while", "bitcast", "constant"):
-        continue
-      origin = re.search(r'op_name="([^"]*)"', instruction.attributes)
-      for shape in instruction.shapes:
-        if shape.in_hbm:
-          found.setdefault((shape.nbytes, f"{shape.dtype}{list(shape.dimensions)}"), origin[1] if origin else "")
-  for nbytes, shape in sorted(found, reverse=True)[:count]:
-    yield nbytes, shape, found[nbytes, shape]

@@ -5,10 +5,13 @@ libtpu compiles on any Linux machine. Weights are abstract throughout: shapes, t
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import functools
 import importlib.util
 import logging
 import math
+from pathlib import Path
 import re
+import tempfile
 import time
 from typing import Any
 
@@ -22,7 +25,7 @@ from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.published import architecture
 from gdsd_jax.training.chips import Chip, CHIPS
 from gdsd_jax.training.config import lora_config, objective_config, sampler_config, validate, validate_mesh
-from gdsd_jax.training.hlo_cost import Cost, largest_arrays, program_cost
+from gdsd_jax.training.hlo_cost import Cost, program_cost
 from gdsd_jax.training.state import init_state, make_optimizer, state_shardings, TrainState
 from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
 
@@ -40,7 +43,6 @@ class Program:
       where donated arguments lay.
     resident_bytes: of the run's state that stays in memory meanwhile without being an argument.
     cost: of one call.
-    largest: (bytes, shape, the JAX operation) of its largest arrays.
     compile_seconds: of this machine.
     error: why it did not compile, in one line: it needs more memory than a chip has. All else is empty then.
     hlo: its optimised HLO.
@@ -55,7 +57,6 @@ class Program:
   temporary_bytes: int = 0
   code_bytes: int = 0
   cost: Cost = dataclasses.field(default_factory=Cost)
-  largest: tuple[tuple[int, str, str], ...] = ()
   compile_seconds: float = 0.0
   error: str | None = None
   hlo: str = dataclasses.field(default="", repr=False)
@@ -121,61 +122,6 @@ class PodPlan:
   def fits(self) -> bool:
     return self.peak_bytes is not None and self.peak_bytes <= self.chip.hbm_bytes
 
-  def as_json(self) -> dict[str, Any]:
-    """Everything above as JSON values, with the roofline of each program and of an iteration."""
-    programs = {}
-    for program in self.programs:
-      seconds = program.seconds(self.chip)
-      bound = max(seconds.values())
-      programs[program.name] = {
-        "calls": program.calls,
-        **{
-          name: getattr(program, name)
-          for name in ("argument_bytes", "output_bytes", "alias_bytes", "temporary_bytes", "code_bytes",
-                       "resident_bytes", "peak_bytes")
-        },
-        "flops": program.cost.flops,
-        "hbm_bytes": program.cost.hbm_bytes,
-        "collective_bytes": program.cost.collective_bytes,
-        "collectives": {
-          kind: {"count": count, "bytes": sent} for kind, (count, sent) in sorted(program.cost.collectives.items())
-        },
-        "loops_of_unknown_length": program.cost.loops_of_unknown_length,
-        "seconds": seconds,
-        "roofline_seconds": bound,
-        "utilisation": seconds["compute"] / bound if bound else None,
-        "largest_arrays": [{"bytes": size, "shape": shape, "operation": name} for size, shape, name in program.largest],
-        "compile_seconds": round(program.compile_seconds, 1),
-        "error": program.error,
-      }
-    total = lambda name: sum(program["calls"] * program[name] for program in programs.values())
-    flops, bound = total("flops"), total("roofline_seconds")
-    return {
-      "topology": self.topology,
-      "chip": dataclasses.asdict(self.chip),
-      "chips": math.prod(self.mesh.values()),
-      "mesh": self.mesh,
-      "parameters": self.parameters,
-      "trained_parameters": self.trained,
-      "rollouts": self.rollouts,
-      "microbatch": self.microbatch,
-      "prompt_length": self.prompt_length,
-      "completion_length": self.completion_length,
-      "state_bytes": self.state_bytes,
-      "code_bytes": self.code_bytes,
-      "peak_bytes": self.peak_bytes,
-      "hbm_bytes": self.chip.hbm_bytes,
-      "fits": self.fits,
-      "programs": programs,
-      "iteration": {
-        "flops": flops,
-        "hbm_bytes": total("hbm_bytes"),
-        "collective_bytes": total("collective_bytes"),
-        "roofline_seconds": bound,
-        "utilisation": flops / self.chip.flops_per_second / bound if bound else None,
-      },
-    }
-
 
 def slice_devices(topology: str) -> tuple[list, Chip]:
   """Devices of a TPU slice that is not there, and what each of its chips has.
@@ -191,7 +137,7 @@ def slice_devices(topology: str) -> tuple[list, Chip]:
                      " (or pip install 'gdsd_jax[tpu]')")
   known = ", ".join(chip.name for chip in CHIPS.values())
   if topology.partition(":")[0] not in known.split(", "):
-    raise ValueError(f"--topology: {topology!r} is none of the generations {known}, a colon and the chips, as in v5e:4x4")
+    raise ValueError(f"--topology: {topology!r} is no slice of {known}: a generation and its chips, as v5e:4x4")
   try:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
   except jax.errors.JaxRuntimeError as error:
@@ -297,7 +243,8 @@ class _AbstractRun:
       self._batch((rows, width + length), jnp.int32), self._batch((rows, width), bool),
       self._batch((rows, config.objective.num_mc, length), bool),
     )
-    scores = jax.eval_shape(lambda *arguments: score_rollouts(*arguments, **self.static), state.student_params, rollouts)
+    score = functools.partial(score_rollouts, **self.static)
+    scores = jax.eval_shape(score, state.student_params, rollouts)
     scores = jax.tree.map(lambda leaf: self._batch(leaf.shape, leaf.dtype), scores)
     with_reference = self.state.reference is not None
     # Old and, from the second update on, current scores; the reference's.
@@ -326,14 +273,18 @@ def _bytes_on_a_chip(tree) -> int:
 
 def _compile(name: str, calls: int, resident_bytes: int, lower: Callable[[], Any]) -> Program:
   started = time.monotonic()
-  try:
-    compiled = lower().compile()
-  except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    return Program(name, calls, resident_bytes, error=_out_of_memory(str(error)),
-                   compile_seconds=time.monotonic() - started)
-  memory, hlo = compiled.memory_analysis(), compiled.as_text()
+  with tempfile.TemporaryDirectory() as folder:
+    try:
+      # Dumped by the compiler: `compiled.as_text()` cannot read back what TPUs with SparseCores run there.
+      compiled = lower().compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      return Program(name, calls, resident_bytes, error=_out_of_memory(str(error)),
+                     compile_seconds=time.monotonic() - started)
+    dumped = Path(folder).glob("*.after_optimizations.txt")
+    hlo = max(dumped, key=lambda file: file.stat().st_size).read_text()
+  memory = compiled.memory_analysis()
   return Program(
     name=name,
     calls=calls,
@@ -344,14 +295,14 @@ def _compile(name: str, calls: int, resident_bytes: int, lower: Callable[[], Any
     temporary_bytes=memory.temp_size_in_bytes,
     code_bytes=memory.generated_code_size_in_bytes,
     cost=program_cost(hlo),
-    largest=tuple(largest_arrays(hlo)),
     compile_seconds=time.monotonic() - started,
     hlo=hlo,
   )
 
 
 def _out_of_memory(message: str) -> str:
-  used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message)
-  if used:
-    return f"needs {used[1]} of the {used[2]} that a program may use of a chip's HBM"
+  size = r"([\d.]+[KMGT])"
+  for told in (rf"Used {size} of {size} hbm", rf"HLO temporaries \({size}\) exceeds available HBM \({size}\)"):
+    if used := re.search(told, message):
+      return f"needs {used[1]}iB of memory, of {used[2]}iB that programs may use"
   return " ".join(message.split())[:300]
