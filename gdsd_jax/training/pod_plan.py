@@ -150,8 +150,8 @@ def plan(config, topology: str) -> PodPlan:
   """Compiles a run's programs for a slice.
 
   Its state is made by the run's own functions, and its programs are called as `Trainer` calls them, at the longest
-  prompt length. What a run holds beside them, the tokens, masks and scores of a step's rollouts, is left out: less
-  than a kilobyte a token and chip.
+  prompt length. What a run holds beside them, the tokens, masks and scores of a step's rollouts, is left out: some
+  thirty bytes a token.
 
   Args:
     config: of the run.
@@ -164,11 +164,12 @@ def plan(config, topology: str) -> PodPlan:
   devices, chip = slice_devices(topology)
   mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
   validate_mesh(config, mesh)
-  run = _AbstractRun(config, mesh)
+  run = AbstractRun(config, mesh)
   compiled = []
-  for name, calls, lower in run.programs():
+  for name, times, function, arguments, keywords in run.calls():
     _log.info("compiling %s for %s", name, topology)
-    compiled.append(_compile(name, calls, run.resident_bytes(name), lower))
+    lowered = function.lower(*arguments, **keywords)
+    compiled.append(_compile(name, times, run.resident_bytes(name), lowered))
   counts = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (run.state.student_params, run.state.params)]
   return PodPlan(
     topology=topology,
@@ -186,7 +187,7 @@ def plan(config, topology: str) -> PodPlan:
   )
 
 
-class _AbstractRun:
+class AbstractRun:
   """The state and the programs of a run, as `Trainer` makes and calls them, without memory."""
 
   def __init__(self, config, mesh):
@@ -225,38 +226,33 @@ class _AbstractRun:
       return state["opt_state"] + state["params"]
     return state["opt_state"] + state["reference"]
 
-  def programs(self) -> Iterator[tuple[str, int, Callable[[], Any]]]:
-    """(name, calls of an iteration, what lowers it) of each program."""
-    config, state, rows, width = self.config, self.state, self.rows, self.prompt_length
+  def calls(self) -> Iterator[tuple[str, int, Callable, tuple, dict[str, Any]]]:
+    """(name, times in an iteration, jitted function, arguments, keywords) of each of the run's programs."""
+    config, state, width = self.config, self.state, self.prompt_length
     length, updates = self.sampler.completion_length, config.objective.num_iterations
 
-    def lower_sampler(rows, sampler):
-      prompt, mask = self._batch((rows, width), jnp.int32), self._batch((rows, width), bool)
-      return sample.lower(self.denoiser, state.student_params, prompt, mask, state.key, sampler)
+    def prompts(rows):
+      return self._batch((rows, width), jnp.int32), self._batch((rows, width), bool)
 
-    yield "sample", 1, lambda: lower_sampler(rows, self.sampler)
-    if config.eval.batch_size > rows:
+    of_student = self.denoiser, state.student_params
+    yield "sample", 1, sample, (*of_student, *prompts(self.rows), state.key, self.sampler), {}
+    if (rows := config.eval.batch_size) > self.rows:
       greedy = dataclasses.replace(self.sampler, temperature=0.0)
-      yield "evaluate", 0, lambda: lower_sampler(config.eval.batch_size, greedy)
+      yield "evaluate", 0, sample, (*of_student, *prompts(rows), state.key, greedy), {}
 
     rollouts = Rollouts(
-      self._batch((rows, width + length), jnp.int32), self._batch((rows, width), bool),
-      self._batch((rows, config.objective.num_mc, length), bool),
+      self._batch((self.rows, width + length), jnp.int32), prompts(self.rows)[1],
+      self._batch((self.rows, config.objective.num_mc, length), bool),
     )
-    score = functools.partial(score_rollouts, **self.static)
-    scores = jax.eval_shape(score, state.student_params, rollouts)
-    scores = jax.tree.map(lambda leaf: self._batch(leaf.shape, leaf.dtype), scores)
-    with_reference = self.state.reference is not None
-    # Old and, from the second update on, current scores; the reference's.
-    calls = 2 * updates - 1 + updates * with_reference
-    yield "score_rollouts", calls, lambda: score_rollouts.lower(state.student_params, rollouts, **self.static)
+    # Old scores, the reference's, and from the second update on current ones.
+    times = updates + updates * (state.reference is not None) + updates - 1
+    yield "score_rollouts", times, score_rollouts, (state.student_params, rollouts), self.static
 
-    batch = DistillationBatch(
-      rollouts, self._batch((rows,), jnp.float32), scores, scores if with_reference else None, scores
-    )
-    yield "distillation_step", updates, lambda: distillation_step.lower(
-      state, batch, optimizer=self.optimizer, **self.static
-    )
+    scores = jax.eval_shape(functools.partial(score_rollouts, **self.static), state.student_params, rollouts)
+    scores = jax.tree.map(lambda leaf: self._batch(leaf.shape, leaf.dtype), scores)
+    reference = None if state.reference is None else scores
+    batch = DistillationBatch(rollouts, self._batch((self.rows,), jnp.float32), scores, reference, scores)
+    yield "distillation_step", updates, distillation_step, (state, batch), {"optimizer": self.optimizer, **self.static}
 
 
 def _laid_out(tree, shardings):
@@ -271,18 +267,18 @@ def _bytes_on_a_chip(tree) -> int:
   )
 
 
-def _compile(name: str, calls: int, resident_bytes: int, lower: Callable[[], Any]) -> Program:
+def _compile(name: str, calls: int, resident_bytes: int, lowered: jax.stages.Lowered) -> Program:
   started = time.monotonic()
   with tempfile.TemporaryDirectory() as folder:
     try:
       # Dumped by the compiler: `compiled.as_text()` cannot read back what TPUs with SparseCores run there.
-      compiled = lower().compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+      compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" not in str(error):
         raise
       return Program(name, calls, resident_bytes, error=_out_of_memory(str(error)),
                      compile_seconds=time.monotonic() - started)
-    dumped = Path(folder).glob("*.after_optimizations.txt")
+    dumped = Path(folder).glob("*after_optimizations.txt")
     hlo = max(dumped, key=lambda file: file.stat().st_size).read_text()
   memory = compiled.memory_analysis()
   return Program(
