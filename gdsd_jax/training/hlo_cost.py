@@ -348,17 +348,16 @@ def _pairs_on_input(outputs: int, kernel: int, inputs: int, low: int, stride: in
 
 
 def _group_size(attributes: str, num_partitions: int) -> int:
-  """Chips of one group of a collective."""
-  groups = re.search(r"replica_groups=(\{\{.*?\}\}|\[[\d,]+\]<=|\{\}|mesh\[[^\]]*\] ?\{[^}]*\})", attributes)
+  """Chips of one group of a collective, in any of the notations {{0,1},{2,3}}, [2,2]<=[4] and mesh['a'=2,'b'=2] {'b'}."""
+  groups = re.search(r"replica_groups=(\{\{.*?\}\}|\[[\d,]+\]<=|\{\}|mesh\[.*?\{.*?\})", attributes)
   text = groups[1] if groups else "{}"
   if text.startswith("{{"):
     return len(text[2:].partition("}")[0].split(","))
-  if text.startswith("["):  # [groups, size]<=[…]
+  if text.startswith("["):  # groups, size
     return int(text[1:text.index("]")].split(",")[-1])
-  if text.startswith("mesh"):  # mesh['a'=4,'b'=2] {'b'}; 'b':(1)2 is a part of the axis, of size 2
-    mesh, _, axes = text.partition("]")
-    sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh))
-    parts = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", axes)
+  if text.startswith("mesh"):  # 'b':(1)2 would be a part of the axis, of size 2
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", text))
+    parts = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", text[text.index("{"):])
     return math.prod(int(part or sizes[axis]) for axis, part in parts)
   return num_partitions
 
