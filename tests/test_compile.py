@@ -1,4 +1,4 @@
-"""launch/compile.py: what a compiled program costs, counted from its HLO; runs planned for slices that are not there."""
+"""What a compiled program costs, counted from its HLO; runs planned for slices that are not there."""
 
 import dataclasses
 import functools
@@ -170,8 +170,8 @@ def test_loops_run_as_often_as_their_counter_says_and_slices_alone_are_read(limi
   """From 1 in steps of 2; what lies in the chip's vector memory, S(1), is no traffic."""
   cost = program_cost(module(*LOOP).replace("%LIMIT", str(limit)))
   scalar, layer = 4, 8 * 8 * 4
-  # A layer is read and written, then read; the counter is compared, added to, and read by the slice.
-  assert cost.hbm_bytes == trips * (3 * layer + (3 + 3 + 1) * scalar - 2)
+  # A layer is read and written, then read; the counter is added to, compared (to a byte), and read by the slice.
+  assert cost.hbm_bytes == trips * (3 * layer + 3 * scalar + (2 * scalar + 1) + scalar)
 
 
 def test_a_collective_that_is_spread_over_fusions_counts_once():
@@ -212,6 +212,7 @@ def test_groups_of_a_collective_in_every_notation(groups, size):
 
 
 def test_a_loop_whose_length_the_text_does_not_tell_is_reported():
+  """Its limit is carried, and changes."""
   text = module(*LOOP).replace("%limit = s32[] constant(%LIMIT)", "%limit = s32[] get-tuple-element(%s.1), index=0")
   assert program_cost(text).loops_of_unknown_length == 1
 
@@ -220,8 +221,9 @@ def test_a_loop_whose_length_the_text_does_not_tell_is_reported():
 
 
 @pytest.fixture
-def eight_chips(monkeypatch):
-  monkeypatch.setattr(pod_plan, "slice_devices", lambda topology: (jax.devices(), V5E))
+def chips(monkeypatch):
+  """Sets how many of them there are."""
+  return lambda count: monkeypatch.setattr(pod_plan, "slice_devices", lambda _: (jax.devices()[:count], V5E))
 
 
 def tiny(**changes):
@@ -269,19 +271,21 @@ def test_the_programs_are_those_that_training_calls(tmp_path, monkeypatch, rank)
     assert all(call == described((arguments, keywords)) for call in calls[name])
 
 
-def test_a_plan_of_the_embedded_run(eight_chips):
-  plan = pod_plan.plan(tiny(**{"mesh.data": 2, "mesh.fsdp": 4}), "v5e:2x4")
+@pytest.mark.slow
+def test_a_plan_of_the_embedded_run(chips):
+  chips(2)
+  plan = pod_plan.plan(tiny(**{"mesh.fsdp": 2}), "v5e:1x2")
   sample, score, step = plan.programs
   assert (sample.name, score.name, step.name) == ("sample", "score_rollouts", "distillation_step")
   assert (sample.calls, score.calls, step.calls) == (1, 2 + 2 + 1, 2)
   assert plan.parameters == plan.trained == 412_320
-  share = 4 * plan.parameters / 4  # float32, over fsdp
+  share = 4 * plan.parameters / 2  # float32, over fsdp
   assert plan.state_bytes == pytest.approx(
     {"params": share, "frozen": 0, "opt_state": 2 * share, "reference": share}, rel=0.01
   )
   assert score.resident_bytes == pytest.approx(3 * share, rel=0.01) and step.resident_bytes == 0
-  # Two samples, two passes of a pair, 16 rollouts of 36 + 16 tokens over eight chips; the head sees each token once.
-  D, F, V, T, layers, rollouts = 96, 256, 416, 52, 3, 16 / 8
+  # Two samples, two passes of a pair, 16 rollouts of 36 + 16 tokens over two chips; the head sees each token once.
+  D, F, V, T, layers, rollouts = 96, 256, 416, 52, 3, 16 / 2
   block = 2 * T * (4 * D * D + 3 * D * F) + 4 * T * T * D
   assert score.cost.flops == 2 * rollouts * (2 * layers * block + 2 * 16 * D * V)
   assert plan.fits and plan.peak_bytes == step.peak_bytes + plan.code_bytes
@@ -290,18 +294,18 @@ def test_a_plan_of_the_embedded_run(eight_chips):
   assert table(fields).splitlines()[-1].startswith("fits: 0.0")
 
 
-def test_evaluation_that_samples_more_at_once_is_compiled_too(eight_chips):
+def test_evaluation_that_samples_more_at_once_is_compiled_too():
   config = tiny(**{"eval.batch_size": 32})
   run = pod_plan.AbstractRun(config, parallel.make_mesh())
   assert [name for name, *_ in run.calls()] == ["sample", "evaluate", "score_rollouts", "distillation_step"]
 
 
-def test_chips_scale_with_the_batch(eight_chips, monkeypatch):
-  """Chips and rollouts doubled together: each chip does what it did."""
+@pytest.mark.slow
+def test_chips_and_rollouts_doubled_together_leave_each_chip_its_work(chips):
   plans = []
-  for devices, prompts in ((4, 4), (8, 8)):
-    monkeypatch.setattr(pod_plan, "slice_devices", lambda topology, n=devices: (jax.devices()[:n], V5E))
-    plans.append(pod_plan.plan(tiny(**{"mesh.fsdp": 2, "prompts_per_step": prompts}), "v5e:2x4"))
+  for count in (4, 8):
+    chips(count)
+    plans.append(pod_plan.plan(tiny(**{"mesh.fsdp": 2, "prompts_per_step": count}), "v5e:2x4"))
   assert [p.cost.flops for p in plans[0].programs] == [p.cost.flops for p in plans[1].programs]
 
 
@@ -314,10 +318,10 @@ def test_peak_memory_is_what_lies_there_at_once():
   gigabytes = {name: int(size * 1e9) for name, size in {
     "argument_bytes": 3, "output_bytes": 2, "alias_bytes": 1.5, "temporary_bytes": 7, "code_bytes": 0.5,
   }.items()}
-  plan = a_plan(**gigabytes)
+  plan = a_plan(**gigabytes, cost=Cost(flops=1e12))
   assert plan.peak_bytes == (4 + 3 + 2 - 1.5 + 7 + 2 * 0.5) * 1e9 and plan.fits
-  assert not dataclasses.replace(plan, prompt_buckets=3).fits
-  assert table(report(dataclasses.replace(plan, prompt_buckets=3))).splitlines()[-1] == "DOES NOT FIT: 16.00 of 16 GB"
+  more = dataclasses.replace(plan, prompt_buckets=4)
+  assert not more.fits and table(report(more)).splitlines()[-1] == "DOES NOT FIT: 16.50 of 16 GB"
 
 
 def test_a_program_that_does_not_compile_for_want_of_memory_does_not_fit():
@@ -332,7 +336,7 @@ def test_a_program_that_does_not_compile_for_want_of_memory_does_not_fit():
 @pytest.mark.parametrize("message, line", [
   ("RESOURCE_EXHAUSTED: E1000: Ran out of memory on HBM, the total memory required for HLO temporaries (22.40G) exceeds"
    " available HBM (15.75G). HLO module: jit_step.", "needs 22.40GiB of memory, of 15.75GiB that programs may use"),
-  ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. Exceeded hbm capacity by 4.7G.",
+  ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. Exceeded capacity by 4.7G.",
    "needs 20.5GiB of memory, of 15.75GiB that programs may use"),
   ("RESOURCE_EXHAUSTED: something\n else", "RESOURCE_EXHAUSTED: something else"),
 ])
@@ -356,7 +360,8 @@ def test_a_slice_of_no_known_chip_is_refused(monkeypatch, topology):
     pod_plan.slice_devices(topology)
 
 
-def test_a_mesh_that_does_not_fit_the_slice_is_refused_with_the_numbers(eight_chips):
+def test_a_mesh_that_does_not_fit_the_slice_is_refused_with_the_numbers(chips):
+  chips(8)
   with pytest.raises(ValueError, match="mesh.fsdp=3.*their product must be the number of devices, 8"):
     pod_plan.plan(tiny(**{"mesh.fsdp": 3}), "v5e:2x4")
 

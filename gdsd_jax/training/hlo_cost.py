@@ -212,7 +212,7 @@ class _Walk:
       trips = _trip_count(self.module, computation, instruction)
       cost.loops_of_unknown_length = int(trips is None)
       for attribute in ("condition", "body"):
-        cost.add(self.computation(instruction.computation(attribute)), trips or 1)
+        cost.add(self.computation(instruction.computation(attribute)), 1 if trips is None else trips)
     elif opcode == "conditional":  # the dearest branch
       branches = re.search(r"branch_computations={([^}]*)}", instruction.attributes)
       names = re.findall(r"[\w.\-]+", branches[1]) if branches else [
@@ -348,7 +348,7 @@ def _pairs_on_input(outputs: int, kernel: int, inputs: int, low: int, stride: in
 
 
 def _group_size(attributes: str, num_partitions: int) -> int:
-  """Chips of one group of a collective, in any of the notations {{0,1},{2,3}}, [2,2]<=[4] and mesh['a'=2,'b'=2] {'b'}."""
+  """Chips of one group of a collective, noted as {{0,1},{2,3}}, [2,2]<=[4] or mesh['a'=2,'b'=2] {'b'}."""
   groups = re.search(r"replica_groups=(\{\{.*?\}\}|\[[\d,]+\]<=|\{\}|mesh\[.*?\{.*?\})", attributes)
   text = groups[1] if groups else "{}"
   if text.startswith("{{"):
@@ -379,7 +379,7 @@ def _trip_count(module: _Module, computation: str, loop: Instruction) -> int | N
     return None
   carried = _carried(module, computation, loop)
   if isinstance(limit, tuple):  # a constant that the loop carries
-    limit = _constant(module, computation, carried[limit[0]])
+    limit = _constant(module, computation, carried[limit[0]]) if _keeps(module, body, limit[0]) else None
   first = _constant(module, computation, carried[counter[0]])
   step = _step(module, body, counter[0])
   if None in (limit, first, step):
@@ -426,10 +426,15 @@ def _constant(module: _Module, computation: str, name: str) -> int | None:
     return value
   for outer, instructions in module.computations.items():
     for loop in instructions.values():
-      if loop.opcode == "while" and loop.computation("body") == computation:
-        if value[0] < len(carried := _carried(module, outer, loop)):
-          return _constant(module, outer, carried[value[0]])
+      if loop.opcode == "while" and loop.computation("body") == computation and _keeps(module, computation, value[0]):
+        return _constant(module, outer, _carried(module, outer, loop)[value[0]])
   return None
+
+
+def _keeps(module: _Module, body: str, index: int) -> bool:
+  """Whether a loop leaves element `index` of its state as it was."""
+  root = module.root(body)
+  return root.opcode == "tuple" and _loop_value(module, body, root.operands[index]) == (index,)
 
 
 def _step(module: _Module, body: str, index: int) -> int | None:
