@@ -88,12 +88,16 @@ def table(fields: dict[str, Any]) -> str:
   lines += [f"{name} {program['error']}" for name, program in programs.items() if program["error"]]
   if iteration := fields["iteration"]:
     least, share = iteration["roofline_seconds"], iteration["utilisation"]
-    lines.append(f"an iteration takes {least:.3g} s or more; at the least, {share:.0%} utilisation")
+    lines.append(f"by the roofline an iteration takes {least:.3g} s or more, at {share:.0%} utilisation or less")
   if fields["peak_bytes"] is None:
     lines.append("DOES NOT FIT")
   else:
     lines.append(f"{'fits' if fields['fits'] else 'DOES NOT FIT'}: {fields['peak_bytes'] / _GB:.2f} of {hbm:.0f} GB")
   return "\n".join(lines)
+
+
+def _figure(value: float) -> str:
+  return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _rows(programs: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
@@ -103,7 +107,7 @@ def _rows(programs: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
     return label, ["" if program["error"] else cell(program) for program in programs]
 
   def number(label, name, unit=1.0):
-    return row(label, lambda program: f"{program[name] / unit:,.4g}")
+    return row(label, lambda program: _figure(program[name] / unit))
 
   def gigabytes(label, nbytes):
     return row(label, lambda program: f"{nbytes(program) / _GB:.3f}")
@@ -111,7 +115,7 @@ def _rows(programs: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
   def collective(kind):
     def cell(program):
       found = program["collectives"].get(kind)
-      return f"{found['bytes'] / _GB:,.4g} in {found['count']:.0f}" if found else ""
+      return f"{_figure(found['bytes'] / _GB)} in {found['count']:,.0f}" if found else ""
 
     return row(f"    {kind}", cell)
 
