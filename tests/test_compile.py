@@ -197,6 +197,18 @@ def test_a_collective_that_is_spread_over_fusions_counts_once():
   assert program_cost(text).collectives == {"all-gather": (1, 8 * 16 * 2)}
 
 
+def test_an_asynchronous_slice_reads_what_it_takes():
+  text = module("""%slice (p: f32[4,8,8]) -> f32[1,8,8] {
+  %p = f32[4,8,8]{2,1,0} parameter(0)
+  ROOT %taken = f32[1,8,8]{2,1,0:S(1)} slice(%p), slice={[0:1], [0:8], [0:8]}
+}""", """ENTRY %main (x: f32[4,8,8]) -> f32[1,8,8] {
+  %x = f32[4,8,8]{2,1,0} parameter(0)
+  %s = ((f32[4,8,8]{2,1,0}), f32[1,8,8]{2,1,0:S(1)}, s32[]{:S(2)}) async-start(%x), calls=%slice
+  ROOT %d = f32[1,8,8]{2,1,0:S(1)} async-done(%s), calls=%slice
+}""")
+  assert program_cost(text).hbm_bytes == 8 * 8 * 4
+
+
 @pytest.mark.parametrize("groups, size", [
   ("{{0,1},{2,3}}", 2), ("[1,4]<=[4]", 4), ("[2,2]<=[2,2]T(1,0)", 2), ("{}", 4),
   ("mesh['axis_0'=4] {'axis_0'}", 4), ("mesh['axis_0'=2,'axis_1'=2] {'axis_1'}", 2),

@@ -19,8 +19,8 @@ _BITS = {"pred": 8, "token": 0, "opaque": 0}  # all others state theirs: f32, bf
 # Instructions that move nothing by themselves: names for what is there, or control flow whose bodies are counted.
 _FREE = frozenset((
   "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id", "while",
-  "conditional", "call", "custom-call", "copy-done", "async-done", "async-update", "opt-barrier",
-  *(f"{kind}-done" for kind in COLLECTIVES),
+  "conditional", "call", "custom-call", "opt-barrier", "async-start", "async-update", "async-done", "copy-done",
+  "slice-done", *(f"{kind}-done" for kind in COLLECTIVES),
 ))
 _RENAMES = ("bitcast", "copy", "get-tuple-element", "convert")  # through which a loop counter is followed
 
@@ -260,8 +260,9 @@ class _Walk:
     operands = [sum(shape.hbm_bytes for shape in inside[name].shapes) for name in instruction.operands]
     if opcode == "copy-start":  # (destination, source, context)
       return operands[0] + instruction.shapes[0].hbm_bytes
-    if opcode in ("dynamic-slice", "gather", "slice"):
-      return 2 * sum(shape.hbm_bytes for shape in instruction.shapes) + sum(operands[1:])
+    if opcode in ("dynamic-slice", "gather", "slice", "slice-start"):  # reads what it takes; (source, taken, context)
+      taken = instruction.shapes[1 if opcode == "slice-start" else 0]
+      return (taken.nbytes if operands[0] else 0) + taken.hbm_bytes + sum(operands[1:])
     if opcode == "dynamic-update-slice":
       return 2 * operands[1]
     if opcode.removesuffix("-start") in COLLECTIVES:
