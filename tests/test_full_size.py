@@ -12,29 +12,13 @@ import pytest
 
 import gdsd_jax
 from gdsd_jax import parallel
-from gdsd_jax.models import huggingface
+from gdsd_jax.models import huggingface, published
 from gdsd_jax.models.lora import TARGETS
 from gdsd_jax.training import config as training_config, state as training_state
+from gdsd_jax.training.recipes import MODELS
 from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
 
-# What the hub's config.json files state, as far as shapes go.
-PUBLISHED = {
-  "llada_8b": {
-    "model_type": "llada", "architectures": ["LLaDAModelLM"], "block_type": "llama", "activation_type": "silu",
-    "layer_norm_type": "rms", "rope": True, "alibi": False, "include_bias": False, "include_qkv_bias": False,
-    "d_model": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 32, "mlp_hidden_size": 12288, "mlp_ratio": 4,
-    "embedding_size": 126464, "vocab_size": 126464, "weight_tying": False, "max_sequence_length": 4096,
-    "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "mask_token_id": 126336, "eos_token_id": 126081,
-    "pad_token_id": 126081,
-  },
-  "dream_7b": {
-    "model_type": "Dream", "architectures": ["DreamModel"], "hidden_act": "silu", "hidden_size": 3584,
-    "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944,
-    "vocab_size": 152064, "tie_word_embeddings": False, "max_position_embeddings": 131072, "rope_theta": 1000000.0,
-    "rope_scaling": None, "use_sliding_window": False, "rms_norm_eps": 1e-6, "mask_token_id": 151666,
-    "eos_token_id": 151643, "pad_token_id": 151643,
-  },
-}
+PUBLISHED = {preset: published.PUBLISHED[name] for preset, name in MODELS.items()}
 COUNTS = {"llada_8b": 8_015_581_184, "dream_7b": 7_615_616_512}
 RECIPES = ("math", "gsm8k", "countdown", "sudoku", "code")
 

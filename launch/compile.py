@@ -1,0 +1,58 @@
+"""Compiles a run for a TPU slice that is not there, on any Linux machine, and says whether it fits.
+
+  pip install libtpu
+  python launch/compile.py --config=configs/gdsd_math.py:llada_8b --topology=v5e:4x4 [--config.mesh.fsdp=16]
+
+The sampler, the scores and the distillation step of the config are compiled as training calls them, by the compiler
+that the slice would use; weights are abstract, and the published models need no files. A table of each chip's memory,
+FLOPs, memory traffic, collectives and roofline; the last line of standard output is one JSON object of the same. Exit
+status 1: it would not fit.
+"""
+
+import json
+import os
+from pathlib import Path
+import sys
+
+# Read when JAX and libtpu start: compile here, beside other processes that do, and ask no metadata server for a slice.
+_ENVIRONMENT = {
+  "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+  "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TF_CPP_MIN_LOG_LEVEL": "2",
+}
+if __name__ == "__main__":
+  for _name, _value in _ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+from absl import flags  # noqa: E402  (after the environment)
+from ml_collections import config_flags  # noqa: E402
+
+from gdsd_jax.training import command  # noqa: E402
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Recipe, with its preset after a colon: configs/gdsd_math.py:llada_8b.", lock_config=True
+)
+_TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice: v5e:4x4, v5p:2x2x4, v6e:16x16, …")
+_HLO = flags.DEFINE_string("hlo", None, "Folder for the optimised HLO of each program.")
+
+def main():
+  from gdsd_jax.training.metrics import log_to_stdout
+  from gdsd_jax.training.pod_plan import plan
+  from gdsd_jax.training.pod_report import report, table
+
+  log_to_stdout()
+  planned = plan(_CONFIG.value, _TOPOLOGY.value)
+  if _HLO.value is not None:
+    folder = Path(_HLO.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    for program in planned.programs:
+      (folder / f"{program.name}.hlo").write_text(program.hlo)
+  fields = report(planned)
+  print(table(fields))
+  print(json.dumps({"config": flags.FLAGS["config"].config_filename, **fields}), flush=True)
+  if not planned.fits:
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "topology"])
+  command.run(main)

@@ -1,0 +1,440 @@
+"""What a compiled program costs, counted from its HLO; runs planned for slices that are not there."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+from conftest import load_recipe, REPOSITORY
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+import pytest
+
+from gdsd_jax import parallel
+from gdsd_jax.models.published import architecture, PUBLISHED
+from gdsd_jax.training import pod_plan, rollout, trainer as training
+from gdsd_jax.training.chips import CHIPS
+from gdsd_jax.training.hlo_cost import Cost, program_cost
+from gdsd_jax.training.pod_report import report, table
+
+V5E = CHIPS["TPU v5 lite"]
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+
+def cost_of(function, *arguments) -> Cost:
+  return program_cost(jax.jit(function).lower(*arguments).compile().as_text())
+
+
+def array(*shape, sharding=None, dtype=jnp.float32):
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def repeated(x, weights, times=3):
+  """Three times through all layers."""
+  layer = lambda x, w: (jnp.tanh(x @ w), None)
+  return jax.lax.scan(lambda x, _: (jax.lax.scan(layer, x, weights)[0], None), x, length=times)[0]
+
+
+# The parser, on programs of the CPU's compiler.
+
+
+def test_a_matrix_product_in_a_loop_in_a_loop_counts_as_often_as_it_runs():
+  assert cost_of(repeated, array(64, 128), array(5, 128, 128)).flops == 3 * 5 * 2 * 64 * 128 * 128
+
+
+def test_xla_itself_counts_the_body_of_a_loop_once():
+  """Why this package counts: if XLA ever does, there is no need to."""
+  compiled = jax.jit(repeated).lower(array(64, 128), array(5, 128, 128)).compile()
+  assert compiled.cost_analysis()["flops"] < 2 * (2 * 64 * 128 * 128)
+
+
+def test_recomputed_products_count():
+  def loss(x, weights, remat):
+    layer = lambda x, w: (jnp.sin(x @ w) @ w, None)
+    return jnp.sum(jax.lax.scan(jax.checkpoint(layer, prevent_cse=False) if remat else layer, x, weights)[0])
+
+  arguments = array(64, 128), array(5, 128, 128)
+  product = 5 * 2 * 64 * 128 * 128
+  gradient = lambda remat: jax.grad(functools.partial(loss, remat=remat), argnums=(0, 1))
+  assert cost_of(gradient(False), *arguments).flops == 6 * product  # two forward, four backward
+  assert cost_of(gradient(True), *arguments).flops == 7 * product  # the first again; nothing needs the second
+
+
+def test_of_a_batched_product_every_contraction_counts():
+  einsum = lambda x, y: jnp.einsum("bnqh,bnkh->bnqk", x, y)
+  assert cost_of(einsum, array(2, 3, 16, 8), array(2, 3, 32, 8)).flops == 2 * 2 * 3 * 16 * 32 * 8
+
+
+def test_a_branch_counts_as_the_dearest():
+  def choose(small, x, y):
+    return jax.lax.cond(small, lambda: x[:8] @ y, lambda: (x @ y)[:8])
+
+  assert cost_of(choose, array(dtype=bool), array(64, 128), array(128, 128)).flops == 2 * 64 * 128 * 128
+
+
+def test_a_product_over_a_split_axis_is_shared_and_summed_around_a_ring():
+  mesh = parallel.make_mesh(1, 8, 1)
+  x = array(64, 128, sharding=NamedSharding(mesh, P(None, "fsdp")))
+  y = array(128, 256, sharding=NamedSharding(mesh, P("fsdp", None)))
+  whole = NamedSharding(mesh, P())
+  cost = cost_of(lambda x, y: jax.lax.with_sharding_constraint(x @ y, whole), x, y)
+  assert cost.flops == 2 * 64 * 128 * 256 / 8
+  assert cost.collectives == {"all-reduce": (1, 2 * 7 / 8 * 64 * 256 * 4)}
+
+
+def test_gathers_in_a_loop_count_for_each_layer_in_their_own_group():
+  mesh = parallel.make_mesh(2, 4, 1)
+  x = array(64, 128, sharding=NamedSharding(mesh, P(("data", "fsdp"))))
+  weights = array(5, 128, 128, sharding=NamedSharding(mesh, P(None, "fsdp")))
+
+  def layers(x, weights):
+    whole = lambda w: jax.lax.with_sharding_constraint(w, NamedSharding(mesh, P()))
+    split = lambda x: jax.lax.with_sharding_constraint(x, x_sharding)
+    return jax.lax.scan(lambda x, w: (split(jnp.tanh(x @ whole(w))), None), x, weights)[0]
+
+  x_sharding = x.sharding
+  cost = cost_of(layers, x, weights)
+  assert cost.flops == 5 * 2 * 64 * 128 * 128 / 8
+  assert cost.collectives == {"all-gather": (5, 5 * 3 / 4 * 128 * 128 * 4)}
+
+
+def test_text_that_is_no_hlo_is_refused():
+  with pytest.raises(ValueError, match="no HLO module"):
+    program_cost("nothing")
+
+
+# The parser, on what TPU's compiler writes.
+
+
+def module(*computations: str, header="HloModule test, num_partitions=4") -> str:
+  return "\n\n".join([header, *computations])
+
+
+def test_a_batched_product_written_as_a_dilated_convolution_counts_what_falls_on_the_input():
+  text = module("""ENTRY %main (x: bf16[8,656,32,128], y: bf16[8,656,32,128]) -> f32[32,8,656,656] {
+  %x = bf16[32,656,8,128]{3,1,2,0:T(8,128)(2,1)} parameter(0)
+  %y = bf16[32,656,8,128]{3,1,2,0:T(8,128)(2,1)} parameter(1)
+  ROOT %c = f32[32,8,656,656]{3,2,1,0:T(8,128)} convolution(%x, %y), """
+                """window={size=32x8 stride=31x7 lhs_dilate=32x8}, dim_labels=0b1f_0o1i->01bf
+}""")
+  assert program_cost(text).flops == 2 * 32 * 8 * 656 * 656 * 128
+
+
+def test_a_projection_to_heads_written_as_a_padded_convolution_counts_what_falls_on_the_input():
+  text = module("""ENTRY %main (x: bf16[16,656,128], w: bf16[128,32,128]) -> bf16[16,656,32,128] {
+  %x = bf16[16,656,128,1]{2,1,0,3:T(8,128)(2,1)} parameter(0)
+  %w = bf16[128,32,128,1]{2,1,0,3:T(8,128)(2,1)} parameter(1)
+  ROOT %c = bf16[16,656,32,128]{3,1,2,0:T(8,128)(2,1)} convolution(%x, %w), """
+                """window={size=1x32 pad=0_0x31_31 rhs_reversal=0x1}, dim_labels=b0f1_i1o0->b01f
+}""")
+  assert program_cost(text).flops == 2 * 16 * 656 * 128 * 32 * 128
+
+
+LOOP = ("""%body (s: (s32[], f32[4,8,8])) -> (s32[], f32[4,8,8]) {
+  %s = (s32[]{:T(128)}, f32[4,8,8]{2,1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%s), index=0
+  %w = f32[4,8,8]{2,1,0} get-tuple-element(%s), index=1
+  %step = s32[] constant(2)
+  %next = s32[]{:T(128)} add(%i, %step)
+  %layer = f32[1,8,8]{2,1,0} fusion(%w, %i), kind=kLoop, calls=%slice
+  %kept = f32[1,8,8]{2,1,0:S(1)} fusion(%layer), kind=kLoop, calls=%square
+  ROOT %t = (s32[]{:T(128)}, f32[4,8,8]{2,1,0}) tuple(%next, %w)
+}""", """%slice (p: f32[4,8,8], i: s32[]) -> f32[1,8,8] {
+  %p = f32[4,8,8]{2,1,0} parameter(0)
+  %i.1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %d = f32[1,8,8]{2,1,0} dynamic-slice(%p, %i.1, %zero, %zero), dynamic_slice_sizes={1,8,8}
+}""", """%square (p: f32[1,8,8]) -> f32[1,8,8] {
+  %p.1 = f32[1,8,8]{2,1,0} parameter(0)
+  ROOT %m = f32[1,8,8]{2,1,0} multiply(%p.1, %p.1)
+}""", """%condition (s: (s32[], f32[4,8,8])) -> pred[] {
+  %s.1 = (s32[]{:T(128)}, f32[4,8,8]{2,1,0}) parameter(0)
+  %i.2 = s32[]{:T(128)} get-tuple-element(%s.1), index=0
+  %limit = s32[] constant(%LIMIT)
+  ROOT %less = pred[] compare(%i.2, %limit), direction=LT
+}""", """ENTRY %main (w: f32[4,8,8]) -> f32[4,8,8] {
+  %w.1 = f32[4,8,8]{2,1,0} parameter(0)
+  %first = s32[] constant(1)
+  %state = (s32[], f32[4,8,8]{2,1,0}) tuple(%first, %w.1)
+  %loop = (s32[]{:T(128)}, f32[4,8,8]{2,1,0}) while(%state), condition=%condition, body=%body
+  ROOT %result = f32[4,8,8]{2,1,0} get-tuple-element(%loop), index=1
+}""")
+
+
+@pytest.mark.parametrize("limit, trips", [(1, 0), (2, 1), (7, 3), (8, 4)])
+def test_loops_run_as_often_as_their_counter_says_and_slices_alone_are_read(limit, trips):
+  """From 1 in steps of 2; what lies in the chip's vector memory, S(1), is no traffic."""
+  cost = program_cost(module(*LOOP).replace("%LIMIT", str(limit)))
+  scalar, layer = 4, 8 * 8 * 4
+  # A layer is read and written, then read; the counter is added to, compared (to a byte), and read by the slice.
+  assert cost.hbm_bytes == trips * (3 * layer + 3 * scalar + (2 * scalar + 1) + scalar)
+
+
+def test_a_collective_that_is_spread_over_fusions_counts_once():
+  gather = "all-gather(%{0}), channel_id=7, replica_groups=[2,2]<=[4], dimensions={{0}}, use_global_device_ids=true"
+  text = module(
+    """%start (p: bf16[8,16]) -> (bf16[8,16], bf16[16,16], u32[]) {
+  %p = bf16[8,16]{1,0} parameter(0)
+  %g = bf16[16,16]{1,0} """ + gather.format("p") + """
+  ROOT %c = (bf16[8,16]{1,0}, bf16[16,16]{1,0}, u32[]) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}""", """%between (p: bf16[8,16], q: bf16[16,16]) -> (bf16[16,16], bf16[16,16]) {
+  %p.1 = bf16[8,16]{1,0} parameter(0)
+  %q.1 = bf16[16,16]{1,0} parameter(1)
+  %g.1 = bf16[16,16]{1,0} """ + gather.format("p.1") + """
+  ROOT %t.1 = (bf16[16,16]{1,0}, bf16[16,16]{1,0}) tuple(%q.1, %g.1)
+}""", """ENTRY %main (x: bf16[8,16]) -> bf16[16,16] {
+  %x = bf16[8,16]{1,0} parameter(0)
+  %s = (bf16[8,16]{1,0}, bf16[16,16]{1,0}, u32[]) fusion(%x), kind=kCustom, calls=%start
+  %a = bf16[8,16]{1,0} get-tuple-element(%s), index=0
+  %b = bf16[16,16]{1,0} get-tuple-element(%s), index=1
+  %m = (bf16[16,16]{1,0}, bf16[16,16]{1,0}) fusion(%a, %b), kind=kOutput, calls=%between
+  ROOT %r = bf16[16,16]{1,0} get-tuple-element(%m), index=1
+}""")
+  assert program_cost(text).collectives == {"all-gather": (1, 8 * 16 * 2)}
+
+
+def test_an_asynchronous_slice_reads_what_it_takes():
+  text = module("""%slice (p: f32[4,8,8]) -> f32[1,8,8] {
+  %p = f32[4,8,8]{2,1,0} parameter(0)
+  ROOT %taken = f32[1,8,8]{2,1,0:S(1)} slice(%p), slice={[0:1], [0:8], [0:8]}
+}""", """ENTRY %main (x: f32[4,8,8]) -> f32[1,8,8] {
+  %x = f32[4,8,8]{2,1,0} parameter(0)
+  %s = ((f32[4,8,8]{2,1,0}), f32[1,8,8]{2,1,0:S(1)}, s32[]{:S(2)}) async-start(%x), calls=%slice
+  ROOT %d = f32[1,8,8]{2,1,0:S(1)} async-done(%s), calls=%slice
+}""")
+  assert program_cost(text).hbm_bytes == 8 * 8 * 4
+
+
+@pytest.mark.parametrize("groups, size", [
+  ("{{0,1},{2,3}}", 2), ("[1,4]<=[4]", 4), ("[2,2]<=[2,2]T(1,0)", 2), ("{}", 4),
+  ("mesh['axis_0'=4] {'axis_0'}", 4), ("mesh['axis_0'=2,'axis_1'=2] {'axis_1'}", 2),
+  ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", 2), ("mesh['a'=2,'b'=2] {'a','b'}", 4),
+  ("mesh['a'=4] {'a':(2)2}", 2),
+])
+def test_groups_of_a_collective_in_every_notation(groups, size):
+  text = module("""ENTRY %main (x: f32[64]) -> f32[64] {
+  %x = f32[64]{0} parameter(0)
+  ROOT %r = f32[64]{0} all-reduce(%x), channel_id=1, replica_groups=""" + groups + """, to_apply=%add
+}""")
+  assert program_cost(text).collectives == {"all-reduce": (1, 2 * (size - 1) / size * 64 * 4)}
+
+
+def test_a_loop_whose_length_the_text_does_not_tell_is_reported():
+  """Its limit is carried, and changes."""
+  text = module(*LOOP).replace("%limit = s32[] constant(%LIMIT)", "%limit = s32[] get-tuple-element(%s.1), index=0")
+  assert program_cost(text).loops_of_unknown_length == 1
+
+
+# Plans, with the test's own eight devices in the place of a slice.
+
+
+@pytest.fixture
+def chips(monkeypatch):
+  """Sets how many of them there are."""
+  return lambda count: monkeypatch.setattr(pod_plan, "slice_devices", lambda _: (jax.devices()[:count], V5E))
+
+
+def tiny(**changes):
+  config = load_recipe("gdsd_math").get_config("tiny")
+  config.update_from_flattened_dict({
+    "group_size": 4, "prompts_per_step": 4, "optimizer.accumulation": 2, "objective.num_iterations": 2,
+    "eval.num_examples": 8, "eval.batch_size": 8, "sampler.steps": 4, **changes,
+  })
+  return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 4])
+def test_the_programs_are_those_that_training_calls(tmp_path, monkeypatch, rank):
+  """Same static arguments, and of every array the same shape, type and layout."""
+  config = tiny(**{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "model.lora.rank": rank})
+  calls = {}
+
+  def spy(module, name):
+    function = getattr(module, name)
+
+    def called(*arguments, **keywords):
+      calls.setdefault(name, []).append(described((arguments, keywords)))
+      return function(*arguments, **keywords)
+
+    monkeypatch.setattr(module, name, called)
+
+  def described(call):
+    """Static arguments as they are; arrays as (shape, type, how each dimension is split)."""
+
+    def leaf(x):
+      if not hasattr(x, "sharding"):
+        return "optimizer" if callable(x) else x  # its functions are made anew each time
+      return x.shape, x.dtype, str(x.sharding.shard_shape(x.shape))
+
+    return jax.tree.map(leaf, call)
+
+  spy(rollout, "sample"), spy(training, "score_rollouts"), spy(training, "distillation_step")
+  trainer = training.Trainer(config, tmp_path)
+  trainer.iterate(training.Stopwatch())
+  planned = list(pod_plan.AbstractRun(config, trainer.mesh).calls())
+  assert [name for name, *_ in planned] == list(calls)
+  for name, times, _, arguments, keywords in planned:
+    assert len(calls[name]) == times
+    assert all(call == described((arguments, keywords)) for call in calls[name])
+
+
+@pytest.mark.slow
+def test_a_plan_of_the_embedded_run(chips):
+  chips(2)
+  plan = pod_plan.plan(tiny(**{"mesh.fsdp": 2}), "v5e:1x2")
+  sample, score, step = plan.programs
+  assert (sample.name, score.name, step.name) == ("sample", "score_rollouts", "distillation_step")
+  assert (sample.calls, score.calls, step.calls) == (1, 2 + 2 + 1, 2)
+  assert plan.parameters == plan.trained == 412_320
+  share = 4 * plan.parameters / 2  # float32, over fsdp
+  assert plan.state_bytes == pytest.approx(
+    {"params": share, "frozen": 0, "opt_state": 2 * share, "reference": share}, rel=0.01
+  )
+  assert score.resident_bytes == pytest.approx(3 * share, rel=0.01) and step.resident_bytes == 0
+  # Two samples, two passes of a pair, 16 rollouts of 36 + 16 tokens over two chips; the head sees each token once.
+  D, F, V, T, layers, rollouts = 96, 256, 416, 52, 3, 16 / 2
+  block = 2 * T * (4 * D * D + 3 * D * F) + 4 * T * T * D
+  assert score.cost.flops == 2 * rollouts * (2 * layers * block + 2 * 16 * D * V)
+  assert plan.fits and plan.peak_bytes == step.peak_bytes + plan.code_bytes
+  fields = json.loads(json.dumps(report(plan)))
+  assert fields["fits"] is True and fields["iteration"]["flops"] == sum(p.calls * p.cost.flops for p in plan.programs)
+  assert table(fields).splitlines()[-1].startswith("fits: 0.0")
+
+
+def test_evaluation_that_samples_more_at_once_is_compiled_too():
+  config = tiny(**{"eval.batch_size": 32})
+  run = pod_plan.AbstractRun(config, parallel.make_mesh())
+  assert [name for name, *_ in run.calls()] == ["sample", "evaluate", "score_rollouts", "distillation_step"]
+
+
+@pytest.mark.slow
+def test_chips_and_rollouts_doubled_together_leave_each_chip_its_work(chips):
+  plans = []
+  for count in (4, 8):
+    chips(count)
+    plans.append(pod_plan.plan(tiny(**{"mesh.fsdp": 2, "prompts_per_step": count}), "v5e:2x4"))
+  assert [p.cost.flops for p in plans[0].programs] == [p.cost.flops for p in plans[1].programs]
+
+
+def a_plan(**program) -> pod_plan.PodPlan:
+  programs = (pod_plan.Program("sample", 1, resident_bytes=4 * 10**9, **program),)
+  return pod_plan.PodPlan("v5e:4x4", V5E, {"data": 1, "fsdp": 16, "tensor": 1}, 1, 1, 16, 16, 8, 8, 2, {}, programs)
+
+
+def test_peak_memory_is_what_lies_there_at_once():
+  gigabytes = {name: int(size * 1e9) for name, size in {
+    "argument_bytes": 3, "output_bytes": 2, "alias_bytes": 1.5, "temporary_bytes": 7, "code_bytes": 0.5,
+  }.items()}
+  plan = a_plan(**gigabytes, cost=Cost(flops=1e12))
+  assert plan.peak_bytes == (4 + 3 + 2 - 1.5 + 7 + 2 * 0.5) * 1e9 and plan.fits
+  more = dataclasses.replace(plan, prompt_buckets=4)
+  assert not more.fits and table(report(more)).splitlines()[-1] == "DOES NOT FIT: 16.50 of 16 GB"
+
+
+def test_a_program_that_does_not_compile_for_want_of_memory_does_not_fit():
+  plan = a_plan(error="needs 22.40GiB of memory, of 15.75GiB that programs may use")
+  fields = report(plan)
+  assert not plan.fits and fields["peak_bytes"] is None and fields["iteration"] is None
+  assert table(fields).splitlines()[-2:] == [
+    "sample needs 22.40GiB of memory, of 15.75GiB that programs may use", "DOES NOT FIT"
+  ]
+
+
+@pytest.mark.parametrize("message, line", [
+  ("RESOURCE_EXHAUSTED: E1000: Ran out of memory on HBM, the total memory required for HLO temporaries (22.40G) exceeds"
+   " available HBM (15.75G). HLO module: jit_step.", "needs 22.40GiB of memory, of 15.75GiB that programs may use"),
+  ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. Exceeded capacity by 4.7G.",
+   "needs 20.5GiB of memory, of 15.75GiB that programs may use"),
+  ("RESOURCE_EXHAUSTED: something\n else", "RESOURCE_EXHAUSTED: something else"),
+])
+def test_want_of_memory_is_told_in_one_line(message, line):
+  assert pod_plan._out_of_memory(message) == line
+
+
+# What cannot be planned is told in one line.
+
+
+def test_without_libtpu_its_installation_is_named(monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ValueError, match=r"--topology: needs libtpu.*pip install libtpu.*gdsd_jax\[tpu\]"):
+    pod_plan.slice_devices("v5e:4x4")
+
+
+@pytest.mark.parametrize("topology", ["v9:4x4", "4x4", "", "v5litepod-16"])
+def test_a_slice_of_no_known_chip_is_refused(monkeypatch, topology):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+  with pytest.raises(ValueError, match="is no slice of v5e, v5p, v6e: a generation and its chips, as v5e:4x4"):
+    pod_plan.slice_devices(topology)
+
+
+def test_a_mesh_that_does_not_fit_the_slice_is_refused_with_the_numbers(chips):
+  chips(8)
+  with pytest.raises(ValueError, match="mesh.fsdp=3.*their product must be the number of devices, 8"):
+    pod_plan.plan(tiny(**{"mesh.fsdp": 3}), "v5e:2x4")
+
+
+def test_a_published_architecture_needs_no_files_and_a_folder_no_weights(tmp_path):
+  name = "Dream-org/Dream-v0-Instruct-7B"
+  (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+  assert architecture(name) == architecture(str(tmp_path))
+  assert architecture("tiny").vocab_size == 416
+
+
+def test_a_model_that_would_have_to_be_downloaded_is_refused_with_what_is_known():
+  with pytest.raises(ValueError, match=r"model.path: 'some/Other' is no folder.*LLaDA-8B.*Dream.*its config.json"):
+    architecture("some/Other")
+
+
+# The command, with libtpu.
+
+
+def run_command(*arguments):
+  environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+  return subprocess.run(
+    [sys.executable, "launch/compile.py", *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True,
+    timeout=600,
+  )
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_embedded_run_is_planned_for_a_slice(tmp_path):
+  done = run_command("--config=configs/gdsd_math.py", "--topology=v5e:2x4", "--config.mesh.fsdp=2",
+                     "--config.mesh.tensor=2", f"--hlo={tmp_path}")
+  assert done.returncode == 0, done.stderr
+  fields = json.loads(done.stdout.splitlines()[-1])
+  assert fields["chips"] == 8 and fields["fits"] and fields["peak_bytes"] < 1e9
+  programs = fields["programs"]
+  assert all(program["loops_of_unknown_length"] == 0 for program in programs.values())
+  D, F, V, T, layers, rollouts = 96, 256, 416, 52, 3, 64 / 8
+  block = 2 * T * (4 * D * D + 3 * D * F) + 4 * T * T * D
+  assert programs["score_rollouts"]["flops"] == 2 * rollouts * (2 * layers * block + 2 * 16 * D * V)
+  assert sorted(file.stem for file in tmp_path.iterdir()) == sorted(programs)
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_run_that_does_not_fit_ends_with_status_1():
+  done = run_command("--config=configs/gdsd_math.py:llada_8b", "--topology=v5e:1x1", "--config.mesh.fsdp=1",
+                     "--config.optimizer.accumulation=256")
+  assert done.returncode == 1, done.stderr
+  assert json.loads(done.stdout.splitlines()[-1])["fits"] is False
+  assert "DOES NOT FIT" in done.stdout
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments, message", [
+  (["--topology=v5e:3x5"], "error: --topology: libtpu knows no slice 'v5e:3x5': "),
+  (["--topology=v5e:4x4", "--config.mesh.fsdp=5"], "mesh.fsdp=5, mesh.tensor=1: their product must be the number of"),
+  (["--topology=v5e:4x8", "--config.optimizer.accumulation=4"], "cannot be split over mesh.data × mesh.fsdp = 32"),
+])
+def test_what_cannot_be_planned_is_one_line(arguments, message):
+  done = run_command("--config=configs/gdsd_math.py", *arguments)
+  assert done.returncode == 1 and message in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1
