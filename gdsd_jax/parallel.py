@@ -286,6 +286,8 @@ def join_processes() -> None:
     arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
   elif not _in_known_cluster():
     return
+  # JAX would catch SIGTERM and go on: here it ends a process, but where `Interruption` waits for it.
+  jax.config.update("jax_enable_preemption_service", False)
   # Gloo is only used where the CPU is what computes. A host that is silent for as long as this is taken as dead.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   try:

@@ -187,6 +187,11 @@ def test_whatever_one_raises_ends_both(tmp_path, error):
   assert lines[1].startswith("interrupted" if error == "KeyboardInterrupt" else "error: ")
 
 
+def test_sigterm_ends_a_command_that_has_nothing_to_save(tmp_path):
+  statuses, _ = finish_with_body(tmp_path, "os.kill(os.getppid(), signal.SIGTERM); time.sleep(600)")
+  assert statuses == [START_AGAIN, 128 + signal.SIGTERM]
+
+
 @pytest.mark.slow
 def test_one_that_hangs_ends_the_other_within_a_minute(tmp_path):
   with train(tmp_path, **{"steps": 500}) as processes:
