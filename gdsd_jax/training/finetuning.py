@@ -134,7 +134,8 @@ def finetune(config, workdir: epath.Path, out: Path) -> None:
     state, run = restored
     stream.position = run["data_position"]
     _log.info("RESUMING the run in %s from step %d of %d", workdir, int(state.step), config.steps)
-  write_whole(workdir / "config.json", config_json(config) + "\n")
+  if parallel.is_first_process():
+    write_whole(workdir / "config.json", config_json(config) + "\n")
   state = _run_steps(config, workdir, state, stream, checkpoints, denoiser, optimizer, mesh)
   checkpoints.close()
   params = parallel.fetch_whole(state.student_params) if jax.process_count() > 1 else state.student_params
