@@ -138,7 +138,8 @@ def finetune(config, workdir: epath.Path, out: Path) -> None:
     write_whole(workdir / "config.json", config_json(config) + "\n")
   state = _run_steps(config, workdir, state, stream, checkpoints, denoiser, optimizer, mesh)
   checkpoints.close()
-  params = parallel.fetch_whole(state.student_params) if jax.process_count() > 1 else state.student_params
+  # Of a LoRA run the adapter alone is written.
+  params = parallel.fetch_whole(state.params) if jax.process_count() > 1 else state.params
   if parallel.is_first_process():
     write_model(out, denoiser, params, config.model.path)
   parallel.gather_json(None)  # nobody leaves before the model is written
