@@ -208,7 +208,7 @@ def gather_json(value: Any) -> list:
     return [value]
   text = np.frombuffer(json.dumps(value).encode(), np.uint8)
   lengths = np.ravel(multihost_utils.process_allgather(np.array(len(text), np.int32)))
-  padded = np.zeros(lengths.max(), np.uint8)
+  padded = np.zeros(1 << int(lengths.max()).bit_length(), np.uint8)  # few lengths: each is compiled
   padded[:len(text)] = text
   texts = multihost_utils.process_allgather(padded).reshape(len(lengths), -1)
   return [json.loads(bytes(row[:length])) for row, length in zip(texts, lengths)]
@@ -286,6 +286,8 @@ def join_processes() -> None:
     arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
   elif not _in_known_cluster():
     return
+  # JAX would catch SIGTERM and go on: here it ends a process, but where `Interruption` waits for it.
+  jax.config.update("jax_enable_preemption_service", False)
   # Gloo is only used where the CPU is what computes. A host that is silent for as long as this is taken as dead.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   try:

@@ -156,6 +156,42 @@ def test_the_death_of_one_ends_the_other_within_a_minute_in_one_line(tmp_path, v
   assert lines[1 - victim].startswith("another process of this run is gone; the same command goes on")
 
 
+# A command of two processes, of which the second does something before both wait for each other.
+WITH_BODY = """
+import os, signal, time
+from gdsd_jax.training import command
+
+def main():
+  import jax
+  from gdsd_jax import parallel
+  parallel.gather_json(None)
+  if jax.process_index() == 1:
+    {body}
+  parallel.gather_json(None)
+
+command.run(main)
+"""
+
+
+def finish_with_body(tmp_path, body):
+  script = tmp_path / "command.py"
+  script.write_text(WITH_BODY.replace("{body}", body))
+  with Processes(2, 1, str(script)) as processes:
+    return processes.finish(60)
+
+
+@pytest.mark.parametrize("error", ["KeyError('a bug')", "RuntimeError('a bug')", "KeyboardInterrupt"])
+def test_whatever_one_raises_ends_both(tmp_path, error):
+  statuses, lines = finish_with_body(tmp_path, f"raise {error}")
+  assert statuses == [START_AGAIN, 1]
+  assert lines[1].startswith("interrupted" if error == "KeyboardInterrupt" else "error: ")
+
+
+def test_sigterm_ends_a_command_that_has_nothing_to_save(tmp_path):
+  statuses, _ = finish_with_body(tmp_path, "os.kill(os.getppid(), signal.SIGTERM); time.sleep(600)")
+  assert statuses == [START_AGAIN, 128 + signal.SIGTERM]
+
+
 @pytest.mark.slow
 def test_one_that_hangs_ends_the_other_within_a_minute(tmp_path):
   with train(tmp_path, **{"steps": 500}) as processes:

@@ -8,7 +8,6 @@ from pathlib import Path
 import re
 
 from flax import traverse_util
-import jax
 import numpy as np
 from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
@@ -102,7 +101,7 @@ def load_adapter(path, denoiser: Denoiser, params, mesh=None):
           f"model.lora.path: {tensor} in {path / _WEIGHTS} has shape {tensors[tensor].shape}, not {expected}"
         )
     stacked = np.stack([tensors[tensor].T.astype(np.float32) for tensor in layers]).reshape(spec.shape)
-    adapter[name] = jax.device_put(stacked, shardings[leaf][factor])
+    adapter[name] = parallel.lay_out(spec.shape, shardings[leaf][factor], stacked.__getitem__)
     used.update(layers)
   if unknown := sorted(tensors.keys() - used):
     raise ValueError(f"model.lora.path: {path / _WEIGHTS} holds {unknown[0]}, which this model has no place for")

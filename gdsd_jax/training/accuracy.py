@@ -48,7 +48,8 @@ class Evaluated:
     """With the number of its checkpoint: a run that goes on may soon have a later one."""
     if self.workdir is None:
       return self
-    return dataclasses.replace(self, step=str(find_step(self.workdir, self.step)))
+    step = parallel.gather_json(find_step(self.workdir, self.step))[0]  # others may have looked a little later
+    return dataclasses.replace(self, step=str(step))
 
   def load(self, config, mesh):
     """(denoiser, params, path of the tokenizer). Raises ValueError or OSError, one line."""

@@ -47,14 +47,20 @@ def run(main: Callable[[], None]) -> None:
     except Interrupted as interrupted:
       print(interrupted, file=sys.stderr, flush=True)
       sys.exit(START_AGAIN)
-    except (ValueError, OSError, RuntimeError) as error:
+    except Exception as error:
       if parallel.is_lost_process(error):
         _leave_at_once(f"{_GONE} ({_line(error)[:300]})", error)
-      if isinstance(error, RuntimeError) and not isinstance(error, parallel.RemoteError):
-        raise
-      _leave(error)
-    except KeyboardInterrupt:
-      sys.exit("interrupted; the same command resumes from the latest checkpoint")
+      if isinstance(error, (ValueError, OSError, parallel.RemoteError)):
+        _leave(error)
+      if parallel.joined():  # as in _leave
+        traceback.print_exception(error)
+        _leave_at_once(f"error: {type(error).__name__}: {_line(error)[:_LONGEST_LINE]}", status=1)
+      raise
+    except KeyboardInterrupt as error:
+      line = "interrupted; the same command resumes from the latest checkpoint"
+      if parallel.joined():  # as in _leave
+        _leave_at_once(line, error, status=1)
+      sys.exit(line)
 
   sys.unraisablehook = _without_echoes
   app.run(call, flags_parser=_parse)
@@ -114,18 +120,18 @@ def _origin(error: BaseException) -> BaseException:
 
 
 def _leave(error: Exception, message: str | None = None) -> None:
-  if os.environ.get(TRACEBACK_VARIABLE):
-    raise error
   line = f"error: {_line(message or error)[:_LONGEST_LINE]}"
   from gdsd_jax import parallel
 
   if parallel.joined():  # leaving in order, it would wait for the others, who wait for it
     _leave_at_once(line, error, status=1)
+  if os.environ.get(TRACEBACK_VARIABLE):
+    raise error
   sys.exit(line)
 
 
-def _leave_at_once(line: str, error: Exception, status: int = START_AGAIN) -> None:
-  if os.environ.get(TRACEBACK_VARIABLE):
+def _leave_at_once(line: str, error: BaseException | None = None, status: int = START_AGAIN) -> None:
+  if error is not None and os.environ.get(TRACEBACK_VARIABLE):
     traceback.print_exception(error)
   print(line, file=sys.stderr, flush=True)
   sys.stdout.flush()

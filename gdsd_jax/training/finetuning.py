@@ -101,6 +101,11 @@ def finetune(config, workdir: epath.Path, out: Path) -> None:
     ValueError, OSError, CheckpointError: one line with the cause.
     Interrupted: SIGTERM came, and the step that was under way is saved.
   """
+  with Interruption() as interruption:
+    _finetune(config, workdir, out, interruption)
+
+
+def _finetune(config, workdir: epath.Path, out: Path, interruption: Interruption) -> None:
   validate(config)
   check_workdir(workdir)
   mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -134,22 +139,25 @@ def finetune(config, workdir: epath.Path, out: Path) -> None:
     state, run = restored
     stream.position = run["data_position"]
     _log.info("RESUMING the run in %s from step %d of %d", workdir, int(state.step), config.steps)
-  write_whole(workdir / "config.json", config_json(config) + "\n")
-  state = _run_steps(config, workdir, state, stream, checkpoints, denoiser, optimizer, mesh)
+  if parallel.is_first_process():
+    write_whole(workdir / "config.json", config_json(config) + "\n")
+  state = _run_steps(config, workdir, state, stream, checkpoints, denoiser, optimizer, mesh, interruption)
   checkpoints.close()
-  params = parallel.fetch_whole(state.student_params) if jax.process_count() > 1 else state.student_params
+  # Of a LoRA run the adapter alone is written.
+  params = parallel.fetch_whole(state.params) if jax.process_count() > 1 else state.params
   if parallel.is_first_process():
     write_model(out, denoiser, params, config.model.path)
   parallel.gather_json(None)  # nobody leaves before the model is written
 
 
-def _run_steps(config, workdir: epath.Path, state, stream, checkpoints, denoiser, optimizer, mesh) -> TrainState:
+def _run_steps(
+  config, workdir: epath.Path, state, stream, checkpoints, denoiser, optimizer, mesh, interruption: Interruption,
+) -> TrainState:
   first = int(state.step)
   rows = [row for row in read_metrics(workdir / "metrics.jsonl") if row["step"] <= first]
   special = denoiser.config.pad_token_id, denoiser.config.eos_token_id
   started, compiled = time.monotonic(), set()
   with contextlib.ExitStack() as stack:
-    interruption = stack.enter_context(Interruption())
     if parallel.is_first_process():
       file = LineFile(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
       stack.callback(file.close)
