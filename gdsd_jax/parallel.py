@@ -156,13 +156,19 @@ def local_rows(mesh: Mesh | None, rows: int) -> np.ndarray:
 
 
 def own_rows(mesh: Mesh | None, rows: int) -> np.ndarray:
-  """Those of `local_rows` that no process before this one holds: of all processes together, each row once."""
+  """This process's share of `local_rows`: rows that several hold are dealt out, so that each row has one owner."""
   if mesh is None or jax.process_count() == 1:
     return np.arange(rows)
-  holder = np.full(rows, jax.process_count())
-  for device, (part,) in batch_sharding(mesh).devices_indices_map((rows,)).items():
-    holder[part] = np.minimum(holder[part], device.process_index)
-  return np.flatnonzero(holder == jax.process_index())
+  return np.flatnonzero(owners(batch_sharding(mesh).devices_indices_map((rows,)), rows) == jax.process_index())
+
+
+def owners(indices, rows: int) -> np.ndarray:
+  """Process that owns each of `rows` rows, int[rows]. indices: of a sharding, device -> (slice of rows,)."""
+  holders = [set() for _ in range(rows)]
+  for device, (part,) in indices.items():
+    for row in range(*part.indices(rows)):
+      holders[row].add(device.process_index)
+  return np.array([sorted(held)[row % len(held)] for row, held in enumerate(holders)])
 
 
 def spread(mesh: Mesh | None, rows: int, local: np.ndarray) -> jax.Array:

@@ -8,6 +8,7 @@ from conftest import files_of_at_most
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from gdsd_jax import parallel
@@ -270,6 +271,20 @@ def test_the_step_of_a_damaged_checkpoint_can_be_saved_again(directory):
   checkpoints.save(small_state(4, 5.0), RUN, None)
   checkpoints.close()
   np.testing.assert_array_equal(restored(directory, small_state(0)).params["weight"], 5.0)
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(directory, monkeypatch):
+  save(directory, [small_state(step) for step in (3, 4)])
+  checkpoints = Checkpoints(directory, 2)
+
+  def unavailable(*_, **__):
+    raise ValueError("UNAVAILABLE: the store does not answer")
+
+  monkeypatch.setattr(ocp.Checkpointer, "restore", unavailable)
+  with pytest.raises(CheckpointError, match="step 4 in .* cannot be read now"):
+    checkpoints.restore(small_state(0), anything)
+  checkpoints.close()
+  assert kept(directory) == [3, 4]
 
 
 def test_a_checkpoint_of_another_run_is_refused_not_skipped(directory):

@@ -119,6 +119,21 @@ def test_a_mesh_that_does_not_divide_the_model_is_refused_with_the_numbers(tiny_
   assert str(caught.value) == message
 
 
+class FakeDevice:
+  def __init__(self, process_index):
+    self.process_index = process_index
+
+
+def test_rows_that_two_processes_hold_are_dealt_out():
+  indices = {FakeDevice(process): (slice(start, start + 2),) for process in (0, 1) for start in (0, 2)}
+  assert parallel.owners(indices, 4).tolist() == [0, 1, 0, 1]
+
+
+def test_rows_that_one_process_holds_are_its_own():
+  indices = {FakeDevice(0): (slice(0, 2),), FakeDevice(1): (slice(2, None),)}
+  assert parallel.owners(indices, 4).tolist() == [0, 0, 1, 1]
+
+
 def test_a_batch_is_split_over_data_and_fsdp():
   batch = jax.device_put(np.zeros((8, 3)), parallel.batch_sharding(parallel.make_mesh(2, 2, 2)))
   assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 3)}

@@ -17,6 +17,10 @@ from gdsd_jax.training.state import TrainState
 _log = logging.getLogger(__name__)
 
 
+# Of errors that say nothing of the checkpoint: memory, permissions and the store's own state.
+_PASSING = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "UNAUTHENTICATED", "DEADLINE_EXCEEDED")
+
+
 class CheckpointError(OSError):
   """A checkpoint could not be written or read; the message is one line with the cause."""
 
@@ -72,7 +76,7 @@ class Checkpoints:
       (state, run), or None when there is no checkpoint.
 
     Raises:
-      CheckpointError: there are checkpoints, and none of them can be read.
+      CheckpointError: there are checkpoints, and none of them can be read; or one cannot for a reason that may pass.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(state))
     damaged = {}  # step -> cause
@@ -100,14 +104,19 @@ class Checkpoints:
       primary_host=None, active_processes={jax.process_index()}, barrier_sync_key_prefix=f"process{jax.process_index()}"
     )
     value = cause = None
+    passing = False
     try:
       with ocp.Checkpointer(ocp.CompositeCheckpointHandler(name), multiprocessing_options=alone) as reader:
         value = reader.restore(self.directory / str(step), args=ocp.args.Composite(**item))[name]
     except Exception as error:  # Orbax and TensorStore raise many kinds
       cause = _cause(error)
-    causes = [told for told in parallel.gather_json(cause) if told]
-    if causes:
-      damaged[step] = causes[0]
+      passing = isinstance(error, (MemoryError, PermissionError)) or any(sign in str(error) for sign in _PASSING)
+    failures = [(cause, passing) for cause, passing in parallel.gather_json([cause, passing]) if cause]
+    for cause, passing in failures:
+      if passing:
+        raise CheckpointError(f"checkpoints: step {step} in {self.directory} cannot be read now: {cause}")
+    if failures:
+      damaged[step] = failures[0][0]
       return None
     return value
 

@@ -42,7 +42,10 @@ def write_whole(path: epath.PathLike, content: str | bytes) -> None:
     path.write_bytes(content)
     return
   replacement = path.with_name(f".{path.name}.incomplete")
-  replacement.write_bytes(content)
+  with replacement.open("wb") as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
   os.replace(replacement, path)
 
 
