@@ -257,9 +257,10 @@ def joined() -> bool:
 
 def is_lost_process(error: Exception) -> bool:
   """Whether an error comes of another process's end: of the collectives or of the coordination service."""
-  signs = ("gloo", "nccl", "coordination", "heartbeat", "barrier", "connection reset", "socket closed", "unavailable",
-           "deadline_exceeded")
-  return joined() and any(sign in str(error).lower() for sign in signs)
+  # As they are written there: a path may well have "gloo" in it, and "temporarily unavailable" is a full process table.
+  signs = ("Gloo", "gloo/transport", "NCCL", "oordination", "eartbeat", "barrier", "Barrier", "onnection reset",
+           "ocket closed", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+  return joined() and any(sign in str(error) for sign in signs)
 
 
 def is_first_process() -> bool:

@@ -299,3 +299,14 @@ def test_work_is_shared_by_one_process_too():
 def test_what_work_raises_is_raised():
   with pytest.raises(ZeroDivisionError):
     parallel.share_work(3, lambda items: [1 / item for item in items])
+
+
+@pytest.mark.parametrize("message, lost", [
+  ("UNKNOWN: Gloo AllGather failed: [external/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer", True),
+  ("DEADLINE_EXCEEDED: Barrier timed out", True),
+  ("model.path: '/data/gloo/llada' is neither a folder nor a hub name", False),
+  ("cannot start the reward processes: [Errno 11] Resource temporarily unavailable", False),
+])
+def test_a_lost_process_is_told_from_bad_input(monkeypatch, message, lost):
+  monkeypatch.setattr(parallel, "joined", lambda: True)
+  assert parallel.is_lost_process(ValueError(message)) == lost

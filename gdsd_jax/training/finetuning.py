@@ -127,6 +127,7 @@ def _finetune(config, workdir: epath.Path, out: Path, interruption: Interruption
   _log.info("fine-tuning %s on %d chats (%d are too long and left out)", config.model.path, len(chats), left_out)
   optimizer = make_optimizer(config.optimizer)
   state = init_state(denoiser, params, optimizer, config.seed, with_reference=False, mesh=mesh)
+  del params  # the state has its own copy, and this one would stay until the end
   stream = ExampleStream(chats, config.seed)
 
   try:
