@@ -27,6 +27,11 @@ def load_recipe(name):
   return module
 
 
+def without_times(rows):
+  """Metrics rows without what differs from run to run."""
+  return [{k: v for k, v in row.items() if not k.startswith("seconds/") and k != "tokens_per_second"} for row in rows]
+
+
 @contextlib.contextmanager
 def files_of_at_most(nbytes):
   """A full disk, as far as a file of more than `nbytes` is concerned."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+from conftest import without_times
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -82,10 +83,6 @@ def wait_for_step(workdir, step, processes):
     assert all(process.poll() is None for process in processes.all)
     assert time.monotonic() < deadline
     time.sleep(0.05)
-
-
-def without_times(rows):
-  return [{k: v for k, v in row.items() if not k.startswith("seconds/") and k != "tokens_per_second"} for row in rows]
 
 
 def saved_state(workdir, step):

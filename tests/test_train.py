@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+from conftest import without_times
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,10 +51,6 @@ def launch(*args, limit_file_size=None, **kwargs):
     command(*args, **kwargs), cwd=REPOSITORY, capture_output=True, text=True, timeout=300, preexec_fn=limit or None,
     env={**os.environ, "JAX_PLATFORMS": "cpu"},
   )
-
-
-def without_times(rows):
-  return [{k: v for k, v in row.items() if not k.startswith("seconds/") and k != "tokens_per_second"} for row in rows]
 
 
 def saved_state(workdir, step):

@@ -185,7 +185,7 @@ def _run_steps(
         checkpoints.save(state, {"config": json.loads(config_json(config)), "data_position": stream.position}, None)
       if interrupted:
         checkpoints.close()
-        raise Interrupted(f"asked to stop: saved step {step} of {config.steps}; the same command goes on from there")
+        raise Interrupted(step, config.steps)
       if step % config.log.every == 0 or step in (first + 1, config.steps):
         speed = (time.monotonic() - started) / (step - first)
         _log.info("step %d/%d  loss %.4f  masked accuracy %.3f  %s left", step, config.steps, row["loss"],

@@ -11,6 +11,9 @@ from gdsd_jax import parallel
 class Interrupted(Exception):
   """The run was asked to stop and has saved its state; the same command goes on from there."""
 
+  def __init__(self, step: int, steps: int):
+    super().__init__(f"asked to stop: saved step {step} of {steps}; the same command goes on from there")
+
 
 class Interruption:
   """Within `with`, SIGTERM is noted and no longer ends the process."""

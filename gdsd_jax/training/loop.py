@@ -101,7 +101,7 @@ def _run_steps(trainer: Trainer, writer: MetricsWriter | SilentWriter, start: in
     if interrupted:
       writer.plot()
       trainer.checkpoints.close()
-      raise Interrupted(f"asked to stop: saved step {step} of {config.steps}; the same command goes on from there")
+      raise Interrupted(step, config.steps)
     trainer.checkpoints.check()
     if scored is not None:
       progress.show(row)
