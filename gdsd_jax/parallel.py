@@ -64,7 +64,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
   return Mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), MESH_AXES)
 
 
-def _spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def partition(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
   """Mesh axes of an array with these logical axes. Raises ValueError where the mesh does not divide one."""
   split = []
   for axis, size in zip(axes, shape):
@@ -85,7 +85,7 @@ def param_shardings(mesh: Mesh | None, denoiser):
   if mesh is None:
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda _: place, denoiser.logical_axes(), is_leaf=is_axes)
-  sharding = lambda axes, leaf: NamedSharding(mesh, _spec(axes, leaf.shape, mesh))
+  sharding = lambda axes, leaf: NamedSharding(mesh, partition(axes, leaf.shape, mesh))
   return jax.tree.map(sharding, denoiser.logical_axes(), denoiser.abstract_params(), is_leaf=is_axes)
 
 
@@ -93,7 +93,7 @@ def constrain(x, mesh: Mesh | None, *axes: str | None):
   """x, laid out over the mesh by its logical axes (inside jit); the partitioner would otherwise guess."""
   if mesh is None or mesh.size == 1:
     return x
-  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _spec(axes, x.shape, mesh)))
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, x.shape, mesh)))
 
 
 def pick(x, index):
@@ -115,7 +115,7 @@ def top_k(x, k: int, mesh: Mesh | None):
     return jax.lax.top_k(jax.lax.all_gather(best, "tensor", axis=-1, tiled=True), k)[0]
 
   leading = ("batch", *[None] * (x.ndim - 2))
-  split, whole = _spec((*leading, "vocab"), x.shape, mesh), _spec((*leading, None), x.shape, mesh)
+  split, whole = partition((*leading, "vocab"), x.shape, mesh), partition((*leading, None), x.shape, mesh)
   return jax.shard_map(largest, mesh=mesh, in_specs=split, out_specs=whole, check_vma=False)(x)
 
 
@@ -314,7 +314,7 @@ def _in_known_cluster() -> bool:
   tasks = [os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
   if any(count.isdecimal() and int(count) > 1 for count in tasks):
     return True
-  if "cpu" in os.environ.get("JAX_PLATFORMS", "") or importlib.util.find_spec("libtpu") is None:
+  if "cpu" in os.environ.get("JAX_PLATFORMS", "") or importlib.util.findpartition("libtpu") is None:
     return False
   vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
   return any(vendor.read_text().strip() == _TPU_VENDOR for vendor in vendors)  # JAX asks the slice for its workers

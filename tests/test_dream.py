@@ -180,7 +180,7 @@ def test_nucleus_and_top_k(top_p, top_k):
 def test_confidence_is_that_of_the_algorithm(alg, confidence):
   logits = np.random.default_rng(1).normal(size=(2, 3, 24))
   config = SamplerConfig(kind="dream", alg=alg, temperature=0.7)
-  tokens, sureness = dream.predict(jnp.asarray(logits), jax.random.key(0), 20, config)
+  tokens, sureness = dream.predict_from_logits(jnp.asarray(logits), jax.random.key(0), 20, config)
   for position in np.ndindex(2, 3):
     p = np.exp(logits[position] / 0.7 - np.logaddexp.reduce(logits[position] / 0.7))
     assert sureness[position] == pytest.approx(confidence(p, int(tokens[position])), rel=1e-4)
@@ -189,7 +189,7 @@ def test_confidence_is_that_of_the_algorithm(alg, confidence):
 def test_sampled_tokens_follow_the_filtered_distribution():
   logits = jnp.broadcast_to(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), (1, 20000, 4))
   config = SamplerConfig(kind="dream", temperature=1.0, top_p=0.7)
-  tokens, _ = dream.predict(logits, jax.random.key(0), mask_id=3, config=config)
+  tokens, _ = dream.predict_from_logits(logits, jax.random.key(0), mask_id=3, config=config)
   counts = np.bincount(np.asarray(tokens).ravel(), minlength=4) / 20000
   np.testing.assert_allclose(counts, [0.625, 0.375, 0, 0], atol=0.02)
 
@@ -198,9 +198,9 @@ def test_a_nucleus_of_the_mask_token_alone_still_gives_a_token():
   logits = jnp.zeros((1, 2, 24)).at[..., 20].set(100.0).at[..., 7].set(3.0)
   for temperature in (0.0, 1.0):
     config = SamplerConfig(kind="dream", temperature=temperature, top_k=1)
-    tokens, _ = dream.predict(logits, jax.random.key(0), 20, config)
+    tokens, _ = dream.predict_from_logits(logits, jax.random.key(0), 20, config)
     assert (np.asarray(tokens) != 20).all()
-  greedy, _ = dream.predict(logits, None, 20, SamplerConfig(kind="dream", temperature=0.0, top_k=1))
+  greedy, _ = dream.predict_from_logits(logits, None, 20, SamplerConfig(kind="dream", temperature=0.0, top_k=1))
   assert (np.asarray(greedy) == 7).all()
 
 

@@ -11,9 +11,11 @@ import numpy as np
 import optax
 import pytest
 
+from gdsd_jax.models.lm_head import LMHead
 from gdsd_jax.objectives.gdsd import gdsd_loss
-from gdsd_jax.objectives.scores import Scores, token_scores
+from gdsd_jax.objectives.scores import Scores
 from gdsd_jax.objectives.teacher import leave_one_out_advantages, teacher_scores
+from gdsd_jax.objectives.token_scores import token_scores
 
 VOCABULARY = 7
 
@@ -34,7 +36,8 @@ def problem():
 
 def scores_of(logits, center_top_k):
   every_token = jnp.broadcast_to(logits, (VOCABULARY, VOCABULARY))
-  plain, centered = token_scores(every_token, jnp.arange(VOCABULARY), center_top_k, center_gradient=True)
+  head = LMHead(jnp.eye(VOCABULARY))  # hidden states are the logits
+  plain, centered, _ = token_scores(head, every_token, jnp.arange(VOCABULARY), center_top_k, center_gradient=True)
   return Scores(plain[:, None], None if centered is None else centered[:, None])
 
 

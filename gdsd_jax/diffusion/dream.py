@@ -12,6 +12,7 @@ from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.diffusion.ranking import descending_rank, without
 from gdsd_jax.models.denoiser import Denoiser
 
+_POSITIONS = 32  # that have logits in memory at a time; filters and entropy need a position's whole vocabulary
 _ENTROPY_OFFSET = 1e-10  # inside the logarithm, as published
 
 
@@ -51,8 +52,7 @@ def denoise(denoiser: Denoiser, params, prompt, attention_mask, key, config: Sam
     planned, step_key = scanned
     token_key, position_key = jax.random.split(step_key)
     hidden = denoiser.hidden(params, jnp.concatenate([prompt, completion], axis=1), attention_mask)
-    logits = denoiser.logits(params, hidden[:, prompt_length:])
-    tokens, sureness = predict(logits, token_key, mask_id, config, denoiser.mesh)
+    tokens, sureness = predict(denoiser, params, hidden[:, prompt_length:], token_key, config)
     masked = completion == mask_id
     if config.alg == "origin":
       chosen = masked & (jax.random.uniform(position_key, masked.shape) < planned)
@@ -68,7 +68,20 @@ def denoise(denoiser: Denoiser, params, prompt, attention_mask, key, config: Sam
   return Rollout(tokens, confidence)
 
 
-def predict(logits, key, mask_id: int, config: SamplerConfig, mesh=None):
+def predict(denoiser: Denoiser, params, hidden, key, config: SamplerConfig):
+  """See `predict_from_logits`, of hidden states [B, L, D]: some positions at a time have logits in memory."""
+
+  def at_a_position(scanned):
+    hidden, key = scanned
+    logits = denoiser.logits(params, hidden)
+    return predict_from_logits(logits, key, denoiser.config.mask_token_id, config, denoiser.mesh)
+
+  by_position = jnp.moveaxis(hidden, 1, 0), jax.random.split(key, hidden.shape[1])
+  predicted = jax.lax.map(at_a_position, by_position, batch_size=_POSITIONS)
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), predicted)
+
+
+def predict_from_logits(logits, key, mask_id: int, config: SamplerConfig, mesh=None):
   """A token for each position, never the mask token, and the confidence of `config.alg` in it.
 
   Args:

@@ -9,9 +9,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from gdsd_jax import parallel
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
-from gdsd_jax.diffusion.ranking import descending_rank, without
+from gdsd_jax.diffusion.prediction import predict
+from gdsd_jax.diffusion.ranking import descending_rank
 from gdsd_jax.models.denoiser import Denoiser
 
 
@@ -30,25 +30,23 @@ def denoise(denoiser: Denoiser, params, prompt, attention_mask, key, config: Sam
   mask_id = denoiser.config.mask_token_id
   commits = jnp.array(commits_per_step(config))
 
-  def block_logits(completion, start):
-    """Guided logits [B, K, V] of the block: only its positions go through the LM head."""
+  def predict_block(completion, start, key):
+    """(tokens, probability) of the block, [B, K] each: only its positions go through the LM head."""
 
     def conditioned_on(prompt):
       hidden = denoiser.hidden(params, jnp.concatenate([prompt, completion], axis=1), attention_mask)
-      return denoiser.logits(params, jax.lax.dynamic_slice_in_dim(hidden, prompt_length + start, K, axis=1))
+      return jax.lax.dynamic_slice_in_dim(hidden, prompt_length + start, K, axis=1)
 
-    logits = conditioned_on(prompt)
-    if config.cfg_scale > 0:
-      unconditional = conditioned_on(jnp.full_like(prompt, mask_id))
-      logits = unconditional + (config.cfg_scale + 1) * (logits - unconditional)
-    return logits
+    unconditional = conditioned_on(jnp.full_like(prompt, mask_id)) if config.cfg_scale > 0 else None
+    return predict(
+      denoiser.head(params), conditioned_on(prompt), key, mask_id, config.temperature, unconditional, config.cfg_scale
+    )
 
   def denoising_step(carry, step):
     completion, confidence, start = carry
     commit, step_key = step
     gumbel_key, remasking_key = jax.random.split(step_key)
-    logits = block_logits(completion, start)
-    tokens, probability = _predict(logits, gumbel_key, mask_id, config.temperature)
+    tokens, probability = predict_block(completion, start, gumbel_key)
     block = jax.lax.dynamic_slice_in_dim(completion, start, K, axis=1)
     priority = probability if config.remasking == "low_confidence" else jax.random.uniform(remasking_key, block.shape)
     masked = block == mask_id
@@ -69,13 +67,3 @@ def denoise(denoiser: Denoiser, params, prompt, attention_mask, key, config: Sam
   blocks = jnp.arange(config.num_blocks) * K, jax.random.split(key, config.num_blocks)
   (tokens, confidence), _ = jax.lax.scan(denoise_block, blank, blocks)
   return Rollout(tokens, confidence)
-
-
-def _predict(logits, key, mask_id: int, temperature: float):
-  """Gumbel-max prediction at every position, never the mask token, and its probability under the full softmax."""
-  perturbed = logits
-  if temperature > 0:
-    perturbed = logits + temperature * jax.random.gumbel(key, logits.shape, logits.dtype)
-  tokens = jnp.argmax(without(perturbed, mask_id), axis=-1).astype(jnp.int32)
-  return tokens, jnp.exp(parallel.pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1))
-

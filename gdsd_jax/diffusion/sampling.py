@@ -39,4 +39,5 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
       raise ValueError(f"prompt_mask {prompt_mask.shape} must have the shape of the prompt, {prompt.shape}")
     attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones((batch, length), bool)], axis=1)
   denoise = {"llada": llada.denoise, "dream": dream.denoise}[config.kind]
+  params = denoiser.cast(params)  # once, not at each of the steps
   return denoise(denoiser, params, prompt.astype(jnp.int32), attention_mask, key, config)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.models.lm_head import LMHead
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.models.transformer import Transformer
 
@@ -61,6 +62,16 @@ class Denoiser:
     axes = jax.tree.map(lambda variable: variable.get_metadata("logical_axes"), state, is_leaf=is_variable)
     return nnx.to_pure_dict(axes)
 
+  def cast(self, params):
+    """Parameters in the dtype that products take them in, as `hidden` and `logits` would cast them at every call: the
+    same results, once. Norms stay as they are."""
+
+    def cast(path, leaf):
+      is_norm = path[-1].key.endswith("norm")
+      return leaf if is_norm else leaf.astype(self.dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
   def _model(self, params) -> Transformer:
     lora = self.lora if "lora" in params else None
     return nnx.merge(_abstract_model(self.config, self.dtype, lora)[0], params)
@@ -82,6 +93,11 @@ class Denoiser:
   def logits(self, params, hidden):
     """LM head: float32[..., V] logits of hidden states [..., D]."""
     return self._model(params).logits(hidden, self.mesh)
+
+  def head(self, params) -> LMHead:
+    """The LM head, for what can do with a chunk of the vocabulary at a time."""
+    tied = self.config.tied_head
+    return LMHead(params["embedding" if tied else "head"], tied, self.mesh)
 
   def apply(self, params, tokens, attention_mask=None):
     """Logits of every position, aligned: logits[b, i] predicts token i.

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from gdsd_jax import parallel
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.objectives.token_scores import token_scores
 
 _MIN_MASK_RATE = 1e-3  # bounds the weight 1/t
 
@@ -35,12 +35,6 @@ def masked_cross_entropy(denoiser: Denoiser, params, key, tokens, maskable, atte
   hidden = denoiser.hidden(params, noised, attention_mask, dropout_key)[:, prompt_length:]
   tokens, masked, maskable = (x[:, prompt_length:] for x in (tokens, masked, maskable))
 
-  def predict(hidden):
-    logits = denoiser.logits(params, hidden)
-    log_prob = parallel.pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
-    return log_prob, jnp.argmax(logits, axis=-1) == tokens
-
-  # Otherwise the float32 logits would wait for the backward pass.
-  log_prob, right = (jax.checkpoint(predict, prevent_cse=False) if denoiser.remat else predict)(hidden)
+  log_prob, _, lead = token_scores(denoiser.head(params), hidden, tokens)
   loss = jnp.sum(jnp.where(masked, -log_prob / rate, 0)) / jnp.sum(maskable)
-  return loss, {"masked_accuracy": jnp.sum(right & masked) / jnp.maximum(jnp.sum(masked), 1)}
+  return loss, {"masked_accuracy": jnp.sum((lead > 0) & masked) / jnp.maximum(jnp.sum(masked), 1)}

@@ -8,8 +8,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from gdsd_jax import parallel
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.objectives.token_scores import token_scores
 
 
 @struct.dataclass
@@ -23,35 +23,6 @@ class Scores:
 
   plain: jax.Array
   centered: jax.Array | None = None
-
-
-def token_scores(logits, targets, center_top_k: int | None = None, center_gradient: bool = False, mesh=None):
-  """Scores s_i of single tokens.
-
-  Args:
-    logits: float[..., V] (z).
-    targets: int[...] (y).
-    center_top_k: k of the token-level logit centre, the mean of the k largest logits; V or more is the mean of all
-      (GDSD's Eq. 8). None: no centred score.
-    center_gradient: whether the gradient flows through the centre. If not, the centred score is
-      log p_y − sg[mean_{v in top-k} log p_v]: the same value, but the gradient of the log-probability.
-    mesh: that the vocabulary is split over, or None.
-
-  Returns:
-    (plain, centered): float[...] each, z_y − logsumexp(z) and z_y − mean_{v in top-k} z_v; centered may be None.
-  """
-  target = parallel.pick(logits, targets)
-  normalizer = jax.nn.logsumexp(logits, axis=-1)
-  plain = target - normalizer
-  if center_top_k is None:
-    return plain, None
-  if center_top_k >= logits.shape[-1]:
-    center = jnp.mean(logits, axis=-1)
-  else:
-    center = jnp.mean(parallel.top_k(logits, center_top_k, mesh), axis=-1)
-  if center_gradient:
-    return plain, target - center
-  return plain, plain - jax.lax.stop_gradient(center - normalizer)
 
 
 def token_weights(mask):
@@ -94,12 +65,7 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
     attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones((batch, length), bool)], axis=1)
     attention_mask = _pairs(attention_mask, attention_mask)
 
-  def score_hidden(hidden):
-    return token_scores(denoiser.logits(params, hidden), completion, center_top_k, center_gradient, denoiser.mesh)
-
-  if denoiser.remat:
-    # Otherwise the float32 logits of every sample would wait for the backward pass.
-    score_hidden = jax.checkpoint(score_hidden, prevent_cse=False)
+  head = denoiser.head(params)
 
   def one_sample(sample):
     mask, key = sample
@@ -111,7 +77,7 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
     hidden = hidden.reshape(batch, 2, *hidden.shape[1:])
     # Each token is predicted in one pass of the pair, so L positions go through the LM head, not 2 L.
     hidden = jnp.where(mask[..., None], hidden[:, 0], hidden[:, 1])
-    plain, centered = score_hidden(hidden)
+    plain, centered, _ = token_scores(head, hidden, completion, center_top_k, center_gradient)
     weights = token_weights(mask) if weighted else jnp.ones((batch, length))
     return Scores(*(None if s is None else 0.5 * jnp.sum(weights * s, axis=-1) for s in (plain, centered)))
 

@@ -65,7 +65,7 @@ def score_rollouts(params, rollouts: Rollouts, *, denoiser: Denoiser, objective:
 
   Student, old and reference scores all come from this one compiled function.
   """
-  score = functools.partial(_score, denoiser, objective, params)
+  score = functools.partial(_score, denoiser, objective, denoiser.cast(params))
   scores = jax.lax.map(score, _microbatches(rollouts, accumulation))
   return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), scores)
 

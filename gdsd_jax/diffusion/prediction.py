@@ -1,0 +1,116 @@
+"""A token for each position and the denoiser's confidence in it, a chunk of the vocabulary at a time."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gdsd_jax.models import lm_head
+from gdsd_jax.models.lm_head import LMHead, over_vocabulary, Share
+
+_MOST_SHARES = 8  # over which the vocabulary is split without another sample
+
+
+class _Best(NamedTuple):
+  """The best tile of each row so far, of R rows: its score, its first token, and its logits."""
+
+  score: jax.Array  # [R]
+  first: jax.Array  # int[R]
+  logits: jax.Array  # [R, tile]
+
+
+def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, unconditional=None, cfg_scale: float = 0.0):
+  """A token for each position, never the mask token, and its probability under the full softmax.
+
+  At a temperature T above 0 tokens are drawn by Gumbel-max over tiles of the vocabulary, and then over the tokens of
+  the tile that won: the largest of a tile's perturbed logits is itself the tile's T logsumexp(z / T) with Gumbel noise,
+  and which token it belongs to does not depend on it. A sample takes V / tile + tile random numbers, not V.
+
+  Args:
+    head: the LM head.
+    hidden: [B, K, D], aligned.
+    key: random key; unused at temperature 0.
+    mask_id: of the mask token.
+    temperature: of the tokens; their probability is without it.
+    unconditional: [B, K, D] hidden states without the prompt, for classifier-free guidance; None for none.
+    cfg_scale: c of the guided logits u + (c + 1) (z − u).
+
+  Returns:
+    (tokens, probability): int32[B, K] and float32[B, K].
+  """
+  tile = _tile_size(head)
+  batch, block, _ = hidden.shape
+  noise = None
+  if temperature > 0:
+    tile_key, token_key = jax.random.split(key)
+    # Drawn outside of the shares: the same whatever the mesh.
+    noise = (
+      jax.random.gumbel(tile_key, (batch, block, head.vocab_size // tile)),
+      jax.random.gumbel(token_key, (batch, block, tile)),
+    )
+
+  def compute(share: Share, rows):
+    hidden, unconditional, noise = rows
+    count = hidden.shape[0] * hidden.shape[1]
+    flat = hidden.reshape(count, -1)
+    if unconditional is not None:
+      flat = jnp.concatenate([flat, unconditional.reshape(count, -1)])
+    of_tiles, of_tokens = (None, None) if noise is None else (x.reshape(count, -1) for x in noise)
+
+    def step(carry, logits, _, start):
+      best, top, total = carry
+      if unconditional is not None:
+        given, not_given = logits[:count], logits[count:]
+        logits = not_given + (cfg_scale + 1) * (given - not_given)
+      highest = jnp.maximum(top, jnp.max(logits, axis=1))
+      total = total * jnp.exp(top - highest) + jnp.sum(jnp.exp(logits - highest[:, None]), axis=1)
+      columns = share.first + start + jnp.arange(logits.shape[1])
+      tiles = jnp.where(columns == mask_id, -jnp.inf, logits).reshape(count, -1, tile)
+      if of_tiles is None:
+        scores = jnp.max(tiles, axis=2)
+      else:
+        noise = jax.lax.dynamic_slice_in_dim(of_tiles, (share.first + start) // tile, tiles.shape[1], axis=1)
+        scores = jax.nn.logsumexp(tiles / temperature, axis=2) + noise
+      return _better(best, scores, tiles, share.first + start), highest, total
+
+    zeros, least = jnp.zeros(count), jnp.full(count, jnp.finfo(jnp.float32).min)
+    none = _Best(jnp.full(count, -jnp.inf), jnp.zeros(count, jnp.int32), jnp.full((count, tile), -jnp.inf))
+    best, top, total = share.fold(flat, step, (none, least, zeros))
+    best = _best_of_shares(share, best)
+    highest = share.max(top)
+    normalizer = highest + jnp.log(share.sum(total * jnp.exp(top - highest)))
+    perturbed = best.logits if of_tokens is None else best.logits / temperature + of_tokens
+    place = jnp.argmax(perturbed, axis=1)
+    chosen = jnp.take_along_axis(best.logits, place[:, None], axis=1)[:, 0]
+    tokens, probability = (best.first + place).astype(jnp.int32), jnp.exp(chosen - normalizer)
+    return tokens.reshape(hidden.shape[:2]), probability.reshape(hidden.shape[:2])
+
+  return over_vocabulary(compute, head, (hidden, unconditional, noise))
+
+
+def _tile_size(head: LMHead) -> int:
+  """Tokens of a tile: a power of two, 64 at most, such that tiles end where shares of the vocabulary and chunks do."""
+  shares = 1 if head.mesh is None else head.mesh.shape["tensor"]
+  most = max(math.gcd(head.vocab_size, 64 * _MOST_SHARES) // _MOST_SHARES, 1)
+  return math.gcd(most, head.vocab_size // shares, lm_head.CHUNK)
+
+
+def _better(best: _Best, scores, tiles, first) -> _Best:
+  """The best tile, now that `tiles` [R, n, tile] with their scores [R, n] are there too; the earlier of equals."""
+  place = jnp.argmax(scores, axis=1)
+  score = jnp.take_along_axis(scores, place[:, None], axis=1)[:, 0]
+  logits = jnp.take_along_axis(tiles, place[:, None, None], axis=1)[:, 0]
+  found = _Best(score, (first + place * tiles.shape[2]).astype(jnp.int32), logits)
+  wins = score > best.score
+  return jax.tree.map(lambda new, old: jnp.where(wins.reshape(-1, *[1] * (new.ndim - 1)), new, old), found, best)
+
+
+def _best_of_shares(share: Share, best: _Best) -> _Best:
+  """The best of all shares' tiles; the earlier of equals."""
+  if share.mesh is None:
+    return best
+  of_shares = jax.tree.map(lambda x: jax.lax.all_gather(x, "tensor"), best)  # [shares, R, …]
+  winner = jnp.argmax(of_shares.score, axis=0)
+  pick = lambda x: jnp.take_along_axis(x, winner.reshape(1, -1, *[1] * (x.ndim - 2)), axis=0)[0]
+  return jax.tree.map(pick, of_shares)

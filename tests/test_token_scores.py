@@ -1,0 +1,179 @@
+"""Scores of single tokens, chunk by chunk of the vocabulary, against the formula on whole logits in float64."""
+
+import functools
+
+from hypothesis import given, settings, strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gdsd_jax import parallel
+from gdsd_jax.models import lm_head
+from gdsd_jax.models.lm_head import largest, LMHead
+from gdsd_jax.objectives.token_scores import token_scores
+
+B, L, D, V = 4, 6, 16, 1000
+
+
+def whole_scores(weight, tied, hidden, targets, top_k, center_gradient):
+  """(plain, centered) from logits of the whole vocabulary."""
+  logits = hidden @ (weight.T if tied else weight)
+  target, normalizer = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0], jax.nn.logsumexp(logits, -1)
+  plain = target - normalizer
+  if top_k is None:
+    return plain, jnp.zeros_like(plain)
+  center = jnp.mean(jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0], axis=-1)
+  return plain, target - center if center_gradient else plain - jax.lax.stop_gradient(center - normalizer)
+
+
+def chunked_scores(weight, tied, hidden, targets, top_k, center_gradient, mesh=None):
+  plain, centered, _ = token_scores(LMHead(weight, tied, mesh), hidden, targets, top_k, center_gradient)
+  return plain, jnp.zeros_like(plain) if centered is None else centered
+
+
+def random_case(tied=False, vocabulary=V, scale=2.0, dtype=jnp.float32):
+  rng = np.random.default_rng(0)
+  weight = rng.normal(size=(vocabulary, D) if tied else (D, vocabulary))
+  hidden = scale * rng.normal(size=(B, L, D))
+  targets = rng.integers(0, vocabulary, (B, L))
+  targets[0, :3] = 0, vocabulary - 1, vocabulary // 2
+  return jnp.asarray(weight, dtype), jnp.asarray(hidden, dtype), jnp.asarray(targets)
+
+
+def values_and_gradients(scores, weight, hidden, targets, top_k, center_gradient, tied=False):
+  """((loss, (plain, centered)), gradients by weight and hidden states) of a loss in which both scores take part."""
+
+  def loss(weight, hidden):
+    plain, centered = scores(weight, tied, hidden, targets, top_k, center_gradient)
+    return jnp.sum(jnp.square(plain) + 0.5 * jnp.square(centered)), (plain, centered)
+
+  return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(weight, hidden)
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+  for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    e = np.asarray(e, np.float64)
+    assert np.linalg.norm(np.asarray(a, np.float64) - e) <= tolerance * np.linalg.norm(e)
+
+
+@pytest.fixture(params=[96, 4096])
+def chunk(request, monkeypatch):
+  """Chunks with a rest, and one that is larger than the vocabulary."""
+  monkeypatch.setattr(lm_head, "CHUNK", request.param)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("center_gradient", [False, True])
+@pytest.mark.parametrize("top_k", [None, 1, 8, 64, V, 5 * V])
+def test_scores_and_all_gradients_are_those_of_whole_logits(chunk, tied, center_gradient, top_k):
+  weight, hidden, targets = random_case(tied)
+  case = targets, top_k, center_gradient, tied
+  with jax.enable_x64(True):
+    exact = [jnp.asarray(np.asarray(x), jnp.float64) for x in (weight, hidden)]
+    expected = jax.tree.map(np.asarray, values_and_gradients(whole_scores, *exact, *case))
+  assert_close(values_and_gradients(chunked_scores, weight, hidden, *case), expected)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 4, 2), (2, 1, 4), (2, 2, 2), (1, 1, 8)])
+@pytest.mark.parametrize("top_k, center_gradient", [(None, False), (8, False), (8, True), (V, True), (V, False)])
+def test_a_split_vocabulary_gives_what_a_whole_one_gives(monkeypatch, sizes, top_k, center_gradient):
+  monkeypatch.setattr(lm_head, "CHUNK", 96)
+  weight, hidden, targets = random_case()
+  expected = values_and_gradients(chunked_scores, weight, hidden, targets, top_k, center_gradient)
+  mesh = parallel.make_mesh(*sizes)
+  place = lambda x, *axes: jax.device_put(x, jax.sharding.NamedSharding(mesh, parallel.partition(axes, x.shape, mesh)))
+  split = place(weight, "embed", "vocab"), place(hidden, "batch", None, None), place(targets, "batch", None)
+  scores = functools.partial(chunked_scores, mesh=mesh)
+  actual = values_and_gradients(scores, *split, top_k, center_gradient)
+  assert_close(actual, expected, 2e-6)
+  assert actual[1][0].sharding.is_equivalent_to(split[0].sharding, 2)
+
+
+def test_tokens_that_the_policy_is_sure_of_keep_their_digits_in_bfloat16():
+  """At 1 − p of 1e-6 the gradient of the log-probability is as small, and must not drown in the rounding of p = 1."""
+  weight, hidden, targets = random_case(dtype=jnp.bfloat16)
+  columns = jnp.take(weight, targets, axis=1).transpose(1, 2, 0)
+  hidden = (2 * columns + 0.1 * hidden).astype(jnp.bfloat16)  # z_y of about 2 D, the others about 0
+  with jax.enable_x64(True):
+    exact = [jnp.asarray(np.asarray(x, np.float64)) for x in (weight, hidden)]
+    expected = jax.tree.map(np.asarray, values_and_gradients(whole_scores, *exact, targets, None, False))
+  (_, (plain, _)), (_, of_hidden) = values_and_gradients(chunked_scores, weight, hidden, targets, None, False)
+  sure = expected[0][1][0] > -1e-3
+  assert np.sum(sure) >= 3
+  np.testing.assert_allclose(plain[sure], expected[0][1][0][sure], rtol=1e-2)
+  assert_close(np.asarray(of_hidden, np.float64)[sure], expected[1][1][sure], 2e-2)
+
+
+def test_the_lead_tells_where_the_target_is_the_prediction():
+  weight, hidden, targets = random_case()
+  predictions = jnp.argmax(hidden @ weight, axis=-1)
+  targets = targets.at[1].set(predictions[1])
+  lead = token_scores(LMHead(weight), hidden, targets).lead
+  np.testing.assert_array_equal(lead > 0, targets == predictions)
+
+
+@given(st.integers(1, 70), st.integers(0, 10), st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_the_largest_are_those_of_a_sort(k, seed, ties):
+  rows = np.random.default_rng(seed).normal(size=(3, 2560)).astype(np.float32)
+  rows = np.round(rows, 1) if ties else rows
+  np.testing.assert_array_equal(largest(jnp.asarray(rows), k), -np.sort(-rows, axis=1)[:, :k])
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_memory_does_not_grow_with_the_vocabulary(gradient):
+  """Of one sequence, under a frozen head; the logits of the larger vocabulary alone would be 67 MB."""
+
+  def temporary_bytes(vocabulary):
+    score = lambda hidden, weight, targets: jnp.sum(jnp.sin(token_scores(LMHead(weight), hidden, targets, 64).centered))
+    function = jax.jit(jax.grad(score) if gradient else score)
+    shapes = (1, 128, 64), (64, vocabulary)
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    targets = jax.ShapeDtypeStruct((1, 128), jnp.int32)
+    return function.lower(*arguments, targets).compile().memory_analysis().temp_size_in_bytes
+
+  assert temporary_bytes(131072) < 1.05 * temporary_bytes(8192)
+
+
+def of_logits(logits, targets, top_k=None, center_gradient=False):
+  """Scores of given logits: a head that changes nothing."""
+  return token_scores(LMHead(jnp.eye(logits.shape[-1], dtype=logits.dtype)), logits, targets, top_k, center_gradient)
+
+
+def random_logits(vocabulary=20):
+  rng = np.random.default_rng(0)
+  return jnp.asarray(rng.normal(size=(5, vocabulary)), jnp.float32), jnp.asarray(rng.integers(0, vocabulary, 5))
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 20, 99])
+@pytest.mark.parametrize("center_gradient", [True, False])
+def test_tlc_is_invariant_to_a_constant_added_to_all_logits(top_k, center_gradient):
+  logits, targets = random_logits()
+
+  def total(shift):
+    return jnp.sum(of_logits(logits + shift, targets, top_k, center_gradient).centered)
+
+  np.testing.assert_allclose(total(7.5), total(0.0), rtol=1e-5, atol=1e-4)
+  np.testing.assert_allclose(jax.grad(total)(0.0), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [20, 21, 10**6])
+def test_tlc_with_all_of_the_vocabulary_is_the_full_centre(top_k):
+  logits, targets = random_logits()
+  expected = np.take_along_axis(np.asarray(logits), np.asarray(targets)[:, None], 1)[:, 0] - np.mean(logits, axis=-1)
+  np.testing.assert_allclose(of_logits(logits, targets, top_k, True).centered, expected, rtol=1e-5)
+  gradient = jax.grad(lambda z: of_logits(z, targets, top_k, True).centered.sum())(logits)
+  np.testing.assert_allclose(gradient, jax.nn.one_hot(targets, 20) - 1 / 20, atol=1e-6)  # linear in the logits
+
+
+@given(st.integers(1, 30), st.integers(0, 100))
+@settings(deadline=None, max_examples=30)
+def test_stopping_the_centre_gradient_keeps_the_value_and_leaves_the_plain_gradient(top_k, seed):
+  logits = jax.random.normal(jax.random.key(seed), (4, 20))
+  targets = jax.random.randint(jax.random.key(seed + 1), (4,), 0, 20)
+  with_gradient, without = (of_logits(logits, targets, top_k, flag).centered for flag in (True, False))
+  np.testing.assert_allclose(with_gradient, without, rtol=1e-4, atol=1e-5)
+  stopped = jax.grad(lambda z: of_logits(z, targets, top_k, False).centered.sum())(logits)
+  plain = jax.grad(lambda z: of_logits(z, targets).plain.sum())(logits)
+  np.testing.assert_allclose(stopped, plain, atol=1e-6)
