@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from gdsd_jax import parallel
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
+from gdsd_jax.diffusion.early_stop import unless_ended
 from gdsd_jax.diffusion.ranking import descending_rank, without
 from gdsd_jax.models.denoiser import Denoiser
 
@@ -48,7 +49,7 @@ def denoise(denoiser: Denoiser, params, prompt, attention_mask, key, config: Sam
     commit, step_key = step
     gumbel_key, remasking_key = jax.random.split(step_key)
     logits = block_logits(completion, start)
-    tokens, probability = _predict(logits, gumbel_key, mask_id, config.temperature)
+    tokens, probability = predict(logits, gumbel_key, mask_id, config.temperature)
     block = jax.lax.dynamic_slice_in_dim(completion, start, K, axis=1)
     priority = probability if config.remasking == "low_confidence" else jax.random.uniform(remasking_key, block.shape)
     masked = block == mask_id
@@ -67,11 +68,13 @@ def denoise(denoiser: Denoiser, params, prompt, attention_mask, key, config: Sam
 
   blank = jnp.full((batch, L), mask_id, jnp.int32), jnp.zeros((batch, L), jnp.float32)
   blocks = jnp.arange(config.num_blocks) * K, jax.random.split(key, config.num_blocks)
+  if config.early_stop:
+    denoise_block = unless_ended(denoise_block, K, denoiser.config.eos_token_id)
   (tokens, confidence), _ = jax.lax.scan(denoise_block, blank, blocks)
   return Rollout(tokens, confidence)
 
 
-def _predict(logits, key, mask_id: int, temperature: float):
+def predict(logits, key, mask_id: int, temperature: float):
   """Gumbel-max prediction at every position, never the mask token, and its probability under the full softmax."""
   perturbed = logits
   if temperature > 0:
