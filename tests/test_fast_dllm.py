@@ -32,13 +32,18 @@ families = pytest.mark.parametrize("family", MODELS)
 caches = pytest.mark.parametrize("cache", ["prefix", "dual"])
 
 
-def made(family, scale=2.0, **changes):
+def made(family, **changes):
   denoiser = Denoiser(MODELS[family], **changes)
   rng = np.random.default_rng(0)  # biases and norms too: nothing is zero or one
-  params = jax.tree.map(
-    lambda s: jnp.asarray(rng.normal(size=s.shape) * scale / 4, s.dtype), denoiser.abstract_params()
-  )
-  return denoiser, params
+  params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) / 2, s.dtype), denoiser.abstract_params())
+  return denoiser, {**params, "head": 5 * params["head"]}  # of probabilities from 0 to 1
+
+
+def of_one_layer(family):
+  """A model whose keys and values depend on their own token alone: no cache of them is ever stale."""
+  denoiser, params = made(family)
+  denoiser = dataclasses.replace(denoiser, config=dataclasses.replace(denoiser.config, num_layers=1))
+  return denoiser, {**params, "blocks": jax.tree.map(lambda leaf: leaf[:1], params["blocks"])}
 
 
 def run(family, prompt=PROMPT, prompt_mask=None, seed=0, model=None, **changes):
@@ -71,10 +76,7 @@ def test_a_window_of_an_unchanged_sequence_is_the_full_pass(family, start, width
 
 @families
 def test_a_window_sees_its_own_changes(family):
-  """One layer's keys and values depend on their own token alone, so that nothing outside the window is stale."""
-  denoiser, params = made(family)
-  denoiser = dataclasses.replace(denoiser, config=dataclasses.replace(denoiser.config, num_layers=1))
-  params = {**params, "blocks": jax.tree.map(lambda leaf: leaf[:1], params["blocks"])}
+  denoiser, params = of_one_layer(family)
   tokens = np.random.default_rng(1).integers(0, 20, size=(2, 11))
   _, cache = denoiser.hidden_and_cache(params, tokens)
   tokens[:, 5:8] = 20
@@ -96,19 +98,15 @@ def test_a_cache_that_lives_for_one_step_changes_nothing(cache, temperature):
 
 @families
 @caches
-def test_one_layer_makes_the_prefix_cache_exact_and_both_are_whole(family, cache):
-  """Of one layer no key depends on other tokens, and so no cache is ever stale."""
-  denoiser, params = made(family)
-  denoiser = dataclasses.replace(denoiser, config=dataclasses.replace(denoiser.config, num_layers=1))
-  params = {**params, "blocks": jax.tree.map(lambda leaf: leaf[:1], params["blocks"])}
-  model = denoiser, params
+def test_a_cache_that_is_never_stale_changes_nothing(family, cache):
+  model = of_one_layer(family)
   assert_same(run(family, model=model, threshold=0.5), run(family, model=model, threshold=0.5, cache=cache))
 
 
 @families
 @caches
 def test_a_cache_is_an_approximation(family, cache):
-  """It would otherwise not be there: of two layers, what the block commits changes the others' keys and values."""
+  """Of two layers, what the block commits changes the others' keys and values."""
   exact = run(family, temperature=0.0, threshold=1.0)
   cached = run(family, temperature=0.0, threshold=1.0, cache=cache)
   assert not np.array_equal(exact.confidence, cached.confidence)
@@ -126,10 +124,7 @@ def test_dream_with_a_cache_goes_block_by_block_with_every_algorithm(alg, alg_te
 
 @caches
 def test_dream_in_one_block_and_one_layer_is_the_exact_sampler(cache):
-  denoiser, params = made("dream")
-  denoiser = dataclasses.replace(denoiser, config=dataclasses.replace(denoiser.config, num_layers=1))
-  params = {**params, "blocks": jax.tree.map(lambda leaf: leaf[:1], params["blocks"])}
-  same = dict(model=(denoiser, params), alg="entropy", temperature=0.0, threshold=None, block_length=8, steps=5)
+  same = dict(model=of_one_layer("dream"), alg="entropy", temperature=0.0, threshold=None, block_length=8, steps=5)
   assert_same(run("dream", **same), run("dream", cache=cache, **same))
 
 
@@ -146,7 +141,7 @@ def test_a_threshold_always_exceeded_commits_a_block_in_one_step(cache):
   assert_same(run("llada", steps=2), run("llada", threshold=0.0, cache=cache))
 
 
-def count_steps(family, **changes):
+def count_steps(family, params=None, **changes):
   """Passes through the denoiser: (rollout, over the whole sequence, over a window)."""
   counts = {"full": 0, "window": 0}
 
@@ -167,7 +162,7 @@ def count_steps(family, **changes):
       jax.debug.callback(note, "window")
       return super().window(*args)
 
-  _, params = made(family)
+  params = made(family)[1] if params is None else params
   rollout = jax.block_until_ready(run(family, model=(Counting(MODELS[family]), params), **changes))
   jax.effects_barrier()
   return rollout, counts["full"], counts["window"]
@@ -223,7 +218,9 @@ def test_threshold_commits_what_exceeds_it_and_the_surest_of_each_row():
 
 
 @families
-@pytest.mark.parametrize("options", [dict(cache="prefix", threshold=0.4), dict(cache="dual", factor=1.0, threshold=None)])
+@pytest.mark.parametrize("options", [
+  dict(cache="prefix", threshold=0.4), dict(cache="dual", factor=1.0, threshold=None),
+])
 def test_left_padding_changes_nothing(family, options):
   padded = np.concatenate([np.full((4, 3), 21), PROMPT], axis=1)
   mask = jnp.asarray(np.arange(6)[None] >= np.full((4, 1), 3))
@@ -318,3 +315,52 @@ def test_an_early_stop_leaves_texts_as_they_are_and_fills_what_is_behind(family,
   assert filled.all() and (np.asarray(stopped.tokens)[:, -2:] == 21).all()
   same = np.asarray(whole.tokens) == np.asarray(stopped.tokens)
   assert not same.all()  # what the whole run sampled behind the end
+
+
+@pytest.mark.parametrize("family, options", [
+  ("llada", {}), ("llada", dict(threshold=0.0)), ("dream", dict(cache="dual")),
+])
+def test_an_early_stop_saves_steps(family, options):
+  options = dict(options, block_length=2, completion_length=16, steps=16, params=ending(family)[1])
+  assert sum(count_steps(family, early_stop=True, **options)[1:]) < sum(count_steps(family, **options)[1:])
+
+
+def test_without_an_end_nothing_is_stopped():
+  denoiser, params = made("llada")
+  params = {**params, "head": params["head"].at[:, 21].set(0)}
+  whole, stopped = (run("llada", model=(denoiser, params), temperature=0.0, early_stop=stop) for stop in (False, True))
+  assert not (np.asarray(whole.tokens) == 21).any()
+  np.testing.assert_array_equal(whole.tokens, stopped.tokens)
+  np.testing.assert_array_equal(whole.confidence, stopped.confidence)
+
+
+# Settings
+
+
+@pytest.mark.parametrize("fields, message", [
+  (dict(cache="triple"), "sampler.cache: 'triple' is not one of none, prefix, dual"),
+  (dict(threshold=1.5), r"sampler.threshold: must lie in \[0, 1\]"),
+  (dict(factor=0.0), "sampler.factor: must be a positive number"),
+  (dict(threshold=0.9, factor=1.0), "sampler.factor: .* give one of them"),
+  (dict(cache="dual", cfg_scale=1.0), "sampler.cfg_scale: must be 0 with"),
+  (dict(threshold=0.9, remasking="random"), "sampler.remasking: must be 'low_confidence' with"),
+  (dict(kind="dream", threshold=0.9), "sampler.alg: must be one of maskgit_plus, topk_margin .* not 'entropy'"),
+  (dict(kind="dream", factor=1.0, alg="origin"), "sampler.alg: .* not 'origin'"),
+  (dict(kind="dream", factor=1.0, alg="maskgit_plus", alg_temp=0.1), "sampler.alg_temp: must be 0 with"),
+  (dict(kind="dream", cache="dual", block_length=3), "sampler.block_length: 3 must divide"),
+  (dict(kind="dream", cache="dual", steps=3), "sampler.steps: 3 must be a multiple of the 8 blocks"),
+  (dict(kind="dream", early_stop=True), "sampler.early_stop: the dream sampler has no blocks"),
+  (dict(early_stop=1), "sampler.early_stop: must be True or False, not 1"),
+])
+def test_contradictory_settings_are_one_line_that_names_the_field(fields, message):
+  with pytest.raises(ValueError, match=f"^{message}"):
+    SamplerConfig(**fields)
+
+
+def test_steps_say_nothing_where_confidence_does():
+  assert SamplerConfig(threshold=0.9, steps=3).num_blocks == 8
+
+
+def test_masks_of_training_follow_the_blocks_of_a_blockwise_dream():
+  config = SamplerConfig(kind="dream", cache="dual", block_length=64)
+  assert config.forward_process == {"block_length": 64, "remasking": "low_confidence"}
