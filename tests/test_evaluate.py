@@ -404,6 +404,21 @@ def test_dream_is_evaluated_by_entropy_without_a_nucleus():
   )
 
 
+@pytest.mark.parametrize("kind, alg", [("llada", "entropy"), ("dream", "maskgit_plus")])
+def test_fast_samplers_of_a_run_are_those_of_its_evaluation(kind, alg):
+  config = base_config()
+  config.sampler.update({"kind": kind, "alg": alg, "cache": "dual", "threshold": 0.9})
+  sampler = evaluation_samplers(config)[256]
+  assert (sampler.cache, sampler.threshold, sampler.factor, sampler.alg) == ("dual", 0.9, None, alg)
+
+
+def test_batches_of_texts_that_have_ended_are_cut_short_where_there_are_blocks():
+  config = base_config()
+  assert all(sampler.early_stop for sampler in evaluation_samplers(config).values())
+  config.sampler.kind = "dream"
+  assert not any(sampler.early_stop for sampler in evaluation_samplers(config).values())
+
+
 def test_runs_resume_whatever_they_are_evaluated_by():
   saved = json.loads(json.dumps(base_config().to_dict()))
   assert contradictions(saved, small_config(**{"eval.batch_size": saved["eval"]["batch_size"]})) == []

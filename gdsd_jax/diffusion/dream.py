@@ -54,18 +54,33 @@ def denoise(denoiser: Denoiser, params, prompt, attention_mask, key, config: Sam
     hidden = denoiser.hidden(params, jnp.concatenate([prompt, completion], axis=1), attention_mask)
     tokens, sureness = predict(denoiser, params, hidden[:, prompt_length:], token_key, config)
     masked = completion == mask_id
-    if config.alg == "origin":
-      chosen = masked & (jax.random.uniform(position_key, masked.shape) < planned)
-    else:
-      priority = sureness
-      if config.alg_temp > 0:  # Gumbel top-k: positions without replacement, by softmax(confidence / alg_temp)
-        priority = sureness / config.alg_temp + jax.random.gumbel(position_key, sureness.shape)
-      chosen = masked & (descending_rank(jnp.where(masked, priority, -jnp.inf)) < planned)
+    chosen = choose(sureness, masked, planned, position_key, config)
     return (jnp.where(chosen, tokens, completion), jnp.where(chosen, sureness, confidence)), None
 
   blank = jnp.full((batch, length), mask_id, jnp.int32), jnp.zeros((batch, length), jnp.float32)
   (tokens, confidence), _ = jax.lax.scan(step, blank, (jnp.asarray(plan), jax.random.split(key, len(plan))))
   return Rollout(tokens, confidence)
+
+
+def choose(confidence, masked, planned, key, config: SamplerConfig):
+  """Positions that a step commits.
+
+  Args:
+    confidence: float32[B, L].
+    masked: bool[B, L].
+    planned: how many, int[]; of alg "origin" the share of the masked ones, float32[].
+    key: random key, of alg "origin" and alg_temp alone.
+    config: alg, alg_temp.
+
+  Returns:
+    bool[B, L].
+  """
+  if config.alg == "origin":
+    return masked & (jax.random.uniform(key, masked.shape) < planned)
+  priority = confidence
+  if config.alg_temp > 0:  # Gumbel top-k: positions without replacement, by softmax(confidence / alg_temp)
+    priority = confidence / config.alg_temp + jax.random.gumbel(key, confidence.shape)
+  return masked & (descending_rank(jnp.where(masked, priority, -jnp.inf)) < planned)
 
 
 def predict(denoiser: Denoiser, params, hidden, key, config: SamplerConfig):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
+from gdsd_jax.diffusion.early_stop import unless_ended
 from gdsd_jax.diffusion.prediction import predict
 from gdsd_jax.diffusion.ranking import descending_rank
 from gdsd_jax.models.denoiser import Denoiser
@@ -65,5 +66,7 @@ def denoise(denoiser: Denoiser, params, prompt, attention_mask, key, config: Sam
 
   blank = jnp.full((batch, L), mask_id, jnp.int32), jnp.zeros((batch, L), jnp.float32)
   blocks = jnp.arange(config.num_blocks) * K, jax.random.split(key, config.num_blocks)
+  if config.early_stop:
+    denoise_block = unless_ended(denoise_block, K, denoiser.config.eos_token_id)
   (tokens, confidence), _ = jax.lax.scan(denoise_block, blank, blocks)
   return Rollout(tokens, confidence)

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from gdsd_jax.diffusion import dream, llada
+from gdsd_jax.diffusion import dream, fast_dllm, llada
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.models.denoiser import Denoiser
 
@@ -38,6 +38,7 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     if prompt_mask.shape != prompt.shape:
       raise ValueError(f"prompt_mask {prompt_mask.shape} must have the shape of the prompt, {prompt.shape}")
     attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones((batch, length), bool)], axis=1)
-  denoise = {"llada": llada.denoise, "dream": dream.denoise}[config.kind]
   params = denoiser.cast(params)  # once, not at each of the steps
+  exact = {"llada": llada.denoise, "dream": dream.denoise}[config.kind]
+  denoise = fast_dllm.denoise if config.is_fast else exact
   return denoise(denoiser, params, prompt.astype(jnp.int32), attention_mask, key, config)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.lm_head import LMHead
 from gdsd_jax.models.lora import LoraConfig
-from gdsd_jax.models.transformer import Transformer
+from gdsd_jax.models.transformer import KeysAndValues, Transformer
 
 DTYPES = ("float32", "bfloat16")
 
@@ -89,6 +89,26 @@ class Denoiser:
       [B, T, D] in the denoiser's dtype. At padding positions the values mean nothing.
     """
     return self._model(params).hidden(tokens, attention_mask, self.remat, dropout_key, self.mesh)
+
+  def hidden_and_cache(self, params, tokens, attention_mask=None):
+    """As `hidden`, without dropout: ([B, T, D], KeysAndValues of all tokens), for `window` to go on from."""
+    return self._model(params).hidden_and_cache(tokens, attention_mask, self.mesh)
+
+  def window(self, params, tokens, start, width: int, cache: KeysAndValues, attention_mask=None):
+    """Hidden states of a part of the sequence, at the cost of that part; exact if nothing else changed since `cache`.
+
+    Args:
+      params: parameters of this denoiser.
+      tokens: int[B, T]; only those from `start` on, and the one before of a shifted output, are read.
+      start: first position of the window, int or int[]; at least 1 where the output is shifted.
+      width: of the window; start + width is at most T.
+      cache: of a pass over the whole sequence; what it has of the window's own tokens is not used.
+      attention_mask: bool or int[B, T], zero at padding; None when there is none.
+
+    Returns:
+      [B, width, D], aligned.
+    """
+    return self._model(params).window(tokens, start, width, cache, attention_mask, self.mesh)
 
   def logits(self, params, hidden):
     """LM head: float32[..., V] logits of hidden states [..., D]."""

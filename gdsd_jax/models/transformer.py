@@ -9,6 +9,7 @@ does not grow with depth.
 from collections.abc import Callable
 import dataclasses
 import math
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gdsd_jax import parallel
+from gdsd_jax.models.attention import attend
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.lora import LoraConfig, LowRank, TARGETS
 
@@ -66,6 +68,13 @@ def project(x, kernel, inputs: int = 1):
   return (rows @ columns).reshape(*leading, *kernel.shape[inputs:])
 
 
+class KeysAndValues(NamedTuple):
+  """Of every token, as a pass over the whole sequence computed them: [layers, B, T, K, H] each, the keys rotated."""
+
+  key: jax.Array
+  value: jax.Array
+
+
 class Blocks(nnx.Module):
   """All transformer blocks, their weights stacked along `layers`; called on one layer's slice at a time."""
 
@@ -89,8 +98,20 @@ class Blocks(nnx.Module):
     self.up = weights((L, D, F), ("layers", "embed", "mlp"), _normal(D))
     self.down = weights((L, F, D), ("layers", "mlp", "embed"), _normal(F * depth))
 
-  def attention(self, x, positions, mask, adapter):
-    """x: [B, T, D], positions: int[B, T], mask: bool[B, 1, 1, T] of the tokens that may be attended to, or None."""
+  def attention(self, x, positions, mask, adapter, cached=None, start=None):
+    """Attention of the tokens x to themselves, and to the `cached` rest of their sequence where there is one.
+
+    Args:
+      x: [B, T, D].
+      positions: int[B, T].
+      mask: bool[B, S] of the tokens of the sequence that may be attended to, or None.
+      adapter: of the layer.
+      cached: the layer's KeysAndValues of a sequence of S tokens; x takes the place of T of them, from `start` on.
+      start: int, or int[].
+
+    Returns:
+      ([B, T, D], KeysAndValues of the sequence).
+    """
     config = self.config
     query, key, value = (
       adapter.constrain(adapter.project(self, name, x), heads)
@@ -100,17 +121,26 @@ class Blocks(nnx.Module):
       biases = (bias[...].astype(x.dtype) for bias in (self.query_bias, self.key_bias, self.value_bias))
       query, key, value = (projected + bias for projected, bias in zip((query, key, value), biases))
     query, key = rotate(query, positions, config.rope_theta), rotate(key, positions, config.rope_theta)
-    attended = jax.nn.dot_product_attention(query, key, value, mask=mask)  # softmax in float32
-    return adapter.constrain(adapter.project(self, "output", adapter.constrain(attended, "heads"), inputs=2))
+    if cached is not None:
+      key, value = (
+        adapter.constrain(jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1), "kv_heads")
+        for old, new in zip(cached, (key, value))
+      )
+    attended = attend(query, key, value, mask, adapter.mesh)
+    output = adapter.project(self, "output", adapter.constrain(attended, "heads"), inputs=2)
+    return adapter.constrain(output), KeysAndValues(key, value)
 
   def mlp(self, x, adapter):
     gate, up = (adapter.constrain(adapter.project(self, name, x), "mlp") for name in ("gate", "up"))
     return adapter.constrain(adapter.project(self, "down", jax.nn.silu(gate) * up))
 
-  def __call__(self, x, positions, mask, adapter):
+  def __call__(self, x, positions, mask, adapter, cached=None, start=None):
+    """See `attention`. Returns (x, KeysAndValues)."""
     epsilon = self.config.norm_epsilon
-    x = x + self.attention(rms_norm(x, self.attention_norm[...], epsilon), positions, mask, adapter)
-    return x + self.mlp(rms_norm(x, self.mlp_norm[...], epsilon), adapter)
+    normed = rms_norm(x, self.attention_norm[...], epsilon)
+    attended, keys_and_values = self.attention(normed, positions, mask, adapter, cached, start)
+    x = x + attended
+    return x + self.mlp(rms_norm(x, self.mlp_norm[...], epsilon), adapter), keys_and_values
 
 
 class Lora(nnx.Module):
@@ -200,17 +230,44 @@ class Transformer(nnx.Module):
   def hidden(self, tokens, attention_mask=None, remat: bool = False, dropout_key=None, mesh: Mesh | None = None):
     """Aligned hidden states [B, T, D] of int[B, T] tokens; padding (attention_mask 0) is attended to by nobody."""
     positions = self._positions(tokens, attention_mask)
-    mask = None if attention_mask is None else attention_mask.astype(bool)[:, None, None, :]
+    x, _ = self._apply_blocks(tokens, positions, attention_mask, mesh, remat, dropout_key)
+    return self._aligned(x)
+
+  def hidden_and_cache(self, tokens, attention_mask=None, mesh: Mesh | None = None):
+    """(`hidden`, KeysAndValues of all tokens)."""
+    positions = self._positions(tokens, attention_mask)
+    x, cache = self._apply_blocks(tokens, positions, attention_mask, mesh, keep=True)
+    layout = lambda x: parallel.constrain(x, mesh, "layers", "batch", None, "kv_heads", "head_dim")
+    return self._aligned(x), jax.tree.map(layout, cache)
+
+  def window(self, tokens, start, width: int, cache: KeysAndValues, attention_mask=None, mesh: Mesh | None = None):
+    """Aligned hidden states [B, width, D] of int[B, T] tokens from `start` on; the others are as `cache` has them."""
+    # Where the token before predicts a token, it belongs to the window; the last one's output is not asked for.
+    first, count = (start - 1, width + 1) if self.config.shifted_output else (start, width)
+    within = lambda x: jax.lax.dynamic_slice_in_dim(x, first, count, axis=1)
+    positions = self._positions(tokens, attention_mask)
+    x, _ = self._apply_blocks(within(tokens), within(positions), attention_mask, mesh, cache=cache, start=first)
+    return rms_norm(x[:, :width], self.final_norm[...], self.config.norm_epsilon)
+
+  def _apply_blocks(self, tokens, positions, attention_mask, mesh, remat=False, dropout_key=None, keep=False,
+                    cache=None, start=None):
+    """(int[B, T] tokens through embedding and blocks: [B, T, D], their KeysAndValues if they are to be kept).
+
+    cache, start: of the rest of the sequence, see `Blocks.attention`.
+    """
+    mask = None if attention_mask is None else attention_mask.astype(bool)
     graph, stacked = nnx.split((self.blocks, self.lora if self.lora_config else None))
     dropout_keys = None
     if dropout_key is not None and self.lora_config and self.lora_config.dropout > 0:
       dropout_keys = jax.random.split(dropout_key, self.config.num_layers)
 
     def apply_block(x, layer):
-      weights, layer_key = layer
+      weights, layer_key, cached = layer
       weights, x = _whole_over_fsdp(weights, x, mesh)
       blocks, lora = nnx.merge(graph, weights)
-      return blocks(x, positions, mask, _Adapter(lora, self.lora_config, layer_key, mesh)), None
+      adapter = _Adapter(lora, self.lora_config, layer_key, mesh)
+      x, keys_and_values = blocks(x, positions, mask, adapter, cached, start)
+      return x, keys_and_values if keep else None
 
     if remat:
       apply_block = jax.checkpoint(apply_block, prevent_cse=False)  # a scan already keeps XLA from undoing it
@@ -218,7 +275,10 @@ class Transformer(nnx.Module):
     # Rows are looked up where their share of the embedding lies; then shares are exchanged for sequences.
     embedded = parallel.constrain(embedded, mesh, "batch_over_data", None, "embed")
     embedded = parallel.constrain(embedded, mesh, "batch", None, None)
-    x, _ = jax.lax.scan(apply_block, embedded, (stacked, dropout_keys))
+    return jax.lax.scan(apply_block, embedded, (stacked, dropout_keys, cache))
+
+  def _aligned(self, x):
+    """The blocks' output x [B, T, D] as hidden states: position i's predicts token i."""
     x = rms_norm(x, self.final_norm[...], self.config.norm_epsilon)
     # Nothing comes before the first token; its prediction is that of the second, as in Dream's own sampler.
     return jnp.concatenate([x[:, :1], x[:, :-1]], axis=1) if self.config.shifted_output else x

@@ -1,5 +1,6 @@
 """The fields of a run's configuration, their defaults, and the checks made once, before anything is compiled."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -53,14 +54,20 @@ def base_config() -> ml_collections.ConfigDict:
   config.sampler.completion_length = 256  # L
   config.sampler.steps = 256
   config.sampler.temperature = 1.0
-  config.sampler.block_length = 32  # K (llada, as the two below)
-  config.sampler.remasking = "low_confidence"
+  config.sampler.block_length = 32  # K (llada; dream with any of cache, threshold and factor)
+  config.sampler.remasking = "low_confidence"  # llada, as the one below
   config.sampler.cfg_scale = 0.0
-  config.sampler.alg = "entropy"  # dream, as all below
+  config.sampler.alg = "entropy"  # dream, as the four below
   config.sampler.alg_temp = 0.0
   config.sampler.top_p = config_dict.placeholder(float)
   config.sampler.top_k = config_dict.placeholder(int)
   config.sampler.eps = 1e-3
+  # Fast-dLLM, approximate (docs/fast_dllm.md); launch/evaluate.py samples by these three, too.
+  config.sampler.cache = "none"  # of keys and values in a block: "none", "prefix" or "dual"
+  config.sampler.threshold = config_dict.placeholder(float)  # commit all that is surer, however many steps that makes
+  config.sampler.factor = config_dict.placeholder(float)  # or: as many as confidence allows; 1 is usual
+  # Ends a batch when all its texts have ended; what is behind their end, which training learns from, is then made up.
+  config.sampler.early_stop = False
   # Widths that prompts are padded to; each is compiled once.
   config.sampler.prompt_buckets = (128, 256, 400)
 
@@ -94,7 +101,7 @@ def base_config() -> ml_collections.ConfigDict:
   # Of launch/evaluate.py, as in the paper; all of the test split.
   config.eval.lengths = (128, 256, 512)  # completion lengths; the accuracy is the best of them
   config.eval.steps_per_token = 0.5
-  config.eval.block_length = 32  # llada
+  config.eval.block_length = 32  # as sampler.block_length
   config.eval.prompt_buckets = (128, 256, 512, 1024)  # only those that some prompt needs are compiled
   config.eval.prefill = ""  # text that every completion begins with
 
@@ -126,20 +133,27 @@ def sampler_config(config) -> SamplerConfig:
 def evaluation_samplers(config) -> dict[int, SamplerConfig]:
   """Completion length -> the sampler of launch/evaluate.py: greedy, at the confidence that the papers evaluate by.
 
+  It takes over Fast-dLLM's options of the `sampler` section, and stops early where it goes block by block: only texts
+  up to their end count here.
+
   Raises:
     ValueError: a field of the `eval` section does not fit.
   """
   fields, samplers = config.eval, {}
+  fast = {name: config.sampler[name] for name in ("cache", "threshold", "factor")}
+  if fast["threshold"] is not None or fast["factor"] is not None:
+    fast["alg"] = config.sampler.alg  # they need a probability, which entropy is not
   if not 0 < fields.steps_per_token <= 1:
     raise ValueError(f"eval.steps_per_token: must lie in (0, 1], not {fields.steps_per_token}")
   if not fields.lengths or len(set(fields.lengths)) < len(fields.lengths):
     raise ValueError(f"eval.lengths: must be different lengths, at least one, not {tuple(fields.lengths)}")
   for length in fields.lengths:
     try:
-      samplers[length] = SamplerConfig(
+      sampler = SamplerConfig(
         kind=config.sampler.kind, completion_length=length, steps=round(length * fields.steps_per_token),
-        temperature=0.0, block_length=fields.block_length, eps=config.sampler.eps,
+        temperature=0.0, block_length=fields.block_length, eps=config.sampler.eps, **fast,
       )
+      samplers[length] = dataclasses.replace(sampler, early_stop=sampler.is_blockwise)
     except ValueError as error:
       raise ValueError(
         f"eval.lengths: {length} at eval.steps_per_token={fields.steps_per_token} and"

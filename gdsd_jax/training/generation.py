@@ -75,8 +75,9 @@ class Generator:
     tokens, mask = (parallel.spread(self.mesh, self.batch_size, x) for x in encoded)
     if (config, width) not in self.compiled:
       self.compiled.add((config, width))
-      _log.info("compiling the sampler for %d prompts of up to %d tokens, completions of %d tokens in %d steps",
-                self.batch_size, width, config.completion_length, config.steps)
+      steps = "as many steps as it takes" if config.is_parallel else f"{config.steps} steps"
+      _log.info("compiling the sampler for %d prompts of up to %d tokens, completions of %d tokens in %s",
+                self.batch_size, width, config.completion_length, steps)
     sampled = sample(self.denoiser, self.params, tokens, mask, key, config).tokens
 
     def decode(rows):
