@@ -1,7 +1,16 @@
-"""Attention of queries to keys and values: the one place that chooses how it is computed."""
+"""Attention of queries to keys and values: the one place that chooses how it is computed, by where it is computed.
+
+Nothing of the size of queries times keys is in memory on accelerators, padding included: cuDNN is told how many keys a
+sequence has, the TPU kernel which tokens are padding.
+"""
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
+
+from gdsd_jax import parallel
+
+_LANES = 128  # of a TPU: kernels take lengths and head widths in multiples of it
 
 
 def attend(query, key, value, mask, mesh: Mesh | None):
@@ -16,5 +25,91 @@ def attend(query, key, value, mask, mesh: Mesh | None):
   Returns:
     [B, T, N, H].
   """
+  return _kernel(query, mesh)(query, key, value, mask, mesh)
+
+
+def _kernel(query, mesh: Mesh | None):
+  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+  _, length, _, width = query.shape
+  half = query.dtype in (jnp.bfloat16, jnp.float16)
+  platform = device.platform
+  if platform == "gpu" and float(device.compute_capability) >= 8 and half and width <= 128 and width % 8 == 0:
+    return cudnn_attention
+  # A few queries, as of one block, are cheaper than the tile that they would be padded to.
+  if platform == "tpu" and half and width % _LANES == 0 and length >= _LANES:
+    return splash_attention
+  return plain_attention
+
+
+def plain_attention(query, key, value, mask, mesh: Mesh | None = None):
+  """By XLA's own products: [B, N, T, S] in memory."""
+  del mesh
   mask = None if mask is None else mask[:, None, None, :]
-  return jax.nn.dot_product_attention(query, key, value, mask=mask)
+  return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+
+
+def cudnn_attention(query, key, value, mask, mesh: Mesh | None = None, implementation: str = "cudnn"):
+  """By cuDNN's flash attention, which splits itself over a mesh by batch and heads.
+
+  It skips keys beyond a sequence's length, and so padding must come last. The order of keys does not matter to a
+  softmax over them, their positions being in their rotation.
+  """
+  del mesh
+  lengths = None
+  if mask is not None:
+    real_first = jnp.argsort(~mask, axis=1, stable=True)[:, :, None, None]
+    key, value = (jnp.take_along_axis(x, real_first, axis=1) for x in (key, value))
+    lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
+  return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation=implementation)
+
+
+def splash_attention(query, key, value, mask, mesh: Mesh | None = None, interpret: bool = False):
+  """By JAX's TPU kernel, on every chip for its own sequences and heads. `interpret` runs it where there is no TPU."""
+  batch, length, heads, width = query.shape
+  keys = key.shape[1]
+  if mask is None:
+    mask = jnp.ones((batch, keys), bool)
+  padded = lambda x: jnp.pad(x, [(0, 0), (0, -x.shape[1] % _LANES), *[(0, 0)] * (x.ndim - 2)])
+  query, key, value, mask = padded(query * width**-0.5), padded(key), padded(value), padded(mask)
+
+  def on_a_chip(query, key, value, mask):
+    real = mask.astype(jnp.int32)
+    # Queries of padding attend to the real tokens, too: what they give means nothing, but must be finite.
+    kernel = _splash_kernel(query.shape[1], key.shape[1], query.shape[2], jnp.ones(query.shape[:2], jnp.int32), real,
+                            interpret)
+    heads_first = lambda x: jnp.swapaxes(x, 1, 2)
+    return heads_first(kernel(*map(heads_first, (query, key, value))))
+
+  if mesh is not None and mesh.size > 1:
+    of_query, of_key, of_mask = (
+      parallel.partition(axes, x.shape, mesh)
+      for axes, x in ((("batch", None, "heads", None), query), (("batch", None, "kv_heads", None), key),
+                      (("batch", None), mask))
+    )
+    on_a_chip = jax.shard_map(
+      on_a_chip, mesh=mesh, in_specs=(of_query, of_key, of_key, of_mask), out_specs=of_query, check_vma=False
+    )
+  return on_a_chip(query, key, value, mask)[:, :length].astype(query.dtype)
+
+
+def _splash_kernel(queries: int, keys: int, heads: int, segments_of_queries, segments_of_keys, interpret: bool):
+  """Attention of [B, heads, tokens, H] arrays, between tokens of the same segment (int[B, tokens])."""
+  # Half a second to import, for those who have no TPU.
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+  mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((queries, keys))] * heads)
+  block_q, block_kv = _block(queries), _block(keys)
+  sizes = splash_attention_kernel.BlockSizes(
+    block_q=block_q, block_kv=block_kv, block_q_dkv=block_q, block_kv_dkv=block_kv, block_q_dq=block_q,
+    block_kv_dq=block_kv,
+  )
+  kernel = splash_attention_kernel.make_splash_mha(
+    mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+  )
+  segments = splash_attention_kernel.SegmentIds(segments_of_queries, segments_of_keys)
+  return lambda query, key, value: jax.vmap(kernel)(query, key, value, segments)
+
+
+def _block(length: int) -> int:
+  """The largest tile of at most 512 tokens that divides a length."""
+  return max(size for size in range(_LANES, 512 + 1, _LANES) if length % size == 0)
