@@ -11,6 +11,7 @@ import pytest
 from gdsd_jax import parallel
 from gdsd_jax.models import lm_head
 from gdsd_jax.models.lm_head import largest, LMHead
+from gdsd_jax.objectives import token_scores as token_scores_module
 from gdsd_jax.objectives.token_scores import token_scores
 
 B, L, D, V = 4, 6, 16, 1000
@@ -134,6 +135,20 @@ def test_memory_does_not_grow_with_the_vocabulary(gradient):
     return function.lower(*arguments, targets).compile().memory_analysis().temp_size_in_bytes
 
   assert temporary_bytes(131072) < 1.05 * temporary_bytes(8192)
+
+
+def test_the_full_centre_alone_needs_no_logits(monkeypatch):
+  case = random_case()
+  expected = values_and_gradients(whole_scores, *case, V, True)[0][1][1]
+  monkeypatch.setattr(token_scores_module, "over_vocabulary", None)
+  score = lambda weight, hidden, targets: jnp.sum(
+    token_scores(LMHead(weight), hidden, targets, V, True, with_plain=False).centered
+  )
+  value, gradient = jax.value_and_grad(score, (0, 1))(*case)
+  np.testing.assert_allclose(value, jnp.sum(expected), rtol=1e-5)
+  weight, _, targets = case
+  direction = jnp.take(weight, targets, axis=1).transpose(1, 2, 0) - jnp.mean(weight, axis=1)
+  np.testing.assert_allclose(gradient[1], direction, atol=1e-5)
 
 
 def of_logits(logits, targets, top_k=None, center_gradient=False):

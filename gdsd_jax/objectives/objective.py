@@ -58,6 +58,7 @@ class Objective:
     return sequence_scores(
       denoiser, params, tokens, masks, prompt_mask.shape[1], prompt_mask,
       self.weighted, self.center_top_k, self.center_gradient, dropout_key,
+      with_plain=self.beta > 0,  # a centred policy score leaves them to the KL
     )
 
   def loss(self, scores: Scores, old: Scores, ref: Scores | None, advantages, completion_length: int):

@@ -17,11 +17,11 @@ class Scores:
   """Scores of B rollouts under one denoiser, one for each of M mask samples.
 
   Attributes:
-    plain: float32[B, M], from log-probabilities.
+    plain: float32[B, M], from log-probabilities; None if nothing needs them.
     centered: float32[B, M] from centred logits (TLC), or None when no centre was asked for.
   """
 
-  plain: jax.Array
+  plain: jax.Array | None
   centered: jax.Array | None = None
 
 
@@ -40,7 +40,7 @@ def _pairs(first, second):
 
 def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: int, prompt_mask=None,
                     weighted: bool = True, center_top_k: int | None = None, center_gradient: bool = False,
-                    dropout_key=None) -> Scores:
+                    dropout_key=None, with_plain: bool = True) -> Scores:
   """Scores S(x0) of rollouts, one for each Monte Carlo mask sample.
 
   Args:
@@ -52,6 +52,7 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
     weighted: weights w_i of the forward process; False sets them to one (the official code's first release).
     center_top_k, center_gradient: see `token_scores`.
     dropout_key: random key of an adapter's dropout; None drops nothing.
+    with_plain: False leaves the plain scores out (None) where the centred ones need no logits, see `token_scores`.
 
   Returns:
     Scores of float32[B, M] each.
@@ -66,6 +67,9 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
     attention_mask = _pairs(attention_mask, attention_mask)
 
   head = denoiser.head(params)
+  mean_column = None
+  if center_gradient and center_top_k is not None and center_top_k >= head.vocab_size:
+    mean_column = head.mean_column()  # of all samples
 
   def one_sample(sample):
     mask, key = sample
@@ -77,7 +81,9 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
     hidden = hidden.reshape(batch, 2, *hidden.shape[1:])
     # Each token is predicted in one pass of the pair, so L positions go through the LM head, not 2 L.
     hidden = jnp.where(mask[..., None], hidden[:, 0], hidden[:, 1])
-    plain, centered, _ = token_scores(head, hidden, completion, center_top_k, center_gradient)
+    plain, centered, _ = token_scores(
+      head, hidden, completion, center_top_k, center_gradient, mean_column, with_plain
+    )
     weights = token_weights(mask) if weighted else jnp.ones((batch, length))
     return Scores(*(None if s is None else 0.5 * jnp.sum(weights * s, axis=-1) for s in (plain, centered)))
 

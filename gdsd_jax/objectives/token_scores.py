@@ -19,19 +19,22 @@ class TokenScores(NamedTuple):
   """Scores of tokens, float32[B, ...] each.
 
   Attributes:
-    plain: z_y − logsumexp(z).
+    plain: z_y − logsumexp(z); None, as lead, if it was left out.
     centered: z_y − mean_{v in top-k} z_v, or None when no centre was asked for.
     lead: z_y − max_{v ≠ y} z_v; positive where the target is the prediction. It has no gradient.
   """
 
-  plain: jax.Array
+  plain: jax.Array | None
   centered: jax.Array | None
-  lead: jax.Array
+  lead: jax.Array | None
 
 
-def token_scores(head: LMHead, hidden, targets, center_top_k: int | None = None,
-                 center_gradient: bool = False) -> TokenScores:
+def token_scores(head: LMHead, hidden, targets, center_top_k: int | None = None, center_gradient: bool = False,
+                 mean_column=None, with_plain: bool = True) -> TokenScores:
   """Scores s_i of single tokens.
+
+  With all of the vocabulary in the centre and its gradient, the centred score is h · (W_y − mean_v W_v), linear in the
+  hidden state h: it needs no logits, and without the plain score there are none.
 
   Args:
     head: the LM head.
@@ -41,24 +44,17 @@ def token_scores(head: LMHead, hidden, targets, center_top_k: int | None = None,
       (GDSD's Eq. 8). None: no centred score.
     center_gradient: whether the gradient flows through the centre. If not, the centred score is
       log p_y − sg[mean_{v in top-k} log p_v]: the same value, but the gradient of the log-probability.
+    mean_column: `head.mean_column()`, for who asks for many scores under the same weights.
+    with_plain: False leaves the plain score out where the centred one needs no logits.
   """
-  if center_top_k is not None:
-    center_top_k = min(center_top_k, head.vocab_size)
-    if center_top_k == head.vocab_size and center_gradient:
-      # The value alone, in the pass that makes the plain score; its gradient needs no pass.
-      plain, _, lead = _scores((head.tied, head.mesh, None, False), head.weight, hidden, targets)
-      return TokenScores(plain, fully_centered(head, hidden, targets), lead)
-  return _scores((head.tied, head.mesh, center_top_k, center_gradient), head.weight, hidden, targets)
-
-
-def fully_centered(head: LMHead, hidden, targets):
-  """h · (W_y − mean_v W_v): the score centred over all the vocabulary, without logits. float32[B, ...].
-
-  Args:
-    head, hidden, targets: as of `token_scores`.
-  """
-  direction = head.columns(targets) - head.mean_column()
-  return jnp.sum(hidden * direction, axis=-1)
+  if center_top_k is None or center_top_k < head.vocab_size or not center_gradient:
+    return _scores((head.tied, head.mesh, center_top_k, center_gradient), head.weight, hidden, targets)
+  mean_column = head.mean_column() if mean_column is None else mean_column
+  centered = jnp.sum(hidden * (head.columns(targets) - mean_column), axis=-1)
+  if not with_plain:
+    return TokenScores(None, centered, None)
+  plain, _, lead = _scores((head.tied, head.mesh, None, False), head.weight, hidden, targets)
+  return TokenScores(plain, centered, lead)
 
 
 class _Folded(NamedTuple):
