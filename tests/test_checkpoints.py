@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from gdsd_jax import parallel
+from gdsd_jax.diffusion.config import Rollout
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.training.checkpoints import CheckpointError, Checkpoints
 from gdsd_jax.training.config import base_config
@@ -92,6 +93,13 @@ def test_a_state_comes_back_bit_for_bit(directory, tiny_config, dtype):
   state = full_state(tiny_config, dtype)
   save(directory, [state])
   assert host(restored(directory, full_state(tiny_config, dtype, seed=1))) == host(state)
+
+
+def test_rollouts_that_the_next_iteration_trains_on_come_back(directory):
+  ahead = Rollout(jnp.arange(6).reshape(2, 3), jnp.linspace(0.0, 1.0, 6).reshape(2, 3))
+  save(directory, [small_state(1).replace(ahead=ahead)])
+  like = small_state(0).replace(ahead=jax.tree.map(jnp.zeros_like, ahead))
+  jax.tree.map(np.testing.assert_array_equal, restored(directory, like).ahead, ahead)
 
 
 def test_a_state_without_a_reference_comes_back(directory, tiny_config):

@@ -28,6 +28,9 @@ def base_config() -> ml_collections.ConfigDict:
   config.steps = 1000  # iterations: each samples rollouts once and updates objective.num_iterations times
   config.group_size = 16  # rollouts of each prompt (G)
   config.prompts_per_step = 8
+  # Train on rollouts of the iteration before, sampled by the parameters that that one began with: rewards are computed
+  # while the device samples. The rollouts are one iteration old (docs/overlap.md).
+  config.async_rollouts = False
   config.max_skipped_steps = 5  # in a row, before the run gives up (a gradient or reward that fails)
 
   config.model = ml_collections.ConfigDict()
@@ -63,6 +66,9 @@ def base_config() -> ml_collections.ConfigDict:
   config.sampler.eps = 1e-3
   # Widths that prompts are padded to; each is compiled once.
   config.sampler.prompt_buckets = (128, 256, 400)
+  # Equal parts of a step's rollouts, shortest prompts first, each padded to the bucket of its own longest one. The
+  # rewards of a part are computed while the next is sampled; each part costs the device as many denoising steps.
+  config.sampler.microbatches = 1
 
   config.objective = ml_collections.ConfigDict()
   config.objective.name = "gdsd"
@@ -119,7 +125,8 @@ def base_config() -> ml_collections.ConfigDict:
 def sampler_config(config) -> SamplerConfig:
   """SamplerConfig of a run's `sampler` section."""
   fields = config.sampler.to_dict()
-  del fields["prompt_buckets"]
+  for of_the_run in ("prompt_buckets", "microbatches"):
+    del fields[of_the_run]
   return SamplerConfig(**fields)
 
 
@@ -180,7 +187,8 @@ def validate(config) -> None:
   if config.model.lora.path and not config.model.lora.rank:
     raise ValueError("model.lora.path: needs model.lora.rank > 0")
   at_least = {
-    "group_size": 2, "steps": 1, "prompts_per_step": 1, "max_skipped_steps": 1, "objective.num_mc": 1,
+    "group_size": 2, "steps": 1, "prompts_per_step": 1, "max_skipped_steps": 1, "sampler.microbatches": 1,
+    "objective.num_mc": 1,
     "objective.num_iterations": 1, "objective.reference_sync_every": 0, "eval.every": 1, "eval.num_examples": 1,
     "eval.batch_size": 1, "checkpoint.every": 1, "checkpoint.keep": 1, "log.every": 1, "log.rollouts_every": 0,
     "seed": 0,
@@ -199,11 +207,12 @@ def validate(config) -> None:
     if not buckets or buckets != sorted(set(buckets)) or buckets[0] < 1:
       raise ValueError(f"{section}.prompt_buckets: must be ascending positive lengths, not {tuple(buckets)}")
   rollouts = config.group_size * config.prompts_per_step
-  if rollouts % config.optimizer.accumulation:
-    raise ValueError(
-      f"optimizer.accumulation: {config.optimizer.accumulation} must divide the {rollouts} rollouts of a step"
-      " (group_size × prompts_per_step)"
-    )
+  for section, name in (("sampler", "microbatches"), ("optimizer", "accumulation")):
+    if rollouts % config[section][name]:
+      raise ValueError(
+        f"{section}.{name}: {config[section][name]} must divide the {rollouts} rollouts of a step"
+        " (group_size × prompts_per_step)"
+      )
   if config.log.wandb_project and importlib.util.find_spec("wandb") is None:
     raise ValueError("log.wandb_project: wandb is not installed; pip install 'gdsd_jax[wandb]'")
 
@@ -224,9 +233,12 @@ def check_optimizer(fields) -> None:
 def validate_mesh(config, mesh) -> None:
   """Checks that batches split evenly over the mesh. Raises ValueError with the numbers."""
   shards = mesh.shape["data"] * mesh.shape["fsdp"]
-  microbatch = config.group_size * config.prompts_per_step // config.optimizer.accumulation
-  for name, size in (("group_size × prompts_per_step / optimizer.accumulation", microbatch),
-                     ("eval.batch_size", config.eval.batch_size)):
+  rollouts = config.group_size * config.prompts_per_step
+  for name, size in (
+    ("group_size × prompts_per_step / optimizer.accumulation", rollouts // config.optimizer.accumulation),
+    ("group_size × prompts_per_step / sampler.microbatches", rollouts // config.sampler.microbatches),
+    ("eval.batch_size", config.eval.batch_size),
+  ):
     if size % shards:
       raise ValueError(f"{name}: {size} rollouts cannot be split over mesh.data × mesh.fsdp = {shards} devices")
 

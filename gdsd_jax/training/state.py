@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gdsd_jax import parallel
+from gdsd_jax.diffusion.config import Rollout
 from gdsd_jax.models.denoiser import Denoiser
 
 
@@ -24,6 +25,7 @@ class TrainState:
     reference: what the reference denoiser has in place of `params`: a copy of them, or {} of a LoRA run, whose
       reference is the base model; None when the objective has no KL.
     key: random key that the next iteration starts from.
+    ahead: in a checkpoint of a run with async_rollouts, the rollouts that the next iteration trains on; None elsewhere.
   """
 
   step: jax.Array
@@ -32,6 +34,7 @@ class TrainState:
   opt_state: Any
   reference: Any
   key: jax.Array
+  ahead: Rollout | None = None
 
   @property
   def student_params(self):
