@@ -29,10 +29,12 @@ def small_state(step, value=0.0):
   )
 
 
-def full_state(config, dtype="float32", mesh=None, seed=0, with_reference=True):
+def full_state(config, dtype="float32", mesh=None, seed=0, with_reference=True, moments_dtype="float32"):
   """A state as in training, with random values in every leaf."""
   mesh = mesh or parallel.make_mesh(devices=jax.devices()[:1])
-  denoiser, optimizer = Denoiser(config, dtype), make_optimizer(base_config().optimizer)
+  fields = base_config().optimizer
+  fields.moments_dtype = moments_dtype
+  denoiser, optimizer = Denoiser(config, dtype), make_optimizer(fields)
   params = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), denoiser.abstract_params())
   state = init_state(denoiser, params, optimizer, seed, with_reference, mesh)
   rng = np.random.default_rng(seed)
@@ -93,6 +95,15 @@ def test_a_state_comes_back_bit_for_bit(directory, tiny_config, dtype):
   state = full_state(tiny_config, dtype)
   save(directory, [state])
   assert host(restored(directory, full_state(tiny_config, dtype, seed=1))) == host(state)
+
+
+def test_a_state_with_a_first_moment_in_bfloat16_comes_back_on_another_mesh(directory, tiny_config):
+  state = full_state(tiny_config, mesh=parallel.make_mesh(1, 2, 2, jax.devices()[:4]), moments_dtype="bfloat16")
+  save(directory, [state])
+  again = restored(directory, full_state(tiny_config, seed=1, moments_dtype="bfloat16"))
+  assert host(again) == host(state)
+  names = {leaf.dtype.name for leaf in jax.tree.leaves(again.opt_state) if leaf.ndim}
+  assert names == {"float32", "bfloat16"}
 
 
 def test_rollouts_that_the_next_iteration_trains_on_come_back(directory):

@@ -76,6 +76,7 @@ def test_defaults_are_valid():
   ("optimizer.b2", -0.1),
   ("optimizer.weight_decay", -0.01),
   ("optimizer.clip", 0.0),
+  ("optimizer.moments_dtype", "float16"),
   ("optimizer.accumulation", 0),
   ("optimizer.accumulation", 3),
   ("eval.every", 0),
@@ -111,6 +112,7 @@ def test_weights_and_biases_without_its_package_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("fields", [
   {"optimizer__accumulation": 16},
+  {"optimizer__moments_dtype": "bfloat16"},
   {"sampler__microbatches": 128},
   {"objective__name": "gdsd_tlc"},
   {"objective__name": "espo"},

@@ -237,7 +237,7 @@ def test_an_async_run_goes_on_after_its_last_step_as_if_it_had_never_ended(tmp_p
 
 
 @pytest.mark.parametrize("changes", [
-  {"async_rollouts": True, "sampler.microbatches": 2},
+  {"async_rollouts": True, "sampler.microbatches": 2, "optimizer.moments_dtype": "bfloat16"},
   pytest.param({"sampler.microbatches": 2}, marks=pytest.mark.slow),
 ])
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, changes):
