@@ -29,9 +29,10 @@ from gdsd_jax.training.trainer import Trainer
 REPOSITORY = Path(__file__).parent.parent
 SAMPLER = gdsd_jax.SamplerConfig(completion_length=8, steps=4, block_length=4)
 SMALL = {
-  "steps": 4, "group_size": 8, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4,
-  "sampler.steps": 4, "objective.num_iterations": 1, "objective.num_mc": 1, "eval.every": 100, "eval.num_examples": 8,
-  "eval.batch_size": 8, "checkpoint.every": 2, "log.plot_seconds": 1000.0, "log.tensorboard": False,
+  "steps": 4, "group_size": 8, "prompts_per_step": 2, "sampler.completion_length": 16, "sampler.block_length": 8,
+  "sampler.steps": 8, "objective.num_iterations": 1, "objective.num_mc": 1, "optimizer.learning_rate": 1e-3,
+  "eval.every": 100, "eval.num_examples": 8, "eval.batch_size": 8, "checkpoint.every": 2, "log.plot_seconds": 1000.0,
+  "log.tensorboard": False,
 }
 
 
@@ -193,6 +194,7 @@ def test_async_rollouts_are_of_the_parameters_one_iteration_before(tmp_path, cal
     trainer.begin()
     trained_on.append(np.asarray(scored.rollout.tokens))
   trainer.checkpoints.close()
+  assert not np.array_equal(before[0]["embedding"], before[1]["embedding"])
   for iteration, tokens in enumerate(trained_on):
     params, prompt, mask, key, _ = calls[iteration]
     jax.tree.map(np.testing.assert_array_equal, params, before[max(iteration - 1, 0)])

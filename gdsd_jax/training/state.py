@@ -63,9 +63,7 @@ def make_optimizer(config) -> optax.GradientTransformation:
   moments_dtype = None if config.moments_dtype == "float32" else config.moments_dtype
   adamw = optax.chain(
     optax.clip_by_global_norm(config.clip),
-    optax.adamw(
-      rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mu_dtype=moments_dtype
-    ),
+    optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mu_dtype=moments_dtype),
   )
   # The loop gives up after a number of such updates in a row; optax itself must never let one through.
   return optax.apply_if_finite(adamw, max_consecutive_errors=jnp.iinfo(jnp.int32).max)
