@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from gdsd_jax import parallel
+from gdsd_jax.diffusion.config import Rollout
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.training.checkpoints import CheckpointError, Checkpoints
 from gdsd_jax.training.config import base_config
@@ -28,10 +29,12 @@ def small_state(step, value=0.0):
   )
 
 
-def full_state(config, dtype="float32", mesh=None, seed=0, with_reference=True):
+def full_state(config, dtype="float32", mesh=None, seed=0, with_reference=True, moments_dtype="float32"):
   """A state as in training, with random values in every leaf."""
   mesh = mesh or parallel.make_mesh(devices=jax.devices()[:1])
-  denoiser, optimizer = Denoiser(config, dtype), make_optimizer(base_config().optimizer)
+  fields = base_config().optimizer
+  fields.moments_dtype = moments_dtype
+  denoiser, optimizer = Denoiser(config, dtype), make_optimizer(fields)
   params = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), denoiser.abstract_params())
   state = init_state(denoiser, params, optimizer, seed, with_reference, mesh)
   rng = np.random.default_rng(seed)
@@ -92,6 +95,22 @@ def test_a_state_comes_back_bit_for_bit(directory, tiny_config, dtype):
   state = full_state(tiny_config, dtype)
   save(directory, [state])
   assert host(restored(directory, full_state(tiny_config, dtype, seed=1))) == host(state)
+
+
+def test_a_state_with_a_first_moment_in_bfloat16_comes_back_on_another_mesh(directory, tiny_config):
+  state = full_state(tiny_config, mesh=parallel.make_mesh(1, 2, 2, jax.devices()[:4]), moments_dtype="bfloat16")
+  save(directory, [state])
+  again = restored(directory, full_state(tiny_config, seed=1, moments_dtype="bfloat16"))
+  assert host(again) == host(state)
+  names = {leaf.dtype.name for leaf in jax.tree.leaves(again.opt_state) if leaf.ndim}
+  assert names == {"float32", "bfloat16"}
+
+
+def test_rollouts_that_the_next_iteration_trains_on_come_back(directory):
+  ahead = Rollout(jnp.arange(6).reshape(2, 3), jnp.linspace(0.0, 1.0, 6).reshape(2, 3))
+  save(directory, [small_state(1).replace(ahead=ahead)])
+  like = small_state(0).replace(ahead=jax.tree.map(jnp.zeros_like, ahead))
+  jax.tree.map(np.testing.assert_array_equal, restored(directory, like).ahead, ahead)
 
 
 def test_a_state_without_a_reference_comes_back(directory, tiny_config):

@@ -49,6 +49,8 @@ def test_defaults_are_valid():
   ("sampler.block_length", 100),
   ("sampler.temperature", -0.5),
   ("sampler.cfg_scale", -1.0),
+  ("sampler.microbatches", 0),
+  ("sampler.microbatches", 3),
   ("sampler.prompt_buckets", ()),
   ("sampler.prompt_buckets", (64, 32)),
   ("sampler.prompt_buckets", (32, 32)),
@@ -74,6 +76,7 @@ def test_defaults_are_valid():
   ("optimizer.b2", -0.1),
   ("optimizer.weight_decay", -0.01),
   ("optimizer.clip", 0.0),
+  ("optimizer.moments_dtype", "float16"),
   ("optimizer.accumulation", 0),
   ("optimizer.accumulation", 3),
   ("eval.every", 0),
@@ -109,6 +112,8 @@ def test_weights_and_biases_without_its_package_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("fields", [
   {"optimizer__accumulation": 16},
+  {"optimizer__moments_dtype": "bfloat16"},
+  {"sampler__microbatches": 128},
   {"objective__name": "gdsd_tlc"},
   {"objective__name": "espo"},
   {"objective__beta": 0.0},
@@ -204,6 +209,11 @@ def test_batches_that_split_evenly_over_the_mesh_are_accepted():
   (
     {"group_size": 3, "prompts_per_step": 4, "optimizer__accumulation": 2},
     "group_size × prompts_per_step / optimizer.accumulation: 6 rollouts cannot be split over"
+    " mesh.data × mesh.fsdp = 4 devices",
+  ),
+  (
+    {"group_size": 4, "prompts_per_step": 4, "sampler__microbatches": 8, "eval__batch_size": 8},
+    "group_size × prompts_per_step / sampler.microbatches: 2 rollouts cannot be split over"
     " mesh.data × mesh.fsdp = 4 devices",
   ),
   ({"eval__batch_size": 6}, "eval.batch_size: 6 rollouts cannot be split over mesh.data × mesh.fsdp = 4 devices"),

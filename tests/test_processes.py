@@ -190,6 +190,22 @@ def test_sigterm_ends_a_command_that_has_nothing_to_save(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_sample_ahead_and_in_parts_as_one_does_and_resume_bit_for_bit(tmp_path):
+  changes = {"async_rollouts": True, "sampler.microbatches": 2, "group_size": 8, "eval.every": 2}
+  mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+  runs = ("one", 1, 1, {}, [4]), ("two", 2, 4, mesh, [4]), ("twice", 2, 4, mesh, [2, 4])
+  for name, count, devices, more, ends in runs:
+    for steps in ends:
+      with train(tmp_path / name, count, devices, **{**changes, **more, "steps": steps}) as processes:
+        assert processes.finish()[0] == [0] * count
+  one, two, twice = (without_times(read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("one", "two", "twice"))
+  for name in ("completion_length", "diversity"):  # of the first two iterations, both sampled by the same parameters
+    assert [row[name] for row in two[1:3]] == [row[name] for row in one[1:3]]
+  assert twice == two
+  assert_same_state(saved_state(tmp_path / "twice", 4), saved_state(tmp_path / "two", 4))
+
+
+@pytest.mark.slow
 def test_one_that_hangs_ends_the_other_within_a_minute(tmp_path):
   with train(tmp_path, **{"steps": 500}) as processes:
     wait_for_step(tmp_path, 2, processes)

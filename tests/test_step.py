@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import pytest
 
 from gdsd_jax import parallel
@@ -19,11 +20,15 @@ N, P, L, M = 8, 4, 8, 2
 GDSD = Objective()
 
 
+def adamw(moments_dtype="float32"):
+  return make_optimizer(ml_collections.ConfigDict(
+    dict(learning_rate=1e-3, warmup_steps=0, b1=0.9, b2=0.99, weight_decay=0.01, clip=0.2, moments_dtype=moments_dtype)
+  ))
+
+
 @pytest.fixture(scope="module")
 def optimizer():
-  return make_optimizer(ml_collections.ConfigDict(
-    dict(learning_rate=1e-3, warmup_steps=0, b1=0.9, b2=0.99, weight_decay=0.01, clip=0.2)
-  ))
+  return adamw()
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +137,16 @@ def test_optimizer_moments_lie_as_the_parameters_do(tiny_denoiser, optimizer):
     not s.is_fully_replicated for s in jax.tree.leaves(shardings.params)
   )
   chex.assert_trees_all_equal(jax.tree.map(lambda x: x.sharding, state), shardings)
+
+
+def test_a_first_moment_in_bfloat16_stays_so_and_lies_as_the_parameters_do(tiny_denoiser):
+  mesh, optimizer = parallel.make_mesh(1, 4, 2), adamw("bfloat16")
+  state, _ = run_step(tiny_denoiser, optimizer, mesh)
+  is_adam = lambda node: isinstance(node, optax.ScaleByAdamState)
+  [adam] = [s for s in jax.tree.leaves(state.opt_state, is_leaf=is_adam) if is_adam(s)]
+  for moment, dtype in ((adam.mu, jnp.bfloat16), (adam.nu, jnp.float32)):
+    assert {leaf.dtype for leaf in jax.tree.leaves(moment)} == {jnp.dtype(dtype)}
+    chex.assert_trees_all_equal(*(jax.tree.map(lambda x: x.sharding, tree) for tree in (moment, state.params)))
 
 
 def test_reference_is_mixed_with_the_student():

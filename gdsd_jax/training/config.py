@@ -21,6 +21,8 @@ RESUMABLE = (
   "eval.lengths", "eval.steps_per_token", "eval.block_length", "eval.prompt_buckets", "eval.prefill",
 )
 
+MOMENTS_DTYPES = ("float32", "bfloat16")
+
 
 def base_config() -> ml_collections.ConfigDict:
   """Every field a recipe has, at its default (the paper's, where the paper has one)."""
@@ -29,6 +31,9 @@ def base_config() -> ml_collections.ConfigDict:
   config.steps = 1000  # iterations: each samples rollouts once and updates objective.num_iterations times
   config.group_size = 16  # rollouts of each prompt (G)
   config.prompts_per_step = 8
+  # Train on rollouts of the iteration before, sampled by the parameters that that one began with: rewards are computed
+  # while the device samples. The rollouts are one iteration old (docs/overlap.md).
+  config.async_rollouts = False
   config.max_skipped_steps = 5  # in a row, before the run gives up (a gradient or reward that fails)
 
   config.model = ml_collections.ConfigDict()
@@ -70,6 +75,9 @@ def base_config() -> ml_collections.ConfigDict:
   config.sampler.early_stop = False
   # Widths that prompts are padded to; each is compiled once.
   config.sampler.prompt_buckets = (128, 256, 400)
+  # Equal parts of a step's rollouts, shortest prompts first, each padded to the bucket of its own longest one. The
+  # rewards of a part are computed while the next is sampled; each part costs the device as many denoising steps.
+  config.sampler.microbatches = 1
 
   config.objective = ml_collections.ConfigDict()
   config.objective.name = "gdsd"
@@ -92,6 +100,9 @@ def base_config() -> ml_collections.ConfigDict:
   config.optimizer.b2 = 0.99
   config.optimizer.weight_decay = 0.01
   config.optimizer.clip = 0.2  # global gradient norm
+  # Of AdamW's first moment: bfloat16 saves 2 of the 8 bytes that both moments take of each trained parameter. The
+  # second is float32 always: at b2 = 0.99 it moves by under 1 % an update, much of which bfloat16's 8 bits would lose.
+  config.optimizer.moments_dtype = "float32"
   config.optimizer.accumulation = 1  # microbatches of each update
 
   config.eval = ml_collections.ConfigDict()
@@ -126,7 +137,8 @@ def base_config() -> ml_collections.ConfigDict:
 def sampler_config(config) -> SamplerConfig:
   """SamplerConfig of a run's `sampler` section."""
   fields = config.sampler.to_dict()
-  del fields["prompt_buckets"]
+  for of_the_run in ("prompt_buckets", "microbatches"):
+    del fields[of_the_run]
   return SamplerConfig(**fields)
 
 
@@ -194,7 +206,8 @@ def validate(config) -> None:
   if config.model.lora.path and not config.model.lora.rank:
     raise ValueError("model.lora.path: needs model.lora.rank > 0")
   at_least = {
-    "group_size": 2, "steps": 1, "prompts_per_step": 1, "max_skipped_steps": 1, "objective.num_mc": 1,
+    "group_size": 2, "steps": 1, "prompts_per_step": 1, "max_skipped_steps": 1, "sampler.microbatches": 1,
+    "objective.num_mc": 1,
     "objective.num_iterations": 1, "objective.reference_sync_every": 0, "eval.every": 1, "eval.num_examples": 1,
     "eval.batch_size": 1, "checkpoint.every": 1, "checkpoint.keep": 1, "log.every": 1, "log.rollouts_every": 0,
     "seed": 0,
@@ -213,17 +226,20 @@ def validate(config) -> None:
     if not buckets or buckets != sorted(set(buckets)) or buckets[0] < 1:
       raise ValueError(f"{section}.prompt_buckets: must be ascending positive lengths, not {tuple(buckets)}")
   rollouts = config.group_size * config.prompts_per_step
-  if rollouts % config.optimizer.accumulation:
-    raise ValueError(
-      f"optimizer.accumulation: {config.optimizer.accumulation} must divide the {rollouts} rollouts of a step"
-      " (group_size × prompts_per_step)"
-    )
+  for section, name in (("sampler", "microbatches"), ("optimizer", "accumulation")):
+    if rollouts % config[section][name]:
+      raise ValueError(
+        f"{section}.{name}: {config[section][name]} must divide the {rollouts} rollouts of a step"
+        " (group_size × prompts_per_step)"
+      )
   if config.log.wandb_project and importlib.util.find_spec("wandb") is None:
     raise ValueError("log.wandb_project: wandb is not installed; pip install 'gdsd_jax[wandb]'")
 
 
 def check_optimizer(fields) -> None:
   """Checks an `optimizer` section. Raises ValueError, one line naming the field."""
+  if fields.moments_dtype not in MOMENTS_DTYPES:
+    raise ValueError(f"optimizer.moments_dtype: {fields.moments_dtype!r} is not one of {', '.join(MOMENTS_DTYPES)}")
   for name, least in (("warmup_steps", 0), ("accumulation", 1), ("weight_decay", 0)):
     if fields[name] < least:
       raise ValueError(f"optimizer.{name}: must be at least {least}, not {fields[name]}")
@@ -238,9 +254,12 @@ def check_optimizer(fields) -> None:
 def validate_mesh(config, mesh) -> None:
   """Checks that batches split evenly over the mesh. Raises ValueError with the numbers."""
   shards = mesh.shape["data"] * mesh.shape["fsdp"]
-  microbatch = config.group_size * config.prompts_per_step // config.optimizer.accumulation
-  for name, size in (("group_size × prompts_per_step / optimizer.accumulation", microbatch),
-                     ("eval.batch_size", config.eval.batch_size)):
+  rollouts = config.group_size * config.prompts_per_step
+  for name, size in (
+    ("group_size × prompts_per_step / optimizer.accumulation", rollouts // config.optimizer.accumulation),
+    ("group_size × prompts_per_step / sampler.microbatches", rollouts // config.sampler.microbatches),
+    ("eval.batch_size", config.eval.batch_size),
+  ):
     if size % shards:
       raise ValueError(f"{name}: {size} rollouts cannot be split over mesh.data × mesh.fsdp = {shards} devices")
 

@@ -13,7 +13,8 @@ from gdsd_jax.training.files import check_workdir, write_whole
 from gdsd_jax.training.interruption import Interrupted, Interruption
 from gdsd_jax.training.metrics import format_seconds, MetricsWriter, Progress, SilentWriter
 from gdsd_jax.training.rollout import RewardError, ScoredRollouts
-from gdsd_jax.training.trainer import config_json, Stopwatch, Trainer
+from gdsd_jax.training.stopwatch import Stopwatch
+from gdsd_jax.training.trainer import config_json, Trainer
 
 _log = logging.getLogger(__name__)
 
@@ -67,9 +68,8 @@ def _train(config, workdir: epath.Path, interruption: Interruption) -> None:
 
 def _run_steps(trainer: Trainer, writer: MetricsWriter | SilentWriter, start: int, interruption: Interruption) -> None:
   config = trainer.config
-  progress, failures = Progress(config.steps, config.log.every), 0
+  progress, failures, watch = Progress(config.steps, config.log.every), 0, Stopwatch()
   for step in range(start + 1, config.steps + 1):
-    watch = Stopwatch()
     row, scored, cause = {"step": step}, None, None
     try:
       metrics, scored = trainer.iterate(watch)
@@ -92,10 +92,14 @@ def _run_steps(trainer: Trainer, writer: MetricsWriter | SilentWriter, start: in
     if step % config.eval.every == 0 or last:
       with watch.phase("evaluate"):
         evaluation = _evaluate(trainer, step)
-    # Written before the checkpoint of the same step: a resumed run drops rows after its checkpoint, never lacks one.
-    row |= evaluation | watch.metrics()
-    writer.write(row)
     interrupted = not last and interruption.asked()
+    if not (last or interrupted):
+      with watch.phase("rollout"):
+        trainer.begin()  # the device samples while this step is written down
+    row |= evaluation | watch.metrics()
+    watch = Stopwatch()
+    # Written before the checkpoint of the same step: a resumed run drops rows after its checkpoint, never lacks one.
+    writer.write(row)
     if step % config.checkpoint.every == 0 or last or interrupted:
       trainer.save(evaluation.get("eval/reward"))
     if interrupted:

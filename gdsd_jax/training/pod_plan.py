@@ -235,8 +235,9 @@ class AbstractRun:
       return self._batch((rows, width), jnp.int32), self._batch((rows, width), bool)
 
     of_student = self.denoiser, state.student_params
-    yield "sample", 1, sample, (*of_student, *prompts(self.rows), state.key, self.sampler), {}
-    if (rows := config.eval.batch_size) > self.rows:
+    parts = config.sampler.microbatches
+    yield "sample", parts, sample, (*of_student, *prompts(self.rows // parts), state.key, self.sampler), {}
+    if (rows := config.eval.batch_size) > self.rows // parts:
       greedy = dataclasses.replace(self.sampler, temperature=0.0)
       yield "evaluate", 0, sample, (*of_student, *prompts(rows), state.key, greedy), {}
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gdsd_jax import parallel
+from gdsd_jax.diffusion.config import Rollout
 from gdsd_jax.models.denoiser import Denoiser
 
 
@@ -24,6 +25,7 @@ class TrainState:
     reference: what the reference denoiser has in place of `params`: a copy of them, or {} of a LoRA run, whose
       reference is the base model; None when the objective has no KL.
     key: random key that the next iteration starts from.
+    ahead: in a checkpoint of a run with async_rollouts, the rollouts that the next iteration trains on; None elsewhere.
   """
 
   step: jax.Array
@@ -32,6 +34,7 @@ class TrainState:
   opt_state: Any
   reference: Any
   key: jax.Array
+  ahead: Rollout | None = None
 
   @property
   def student_params(self):
@@ -56,9 +59,11 @@ def make_optimizer(config) -> optax.GradientTransformation:
   rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
   if config.warmup_steps == 0:
     rate = config.learning_rate
+  # None: that of the parameters, which are float32.
+  moments_dtype = None if config.moments_dtype == "float32" else config.moments_dtype
   adamw = optax.chain(
     optax.clip_by_global_norm(config.clip),
-    optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay),
+    optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mu_dtype=moments_dtype),
   )
   # The loop gives up after a number of such updates in a row; optax itself must never let one through.
   return optax.apply_if_finite(adamw, max_consecutive_errors=jnp.iinfo(jnp.int32).max)

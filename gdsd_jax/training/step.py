@@ -36,7 +36,8 @@ class DistillationBatch:
   Attributes:
     rollouts: see `Rollouts`.
     advantages: float32[N].
-    old, ref: scores under the denoiser that sampled the rollouts, and under the reference (or None).
+    old, ref: scores under the student before the first of the updates on these rollouts, and under the reference (or
+      None).
     current: scores under the student as it is now, from `score_rollouts` like old and ref. The loss takes its values
       from these and only its gradient from the step's own forward pass: two compilations of one forward pass round
       differently, and in bf16 that noise would drown the log-ratio.

@@ -1,11 +1,9 @@
 """A run's parts, built and checked once, and its iteration: rollouts, rewards, advantages, masks, scores, updates."""
 
-import contextlib
 import dataclasses
 import functools
 import json
 import logging
-import time
 
 from etils import epath
 import jax
@@ -13,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gdsd_jax import parallel
+from gdsd_jax.diffusion.config import Rollout
 from gdsd_jax.diffusion.forward import consistent_masks
 from gdsd_jax.models.huggingface import load_pretrained
 from gdsd_jax.models.lora import add_adapter
@@ -32,9 +31,10 @@ from gdsd_jax.training.config import (
 )
 from gdsd_jax.training.data import ExampleStream
 from gdsd_jax.training.evaluation import evaluate
-from gdsd_jax.training.rollout import RolloutSampler, ScoredRollouts
+from gdsd_jax.training.rollout import RolloutSampler, SampledRollouts, ScoredRollouts
 from gdsd_jax.training.state import init_state, make_optimizer, sync_reference
 from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
+from gdsd_jax.training.stopwatch import Stopwatch
 
 _log = logging.getLogger(__name__)
 
@@ -66,21 +66,19 @@ def load_model(config, mesh):
   return dataclasses.replace(denoiser, lora=lora), params
 
 
-class Stopwatch:
-  """Seconds spent in each phase of a step."""
+@dataclasses.dataclass(frozen=True)
+class _Begun:
+  """An iteration whose random keys are drawn and whose rollouts the device is sampling.
 
-  def __init__(self):
-    self.seconds, self._started = {}, time.monotonic()
+  Attributes:
+    key: of the state, from then on.
+    mask_key: of its updates.
+    sampled: of this iteration, or with async_rollouts of the one after it.
+  """
 
-  @contextlib.contextmanager
-  def phase(self, name: str):
-    started = time.monotonic()
-    yield
-    self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
-
-  def metrics(self) -> dict[str, float]:
-    phases = {f"seconds/{name}": seconds for name, seconds in self.seconds.items()}
-    return {**phases, "seconds/step": time.monotonic() - self._started}
+  key: jax.Array
+  mask_key: jax.Array
+  sampled: SampledRollouts
 
 
 class Trainer:
@@ -131,6 +129,9 @@ class Trainer:
     )
     self._sync_reference = jax.jit(functools.partial(sync_reference, mix=config.objective.reference_sync_mix))
     self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+    self._position = 0  # of the stream: examples of the iterations so far
+    self._begun: _Begun | None = None
+    self._ahead: SampledRollouts | None = None  # with async_rollouts, those of the next iteration
 
   def _fitting(self, examples, split: str):
     """The examples whose prompts fit the largest bucket, as the official code filters them; says how many do not."""
@@ -160,16 +161,27 @@ class Trainer:
       if different:
         raise ValueError(f"--workdir: the checkpoint in {self.workdir} has another config: {'; '.join(different)}")
 
-    restored = self.checkpoints.restore(self.state, check)
+    like = self.state.replace(ahead=self._abstract_rollout()) if self.config.async_rollouts else self.state
+    restored = self.checkpoints.restore(like, check)
     if restored is None:
       return False
-    self.state, run = restored
-    self.stream.position = run["data_position"]
+    state, run = restored
+    self._position = run["data_position"]
+    if self.config.async_rollouts:
+      self._ahead = self.sampler.restore(self._examples(self._position), state.ahead)
+    self.state = state.replace(ahead=None)
     return True
 
   def save(self, reward: float | None) -> None:
-    run = {"config": json.loads(config_json(self.config)), "data_position": self.stream.position}
-    self.checkpoints.save(self.state, run, reward)
+    """Begins to save what the next iteration starts from; what `begin` has begun is begun again from there."""
+    run = {"config": json.loads(config_json(self.config)), "data_position": self._position}
+    ahead = None if self._ahead is None else self._ahead.rollout
+    self.checkpoints.save(self.state.replace(ahead=ahead), run, reward)
+
+  def _abstract_rollout(self) -> Rollout:
+    shape = (self.config.prompts_per_step * self.config.group_size, self.config.sampler.completion_length)
+    split = parallel.batch_sharding(self.mesh)
+    return Rollout(*(jax.ShapeDtypeStruct(shape, dtype, sharding=split) for dtype in (jnp.int32, jnp.float32)))
 
   def evaluate(self) -> dict[str, float]:
     """Held-out accuracy and rewards, named eval/…; the same problems and random key every time."""
@@ -177,25 +189,57 @@ class Trainer:
     result = evaluate(self.sampler, self.state.student_params, self.held_out, key, self.config.eval.batch_size)
     return {f"eval/{name}": value for name, value in result.items()}
 
-  def iterate(self, watch: Stopwatch) -> tuple[dict[str, float], ScoredRollouts]:
-    """One iteration: sample, reward, update `objective.num_iterations` times. Raises RewardError before any update."""
-    config, group_size = self.config, self.config.group_size
+  def _examples(self, position: int) -> list:
+    """Of the rollouts of the iteration that begins at this position of the stream."""
+    self.stream.position = position
+    return [e for e in self.stream.take(self.config.prompts_per_step) for _ in range(self.config.group_size)]
+
+  def begin(self) -> None:
+    """Begins the next iteration, unless it has begun: the device starts to sample, and the host is free.
+
+    Of the run nothing has changed by then: a checkpoint saved now is the one that would have been saved before.
+    """
+    if self._begun is not None:
+      return
     next_key, sample_key, mask_key = jax.random.split(self.state.key, 3)
-    self.state = self.state.replace(key=next_key, step=self.state.step + 1)
-    examples = [e for e in self.stream.take(config.prompts_per_step) for _ in range(group_size)]
+
+    def sampled(position, key):
+      microbatches = self.config.sampler.microbatches
+      return self.sampler.sample(self.state.student_params, self._examples(position), key, microbatches)
+
+    position = self._position
+    if self.config.async_rollouts:
+      if self._ahead is None:  # the first iteration
+        first_key, sample_key = jax.random.split(sample_key)
+        self._ahead = sampled(position, first_key)
+      position += self.config.prompts_per_step
+    self._begun = _Begun(next_key, mask_key, sampled(position, sample_key))
+
+  def iterate(self, watch: Stopwatch) -> tuple[dict[str, float], ScoredRollouts]:
+    """One iteration: sample, reward, update `objective.num_iterations` times. Raises RewardError before any update.
+
+    With async_rollouts it trains on what the iteration before sampled, from the parameters that that one began with.
+    """
+    config, group_size = self.config, self.config.group_size
     with watch.phase("rollout"):
-      prompt, prompt_mask, rollout = self.sampler.sample(self.state.student_params, examples, sample_key)
-      jax.block_until_ready(rollout)
+      self.begin()
+      begun, self._begun = self._begun, None
+      sampled = begun.sampled
+      if config.async_rollouts:
+        sampled, self._ahead = self._ahead, begun.sampled
+      self.state = self.state.replace(key=begun.key, step=self.state.step + 1)
+      self._position += config.prompts_per_step
+      jax.block_until_ready(sampled.parts[0])
     with watch.phase("reward"):
-      scored = self.sampler.score(examples, prompt, prompt_mask, rollout)
+      scored = self.sampler.score(sampled)
     advantages = leave_one_out_advantages(
       jnp.asarray(scored.total_reward).reshape(-1, group_size), config.objective.scale_rewards
     ).reshape(-1)
-    updates = self._update(scored, advantages, mask_key, watch)
+    updates = self._update(scored, advantages, begun.mask_key, watch)
     sync_every = config.objective.reference_sync_every
     if self.state.reference is not None and sync_every and int(self.state.step) % sync_every == 0:
       self.state = self.state.replace(reference=self._sync_reference(self.state.reference, self.state.params))
-    return {**_rollout_metrics(scored, group_size, watch), **updates}, scored
+    return {**_rollout_metrics(scored, group_size), **updates}, scored
 
   def _update(self, scored: ScoredRollouts, advantages, mask_key, watch: Stopwatch) -> dict[str, float]:
     """The mu updates on one batch of rollouts; metrics averaged over them."""
@@ -212,6 +256,11 @@ class Trainer:
     advantages = parallel.spread(self.mesh, len(advantages), held)
     score = functools.partial(score_rollouts, **self._static)
     with watch.phase("score"):
+      # Old is the student as it is now, also where async rollouts were sampled by the one before. The teacher is a
+      # condition on the scores of every completion, whoever sampled it: samples of another denoiser only weigh the
+      # squares of the loss differently. What old does is to say where the trust region lies, and the teacher in it,
+      # which is around the student that is about to move: around the one before, the clip would take the last
+      # iteration's updates for part of this one's, and hold most of the rest back.
       old = [score(self.state.student_params, part) for part in rollouts]
       reference = None if self.state.reference is None else self.state.reference_params
       ref = [None if reference is None else score(reference, part) for part in rollouts]
@@ -229,7 +278,7 @@ class Trainer:
     return {**mean, "skipped": int(sum(m["skipped"] for m in metrics))}
 
 
-def _rollout_metrics(scored: ScoredRollouts, group_size: int, watch: Stopwatch) -> dict[str, float]:
+def _rollout_metrics(scored: ScoredRollouts, group_size: int) -> dict[str, float]:
   groups = scored.total_reward.reshape(-1, group_size)
   texts = np.array(scored.completions, dtype=object).reshape(-1, group_size)
   return {
@@ -239,5 +288,5 @@ def _rollout_metrics(scored: ScoredRollouts, group_size: int, watch: Stopwatch) 
     "groups_without_spread": float(np.mean(np.ptp(groups, axis=1) == 0)),
     "completion_length": float(scored.lengths.mean()),
     "diversity": float(np.mean([len(set(group)) for group in texts]) / group_size),
-    "tokens_per_second": scored.rollout.tokens.size / watch.seconds["rollout"],
+    "tokens_per_second": scored.rollout.tokens.size / scored.sampling_seconds,
   }

@@ -1,0 +1,267 @@
+"""Sampling beside the host's work: rollouts in parts, iterations begun early, and rollouts sampled one ahead."""
+
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+from conftest import without_times
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import gdsd_jax
+from gdsd_jax import parallel
+from gdsd_jax.models.tokenizer import load_tokenizer
+from gdsd_jax.tasks import get_task
+from gdsd_jax.tasks.arithmetic import ArithmeticTask
+from gdsd_jax.training import rollout
+from gdsd_jax.training.config import base_config
+from gdsd_jax.training.loop import train
+from gdsd_jax.training.metrics import MetricsWriter, read_metrics
+from gdsd_jax.training.rollout import RolloutSampler
+from gdsd_jax.training.stopwatch import Stopwatch
+from gdsd_jax.training.trainer import Trainer
+
+REPOSITORY = Path(__file__).parent.parent
+SAMPLER = gdsd_jax.SamplerConfig(completion_length=8, steps=4, block_length=4)
+SMALL = {
+  "steps": 4, "group_size": 8, "prompts_per_step": 2, "sampler.completion_length": 16, "sampler.block_length": 8,
+  "sampler.steps": 8, "objective.num_iterations": 1, "objective.num_mc": 1, "optimizer.learning_rate": 1e-3,
+  "eval.every": 100, "eval.num_examples": 8, "eval.batch_size": 8, "checkpoint.every": 2, "log.plot_seconds": 1000.0,
+  "log.tensorboard": False,
+}
+
+
+def small_config(**changes):
+  config = base_config()
+  config.sampler.prompt_buckets = (40,)
+  config.update_from_flattened_dict({**SMALL, **changes})
+  return config
+
+
+# Rollouts in parts.
+
+
+@pytest.fixture(scope="module")
+def model():
+  denoiser, params = gdsd_jax.load_pretrained("tiny")
+  return denoiser, params, load_tokenizer("tiny", denoiser.config), get_task("arithmetic")
+
+
+@pytest.fixture(scope="module")
+def uneven(model):
+  """(sampler, eight examples): long and short prompts in turn, two rollouts of each, and a bucket for either length."""
+  denoiser, _, tokenizer, task = model
+  examples = [task.examples("train")[i] for i in range(100)]
+  everything = RolloutSampler(denoiser, tokenizer, task, SAMPLER, (40,))
+  lengths = everything.prompt_lengths(examples)
+  order = np.argsort(lengths, kind="stable")
+  short, long = order[:2], order[-2:]
+  chosen = [examples[i] for i in (long[0], short[0], long[1], short[1]) for _ in range(2)]
+  buckets = (int(lengths[short].max()), int(lengths.max()))
+  return RolloutSampler(denoiser, tokenizer, task, SAMPLER, buckets), chosen
+
+
+@pytest.fixture
+def calls(monkeypatch):
+  """(params, prompt, prompt_mask, key) of every call of the compiled sampler, and what it returned."""
+  seen, sample = [], rollout.sample
+
+  def spy(denoiser, params, prompt, mask, key, config):
+    kept = jax.tree.map(lambda x: np.array(x), params)  # on the host: the device's may be donated
+    result = sample(denoiser, params, prompt, mask, key, config)
+    seen.append((kept, prompt, mask, key, result))
+    return result
+
+  monkeypatch.setattr(rollout, "sample", spy)
+  return seen
+
+
+def test_one_part_is_one_call_with_the_key_itself(model, uneven, calls):
+  sampler, examples = uneven
+  sampled = sampler.sample(model[1], examples, jax.random.key(3))
+  [(_, prompt, mask, key, result)] = calls
+  np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(jax.random.key(3)))
+  assert (sampled.prompt, sampled.prompt_mask, sampled.rollout) == (prompt, mask, result)
+
+
+def test_each_part_is_padded_to_the_bucket_of_its_own_longest_prompt(model, uneven, calls):
+  sampler, examples = uneven
+  sampler.sample(model[1], examples, jax.random.key(0), microbatches=2)
+  assert [prompt.shape for _, prompt, *_ in calls] == [(4, bucket) for bucket in sampler.prompt_buckets]
+
+
+def test_rollouts_of_one_prompt_are_sampled_together(model, uneven):
+  sampler, examples = uneven
+  sampled = sampler.sample(model[1], examples, jax.random.key(0), microbatches=2)
+  assert [rows.tolist() for rows, _ in sampled.parts] == [[2, 3, 6, 7], [0, 1, 4, 5]]
+
+
+def test_parts_come_back_in_the_order_of_the_examples(model, uneven, calls):
+  sampler, examples = uneven
+  whole = sampler.sample(model[1], examples, jax.random.key(0))
+  calls.clear()
+  sampled = sampler.sample(model[1], examples, jax.random.key(0), microbatches=2)
+  np.testing.assert_array_equal(sampled.prompt, whole.prompt)
+  np.testing.assert_array_equal(sampled.prompt_mask, whole.prompt_mask)
+  for (rows, _), (*_, result) in zip(sampled.parts, calls):
+    np.testing.assert_array_equal(sampled.rollout.tokens[rows], result.tokens)
+    np.testing.assert_array_equal(sampled.rollout.confidence[rows], result.confidence)
+
+
+def test_a_part_does_not_depend_on_the_others(model, uneven):
+  sampler, examples = uneven
+  others = [examples[row] for row in (4, 5, 2, 3, 4, 5, 6, 7)]  # another long prompt in the place of the first
+  one, other = (sampler.sample(model[1], e, jax.random.key(0), microbatches=2).rollout for e in (examples, others))
+  short = [2, 3, 6, 7]
+  np.testing.assert_array_equal(other.tokens[np.array(short)], one.tokens[np.array(short)])
+
+
+def test_parts_have_different_random_numbers(model, uneven, calls):
+  sampler, examples = uneven
+  sampler.sample(model[1], examples, jax.random.key(0), microbatches=2)
+  keys = [tuple(jax.random.key_data(key).tolist()) for *_, key, _ in calls]
+  assert len(set(keys)) == 2
+
+
+def test_parts_are_scored_as_the_whole_is(model, uneven):
+  sampler, examples = uneven
+  sampled = sampler.sample(model[1], examples, jax.random.key(0), microbatches=2)
+  in_parts, whole = sampler.score(sampled), sampler.score(sampler.restore(examples, sampled.rollout))
+  assert in_parts.completions == whole.completions
+  np.testing.assert_array_equal(in_parts.lengths, whole.lengths)
+  for name, values in whole.rewards.items():
+    np.testing.assert_array_equal(in_parts.rewards[name], values)
+
+
+def test_all_parts_are_under_way_before_the_first_is_scored(model, uneven, monkeypatch):
+  sampler, examples = uneven
+  events, sample, score = [], rollout.sample, ArithmeticTask.score_batch
+  monkeypatch.setattr(rollout, "sample", lambda *args: events.append("sample") or sample(*args))
+  monkeypatch.setattr(
+    ArithmeticTask, "score_batch", lambda *args: events.append(f"score {len(args[1])}") or score(*args)
+  )
+  sampler.score(sampler.sample(model[1], examples, jax.random.key(0), microbatches=2))
+  assert events == ["sample", "sample", "score 4", "score 4"]
+
+
+# Iterations.
+
+
+def saved_state(workdir, step):
+  with ocp.CheckpointManager((workdir / "checkpoints").absolute(), item_names=("state", "run")) as manager:
+    return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+
+
+def assert_same_run(one, other, step):
+  rows = [without_times(read_metrics(workdir / "metrics.jsonl")) for workdir in (one, other)]
+  assert rows[0] == rows[1]
+  states = [saved_state(workdir, step) for workdir in (one, other)]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_the_next_iteration_begins_before_a_step_is_written_down(tmp_path, monkeypatch):
+  events, begin, write = [], Trainer.begin, MetricsWriter.write
+  monkeypatch.setattr(Trainer, "begin", lambda self: events.append("begin") or begin(self))
+  monkeypatch.setattr(MetricsWriter, "write", lambda self, row: events.append(row["step"]) or write(self, row))
+  train(small_config(steps=2), tmp_path)
+  assert events == [0, "begin", "begin", 1, "begin", 2]  # an iteration that has begun is not begun again
+
+
+def test_a_checkpoint_is_the_same_whether_the_next_iteration_has_begun_or_not(tmp_path):
+  for name in ("begun", "not"):
+    trainer = Trainer(small_config(), tmp_path / name)
+    trainer.iterate(Stopwatch())
+    if name == "begun":
+      trainer.begin()
+    trainer.save(None)
+    trainer.checkpoints.close()
+  states = [saved_state(tmp_path / name, 1) for name in ("begun", "not")]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_async_rollouts_are_of_the_parameters_one_iteration_before(tmp_path, calls):
+  """And sampling loses none of them, though each update donates its parameters while it may be at work."""
+  trainer = Trainer(small_config(async_rollouts=True), tmp_path)
+  before, trained_on = [], []  # parameters that an iteration begins with, and its rollouts
+  for _ in range(4):
+    before.append(jax.tree.map(np.array, trainer.state.student_params))
+    _, scored = trainer.iterate(Stopwatch())
+    trainer.begin()
+    trained_on.append(np.asarray(scored.rollout.tokens))
+  trainer.checkpoints.close()
+  assert not np.array_equal(before[0]["embedding"], before[1]["embedding"])
+  for iteration, tokens in enumerate(trained_on):
+    params, prompt, mask, key, _ = calls[iteration]
+    jax.tree.map(np.testing.assert_array_equal, params, before[max(iteration - 1, 0)])
+    params = jax.tree.map(jax.device_put, params, parallel.param_shardings(trainer.mesh, trainer.denoiser))
+    again = gdsd_jax.sample(trainer.denoiser, params, prompt, mask, key, trainer.sampler.config)
+    np.testing.assert_array_equal(again.tokens, tokens)
+
+
+def test_async_rollouts_see_every_problem_once_in_the_order_of_the_stream(tmp_path, monkeypatch):
+  seen, score = [], RolloutSampler.score
+  monkeypatch.setattr(RolloutSampler, "score", lambda self, sampled: seen.extend(sampled.examples[::8])
+                      or score(self, sampled))
+  problems = []
+  for ahead in (False, True):
+    trainer = Trainer(small_config(async_rollouts=ahead), tmp_path / str(ahead))
+    for _ in range(3):
+      trainer.iterate(Stopwatch())
+    trainer.checkpoints.close()
+    problems.append([example["question"] for example in seen])
+    seen.clear()
+  assert problems[0] == problems[1] and len(problems[0]) == 6
+
+
+def test_async_rollouts_whose_reward_raises_cost_one_step(tmp_path, monkeypatch):
+  calls, score = iter(range(10**6)), ArithmeticTask.score
+
+  def sometimes(self, completion, example):
+    if next(calls) == 16 + 16 + 5:  # after those of the evaluation and of the first step
+      raise ZeroDivisionError("no such luck")
+    return score(self, completion, example)
+
+  monkeypatch.setattr(ArithmeticTask, "score", sometimes)
+  train(small_config(async_rollouts=True), tmp_path)
+  assert [row["skipped"] for row in read_metrics(tmp_path / "metrics.jsonl")[1:]] == [0, 1, 0, 0]
+
+
+def test_an_async_run_goes_on_after_its_last_step_as_if_it_had_never_ended(tmp_path):
+  for workdir, ends in ((tmp_path / "straight", [4]), (tmp_path / "twice", [2, 4])):
+    for steps in ends:
+      train(small_config(async_rollouts=True, steps=steps, **{"eval.every": 1}), workdir)
+  assert_same_run(tmp_path / "straight", tmp_path / "twice", 4)
+
+
+@pytest.mark.parametrize("changes", [
+  {"async_rollouts": True, "sampler.microbatches": 2, "optimizer.moments_dtype": "bfloat16"},
+  pytest.param({"sampler.microbatches": 2}, marks=pytest.mark.slow),
+])
+def test_a_killed_run_resumes_bit_for_bit(tmp_path, changes):
+  changes = {**SMALL, **changes, "steps": 16, "checkpoint.every": 3}
+  overrides = [f"--config.{name}={value}" for name, value in changes.items()]
+
+  def start(workdir):
+    return subprocess.Popen(
+      [sys.executable, "launch/train.py", "--config=configs/gdsd_math.py", f"--workdir={workdir}", *overrides],
+      cwd=REPOSITORY, env={**os.environ, "JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+      text=True,
+    )
+
+  undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+  output = start(undisturbed).communicate(timeout=300)[0]
+  assert "finished 16 steps" in output, output
+  process, metrics = start(killed), killed / "metrics.jsonl"
+  while process.poll() is None and (not metrics.is_file() or len(read_metrics(metrics)) <= 11):
+    time.sleep(0.005)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+  output = start(killed).communicate(timeout=300)[0]
+  assert "RESUMING" in output, output
+  assert_same_run(undisturbed, killed, 16)
