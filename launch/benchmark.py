@@ -1,10 +1,11 @@
 """Times sampling and training on this machine, beside a straightforward PyTorch version of the official loops.
 
-  python launch/benchmark.py --model=tiny --reference                     # the embedded model, a minute
-  python launch/benchmark.py --model=100m --only=sampling --reference     # V 126,464, L 128, 128 steps, batch 8
-  python launch/benchmark.py --model=100m --only=training --reference     # GDSD-TLC, k 64, M 2
-  python launch/benchmark.py --model=8b --reference                       # LLaDA-8B's shape, bf16, LoRA r 128: a GPU
-  python launch/benchmark.py --model=100m --only=memory                   # of one rollout's scores at V 8k, 32k, 128k
+  python launch/benchmark.py --model=tiny --reference                # the embedded model, a minute
+  python launch/benchmark.py --model=100m --only=sampling --reference  # V 126,464, L 128, 128 steps, batch 8
+  python launch/benchmark.py --model=100m --only=training --reference  # GDSD-TLC, k 64, M 2
+  python launch/benchmark.py --model=8b --only=sampling --reference    # LLaDA-8B's shape, bf16, prompt 400, L 256: GPU
+  python launch/benchmark.py --model=8b --only=training --reference    # LoRA r 128, M 2; --accumulation where it does not fit
+  python launch/benchmark.py --model=100m --only=memory                # of one rollout's scores at V 8k, 32k, 128k
 
 Weights are random, but those of `tiny`; both sides have the same weights, prompts, masks and tokens in one run, and it
 says whether sampled tokens (at temperature 0), loss and gradient norm are the same. Compilation and a warm-up are left

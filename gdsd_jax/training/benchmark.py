@@ -54,12 +54,12 @@ def measure(setting: Setting, say: Callable[[str], None] = print) -> dict[str, A
 
 
 def _in_own_process(function: Callable, *arguments):
-  """The function's result, or what it raises; RuntimeError if its process was ended."""
+  """The function's result, or what it raises; OSError if its process was ended."""
   with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
     try:
       return pool.submit(function, *arguments).result()
     except BrokenProcessPool:
-      raise RuntimeError("its process was ended, by the system perhaps for want of memory") from None
+      raise OSError(f"the process of {function.__name__} was ended, as the system does when memory runs out") from None
 
 
 def _versions(setting: Setting) -> dict[str, str]:
@@ -133,8 +133,10 @@ def _sides(name: str, works: dict[str, tuple], setting: Setting, flops: float, p
       say(f"{name}, {side}, {repeat + 1} of {setting.repeats}")
       try:
         runs[side].append(_in_own_process(*work))
-      except RuntimeError as error:  # of the device's memory, mostly: the other side's numbers are worth having
-        errors[side] = " ".join(str(error).split())[:300]
+      except (RuntimeError, OSError) as error:
+        if "memory" not in str(error).lower():
+          raise
+        errors[side] = " ".join(str(error).split())[:300]  # the other side's numbers are worth having
   sides = {}
   for side, found in runs.items():
     if side in errors:

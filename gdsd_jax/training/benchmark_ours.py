@@ -17,13 +17,11 @@ from gdsd_jax.models.lora import add_adapter, LoraConfig
 from gdsd_jax.models.peft import load_adapter, save_adapter
 from gdsd_jax.objectives.scores import sequence_scores
 from gdsd_jax.training.benchmark_meter import kilobytes, measured, ProcessMemory, timed
-from gdsd_jax.training.benchmark_setting import Setting
+from gdsd_jax.training.benchmark_setting import REFERENCE_NORM, Setting
 from gdsd_jax.training.config import base_config
 from gdsd_jax.training.state import init_state, make_optimizer
 from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
 
-# The reference's final norm over the student's: of equal models the KL would have no gradient.
-REFERENCE_NORM = 0.99
 _PEAK_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 _VOCABULARIES = (8192, 32768, 131072)
 _MEMORY_RANK = 8  # of the adapter whose gradient's memory is told, where the setting has none

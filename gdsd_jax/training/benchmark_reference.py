@@ -8,8 +8,7 @@ import torch
 
 from gdsd_jax.training import torch_reference
 from gdsd_jax.training.benchmark_meter import measured, ProcessMemory, timed
-from gdsd_jax.training.benchmark_ours import REFERENCE_NORM
-from gdsd_jax.training.benchmark_setting import Setting
+from gdsd_jax.training.benchmark_setting import REFERENCE_NORM, Setting
 from gdsd_jax.training.config import base_config
 
 _PEAK_SIZE = {"cpu": 2048, "cuda": 8192}
@@ -53,9 +52,10 @@ def sampling(folder: Path, setting: Setting, platform: str) -> dict[str, Any]:
   sampler = setting.sampler
   with torch.no_grad():
     model(inputs["tokens"])  # warm-up
-  tokens, cost = measured(lambda: _done(lambda: torch_reference.sample(
-    model, prompt, sampler.completion_length, sampler.block_length, sampler.steps, sampler.temperature), device),
-    _memory(device))
+  sample = lambda: torch_reference.sample(
+    model, prompt, sampler.completion_length, sampler.block_length, sampler.steps, sampler.temperature
+  )
+  tokens, cost = measured(lambda: _done(sample, device), _memory(device))
   return {**cost, "tokens": tokens.cpu().numpy()}
 
 

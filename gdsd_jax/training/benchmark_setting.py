@@ -14,6 +14,8 @@ from gdsd_jax.objectives.objective import Objective
 
 MEASUREMENTS = ("sampling", "training", "memory")
 MODELS = ("tiny", "100m", "8b", "8b_dream")
+# The reference's final norm over the student's, without an adapter: of equal models the KL would have no gradient.
+REFERENCE_NORM = 0.99
 _100M = DenoiserConfig(  # LLaDA's layout, vocabulary and special tokens on a small body
   vocab_size=126464, hidden_size=320, num_layers=14, num_heads=5, num_kv_heads=5, head_dim=64, mlp_size=960,
   rope_theta=500000.0, norm_epsilon=1e-5, max_positions=4096, mask_token_id=126336, eos_token_id=126081,
