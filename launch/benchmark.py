@@ -4,7 +4,7 @@
   python launch/benchmark.py --model=100m --only=sampling --reference  # V 126,464, L 128, 128 steps, batch 8
   python launch/benchmark.py --model=100m --only=training --reference  # GDSD-TLC, k 64, M 2
   python launch/benchmark.py --model=8b --only=sampling --reference    # LLaDA-8B's shape, bf16, prompt 400, L 256: GPU
-  python launch/benchmark.py --model=8b --only=training --reference    # LoRA r 128, M 2; --accumulation where it does not fit
+  python launch/benchmark.py --model=8b --only=training --reference    # LoRA r 128, M 2; --accumulation if too large
   python launch/benchmark.py --model=100m --only=memory                # of one rollout's scores at V 8k, 32k, 128k
 
 Weights are random, but those of `tiny`; both sides have the same weights, prompts, masks and tokens in one run, and it

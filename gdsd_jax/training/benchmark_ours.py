@@ -23,7 +23,7 @@ from gdsd_jax.training.state import init_state, make_optimizer
 from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
 
 _PEAK_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
-_VOCABULARIES = (8192, 32768, 131072)
+VOCABULARIES = (8192, 32768, 131072)
 _MEMORY_RANK = 8  # of the adapter whose gradient's memory is told, where the setting has none
 
 
@@ -181,7 +181,7 @@ def scoring_memory(setting: Setting) -> dict[int, dict[str, int]]:
   As XLA assigned them to the compiled programs; nothing is run.
   """
   found = {}
-  for vocabulary in _VOCABULARIES:
+  for vocabulary in VOCABULARIES:
     special = dict.fromkeys(("mask_token_id", "eos_token_id", "pad_token_id"), 0)
     config = dataclasses.replace(setting.architecture, vocab_size=vocabulary, **special)
     lora = setting.lora or LoraConfig(_MEMORY_RANK, dropout=0.0)
