@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gdsd_jax.training import benchmark_ours
+from gdsd_jax.training import benchmark_ours, command
 from gdsd_jax.training.benchmark_setting import Setting
 from gdsd_jax.training.flops import sampling_flops, training_flops
 
@@ -55,7 +55,8 @@ def measure(setting: Setting, say: Callable[[str], None] = print) -> dict[str, A
 
 def _in_own_process(function: Callable, *arguments):
   """The function's result, or what it raises; OSError if its process was ended."""
-  with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+  spawn = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=command.end_with_parent) as pool:
     try:
       return pool.submit(function, *arguments).result()
     except BrokenProcessPool:
