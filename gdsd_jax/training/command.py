@@ -73,7 +73,7 @@ def _go_on_in_a_child() -> None:
   """
   child = os.fork()
   if child == 0:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     return
   signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both
@@ -82,6 +82,11 @@ def _go_on_in_a_child() -> None:
     print(f"{_GONE} (JAX's runtime says above how it found out)", file=sys.stderr, flush=True)
     os._exit(START_AGAIN)
   os._exit(status if status >= 0 else 128 - status)
+
+
+def end_with_parent() -> None:
+  """From now on this process is killed when the one that started it ends, however that ends."""
+  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _without_echoes(unraisable) -> None:

@@ -1,0 +1,59 @@
+"""Seconds and memory of a piece of work, in the process that does nothing else (Linux)."""
+
+from collections.abc import Callable
+import os
+from pathlib import Path
+import time
+from typing import Any, Protocol
+
+
+class Memory(Protocol):
+  """Where work has its memory: bytes held now, and the most that was held since `reset`."""
+
+  def reset(self) -> None: ...
+  def held(self) -> int: ...
+  def peak(self) -> int: ...
+
+
+class ProcessMemory:
+  """Resident memory of this process, files that it maps among it.
+
+  Of /proc rather than getrusage: there a process begins with the peak of the one that started it.
+  """
+
+  def reset(self) -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+  def held(self) -> int:
+    return kilobytes("/proc/self/status", "VmRSS") * 1024
+
+  def peak(self) -> int:
+    return kilobytes("/proc/self/status", "VmHWM") * 1024
+
+
+def kilobytes(file: str, field: str) -> int:
+  """The number of a line "field:   123 kB"."""
+  lines = dict(line.split(":", 1) for line in Path(file).read_text().splitlines() if ":" in line)
+  return int(lines[field].split()[0])
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+  """(result, seconds) of work that returns when it is done."""
+  started = time.perf_counter()
+  result = work()
+  return result, time.perf_counter() - started
+
+
+def measured(work: Callable[[], Any], memory: Memory) -> tuple[Any, dict[str, float]]:
+  """(result, numbers) of work that returns when it is done.
+
+  Numbers: `seconds`; `cpu_seconds` of all threads; `bytes_before`, `bytes_peak`; `load`, the threads that wanted to run
+  in the last minute, its own among them: where that exceeds the cores, seconds depend on what else runs.
+  """
+  memory.reset()
+  before, cpu_before = memory.held(), time.process_time()
+  result, seconds = timed(work)
+  return result, {
+    "seconds": seconds, "cpu_seconds": time.process_time() - cpu_before, "bytes_before": before,
+    "bytes_peak": memory.peak(), "load": os.getloadavg()[0],
+  }

@@ -1,0 +1,56 @@
+"""What a benchmark found, as a table."""
+
+from typing import Any
+
+_GB = 1e9
+
+
+def table(result: dict[str, Any]) -> str:
+  """Lines for people of what `benchmark.measure` returns."""
+  device, versions = result["device"], ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+  lines = ["", f"{result['model']}: {result['parameters'] / 1e6:,.1f} M parameters, {result['dtype']} products on"
+           f" {device['kind']} ({device['platform']}), {versions}",
+           f"batch {result['batch']}, prompt {result['prompt_length']}, completion {result['completion_length']}"]
+  for name in ("sampling", "training"):
+    if name in result:
+      lines += ["", *_compared(name, result[name])]
+  if "peak_flops_per_second" in result:
+    peaks = ", ".join(f"{value / 1e12:.3g} {side}" for side, value in result["peak_flops_per_second"].items())
+    lines += ["", f"a large matrix product, TFLOP/s: {peaks}"]
+  if "memory" in result:
+    lines += ["", "temporary memory of one rollout's scores, GB", _row("vocabulary", "scores", "with gradient")]
+    for vocabulary, found in result["memory"].items():
+      lines.append(_row(f"{vocabulary:,}", *(f"{found[name] / _GB:.3f}" for name in ("scores", "scores_and_gradient"))))
+  return "\n".join(lines)
+
+
+def _compared(name: str, found: dict[str, Any]) -> list[str]:
+  sides = [side for side in ("ours", "reference") if side in found]
+  ratios = {"seconds": found.get("speedup"), "cpu_seconds": found.get("cpu_speedup"),
+            "bytes_peak": found.get("memory_ratio")}
+  lines = [_row(name, *sides, *(["ratio"] if ratios["seconds"] else []))]
+
+  def row(label, field, form):
+    cells = [form(found[side][field]) if field in found[side] else "" for side in sides]
+    if any(cells):
+      lines.append(_row(label, *cells, *([f"{ratios[field]:.2f}"] if ratios.get(field) else [])))
+
+  row("  seconds", "seconds", lambda value: f"{value:.3f}")
+  row("  seconds of all threads", "cpu_seconds", lambda value: f"{value:.3f}")
+  row("  threads that wanted to run", "load", lambda value: f"{value:.1f}")
+  row("  seconds a denoising step", "seconds_per_denoising_step", lambda value: f"{value:.4f}")
+  row("  completion tokens/s", "tokens_per_second", lambda value: f"{value:,.1f}")
+  row("  needed FLOP/s over the peak", "utilisation", lambda value: f"{value:.1%}")
+  row("  memory before, GB", "bytes_before", lambda value: f"{value / _GB:.3f}")
+  row("  peak memory, GB", "bytes_peak", lambda value: f"{value / _GB:.3f}")
+  lines += [f"  {side}: {found[side]['error']}" for side in sides if "error" in found[side]]
+  if "equal_tokens" in found:
+    lines.append(f"  equal tokens: {found['equal_tokens']:.2%}")
+  if "relative_difference" in found:
+    different = ", ".join(f"{name} {value:.1e}" for name, value in found["relative_difference"].items())
+    lines.append(f"  relative difference: {different}")
+  return lines
+
+
+def _row(label: str, *cells: str) -> str:
+  return label.ljust(30) + "".join(cell.rjust(16) for cell in cells)

@@ -1,0 +1,78 @@
+"""Times sampling and training on this machine, beside a straightforward PyTorch version of the official loops.
+
+  python launch/benchmark.py --model=tiny --reference                # the embedded model, a minute
+  python launch/benchmark.py --model=100m --only=sampling --reference  # V 126,464, L 128, 128 steps, batch 8
+  python launch/benchmark.py --model=100m --only=training --reference  # GDSD-TLC, k 64, M 2
+  python launch/benchmark.py --model=8b --only=sampling --reference    # LLaDA-8B's shape, bf16, prompt 400, L 256: GPU
+  python launch/benchmark.py --model=8b --only=training --reference    # LoRA r 128, M 2; --accumulation if too large
+  python launch/benchmark.py --model=100m --only=memory                # of one rollout's scores at V 8k, 32k, 128k
+
+Weights are random, but those of `tiny`; both sides have the same weights, prompts, masks and tokens in one run, and it
+says whether sampled tokens (at temperature 0), loss and gradient norm are the same. Compilation and a warm-up are left
+out of the times. FLOPs are those that the algorithm needs, over what a large matrix product reached in the same run:
+see gdsd_jax/training/flops.py. `training` is what follows the rollouts of an iteration with mu = 1: old scores, the
+reference's, loss, gradient, AdamW. Memory is of the whole process on a CPU, of the allocator on a GPU. The weights pass
+through the temporary folder (16 GB of 8b). --reference needs `pip install torch`.
+
+On a CPU that other processes use, too, seconds say little; cpu_seconds, of all threads of a side, say more.
+
+Prints a table; the last line of standard output is one JSON object of the same, with ratios. A side that runs out of
+memory has an `error` in place of its numbers; exit status 1 if that is ours.
+"""
+
+import json
+import os
+from pathlib import Path
+import sys
+
+# Ours has a GPU to itself, as PyTorch has: not the three quarters of it that JAX takes by default.
+if __name__ == "__main__":
+  os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+
+from absl import flags
+
+from gdsd_jax.training import command
+
+_MODEL = flags.DEFINE_string("model", "tiny", "tiny, 100m, 8b (LLaDA's shape) or 8b_dream.")
+_REFERENCE = flags.DEFINE_bool("reference", False, "Measure the PyTorch version, too.")
+_ONLY = flags.DEFINE_list("only", None, "Some of sampling, training, memory; by default all.")
+_OUT = flags.DEFINE_string("out", None, "File for the JSON object.")
+_PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of our sampling and of our update.")
+_FIELDS = [  # by default the model's own
+  flags.DEFINE_integer("batch", None, "Completions that are sampled, rollouts of an update."),
+  flags.DEFINE_integer("prompt_length", None, "Tokens of a prompt."),
+  flags.DEFINE_integer("completion_length", None, "Tokens of a completion."),
+  flags.DEFINE_integer("block_length", None, "Tokens of a sampler's block."),
+  flags.DEFINE_integer("steps", None, "Denoising steps of a completion."),
+  flags.DEFINE_float("temperature", None, "Of the sampler; above 0 tokens are not compared."),
+  flags.DEFINE_integer("num_mc", None, "Mask samples of a rollout (M)."),
+  flags.DEFINE_string("objective", None, "gdsd, gdsd_tlc or espo."),
+  flags.DEFINE_integer("center_top_k", None, "k of gdsd_tlc; unset is 64."),
+  flags.DEFINE_string("dtype", None, "Of matrix products: float32 or bfloat16."),
+  flags.DEFINE_integer("lora_rank", None, "Of the adapter; 0 trains all weights."),
+  flags.DEFINE_integer("accumulation", None, "Microbatches of an update."),
+  flags.DEFINE_bool("remat", None, "Recompute activations in our backward pass."),
+  flags.DEFINE_integer("repeats", None, "Times that each side is measured, in turn; the median counts."),
+]
+
+
+def main():
+  from gdsd_jax.training.benchmark import measure
+  from gdsd_jax.training.benchmark_report import table
+  from gdsd_jax.training.benchmark_setting import setting
+
+  fields = {flag.name: flag.value for flag in _FIELDS}
+  only = tuple(_ONLY.value) if _ONLY.value is not None else None
+  chosen = setting(_MODEL.value, only=only, reference=_REFERENCE.value, profile=_PROFILE.value, **fields)
+  result = measure(chosen, say=lambda line: print(line, flush=True))
+  line = json.dumps(result)
+  if _OUT.value is not None:
+    Path(_OUT.value).write_text(line + "\n")
+  print(table(result))
+  print(line, flush=True)
+  if any("error" in result.get(name, {}).get("ours", {}) for name in ("sampling", "training")):
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+  command.run(main)
