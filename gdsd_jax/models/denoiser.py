@@ -14,6 +14,7 @@ from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.models.transformer import KeysAndValues, Transformer
 
 DTYPES = ("float32", "bfloat16")
+REMAT_SAVES = ("nothing", "products")
 
 
 @functools.cache
@@ -32,6 +33,8 @@ class Denoiser:
     dtype: of the parameters and matrix products ("float32" or "bfloat16"); norms, rotary positions, softmax and logits
       are float32 always. Parameters in training may be float32 all the same: weights are cast where they are used.
     remat: recompute each block's activations in the backward pass, so that memory holds one block's at a time.
+    remat_saves: what is kept of the activations all the same: "nothing", or "products" with weights, so that only
+      attention, norms and the like are computed again.
     lora: shape of the adapter, the entry "lora" of the parameters; None when there is none. Parameters without that
       entry give the base model.
     mesh: the mesh that the parameters lie on, for the layout of activations; None leaves them to the compiler.
@@ -42,10 +45,13 @@ class Denoiser:
   remat: bool = False
   lora: LoraConfig | None = None
   mesh: Mesh | None = None
+  remat_saves: str = "nothing"
 
   def __post_init__(self):
     if self.dtype not in DTYPES:
       raise ValueError(f"model.dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
+    if self.remat_saves not in REMAT_SAVES:
+      raise ValueError(f"model.remat_saves: {self.remat_saves!r} is not one of {', '.join(REMAT_SAVES)}")
 
   def init(self, key):
     """Freshly initialised parameters from a random key."""
@@ -88,7 +94,8 @@ class Denoiser:
     Returns:
       [B, T, D] in the denoiser's dtype. At padding positions the values mean nothing.
     """
-    return self._model(params).hidden(tokens, attention_mask, self.remat, dropout_key, self.mesh)
+    remat = self.remat_saves if self.remat else None
+    return self._model(params).hidden(tokens, attention_mask, remat, dropout_key, self.mesh)
 
   def hidden_and_cache(self, params, tokens, attention_mask=None):
     """As `hidden`, without dropout: ([B, T, D], KeysAndValues of all tokens), for `window` to go on from."""

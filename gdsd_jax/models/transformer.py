@@ -227,8 +227,11 @@ class Transformer(nnx.Module):
     if lora is not None:
       self.lora = Lora(self.blocks, lora, rngs)
 
-  def hidden(self, tokens, attention_mask=None, remat: bool = False, dropout_key=None, mesh: Mesh | None = None):
-    """Aligned hidden states [B, T, D] of int[B, T] tokens; padding (attention_mask 0) is attended to by nobody."""
+  def hidden(self, tokens, attention_mask=None, remat: str | None = None, dropout_key=None, mesh: Mesh | None = None):
+    """Aligned hidden states [B, T, D] of int[B, T] tokens; padding (attention_mask 0) is attended to by nobody.
+
+    remat: a block's activations that are kept for the backward pass (`Denoiser.remat_saves`); None for all.
+    """
     positions = self._positions(tokens, attention_mask)
     x, _ = self._apply_blocks(tokens, positions, attention_mask, mesh, remat, dropout_key)
     return self._aligned(x)
@@ -249,7 +252,7 @@ class Transformer(nnx.Module):
     x, _ = self._apply_blocks(within(tokens), within(positions), attention_mask, mesh, cache=cache, start=first)
     return rms_norm(x[:, :width], self.final_norm[...], self.config.norm_epsilon)
 
-  def _apply_blocks(self, tokens, positions, attention_mask, mesh, remat=False, dropout_key=None, keep=False,
+  def _apply_blocks(self, tokens, positions, attention_mask, mesh, remat=None, dropout_key=None, keep=False,
                     cache=None, start=None):
     """(int[B, T] tokens through embedding and blocks: [B, T, D], their KeysAndValues if they are to be kept).
 
@@ -269,8 +272,10 @@ class Transformer(nnx.Module):
       x, keys_and_values = blocks(x, positions, mask, adapter, cached, start)
       return x, keys_and_values if keep else None
 
-    if remat:
-      apply_block = jax.checkpoint(apply_block, prevent_cse=False)  # a scan already keeps XLA from undoing it
+    if remat is not None:
+      policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "products" else None
+      # A scan already keeps XLA from undoing it.
+      apply_block = jax.checkpoint(apply_block, prevent_cse=False, policy=policy)
     embedded = self.embedding[...][tokens].astype(self.dtype)
     # Rows are looked up where their share of the embedding lies; then shares are exchanged for sequences.
     embedded = parallel.constrain(embedded, mesh, "batch_over_data", None, "embed")

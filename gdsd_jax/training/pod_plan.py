@@ -194,7 +194,9 @@ class AbstractRun:
     self.config, self.mesh = config, mesh
     lora = lora_config(config)
     frozen_dtype = config.model.dtype if lora else "float32"  # as trainer.load_model
-    denoiser = Denoiser(architecture(config.model.path), frozen_dtype, config.model.remat, lora, mesh)
+    denoiser = Denoiser(
+      architecture(config.model.path), frozen_dtype, config.model.remat, lora, mesh, config.model.remat_saves
+    )
     params = denoiser.abstract_params()
     self.denoiser = dataclasses.replace(denoiser, dtype=config.model.dtype)
     self.objective, self.optimizer = objective_config(config), make_optimizer(config.optimizer)

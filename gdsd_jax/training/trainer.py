@@ -52,6 +52,7 @@ def load_model(config, mesh):
   lora = lora_config(config)
   frozen_dtype = config.model.dtype if lora else "float32"
   denoiser, params = load_pretrained(config.model.path, frozen_dtype, mesh, config.model.remat)
+  denoiser = dataclasses.replace(denoiser, remat_saves=config.model.remat_saves)
   if lora is None:
     return dataclasses.replace(denoiser, dtype=config.model.dtype), params
   if config.model.lora.path is None:
