@@ -150,19 +150,22 @@ def over_vocabulary(compute: Callable, head: LMHead, rows: Any, gives_weight: bo
     gives_weight: compute returns an array that lies as the weight, rather than a tree of arrays [B, ...].
   """
   mesh = head.mesh
+  # Tied together: of a frozen head JAX would otherwise make all chunks before the rows are known, and keep them.
+  weight, rows = jax.lax.optimization_barrier((head.weight, rows))
+  head = head.replace(weight=weight)
   if mesh is None or mesh.size == 1:
     return compute(Share(head), rows)
   leading = jax.tree.leaves(rows)[0].shape[:1]
   batch = parallel.partition(("batch",), leading, mesh)
-  weight = parallel.partition(head.logical_axes, head.weight.shape, mesh)
+  of_weight = parallel.partition(head.logical_axes, weight.shape, mesh)
   batch_axes = () if batch == PartitionSpec(None) else parallel.BATCH_AXES
 
   def on_a_chip(part, rows):
     return compute(Share(head.replace(weight=part, mesh=None), mesh, batch_axes), rows)
 
   return jax.shard_map(
-    on_a_chip, mesh=mesh, in_specs=(weight, batch), out_specs=weight if gives_weight else batch, check_vma=False
-  )(head.weight, rows)
+    on_a_chip, mesh=mesh, in_specs=(of_weight, batch), out_specs=of_weight if gives_weight else batch, check_vma=False
+  )(weight, rows)
 
 
 def accumulator(dtype):

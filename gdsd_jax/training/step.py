@@ -55,6 +55,16 @@ def _microbatches(tree, count: int):
   return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), tree)
 
 
+def _single_samples(rollouts: Rollouts, of_scores: Scores, accumulation: int) -> tuple[Rollouts, Scores]:
+  """Microbatches with one mask sample each, [accumulation · M, N / accumulation, …]."""
+  parts, of_parts = _microbatches((rollouts, of_scores), accumulation)
+  samples = parts.masks.shape[2]
+  # [accumulation, n, M, …] -> [accumulation · M, n, 1, …]
+  single = lambda x: jnp.swapaxes(x, 1, 2)[:, :, :, None].reshape(-1, x.shape[1], 1, *x.shape[3:])
+  same = lambda x: jnp.repeat(x, samples, axis=0)
+  return Rollouts(same(parts.tokens), same(parts.prompt_mask), single(parts.masks)), jax.tree.map(single, of_parts)
+
+
 def _score(denoiser: Denoiser, objective: Objective, params, rollouts: Rollouts, dropout_key=None) -> Scores:
   masks = rollouts.masks.transpose(1, 0, 2)
   return objective.scores(denoiser, params, rollouts.tokens, masks, rollouts.prompt_mask, dropout_key)
@@ -84,7 +94,7 @@ def distillation_step(
     state: donated.
     batch: N rollouts, N divisible by `accumulation`.
     denoiser, objective, optimizer: what is trained, on what, and how.
-    accumulation: microbatches whose gradients are averaged.
+    accumulation: microbatches whose gradients are summed; the update is the same, up to rounding.
 
   Returns:
     (state, metrics): the state after the update, and float32 scalars. If the gradient is not finite, the parameters
@@ -94,21 +104,27 @@ def distillation_step(
   dropout_keys = None
   if denoiser.lora is not None and denoiser.lora.dropout > 0:
     key, dropout_key = jax.random.split(state.key)
-    state, dropout_keys = state.replace(key=key), jax.random.split(dropout_key, accumulation)
+    state = state.replace(key=key)
+    dropout_keys = jax.random.split(dropout_key, accumulation * batch.rollouts.masks.shape[1])
 
-  def loss_fn(params, part: DistillationBatch, dropout_key):
-    fresh = _score(denoiser, objective, {**state.frozen, **params}, part.rollouts, dropout_key)
-    scores = jax.tree.map(lambda value, path: value + (path - jax.lax.stop_gradient(path)), part.current, fresh)
-    return objective.loss(scores, part.old, part.ref, part.advantages, completion_length)
+  def loss_fn(scores):
+    return objective.loss(scores, batch.old, batch.ref, batch.advantages, completion_length)
+
+  # The scores' values are known beforehand, and so is what the loss asks of each: its gradient is the sum of those of
+  # single scores, one mask sample of one microbatch after the other, and only the activations of one are in memory.
+  (loss, metrics), of_scores = jax.value_and_grad(loss_fn, has_aux=True)(batch.current)
+
+  def share_of_loss(params, rollouts: Rollouts, of_scores: Scores, dropout_key):
+    scores = _score(denoiser, objective, {**state.frozen, **params}, rollouts, dropout_key)
+    return sum(map(jnp.vdot, jax.tree.leaves(of_scores), jax.tree.leaves(scores)))
 
   def accumulate(total, scanned):
-    (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, *scanned)
-    return jax.tree.map(jnp.add, total, gradient), {"loss": loss, **metrics}
+    return jax.tree.map(jnp.add, total, jax.grad(share_of_loss)(state.params, *scanned)), None
 
   zeros = jax.tree.map(jnp.zeros_like, state.params)
-  gradient, metrics = jax.lax.scan(accumulate, zeros, (_microbatches(batch, accumulation), dropout_keys))
-  gradient = jax.tree.map(lambda g: g / accumulation, gradient)
-  metrics = jax.tree.map(jnp.mean, metrics)
+  singles = _single_samples(batch.rollouts, of_scores, accumulation)
+  gradient, _ = jax.lax.scan(accumulate, zeros, (*singles, dropout_keys))
+  metrics = {"loss": loss, **metrics}
   metrics["grad_norm"] = optax.global_norm(gradient)
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
   metrics["skipped"] = 1.0 - opt_state.last_finite
