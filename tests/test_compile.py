@@ -197,6 +197,23 @@ def test_a_collective_that_is_spread_over_fusions_counts_once():
   assert program_cost(text).collectives == {"all-gather": (1, 8 * 16 * 2)}
 
 
+@pytest.mark.parametrize("kernel, products", [
+  ("splash_mha_fwd_segmented_no_residuals", 2), ("splash_mha_dq_segmented_no_residuals", 3),
+  ("splash_mha_dkv_segmented_no_residuals", 4), ("another", 0),
+])
+def test_a_kernel_reads_and_writes_its_arrays_and_counts_its_products(kernel, products):
+  array = "bf16[2,4,256,128]{3,2,1,0}"
+  text = module(f"""ENTRY %main (q: bf16[2,4,256,128], k: bf16[2,4,384,128]) -> bf16[2,4,256,128] {{
+  %q = {array} parameter(0)
+  %k = bf16[2,4,384,128]{{3,2,1,0}} parameter(1)
+  %m = s8[1,2,2]{{2,1,0}} constant({{...}})
+  ROOT %{kernel}.1 = {array} custom-call(%m, %m, %q, %k, %k), custom_call_target="tpu_custom_call"
+}}""")
+  cost = program_cost(text)
+  assert cost.flops == products * 2 * 2 * 4 * 256 * 384 * 128
+  assert cost.hbm_bytes == 2 * (2 * 4 * 128) * (256 + 384 + 384 + 256) + 2 * 4
+
+
 def test_an_asynchronous_slice_reads_what_it_takes():
   text = module("""%slice (p: f32[4,8,8]) -> f32[1,8,8] {
   %p = f32[4,8,8]{2,1,0} parameter(0)

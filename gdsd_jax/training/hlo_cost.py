@@ -2,8 +2,8 @@
 
 XLA's own `cost_analysis()` counts the body of a loop once, and a scanned transformer is nothing but loops. Here the
 computations are walked from ENTRY and multiplied by trip counts. Counted are the floating-point operations of matrix
-products (dots and convolutions, fused or not), the bytes that pass between HBM and the chip, and the bytes that a chip
-sends in collectives. Arrays count without the padding of their tiles.
+products (dots and convolutions, fused or not, and those of attention kernels), the bytes that pass between HBM and the
+chip, and the bytes that a chip sends in collectives. Arrays count without the padding of their tiles.
 """
 
 import dataclasses
@@ -23,6 +23,8 @@ _FREE = frozenset((
   "conditional", "call", "custom-call", "opt-barrier", "async-start", "async-update", "async-done", "copy-done",
   "slice-done", *(f"{kind}-done" for kind in COLLECTIVES),
 ))
+# JAX's TPU attention kernels (models/attention.py) -> their products of queries with keys, or of as many multiply-adds.
+_KERNEL_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 
 
 @dataclasses.dataclass
@@ -82,6 +84,8 @@ class _Walk:
     if opcode in ("dot", "convolution"):
       shapes = [self.module.computations[computation][operand].shapes[0] for operand in instruction.operands]
       cost.flops = (_dot_flops if opcode == "dot" else _convolution_flops)(instruction, *shapes)
+    elif _is_kernel(instruction):
+      cost.flops = _kernel_flops(instruction, [self.module.computations[computation][o] for o in instruction.operands])
     elif opcode == "while":
       trips = trip_count(self.module, computation, instruction)
       cost.loops_of_unknown_length = int(trips is None)
@@ -120,7 +124,7 @@ class _Walk:
   def _hbm_bytes(self, computation: str, instruction: Instruction) -> float:
     """Bytes that an instruction reads from HBM and writes to it."""
     opcode, inside = instruction.opcode, self.module.computations[computation]
-    if opcode in _FREE:
+    if opcode in _FREE and not _is_kernel(instruction):
       return 0
     if opcode == "fusion":
       called = instruction.computation("calls")
@@ -189,6 +193,19 @@ class _Walk:
     if value.opcode == "fusion" and len(value.shapes) == 1:
       return self._written(value.computation("calls"), value.shapes)[0]
     return 1.0
+
+
+def _is_kernel(instruction: Instruction) -> bool:
+  """Whether it is a TPU kernel, whose inside the text does not tell; it reads its operands once at least."""
+  return instruction.opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in instruction.attributes
+
+
+def _kernel_flops(kernel: Instruction, operands: list[Instruction]) -> float:
+  products = next((n for name, n in _KERNEL_PRODUCTS.items() if kernel.name.startswith(name)), 0)
+  if not products:
+    return 0.0
+  query, key = (operand.shapes[0].dimensions for operand in operands[2:4])  # [B, heads, tokens, width] each
+  return 2.0 * products * math.prod(query) * key[2]
 
 
 def _dot_flops(dot: Instruction, lhs: Shape, rhs: Shape) -> float:
