@@ -5,6 +5,7 @@
   python launch/benchmark.py --model=100m --only=training --reference  # GDSD-TLC, k 64, M 2
   python launch/benchmark.py --model=8b --only=sampling --reference    # LLaDA-8B's shape, bf16, prompt 400, L 256: GPU
   python launch/benchmark.py --model=8b --only=training --reference    # LoRA r 128, M 2; --accumulation if too large
+  python launch/benchmark.py --model=8b --only=sampling --cache=dual --threshold=0.9  # Fast-dLLM beside the exact one
   python launch/benchmark.py --model=100m --only=memory                # of one rollout's scores at V 8k, 32k, 128k
 
 Weights are random, but those of `tiny`; both sides have the same weights, prompts, masks and tokens in one run, and it
@@ -52,6 +53,8 @@ _FIELDS = [  # by default the model's own
   flags.DEFINE_integer("lora_rank", None, "Of the adapter; 0 trains all weights."),
   flags.DEFINE_integer("accumulation", None, "Microbatches of an update."),
   flags.DEFINE_bool("remat", None, "Recompute activations in our backward pass."),
+  flags.DEFINE_string("cache", None, "Sample by Fast-dLLM's cache, too: prefix or dual."),
+  flags.DEFINE_float("threshold", None, "Sample by Fast-dLLM's threshold, too."),
   flags.DEFINE_integer("repeats", None, "Times that each side is measured, in turn; the median counts."),
 ]
 

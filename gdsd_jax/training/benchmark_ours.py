@@ -117,19 +117,20 @@ def peak_flops(dtype: str) -> float:
   return 2 * size**3 / min(seconds[1:])
 
 
-def our_sampling(folder: Path, setting: Setting) -> dict[str, Any]:
-  """One batch of completions: seconds, memory, tokens int[B, L]."""
+def our_sampling(folder: Path, setting: Setting, fast: bool = False) -> dict[str, Any]:
+  """One batch of completions, exact or by `setting.fast_sampler`: seconds, memory, tokens int[B, L]."""
+  sampler = setting.fast_sampler if fast else setting.sampler
   denoiser, params, mesh = _load(folder, setting)
   inputs, split = np.load(folder / "inputs.npz"), parallel.batch_sharding(mesh)
   tokens = jax.device_put(inputs["tokens"], split)
   prompt = tokens[:, :setting.prompt_length]
   prompt_mask = jax.device_put(np.ones(prompt.shape, bool), split)
   arguments = params, prompt, prompt_mask, jax.random.key(0)
-  compiled = sample.lower(denoiser, *arguments, setting.sampler).compile()
+  compiled = sample.lower(denoiser, *arguments, sampler).compile()
   jax.block_until_ready(jax.jit(denoiser.hidden)(params, tokens))  # warm-up
   work = lambda: jax.block_until_ready(compiled(*arguments))
   rollout, cost = measured(work, _memory())
-  if setting.profile:
+  if setting.profile and not fast:
     with jax.profiler.trace(str(Path(setting.profile) / "sampling")):
       work()
   return {**cost, "tokens": np.asarray(rollout.tokens)}

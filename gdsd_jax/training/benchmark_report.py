@@ -25,7 +25,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _compared(name: str, found: dict[str, Any]) -> list[str]:
-  sides = [side for side in ("ours", "reference") if side in found]
+  sides = [side for side in ("ours", "reference", "fast_dllm") if side in found]
   ratios = {"seconds": found.get("speedup"), "cpu_seconds": found.get("cpu_speedup"),
             "bytes_peak": found.get("memory_ratio")}
   lines = [_row(name, *sides, *(["ratio"] if ratios["seconds"] else []))]
@@ -39,6 +39,7 @@ def _compared(name: str, found: dict[str, Any]) -> list[str]:
   row("  seconds of all threads", "cpu_seconds", lambda value: f"{value:.3f}")
   row("  threads that wanted to run", "load", lambda value: f"{value:.1f}")
   row("  seconds a denoising step", "seconds_per_denoising_step", lambda value: f"{value:.4f}")
+  row("  speed over exact sampling", "speedup_over_exact", lambda value: f"{value:.2f}")
   row("  completion tokens/s", "tokens_per_second", lambda value: f"{value:,.1f}")
   row("  needed FLOP/s over the peak", "utilisation", lambda value: f"{value:.1%}")
   row("  memory before, GB", "bytes_before", lambda value: f"{value / _GB:.3f}")

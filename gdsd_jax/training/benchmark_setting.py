@@ -46,6 +46,7 @@ class Setting:
     lora_rank: of the adapter that is sampled with and trained; 0: none, all weights are trained.
     accumulation: microbatches of the update.
     remat: recompute activations in our backward pass.
+    cache, threshold: Fast-dLLM's, of a sampler that is measured beside the exact one; "none" and None for no such.
     repeats: times that each side is measured, one after the other in turn.
     only: what is measured, of `MEASUREMENTS`.
     reference: whether the PyTorch version is measured, too.
@@ -66,6 +67,8 @@ class Setting:
   lora_rank: int = 0
   accumulation: int = 1
   remat: bool = True
+  cache: str = "none"
+  threshold: float | None = None
   repeats: int = 1
   only: tuple[str, ...] = MEASUREMENTS
   reference: bool = False
@@ -86,7 +89,7 @@ class Setting:
     longest = self.architecture.max_positions
     if self.prompt_length + self.completion_length > longest:
       raise ValueError(f"--prompt_length, --completion_length: their sum exceeds the {longest} positions of the model")
-    _ = self.sampler, self.loss  # which check their own fields
+    _ = self.sampler, self.fast_sampler, self.loss  # which check their own fields
     if self.reference:
       self._check_reference()
 
@@ -111,6 +114,12 @@ class Setting:
       kind=self.architecture.family, completion_length=self.completion_length, steps=self.steps,
       block_length=self.block_length, temperature=self.temperature,
     )
+
+  @property
+  def fast_sampler(self) -> SamplerConfig | None:
+    """The sampler with Fast-dLLM's options, where there are any."""
+    fast = dataclasses.replace(self.sampler, cache=self.cache, threshold=self.threshold)
+    return fast if fast.is_fast else None
 
   @property
   def loss(self) -> Objective:
