@@ -1,6 +1,7 @@
 """Attention kernels against plain attention, with padding, grouped heads, a mesh, and gradients."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from gdsd_jax import parallel
+from gdsd_jax.models import attention
 from gdsd_jax.models.attention import cudnn_attention, plain_attention, splash_attention
 
 # Where their kernels do not run: the TPU's by an interpreter, and cuDNN's sorting of the keys before XLA's products.
@@ -50,3 +52,47 @@ def test_the_tpu_kernel_runs_on_each_chip_of_a_mesh():
   mesh = parallel.make_mesh(2, 2, 2)
   attend = functools.partial(splash_attention, mesh=mesh, interpret=True)
   np.testing.assert_allclose(jax.jit(attend)(*arrays, mask), plain_attention(*arrays, mask), atol=2e-5)
+
+
+def lowered(platform, attend, gradient=False):
+  """StableHLO for a platform that need not be there."""
+  shape = lambda heads, tokens=256: jax.ShapeDtypeStruct((2, tokens, heads, 128), jnp.bfloat16)
+  mask = jax.ShapeDtypeStruct((2, 256), bool)
+  loss = lambda *arguments: jnp.sum(attend(*arguments).astype(jnp.float32))
+  function = jax.jit(jax.grad(loss, (0, 1, 2)) if gradient else attend)
+  return function.trace(shape(4), shape(2), shape(2), mask).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_on_a_gpu_cudnn_is_told_of_padding_by_lengths(monkeypatch, gradient):
+  cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+  monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)  # as where there is one
+  monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+  monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False, raising=False)
+  text = lowered("cuda", cudnn_attention, gradient)
+  assert "fmhaSoftmax" in text and "PADDING" in text
+  assert ("fmhaSoftmaxBackward" in text) == gradient
+  assert "256x256" not in text  # a mask of every query and key
+
+
+def test_on_a_tpu_attention_is_a_kernel():
+  text = lowered("tpu", splash_attention)
+  assert "tpu_custom_call" in text and "256x256" not in text
+
+
+@pytest.mark.parametrize("platform, dtype, width, queries, kernel", [
+  ("cpu", "bfloat16", 128, 256, plain_attention),
+  ("gpu", "bfloat16", 128, 256, cudnn_attention),
+  ("gpu", "bfloat16", 128, 32, cudnn_attention),
+  ("gpu", "float32", 128, 256, plain_attention),
+  ("gpu", "bfloat16", 12, 256, plain_attention),
+  ("tpu", "bfloat16", 128, 256, splash_attention),
+  ("tpu", "float32", 128, 256, plain_attention),
+  ("tpu", "bfloat16", 64, 256, plain_attention),
+  ("tpu", "bfloat16", 128, 32, plain_attention),
+])
+def test_the_kernel_is_chosen_by_where_it_runs(platform, dtype, width, queries, kernel):
+  device = types.SimpleNamespace(platform=platform, compute_capability="9.0")
+  mesh = types.SimpleNamespace(devices=np.array([device]))
+  query = jax.ShapeDtypeStruct((2, queries, 4, width), jnp.dtype(dtype))
+  assert attention._kernel(query, mesh) is kernel
