@@ -86,10 +86,11 @@ def choose(confidence, masked, planned, key, config: SamplerConfig):
 def predict(denoiser: Denoiser, params, hidden, key, config: SamplerConfig):
   """See `predict_from_logits`, of hidden states [B, L, D]: some positions at a time have logits in memory."""
 
+  head, hidden = denoiser.head(params).whole(hidden)  # once for all positions
+
   def at_a_position(scanned):
     hidden, key = scanned
-    logits = denoiser.logits(params, hidden)
-    return predict_from_logits(logits, key, denoiser.config.mask_token_id, config, denoiser.mesh)
+    return predict_from_logits(head.logits(hidden), key, denoiser.config.mask_token_id, config, denoiser.mesh)
 
   by_position = jnp.moveaxis(hidden, 1, 0), jax.random.split(key, hidden.shape[1])
   predicted = jax.lax.map(at_a_position, by_position, batch_size=_POSITIONS)

@@ -119,7 +119,8 @@ class Denoiser:
 
   def logits(self, params, hidden):
     """LM head: float32[..., V] logits of hidden states [..., D]."""
-    return self._model(params).logits(hidden, self.mesh)
+    head, hidden = self.head(params).whole(hidden)
+    return head.logits(hidden)
 
   def head(self, params) -> LMHead:
     """The LM head, for what can do with a chunk of the vocabulary at a time."""

@@ -43,6 +43,19 @@ class LMHead:
   def logical_axes(self) -> tuple[str, str]:
     return ("vocab", "embed") if self.tied else ("embed", "vocab")
 
+  def whole(self, hidden):
+    """(head, hidden): the head in hidden's dtype, gathered over fsdp, still split over tensor, for `logits`."""
+    weight = self.weight
+    if self.mesh is not None and self.mesh.size > 1:
+      weight, hidden = jax.lax.optimization_barrier((weight, hidden))  # as of the blocks' weights
+    axes = ("vocab" if axis == "vocab" else None for axis in self.logical_axes)
+    return self.replace(weight=parallel.constrain(weight.astype(hidden.dtype), self.mesh, *axes)), hidden
+
+  def logits(self, hidden):
+    """Float32 logits [B, ..., V] of hidden states [B, ..., D]; over a mesh the vocabulary stays split."""
+    logits = multiply(hidden, self.weight.T if self.tied else self.weight)
+    return parallel.constrain(logits, self.mesh, "batch", *[None] * (logits.ndim - 2), "vocab")
+
   def columns(self, tokens):
     """The head's columns of tokens, float32[B, ..., D] of int[B, ...]."""
     columns = jnp.take(self.weight, tokens, axis=0 if self.tied else 1)

@@ -213,7 +213,7 @@ def _whole_over_fsdp(weights, x, mesh: Mesh | None):
 
 
 class Transformer(nnx.Module):
-  """Embedding, blocks, final norm and LM head. `hidden` and `logits` are apart: callers choose positions."""
+  """Embedding, blocks, final norm and the weight of the LM head, which `lm_head.py` multiplies by."""
 
   def __init__(self, config: DenoiserConfig, rngs: nnx.Rngs, dtype=jnp.float32, lora: LoraConfig | None = None):
     self.config, self.lora_config, self.dtype = config, lora, dtype
@@ -293,12 +293,3 @@ class Transformer(nnx.Module):
     if attention_mask is None or not self.config.positions_skip_padding:
       return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     return jnp.maximum(jnp.cumsum(attention_mask.astype(jnp.int32), axis=1) - 1, 0)
-
-  def logits(self, hidden, mesh: Mesh | None = None):
-    """Float32 logits [B, ..., V] of hidden states [B, ..., D]; over a mesh the vocabulary stays split."""
-    head = self.embedding[...].T if self.config.tied_head else self.head[...]
-    if mesh is not None and mesh.size > 1:
-      head, hidden = jax.lax.optimization_barrier((head, hidden))  # as of the blocks' weights
-    head = parallel.constrain(head.astype(hidden.dtype), mesh, None, "vocab")
-    logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
-    return parallel.constrain(logits, mesh, "batch", *[None] * (logits.ndim - 2), "vocab")
