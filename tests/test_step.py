@@ -98,6 +98,36 @@ def test_step_is_adamw_on_the_gradient_of_the_loss(tiny_denoiser, optimizer, one
   assert max(jax.tree.leaves(distance)) < 1e-6 and min(jax.tree.leaves(moved)) > 1e-4
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("objective", [
+  GDSD, Objective("gdsd_tlc", center_top_k=8, center_gradient=True), Objective("gdsd_tlc", center_top_k=10**6),
+  Objective("gdsd_tlc", center_top_k=10**6, center_gradient=True, beta=0.0), Objective("espo"),
+])
+def test_gradient_is_that_of_the_loss(tiny_denoiser, one_device, tied, objective):
+  """It is summed over single samples and microbatches, the head's apart; autodiff goes through all at once."""
+  denoiser = dataclasses.replace(tiny_denoiser, config=dataclasses.replace(tiny_denoiser.config, tied_head=tied))
+  descent = optax.apply_if_finite(optax.sgd(1.0), 1)
+  denoiser, state = make_state(denoiser, descent, one_device)
+  batch = make_batch(denoiser, state, objective, one_device)
+  shifted = jax.tree.map(lambda scores: scores + 1.0, batch.old)
+  batch = batch.replace(ref=shifted if objective.beta else None)
+
+  def loss_fn(params):
+    masks = batch.rollouts.masks.transpose(1, 0, 2)
+    scores = objective.scores(denoiser, params, batch.rollouts.tokens, masks, batch.rollouts.prompt_mask)
+    return objective.loss(scores, batch.old, batch.ref, batch.advantages, L)[0]
+
+  expected = jax.jit(jax.grad(loss_fn))(state.params)
+  before = jax.tree.map(np.asarray, state.params)
+  state, metrics = distillation_step(
+    state, batch, denoiser=denoiser, objective=objective, optimizer=descent, accumulation=2
+  )
+  norm = float(optax.global_norm(expected))
+  np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
+  for was, now, gradient in zip(*map(jax.tree.leaves, (before, state.params, expected))):
+    np.testing.assert_allclose(was - now, gradient, rtol=1e-3, atol=1e-5 * norm)
+
+
 def test_accumulation_gives_the_same_update(tiny_denoiser, optimizer, one_device):
   whole, whole_metrics = run_step(tiny_denoiser, optimizer, one_device)
   parts, parts_metrics = run_step(tiny_denoiser, optimizer, one_device, accumulation=4)

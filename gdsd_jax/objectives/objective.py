@@ -3,9 +3,10 @@
 import dataclasses
 
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.models.lm_head import LMHead
 from gdsd_jax.objectives.espo import espo_loss
 from gdsd_jax.objectives.gdsd import gdsd_loss
-from gdsd_jax.objectives.scores import Scores, sequence_scores
+from gdsd_jax.objectives.scores import Scores, scores_of_hidden, sequence_scores
 
 OBJECTIVES = ("gdsd", "gdsd_tlc", "espo")
 # Trust regions of the official recipes: log-ratios of plain scores move far less than those of centred ones.
@@ -59,6 +60,12 @@ class Objective:
       denoiser, params, tokens, masks, prompt_mask.shape[1], prompt_mask,
       self.weighted, self.center_top_k, self.center_gradient, dropout_key,
       with_plain=self.beta > 0,  # a centred policy score leaves them to the KL
+    )
+
+  def scores_of_hidden(self, head: LMHead, hidden, completion, masks) -> Scores:
+    """Scores of hidden states; see `scores_of_hidden`."""
+    return scores_of_hidden(
+      head, hidden, completion, masks, self.weighted, self.center_top_k, self.center_gradient, self.beta > 0
     )
 
   def loss(self, scores: Scores, old: Scores, ref: Scores | None, advantages, completion_length: int):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.models.lm_head import LMHead
 from gdsd_jax.objectives.token_scores import token_scores
 
 
@@ -38,6 +39,40 @@ def _pairs(first, second):
   return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
 
 
+def masked_hidden(denoiser: Denoiser, params, tokens, mask, prompt_length: int, prompt_mask=None, dropout_key=None):
+  """Hidden state of each completion token, from that pass of a coupled pair in which it is masked. [B, L, D].
+
+  Each token is predicted in one of the two, so that L positions go through the LM head, not 2 L.
+
+  Args:
+    mask: bool[B, L], the first mask of the pair; the others as of `sequence_scores`.
+  """
+  batch, length = mask.shape
+  prompt, completion = tokens[:, :prompt_length], tokens[:, prompt_length:]
+  attention_mask = None
+  if prompt_mask is not None:
+    attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones((batch, length), bool)], axis=1)
+    attention_mask = _pairs(attention_mask, attention_mask)
+  noised = [
+    jnp.concatenate([prompt, jnp.where(masked, denoiser.config.mask_token_id, completion)], axis=1)
+    for masked in (mask, ~mask)
+  ]
+  hidden = denoiser.hidden(params, _pairs(*noised), attention_mask, dropout_key)[:, prompt_length:]
+  hidden = hidden.reshape(batch, 2, *hidden.shape[1:])
+  return jnp.where(mask[..., None], hidden[:, 0], hidden[:, 1])
+
+
+def scores_of_hidden(head: LMHead, hidden, completion, masks, weighted: bool = True, center_top_k: int | None = None,
+                     center_gradient: bool = False, with_plain: bool = True, mean_column=None) -> Scores:
+  """Scores, [B, ...] each, from hidden states [B, ..., L, D], completions int[B, ..., L] and masks bool[B, ..., L].
+
+  The other arguments are those of `sequence_scores` and `token_scores`.
+  """
+  plain, centered, _ = token_scores(head, hidden, completion, center_top_k, center_gradient, mean_column, with_plain)
+  weights = token_weights(masks) if weighted else jnp.ones(masks.shape)
+  return Scores(*(None if s is None else 0.5 * jnp.sum(weights * s, axis=-1) for s in (plain, centered)))
+
+
 def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: int, prompt_mask=None,
                     weighted: bool = True, center_top_k: int | None = None, center_gradient: bool = False,
                     dropout_key=None, with_plain: bool = True) -> Scores:
@@ -59,33 +94,15 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
   """
   if center_top_k is not None and center_top_k < 1:
     raise ValueError(f"center_top_k: must be None or at least 1, not {center_top_k}")
-  batch, length = tokens.shape[0], tokens.shape[1] - prompt_length
-  prompt, completion = tokens[:, :prompt_length], tokens[:, prompt_length:]
-  attention_mask = None
-  if prompt_mask is not None:
-    attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones((batch, length), bool)], axis=1)
-    attention_mask = _pairs(attention_mask, attention_mask)
-
-  head = denoiser.head(params)
-  mean_column = None
+  head, mean_column = denoiser.head(params), None
   if center_gradient and center_top_k is not None and center_top_k >= head.vocab_size:
     mean_column = head.mean_column()  # of all samples
 
   def one_sample(sample):
     mask, key = sample
-    noised = [
-      jnp.concatenate([prompt, jnp.where(masked, denoiser.config.mask_token_id, completion)], axis=1)
-      for masked in (mask, ~mask)
-    ]
-    hidden = denoiser.hidden(params, _pairs(*noised), attention_mask, key)[:, prompt_length:]
-    hidden = hidden.reshape(batch, 2, *hidden.shape[1:])
-    # Each token is predicted in one pass of the pair, so L positions go through the LM head, not 2 L.
-    hidden = jnp.where(mask[..., None], hidden[:, 0], hidden[:, 1])
-    plain, centered, _ = token_scores(
-      head, hidden, completion, center_top_k, center_gradient, mean_column, with_plain
-    )
-    weights = token_weights(mask) if weighted else jnp.ones((batch, length))
-    return Scores(*(None if s is None else 0.5 * jnp.sum(weights * s, axis=-1) for s in (plain, centered)))
+    hidden = masked_hidden(denoiser, params, tokens, mask, prompt_length, prompt_mask, key)
+    return scores_of_hidden(head, hidden, tokens[:, prompt_length:], mask, weighted, center_top_k, center_gradient,
+                            with_plain, mean_column)
 
   keys = None if dropout_key is None else jax.random.split(dropout_key, len(masks))
   return jax.tree.map(jnp.transpose, jax.lax.map(one_sample, (masks, keys)))

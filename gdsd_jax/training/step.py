@@ -10,7 +10,7 @@ import optax
 
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.objective import Objective
-from gdsd_jax.objectives.scores import Scores
+from gdsd_jax.objectives.scores import masked_hidden, Scores
 from gdsd_jax.training.state import TrainState
 
 
@@ -81,6 +81,53 @@ def score_rollouts(params, rollouts: Rollouts, *, denoiser: Denoiser, objective:
   return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), scores)
 
 
+def _gradient(denoiser: Denoiser, objective: Objective, state: TrainState, singles, dropout_keys):
+  """Gradient by what is trained, of the sum of all scores times what the loss asks of each.
+
+  It goes through one mask sample of one microbatch after the other, so that only the activations of one are in memory.
+  The LM head's comes at the end, from the hidden states of all: of the largest weight there is no second copy.
+
+  Args:
+    singles: (Rollouts, Scores) of `_single_samples`.
+    dropout_keys: of each single, or None.
+  """
+  head_name = "embedding" if denoiser.config.tied_head else "head"
+  trains_head = head_name in state.params
+  head = denoiser.head(state.student_params)
+
+  def share_of_loss(head, hidden, completion, masks, of_scores):
+    scores = objective.scores_of_hidden(head, hidden, completion, masks)
+    return sum(map(jnp.vdot, jax.tree.leaves(of_scores), jax.tree.leaves(scores)))
+
+  def through_body(body, rollouts: Rollouts, of_scores: Scores, dropout_key):
+    prompt_length, mask = rollouts.prompt_mask.shape[1], rollouts.masks[:, 0]
+    hidden = masked_hidden(denoiser, {**state.student_params, **body}, rollouts.tokens, mask, prompt_length,
+                           rollouts.prompt_mask, dropout_key)
+    of_scores = jax.tree.map(lambda x: x[:, 0], of_scores)
+    share = share_of_loss(head, hidden, rollouts.tokens[:, prompt_length:], mask, of_scores)
+    return share, hidden if trains_head else None
+
+  body = state.params
+  if trains_head and not denoiser.config.tied_head:
+    body = {name: leaf for name, leaf in body.items() if name != head_name}
+
+  def accumulate(total, scanned):
+    gradient, hidden = jax.grad(through_body, has_aux=True)(body, *scanned)
+    return jax.tree.map(jnp.add, total, gradient), hidden
+
+  gradient, hidden = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, body), (*singles, dropout_keys))
+  if not trains_head:
+    return gradient
+  rollouts, of_scores = singles
+  by_rollout = lambda x: jnp.swapaxes(x, 0, 1)  # [singles, n, …] -> [n, singles, …]: each chip keeps its own
+  completion = by_rollout(rollouts.tokens[:, :, rollouts.prompt_mask.shape[2]:])
+  of_scores = jax.tree.map(lambda x: by_rollout(x[:, :, 0]), of_scores)
+  of_head = jax.grad(lambda weight: share_of_loss(
+    head.replace(weight=weight), by_rollout(hidden), completion, by_rollout(rollouts.masks[:, :, 0]), of_scores
+  ))(head.weight)
+  return {**gradient, head_name: gradient[head_name] + of_head if denoiser.config.tied_head else of_head}
+
+
 @functools.partial(
   jax.jit, static_argnames=("denoiser", "objective", "optimizer", "accumulation"), donate_argnames=("state",)
 )
@@ -110,20 +157,10 @@ def distillation_step(
   def loss_fn(scores):
     return objective.loss(scores, batch.old, batch.ref, batch.advantages, completion_length)
 
-  # The scores' values are known beforehand, and so is what the loss asks of each: its gradient is the sum of those of
-  # single scores, one mask sample of one microbatch after the other, and only the activations of one are in memory.
+  # The scores' values are known beforehand, and so is what the loss asks of each of them.
   (loss, metrics), of_scores = jax.value_and_grad(loss_fn, has_aux=True)(batch.current)
-
-  def share_of_loss(params, rollouts: Rollouts, of_scores: Scores, dropout_key):
-    scores = _score(denoiser, objective, {**state.frozen, **params}, rollouts, dropout_key)
-    return sum(map(jnp.vdot, jax.tree.leaves(of_scores), jax.tree.leaves(scores)))
-
-  def accumulate(total, scanned):
-    return jax.tree.map(jnp.add, total, jax.grad(share_of_loss)(state.params, *scanned)), None
-
-  zeros = jax.tree.map(jnp.zeros_like, state.params)
   singles = _single_samples(batch.rollouts, of_scores, accumulation)
-  gradient, _ = jax.lax.scan(accumulate, zeros, (*singles, dropout_keys))
+  gradient = _gradient(denoiser, objective, state, singles, dropout_keys)
   metrics = {"loss": loss, **metrics}
   metrics["grad_norm"] = optax.global_norm(gradient)
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
