@@ -73,7 +73,8 @@ def main():
     Path(_OUT.value).write_text(line + "\n")
   print(table(result))
   print(line, flush=True)
-  if any("error" in result.get(name, {}).get("ours", {}) for name in ("sampling", "training")):
+  ours = (result.get(name, {}).get(side, {}) for name in ("sampling", "training") for side in ("ours", "fast_dllm"))
+  if any("error" in side for side in ours):
     sys.exit(1)
 
 

@@ -80,6 +80,7 @@ def test_on_a_tpu_attention_is_a_kernel():
   assert "tpu_custom_call" in text and "256x256" not in text
 
 
+@pytest.mark.parametrize("capability", ["9.0"])
 @pytest.mark.parametrize("platform, dtype, width, queries, kernel", [
   ("cpu", "bfloat16", 128, 256, plain_attention),
   ("gpu", "bfloat16", 128, 256, cudnn_attention),
@@ -91,8 +92,13 @@ def test_on_a_tpu_attention_is_a_kernel():
   ("tpu", "bfloat16", 64, 256, plain_attention),
   ("tpu", "bfloat16", 128, 32, plain_attention),
 ])
-def test_the_kernel_is_chosen_by_where_it_runs(platform, dtype, width, queries, kernel):
-  device = types.SimpleNamespace(platform=platform, compute_capability="9.0")
+def test_the_kernel_is_chosen_by_where_it_runs(platform, dtype, width, queries, kernel, capability):
+  device = types.SimpleNamespace(platform=platform, compute_capability=capability)
   mesh = types.SimpleNamespace(devices=np.array([device]))
   query = jax.ShapeDtypeStruct((2, queries, 4, width), jnp.dtype(dtype))
   assert attention._kernel(query, mesh) is kernel
+
+
+@pytest.mark.parametrize("capability", ["7.0", "gfx942"])
+def test_gpus_without_flash_attention_in_cudnn_do_without(capability):
+  test_the_kernel_is_chosen_by_where_it_runs("gpu", "bfloat16", 128, 256, plain_attention, capability)

@@ -162,7 +162,7 @@ def test_command_compares_with_the_reference():
   ("--model=70b", "--model: '70b' is not one of tiny, 100m, 8b, 8b_dream"),
   ("--only=speed", "--only: must name some of sampling, training, memory"),
   ("--accumulation=3", "--accumulation: 3 must divide the batch of 4"),
-  ("--steps=7", "sampler.steps: 7 must be a multiple"),
+  ("--steps=7", "--steps: 7 must be a multiple"),
   ("--prompt_length=300", "--prompt_length, --completion_length: their sum exceeds the 256 positions"),
 ])
 def test_command_tells_a_wrong_flag_in_one_line(argument, message):

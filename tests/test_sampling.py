@@ -11,6 +11,7 @@ import pytest
 
 from gdsd_jax.diffusion import llada
 from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.diffusion.ranking import descending_rank
 from gdsd_jax.diffusion.sampling import sample
 
 CONFIG = SamplerConfig(completion_length=8, steps=8, block_length=4, temperature=1.0)
@@ -19,6 +20,17 @@ PROMPT = jnp.arange(12).reshape(3, 4) + 1
 
 def run(denoiser, params, config=CONFIG, prompt=PROMPT, prompt_mask=None, seed=0):
   return sample(denoiser, params, prompt, prompt_mask, jax.random.key(seed), config)
+
+
+def test_what_is_no_number_ranks_before_what_may_not_be_picked():
+  np.testing.assert_array_equal(descending_rank(jnp.array([jnp.nan, -jnp.inf, 1.0, -2.0])), [2, 3, 0, 1])
+
+
+@pytest.mark.parametrize("fields", [{}, {"threshold": 0.9}, {"factor": 1.0, "cache": "dual"}])
+def test_a_broken_model_ends_and_leaves_no_masks(tiny_denoiser, tiny_params, fields):
+  params = {**tiny_params, "final_norm": jnp.full_like(tiny_params["final_norm"], jnp.nan)}
+  tokens = run(tiny_denoiser, params, dataclasses.replace(CONFIG, **fields)).tokens
+  assert not jnp.any(tokens == tiny_denoiser.config.mask_token_id)
 
 
 def test_shapes_and_ranges(tiny_denoiser, tiny_params):

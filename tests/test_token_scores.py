@@ -137,6 +137,33 @@ def test_memory_does_not_grow_with_the_vocabulary(gradient):
   assert temporary_bytes(131072) < 1.05 * temporary_bytes(8192)
 
 
+def test_memory_of_the_heads_gradient_is_that_of_one_part():
+  """Of hidden states [B, S, L, D] one of S at a time has its logits in memory, as a microbatch in training."""
+
+  def temporary_bytes(parts):
+    loss = lambda weight, hidden, targets: jnp.sum(jnp.sin(token_scores(LMHead(weight), hidden, targets).plain))
+    shapes = (64, 8192), (1, parts, 128, 64)
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    targets = jax.ShapeDtypeStruct((1, parts, 128), jnp.int32)
+    compiled = jax.jit(jax.grad(loss)).lower(*arguments, targets).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert temporary_bytes(8) < 4 * temporary_bytes(1)
+
+
+@pytest.mark.parametrize("k", [3, 10])
+def test_the_centres_gradient_cancels_what_all_columns_share_in_bfloat16(k):
+  rng = np.random.default_rng(0)
+  weight = jnp.asarray(rng.normal(size=(64, 200)) + 3, jnp.bfloat16)
+  hidden, targets = jnp.asarray(rng.normal(size=(1, 8, 64)), jnp.bfloat16), jnp.asarray(rng.integers(0, 200, (1, 8)))
+  score = lambda weight: lambda hidden: jnp.sum(token_scores(LMHead(weight), hidden, targets, k, True).centered)
+  gradient, exact = (
+    np.asarray(jax.grad(score(weight.astype(dtype)))(hidden.astype(dtype)), np.float64)
+    for dtype in (jnp.bfloat16, jnp.float32)
+  )
+  assert np.linalg.norm(gradient - exact) < 3e-3 * np.linalg.norm(exact)
+
+
 def test_the_full_centre_alone_needs_no_logits(monkeypatch):
   case = random_case()
   expected = values_and_gradients(whole_scores, *case, V, True)[0][1][1]

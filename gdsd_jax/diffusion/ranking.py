@@ -5,7 +5,12 @@ import jax.numpy as jnp
 
 
 def descending_rank(x):
-  """Rank of each entry of the last axis, 0 the largest; ties in order of position. int[...], of x's shape."""
+  """Rank of each entry of the last axis, 0 the largest; ties in order of position. int[...], of x's shape.
+
+  NaN ranks behind all numbers but −inf, which marks what may not be picked: where a model gives nothing else, samplers
+  still come to an end.
+  """
+  x = jnp.where(jnp.isnan(x), jnp.finfo(x.dtype).min, x)
   return jnp.argsort(jnp.argsort(-x, axis=-1, stable=True), axis=-1)
 
 

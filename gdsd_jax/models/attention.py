@@ -1,8 +1,10 @@
 """Attention of queries to keys and values: the one place that chooses how it is computed, by where it is computed.
 
-Nothing of the size of queries times keys is in memory on accelerators, padding included: cuDNN is told how many keys a
-sequence has, the TPU kernel which tokens are padding.
+Where a kernel of the accelerator's takes the shapes and the dtype, nothing of the size of queries times keys is in
+memory, padding included: cuDNN is told how many keys a sequence has, the TPU kernel which tokens are padding.
 """
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +34,18 @@ def _kernel(query, mesh: Mesh | None):
   device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
   _, length, _, width = query.shape
   half = query.dtype in (jnp.bfloat16, jnp.float16)
-  platform = device.platform
-  if platform == "gpu" and float(device.compute_capability) >= 8 and half and width <= 128 and width % 8 == 0:
+  if device.platform == "gpu" and half and width <= 128 and width % 8 == 0 and _has_flash_attention(device):
     return cudnn_attention
   # A few queries, as of one block, are cheaper than the tile that they would be padded to.
-  if platform == "tpu" and half and width % _LANES == 0 and length >= _LANES:
+  if device.platform == "tpu" and half and width % _LANES == 0 and length >= _LANES:
     return splash_attention
   return plain_attention
+
+
+def _has_flash_attention(gpu) -> bool:
+  """Whether cuDNN has it: on NVIDIA's GPUs from Ampere on. AMD's name their architecture, like gfx942."""
+  capability = re.fullmatch(r"(\d+)\.\d+", str(gpu.compute_capability))
+  return capability is not None and int(capability[1]) >= 8
 
 
 def plain_attention(query, key, value, mask, mesh: Mesh | None = None):

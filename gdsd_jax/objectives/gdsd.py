@@ -15,7 +15,7 @@ def gdsd_loss(scores: Scores, old: Scores, ref: Scores | None, advantages, compl
 
   Args:
     scores: of the student; `centered` is used where it is there (GDSD-TLC), `plain` otherwise.
-    old: of the denoiser that sampled the rollouts, on the same masks.
+    old: of the student before the first update on these rollouts, on the same masks.
     ref: of the reference denoiser, on the same masks; may be None when beta is 0.
     advantages: float[B].
     completion_length: L.

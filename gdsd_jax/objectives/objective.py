@@ -54,11 +54,11 @@ class Objective:
     if self.beta < 0:
       raise ValueError(f"objective.beta: must not be negative, not {self.beta}")
 
-  def scores(self, denoiser: Denoiser, params, tokens, masks, prompt_mask, dropout_key=None) -> Scores:
+  def scores(self, denoiser: Denoiser, params, tokens, masks, prompt_mask) -> Scores:
     """Scores of rollouts; see `sequence_scores`. tokens: int[B, P+L], masks: bool[M, B, L], prompt_mask: bool[B, P]."""
     return sequence_scores(
       denoiser, params, tokens, masks, prompt_mask.shape[1], prompt_mask,
-      self.weighted, self.center_top_k, self.center_gradient, dropout_key,
+      self.weighted, self.center_top_k, self.center_gradient,
       with_plain=self.beta > 0,  # a centred policy score leaves them to the KL
     )
 

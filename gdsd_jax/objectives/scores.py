@@ -45,7 +45,8 @@ def masked_hidden(denoiser: Denoiser, params, tokens, mask, prompt_length: int, 
   Each token is predicted in one of the two, so that L positions go through the LM head, not 2 L.
 
   Args:
-    mask: bool[B, L], the first mask of the pair; the others as of `sequence_scores`.
+    mask: bool[B, L], the first mask of the pair.
+    dropout_key: random key of an adapter's dropout; None drops nothing. The others as of `sequence_scores`.
   """
   batch, length = mask.shape
   prompt, completion = tokens[:, :prompt_length], tokens[:, prompt_length:]
@@ -75,7 +76,7 @@ def scores_of_hidden(head: LMHead, hidden, completion, masks, weighted: bool = T
 
 def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: int, prompt_mask=None,
                     weighted: bool = True, center_top_k: int | None = None, center_gradient: bool = False,
-                    dropout_key=None, with_plain: bool = True) -> Scores:
+                    with_plain: bool = True) -> Scores:
   """Scores S(x0) of rollouts, one for each Monte Carlo mask sample.
 
   Args:
@@ -86,7 +87,6 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
     prompt_mask: bool[B, P], False at padding; None when no prompt is padded.
     weighted: weights w_i of the forward process; False sets them to one (the official code's first release).
     center_top_k, center_gradient: see `token_scores`.
-    dropout_key: random key of an adapter's dropout; None drops nothing.
     with_plain: False leaves the plain scores out (None) where the centred ones need no logits, see `token_scores`.
 
   Returns:
@@ -98,11 +98,9 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
   if center_gradient and center_top_k is not None and center_top_k >= head.vocab_size:
     mean_column = head.mean_column()  # of all samples
 
-  def one_sample(sample):
-    mask, key = sample
-    hidden = masked_hidden(denoiser, params, tokens, mask, prompt_length, prompt_mask, key)
+  def one_sample(mask):
+    hidden = masked_hidden(denoiser, params, tokens, mask, prompt_length, prompt_mask)
     return scores_of_hidden(head, hidden, tokens[:, prompt_length:], mask, weighted, center_top_k, center_gradient,
                             with_plain, mean_column)
 
-  keys = None if dropout_key is None else jax.random.split(dropout_key, len(masks))
-  return jax.tree.map(jnp.transpose, jax.lax.map(one_sample, (masks, keys)))
+  return jax.tree.map(jnp.transpose, jax.lax.map(one_sample, masks))

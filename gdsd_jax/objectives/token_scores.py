@@ -80,7 +80,11 @@ def _of(folded: _Folded) -> TokenScores:
 
 
 def _fold(head: LMHead, hidden, targets, top_k: int | None, with_mean=False, with_top_tokens=False) -> _Folded:
-  """One pass of hidden [B, ..., D] over the vocabulary. Arrays of [B, ...]."""
+  """One pass of hidden [B, ..., D] over the vocabulary; of [B, S, ..., D] one for each of S. Arrays of [B, ...]."""
+  if targets.ndim > 2:
+    parts = jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(targets, 1, 0)
+    folded = jax.lax.map(lambda part: _fold(head, *part, top_k, with_mean, with_top_tokens), parts)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), folded)
   whole_center = top_k is not None and top_k >= head.vocab_size
 
   def compute(share: Share, rows):
@@ -191,26 +195,44 @@ def _is_zero(gradient) -> bool:
 
 
 def _weight_gradient(head: LMHead, rows):
-  """Gradient by the head's weight, of its shape: logits are made again, chunk by chunk."""
+  """Gradient by the head's weight, of its shape: logits are made again, chunk by chunk.
+
+  Of hidden states [B, S, ..., D] one of S at a time has its logits in memory.
+  """
 
   def compute(share: Share, rows):
     hidden, targets, surplus, others, top_tokens, of_plain, of_center = rows
-    flat, goal = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1, 1) - share.first
-    surplus, others, of_plain, of_center = (x.reshape(-1, 1) for x in (surplus, others, of_plain, of_center))
+    parts = targets.shape[1] if targets.ndim > 2 else 1
+
+    def by_part(x, *row):
+      """[B, S, ...] as [S, rows, *row]."""
+      x = x.reshape(x.shape[0], parts, -1, *row)
+      return jnp.swapaxes(x, 0, 1).reshape(parts, -1, *row)
+
+    flat, goal = by_part(hidden, hidden.shape[-1]), by_part(targets, 1) - share.first
+    surplus, others, of_plain, of_center = (by_part(x, 1) for x in (surplus, others, of_plain, of_center))
     missing = of_plain * jax.nn.sigmoid(-surplus)  # times 1 − p_y
-    tokens = None if top_tokens is None else top_tokens.reshape(len(flat), -1) - share.first
+    tokens = None if top_tokens is None else by_part(top_tokens, top_tokens.shape[-1]) - share.first
     vocabulary_axis = 0 if head.tied else 1
 
-    def step(gradient, logits, weight, start):
-      is_target = start + jnp.arange(logits.shape[1]) == goal
-      of_logits = jnp.where(is_target, missing + of_center, -missing * jnp.exp(logits - others))
-      if tokens is not None:
-        of_logits = of_logits - of_center * _membership(tokens - start, logits.shape[1])
-      columns = share.sum_over_batch(multiply(flat.T, of_logits.astype(flat.dtype))).astype(gradient.dtype)
+    def step(gradient, weight, start):
+      size = weight.shape[1]
+
+      def add_part(columns, part):
+        flat, goal, others, missing, of_center, tokens = part
+        of_logits = -missing * jnp.exp(multiply(flat, weight) - others)
+        of_logits = jnp.where(start + jnp.arange(size) == goal, missing + of_center, of_logits)
+        if tokens is not None:
+          of_logits = of_logits - of_center / tokens.shape[1] * _membership(tokens - start, size)
+        return columns + multiply(flat.T, of_logits.astype(flat.dtype)), None
+
+      zeros = jnp.zeros(weight.shape, accumulator(weight.dtype))
+      columns, _ = jax.lax.scan(add_part, zeros, (flat, goal, others, missing, of_center, tokens))
+      columns = share.sum_over_batch(columns).astype(gradient.dtype)
       columns = columns.T if head.tied else columns
       return jax.lax.dynamic_update_slice_in_dim(gradient, columns, start, vocabulary_axis)
 
-    return share.fold(flat, step, jnp.zeros_like(share.head.weight))
+    return share.fold_weight(flat.dtype, step, jnp.zeros_like(share.head.weight))
 
   return over_vocabulary(compute, head, rows, gives_weight=True)
 
@@ -226,16 +248,16 @@ def _mean_of_columns(head: LMHead, tokens, dtype):
 
     zeros = jnp.zeros((len(flat), share.width), accumulator(dtype))
     total = share.fold_weight(dtype, step, zeros)
-    return share.sum(total).reshape(*tokens.shape[:-1], -1)
+    return share.sum(total).reshape(*tokens.shape[:-1], -1) / tokens.shape[-1]
 
   return over_vocabulary(compute, head, tokens)
 
 
 def _membership(tokens, size: int):
-  """1/k at each of a row's k tokens that lie in 0 … size, else 0. int[R, k] -> float32[R, size]."""
-  rows, k = tokens.shape
+  """1 at each of a row's tokens that lie in 0 … size, else 0. int[R, k] -> float32[R, size]."""
+  rows = len(tokens)
   places = jnp.where((tokens >= 0) & (tokens < size), tokens, size)  # a negative index would count from the end
-  return jnp.zeros((rows, size)).at[jnp.arange(rows)[:, None], places].add(1 / k, mode="drop")
+  return jnp.zeros((rows, size)).at[jnp.arange(rows)[:, None], places].set(1, mode="drop")
 
 
 _scores.defvjp(_forward, _backward, symbolic_zeros=True)

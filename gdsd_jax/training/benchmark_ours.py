@@ -60,6 +60,10 @@ def prepare(folder: Path, setting: Setting) -> tuple[dict[str, Any], int]:
   device = jax.local_devices()[0]
   memory = device_memory(device)
   config = setting.architecture
+  described = {"platform": device.platform, "kind": device.device_kind, "memory_bytes": memory}
+  if set(setting.only) == {"memory"}:  # compiled alone: nothing begins from files
+    abstract = Denoiser(config, lora=setting.lora).abstract_params()
+    return described, sum(leaf.size for leaf in jax.tree.leaves(abstract))
   _check_memory(setting, memory)
   if setting.model == "tiny":
     denoiser, params = load_pretrained("tiny", setting.held_dtype)
@@ -81,7 +85,6 @@ def prepare(folder: Path, setting: Setting) -> tuple[dict[str, Any], int]:
   masks = consistent_masks(jax.random.key(2), confidence, setting.num_mc, **setting.sampler.forward_process)
   np.savez(folder / "inputs.npz", tokens=tokens, masks=np.asarray(masks).transpose(1, 0, 2),
            advantages=random.standard_normal(setting.batch, np.float32))
-  described = {"platform": device.platform, "kind": device.device_kind, "memory_bytes": memory}
   return described, sum(leaf.size for leaf in jax.tree.leaves(params))
 
 

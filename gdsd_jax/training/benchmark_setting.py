@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import re
 from typing import Any
 
 from gdsd_jax.diffusion import dream, llada
@@ -118,7 +119,10 @@ class Setting:
   @property
   def fast_sampler(self) -> SamplerConfig | None:
     """The sampler with Fast-dLLM's options, where there are any."""
-    fast = dataclasses.replace(self.sampler, cache=self.cache, threshold=self.threshold)
+    fields = dict(cache=self.cache, threshold=self.threshold)
+    if self.architecture.family == "dream" and self.threshold is not None:
+      fields["alg"] = "maskgit_plus"  # a threshold needs a probability, and entropy is none
+    fast = dataclasses.replace(self.sampler, **fields)
     return fast if fast.is_fast else None
 
   @property
@@ -153,4 +157,7 @@ def setting(model: str, **fields: Any) -> Setting:
   if model not in MODELS:
     raise ValueError(f"--model: {model!r} is not one of {', '.join(MODELS)}")
   given = {name: value for name, value in fields.items() if value is not None}
-  return Setting(model=model, **{**_DEFAULTS[model], **given})
+  try:
+    return Setting(model=model, **{**_DEFAULTS[model], **given})
+  except ValueError as error:
+    raise ValueError(re.sub(r"^(sampler|objective)\.", "--", str(error))) from None

@@ -65,9 +65,9 @@ def _single_samples(rollouts: Rollouts, of_scores: Scores, accumulation: int) ->
   return Rollouts(same(parts.tokens), same(parts.prompt_mask), single(parts.masks)), jax.tree.map(single, of_parts)
 
 
-def _score(denoiser: Denoiser, objective: Objective, params, rollouts: Rollouts, dropout_key=None) -> Scores:
+def _score(denoiser: Denoiser, objective: Objective, params, rollouts: Rollouts) -> Scores:
   masks = rollouts.masks.transpose(1, 0, 2)
-  return objective.scores(denoiser, params, rollouts.tokens, masks, rollouts.prompt_mask, dropout_key)
+  return objective.scores(denoiser, params, rollouts.tokens, masks, rollouts.prompt_mask)
 
 
 @functools.partial(jax.jit, static_argnames=("denoiser", "objective", "accumulation"))
