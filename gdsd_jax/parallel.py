@@ -314,7 +314,7 @@ def _in_known_cluster() -> bool:
   tasks = [os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
   if any(count.isdecimal() and int(count) > 1 for count in tasks):
     return True
-  if "cpu" in os.environ.get("JAX_PLATFORMS", "") or importlib.util.findpartition("libtpu") is None:
+  if "cpu" in os.environ.get("JAX_PLATFORMS", "") or importlib.util.find_spec("libtpu") is None:
     return False
   vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
   return any(vendor.read_text().strip() == _TPU_VENDOR for vendor in vendors)  # JAX asks the slice for its workers

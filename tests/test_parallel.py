@@ -1,6 +1,7 @@
 """The mesh, and where the weights of a denoiser lie on it."""
 
 import dataclasses
+import importlib.util
 
 import jax
 from jax.sharding import PartitionSpec as P
@@ -147,3 +148,10 @@ def test_the_batch_dimension_may_come_later():
 def test_replicated_values_are_whole_on_every_device():
   value = jax.device_put(np.zeros((8, 3)), parallel.replicated(parallel.make_mesh(2, 2, 2)))
   assert [shard.data.shape for shard in value.addressable_shards] == [(8, 3)] * 8
+
+
+def test_a_machine_without_tpus_is_not_asked_for_other_processes(monkeypatch):
+  for name in ("JAX_PLATFORMS", "JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr(importlib.util, "find_spec", {"libtpu": None}.get)
+  assert not parallel.may_be_one_of_several()
