@@ -85,7 +85,6 @@ def choose(confidence, masked, planned, key, config: SamplerConfig):
 
 def predict(denoiser: Denoiser, params, hidden, key, config: SamplerConfig):
   """See `predict_from_logits`, of hidden states [B, L, D]: some positions at a time have logits in memory."""
-
   head, hidden = denoiser.head(params).whole(hidden)  # once for all positions
 
   def at_a_position(scanned):

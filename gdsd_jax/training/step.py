@@ -55,14 +55,15 @@ def _microbatches(tree, count: int):
   return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), tree)
 
 
-def _single_samples(rollouts: Rollouts, of_scores: Scores, accumulation: int) -> tuple[Rollouts, Scores]:
-  """Microbatches with one mask sample each, [accumulation · M, N / accumulation, …]."""
+def _single_samples(rollouts: Rollouts, of_scores: Scores, accumulation: int):
+  """(tokens, prompt_mask, mask, of_scores) of microbatches with one mask sample each: S = accumulation · M of them.
+
+  int[S, n, P+L], bool[S, n, P], bool[S, n, L] and Scores of [S, n], n = N / accumulation.
+  """
   parts, of_parts = _microbatches((rollouts, of_scores), accumulation)
-  samples = parts.masks.shape[2]
-  # [accumulation, n, M, …] -> [accumulation · M, n, 1, …]
-  single = lambda x: jnp.swapaxes(x, 1, 2)[:, :, :, None].reshape(-1, x.shape[1], 1, *x.shape[3:])
-  same = lambda x: jnp.repeat(x, samples, axis=0)
-  return Rollouts(same(parts.tokens), same(parts.prompt_mask), single(parts.masks)), jax.tree.map(single, of_parts)
+  single = lambda x: jnp.swapaxes(x, 1, 2).reshape(-1, x.shape[1], *x.shape[3:])  # [accumulation, n, M, …]
+  same = lambda x: jnp.repeat(x, parts.masks.shape[2], axis=0)
+  return same(parts.tokens), same(parts.prompt_mask), single(parts.masks), jax.tree.map(single, of_parts)
 
 
 def _score(denoiser: Denoiser, objective: Objective, params, rollouts: Rollouts) -> Scores:
@@ -88,7 +89,7 @@ def _gradient(denoiser: Denoiser, objective: Objective, state: TrainState, singl
   The LM head's comes at the end, from the hidden states of all: of the largest weight there is no second copy.
 
   Args:
-    singles: (Rollouts, Scores) of `_single_samples`.
+    singles: see `_single_samples`.
     dropout_keys: of each single, or None.
   """
   head_name = "embedding" if denoiser.config.tied_head else "head"
@@ -99,12 +100,11 @@ def _gradient(denoiser: Denoiser, objective: Objective, state: TrainState, singl
     scores = objective.scores_of_hidden(head, hidden, completion, masks)
     return sum(map(jnp.vdot, jax.tree.leaves(of_scores), jax.tree.leaves(scores)))
 
-  def through_body(body, rollouts: Rollouts, of_scores: Scores, dropout_key):
-    prompt_length, mask = rollouts.prompt_mask.shape[1], rollouts.masks[:, 0]
-    hidden = masked_hidden(denoiser, {**state.student_params, **body}, rollouts.tokens, mask, prompt_length,
-                           rollouts.prompt_mask, dropout_key)
-    of_scores = jax.tree.map(lambda x: x[:, 0], of_scores)
-    share = share_of_loss(head, hidden, rollouts.tokens[:, prompt_length:], mask, of_scores)
+  def through_body(body, tokens, prompt_mask, mask, of_scores: Scores, dropout_key):
+    prompt_length = prompt_mask.shape[1]
+    params = {**state.student_params, **body}
+    hidden = masked_hidden(denoiser, params, tokens, mask, prompt_length, prompt_mask, dropout_key)
+    share = share_of_loss(head, hidden, tokens[:, prompt_length:], mask, of_scores)
     return share, hidden if trains_head else None
 
   body = state.params
@@ -118,13 +118,10 @@ def _gradient(denoiser: Denoiser, objective: Objective, state: TrainState, singl
   gradient, hidden = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, body), (*singles, dropout_keys))
   if not trains_head:
     return gradient
-  rollouts, of_scores = singles
-  by_rollout = lambda x: jnp.swapaxes(x, 0, 1)  # [singles, n, …] -> [n, singles, …]: each chip keeps its own
-  completion = by_rollout(rollouts.tokens[:, :, rollouts.prompt_mask.shape[2]:])
-  of_scores = jax.tree.map(lambda x: by_rollout(x[:, :, 0]), of_scores)
-  of_head = jax.grad(lambda weight: share_of_loss(
-    head.replace(weight=weight), by_rollout(hidden), completion, by_rollout(rollouts.masks[:, :, 0]), of_scores
-  ))(head.weight)
+  tokens, prompt_mask, masks, of_scores = singles
+  rows = hidden, tokens[:, :, prompt_mask.shape[2]:], masks, of_scores
+  rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows)  # [S, n, …] -> [n, S, …]: each chip keeps its own
+  of_head = jax.grad(lambda weight: share_of_loss(head.replace(weight=weight), *rows))(head.weight)
   return {**gradient, head_name: gradient[head_name] + of_head if denoiser.config.tied_head else of_head}
 
 
