@@ -10,7 +10,7 @@ Expected:  see the paper's figures; it reports rewards, no table. Not run by us 
 The embedded model has no preset here: 0.4 M parameters, pretrained on one-line sums, write no program.
 """
 
-from gdsd_jax.training.recipes import check_preset, published_config
+from gdsd_jax.runs.recipes import check_preset, published_config
 
 
 def get_config(preset: str = "tiny"):

@@ -10,7 +10,7 @@ The embedded model has no preset here: its 416 tokens and 256 positions hold nei
 its solutions. Word problems that it can learn are in configs/gdsd_math.py:tiny.
 """
 
-from gdsd_jax.training.recipes import check_preset, published_config
+from gdsd_jax.runs.recipes import check_preset, published_config
 
 
 def get_config(preset: str = "tiny"):

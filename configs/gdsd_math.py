@@ -13,8 +13,8 @@ Hardware:  eight devices of 80 GB (the official runs'), or a pod slice with as m
 Expected:  LLaDA-8B, MATH500: 44.6 % (the paper's GDSD, best over lengths 128, 256, 512). Not run by us at this size.
 """
 
-from gdsd_jax.training.config import base_config
-from gdsd_jax.training.recipes import check_preset, published_config
+from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.recipes import check_preset, published_config
 
 
 def get_config(preset: str = "tiny"):
@@ -53,7 +53,7 @@ def _tiny():
   config.sampler.block_length = 8
   config.sampler.prompt_buckets = (36,)  # the longest prompt has 34 tokens
 
-  # psi, num_mc and beta are the paper's (gdsd_jax/training/config.py).
+  # psi, num_mc and beta are the paper's (gdsd_jax/runs/config.py).
   # Updates on each batch of rollouts; half of the paper's, and half of its time a step.
   config.objective.num_iterations = 4
   # The official 4e-4 presumes updates as small as LoRA's at 1e-5. Here the first update of a batch moves log-ratios by

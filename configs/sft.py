@@ -14,8 +14,8 @@ Full:      --config.model.lora.rank=0 trains all parameters.
 import ml_collections
 from ml_collections import config_dict
 
-from gdsd_jax.training.config import base_config
-from gdsd_jax.training.recipes import check_preset, published_config
+from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.recipes import check_preset, published_config
 
 
 def get_config(preset: str = "tiny"):

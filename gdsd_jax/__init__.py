@@ -8,8 +8,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
   "Denoiser": "gdsd_jax.models.denoiser",
   "DenoiserConfig": "gdsd_jax.models.config",
-  "load_pretrained": "gdsd_jax.models.huggingface",
-  "save_pretrained": "gdsd_jax.models.huggingface",
+  "load_pretrained": "gdsd_jax.huggingface.weights",
+  "save_pretrained": "gdsd_jax.huggingface.weights",
   "Rollout": "gdsd_jax.diffusion.config",
   "SamplerConfig": "gdsd_jax.diffusion.config",
   "sample": "gdsd_jax.diffusion.sampling",

@@ -11,7 +11,7 @@
 Weights are random, but those of `tiny`; both sides have the same weights, prompts, masks and tokens in one run, and it
 says whether sampled tokens (at temperature 0), loss and gradient norm are the same. Compilation and a warm-up are left
 out of the times. FLOPs are those that the algorithm needs, over what a large matrix product reached in the same run:
-see gdsd_jax/training/flops.py. `training` is what follows the rollouts of an iteration with mu = 1: old scores, the
+see gdsd_jax/benchmark/flops.py. `training` is what follows the rollouts of an iteration with mu = 1: old scores, the
 reference's, loss, gradient, AdamW. Memory is of the whole process on a CPU, of the allocator on a GPU. The weights pass
 through the temporary folder (16 GB of 8b). --reference needs `pip install torch`.
 
@@ -32,7 +32,7 @@ if __name__ == "__main__":
 
 from absl import flags
 
-from gdsd_jax.training import command
+from gdsd_jax import command
 
 _MODEL = flags.DEFINE_string("model", "tiny", "tiny, 100m, 8b (LLaDA's shape) or 8b_dream.")
 _REFERENCE = flags.DEFINE_bool("reference", False, "Measure the PyTorch version, too.")
@@ -60,9 +60,9 @@ _FIELDS = [  # by default the model's own
 
 
 def main():
-  from gdsd_jax.training.benchmark import measure
-  from gdsd_jax.training.benchmark_report import table
-  from gdsd_jax.training.benchmark_setting import setting
+  from gdsd_jax.benchmark.measure import measure
+  from gdsd_jax.benchmark.report import table
+  from gdsd_jax.benchmark.setting import setting
 
   fields = {flag.name: flag.value for flag in _FIELDS}
   only = tuple(_ONLY.value) if _ONLY.value is not None else None

@@ -26,7 +26,7 @@ if __name__ == "__main__":
 from absl import flags  # noqa: E402  (after the environment)
 from ml_collections import config_flags  # noqa: E402
 
-from gdsd_jax.training import command  # noqa: E402
+from gdsd_jax import command  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe, with its preset after a colon: configs/gdsd_math.py:llada_8b.", lock_config=True
@@ -35,9 +35,9 @@ _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice: v5e:4x4, v5p:2x2x4
 _HLO = flags.DEFINE_string("hlo", None, "Folder for the optimised HLO of each program.")
 
 def main():
-  from gdsd_jax.training.metrics import log_to_stdout
-  from gdsd_jax.training.pod_plan import plan
-  from gdsd_jax.training.pod_report import report, table
+  from gdsd_jax.planning.plan import plan
+  from gdsd_jax.planning.report import report, table
+  from gdsd_jax.runs.metrics import log_to_stdout
 
   log_to_stdout()
   planned = plan(_CONFIG.value, _TOPOLOGY.value)

@@ -16,8 +16,8 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from gdsd_jax.training import command
-from gdsd_jax.training.files import is_remote, local_folder
+from gdsd_jax import command
+from gdsd_jax.runs.files import is_remote, local_folder
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe that names the task and the protocol, with its preset after a colon.", lock_config=True
@@ -42,9 +42,9 @@ def default_out(config, config_flag: str, evaluated) -> Path:
 
 
 def main():
-  from gdsd_jax import parallel
-  from gdsd_jax.training.accuracy import evaluate_model, Evaluated
-  from gdsd_jax.training.metrics import log_to_stdout
+  from gdsd_jax.evaluation.protocol import evaluate_model, Evaluated
+  from gdsd_jax.parallel.processes import is_first_process
+  from gdsd_jax.runs.metrics import log_to_stdout
 
   log_to_stdout()
   config = _CONFIG.value
@@ -65,7 +65,7 @@ def main():
   if _OUT.value:
     out = local_folder("--out", _OUT.value)
   summary = evaluate_model(config, evaluated, out, _NUM_EXAMPLES.value)
-  if parallel.is_first_process():
+  if is_first_process():
     print(json.dumps({**summary, "out": str(out)}), flush=True)
 
 

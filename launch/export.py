@@ -7,8 +7,8 @@ Full-parameter runs give a folder in the layout of the model they came from. LoR
 from absl import flags
 from etils import epath
 
-from gdsd_jax.training import command
-from gdsd_jax.training.files import local_folder
+from gdsd_jax import command
+from gdsd_jax.runs.files import local_folder
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _OUT = flags.DEFINE_string("out", None, "Folder for the exported files.")
@@ -17,8 +17,8 @@ _MERGE = flags.DEFINE_bool("merge", False, "Of a LoRA run, export the full model
 
 
 def main():
-  from gdsd_jax.training.export import export_run
-  from gdsd_jax.training.metrics import log_to_stdout
+  from gdsd_jax.runs.export import export_run
+  from gdsd_jax.runs.metrics import log_to_stdout
 
   log_to_stdout()
   export_run(epath.Path(_WORKDIR.value), _STEP.value, local_folder("--out", _OUT.value), _MERGE.value)

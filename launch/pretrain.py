@@ -8,8 +8,8 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from gdsd_jax.training import command
-from gdsd_jax.training.files import local_folder
+from gdsd_jax import command
+from gdsd_jax.runs.files import local_folder
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to pretrain, on what.", lock_config=True)
 _OUT = flags.DEFINE_string("out", None, "Folder for the Hugging Face files, or for the PEFT adapter.")
@@ -19,18 +19,18 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main():
-  from gdsd_jax.training.metrics import log_to_stdout
+  from gdsd_jax.runs.metrics import log_to_stdout
 
   log_to_stdout()
   config, out = _CONFIG.value, local_folder("--out", _OUT.value)
   if config.get("kind") not in ("pretraining", "sft"):
     raise ValueError("--config: must be configs/pretrain_tiny.py or configs/sft.py; launch/train.py takes the others")
   if config.kind == "sft":
-    from gdsd_jax.training.finetuning import finetune
+    from gdsd_jax.supervised.finetuning import finetune
 
     finetune(config, epath.Path(_WORKDIR.value or f"{out}.run"), out)
   else:
-    from gdsd_jax.training.pretraining import pretrain
+    from gdsd_jax.supervised.pretraining import pretrain
 
     pretrain(config, out)
 

@@ -6,7 +6,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from gdsd_jax.training import command
+from gdsd_jax import command
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe, with its preset after a colon: configs/gdsd_math.py:tiny.", lock_config=True
@@ -23,8 +23,8 @@ def default_workdir(config_flag: str) -> epath.Path:
 
 
 def main():
+  from gdsd_jax.runs.metrics import log_to_stdout
   from gdsd_jax.training.loop import train
-  from gdsd_jax.training.metrics import log_to_stdout
 
   log_to_stdout()
   if _WORKDIR.value == "":  # an unset variable of the shell, say

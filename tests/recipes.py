@@ -5,14 +5,14 @@ import jax
 import numpy as np
 
 import gdsd_jax
-from gdsd_jax.models.huggingface import resolve_path
-from gdsd_jax.models.tokenizer import load_tokenizer
+from gdsd_jax.generation.rollout import RolloutSampler
+from gdsd_jax.huggingface.tokenizer import load_tokenizer
+from gdsd_jax.huggingface.weights import resolve_path
+from gdsd_jax.runs.config import sampler_config, validate
+from gdsd_jax.runs.metrics import read_metrics
+from gdsd_jax.supervised.pretraining import END_OF_TURN, pretrain
 from gdsd_jax.tasks import get_task
-from gdsd_jax.training.config import sampler_config, validate
 from gdsd_jax.training.loop import train
-from gdsd_jax.training.metrics import read_metrics
-from gdsd_jax.training.pretraining import END_OF_TURN, pretrain
-from gdsd_jax.training.rollout import RolloutSampler
 
 
 def load(name: str, *preset: str):

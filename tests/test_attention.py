@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gdsd_jax import parallel
 from gdsd_jax.models import attention
 from gdsd_jax.models.attention import cudnn_attention, plain_attention, splash_attention
+from gdsd_jax.parallel.mesh import make_mesh
 
 # Where their kernels do not run: the TPU's by an interpreter, and cuDNN's sorting of the keys before XLA's products.
 KERNELS = {
@@ -49,7 +49,7 @@ def test_gradients_of_kernels_agree_with_those_of_plain_attention(kernel):
 
 def test_the_tpu_kernel_runs_on_each_chip_of_a_mesh():
   arrays, mask = random_case()
-  mesh = parallel.make_mesh(2, 2, 2)
+  mesh = make_mesh(2, 2, 2)
   attend = functools.partial(splash_attention, mesh=mesh, interpret=True)
   np.testing.assert_allclose(jax.jit(attend)(*arrays, mask), plain_attention(*arrays, mask), atol=2e-5)
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import gdsd_jax
-from gdsd_jax.training import benchmark, benchmark_ours
-from gdsd_jax.training.benchmark_setting import setting
-from gdsd_jax.training.flops import attention_flops, head_flops, projection_flops, sampling_flops, training_flops
-from gdsd_jax.training.hlo_cost import program_cost
+from gdsd_jax.benchmark import measure as benchmark, ours as benchmark_ours
+from gdsd_jax.benchmark.flops import attention_flops, head_flops, projection_flops, sampling_flops, training_flops
+from gdsd_jax.benchmark.setting import setting
+from gdsd_jax.planning.hlo_cost import program_cost
 
 SMALL = dict(batch=4, prompt_length=12, completion_length=16, block_length=8, steps=8)
 
@@ -31,7 +31,7 @@ def run_command(*arguments):
 def torch_side():
   torch = pytest.importorskip("torch", reason="needs torch to compare with")
   torch.set_num_threads(1)  # at these sizes threads cost more than they save
-  from gdsd_jax.training import benchmark_reference
+  from gdsd_jax.benchmark import reference as benchmark_reference
 
   return benchmark_reference
 
@@ -47,7 +47,7 @@ def prepared(folder, **fields):
 
 def test_reference_logits_are_ours(tmp_path, tiny_config, tiny_denoiser, tiny_params):
   torch = pytest.importorskip("torch", reason="needs torch to compare with")
-  from gdsd_jax.training import torch_reference
+  from gdsd_jax.benchmark import torch_reference
 
   gdsd_jax.save_pretrained(tmp_path, tiny_denoiser, tiny_params)
   tokens = np.random.default_rng(0).integers(0, tiny_config.vocab_size, (3, 10))

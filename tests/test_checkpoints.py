@@ -11,12 +11,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from gdsd_jax import parallel
 from gdsd_jax.diffusion.config import Rollout
 from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.training.checkpoints import CheckpointError, Checkpoints
-from gdsd_jax.training.config import base_config
-from gdsd_jax.training.state import init_state, make_optimizer, TrainState
+from gdsd_jax.parallel.mesh import make_mesh
+from gdsd_jax.runs.checkpoints import CheckpointError, Checkpoints
+from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.state import init_state, make_optimizer, TrainState
 
 RUN = {"config": {"seed": 3, "nested": {"rate": 1e-5, "none": None, "list": [1, 2]}}, "data_position": 41}
 
@@ -31,7 +31,7 @@ def small_state(step, value=0.0):
 
 def full_state(config, dtype="float32", mesh=None, seed=0, with_reference=True, moments_dtype="float32"):
   """A state as in training, with random values in every leaf."""
-  mesh = mesh or parallel.make_mesh(devices=jax.devices()[:1])
+  mesh = mesh or make_mesh(devices=jax.devices()[:1])
   fields = base_config().optimizer
   fields.moments_dtype = moments_dtype
   denoiser, optimizer = Denoiser(config, dtype), make_optimizer(fields)
@@ -98,7 +98,7 @@ def test_a_state_comes_back_bit_for_bit(directory, tiny_config, dtype):
 
 
 def test_a_state_with_a_first_moment_in_bfloat16_comes_back_on_another_mesh(directory, tiny_config):
-  state = full_state(tiny_config, mesh=parallel.make_mesh(1, 2, 2, jax.devices()[:4]), moments_dtype="bfloat16")
+  state = full_state(tiny_config, mesh=make_mesh(1, 2, 2, jax.devices()[:4]), moments_dtype="bfloat16")
   save(directory, [state])
   again = restored(directory, full_state(tiny_config, seed=1, moments_dtype="bfloat16"))
   assert host(again) == host(state)
@@ -127,9 +127,9 @@ def test_the_random_key_draws_what_it_would_have_drawn(directory):
 
 
 def test_a_state_of_one_mesh_is_restored_onto_another(directory, tiny_config):
-  state = full_state(tiny_config, mesh=parallel.make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4]))
+  state = full_state(tiny_config, mesh=make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4]))
   save(directory, [state])
-  like = full_state(tiny_config, mesh=parallel.make_mesh(data=2, devices=jax.devices()[:2]), seed=1)
+  like = full_state(tiny_config, mesh=make_mesh(data=2, devices=jax.devices()[:2]), seed=1)
   again = restored(directory, like)
   assert host(again) == host(state)
   assert jax.tree.map(lambda leaf: leaf.sharding, again) == jax.tree.map(lambda leaf: leaf.sharding, like)
@@ -218,8 +218,8 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line_and_ends_the_proces
   program = """
 import pathlib, shutil, sys
 import jax, jax.numpy as jnp
-from gdsd_jax.training.checkpoints import CheckpointError, Checkpoints
-from gdsd_jax.training.state import TrainState
+from gdsd_jax.runs.checkpoints import CheckpointError, Checkpoints
+from gdsd_jax.runs.state import TrainState
 directory = pathlib.Path(sys.argv[1])
 checkpoints = Checkpoints(directory, 2)
 shutil.rmtree(directory)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gdsd_jax import get_task
-from gdsd_jax.tasks import code, sandbox
+from gdsd_jax import get_task, sandbox
+from gdsd_jax.tasks import code
 
 REPOSITORY = Path(__file__).parent.parent
 ACECODE = {"question": "Double it.", "test_cases": ["assert f(1) == 2", "assert f(2) == 4", "assert f(3) == 6"]}

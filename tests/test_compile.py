@@ -14,12 +14,14 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 import pytest
 
-from gdsd_jax import parallel
-from gdsd_jax.models.published import architecture, PUBLISHED
-from gdsd_jax.training import pod_plan, rollout, trainer as training
-from gdsd_jax.training.chips import CHIPS
-from gdsd_jax.training.hlo_cost import Cost, program_cost
-from gdsd_jax.training.pod_report import report, table
+from gdsd_jax.generation import rollout
+from gdsd_jax.huggingface.published import architecture, PUBLISHED
+from gdsd_jax.parallel.mesh import make_mesh
+from gdsd_jax.planning import plan as pod_plan
+from gdsd_jax.planning.chips import CHIPS
+from gdsd_jax.planning.hlo_cost import Cost, program_cost
+from gdsd_jax.planning.report import report, table
+from gdsd_jax.training import trainer as training
 
 V5E = CHIPS["TPU v5 lite"]
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
@@ -77,7 +79,7 @@ def test_a_branch_counts_as_the_dearest():
 
 
 def test_a_product_over_a_split_axis_is_shared_and_summed_around_a_ring():
-  mesh = parallel.make_mesh(1, 8, 1)
+  mesh = make_mesh(1, 8, 1)
   x = array(64, 128, sharding=NamedSharding(mesh, P(None, "fsdp")))
   y = array(128, 256, sharding=NamedSharding(mesh, P("fsdp", None)))
   whole = NamedSharding(mesh, P())
@@ -87,7 +89,7 @@ def test_a_product_over_a_split_axis_is_shared_and_summed_around_a_ring():
 
 
 def test_gathers_in_a_loop_count_for_each_layer_in_their_own_group():
-  mesh = parallel.make_mesh(2, 4, 1)
+  mesh = make_mesh(2, 4, 1)
   x = array(64, 128, sharding=NamedSharding(mesh, P(("data", "fsdp"))))
   weights = array(5, 128, 128, sharding=NamedSharding(mesh, P(None, "fsdp")))
 
@@ -325,7 +327,7 @@ def test_a_plan_of_the_embedded_run(chips):
 
 def test_evaluation_that_samples_more_at_once_is_compiled_too():
   config = tiny(**{"eval.batch_size": 32})
-  run = pod_plan.AbstractRun(config, parallel.make_mesh())
+  run = pod_plan.AbstractRun(config, make_mesh())
   assert [name for name, *_ in run.calls()] == ["sample", "evaluate", "score_rollouts", "distillation_step"]
 
 

@@ -6,8 +6,8 @@ from conftest import load_recipe
 import ml_collections
 import pytest
 
-from gdsd_jax import parallel
-from gdsd_jax.training.config import (
+from gdsd_jax.parallel.mesh import make_mesh
+from gdsd_jax.runs.config import (
   base_config,
   contradictions,
   flatten,
@@ -142,7 +142,7 @@ def test_an_unset_trust_region_is_the_objectives_own(name, epsilon):
 def test_recipes_have_the_official_numbers(recipe, numbers, preset):
   config = load_recipe(f"gdsd_{recipe}").get_config(preset)
   validate(config)
-  validate_mesh(config, parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor))
+  validate_mesh(config, make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor))
   objective, optimizer, sampler, lora = config.objective, config.optimizer, config.sampler, config.model.lora
   per_device = config.group_size * config.prompts_per_step / optimizer.accumulation / 8
   assert (objective.name, objective.num_iterations, per_device, optimizer.accumulation, sampler.steps, objective.num_mc,
@@ -202,7 +202,7 @@ def test_a_field_that_one_side_lacks_is_a_contradiction():
 
 def test_batches_that_split_evenly_over_the_mesh_are_accepted():
   config = changed(group_size=4, prompts_per_step=4, optimizer__accumulation=2, eval__batch_size=16)
-  validate_mesh(config, parallel.make_mesh(data=4, fsdp=2))
+  validate_mesh(config, make_mesh(data=4, fsdp=2))
 
 
 @pytest.mark.parametrize("fields, message", [
@@ -220,5 +220,5 @@ def test_batches_that_split_evenly_over_the_mesh_are_accepted():
 ])
 def test_batches_that_do_not_split_over_the_mesh_are_refused_with_the_numbers(fields, message):
   with pytest.raises(ValueError) as caught:
-    validate_mesh(changed(**fields), parallel.make_mesh(data=2, fsdp=2, tensor=2))
+    validate_mesh(changed(**fields), make_mesh(data=2, fsdp=2, tensor=2))
   assert str(caught.value) == message

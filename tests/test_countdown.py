@@ -15,7 +15,7 @@ import recipes
 
 from gdsd_jax import get_task
 from gdsd_jax.tasks import base, countdown, countdown_problems, expressions
-from gdsd_jax.tasks.official_tests import is_official_test
+from gdsd_jax.tasks.official_digests import is_official_test
 
 TASK = get_task("countdown")
 EXAMPLE = {"numbers": [30, 100, 93], "target": 23}

@@ -3,7 +3,7 @@
 from hypothesis import given, strategies as st
 import pytest
 
-from gdsd_jax.training.data import ExampleStream
+from gdsd_jax.runs.data import ExampleStream
 
 EXAMPLES = [{"question": str(i)} for i in range(10)]
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 import gdsd_jax
 from gdsd_jax.diffusion import dream
 from gdsd_jax.diffusion.config import SamplerConfig
-from gdsd_jax.models import huggingface
+from gdsd_jax.huggingface import weights as huggingface
 
 CONFIG = gdsd_jax.DenoiserConfig(
   vocab_size=24, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, mlp_size=12,

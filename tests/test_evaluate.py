@@ -17,19 +17,19 @@ import numpy as np
 import pytest
 
 import gdsd_jax
-from gdsd_jax import parallel
 from gdsd_jax.diffusion.config import SamplerConfig
-from gdsd_jax.models.tokenizer import load_tokenizer
+from gdsd_jax.evaluation.protocol import evaluate_model, Evaluated, fingerprint
+from gdsd_jax.evaluation.records import confidence_interval, summarize
+from gdsd_jax.generation.generator import Generator
+from gdsd_jax.generation.rollout import RolloutSampler
+from gdsd_jax.huggingface.tokenizer import load_tokenizer
+from gdsd_jax.parallel.mesh import make_mesh
+from gdsd_jax.runs.config import base_config, config_json, contradictions, evaluation_samplers
+from gdsd_jax.runs.export import export_run
+from gdsd_jax.runs.weights import find_step, load_run
 from gdsd_jax.tasks import get_task
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
-from gdsd_jax.training.accuracy import evaluate_model, Evaluated, fingerprint
-from gdsd_jax.training.completion_records import confidence_interval, summarize
-from gdsd_jax.training.config import base_config, contradictions, evaluation_samplers
-from gdsd_jax.training.export import export_run
-from gdsd_jax.training.generation import Generator
-from gdsd_jax.training.rollout import RolloutSampler
-from gdsd_jax.training.run_weights import find_step, load_run
-from gdsd_jax.training.trainer import config_json, Trainer
+from gdsd_jax.training.trainer import Trainer
 
 REPOSITORY = Path(__file__).parent.parent
 EXAMPLES = 40
@@ -204,7 +204,7 @@ def test_other_weights_in_the_same_folder_are_refused(straight, run):
 
 
 def test_same_weights_by_another_path_are_accepted(straight):
-  folder = gdsd_jax.models.huggingface.resolve_path("tiny")
+  folder = gdsd_jax.huggingface.weights.resolve_path("tiny")
   assert evaluate(straight[0], Evaluated(model=str(folder)))["accuracy"] == straight[1]["accuracy"]
 
 
@@ -261,13 +261,13 @@ def test_prefill_begins_every_completion(tmp_path):
 
 @pytest.mark.parametrize("mesh_sizes", [None, (2, 2, 2)])
 def test_weights_of_a_run_are_those_it_would_continue_with(run, mesh_sizes):
-  denoiser, params = load_run(run, "latest", mesh_sizes and parallel.make_mesh(*mesh_sizes))
+  denoiser, params = load_run(run, "latest", mesh_sizes and make_mesh(*mesh_sizes))
   assert_trees_equal(params, state_of(run))
   assert denoiser.lora is None
 
 
 def test_weights_of_a_lora_run_are_base_and_adapter(lora_run):
-  denoiser, params = load_run(lora_run, 4, parallel.make_mesh())
+  denoiser, params = load_run(lora_run, 4, make_mesh())
   expected = state_of(lora_run, **LORA)
   assert_trees_equal(params, expected)
   assert denoiser.lora.rank == 2 and np.abs(params["lora"]["query"]["b"]).max() > 0

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gdsd_jax import parallel
 from gdsd_jax.diffusion import fast_dllm
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.diffusion.sampling import sample
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import LoraConfig
+from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 
 LLADA = DenoiserConfig(
   vocab_size=24, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, mlp_size=12, rope_theta=100.0,
@@ -267,10 +267,10 @@ def test_an_adapter_takes_part(family, cache):
 def test_eight_devices_sample_what_one_does(family, cache):
   options = dict(temperature=1.0, threshold=0.4, cache=cache, early_stop=True)
   alone = run(family, **options)
-  mesh = parallel.make_mesh(2, 2, 2)
+  mesh = make_mesh(2, 2, 2)
   denoiser, params = made(family, mesh=mesh)
-  params = jax.device_put(params, parallel.param_shardings(mesh, denoiser))
-  prompt = jax.device_put(jnp.asarray(PROMPT), parallel.batch_sharding(mesh))
+  params = jax.device_put(params, param_shardings(mesh, denoiser))
+  prompt = jax.device_put(jnp.asarray(PROMPT), batch_sharding(mesh))
   assert_same(alone, run(family, prompt, model=(denoiser, params), **options))
 
 

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 import gdsd_jax
-from gdsd_jax.models.huggingface import resolve_path
+from gdsd_jax.huggingface.adapters import load_adapter
+from gdsd_jax.huggingface.tokenizer import load_tokenizer
+from gdsd_jax.huggingface.weights import resolve_path
 from gdsd_jax.models.lora import merge
-from gdsd_jax.models.peft import load_adapter
-from gdsd_jax.models.tokenizer import load_tokenizer
-from gdsd_jax.objectives.pretraining import masked_cross_entropy
+from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
+from gdsd_jax.runs.metrics import read_metrics
+from gdsd_jax.runs.weights import load_run
+from gdsd_jax.supervised.chats import batch_of, read_chats
+from gdsd_jax.supervised.finetuning import finetune
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
-from gdsd_jax.training.chats import batch_of, read_chats
-from gdsd_jax.training.finetuning import finetune
-from gdsd_jax.training.metrics import read_metrics
-from gdsd_jax.training.run_weights import load_run
 
 
 @pytest.fixture(scope="module")

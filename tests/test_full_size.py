@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import pytest
 
 import gdsd_jax
-from gdsd_jax import parallel
-from gdsd_jax.models import huggingface, published
+from gdsd_jax.huggingface import published, weights as huggingface
 from gdsd_jax.models.lora import TARGETS
-from gdsd_jax.training import config as training_config, state as training_state
-from gdsd_jax.training.recipes import MODELS
+from gdsd_jax.parallel.mesh import make_mesh, param_shardings
+from gdsd_jax.runs import config as training_config, state as training_state
+from gdsd_jax.runs.recipes import MODELS
 from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
 
 PUBLISHED = {preset: published.PUBLISHED[name] for preset, name in MODELS.items()}
@@ -64,7 +64,7 @@ def test_shapes_of_the_published_weights(full_size):
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 4, 2), (2, 1, 4)])
 def test_weights_divide_over_meshes(full_size, sizes):
   _, denoiser = full_size
-  shardings = parallel.param_shardings(parallel.make_mesh(*sizes), denoiser)
+  shardings = param_shardings(make_mesh(*sizes), denoiser)
   def local_size(spec, sharding):
     return math.prod(sharding.shard_shape(spec.shape))
 

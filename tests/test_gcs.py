@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from gdsd_jax.training.files import check_workdir, LineFile, local_folder, write_whole
-from gdsd_jax.training.metrics import read_metrics
+from gdsd_jax.runs.files import check_workdir, LineFile, local_folder, write_whole
+from gdsd_jax.runs.metrics import read_metrics
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = {

@@ -15,9 +15,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from gdsd_jax import load_pretrained, parallel, save_pretrained
+from gdsd_jax import load_pretrained, save_pretrained
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 2048  # of CONFIG's weights, nine files
@@ -311,7 +312,7 @@ def test_weights_that_the_model_does_not_have_are_ignored(tmp_path):
   ({"alibi": None}, "family", "llada"),
 ])
 def test_fields_may_be_off_the_way_the_layout_writes_it(tmp_path, change, field, value):
-  from gdsd_jax.models.huggingface import load_config
+  from gdsd_jax.huggingface.weights import load_config
 
   (tmp_path / "config.json").write_text(json.dumps(hugging_face_fields(CONFIG) | change))
   assert getattr(load_config(tmp_path), field) == value
@@ -319,7 +320,7 @@ def test_fields_may_be_off_the_way_the_layout_writes_it(tmp_path, change, field,
 
 @pytest.mark.parametrize("name", ["pad_token_id", "rope_theta", "rms_norm_eps", "include_qkv_bias", "weight_tying"])
 def test_fields_with_a_default_may_be_missing(tmp_path, name):
-  from gdsd_jax.models.huggingface import load_config
+  from gdsd_jax.huggingface.weights import load_config
 
   fields = hugging_face_fields(CONFIG)
   del fields[name]
@@ -566,7 +567,7 @@ def test_an_interrupted_save_leaves_the_earlier_one_as_it_was(sharded, monkeypat
       raise error
     save_file(tensors, file, metadata)
 
-  monkeypatch.setattr("gdsd_jax.models.huggingface.save_file", interrupted)
+  monkeypatch.setattr("gdsd_jax.huggingface.weights.save_file", interrupted)
   with pytest.raises(error):
     save_pretrained(folder, denoiser, jax.tree.map(jnp.zeros_like, params), SHARD_BYTES)
   assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -638,13 +639,13 @@ def on_mesh(tiny_config, tmp_path):
   denoiser = Denoiser(tiny_config)
   params = random_params(denoiser)
   save_pretrained(tmp_path, denoiser, params)
-  mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
+  mesh = make_mesh(data=2, fsdp=2, tensor=2)
   return denoiser, params, load_pretrained(tmp_path, mesh=mesh)[1], mesh
 
 
 def test_parameters_lie_over_the_mesh_as_the_rules_say(on_mesh):
   denoiser, _, loaded, mesh = on_mesh
-  shardings = parallel.param_shardings(mesh, denoiser)
+  shardings = param_shardings(mesh, denoiser)
   assert jax.tree.map(lambda array: array.sharding, loaded) == shardings
 
 
@@ -656,7 +657,7 @@ def test_a_mesh_changes_no_bit_of_the_parameters(on_mesh):
 def test_logits_over_a_mesh_are_those_of_one_device(on_mesh):
   denoiser, params, loaded, mesh = on_mesh
   tokens = np.random.default_rng(0).integers(0, denoiser.config.vocab_size, (4, 6))
-  over_mesh = jax.jit(denoiser.apply)(loaded, jax.device_put(tokens, parallel.batch_sharding(mesh)))
+  over_mesh = jax.jit(denoiser.apply)(loaded, jax.device_put(tokens, batch_sharding(mesh)))
   np.testing.assert_allclose(over_mesh, jax.jit(denoiser.apply)(params, tokens), atol=1e-5, rtol=0)
 
 
@@ -667,5 +668,5 @@ def test_parameters_over_a_mesh_are_saved_whole(on_mesh, tmp_path):
 
 
 def test_a_mesh_that_does_not_divide_the_model_is_refused(saved):
-  mesh = parallel.make_mesh(data=1, fsdp=1, tensor=8)
+  mesh = make_mesh(data=1, fsdp=1, tensor=8)
   assert "mesh.tensor=8 does not divide" in refusal_of(ValueError, saved[0], mesh=mesh)

@@ -14,10 +14,10 @@ from lm_eval.api.instance import Instance
 
 import gdsd_jax
 from gdsd_jax.diffusion.config import SamplerConfig
-from gdsd_jax.models.tokenizer import load_tokenizer
+from gdsd_jax.evaluation.harness import cut_at, DenoiserLM, GenerationDefaults
+from gdsd_jax.generation.rollout import RolloutSampler
+from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.tasks import get_task
-from gdsd_jax.training.lm_eval_adapter import cut_at, DenoiserLM, GenerationDefaults
-from gdsd_jax.training.rollout import RolloutSampler
 
 EXAMPLES = 16
 MODEL_ARGS = {"pretrained": "tiny", "dtype": "float32", "steps_per_token": 1.0, "block_length": 8}
@@ -144,7 +144,7 @@ def test_bad_arguments_are_named(arguments, words):
 
 
 def test_command_line_knows_the_model():
-  command = [sys.executable, "-m", "gdsd_jax.training.lm_eval_adapter", "--model", "gdsd_jax", "--tasks", "gsm8k",
+  command = [sys.executable, "-m", "gdsd_jax.evaluation.harness", "--model", "gdsd_jax", "--tasks", "gsm8k",
              "--model_args", "pretrained=no/such/folder/at/all"]
   result = subprocess.run(command, capture_output=True, text=True, timeout=300)
   assert result.returncode != 0

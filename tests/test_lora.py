@@ -13,12 +13,12 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import gdsd_jax
-from gdsd_jax import parallel
+from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
 from gdsd_jax.models.lora import add_adapter, LoraConfig, merge, TARGETS
-from gdsd_jax.models.peft import load_adapter, save_adapter
 from gdsd_jax.objectives.objective import Objective
-from gdsd_jax.training.config import base_config
-from gdsd_jax.training.state import init_state, make_optimizer
+from gdsd_jax.parallel.mesh import make_mesh
+from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.state import init_state, make_optimizer
 from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
 
 CONFIG = LoraConfig(rank=4, alpha=8.0, dropout=0.0)
@@ -93,7 +93,7 @@ def test_dropout_needs_a_key_and_keeps_the_mean(tiny_denoiser, tiny_params):
 
 @functools.cache
 def distillation(dropout, accumulation=1):
-  mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])
+  mesh = make_mesh(data=1, devices=jax.devices()[:1])
   denoiser, params = gdsd_jax.load_pretrained("tiny", mesh=mesh)
   denoiser, params = add_adapter(denoiser, params, LoraConfig(4, 8.0, dropout), jax.random.key(0), mesh)
   objective = Objective(beta=1e-3)
@@ -222,7 +222,7 @@ def test_bad_fields_are_named(fields, message):
 
 
 def test_adapters_lie_over_the_mesh_as_their_weights_do(tiny_denoiser, tiny_params):
-  mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
+  mesh = make_mesh(data=2, fsdp=2, tensor=2)
   denoiser, params = add_adapter(tiny_denoiser, tiny_params, CONFIG, jax.random.key(0), mesh)
   assert params["lora"]["gate"]["a"].sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", None)
   assert params["lora"]["gate"]["b"].sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor")

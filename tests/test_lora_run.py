@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 import gdsd_jax
+from gdsd_jax.huggingface.adapters import load_adapter
+from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.models.lora import merge
-from gdsd_jax.models.peft import load_adapter
-from gdsd_jax.models.tokenizer import load_tokenizer
-from gdsd_jax.training.config import base_config
-from gdsd_jax.training.export import export_run
+from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.export import export_run
+from gdsd_jax.runs.metrics import read_metrics
+from gdsd_jax.runs.weights import load_run
 from gdsd_jax.training.loop import train
-from gdsd_jax.training.metrics import read_metrics
-from gdsd_jax.training.run_weights import load_run
 from gdsd_jax.training.trainer import Trainer
 
 SMALL = {
@@ -111,7 +111,7 @@ def test_merging_a_run_without_an_adapter_is_refused(full_run, tmp_path):
 
 def test_the_model_that_a_run_started_from_is_not_overwritten(tmp_path):
   denoiser, params = gdsd_jax.load_pretrained("tiny")
-  source = gdsd_jax.models.huggingface.resolve_path("tiny")
+  source = gdsd_jax.huggingface.weights.resolve_path("tiny")
   model = tmp_path / "model"
   gdsd_jax.save_pretrained(model, denoiser, params)
   for file in source.glob("*.json"):

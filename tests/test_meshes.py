@@ -9,16 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gdsd_jax import parallel
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.diffusion.sampling import sample
+from gdsd_jax.huggingface.weights import load_pretrained
+from gdsd_jax.models import lm_head
 from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.models.huggingface import load_pretrained
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.scores import Scores
+from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
+from gdsd_jax.parallel.rows import lay_out
+from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.state import init_state, make_optimizer
 from gdsd_jax.training import trainer as training
-from gdsd_jax.training.config import base_config
-from gdsd_jax.training.state import init_state, make_optimizer
 from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
 
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "fsdp_tensor": (1, 4, 2), "all": (2, 2, 2)}
@@ -30,7 +32,7 @@ def iterations(tmp_path, monkeypatch, sizes, count, **changes):
   config.mesh.data, config.mesh.fsdp, config.mesh.tensor = sizes
   config.update_from_flattened_dict(changes)
   if np.prod(sizes) == 1:
-    monkeypatch.setattr(parallel.jax, "devices", lambda: jax.local_devices()[:1])
+    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
   trainer = training.Trainer(config, tmp_path / "x".join(map(str, sizes)))
   monkeypatch.undo()
   metrics, tokens = [], None
@@ -82,9 +84,9 @@ BATCH, PROMPT, LENGTH, VOCABULARY = 16, 8, 16, 4096  # no other dimension is a m
 
 def over_mesh(tiny_config, **changes):
   """(denoiser, params) with a vocabulary that is told apart in HLO, over fsdp 4 × tensor 2."""
-  mesh = parallel.make_mesh(fsdp=4, tensor=2)
+  mesh = make_mesh(fsdp=4, tensor=2)
   denoiser = Denoiser(dataclasses.replace(tiny_config, vocab_size=VOCABULARY, **changes), remat=True, mesh=mesh)
-  params = jax.jit(denoiser.init, out_shardings=parallel.param_shardings(mesh, denoiser))(jax.random.key(0))
+  params = jax.jit(denoiser.init, out_shardings=param_shardings(mesh, denoiser))(jax.random.key(0))
   return denoiser, params
 
 
@@ -112,7 +114,7 @@ def test_the_step_keeps_the_vocabulary_split(tiny_config, name):
   denoiser, params = over_mesh(tiny_config)
   optimizer = make_optimizer(base_config().optimizer)
   state = init_state(denoiser, params, optimizer, 0, with_reference=True, mesh=denoiser.mesh)
-  split = parallel.batch_sharding(denoiser.mesh)
+  split = batch_sharding(denoiser.mesh)
   put = lambda x: jax.device_put(x, split)
   rollouts = Rollouts(put(jnp.zeros((BATCH, PROMPT + LENGTH), jnp.int32)), put(jnp.ones((BATCH, PROMPT), bool)),
                       put(jnp.ones((BATCH, 2, LENGTH), bool)))
@@ -136,7 +138,7 @@ SAMPLERS = {
 @pytest.mark.parametrize("name", quick_and_slow(SAMPLERS, quick=["llada", "dream_margin"]))
 def test_samplers_keep_the_vocabulary_split(tiny_config, name):
   denoiser, params = over_mesh(tiny_config)
-  split = parallel.batch_sharding(denoiser.mesh)
+  split = batch_sharding(denoiser.mesh)
   prompt = jax.device_put(jnp.zeros((BATCH, PROMPT), jnp.int32), split)
   mask = jax.device_put(jnp.ones((BATCH, PROMPT), bool), split)
   config = SamplerConfig(completion_length=LENGTH, steps=LENGTH, **SAMPLERS[name])
@@ -145,12 +147,12 @@ def test_samplers_keep_the_vocabulary_split(tiny_config, name):
 
 def test_pick_takes_one_entry_of_each_row():
   x = jnp.array([[1.0, -jnp.inf, 3.0], [4.0, 5.0, jnp.inf]])
-  np.testing.assert_array_equal(parallel.pick(x, jnp.array([2, 1])), [3.0, 5.0])
+  np.testing.assert_array_equal(lm_head.pick(x, jnp.array([2, 1])), [3.0, 5.0])
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
 def test_each_piece_of_an_array_is_read_once(sizes):
-  mesh = parallel.make_mesh(*sizes)
+  mesh = make_mesh(*sizes)
   value, read = np.arange(64).reshape(8, 8), []
 
   def part(index):
@@ -158,7 +160,7 @@ def test_each_piece_of_an_array_is_read_once(sizes):
     return value[index]
 
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp", "tensor"))
-  array = parallel.lay_out(value.shape, sharding, part)
+  array = lay_out(value.shape, sharding, part)
   np.testing.assert_array_equal(array, value)
   assert array.sharding == sharding
   assert sum(value[index].size for index in read) == value.size
@@ -167,5 +169,5 @@ def test_each_piece_of_an_array_is_read_once(sizes):
 @pytest.mark.parametrize("sizes", [(1, 2, 4), (1, 4, 2), (2, 2, 2)])
 def test_the_embedded_model_is_the_same_over_a_mesh(sizes):
   _, whole = load_pretrained("tiny")
-  _, split = load_pretrained("tiny", mesh=parallel.make_mesh(*sizes))
+  _, split = load_pretrained("tiny", mesh=make_mesh(*sizes))
   jax.tree.map(np.testing.assert_array_equal, split, whole)

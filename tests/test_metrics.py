@@ -7,9 +7,9 @@ import types
 
 import pytest
 
-from gdsd_jax.training import metrics
-from gdsd_jax.training.config import base_config
-from gdsd_jax.training.metrics import format_seconds, MetricsWriter, Progress, read_metrics
+from gdsd_jax.runs import metrics
+from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.metrics import format_seconds, MetricsWriter, Progress, read_metrics
 
 ROW = {"step": 1, "reward": 0.5, "loss": 0.25, "kl": 0.1, "reward/format": 0.25, "seconds/step": 2.0}
 

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from gdsd_jax import get_task
-from gdsd_jax.tasks import sandbox
+from gdsd_jax import get_task, sandbox
 
 # None of them is a golden case: (reward, completion, example, official value, ours, why).
 DIFFERENT_ON_PURPOSE = (

@@ -14,16 +14,15 @@ import orbax.checkpoint as ocp
 import pytest
 
 import gdsd_jax
-from gdsd_jax import parallel
-from gdsd_jax.models.tokenizer import load_tokenizer
+from gdsd_jax.generation import rollout
+from gdsd_jax.generation.rollout import RolloutSampler
+from gdsd_jax.huggingface.tokenizer import load_tokenizer
+from gdsd_jax.parallel.mesh import param_shardings
+from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.metrics import MetricsWriter, read_metrics, Stopwatch
 from gdsd_jax.tasks import get_task
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
-from gdsd_jax.training import rollout
-from gdsd_jax.training.config import base_config
 from gdsd_jax.training.loop import train
-from gdsd_jax.training.metrics import MetricsWriter, read_metrics
-from gdsd_jax.training.rollout import RolloutSampler
-from gdsd_jax.training.stopwatch import Stopwatch
 from gdsd_jax.training.trainer import Trainer
 
 REPOSITORY = Path(__file__).parent.parent
@@ -198,7 +197,7 @@ def test_async_rollouts_are_of_the_parameters_one_iteration_before(tmp_path, cal
   for iteration, tokens in enumerate(trained_on):
     params, prompt, mask, key, _ = calls[iteration]
     jax.tree.map(np.testing.assert_array_equal, params, before[max(iteration - 1, 0)])
-    params = jax.tree.map(jax.device_put, params, parallel.param_shardings(trainer.mesh, trainer.denoiser))
+    params = jax.tree.map(jax.device_put, params, param_shardings(trainer.mesh, trainer.denoiser))
     again = gdsd_jax.sample(trainer.denoiser, params, prompt, mask, key, trainer.sampler.config)
     np.testing.assert_array_equal(again.tokens, tokens)
 

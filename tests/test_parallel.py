@@ -8,9 +8,11 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from gdsd_jax import parallel
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import LoraConfig
+from gdsd_jax.parallel.mesh import AXIS_RULES, batch_sharding, make_mesh, MESH_AXES, param_shardings, replicated
+from gdsd_jax.parallel.processes import may_be_one_of_several
+from gdsd_jax.parallel.rows import owners
 
 
 def leaves_of(axes_tree):
@@ -26,33 +28,33 @@ def leaves_of(axes_tree):
   ((2, 4, -1), (2, 4, 1)),
 ])
 def test_mesh_has_the_sizes_asked_for(sizes, shape):
-  mesh = parallel.make_mesh(*sizes)
+  mesh = make_mesh(*sizes)
   assert dict(mesh.shape) == dict(zip(("data", "fsdp", "tensor"), shape))
 
 
 def test_mesh_holds_every_device_once():
-  assert sorted(device.id for device in parallel.make_mesh(2, 2, 2).devices.flat) == list(range(8))
+  assert sorted(device.id for device in make_mesh(2, 2, 2).devices.flat) == list(range(8))
 
 
 def test_a_rank_that_fsdp_does_not_divide_stays_whole(tiny_denoiser):
-  mesh = parallel.make_mesh(fsdp=4, tensor=2)
+  mesh = make_mesh(fsdp=4, tensor=2)
   adapted = dataclasses.replace(tiny_denoiser, lora=LoraConfig(rank=6))
-  assert parallel.param_shardings(mesh, adapted)["lora"]["gate"]["b"].spec == P(None, None, "tensor")
+  assert param_shardings(mesh, adapted)["lora"]["gate"]["b"].spec == P(None, None, "tensor")
 
 
 def test_mesh_is_all_data_by_default():
-  assert parallel.make_mesh().shape["data"] == len(jax.devices())
+  assert make_mesh().shape["data"] == len(jax.devices())
 
 
 def test_mesh_may_use_some_of_the_devices():
   some = jax.devices()[2:4]
-  assert set(parallel.make_mesh(fsdp=2, devices=some).devices.flat) == set(some)
+  assert set(make_mesh(fsdp=2, devices=some).devices.flat) == set(some)
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (2, 2, 1), (4, 4, 1), (-1, 3, 1), (-1, 16, 1)])
 def test_sizes_that_do_not_multiply_to_the_devices_are_refused_with_the_numbers(sizes):
   with pytest.raises(ValueError) as caught:
-    parallel.make_mesh(*sizes)
+    make_mesh(*sizes)
   named = "mesh.data={}, mesh.fsdp={}, mesh.tensor={}".format(*sizes)
   assert str(caught.value) == f"{named}: their product must be the number of devices, 8"
 
@@ -60,7 +62,7 @@ def test_sizes_that_do_not_multiply_to_the_devices_are_refused_with_the_numbers(
 @pytest.mark.parametrize("sizes", [(-1, -1, 1), (0, 1, 1), (8, -2, 1), (-8, -1, 1)])
 def test_sizes_that_are_no_sizes_are_refused_with_the_numbers(sizes):
   with pytest.raises(ValueError) as caught:
-    parallel.make_mesh(*sizes)
+    make_mesh(*sizes)
   named = "mesh.data={}, mesh.fsdp={}, mesh.tensor={}".format(*sizes)
   assert str(caught.value) == f"{named}: sizes are positive, and at most one is -1 (the rest)"
 
@@ -69,7 +71,7 @@ def test_sizes_that_are_no_sizes_are_refused_with_the_numbers(sizes):
 def test_every_logical_axis_of_the_transformer_has_a_rule(tiny_config, change):
   denoiser = Denoiser(dataclasses.replace(tiny_config, **change))
   axes = {axis for leaf in leaves_of(denoiser.logical_axes()) for axis in leaf}
-  assert axes <= parallel.AXIS_RULES.keys()
+  assert axes <= AXIS_RULES.keys()
 
 
 @pytest.mark.parametrize("change", [{}, {"qkv_bias": True}, {"tied_head": True}])
@@ -80,12 +82,12 @@ def test_every_weight_names_as_many_axes_as_it_has(tiny_config, change):
 
 
 def test_every_rule_leads_to_an_axis_of_the_mesh():
-  led_to = jax.tree.leaves(list(parallel.AXIS_RULES.values()))
-  assert set(led_to) <= set(parallel.MESH_AXES)
+  led_to = jax.tree.leaves(list(AXIS_RULES.values()))
+  assert set(led_to) <= set(MESH_AXES)
 
 
 def test_weights_are_split_by_their_axes(tiny_denoiser):
-  shardings = parallel.param_shardings(parallel.make_mesh(2, 2, 2), tiny_denoiser)
+  shardings = param_shardings(make_mesh(2, 2, 2), tiny_denoiser)
   assert {
     "embedding": shardings["embedding"].spec,
     "query": shardings["blocks"]["query"].spec,
@@ -104,7 +106,7 @@ def test_weights_are_split_by_their_axes(tiny_denoiser):
 
 
 def test_without_a_mesh_every_weight_lies_on_the_default_device(tiny_denoiser):
-  shardings = jax.tree.leaves(parallel.param_shardings(None, tiny_denoiser))
+  shardings = jax.tree.leaves(param_shardings(None, tiny_denoiser))
   assert {sharding.device_set == {jax.devices()[0]} for sharding in shardings} == {True}
 
 
@@ -116,7 +118,7 @@ def test_without_a_mesh_every_weight_lies_on_the_default_device(tiny_denoiser):
 def test_a_mesh_that_does_not_divide_the_model_is_refused_with_the_numbers(tiny_config, sizes, change, message):
   denoiser = Denoiser(dataclasses.replace(tiny_config, **change))
   with pytest.raises(ValueError) as caught:
-    parallel.param_shardings(parallel.make_mesh(*sizes), denoiser)
+    param_shardings(make_mesh(*sizes), denoiser)
   assert str(caught.value) == message
 
 
@@ -127,26 +129,26 @@ class FakeDevice:
 
 def test_rows_that_two_processes_hold_are_dealt_out():
   indices = {FakeDevice(process): (slice(start, start + 2),) for process in (0, 1) for start in (0, 2)}
-  assert parallel.owners(indices, 4).tolist() == [0, 1, 0, 1]
+  assert owners(indices, 4).tolist() == [0, 1, 0, 1]
 
 
 def test_rows_that_one_process_holds_are_its_own():
   indices = {FakeDevice(0): (slice(0, 2),), FakeDevice(1): (slice(2, None),)}
-  assert parallel.owners(indices, 4).tolist() == [0, 0, 1, 1]
+  assert owners(indices, 4).tolist() == [0, 0, 1, 1]
 
 
 def test_a_batch_is_split_over_data_and_fsdp():
-  batch = jax.device_put(np.zeros((8, 3)), parallel.batch_sharding(parallel.make_mesh(2, 2, 2)))
+  batch = jax.device_put(np.zeros((8, 3)), batch_sharding(make_mesh(2, 2, 2)))
   assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 3)}
 
 
 def test_the_batch_dimension_may_come_later():
-  batch = jax.device_put(np.zeros((3, 8)), parallel.batch_sharding(parallel.make_mesh(2, 2, 2), axis=1))
+  batch = jax.device_put(np.zeros((3, 8)), batch_sharding(make_mesh(2, 2, 2), axis=1))
   assert {shard.data.shape for shard in batch.addressable_shards} == {(3, 2)}
 
 
 def test_replicated_values_are_whole_on_every_device():
-  value = jax.device_put(np.zeros((8, 3)), parallel.replicated(parallel.make_mesh(2, 2, 2)))
+  value = jax.device_put(np.zeros((8, 3)), replicated(make_mesh(2, 2, 2)))
   assert [shard.data.shape for shard in value.addressable_shards] == [(8, 3)] * 8
 
 
@@ -154,4 +156,4 @@ def test_a_machine_without_tpus_is_not_asked_for_other_processes(monkeypatch):
   for name in ("JAX_PLATFORMS", "JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setattr(importlib.util, "find_spec", {"libtpu": None}.get)
-  assert not parallel.may_be_one_of_several()
+  assert not may_be_one_of_several()

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import gdsd_jax
+from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
 from gdsd_jax.models.lora import add_adapter, LoraConfig, merge
-from gdsd_jax.models.peft import load_adapter, save_adapter
 
 torch = pytest.importorskip("torch", reason="needs torch (and peft) to compare with")
 peft = pytest.importorskip("peft", reason="needs peft to compare with")

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gdsd_jax import parallel
 from gdsd_jax.diffusion.prediction import predict
 from gdsd_jax.models import lm_head
 from gdsd_jax.models.lm_head import LMHead
+from gdsd_jax.parallel.mesh import make_mesh, partition
 
 B, K, D, V, MASK = 4, 6, 16, 1024, 77  # tiles of 64 tokens
 
@@ -78,8 +78,8 @@ def test_a_mesh_draws_the_same_tokens(sizes, temperature):
   weight, hidden, unconditional = random_case()
   key = jax.random.key(3)
   expected = predict(LMHead(weight), hidden, key, MASK, temperature, unconditional, 0.5)
-  mesh = parallel.make_mesh(*sizes)
-  place = lambda x, *axes: jax.device_put(x, jax.sharding.NamedSharding(mesh, parallel.partition(axes, x.shape, mesh)))
+  mesh = make_mesh(*sizes)
+  place = lambda x, *axes: jax.device_put(x, jax.sharding.NamedSharding(mesh, partition(axes, x.shape, mesh)))
   hidden, unconditional = (place(x, "batch", None, None) for x in (hidden, unconditional))
   step = jax.jit(
     lambda weight, hidden, other: predict(LMHead(weight, mesh=mesh), hidden, key, MASK, temperature, other, 0.5)

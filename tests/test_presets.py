@@ -11,10 +11,10 @@ from test_full_size import PUBLISHED
 from test_published_tokenizers import dream_folder, llada_folder  # noqa: F401  (fixtures)
 
 import gdsd_jax
-from gdsd_jax.models import huggingface
+from gdsd_jax.huggingface import weights as huggingface
+from gdsd_jax.runs.metrics import read_metrics
+from gdsd_jax.runs.weights import load_run
 from gdsd_jax.training.loop import train
-from gdsd_jax.training.metrics import read_metrics
-from gdsd_jax.training.run_weights import load_run
 
 SMALL_SHAPE = {
   "llada_8b": dict(d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, mlp_hidden_size=24),

@@ -17,9 +17,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 import gdsd_jax
-from gdsd_jax import parallel
-from gdsd_jax.training.command import START_AGAIN
-from gdsd_jax.training.metrics import read_metrics
+from gdsd_jax.command import START_AGAIN
+from gdsd_jax.parallel import processes
+from gdsd_jax.parallel.processes import is_lost_process, join_processes, share_work
+from gdsd_jax.runs.metrics import read_metrics
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = {
@@ -156,15 +157,15 @@ def test_the_death_of_one_ends_the_other_within_a_minute_in_one_line(tmp_path, v
 # A command of two processes, of which the second does something before both wait for each other.
 WITH_BODY = """
 import os, signal, time
-from gdsd_jax.training import command
+from gdsd_jax import command
 
 def main():
   import jax
-  from gdsd_jax import parallel
-  parallel.gather_json(None)
+  from gdsd_jax.parallel.processes import gather_json, is_lost_process, join_processes, share_work
+  gather_json(None)
   if jax.process_index() == 1:
     {body}
-  parallel.gather_json(None)
+  gather_json(None)
 
 command.run(main)
 """
@@ -302,16 +303,16 @@ def test_half_an_environment_is_refused(monkeypatch, environment, message):
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
   with pytest.raises(ValueError, match=message):
-    parallel.join_processes()
+    join_processes()
 
 
 def test_work_is_shared_by_one_process_too():
-  assert parallel.share_work(3, lambda items: [2 * item for item in items]) == [0, 2, 4]
+  assert share_work(3, lambda items: [2 * item for item in items]) == [0, 2, 4]
 
 
 def test_what_work_raises_is_raised():
   with pytest.raises(ZeroDivisionError):
-    parallel.share_work(3, lambda items: [1 / item for item in items])
+    share_work(3, lambda items: [1 / item for item in items])
 
 
 @pytest.mark.parametrize("message, lost", [
@@ -321,5 +322,5 @@ def test_what_work_raises_is_raised():
   ("cannot start the reward processes: [Errno 11] Resource temporarily unavailable", False),
 ])
 def test_a_lost_process_is_told_from_bad_input(monkeypatch, message, lost):
-  monkeypatch.setattr(parallel, "joined", lambda: True)
-  assert parallel.is_lost_process(ValueError(message)) == lost
+  monkeypatch.setattr(processes, "joined", lambda: True)
+  assert is_lost_process(ValueError(message)) == lost

@@ -12,8 +12,7 @@ import pytest
 import tokenizers
 import transformers
 
-from gdsd_jax.models.config import DenoiserConfig
-from gdsd_jax.models.tokenizer import (
+from gdsd_jax.huggingface.tokenizer import (
   chat_prompt,
   decode_completions,
   encode_prompts,
@@ -21,7 +20,8 @@ from gdsd_jax.models.tokenizer import (
   prompt_lengths,
   stop_token_ids,
 )
-from gdsd_jax.training.pretraining import train_tokenizer
+from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.supervised.pretraining import train_tokenizer
 
 CORPUS = ["Tom doesn't have 1234 apples; he'd buy 56 more.\n\n    return x == 10  # Größe 数学 \u0635\n"] * 30
 # Contractions in both cases, digits of several scripts, runs of blanks and line breaks, combining and invisible

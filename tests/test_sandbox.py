@@ -16,9 +16,9 @@ import hypothesis
 import hypothesis.strategies
 import pytest
 
-from gdsd_jax.tasks import sandbox
-from gdsd_jax.tasks.sandbox import pool, seccomp, usage
-from gdsd_jax.tasks.sandbox.inside import wire
+from gdsd_jax import sandbox
+from gdsd_jax.sandbox import pool, seccomp, usage
+from gdsd_jax.sandbox.inside import wire
 
 REPOSITORY = Path(__file__).parent.parent
 LIMITS = sandbox.Limits(test_seconds=2.0, program_seconds=8.0)
@@ -346,7 +346,7 @@ def ends(processes):
 
 def start_trainer(source):
   """Another process that runs a program, and the processes of its sandboxes: at least ten, with the four daemons."""
-  code = f"from gdsd_jax.tasks import sandbox; sandbox.run([sandbox.Program({source!r}, ('f(1)',))], sandbox.Limits())"
+  code = f"from gdsd_jax import sandbox; sandbox.run([sandbox.Program({source!r}, ('f(1)',))], sandbox.Limits())"
   trainer = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY)
   deadline = time.monotonic() + 30.0
   while len(descendants(trainer.pid)) < 10 and time.monotonic() < deadline:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from gdsd_jax.tasks import sandbox
+from gdsd_jax import sandbox
 
 LIMITS = sandbox.Limits(test_seconds=1.0, program_seconds=3.0, memory_mb=256, file_mb=8, processes=16)
 SECRET = 73921

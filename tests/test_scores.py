@@ -11,7 +11,7 @@ import pytest
 from gdsd_jax.diffusion.forward import consistent_masks
 from gdsd_jax.objectives.espo import espo_loss
 from gdsd_jax.objectives.gdsd import gdsd_loss
-from gdsd_jax.objectives.pretraining import masked_cross_entropy
+from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.objectives.scores import Scores, sequence_scores, token_weights
 
 B, P, L, M = 3, 4, 8, 2

@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 import pytest
 
 from gdsd_jax.tasks import sources
+from gdsd_jax.tasks.rows import examples_of, FILE_KINDS, text_of
 
 FIELD = "task.train_source"
 
@@ -66,7 +67,7 @@ def test_any_rows_survive_a_file(tmp_path_factory, rows):
 
 
 @settings(deadline=None)
-@given(st.binary(), st.sampled_from(sources.FILE_KINDS))
+@given(st.binary(), st.sampled_from(FILE_KINDS))
 def test_any_bytes_are_rows_or_one_clear_line(tmp_path_factory, content, kind):
   file = written(tmp_path_factory.mktemp("bytes") / f"rows{kind}", content)
   assert message((ValueError, OSError), file, ("no such column",))
@@ -136,7 +137,7 @@ def test_rows_know_their_place(tmp_path):
 def test_bad_value_is_named_with_its_line(tmp_path):
   file = written(tmp_path / "rows.jsonl", '{"question": "a"}\n{"question": 5}')
   with pytest.raises(ValueError, match=rf"^{FIELD}: {file}, line 2: column 'question' must be text, it is 5$"):
-    sources.examples_of(open_(file), lambda row: {"q": sources.text_of(row, "question")}, field=FIELD)
+    examples_of(open_(file), lambda row: {"q": text_of(row, "question")}, field=FIELD)
 
 
 # TFDS

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from gdsd_jax import parallel
 from gdsd_jax.diffusion.forward import consistent_masks
 from gdsd_jax.objectives.objective import Objective
-from gdsd_jax.training.state import init_state, make_optimizer, state_shardings, sync_reference
+from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
+from gdsd_jax.runs.state import init_state, make_optimizer, state_shardings, sync_reference
 from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
 
 N, P, L, M = 8, 4, 8, 2
@@ -33,12 +33,12 @@ def optimizer():
 
 @pytest.fixture(scope="module")
 def one_device():
-  return parallel.make_mesh(1, 1, 1, jax.devices()[:1])
+  return make_mesh(1, 1, 1, jax.devices()[:1])
 
 
 def make_state(denoiser, optimizer, mesh, dtype="float32"):
   denoiser = dataclasses.replace(denoiser, dtype=dtype)
-  params = jax.device_put(denoiser.init(jax.random.key(0)), parallel.param_shardings(mesh, denoiser))
+  params = jax.device_put(denoiser.init(jax.random.key(0)), param_shardings(mesh, denoiser))
   return denoiser, init_state(denoiser, params, optimizer, seed=0, with_reference=True, mesh=mesh)
 
 
@@ -47,9 +47,9 @@ def make_batch(denoiser, state, objective, mesh, accumulation=1):
   masks = consistent_masks(jax.random.key(1), jax.random.uniform(jax.random.key(2), (N, L)), M, 4)
   prompt_mask = jnp.ones((N, P), bool).at[::2, 0].set(False)
   rollouts = jax.device_put(
-    Rollouts(tokens, prompt_mask, masks.transpose(1, 0, 2)), parallel.batch_sharding(mesh)
+    Rollouts(tokens, prompt_mask, masks.transpose(1, 0, 2)), batch_sharding(mesh)
   )
-  advantages = jax.device_put(jnp.linspace(-1, 1, N), parallel.batch_sharding(mesh))
+  advantages = jax.device_put(jnp.linspace(-1, 1, N), batch_sharding(mesh))
   scores = score_rollouts(
     state.params, rollouts, denoiser=denoiser, objective=objective, accumulation=accumulation
   )
@@ -149,7 +149,7 @@ def test_update_that_is_not_finite_is_left_out_and_counted(tiny_denoiser, optimi
 
 
 def test_sharded_step_agrees_with_one_device(tiny_denoiser, optimizer, one_device):
-  mesh = parallel.make_mesh(2, 2, 2)
+  mesh = make_mesh(2, 2, 2)
   alone, alone_metrics = run_step(tiny_denoiser, optimizer, one_device)
   sharded, sharded_metrics = run_step(tiny_denoiser, optimizer, mesh)
   for name in ("loss", "grad_norm", "score"):
@@ -159,7 +159,7 @@ def test_sharded_step_agrees_with_one_device(tiny_denoiser, optimizer, one_devic
 
 
 def test_optimizer_moments_lie_as_the_parameters_do(tiny_denoiser, optimizer):
-  mesh = parallel.make_mesh(1, 4, 2)
+  mesh = make_mesh(1, 4, 2)
   denoiser, state = make_state(tiny_denoiser, optimizer, mesh)
   shardings = state_shardings(state, denoiser, optimizer, mesh)
   moments = jax.tree.leaves(shardings.opt_state)
@@ -170,7 +170,7 @@ def test_optimizer_moments_lie_as_the_parameters_do(tiny_denoiser, optimizer):
 
 
 def test_a_first_moment_in_bfloat16_stays_so_and_lies_as_the_parameters_do(tiny_denoiser):
-  mesh, optimizer = parallel.make_mesh(1, 4, 2), adamw("bfloat16")
+  mesh, optimizer = make_mesh(1, 4, 2), adamw("bfloat16")
   state, _ = run_step(tiny_denoiser, optimizer, mesh)
   is_adam = lambda node: isinstance(node, optax.ScaleByAdamState)
   [adam] = [s for s in jax.tree.leaves(state.opt_state, is_leaf=is_adam) if is_adam(s)]

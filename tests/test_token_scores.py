@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gdsd_jax import parallel
 from gdsd_jax.models import lm_head
 from gdsd_jax.models.lm_head import largest, LMHead
 from gdsd_jax.objectives import token_scores as token_scores_module
 from gdsd_jax.objectives.token_scores import token_scores
+from gdsd_jax.parallel.mesh import make_mesh, partition
 
 B, L, D, V = 4, 6, 16, 1000
 
@@ -82,8 +82,8 @@ def test_a_split_vocabulary_gives_what_a_whole_one_gives(monkeypatch, sizes, top
   monkeypatch.setattr(lm_head, "CHUNK", 96)
   weight, hidden, targets = random_case()
   expected = values_and_gradients(chunked_scores, weight, hidden, targets, top_k, center_gradient)
-  mesh = parallel.make_mesh(*sizes)
-  place = lambda x, *axes: jax.device_put(x, jax.sharding.NamedSharding(mesh, parallel.partition(axes, x.shape, mesh)))
+  mesh = make_mesh(*sizes)
+  place = lambda x, *axes: jax.device_put(x, jax.sharding.NamedSharding(mesh, partition(axes, x.shape, mesh)))
   split = place(weight, "embed", "vocab"), place(hidden, "batch", None, None), place(targets, "batch", None)
   scores = functools.partial(chunked_scores, mesh=mesh)
   actual = values_and_gradients(scores, *split, top_k, center_gradient)

@@ -8,8 +8,7 @@ from hypothesis import assume, example, given, strategies as st
 import numpy as np
 import pytest
 
-from gdsd_jax.models.config import DenoiserConfig
-from gdsd_jax.models.tokenizer import (
+from gdsd_jax.huggingface.tokenizer import (
   chat_prompt,
   completion_lengths,
   decode_completions,
@@ -17,7 +16,8 @@ from gdsd_jax.models.tokenizer import (
   load_tokenizer,
   stop_token_ids,
 )
-from gdsd_jax.training.pretraining import END, END_OF_TURN, MASK, train_tokenizer
+from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.supervised.pretraining import END, END_OF_TURN, MASK, train_tokenizer
 
 VOCAB_SIZE = 270
 TAGS = ("<answer>", "</answer>")

@@ -18,10 +18,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 import gdsd_jax
+from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.metrics import read_metrics
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
-from gdsd_jax.training.config import base_config
 from gdsd_jax.training.loop import train, TrainingError
-from gdsd_jax.training.metrics import read_metrics
 
 REPOSITORY = Path(__file__).parent.parent
 # Seconds instead of minutes: short completions, few rollouts.
@@ -181,9 +181,9 @@ def test_full_disk_on_save_is_one_clear_line(tmp_path):
 def test_nan_weights_give_up_after_the_set_number_of_steps(tmp_path):
   denoiser, params = gdsd_jax.load_pretrained("tiny")
   gdsd_jax.save_pretrained(tmp_path / "model", denoiser, {**params, "final_norm": params["final_norm"] * jnp.nan})
-  for file in gdsd_jax.models.huggingface.resolve_path("tiny").glob("*token*"):
+  for file in gdsd_jax.huggingface.weights.resolve_path("tiny").glob("*token*"):
     (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
-  for file in gdsd_jax.models.huggingface.resolve_path("tiny").glob("*.jinja"):
+  for file in gdsd_jax.huggingface.weights.resolve_path("tiny").glob("*.jinja"):
     (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
   config = small_config(**{"model.path": str(tmp_path / "model"), "max_skipped_steps": 3, "group_size": 8})
   with pytest.raises(TrainingError, match="giving up at step 3"):

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gdsd_jax import parallel
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.diffusion.ranking import descending_rank, without
+from gdsd_jax.models import lm_head
 from gdsd_jax.models.denoiser import Denoiser
 
 _POSITIONS = 32  # that have logits in memory at a time; filters and entropy need a position's whole vocabulary
@@ -123,10 +123,10 @@ def predict_from_logits(logits, key, mask_id: int, config: SamplerConfig, mesh=N
   if config.alg == "entropy":
     confidence = jnp.sum(probabilities * jnp.log(probabilities + _ENTROPY_OFFSET), axis=-1)
   elif config.alg == "topk_margin":
-    top = parallel.top_k(probabilities, 2, mesh)
+    top = lm_head.top_k(probabilities, 2, mesh)
     confidence = top[..., 0] - top[..., 1]
   else:
-    confidence = parallel.pick(probabilities, tokens)
+    confidence = lm_head.pick(probabilities, tokens)
   return tokens, confidence
 
 
@@ -136,7 +136,7 @@ def filter_logits(logits, top_p: float | None, top_k: int | None, mesh=None):
     probabilities = jax.nn.softmax(logits, axis=-1)
     logits = jnp.where(probabilities >= _nucleus_threshold(probabilities, top_p), logits, -jnp.inf)
   if top_k is not None and top_k < logits.shape[-1]:
-    least = parallel.top_k(logits, top_k, mesh)[..., -1:]
+    least = lm_head.top_k(logits, top_k, mesh)[..., -1:]
     logits = jnp.where(logits < least, -jnp.inf, logits)
   return logits
 

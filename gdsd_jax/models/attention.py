@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from gdsd_jax import parallel
+from gdsd_jax.parallel.mesh import partition
 
 _LANES = 128  # of a TPU: kernels take lengths and head widths in multiples of it
 
@@ -89,7 +89,7 @@ def splash_attention(query, key, value, mask, mesh: Mesh | None = None, interpre
 
   if mesh is not None and mesh.size > 1:
     of_query, of_key, of_mask = (
-      parallel.partition(axes, x.shape, mesh)
+      partition(axes, x.shape, mesh)
       for axes, x in ((("batch", None, "heads", None), query), (("batch", None, "kv_heads", None), key),
                       (("batch", None), mask))
     )

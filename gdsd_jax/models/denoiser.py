@@ -62,7 +62,7 @@ class Denoiser:
     return nnx.to_pure_dict(_abstract_model(self.config, self.dtype, self.lora)[1])
 
   def logical_axes(self):
-    """The parameters' tree with a tuple of logical axis names at each leaf (see `parallel.py`)."""
+    """The parameters' tree with a tuple of logical axis names at each leaf (see `parallel/mesh.py`)."""
     _, state = _abstract_model(self.config, self.dtype, self.lora)
     is_variable = lambda leaf: isinstance(leaf, nnx.Variable)
     axes = jax.tree.map(lambda variable: variable.get_metadata("logical_axes"), state, is_leaf=is_variable)

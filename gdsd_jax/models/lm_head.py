@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from gdsd_jax import parallel
+from gdsd_jax.parallel.mesh import BATCH_AXES, constrain, partition
 
 # Columns of the head that are multiplied at a time: large enough for matrix units, and a chunk's logits of some hundred
 # positions still fit a CPU's cache. What is in memory depends on it, not on the vocabulary.
@@ -49,12 +49,12 @@ class LMHead:
     if self.mesh is not None and self.mesh.size > 1:
       weight, hidden = jax.lax.optimization_barrier((weight, hidden))  # as of the blocks' weights
     axes = ("vocab" if axis == "vocab" else None for axis in self.logical_axes)
-    return self.replace(weight=parallel.constrain(weight.astype(hidden.dtype), self.mesh, *axes)), hidden
+    return self.replace(weight=constrain(weight.astype(hidden.dtype), self.mesh, *axes)), hidden
 
   def logits(self, hidden):
     """Float32 logits [B, ..., V] of hidden states [B, ..., D]; over a mesh the vocabulary stays split."""
     logits = multiply(hidden, self.weight.T if self.tied else self.weight)
-    return parallel.constrain(logits, self.mesh, "batch", *[None] * (logits.ndim - 2), "vocab")
+    return constrain(logits, self.mesh, "batch", *[None] * (logits.ndim - 2), "vocab")
 
   def columns(self, tokens):
     """The head's columns of tokens, float32[B, ..., D] of int[B, ...]."""
@@ -62,8 +62,8 @@ class LMHead:
     columns = columns if self.tied else jnp.moveaxis(columns, 0, -1)
     # Looked up where their share of the weight lies; then shares are exchanged for sequences.
     between = [None] * (columns.ndim - 2)
-    columns = parallel.constrain(columns, self.mesh, "batch_over_data", *between, "embed")
-    columns = parallel.constrain(columns, self.mesh, "batch", *between, None)
+    columns = constrain(columns, self.mesh, "batch_over_data", *between, "embed")
+    columns = constrain(columns, self.mesh, "batch", *between, None)
     return columns.astype(accumulator(self.weight.dtype))
 
   def mean_column(self):
@@ -169,9 +169,9 @@ def over_vocabulary(compute: Callable, head: LMHead, rows: Any, gives_weight: bo
   if mesh is None or mesh.size == 1:
     return compute(Share(head), rows)
   leading = jax.tree.leaves(rows)[0].shape[:1]
-  batch = parallel.partition(("batch",), leading, mesh)
-  of_weight = parallel.partition(head.logical_axes, weight.shape, mesh)
-  batch_axes = () if batch == PartitionSpec(None) else parallel.BATCH_AXES
+  batch = partition(("batch",), leading, mesh)
+  of_weight = partition(head.logical_axes, weight.shape, mesh)
+  batch_axes = () if batch == PartitionSpec(None) else BATCH_AXES
 
   def on_a_chip(part, rows):
     return compute(Share(head.replace(weight=part, mesh=None), mesh, batch_axes), rows)
@@ -205,3 +205,26 @@ def largest(logits, k: int):
   _, best = jax.lax.top_k(jnp.max(groups, axis=1), k)
   members = jnp.take_along_axis(groups, best[:, None], axis=2)
   return jax.lax.top_k(members.reshape(rows, -1), k)[0]
+
+
+def pick(x, index):
+  """x[..., index] of each row: a masked sum, which stays where the last axis is split. x: [..., V], index: int[...]."""
+  chosen = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1) == index[..., None]
+  return jnp.sum(jnp.where(chosen, x, 0), axis=-1)
+
+
+def top_k(x, k: int, mesh: Mesh | None):
+  """The k largest of the last axis, [..., V] -> [..., k], descending.
+
+  Where the vocabulary is split, each chip sends its own k largest and nothing else.
+  """
+  if mesh is None or mesh.shape["tensor"] == 1:
+    return jax.lax.top_k(x, k)[0]
+
+  def largest(part):
+    best = jax.lax.top_k(part, min(k, part.shape[-1]))[0]
+    return jax.lax.top_k(jax.lax.all_gather(best, "tensor", axis=-1, tiled=True), k)[0]
+
+  leading = ("batch", *[None] * (x.ndim - 2))
+  split, whole = partition((*leading, "vocab"), x.shape, mesh), partition((*leading, None), x.shape, mesh)
+  return jax.shard_map(largest, mesh=mesh, in_specs=split, out_specs=whole, check_vma=False)(x)

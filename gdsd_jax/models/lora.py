@@ -13,7 +13,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from gdsd_jax import parallel
+from gdsd_jax.parallel.mesh import param_shardings
 
 # Canonical target names, the same for every family -> the weights of transformer.py that they stand for.
 TARGETS = {"q": "query", "k": "key", "v": "value", "o": "output", "gate": "gate", "up": "up", "down": "down"}
@@ -97,6 +97,6 @@ def add_adapter(denoiser, params, config: LoraConfig, key, mesh=None):
   """
   adapted = dataclasses.replace(denoiser, lora=config)
   # Under jit the base weights that `init` would make are never computed.
-  shardings = parallel.param_shardings(mesh, adapted)["lora"]
+  shardings = param_shardings(mesh, adapted)["lora"]
   adapter = jax.jit(lambda key: adapted.init(key)["lora"], out_shardings=shardings)(key)
   return adapted, {**params, "lora": adapter}

@@ -1,7 +1,7 @@
 """The denoiser's network: one bidirectional transformer, read from top to bottom.
 
 Dimensions: B sequences, T tokens, D hidden_size, N heads, K key/value heads, H head_dim, F mlp_size, V vocabulary.
-Every weight is declared once, with its shape, logical axes and initialiser side by side; `parallel.py` maps the logical
+Every weight is declared once, with its shape, logical axes and initialiser side by side; `parallel/mesh.py` maps the logical
 axes to mesh axes. The blocks' weights are stacked along a leading `layers` axis and scanned over, so that compile time
 does not grow with depth.
 """
@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from gdsd_jax import parallel
 from gdsd_jax.models.attention import attend
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.lora import LoraConfig, LowRank, TARGETS
+from gdsd_jax.parallel.mesh import AXIS_RULES, constrain
 
 
 class _Weights:
@@ -171,7 +171,7 @@ class _Adapter:
 
   def constrain(self, x, axis: str | None = None):
     """x [B, T, ...] split over its batch and its third dimension's logical axis."""
-    return parallel.constrain(x, self.mesh, "batch", None, axis, *[None] * (x.ndim - 3))
+    return constrain(x, self.mesh, "batch", None, axis, *[None] * (x.ndim - 3))
 
   def project(self, blocks: Blocks, name: str, x, inputs: int = 1):
     """x [..., *I] through the projection `name` of the layer: [..., *O]."""
@@ -206,8 +206,8 @@ def _whole_over_fsdp(weights, x, mesh: Mesh | None):
     if value.ndim < 2:  # norms and biases
       return weight
     axes = weight.get_metadata("logical_axes")[-value.ndim:]  # without that of the layers
-    tensor_axes = (axis if parallel.AXIS_RULES[axis] == "tensor" else None for axis in axes)
-    return weight.replace(parallel.constrain(value.astype(x.dtype), mesh, *tensor_axes))
+    tensor_axes = (axis if AXIS_RULES[axis] == "tensor" else None for axis in axes)
+    return weight.replace(constrain(value.astype(x.dtype), mesh, *tensor_axes))
 
   return jax.tree.map(gather, weights, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)), x
 
@@ -240,7 +240,7 @@ class Transformer(nnx.Module):
     """(`hidden`, KeysAndValues of all tokens)."""
     positions = self._positions(tokens, attention_mask)
     x, cache = self._apply_blocks(tokens, positions, attention_mask, mesh, keep=True)
-    layout = lambda x: parallel.constrain(x, mesh, "layers", "batch", None, "kv_heads", "head_dim")
+    layout = lambda x: constrain(x, mesh, "layers", "batch", None, "kv_heads", "head_dim")
     return self._aligned(x), jax.tree.map(layout, cache)
 
   def window(self, tokens, start, width: int, cache: KeysAndValues, attention_mask=None, mesh: Mesh | None = None):
@@ -278,8 +278,8 @@ class Transformer(nnx.Module):
       apply_block = jax.checkpoint(apply_block, prevent_cse=False, policy=policy)
     embedded = self.embedding[...][tokens].astype(self.dtype)
     # Rows are looked up where their share of the embedding lies; then shares are exchanged for sequences.
-    embedded = parallel.constrain(embedded, mesh, "batch_over_data", None, "embed")
-    embedded = parallel.constrain(embedded, mesh, "batch", None, None)
+    embedded = constrain(embedded, mesh, "batch_over_data", None, "embed")
+    embedded = constrain(embedded, mesh, "batch", None, None)
     return jax.lax.scan(apply_block, embedded, (stacked, dropout_keys, cache))
 
   def _aligned(self, x):

@@ -2,8 +2,7 @@
 
 import jax.numpy as jnp
 
-from gdsd_jax.objectives.gdsd import score_noise
-from gdsd_jax.objectives.scores import Scores
+from gdsd_jax.objectives.scores import score_noise, Scores
 
 
 def espo_loss(scores: Scores, old: Scores, ref: Scores | None, advantages, completion_length: int,

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from gdsd_jax.objectives.scores import Scores
+from gdsd_jax.objectives.scores import score_noise, Scores
 from gdsd_jax.objectives.teacher import teacher_scores
 
 
@@ -46,11 +46,6 @@ def gdsd_loss(scores: Scores, old: Scores, ref: Scores | None, advantages, compl
     metrics["kl"] = jnp.mean(0.5 * jnp.square(scores.plain - ref.plain)) / completion_length
     loss = loss + beta * metrics["kl"]
   return loss, metrics
-
-
-def score_noise(student):
-  """Standard deviation of a rollout's score across its M mask samples, averaged over rollouts; 0 when M is 1."""
-  return jnp.mean(jnp.std(student, axis=1))
 
 
 def _policy_scores(scores: Scores):

@@ -104,3 +104,8 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
                             with_plain, mean_column)
 
   return jax.tree.map(jnp.transpose, jax.lax.map(one_sample, masks))
+
+
+def score_noise(student):
+  """Standard deviation of a rollout's score across its M mask samples, averaged over rollouts; 0 when M is 1."""
+  return jnp.mean(jnp.std(student, axis=1))

@@ -7,7 +7,9 @@ import re
 import threading
 from typing import Any, ClassVar
 
-from gdsd_jax.tasks import base, sandbox, sources
+from gdsd_jax import sandbox
+from gdsd_jax.tasks import base, sources
+from gdsd_jax.tasks.rows import check_columns, examples_of, text_of
 
 TEST_SOURCE = "huggingface:openai/openai_humaneval#test"
 
@@ -80,7 +82,7 @@ class CodeTask(base.Task):
       raise ValueError(
         f"task.{field}: {rows[0].place}: columns {', '.join(rows[0])} are those of no known kind: {known}"
       )
-    return sources.examples_of(rows, make_example, field=f"task.{field}")
+    return examples_of(rows, make_example, field=f"task.{field}")
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     return _example(example)["messages"]
@@ -177,16 +179,16 @@ def _kind(row):
 
 
 def _acecode(row):
-  sources.check_columns(list(row), ("question", "test_cases"))
-  question, tests = sources.text_of(row, "question"), _tests_of(row, "test_cases")
+  check_columns(list(row), ("question", "test_cases"))
+  question, tests = text_of(row, "question"), _tests_of(row, "test_cases")
   # Questions with a block of code show the function's head already.
   question = question if "\n```\n" in question else f"{question}\nTest cases: {tests[0]}"
   return {"messages": [{"role": "system", "content": _SYSTEM_PROMPT}, *_asked(question)], "tests": tests}
 
 
 def _humaneval(row):
-  sources.check_columns(list(row), ("prompt", "entry_point", "test"))
-  prompt, name = sources.text_of(row, "prompt"), sources.text_of(row, "entry_point")
+  check_columns(list(row), ("prompt", "entry_point", "test"))
+  prompt, name = text_of(row, "prompt"), text_of(row, "entry_point")
   head = re.search(rf"^def[ \t]+{re.escape(name)}\b", prompt, re.MULTILINE)
   if not head:
     raise ValueError(f"column 'prompt' must hold the head of {name!r}, the column 'entry_point'")
@@ -194,21 +196,21 @@ def _humaneval(row):
     "messages": _asked(
       f"Write a solution to the following problem and make sure that it passes the tests:\n```{prompt}```"
     ),
-    "prompt": prompt, "tests": [f"{sources.text_of(row, 'test')}\ncheck({name})\n"], "names": [name],
+    "prompt": prompt, "tests": [f"{text_of(row, 'test')}\ncheck({name})\n"], "names": [name],
     "setup": prompt[:head.start()],  # tests that use the prompt's helpers mean these, not what a program makes of them
   }
 
 
 def _mbpp(row):
-  sources.check_columns(list(row), ("text", "code", "test_list", "test_setup_code"))
+  check_columns(list(row), ("text", "code", "test_list", "test_setup_code"))
   tests = _tests_of(row, "test_list")
   return {
     "messages": _asked(
-      f"You are an expert Python programmer, and here is your task: {sources.text_of(row, 'text')} "
+      f"You are an expert Python programmer, and here is your task: {text_of(row, 'text')} "
       "Your code should pass these tests:\n\n" + "\n".join(tests)
     ),
-    "tests": tests, "setup": sources.text_of(row, "test_setup_code"),
-    "names": _DEFINITION.findall(sources.text_of(row, "code")),
+    "tests": tests, "setup": text_of(row, "test_setup_code"),
+    "names": _DEFINITION.findall(text_of(row, "code")),
   }
 
 

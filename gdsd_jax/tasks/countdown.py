@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from gdsd_jax.tasks import base, countdown_problems, expressions, math_answers, sources, xml_format
+from gdsd_jax.tasks.rows import examples_of
 
 GENERATED = "generated"
 NUM_NUMBERS = 3
@@ -63,7 +64,7 @@ class CountdownTask(base.Task):
         return countdown_problems.problems(split, SMALL_SIZES[split], SMALL_LARGEST, SMALL_OPERATORS)
       return countdown_problems.problems(split, SPLIT_SIZES[split])
     rows = sources.open_source(source, (), field=f"task.{field}", data_dir=self.data_dir)
-    examples = sources.examples_of(rows, _example, field=f"task.{field}")
+    examples = examples_of(rows, _example, field=f"task.{field}")
     examples = [example for example in examples if len(example["numbers"]) == NUM_NUMBERS]
     if not examples:
       raise ValueError(f"task.{field}: {source}: no problem of {NUM_NUMBERS} numbers in it")

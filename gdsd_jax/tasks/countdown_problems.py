@@ -6,7 +6,7 @@ import hashlib
 import itertools
 
 from gdsd_jax.tasks.expressions import OPERATORS
-from gdsd_jax.tasks.official_tests import is_official_test
+from gdsd_jax.tasks.official_digests import is_official_test
 
 OFFICIAL_LARGEST = 100  # number and target of the public test file
 _TEST_SHARE = 0.1  # of all problems

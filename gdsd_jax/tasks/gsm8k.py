@@ -6,6 +6,7 @@ import re
 from typing import Any, ClassVar
 
 from gdsd_jax.tasks import base, math_answers, sources, xml_format
+from gdsd_jax.tasks.rows import examples_of, text_of
 
 TRAIN_SOURCE = "huggingface:openai/gsm8k/main#train"
 TEST_SOURCE = "huggingface:openai/gsm8k/main#test"
@@ -117,12 +118,12 @@ def _without_commas(number: str) -> str:
 
 def _open_examples(source, field, data_dir):
   rows = sources.open_source(source, ("question", "answer"), field=field, data_dir=data_dir)
-  return sources.examples_of(rows, _example, field=field)
+  return examples_of(rows, _example, field=field)
 
 
 def _example(row):
-  marker, answer = sources.text_of(row, "answer").rpartition("####")[1:]
+  marker, answer = text_of(row, "answer").rpartition("####")[1:]
   answer = _without_commas(answer.strip())
   if not marker or not _REFERENCE.fullmatch(answer):
     raise ValueError(f"column 'answer' must end in '#### NUMBER', it ends in {row['answer'][-40:]!r}")
-  return {"question": sources.text_of(row, "question"), "answer": answer}
+  return {"question": text_of(row, "question"), "answer": answer}

@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from gdsd_jax.tasks import base, math_answers, math_grader, sources, xml_format
+from gdsd_jax.tasks.rows import check_columns, examples_of, text_of
 
 TRAIN_SOURCE = "huggingface:ankner/math-500#train"  # MATH without the 500 test problems
 TEST_SOURCE = "huggingface:HuggingFaceH4/MATH-500#test"
@@ -97,16 +98,16 @@ def _reference(example: Mapping[str, Any]) -> str:
 
 def _open_examples(source, field, data_dir):
   rows = sources.open_source(source, ("problem",), field=field, data_dir=data_dir)
-  return sources.examples_of(rows, _example, field=field)
+  return examples_of(rows, _example, field=field)
 
 
 def _example(row):
-  problem = sources.text_of(row, "problem")
+  problem = text_of(row, "problem")
   if "answer" in row:
-    answer = sources.text_of(row, "answer")
+    answer = text_of(row, "answer")
   else:
-    sources.check_columns(list(row), ("solution",))
-    solution = sources.text_of(row, "solution")
+    check_columns(list(row), ("solution",))
+    solution = text_of(row, "solution")
     answer = math_answers.unboxed(solution) if "\\boxed" in solution else None
     if answer is None:
       raise ValueError("column 'solution' must end in \\boxed{…}")

@@ -1,6 +1,6 @@
 """Opens the problems that a config names: a local file, a TFDS dataset, or a dataset of the Hugging Face hub."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 import csv
 import gzip
 import io
@@ -9,22 +9,11 @@ from pathlib import Path
 from typing import Any
 import zlib
 
-FILE_KINDS = (".jsonl", ".jsonl.gz", ".json", ".csv")
+from gdsd_jax.tasks.rows import check_columns, FILE_KINDS, Row
+
 NAME_KINDS = "a TFDS name, NAME[/CONFIG][:VERSION][#SPLIT] or huggingface:OWNER/NAME[/CONFIG][#SPLIT]"
 
 WHOLE_FILE = "the whole file"  # where no line can be blamed
-
-
-class Row(dict):
-  """A problem as it was stored, column name -> value.
-
-  Attributes:
-    place: where it was read, for messages, such as "/data/train.jsonl, line 7".
-  """
-
-  def __init__(self, values: Mapping[str, Any], place: str):
-    super().__init__(values)
-    self.place = place
 
 
 def open_source(source: str, columns: Sequence[str], *, field: str, data_dir: str | None = None) -> Sequence[Row]:
@@ -50,31 +39,6 @@ def open_source(source: str, columns: Sequence[str], *, field: str, data_dir: st
   if not tfds_source.is_name(source):
     raise ValueError(f"{field}: {source!r} is neither a file ending in {', '.join(FILE_KINDS)} nor {NAME_KINDS}")
   return tfds_source.open_rows(source, columns, field, data_dir)
-
-
-def examples_of(rows: Sequence[Row], make_example: Callable[[Row], dict[str, Any]], *, field: str) -> list[dict]:
-  """`make_example` of every row; its ValueErrors are raised again with the field and the row's place in front."""
-  examples = []
-  for row in rows:
-    try:
-      examples.append(make_example(row))
-    except ValueError as error:
-      raise ValueError(f"{field}: {row.place}: {error}") from error
-  return examples
-
-
-def text_of(row: Mapping[str, Any], column: str) -> str:
-  """The text in a row's column. ValueError where it is not text."""
-  if not isinstance(row[column], str):
-    raise ValueError(f"column {column!r} must be text, it is {row[column]!r:.80}")
-  return row[column]
-
-
-def check_columns(names: Sequence[str], columns: Sequence[str]) -> None:
-  """Raises ValueError unless all `columns` are among `names`."""
-  for column in columns:
-    if column not in names:
-      raise ValueError(f"no column {column!r}, it has {', '.join(map(repr, names)) or 'none'}")
 
 
 def _open_file(source, kind, columns, field):

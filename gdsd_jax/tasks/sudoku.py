@@ -7,6 +7,7 @@ import re
 from typing import Any, ClassVar
 
 from gdsd_jax.tasks import base, sources, sudoku_problems, xml_format
+from gdsd_jax.tasks.rows import examples_of, text_of
 
 GENERATED = "generated"
 SYSTEM_PROMPT = """
@@ -83,7 +84,7 @@ class SudokuTask(base.Task):
     if source == GENERATED:
       return sudoku_problems.problems(split)
     rows = sources.open_source(source, ("Puzzle", "Solution"), field=f"task.{field}", data_dir=self.data_dir)
-    return sources.examples_of(rows, _example, field=f"task.{field}")
+    return examples_of(rows, _example, field=f"task.{field}")
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     if self.variant == "small":
@@ -139,7 +140,7 @@ def _grid_in(text: str) -> str:
 
 
 def _example(row):
-  puzzle, solution = sources.text_of(row, "Puzzle"), sources.text_of(row, "Solution")
+  puzzle, solution = text_of(row, "Puzzle"), text_of(row, "Solution")
   if not _PUZZLE.fullmatch(puzzle) or "0" not in puzzle:
     raise ValueError(f"column 'Puzzle' must be 16 digits of 0 to 4, some of them 0, it is {puzzle!r:.80}")
   kept = all(given in ("0", digit) for given, digit in zip(puzzle, solution))

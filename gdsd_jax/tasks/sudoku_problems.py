@@ -4,7 +4,7 @@ import functools
 import hashlib
 import itertools
 
-from gdsd_jax.tasks.official_tests import is_official_test
+from gdsd_jax.tasks.official_digests import is_official_test
 
 CELLS = 16
 SPLIT_SIZES = {"train": 10_000, "test": 500}

@@ -14,7 +14,7 @@ import urllib.request
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gdsd_jax.tasks import sources
+from gdsd_jax.tasks.rows import check_columns, FILE_KINDS, Row
 
 _HUB_NAME = re.compile(r"huggingface:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(#(?P<split>.+))?")
 _TFDS_NAME = re.compile(r"(?P<name>[a-zA-Z]\w*(/[\w+.-]+)?(:[\d.*]+)?)(#(?P<split>.+))?")
@@ -34,9 +34,9 @@ class Rows(Sequence):
   def __len__(self) -> int:
     return len(self._data_source)
 
-  def __getitem__(self, index: int) -> sources.Row:
+  def __getitem__(self, index: int) -> Row:
     index = range(len(self))[index]  # negative indices, and IndexError past the end
-    return sources.Row(_plain(self._data_source[index]), f"{self._source}, row {index + 1}")
+    return Row(_plain(self._data_source[index]), f"{self._source}, row {index + 1}")
 
 
 def is_name(source: str) -> bool:
@@ -50,10 +50,10 @@ def open_rows(source: str, columns: Sequence[str], field: str, data_dir: str | N
     hub, local = _HUB_NAME.fullmatch(source), _TFDS_NAME.fullmatch(source)
     builder = _hub_builder(hub["repo"], hub["config"], data_dir) if hub else _tfds_builder(local["name"], data_dir)
     split = (hub or local)["split"] or _only_split(builder)
-    sources.check_columns(sorted(builder.info.features), columns)
+    check_columns(sorted(builder.info.features), columns)
     rows = Rows(builder.as_data_source(split), source)
   except _NoNetworkError as error:
-    raise OSError(f"{field}: {source}: {error}; give a local file ({', '.join(sources.FILE_KINDS)})") from error
+    raise OSError(f"{field}: {source}: {error}; give a local file ({', '.join(FILE_KINDS)})") from error
   except OSError as error:
     place = "the default folder of TFDS" if data_dir is None else repr(data_dir)
     raise OSError(f"{field}: {source}, kept in {place}: {error.strerror or _first_line(error)}") from error

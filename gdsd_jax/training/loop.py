@@ -8,13 +8,13 @@ from etils import epath
 import jax
 import numpy as np
 
-from gdsd_jax import parallel
-from gdsd_jax.training.files import check_workdir, write_whole
-from gdsd_jax.training.interruption import Interrupted, Interruption
-from gdsd_jax.training.metrics import format_seconds, MetricsWriter, Progress, SilentWriter
-from gdsd_jax.training.rollout import RewardError, ScoredRollouts
-from gdsd_jax.training.stopwatch import Stopwatch
-from gdsd_jax.training.trainer import config_json, Trainer
+from gdsd_jax.generation.rollout import RewardError, ScoredRollouts
+from gdsd_jax.parallel.processes import is_first_process
+from gdsd_jax.runs.config import config_json
+from gdsd_jax.runs.files import check_workdir, write_whole
+from gdsd_jax.runs.interruption import Interrupted, Interruption
+from gdsd_jax.runs.metrics import format_seconds, MetricsWriter, Progress, SilentWriter, Stopwatch
+from gdsd_jax.training.trainer import Trainer
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def _train(config, workdir: epath.Path, interruption: Interruption) -> None:
     _log.info("nothing to do: all %d steps are done (more: --config.steps; a new run: another --workdir)", start)
     trainer.checkpoints.close()
     return
-  if parallel.is_first_process():
+  if is_first_process():
     write_whole(workdir / "config.json", config_json(config) + "\n")
     writer = MetricsWriter(workdir, start if resumed else -1, config)
   else:

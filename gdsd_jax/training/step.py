@@ -11,7 +11,7 @@ import optax
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.scores import masked_hidden, Scores
-from gdsd_jax.training.state import TrainState
+from gdsd_jax.runs.state import TrainState
 
 
 @struct.dataclass

@@ -10,61 +10,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gdsd_jax import parallel
 from gdsd_jax.diffusion.config import Rollout
 from gdsd_jax.diffusion.forward import consistent_masks
-from gdsd_jax.models.huggingface import load_pretrained
-from gdsd_jax.models.lora import add_adapter
-from gdsd_jax.models.peft import load_adapter
-from gdsd_jax.models.tokenizer import load_tokenizer
+from gdsd_jax.generation.held_out import evaluate
+from gdsd_jax.generation.rollout import RolloutSampler, SampledRollouts, ScoredRollouts
+from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.objectives.teacher import leave_one_out_advantages
-from gdsd_jax.tasks import get_task
-from gdsd_jax.training.checkpoints import Checkpoints
-from gdsd_jax.training.config import (
+from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
+from gdsd_jax.parallel.rows import local_rows, spread
+from gdsd_jax.runs.checkpoints import Checkpoints
+from gdsd_jax.runs.config import (
+  config_json,
   contradictions,
-  lora_config,
   objective_config,
   refuse_contradictions,
   sampler_config,
   validate,
   validate_mesh,
 )
-from gdsd_jax.training.data import ExampleStream
-from gdsd_jax.training.evaluation import evaluate
-from gdsd_jax.training.rollout import RolloutSampler, SampledRollouts, ScoredRollouts
-from gdsd_jax.training.state import init_state, make_optimizer, sync_reference
+from gdsd_jax.runs.data import ExampleStream
+from gdsd_jax.runs.metrics import Stopwatch
+from gdsd_jax.runs.state import init_state, make_optimizer, sync_reference
+from gdsd_jax.runs.weights import load_model
+from gdsd_jax.tasks import get_task
 from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
-from gdsd_jax.training.stopwatch import Stopwatch
 
 _log = logging.getLogger(__name__)
-
-
-def config_json(config) -> str:
-  """The config as JSON, fields in order."""
-  return json.dumps(config.to_dict(), indent=2, sort_keys=True)
-
-
-def load_model(config, mesh):
-  """(denoiser, params) that a run starts from: the model of its config, with the adapter when it has one.
-
-  What is trained is float32 in either case: bfloat16 has too few digits to add updates as small as AdamW's.
-  """
-  lora = lora_config(config)
-  frozen_dtype = config.model.dtype if lora else "float32"
-  denoiser, params = load_pretrained(config.model.path, frozen_dtype, mesh, config.model.remat)
-  denoiser = dataclasses.replace(denoiser, remat_saves=config.model.remat_saves)
-  if lora is None:
-    return dataclasses.replace(denoiser, dtype=config.model.dtype), params
-  if config.model.lora.path is None:
-    return add_adapter(denoiser, params, lora, jax.random.key(config.seed), mesh)
-  denoiser, params = load_adapter(config.model.lora.path, denoiser, params, mesh)
-  found = denoiser.lora
-  if dataclasses.replace(found, dropout=lora.dropout) != lora:
-    raise ValueError(
-      f"model.lora: {config.model.lora.path} has rank {found.rank}, alpha {found.alpha} and targets"
-      f" {', '.join(found.targets)}; the config has {lora.rank}, {lora.alpha} and {', '.join(lora.targets)}"
-    )
-  return dataclasses.replace(denoiser, lora=lora), params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +62,7 @@ class Trainer:
   def __init__(self, config, workdir: epath.Path):
     validate(config)
     self.config, self.workdir = config, workdir
-    self.mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     validate_mesh(config, self.mesh)
     self.task = get_task(config.task.name, **{k: v for k, v in config.task.items() if k != "name" and v is not None})
     train, test = self.task.examples("train"), self.task.examples("test")
@@ -121,7 +92,7 @@ class Trainer:
     )
     self._static = dict(denoiser=self.denoiser, objective=self.objective, accumulation=config.optimizer.accumulation)
     self._compiled = set()
-    split = parallel.batch_sharding(self.mesh)
+    split = batch_sharding(self.mesh)
     self._concatenate = jax.jit(lambda *parts: jnp.concatenate(parts, axis=1), out_shardings=split)
     num_mc, forward_process = config.objective.num_mc, sampler.forward_process
     self._draw_masks = jax.jit(
@@ -181,7 +152,7 @@ class Trainer:
 
   def _abstract_rollout(self) -> Rollout:
     shape = (self.config.prompts_per_step * self.config.group_size, self.config.sampler.completion_length)
-    split = parallel.batch_sharding(self.mesh)
+    split = batch_sharding(self.mesh)
     return Rollout(*(jax.ShapeDtypeStruct(shape, dtype, sharding=split) for dtype in (jnp.int32, jnp.float32)))
 
   def evaluate(self) -> dict[str, float]:
@@ -253,8 +224,8 @@ class Trainer:
       Rollouts(tokens, scored.prompt_mask, self._draw_masks(key, scored.rollout.confidence))
       for key in jax.random.split(mask_key, objective.num_iterations)
     ]
-    held = np.asarray(advantages)[parallel.local_rows(self.mesh, len(advantages))]
-    advantages = parallel.spread(self.mesh, len(advantages), held)
+    held = np.asarray(advantages)[local_rows(self.mesh, len(advantages))]
+    advantages = spread(self.mesh, len(advantages), held)
     score = functools.partial(score_rollouts, **self._static)
     with watch.phase("score"):
       # Old is the student as it is now, also where async rollouts were sampled by the one before. The teacher is a

@@ -1,0 +1,171 @@
+"""Throughput, memory and utilisation of sampling and training, and the same of a PyTorch version, as one report.
+
+Every measurement has a process of its own, so that its memory is its own, and no two run at once.
+"""
+
+from collections.abc import Callable
+import concurrent.futures
+from concurrent.futures.process import BrokenProcessPool
+import importlib.metadata
+import multiprocessing
+from pathlib import Path
+import statistics
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from gdsd_jax import command
+from gdsd_jax.benchmark import ours as benchmark_ours
+from gdsd_jax.benchmark.flops import sampling_flops, training_flops
+from gdsd_jax.benchmark.setting import Setting
+
+_MEASURED = ("seconds", "cpu_seconds", "bytes_before", "bytes_peak", "load")
+_CHECKED = ("loss", "grad_norm", "score")
+
+
+def measure(setting: Setting, say: Callable[[str], None] = print) -> dict[str, Any]:
+  """Everything that a setting asks for, as JSON values.
+
+  Args:
+    setting: what is measured.
+    say: told what is being measured.
+
+  Returns:
+    The setting's fields; `parameters`; `device`; `versions`; `peak_flops_per_second` of a large matrix product by each
+    side; `sampling` and `training`, see `_sides`; `memory`, bytes that scoring one rollout takes at each vocabulary.
+
+  Raises:
+    ValueError, OSError: one line; the device has too little memory, or PyTorch cannot use it.
+  """
+  with tempfile.TemporaryDirectory(prefix="gdsd_benchmark_") as folder:
+    say(f"making a {setting.model} model and its inputs")
+    device, parameters = _in_own_process(benchmark_ours.prepare, Path(folder), setting)
+    result = {**vars(setting), "parameters": parameters, "device": device, "versions": _versions(setting)}
+    if set(setting.only) & {"sampling", "training"}:
+      result["peak_flops_per_second"] = _peaks(setting, device["platform"])
+    if "sampling" in setting.only:
+      result["sampling"] = _sampling(setting, Path(folder), result, say)
+    if "training" in setting.only:
+      result["training"] = _training(setting, Path(folder), result, say)
+  if "memory" in setting.only:
+    say("compiling scores at several vocabularies")
+    result["memory"] = _in_own_process(benchmark_ours.scoring_memory, setting)
+  return result
+
+
+def _in_own_process(function: Callable, *arguments):
+  """The function's result, or what it raises; OSError if its process was ended."""
+  spawn = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=command.end_with_parent) as pool:
+    try:
+      return pool.submit(function, *arguments).result()
+    except BrokenProcessPool:
+      raise OSError(f"the process of {function.__name__} was ended, as the system does when memory runs out") from None
+
+
+def _versions(setting: Setting) -> dict[str, str]:
+  names = ("jax", "torch") if setting.reference else ("jax",)
+  return {name: importlib.metadata.version(name) for name in names}
+
+
+def _peaks(setting: Setting, platform: str) -> dict[str, float]:
+  peaks = {"ours": _in_own_process(benchmark_ours.peak_flops, setting.dtype)}
+  if setting.reference:
+    from gdsd_jax.benchmark import reference as benchmark_reference
+
+    peaks["reference"] = _in_own_process(benchmark_reference.peak_flops, setting.dtype, platform)
+  return peaks
+
+
+def _sampling(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
+  works = {"ours": (benchmark_ours.our_sampling, folder, setting)}
+  if setting.reference:
+    from gdsd_jax.benchmark import reference as benchmark_reference
+
+    works["reference"] = (benchmark_reference.sampling, folder, setting, result["device"]["platform"])
+  if setting.fast_sampler:
+    works["fast_dllm"] = (benchmark_ours.our_sampling, folder, setting, True)
+  length = setting.prompt_length + setting.completion_length
+  flops = sampling_flops(setting.architecture, setting.batch, length, setting.masked_tokens, setting.lora_rank)
+  sides, runs = _sides("sampling", works, setting, flops, result["peak_flops_per_second"], say)
+  steps = len(setting.masked_tokens)
+  if "seconds" in sides.get("fast_dllm", {}) and "seconds" in sides["ours"]:
+    del sides["fast_dllm"]["utilisation"]  # it does not do what the exact algorithm needs
+    sides["fast_dllm"]["speedup_over_exact"] = sides["ours"]["seconds"] / sides["fast_dllm"]["seconds"]
+  for name, side in sides.items():
+    if "seconds" in side and name != "fast_dllm":
+      side["seconds_per_denoising_step"] = side["seconds"] / steps
+  compared = _compared(sides)
+  if compared and setting.temperature == 0:
+    ours, reference = runs["ours"][0]["tokens"], runs["reference"][0]["tokens"]
+    compared["equal_tokens"] = float(np.mean(ours == reference))
+  return {"flops": flops, "denoising_steps": steps, **sides, **compared}
+
+
+def _training(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
+  works = {"ours": (benchmark_ours.our_training, folder, setting)}
+  if setting.reference:
+    from gdsd_jax.benchmark import reference as benchmark_reference
+
+    works["reference"] = (benchmark_reference.training, folder, setting, result["device"]["platform"])
+  flops = training_flops(
+    setting.architecture, setting.batch, setting.prompt_length, setting.completion_length, setting.num_mc,
+    setting.loss.beta > 0, setting.lora_rank,
+  )
+  sides, runs = _sides("training", works, setting, flops, result["peak_flops_per_second"], say)
+  for name, side in sides.items():
+    if "seconds" in side:
+      side |= {check: runs[name][0][check] for check in _CHECKED}
+  compared = _compared(sides)
+  if compared:
+    ours, reference = sides["ours"], sides["reference"]
+    compared["relative_difference"] = {
+      check: abs(ours[check] - reference[check]) / abs(reference[check]) for check in _CHECKED
+    }
+  return {"flops": flops, **sides, **compared}
+
+
+def _sides(name: str, works: dict[str, tuple], setting: Setting, flops: float, peaks: dict[str, float], say):
+  """({side: numbers}, {side: what each run returned}), the sides measured in turn.
+
+  Numbers: those of `benchmark_meter.measured` (medians), `all_seconds`, `tokens_per_second` of completions,
+  `utilisation` (needed FLOP/s over the better of the measured peaks); or `error`, one line.
+  """
+  runs, errors = {side: [] for side in works}, {}
+  for repeat in range(setting.repeats):
+    for side, work in works.items():
+      if side in errors:
+        continue
+      say(f"{name}, {side}, {repeat + 1} of {setting.repeats}")
+      try:
+        runs[side].append(_in_own_process(*work))
+      except (RuntimeError, OSError) as error:
+        if "memory" not in str(error).lower():
+          raise
+        errors[side] = " ".join(str(error).split())[:300]  # the other side's numbers are worth having
+  sides = {}
+  for side, found in runs.items():
+    if side in errors:
+      sides[side] = {"error": errors[side]}
+      continue
+    medians = {field: statistics.median(run[field] for run in found) for field in _MEASURED}
+    sides[side] = {
+      **medians,
+      "all_seconds": [run["seconds"] for run in found],
+      "tokens_per_second": setting.batch * setting.completion_length / medians["seconds"],
+      "utilisation": flops / medians["seconds"] / max(peaks.values()),
+    }
+  return sides, runs
+
+
+def _compared(sides: dict[str, dict[str, Any]]) -> dict[str, float]:
+  """Reference over ours; {} where a side is missing."""
+  ours, reference = sides["ours"], sides.get("reference", {})
+  if "seconds" not in ours or "seconds" not in reference:
+    return {}
+  return {
+    "speedup": reference["seconds"] / ours["seconds"],
+    "cpu_speedup": reference["cpu_seconds"] / ours["cpu_seconds"],
+    "memory_ratio": reference["bytes_peak"] / ours["bytes_peak"],
+  }

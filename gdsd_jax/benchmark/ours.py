@@ -1,0 +1,208 @@
+"""Our sampling and training as a benchmark runs them, each in a process of its own, and the files they begin from."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gdsd_jax.benchmark.meter import kilobytes, measured, ProcessMemory, timed
+from gdsd_jax.benchmark.setting import REFERENCE_NORM, Setting
+from gdsd_jax.diffusion.forward import consistent_masks
+from gdsd_jax.diffusion.sampling import sample
+from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
+from gdsd_jax.huggingface.weights import load_pretrained, save_pretrained
+from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.models.lora import add_adapter, LoraConfig
+from gdsd_jax.objectives.scores import sequence_scores
+from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
+from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.state import init_state, make_optimizer
+from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
+
+_PEAK_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
+VOCABULARIES = (8192, 32768, 131072)
+_MEMORY_RANK = 8  # of the adapter whose gradient's memory is told, where the setting has none
+
+
+class DeviceMemory:
+  """Memory of an accelerator, as JAX allocates it; the peak is that since the process began."""
+
+  def __init__(self, device):
+    self.device = device
+
+  def reset(self) -> None:
+    pass  # JAX cannot
+
+  def held(self) -> int:
+    return self.device.memory_stats()["bytes_in_use"]
+
+  def peak(self) -> int:
+    return self.device.memory_stats()["peak_bytes_in_use"]
+
+
+def _memory():
+  device = jax.local_devices()[0]
+  return ProcessMemory() if device.platform == "cpu" else DeviceMemory(device)
+
+
+def prepare(folder: Path, setting: Setting) -> tuple[dict[str, Any], int]:
+  """Fills the folder that both sides begin from; returns what the device is, and the number of parameters.
+
+  It gets `model/` and, for LoRA, `adapter/` in the published layouts, and `inputs.npz` of tokens int[B, P+L], masks
+  bool[B, M, L] and advantages float[B].
+
+  Raises:
+    ValueError: the device has too little memory.
+  """
+  device = jax.local_devices()[0]
+  memory = device_memory(device)
+  config = setting.architecture
+  described = {"platform": device.platform, "kind": device.device_kind, "memory_bytes": memory}
+  if set(setting.only) == {"memory"}:  # compiled alone: nothing begins from files
+    abstract = Denoiser(config, lora=setting.lora).abstract_params()
+    return described, sum(leaf.size for leaf in jax.tree.leaves(abstract))
+  _check_memory(setting, memory)
+  if setting.model == "tiny":
+    denoiser, params = load_pretrained("tiny", setting.held_dtype)
+  else:
+    denoiser = Denoiser(config, setting.held_dtype)
+    params = jax.jit(denoiser.init)(jax.random.key(0))
+  save_pretrained(folder / "model", denoiser, params)
+  if setting.lora:
+    denoiser, params = add_adapter(denoiser, params, setting.lora, jax.random.key(1))
+    # B = 0 would leave A without a gradient, and student and reference the same.
+    for i, factors in enumerate(params["lora"].values()):
+      factors["b"] = 0.01 * jax.random.normal(jax.random.key(i), factors["b"].shape)
+    save_adapter(folder / "adapter", denoiser, params, str(folder / "model"))
+  random = np.random.default_rng(0)
+  special = (config.mask_token_id, config.eos_token_id, config.pad_token_id)
+  ordinary = np.setdiff1d(np.arange(config.vocab_size, dtype=np.int32), special)
+  tokens = random.choice(ordinary, (setting.batch, setting.prompt_length + setting.completion_length))
+  confidence = jnp.asarray(random.random((setting.batch, setting.completion_length), np.float32))
+  masks = consistent_masks(jax.random.key(2), confidence, setting.num_mc, **setting.sampler.forward_process)
+  np.savez(folder / "inputs.npz", tokens=tokens, masks=np.asarray(masks).transpose(1, 0, 2),
+           advantages=random.standard_normal(setting.batch, np.float32))
+  return described, sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def device_memory(device) -> int:
+  """Bytes that this process may use: of the accelerator, or of the machine where that is the CPU."""
+  if device.platform != "cpu":
+    return device.memory_stats()["bytes_limit"]
+  return kilobytes("/proc/meminfo", "MemAvailable") * 1024
+
+
+def _check_memory(setting: Setting, available: int) -> None:
+  counts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree))
+            for name, tree in Denoiser(setting.architecture, lora=setting.lora).abstract_params().items()}
+  trained = counts.pop("lora", 0) or sum(counts.values())
+  needed = sum(counts.values()) * jnp.dtype(setting.held_dtype).itemsize
+  if "training" in setting.only:
+    # Of what is trained, in float32: gradient and two moments, and the weights of an adapter or of a reference.
+    needed += 4 * 4 * trained
+  if needed > available:
+    raise ValueError(
+      f"--model: {setting.model} needs more than {needed / 1e9:.0f} GB for its weights"
+      f"{' and their training' * ('training' in setting.only)}, the device has {available / 1e9:.0f} GB;"
+      " choose a smaller model, --lora_rank or --only=sampling"
+    )
+
+
+def peak_flops(dtype: str) -> float:
+  """FLOP/s of a large matrix product: the best of several."""
+  size = _PEAK_SIZE[jax.default_backend()]
+  x = jnp.full((size, size), 0.5, dtype)
+  product = jax.jit(jnp.matmul)
+  seconds = [timed(lambda: jax.block_until_ready(product(x, x)))[1] for _ in range(6)]
+  return 2 * size**3 / min(seconds[1:])
+
+
+def our_sampling(folder: Path, setting: Setting, fast: bool = False) -> dict[str, Any]:
+  """One batch of completions, exact or by `setting.fast_sampler`: seconds, memory, tokens int[B, L]."""
+  sampler = setting.fast_sampler if fast else setting.sampler
+  denoiser, params, mesh = _load(folder, setting)
+  inputs, split = np.load(folder / "inputs.npz"), batch_sharding(mesh)
+  tokens = jax.device_put(inputs["tokens"], split)
+  prompt = tokens[:, :setting.prompt_length]
+  prompt_mask = jax.device_put(np.ones(prompt.shape, bool), split)
+  arguments = params, prompt, prompt_mask, jax.random.key(0)
+  compiled = sample.lower(denoiser, *arguments, sampler).compile()
+  jax.block_until_ready(jax.jit(denoiser.hidden)(params, tokens))  # warm-up
+  work = lambda: jax.block_until_ready(compiled(*arguments))
+  rollout, cost = measured(work, _memory())
+  if setting.profile and not fast:
+    with jax.profiler.trace(str(Path(setting.profile) / "sampling")):
+      work()
+  return {**cost, "tokens": np.asarray(rollout.tokens)}
+
+
+def our_training(folder: Path, setting: Setting) -> dict[str, Any]:
+  """The second of two updates: seconds, memory; and of the first its loss, gradient norm and mean old score."""
+  denoiser, params, mesh = _load(folder, setting)
+  objective, optimizer = setting.loss, make_optimizer(base_config().optimizer)
+  state = init_state(denoiser, params, optimizer, 0, with_reference=objective.beta > 0, mesh=mesh)
+  del params
+  if state.reference:
+    state = state.replace(reference={**state.reference, "final_norm": REFERENCE_NORM * state.reference["final_norm"]})
+  inputs, split = np.load(folder / "inputs.npz"), batch_sharding(mesh)
+  tokens, masks, advantages = (jax.device_put(inputs[name], split) for name in ("tokens", "masks", "advantages"))
+  prompt_mask = jax.device_put(np.ones((setting.batch, setting.prompt_length), bool), split)
+  rollouts = Rollouts(tokens, prompt_mask, masks)
+  static = dict(denoiser=denoiser, objective=objective, accumulation=setting.accumulation)
+
+  def update():
+    nonlocal state
+    old = score_rollouts(state.student_params, rollouts, **static)
+    reference = score_rollouts(state.reference_params, rollouts, **static) if objective.beta else None
+    batch = DistillationBatch(rollouts, advantages, old, reference, old)
+    state, metrics = distillation_step(state, batch, optimizer=optimizer, **static)
+    return jax.device_get({**metrics, "score": metrics["score"] * setting.completion_length})
+
+  first = update()
+  _, cost = measured(update, _memory())
+  if setting.profile:
+    with jax.profiler.trace(str(Path(setting.profile) / "training")):
+      update()
+  return {**cost, **{name: float(first[name]) for name in ("loss", "grad_norm", "score")}}
+
+
+def _load(folder: Path, setting: Setting):
+  """(denoiser, params, mesh) as a run on one device has them."""
+  mesh = make_mesh(1, 1, 1, jax.local_devices()[:1])
+  denoiser, params = load_pretrained(folder / "model", setting.held_dtype, mesh, setting.remat)
+  denoiser = dataclasses.replace(denoiser, dtype=setting.dtype)
+  if setting.lora:
+    denoiser, params = load_adapter(folder / "adapter", denoiser, params, mesh)
+  return denoiser, params, mesh
+
+
+def scoring_memory(setting: Setting) -> dict[int, dict[str, int]]:
+  """Vocabulary -> peak temporary bytes of the scores of one rollout, and of these with the gradient of an adapter.
+
+  As XLA assigned them to the compiled programs; nothing is run.
+  """
+  found = {}
+  for vocabulary in VOCABULARIES:
+    special = dict.fromkeys(("mask_token_id", "eos_token_id", "pad_token_id"), 0)
+    config = dataclasses.replace(setting.architecture, vocab_size=vocabulary, **special)
+    lora = setting.lora or LoraConfig(_MEMORY_RANK, dropout=0.0)
+    denoiser = Denoiser(config, setting.dtype, setting.remat, lora)
+    params = dict(denoiser.abstract_params())
+    adapter = {"lora": params.pop("lora")}
+    tokens = jax.ShapeDtypeStruct((1, setting.prompt_length + setting.completion_length), jnp.int32)
+    masks = jax.ShapeDtypeStruct((setting.num_mc, 1, setting.completion_length), bool)
+
+    def scores(adapter, params, tokens, masks, denoiser=denoiser):
+      found = sequence_scores(denoiser, {**params, **adapter}, tokens, masks, setting.prompt_length,
+                              center_top_k=setting.loss.center_top_k)
+      return jnp.sum(found.plain if found.centered is None else found.centered)
+
+    programs = {"scores": scores, "scores_and_gradient": jax.value_and_grad(scores)}
+    found[vocabulary] = {
+      name: jax.jit(program).lower(adapter, params, tokens, masks).compile().memory_analysis().temp_size_in_bytes
+      for name, program in programs.items()
+    }
+  return found

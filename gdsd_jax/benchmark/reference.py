@@ -1,0 +1,92 @@
+"""The PyTorch version's sampling and training as a benchmark runs them, each function in a process of its own."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gdsd_jax.benchmark import torch_reference
+from gdsd_jax.benchmark.meter import measured, ProcessMemory, timed
+from gdsd_jax.benchmark.setting import REFERENCE_NORM, Setting
+from gdsd_jax.runs.config import base_config
+
+_PEAK_SIZE = {"cpu": 2048, "cuda": 8192}
+
+
+class CudaMemory:
+  """Memory of an NVIDIA GPU, as PyTorch allocates it."""
+
+  def reset(self) -> None:
+    torch.cuda.reset_peak_memory_stats()
+
+  def held(self) -> int:
+    return torch.cuda.memory_allocated()
+
+  def peak(self) -> int:
+    return torch.cuda.max_memory_allocated()
+
+
+def torch_device(platform: str) -> str:
+  """PyTorch's name of the device that JAX calls `platform`. Raises ValueError if it cannot use it."""
+  if platform == "cpu":
+    return "cpu"
+  if platform == "gpu" and torch.cuda.is_available():
+    return "cuda"
+  raise ValueError(f"--reference: PyTorch {torch.__version__} cannot use the {platform} that JAX uses")
+
+
+def peak_flops(dtype: str, platform: str) -> float:
+  """FLOP/s of a large matrix product: the best of several."""
+  device = torch_device(platform)
+  size = _PEAK_SIZE[device]
+  x = torch.full((size, size), 0.5, dtype=getattr(torch, dtype), device=device)
+  seconds = [timed(lambda: _done(lambda: x @ x, device))[1] for _ in range(6)]
+  return 2 * size**3 / min(seconds[1:])
+
+
+def sampling(folder: Path, setting: Setting, platform: str) -> dict[str, Any]:
+  """One batch of completions: seconds, memory, tokens int[B, L]."""
+  model, inputs, device = _load(folder, setting, platform)
+  prompt = inputs["tokens"][:, :setting.prompt_length]
+  sampler = setting.sampler
+  with torch.no_grad():
+    model(inputs["tokens"])  # warm-up
+  sample = lambda: torch_reference.sample(
+    model, prompt, sampler.completion_length, sampler.block_length, sampler.steps, sampler.temperature
+  )
+  tokens, cost = measured(lambda: _done(sample, device), _memory(device))
+  return {**cost, "tokens": tokens.cpu().numpy()}
+
+
+def training(folder: Path, setting: Setting, platform: str) -> dict[str, Any]:
+  """The second of two updates: seconds, memory; and of the first its loss, gradient norm and mean old score."""
+  model, inputs, device = _load(folder, setting, platform)
+  updater = torch_reference.Updater(model, setting.loss, base_config().optimizer, setting.accumulation, REFERENCE_NORM)
+  update = lambda: updater(inputs["tokens"], inputs["masks"], inputs["advantages"])
+  first = update()
+  _, cost = measured(lambda: _done(update, device), _memory(device))
+  return {**cost, **first}
+
+
+def _load(folder: Path, setting: Setting, platform: str):
+  """(model, inputs, device)"""
+  device = torch_device(platform)
+  adapter = folder / "adapter" if setting.lora else None
+  scale = setting.lora.scale if setting.lora else 0.0
+  model = torch_reference.load(setting.architecture, folder / "model", setting.dtype, adapter, scale, device)
+  with np.load(folder / "inputs.npz") as arrays:
+    inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+  inputs["tokens"] = inputs["tokens"].long()
+  return model, inputs, device
+
+
+def _memory(device: str):
+  return ProcessMemory() if device == "cpu" else CudaMemory()
+
+
+def _done(work, device: str):
+  result = work()
+  if device == "cuda":
+    torch.cuda.synchronize()
+  return result

@@ -1,0 +1,163 @@
+"""What a benchmark measures: a model, the shapes of its batches, and what it is compared with."""
+
+import dataclasses
+import importlib.util
+import re
+from typing import Any
+
+from gdsd_jax.diffusion import dream, llada
+from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.huggingface.published import architecture
+from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.models.denoiser import DTYPES
+from gdsd_jax.models.lora import LoraConfig
+from gdsd_jax.objectives.objective import Objective
+
+MEASUREMENTS = ("sampling", "training", "memory")
+MODELS = ("tiny", "100m", "8b", "8b_dream")
+# The reference's final norm over the student's, without an adapter: of equal models the KL would have no gradient.
+REFERENCE_NORM = 0.99
+_100M = DenoiserConfig(  # LLaDA's layout, vocabulary and special tokens on a small body
+  vocab_size=126464, hidden_size=320, num_layers=14, num_heads=5, num_kv_heads=5, head_dim=64, mlp_size=960,
+  rope_theta=500000.0, norm_epsilon=1e-5, max_positions=4096, mask_token_id=126336, eos_token_id=126081,
+  pad_token_id=126081,
+)
+_8B = dict(batch=16, prompt_length=400, completion_length=256, block_length=32, steps=256, dtype="bfloat16",
+           lora_rank=128)
+_DEFAULTS = {
+  "tiny": dict(batch=16, prompt_length=64, completion_length=64, block_length=16, steps=64),
+  "100m": dict(batch=8, prompt_length=128, completion_length=128, block_length=32, steps=128),
+  "8b": _8B,
+  "8b_dream": _8B,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """One setting of `launch/benchmark.py`, checked.
+
+  Attributes:
+    model: one of `MODELS`; "tiny" is the embedded one, the others have random weights.
+    batch: completions that are sampled, and rollouts of an update.
+    prompt_length, completion_length: P and L.
+    block_length, steps, temperature: of the sampler.
+    num_mc: mask samples of a rollout (M).
+    objective, center_top_k: of the update.
+    dtype: of matrix products.
+    lora_rank: of the adapter that is sampled with and trained; 0: none, all weights are trained.
+    accumulation: microbatches of the update.
+    remat: recompute activations in our backward pass.
+    cache, threshold: Fast-dLLM's, of a sampler that is measured beside the exact one; "none" and None for no such.
+    repeats: times that each side is measured, one after the other in turn.
+    only: what is measured, of `MEASUREMENTS`.
+    reference: whether the PyTorch version is measured, too.
+    profile: folder for traces of ours, or None.
+  """
+
+  model: str
+  batch: int
+  prompt_length: int
+  completion_length: int
+  block_length: int
+  steps: int
+  temperature: float = 0.0
+  num_mc: int = 2
+  objective: str = "gdsd_tlc"
+  center_top_k: int | None = None
+  dtype: str = "float32"
+  lora_rank: int = 0
+  accumulation: int = 1
+  remat: bool = True
+  cache: str = "none"
+  threshold: float | None = None
+  repeats: int = 1
+  only: tuple[str, ...] = MEASUREMENTS
+  reference: bool = False
+  profile: str | None = None
+
+  def __post_init__(self):
+    for name in ("batch", "prompt_length", "num_mc", "accumulation", "repeats"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"--{name}: must be at least 1, not {getattr(self, name)}")
+    if self.lora_rank < 0:
+      raise ValueError(f"--lora_rank: must not be negative, not {self.lora_rank}")
+    if self.dtype not in DTYPES:
+      raise ValueError(f"--dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
+    if not self.only or not set(self.only) <= set(MEASUREMENTS):
+      raise ValueError(f"--only: must name some of {', '.join(MEASUREMENTS)}, not {','.join(self.only)!r}")
+    if self.batch % self.accumulation:
+      raise ValueError(f"--accumulation: {self.accumulation} must divide the batch of {self.batch}")
+    longest = self.architecture.max_positions
+    if self.prompt_length + self.completion_length > longest:
+      raise ValueError(f"--prompt_length, --completion_length: their sum exceeds the {longest} positions of the model")
+    _ = self.sampler, self.fast_sampler, self.loss  # which check their own fields
+    if self.reference:
+      self._check_reference()
+
+  def _check_reference(self):
+    if importlib.util.find_spec("torch") is None:
+      raise ValueError("--reference: PyTorch is not installed; pip install torch, or leave --reference out")
+    if self.architecture.family != "llada":
+      raise ValueError(f"--reference: it is a version of LLaDA's loops; --model={self.model} is no LLaDA")
+    if self.loss.name == "espo" and "training" in self.only:
+      raise ValueError("--reference: it knows the objectives gdsd and gdsd_tlc, not espo")
+
+  @property
+  def architecture(self) -> DenoiserConfig:
+    if self.model == "100m":
+      return _100M
+    names = {"8b": "GSAI-ML/LLaDA-8B-Instruct", "8b_dream": "Dream-org/Dream-v0-Instruct-7B"}
+    return architecture(names.get(self.model, self.model))
+
+  @property
+  def sampler(self) -> SamplerConfig:
+    return SamplerConfig(
+      kind=self.architecture.family, completion_length=self.completion_length, steps=self.steps,
+      block_length=self.block_length, temperature=self.temperature,
+    )
+
+  @property
+  def fast_sampler(self) -> SamplerConfig | None:
+    """The sampler with Fast-dLLM's options, where there are any."""
+    fields = dict(cache=self.cache, threshold=self.threshold)
+    if self.architecture.family == "dream" and self.threshold is not None:
+      fields["alg"] = "maskgit_plus"  # a threshold needs a probability, and entropy is none
+    fast = dataclasses.replace(self.sampler, **fields)
+    return fast if fast.is_fast else None
+
+  @property
+  def loss(self) -> Objective:
+    return Objective(self.objective, center_top_k=self.center_top_k)
+
+  @property
+  def lora(self) -> LoraConfig | None:
+    """Without dropout: both sides then compute the same."""
+    return LoraConfig(self.lora_rank, alpha=64.0, dropout=0.0) if self.lora_rank else None
+
+  @property
+  def held_dtype(self) -> str:
+    """Of the weights in memory, as of a run's: trained ones are float32."""
+    return self.dtype if self.lora_rank else "float32"
+
+  @property
+  def masked_tokens(self) -> list[int]:
+    """Of each denoising step, the tokens of a completion that it may commit."""
+    sampler = self.sampler
+    if sampler.kind == "dream":
+      commits = dream.commits_per_step(self.completion_length, self.steps, sampler.eps)
+      commits = [count for count in commits if count]
+    else:
+      commits = llada.commits_per_step(sampler)
+    block_length = self.completion_length // sampler.num_blocks
+    return [block_length - sum(commits[:step]) for step in range(len(commits))] * sampler.num_blocks
+
+
+def setting(model: str, **fields: Any) -> Setting:
+  """Setting of a model with its defaults where a field is None. Raises ValueError, one line naming the flag."""
+  if model not in MODELS:
+    raise ValueError(f"--model: {model!r} is not one of {', '.join(MODELS)}")
+  given = {name: value for name, value in fields.items() if value is not None}
+  try:
+    return Setting(model=model, **{**_DEFAULTS[model], **given})
+  except ValueError as error:
+    raise ValueError(re.sub(r"^(sampler|objective)\.", "--", str(error))) from None

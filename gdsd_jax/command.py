@@ -1,0 +1,152 @@
+"""What the commands in launch/ share: flags parsed, and every foreseen error told in one line with a non-zero exit.
+
+Exit status 0: done; 1: not as asked for; 75 (EX_TEMPFAIL): start the same command again, which goes on where it was.
+"""
+
+from collections.abc import Callable
+import faulthandler
+import os
+import re
+import signal
+import sys
+import traceback
+
+from absl import app, flags, logging as absl_logging
+
+START_AGAIN = 75
+_GONE = "another process of this run is gone; the same command goes on from the latest checkpoint"
+TRACEBACK_VARIABLE = "GDSD_TRACEBACK"  # set it to see where an error comes from
+_LONGEST_LINE = 1000
+
+
+def run(main: Callable[[], None]) -> None:
+  """Parses the flags, joins the run's other processes and calls `main`.
+
+  A ValueError or OSError becomes one line on standard error and exit status 1; termination that was asked for, or the
+  death of another process, one line and START_AGAIN.
+  """
+
+  from gdsd_jax.parallel.processes import (
+    is_lost_process,
+    join_processes,
+    joined,
+    may_be_one_of_several,
+    RemoteError,
+  )
+
+  if several := may_be_one_of_several():
+    _go_on_in_a_child()
+
+  def call(argv):
+    if argv[1:]:
+      sys.exit(f"error: {argv[1]!r} is no flag; flags begin with --")
+    from gdsd_jax.runs.interruption import Interrupted
+
+    if several:
+      faulthandler.disable()  # absl's: JAX's runtime aborts where others are gone, and says why
+    absl_logging.set_verbosity(absl_logging.WARNING)  # JAX tells every step of its own
+    try:
+      join_processes()
+      main()
+    except Interrupted as interrupted:
+      print(interrupted, file=sys.stderr, flush=True)
+      sys.exit(START_AGAIN)
+    except Exception as error:
+      if is_lost_process(error):
+        _leave_at_once(f"{_GONE} ({_line(error)[:300]})", error)
+      if isinstance(error, (ValueError, OSError, RemoteError)):
+        _leave(error)
+      if joined():  # as in _leave
+        traceback.print_exception(error)
+        _leave_at_once(f"error: {type(error).__name__}: {_line(error)[:_LONGEST_LINE]}", status=1)
+      raise
+    except KeyboardInterrupt as error:
+      line = "interrupted; the same command resumes from the latest checkpoint"
+      if joined():  # as in _leave
+        _leave_at_once(line, error, status=1)
+      sys.exit(line)
+
+  sys.unraisablehook = _without_echoes
+  app.run(call, flags_parser=_parse)
+
+
+def _go_on_in_a_child() -> None:
+  """Returns in a child process. This one waits for it, and tells its end where it can no longer do so itself.
+
+  When the first process of a run is gone, or the devices' own collectives hang, JAX's runtime aborts the others.
+  """
+  from gdsd_jax.parallel.processes import (
+    end_with_parent,
+  )
+
+  child = os.fork()
+  if child == 0:
+    end_with_parent()
+    return
+  signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both
+  status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+  if status == -signal.SIGABRT:
+    print(f"{_GONE} (JAX's runtime says above how it found out)", file=sys.stderr, flush=True)
+    os._exit(START_AGAIN)
+  os._exit(status if status >= 0 else 128 - status)
+
+
+def _without_echoes(unraisable) -> None:
+  # When a save fails, TensorStore's threads report every other write of it that was under way, each by a traceback.
+  if str(unraisable.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(unraisable)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    rest = flags.FLAGS(argv)
+    if "config" in flags.FLAGS:
+      _ = flags.FLAGS.config.keys  # only now is a recipe that is not there told
+    return rest
+  except AttributeError as error:  # how ml_collections says that an override names no field
+    if "get_config" in str(error):
+      _leave(error, f"--config: is not a recipe: {error}")
+    name = re.search(r"\w+", str(error))[0]
+    suggestion = re.search(r'Did you mean "(\w+)"', str(error))
+    arguments = [argument for argument in argv if argument.startswith("--config.") and name in argument]
+    hint = f"; did you mean {suggestion[1]!r}?" if suggestion else ""
+    _leave(error, f"{arguments[0] if arguments else '--config'}: the config has no field {name!r}{hint}")
+  except OSError as error:  # no such recipe; ml_collections tells it in paragraphs
+    _leave(error, f"--config: {str(_origin(error)).rpartition('] ')[2]}")
+  except (SyntaxError, ImportError) as error:
+    _leave(error, f"--config: is not a recipe: {error}")
+  except (flags.Error, ValueError, KeyError, TypeError) as error:
+    # Of a value that cannot be parsed, the flag's message names the field; of a failing recipe, the recipe's does.
+    _leave(error, str(error) if len(str(error).splitlines()) == 1 else f"{_origin(error)}")
+
+
+def _origin(error: BaseException) -> BaseException:
+  while error.__cause__ or error.__context__:  # a recipe's own message is wrapped by the flag's
+    error = error.__cause__ or error.__context__
+  return error
+
+
+def _leave(error: Exception, message: str | None = None) -> None:
+  line = f"error: {_line(message or error)[:_LONGEST_LINE]}"
+  from gdsd_jax.parallel.processes import (
+    joined,
+  )
+
+  if joined():  # leaving in order, it would wait for the others, who wait for it
+    _leave_at_once(line, error, status=1)
+  if os.environ.get(TRACEBACK_VARIABLE):
+    raise error
+  sys.exit(line)
+
+
+def _leave_at_once(line: str, error: BaseException | None = None, status: int = START_AGAIN) -> None:
+  if error is not None and os.environ.get(TRACEBACK_VARIABLE):
+    traceback.print_exception(error)
+  print(line, file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  os._exit(status)
+
+
+def _line(error: object) -> str:
+  return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,223 @@
+"""The accuracy of a model on a task's test split by the papers' protocol, in a folder that a killed evaluation resumes.
+
+Greedy completions of several lengths, at half a step a token; the reported accuracy is that of the best length.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+from pathlib import Path
+import time
+import zlib
+
+import jax
+import numpy as np
+
+from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.evaluation.records import Records, summarize
+from gdsd_jax.generation.generator import Batch, Generator
+from gdsd_jax.huggingface.adapters import load_adapter
+from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer
+from gdsd_jax.huggingface.weights import load_pretrained
+from gdsd_jax.parallel.mesh import make_mesh, replicated
+from gdsd_jax.parallel.processes import gather_json, share_work
+from gdsd_jax.runs.config import evaluation_samplers, validate
+from gdsd_jax.runs.metrics import format_seconds
+from gdsd_jax.runs.weights import find_step, load_run, read_run_config
+from gdsd_jax.tasks import get_task, Task
+
+_log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+  """Which model is evaluated: a run's checkpoint, else `model`, else that of the config.
+
+  Attributes:
+    workdir, step: of a run, and its checkpoint (latest, best, or a number).
+    model: folder or hub name; a PEFT adapter's folder stands for its base model with the adapter.
+  """
+
+  workdir: Path | None = None
+  step: str = "latest"
+  model: str | None = None
+
+  def resolved(self) -> "Evaluated":
+    """With the number of its checkpoint: a run that goes on may soon have a later one."""
+    if self.workdir is None:
+      return self
+    step = gather_json(find_step(self.workdir, self.step))[0]  # others may have looked a little later
+    return dataclasses.replace(self, step=str(step))
+
+  def load(self, config, mesh):
+    """(denoiser, params, path of the tokenizer). Raises ValueError or OSError, one line."""
+    if self.workdir is not None:
+      path = read_run_config(self.workdir).model.path
+      return *load_run(self.workdir, self.step, mesh), path
+    path, adapter = self.model or config.model.path, None if self.model else config.model.lora.path
+    if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
+      adapter, path = path, _base_model(Path(path) / "adapter_config.json")
+    denoiser, params = load_pretrained(path, config.model.dtype, mesh)
+    if adapter is not None:
+      denoiser, params = load_adapter(adapter, denoiser, params, mesh)
+    return denoiser, params, path
+
+  def describe(self, config) -> dict[str, str | int]:
+    """What settings and summary say of a model whose step is resolved."""
+    if self.workdir is not None:
+      return {"source": str(self.workdir), "step": int(self.step)}
+    return {"source": self.model or config.model.path, "dtype": config.model.dtype}
+
+
+def evaluate_model(config, evaluated: Evaluated, out: Path, num_examples: int | None = None) -> dict:
+  """Evaluates a model on `config.task`'s test split, by the `eval` section of the config.
+
+  Args:
+    config: of the task, the evaluation and the mesh.
+    evaluated: the model.
+    out: folder for settings.json, generations.jsonl (a line for every length and example) and summary.json. What it
+      holds already of the same evaluation is kept; the rest is generated.
+    num_examples: the first of the test split; None for all.
+
+  Returns:
+    The summary, see `summarize`.
+
+  Raises:
+    ValueError, OSError: one line with the cause. Nothing was written unless it came up while generating.
+  """
+  validate(config)
+  samplers, evaluated = evaluation_samplers(config), evaluated.resolved()
+  mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  task, examples = _open_task(config, num_examples)
+  denoiser, params, path = evaluated.load(config, mesh)
+  if config.sampler.kind != denoiser.config.family:
+    _log.warning(
+      "sampler.kind is %s, yet %s is of the family %s, whose accuracy is published with --config.sampler.kind=%s",
+      config.sampler.kind, path, denoiser.config.family, denoiser.config.family,
+    )
+  tokenizer = load_tokenizer(path, denoiser.config)
+  try:
+    prompts = [chat_prompt(tokenizer, task.messages(example)) + config.eval.prefill for example in examples]
+  except ValueError as error:  # a problem whose text forges the chat format
+    raise ValueError(f"task.test_source: {error}") from None
+  generator = Generator(denoiser, params, tokenizer, _batch_size(config, len(examples), mesh), mesh)
+  plan = generator.plan(prompts, config.eval.prompt_buckets, field="eval.prompt_buckets")
+  longest = plan[-1].width + max(samplers)
+  if longest > denoiser.config.max_positions:
+    raise ValueError(
+      f"eval.lengths: {max(samplers)} tokens after prompts of up to {plan[-1].width} (eval.prompt_buckets) exceed the"
+      f" {denoiser.config.max_positions} positions of {path}"
+    )
+  settings = {
+    "model": {**evaluated.describe(config), "weights": fingerprint(params)},
+    "task": {name: value for name, value in config.task.items() if value is not None},
+    "examples": f"{zlib.crc32(json.dumps([prompts, examples], default=str).encode()):08x}",
+    "num_examples": len(examples),
+    "batch_size": generator.batch_size,
+    "prompt_buckets": list(config.eval.prompt_buckets),
+    "prefill": config.eval.prefill,
+    "samplers": {str(length): dataclasses.asdict(sampler) for length, sampler in samplers.items()},
+  }
+  evaluation = _Evaluation(
+    task, examples, prompts, config.eval.prefill, generator, plan, jax.random.key(config.seed)
+  )
+  records, speeds = Records(out, settings), {}
+  _log.info(
+    "%s: %d problems × lengths %s with %s, %d of %d completions are there, in %s", task.name, len(examples),
+    ", ".join(map(str, samplers)), settings["model"]["source"], len(records.rows), len(examples) * len(samplers), out,
+  )
+  for length, sampler in samplers.items():
+    speeds[length] = evaluation.run(length, sampler, records)
+    accuracy = np.mean([row["accuracy"] for row in records.of_length(length)])
+    _log.info("length %d: accuracy %.4f", length, accuracy)
+  return records.write_summary(summarize(records.rows, settings), speeds)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Evaluation:
+  """The parts of an evaluation, and its loop over batches."""
+
+  task: Task
+  examples: list
+  prompts: list[str]
+  prefill: str
+  generator: Generator
+  plan: list[Batch]
+  key: jax.Array
+
+  def run(self, length: int, sampler: SamplerConfig, records: Records) -> float | None:
+    """Adds what `records` lacks of one length; returns tokens a second, None when too little was generated to tell."""
+    tokens, seconds, shown = 0, 0.0, time.monotonic()
+    pending = [batch for batch in self.plan if any((length, index) not in records.rows for index in batch.indices)]
+    for number, batch in enumerate(pending, start=1):
+      compiled, started = (sampler, batch.width) in self.generator.compiled, time.monotonic()
+      # Of a batch that was cut short all is generated, as it was the first time, and the missing part is kept.
+      texts, counts = self.generator.generate([self.prompts[i] for i in batch.indices], batch.width, sampler, self.key)
+      if compiled:
+        tokens, seconds = tokens + length * len(texts), seconds + time.monotonic() - started
+      rows = self._score(length, batch.indices, [self.prefill + text for text in texts], counts)
+      records.append([row for row in rows if (length, row["index"]) not in records.rows])
+      if time.monotonic() - shown > _SECONDS_BETWEEN_LINES:
+        shown = time.monotonic()
+        left = format_seconds((len(pending) - number) * (shown - started))
+        _log.info("length %d: %d of %d batches, %s left", length, number, len(pending), left)
+    return tokens / seconds if seconds else None
+
+  def _score(self, length, indices, completions, counts) -> list[dict]:
+
+    def score(items):
+      texts, examples = [completions[i] for i in items], [self.examples[indices[i]] for i in items]
+      try:
+        rewards = self.task.score_batch(texts, examples)
+        accuracies = [float(self.task.accuracy(text, example)) for text, example in zip(texts, examples)]
+      except Exception as error:  # the task's code, which may be the user's
+        raise ValueError(f"task.name: scoring {self.task.name} raised {type(error).__name__}: {error}") from error
+      return list(zip([{name: float(value) for name, value in reward.items()} for reward in rewards], accuracies))
+
+    scored = share_work(len(completions), score)
+    return [
+      {"length": length, "index": index, "prompt": self.prompts[index], "completion": completion, "tokens": int(count),
+       "rewards": rewards, "accuracy": accuracy}
+      for index, completion, count, (rewards, accuracy) in zip(indices, completions, counts, scored)
+    ]
+
+
+def _open_task(config, num_examples):
+  if num_examples is not None and num_examples < 1:
+    raise ValueError(f"--num_examples: must be at least 1, not {num_examples}")
+  task = get_task(config.task.name, **{k: v for k, v in config.task.items() if k != "name" and v is not None})
+  test = task.examples("test")
+  if not len(test):
+    raise ValueError(f"task.name: {config.task.name} has an empty test split")
+  return task, [test[i] for i in range(min(num_examples or len(test), len(test)))]
+
+
+def _batch_size(config, num_examples: int, mesh) -> int:
+  """eval.batch_size, or less when there are fewer examples; a multiple of what it is split over."""
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  if config.eval.batch_size % shards:
+    raise ValueError(
+      f"eval.batch_size: {config.eval.batch_size} cannot be split over mesh.data × mesh.fsdp = {shards} devices"
+    )
+  return min(config.eval.batch_size, math.ceil(num_examples / shards) * shards)
+
+
+def _base_model(file: Path) -> str:
+  try:
+    return json.loads(file.read_text())["base_model_name_or_path"]
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"--model: {file} names no base model: {error!r}") from None
+
+
+def fingerprint(params) -> str:
+  """A short word that differs between trained weights: of the first values of every leaf, wherever they lie."""
+  first = []
+  for leaf in jax.tree.leaves(params):
+    everywhere = leaf.sharding
+    if isinstance(everywhere, jax.sharding.NamedSharding):
+      everywhere = replicated(everywhere.mesh)
+    first.append(np.asarray(jax.jit(lambda leaf: leaf[(0,) * (leaf.ndim - 1)][:64], out_shardings=everywhere)(leaf)))
+  return f"{zlib.crc32(b''.join(values.tobytes() for values in first)):08x}"

@@ -1,0 +1,151 @@
+"""The completions of an evaluation, in a folder that a killed one resumes from, and what they add up to."""
+
+import json
+import math
+import os
+from pathlib import Path
+import statistics
+
+import numpy as np
+
+from gdsd_jax.parallel.processes import is_first_process, share_work
+from gdsd_jax.runs.config import flatten
+from gdsd_jax.runs.files import write_whole
+
+_FIELDS = ("length", "index", "prompt", "completion", "tokens", "rewards", "accuracy")
+_Z = statistics.NormalDist().inv_cdf(0.975)  # of a 95 % interval
+
+
+class Records:
+  """The completions of an evaluation, one line each in generations.jsonl, and the settings that they belong to.
+
+  Of several processes all know the rows, and the first alone reads and writes the files.
+
+  Attributes:
+    rows: (length, index) -> record.
+  """
+
+  def __init__(self, out: Path, settings: dict):
+    self.out, self.path, self.rows = out, out / "generations.jsonl", {}
+    [rows] = share_work(1, lambda _: [self._open(settings)])
+    self.rows = {(row["length"], row["index"]): row for row in rows}
+
+  def _open(self, settings: dict) -> list[dict]:
+    """Makes the folder ready to go on in; returns the rows that it holds."""
+    try:
+      self.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise OSError(f"--out: cannot make {self.out}: {error}") from error
+    self._settle(settings)
+    whole = self._read()
+    if self.path.is_file():
+      os.truncate(self.path, whole)  # a killed evaluation may leave half a line
+    return list(self.rows.values())
+
+  def _settle(self, settings: dict) -> None:
+    file = self.out / "settings.json"
+    if not file.is_file():
+      if self.path.is_file():
+        raise ValueError(f"--out: {self.path} lacks its settings.json; choose another --out")
+      write_whole(file, json.dumps(settings, indent=2) + "\n")
+      return
+    try:
+      saved = flatten(json.loads(file.read_text()))
+    except (ValueError, AttributeError) as error:
+      raise ValueError(f"--out: {file} does not hold settings: {error}") from None
+    now = flatten(settings)
+    different = [name for name in sorted(saved.keys() | now.keys()) if saved.get(name) != now.get(name)]
+    # The same weights may be called by another path.
+    if set(different) - {"model.source"}:
+      shown = "; ".join(f"{name}: {saved.get(name)!r} → {now.get(name)!r}" for name in different)
+      raise ValueError(f"--out: {self.out} holds an evaluation with other settings ({shown}); choose another --out")
+
+  def _read(self) -> int:
+    """Reads the rows; returns the bytes of whole lines."""
+    whole = 0
+    if self.path.is_file():
+      for number, line in enumerate(self.path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+          break
+        try:
+          row = json.loads(line)
+          self.rows[row["length"], row["index"]] = {name: row[name] for name in _FIELDS}
+        except (ValueError, KeyError, TypeError) as error:
+          raise ValueError(f"--out: {self.path}, line {number}: no completion: {error!r}") from None
+        whole += len(line)
+    return whole
+
+  def append(self, rows: list[dict]) -> None:
+    """Adds records; returns once they are on the disk. Raises OSError when they cannot be."""
+    try:
+      if is_first_process():
+        with self.path.open("a") as file:
+          file.write("".join(json.dumps(row) + "\n" for row in rows))
+          file.flush()
+          os.fsync(file.fileno())
+    except OSError as error:
+      raise OSError(f"--out: cannot write {self.path} (is the disk full?): {error}") from error
+    self.rows |= {(row["length"], row["index"]): row for row in rows}
+
+  def of_length(self, length: int) -> list[dict]:
+    return [row for (of, _), row in self.rows.items() if of == length]
+
+  def write_summary(self, summary: dict, speeds: dict[int, float | None]) -> dict:
+    """Writes summary.json with the speeds (of an earlier call, where this one had nothing to generate)."""
+    file = self.out / "summary.json"
+    for length, values in summary["lengths"].items():
+      speed = speeds[int(length)]
+      values["tokens_per_second"] = _speed_of(file, length) if speed is None else speed
+    if is_first_process():
+      write_whole(file, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def summarize(rows: dict[tuple[int, int], dict], settings: dict) -> dict:
+  """What an evaluation found.
+
+  Args:
+    rows: of `Records`.
+    settings: of the evaluation.
+
+  Returns:
+    `accuracy`, `interval` and `n` of `best_length`, the length with the highest accuracy (the shortest of equal ones;
+    the interval does not account for that choice), `lengths` with the numbers of each, and `task` and `model`.
+  """
+  lengths = {}
+  for length in sorted({length for length, _ in rows}):
+    part = [rows[key] for key in sorted(rows) if key[0] == length]
+    accuracies = [row["accuracy"] for row in part]
+    lengths[str(length)] = {
+      "accuracy": float(np.mean(accuracies)),
+      "interval": confidence_interval(accuracies),
+      "n": len(part),
+      "reward": float(np.mean([sum(row["rewards"].values()) for row in part])),
+      "rewards": {name: float(np.mean([row["rewards"][name] for row in part])) for name in part[0]["rewards"]},
+      "tokens": float(np.mean([row["tokens"] for row in part])),
+    }
+  best = max(lengths, key=lambda length: lengths[length]["accuracy"])
+  return {
+    **{name: lengths[best][name] for name in ("accuracy", "interval", "n")}, "best_length": int(best),
+    "task": settings["task"]["name"], "model": settings["model"], "lengths": lengths,
+  }
+
+
+def confidence_interval(values) -> list[float]:
+  """95 % interval [low, high] of the mean of values from 0 to 1: Wilson's where all are 0 or 1, else the normal one."""
+  values = np.asarray(values, np.float64)
+  n, mean = len(values), values.mean()
+  if np.isin(values, (0, 1)).all():
+    center = (mean + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(mean * (1 - mean) / n + _Z**2 / (4 * n**2))
+  else:
+    center, half = mean, _Z * values.std(ddof=1) / math.sqrt(n) if n > 1 else 1.0
+  return [float(max(center - half, 0.0)), float(min(center + half, 1.0))]
+
+
+def _speed_of(summary_file: Path, length: str) -> float | None:
+  """Tokens a second that a summary tells, None where it does not: all else in it can be told again."""
+  try:
+    return json.loads(summary_file.read_text())["lengths"][length]["tokens_per_second"]
+  except (OSError, ValueError, KeyError, TypeError):
+    return None

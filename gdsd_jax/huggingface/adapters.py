@@ -1,0 +1,157 @@
+"""LoRA adapters as PEFT keeps them: adapter_config.json and adapter_model.safetensors, in and out."""
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+import re
+
+from flax import traverse_util
+import numpy as np
+from safetensors import safe_open, SafetensorError
+from safetensors.numpy import save_file
+
+from gdsd_jax.huggingface import weights as huggingface
+from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.models.lora import LoraConfig, TARGETS
+from gdsd_jax.parallel.mesh import param_shardings
+from gdsd_jax.parallel.rows import lay_out
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."  # PEFT wraps the model twice
+# What PEFT can express and this adapter does not compute: refused, not miscomputed.
+_OFF = {"use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
+        "fan_in_fan_out": False, "lora_bias": False}
+# Likewise, but newer than some releases of PEFT, so that exported files do not name them.
+_OFF_WHERE_KNOWN = {"alora_invocation_tokens": None, "use_qalora": False, "layer_replication": None,
+                    "use_bdlora": None, "arrow_config": None, "kasa_config": None, "monteclora_config": None}
+# Ways to begin that leave the base weights alone. By the others (pissa, olora, loftq, ...) PEFT changes them, too.
+_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
+
+
+def save_adapter(path, denoiser: Denoiser, params, base_model: str) -> None:
+  """Writes the adapter of `params`, for `peft.PeftModel.from_pretrained` on the published model.
+
+  Args:
+    path: folder, made if it is missing.
+    denoiser, params: with an adapter (`lora.add_adapter`).
+    base_model: name or path of the base model, which PEFT looks up by itself when given none.
+
+  Raises:
+    OSError: one line naming the folder, when it cannot be written.
+  """
+  path, lora = Path(path), denoiser.lora
+  tensors = {}
+  for leaf, factors in params["lora"].items():
+    for layer in range(denoiser.config.num_layers):
+      module = _module_name(denoiser, leaf).format(layer=layer)
+      a, b = np.asarray(factors["a"][layer]), np.asarray(factors["b"][layer])
+      tensors[f"{_PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(a.reshape(-1, lora.rank).T)
+      tensors[f"{_PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(b.reshape(lora.rank, -1).T)
+  # A pattern, because LLaDA's LM head has the same last name as its down projection.
+  modules = "|".join(re.escape(_module_name(denoiser, leaf)).replace(r"\{layer\}", r"\d+") for leaf in params["lora"])
+  fields = {
+    "peft_type": "LORA", "task_type": None, "base_model_name_or_path": base_model, "inference_mode": True,
+    "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": f"({modules})",
+    "bias": "none", "init_lora_weights": True, **_OFF,
+  }
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path / f".{_WEIGHTS}.incomplete", metadata={"format": "pt"})
+    (path / f".{_CONFIG}.incomplete").write_text(json.dumps(fields, indent=2) + "\n")
+    for name in (_WEIGHTS, _CONFIG):
+      os.replace(path / f".{name}.incomplete", path / name)
+  except (OSError, SafetensorError) as error:
+    raise OSError(f"cannot save the adapter to {path}: {error}") from error
+
+
+def load_adapter(path, denoiser: Denoiser, params, mesh=None):
+  """Adds the adapter of a PEFT folder to a base model.
+
+  Args:
+    path: folder with adapter_config.json and adapter_model.safetensors.
+    denoiser, params: of the base model.
+    mesh: to lay the adapter over; None for the default device.
+
+  Returns:
+    (denoiser, params) as of `lora.add_adapter`, with the folder's weights.
+
+  Raises:
+    FileNotFoundError, ValueError: one line naming the file, when it is missing or does not fit the base model.
+  """
+  path = Path(path)
+  config, tensors = _read_config(path / _CONFIG), _read_tensors(path / _WEIGHTS)
+  found = [target for target, leaf in TARGETS.items() if _tensor_name(denoiser, leaf, 0, "A") in tensors]
+  if not found:
+    raise ValueError(f"model.lora.path: {path / _WEIGHTS} adapts none of this model's projections")
+  lora = LoraConfig(config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0), tuple(found))
+  adapted = dataclasses.replace(denoiser, lora=lora)
+  shardings = param_shardings(mesh, adapted)["lora"]
+  adapter, used = {}, set()
+  for name, spec in traverse_util.flatten_dict(adapted.abstract_params()["lora"]).items():
+    leaf, factor = name
+    layers = [_tensor_name(denoiser, leaf, layer, factor.upper()) for layer in range(denoiser.config.num_layers)]
+    shape = (lora.rank, -1) if factor == "b" else (-1, lora.rank)
+    expected = np.empty(spec.shape[1:]).reshape(shape).shape[::-1]
+    for tensor in layers:
+      if tensor not in tensors:
+        raise ValueError(f"model.lora.path: {path / _WEIGHTS} lacks {tensor}; every layer must be adapted alike")
+      if tensors[tensor].shape != expected:
+        raise ValueError(
+          f"model.lora.path: {tensor} in {path / _WEIGHTS} has shape {tensors[tensor].shape}, not {expected}"
+        )
+    stacked = np.stack([tensors[tensor].T.astype(np.float32) for tensor in layers]).reshape(spec.shape)
+    adapter[name] = lay_out(spec.shape, shardings[leaf][factor], stacked.__getitem__)
+    used.update(layers)
+  if unknown := sorted(tensors.keys() - used):
+    raise ValueError(f"model.lora.path: {path / _WEIGHTS} holds {unknown[0]}, which this model has no place for")
+  return adapted, {**params, "lora": traverse_util.unflatten_dict(adapter)}
+
+
+def _module_name(denoiser: Denoiser, leaf: str) -> str:
+  """The published module of an adapted weight, with {layer} in place of the layer's number."""
+  return huggingface.weight_names(denoiser.config)[f"blocks.{leaf}"].removesuffix(".weight")
+
+
+def _tensor_name(denoiser: Denoiser, leaf: str, layer: int, factor: str) -> str:
+  return f"{_PREFIX}{_module_name(denoiser, leaf).format(layer=layer)}.lora_{factor}.weight"
+
+
+def _read_config(file: Path) -> dict:
+  try:
+    fields = json.loads(file.read_text())
+  except FileNotFoundError:
+    raise FileNotFoundError(f"model.lora.path: {file} is missing") from None
+  except ValueError as error:
+    raise ValueError(f"model.lora.path: {file} is not JSON: {error}") from None
+  if not isinstance(fields, dict):
+    raise ValueError(f"model.lora.path: {file} holds no JSON object")
+  if fields.get("peft_type") != "LORA":
+    raise ValueError(f"model.lora.path: {file} describes no LoRA adapter (peft_type {fields.get('peft_type')!r})")
+  for name, off in {**_OFF, **_OFF_WHERE_KNOWN, "bias": "none"}.items():
+    if fields.get(name, off) not in (off, None) and fields[name] != []:
+      raise ValueError(f"model.lora.path: {file} has {name} = {fields[name]!r}, which is not supported")
+  if fields.get("init_lora_weights") not in _INITS:
+    raise ValueError(
+      f"model.lora.path: {file} has init_lora_weights = {fields['init_lora_weights']!r}, which changes the base model;"
+      " let PEFT convert it to a plain adapter (save_pretrained's path_initial_model_for_weight_conversion)"
+    )
+  for name, kind, types in (("r", "an integer", (int,)), ("lora_alpha", "a finite number", (int, float)),
+                            ("lora_dropout", "a number", (int, float))):
+    value = fields.get(name, 0.0 if name == "lora_dropout" else None)
+    if value is None:
+      raise ValueError(f"model.lora.path: {file} lacks the field {name!r}")
+    if type(value) not in types or not math.isfinite(value):
+      raise ValueError(f"model.lora.path: {file}: {name} must be {kind}, not {value!r}")
+  return fields
+
+
+def _read_tensors(file: Path) -> dict[str, np.ndarray]:
+  if not file.is_file():
+    raise FileNotFoundError(f"model.lora.path: {file} is missing")
+  try:
+    with safe_open(file, "np") as tensors:
+      return {name: tensors.get_tensor(name) for name in tensors.keys()}
+  except SafetensorError as error:
+    raise ValueError(f"model.lora.path: {file} is damaged or truncated: {error}") from None

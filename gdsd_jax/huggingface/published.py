@@ -1,0 +1,44 @@
+"""Architectures of the published models, so that a run can be planned without their files or a network."""
+
+from pathlib import Path
+
+from gdsd_jax.huggingface import dream_layout as dream, llada_layout as llada
+from gdsd_jax.huggingface.weights import load_config, resolve_path
+from gdsd_jax.models.config import DenoiserConfig
+
+# What the hub's config.json files state, as far as shapes go.
+PUBLISHED = {
+  "GSAI-ML/LLaDA-8B-Instruct": {
+    "model_type": "llada", "architectures": ["LLaDAModelLM"], "block_type": "llama", "activation_type": "silu",
+    "layer_norm_type": "rms", "rope": True, "alibi": False, "include_bias": False, "include_qkv_bias": False,
+    "d_model": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 32, "mlp_hidden_size": 12288, "mlp_ratio": 4,
+    "embedding_size": 126464, "vocab_size": 126464, "weight_tying": False, "max_sequence_length": 4096,
+    "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "mask_token_id": 126336, "eos_token_id": 126081,
+    "pad_token_id": 126081,
+  },
+  "Dream-org/Dream-v0-Instruct-7B": {
+    "model_type": "Dream", "architectures": ["DreamModel"], "hidden_act": "silu", "hidden_size": 3584,
+    "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944,
+    "vocab_size": 152064, "tie_word_embeddings": False, "max_position_embeddings": 131072, "rope_theta": 1000000.0,
+    "rope_scaling": None, "use_sliding_window": False, "rms_norm_eps": 1e-6, "mask_token_id": 151666,
+    "eos_token_id": 151643, "pad_token_id": 151643,
+  },
+}
+
+
+def architecture(path_or_hub_name: str) -> DenoiserConfig:
+  """DenoiserConfig of a folder with a config.json, of an embedded model, or of a published one by its hub name.
+
+  Raises:
+    ValueError, OSError: one line; nothing is downloaded.
+  """
+  if Path(path_or_hub_name).is_dir():
+    return load_config(Path(path_or_hub_name))
+  if fields := PUBLISHED.get(path_or_hub_name):
+    return {"llada": llada, "Dream": dream}[fields["model_type"]].parse_config(fields)
+  if "/" in path_or_hub_name:
+    raise ValueError(
+      f"model.path: {path_or_hub_name!r} is no folder, and of the hub's models only {' and '.join(PUBLISHED)} are known"
+      " without their files; name a folder that holds its config.json"
+    )
+  return load_config(resolve_path(path_or_hub_name))

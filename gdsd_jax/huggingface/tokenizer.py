@@ -1,0 +1,196 @@
+"""Between text and tokens: the tokenizer of a model's folder, left-padded prompts, completions cut at their end."""
+
+from collections.abc import Sequence
+import functools
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from gdsd_jax.huggingface import chat_format, qwen2_bpe
+from gdsd_jax.huggingface.weights import resolve_path
+from gdsd_jax.models.config import DenoiserConfig
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def load_tokenizer(path_or_hub_name, config: DenoiserConfig):
+  """The tokenizer of a model's folder, built from its files alone: no code of the folder is ever run.
+
+  Read are tokenizer.json, or for Dream's kin vocab.json and merges.txt, and with them tokenizer_config.json,
+  special_tokens_map.json, added_tokens.json and the chat template; a base model without one gets its family's.
+  Where the tokenizer's files name no `mask_token` or `eos_token`, it is the one of the model's config.json.
+
+  Raises:
+    FileNotFoundError, ValueError: a file is missing or damaged, has no chat template that can be used, or disagrees
+      with the model's config.
+  """
+  from transformers import PreTrainedTokenizerFast  # slow to import, and only tokenizers need it
+
+  path = Path(resolve_path(path_or_hub_name))
+  backend, special = {}, []
+  if not (path / "tokenizer.json").is_file():
+    if config.family != "dream":
+      raise FileNotFoundError(f"model.path: {path} has no tokenizer.json")
+    for name in ("vocab.json", "merges.txt"):
+      if not (path / name).is_file():
+        raise FileNotFoundError(f"model.path: {path} has neither tokenizer.json nor {name}")
+    backend["tokenizer_object"] = qwen2_bpe.load_backend(path)
+    special = [t for t in backend["tokenizer_object"].get_added_tokens_decoder().values() if t.special]
+  try:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **backend)
+    tokenizer.add_tokens(special, special_tokens=True)  # some releases forget what special_tokens_map.json says
+  except Exception as error:  # the library raises many kinds, bare Exception among them
+    cause = " ".join(str(error).split())
+    raise ValueError(f"model.path: {path}: the tokenizer's files cannot be read: {cause}") from None
+  _agree(tokenizer, config, path)
+  tokenizer.chat_template = chat_format.choose_template(path, tokenizer, config.family)
+  try:
+    stop_token_ids(tokenizer, config)
+    chat_prompt(tokenizer, [{"role": "user", "content": "text"}])
+  except Exception as error:  # Jinja's, and whatever a template raises by itself
+    raise ValueError(f"model.path: {path}: {' '.join(str(error).split())}") from None
+  return tokenizer
+
+
+def _agree(tokenizer, config: DenoiserConfig, path: Path) -> None:
+  """Refuses ids beyond the model's vocabulary and another mask token than the model's; names mask and end of text."""
+  highest = max(tokenizer.get_vocab().values())
+  if highest >= config.vocab_size:
+    raise ValueError(f"model.path: {path}: {highest + 1} tokens do not fit the model's {config.vocab_size}")
+  if tokenizer.mask_token_id not in (None, config.mask_token_id):
+    raise ValueError(
+      f"model.path: {path}: the mask token is {tokenizer.mask_token_id} in the tokenizer's files,"
+      f" {config.mask_token_id} in config.json"
+    )
+  mask = tokenizer.convert_ids_to_tokens(config.mask_token_id)
+  if mask is not None:  # None: no text can hold it
+    tokenizer.add_special_tokens({"mask_token": mask})
+  end = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+  if tokenizer.eos_token is None and end is not None:
+    tokenizer.add_special_tokens({"eos_token": end})
+
+
+def stop_token_ids(tokenizer, config: DenoiserConfig) -> tuple[int, ...]:
+  """Tokens that end a completion, ascending: end of text, padding, and the chat format's end of turn.
+
+  End of text is what config.json, the tokenizer's files and generation_config.json call so, all of them.
+  """
+  stops = {config.eos_token_id, tokenizer.eos_token_id, *_generation_stops(Path(tokenizer.name_or_path))}
+  # Padding ends a text only where it is a special token: a model whose pad is an ordinary one may write that.
+  stops |= {pad for pad in (config.pad_token_id, tokenizer.pad_token_id) if pad in tokenizer.all_special_ids}
+  end_of_turn = chat_format.end_of_turn(tokenizer)
+  if end_of_turn is not None:
+    stops.add(tokenizer.convert_tokens_to_ids(end_of_turn))
+  return tuple(sorted(stops - {None, config.mask_token_id}))
+
+
+def _generation_stops(folder: Path) -> list[int]:
+  """eos_token_id of generation_config.json, which is one id or a list; none without that file."""
+  file = folder / "generation_config.json"
+  if not file.is_file():
+    return []
+  try:
+    stops = json.loads(file.read_text("utf-8")).get("eos_token_id")
+  except (ValueError, AttributeError) as error:
+    raise ValueError(f"generation_config.json is not a JSON object: {error}") from None
+  stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
+  if not all(type(stop) is int for stop in stops):
+    raise ValueError(f"generation_config.json has eos_token_id {stops!r}, which are no token ids")
+  return stops
+
+
+def chat_prompt(tokenizer, messages: Sequence[dict[str, str]]) -> str:
+  """Prompt text of chat messages, ready for the assistant's turn.
+
+  Special tokens within a message are encoded as such, as the published models' own code does; except for those that
+  would forge a turn, an end or a masked position.
+
+  Raises:
+    ValueError: a message holds the mask token, an end, or a token that the chat format is made of.
+  """
+  for message in messages:
+    for token in _reserved_tokens(tokenizer):
+      if token in message["content"]:
+        raise ValueError(
+          f"a {message['role']} message holds {token}, which only the chat format may write:"
+          f" {json.dumps(message['content'][:200])}"
+        )
+  return chat_format.render(tokenizer, messages, for_reply=True)
+
+
+@functools.lru_cache(maxsize=8)
+def _reserved_tokens(tokenizer) -> tuple[str, ...]:
+  others = {tokenizer.eos_token, tokenizer.pad_token, tokenizer.mask_token} - {None}
+  return tuple(sorted(chat_format.format_tokens(tokenizer) | others))
+
+
+def prompt_lengths(tokenizer, prompts: Sequence[str]) -> np.ndarray:
+  """Tokens of each prompt, int[B]; `encode_prompts` takes those that fit its last bucket."""
+  return np.array([len(tokens) for tokens in _encode(tokenizer, prompts)], int)
+
+
+def _encode(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+  """Tokens of texts that hold their special tokens already; never cut or padded, whatever the files ask for."""
+  if not len(prompts):
+    return []
+  return tokenizer(
+    list(prompts), add_special_tokens=False, padding=False, truncation=False, return_attention_mask=False, verbose=False
+  )["input_ids"]
+
+
+def encode_prompts(tokenizer, prompts: Sequence[str], buckets: Sequence[int], pad_token_id: int):
+  """Prompts as left-padded tokens; the width is the smallest bucket that holds all of them.
+
+  Args:
+    tokenizer: see `load_tokenizer`.
+    prompts: texts that hold their special tokens already.
+    buckets: allowed widths, ascending. Few of them: every width is compiled once.
+    pad_token_id: written before short prompts.
+
+  Returns:
+    (tokens int32[B, P], mask bool[B, P]), the mask False at padding.
+
+  Raises:
+    ValueError: a prompt is longer than the last bucket, or holds the mask token.
+  """
+  encoded = _encode(tokenizer, prompts)
+  longest = max(map(len, encoded))
+  if longest > buckets[-1]:
+    text = prompts[[len(tokens) for tokens in encoded].index(longest)]
+    raise ValueError(
+      f"sampler.prompt_buckets: a prompt has {longest} tokens, the largest bucket {buckets[-1]}:"
+      f" {json.dumps(text[:200])}"
+    )
+  width = next(bucket for bucket in buckets if bucket >= longest)
+  tokens = np.full((len(encoded), width), pad_token_id, np.int32)
+  mask = np.zeros((len(encoded), width), bool)
+  for row, prompt in enumerate(encoded):
+    tokens[row, width - len(prompt):] = prompt
+    mask[row, width - len(prompt):] = True
+  if tokenizer.mask_token_id is not None:
+    masked = (mask & (tokens == tokenizer.mask_token_id)).any(axis=1)
+    if masked.any():  # the sampler would take it for a position to be filled
+      text = prompts[int(masked.argmax())]
+      raise ValueError(f"a prompt holds the mask token {tokenizer.mask_token}: {json.dumps(text[:200])}")
+  return tokens, mask
+
+
+def completion_lengths(tokens, stop_ids: Sequence[int]) -> np.ndarray:
+  """Tokens of each completion before the first stop token. tokens: int[B, L]; returns int[B]."""
+  stopped = np.isin(tokens, stop_ids)
+  return np.where(stopped.any(axis=1), stopped.argmax(axis=1), tokens.shape[1])
+
+
+def decode_completions(tokenizer, tokens, stop_ids: Sequence[int]) -> list[str]:
+  """Text of each completion, cut at its first stop token, without special tokens and ids that stand for no token.
+
+  The latter a model can write whose embedding has more rows than its tokenizer has tokens.
+  """
+  tokens = np.asarray(tokens)
+  lengths = completion_lengths(tokens, stop_ids)
+  return tokenizer.batch_decode(
+    [row[:length].tolist() for row, length in zip(tokens, lengths)],
+    skip_special_tokens=True, clean_up_tokenization_spaces=False,
+  )

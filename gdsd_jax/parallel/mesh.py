@@ -1,0 +1,92 @@
+"""The device mesh, and the one table from logical axes to mesh axes: where every array lies."""
+
+import math
+
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Sequences are split over both of these: fsdp shards weights and batch alike.
+BATCH_AXES = ("data", "fsdp")
+
+# Logical axis of a weight or activation (declared in models/transformer.py) -> mesh axis it is split over.
+AXIS_RULES = {
+  "batch": BATCH_AXES,
+  "batch_over_data": "data",
+  "layers": None,
+  "embed": "fsdp",
+  "vocab": "tensor",
+  "heads": "tensor",
+  "kv_heads": "tensor",
+  "head_dim": None,
+  "mlp": "tensor",
+  "lora_rank": None,
+  "lora_rank_of_b": "fsdp",  # B of most projections has no embed axis, and with its moments should not lie whole
+}
+# Axes that stay whole where the mesh does not divide them. Any other is refused.
+_MAY_STAY_WHOLE = ("batch", "batch_over_data", "lora_rank_of_b")
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+  """Mesh of axes data, fsdp and tensor over `devices` (all by default); one size may be -1, "the rest".
+
+  Neighbours on the last axis are neighbours on the interconnect (`mesh_utils`): tensor talks most, data least.
+
+  Raises:
+    ValueError: the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = [data, fsdp, tensor]
+  named = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes))
+  if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+    raise ValueError(f"{named}: sizes are positive, and at most one is -1 (the rest)")
+  if -1 in sizes:
+    sizes[sizes.index(-1)] = max(len(devices) // math.prod(size for size in sizes if size != -1), 1)
+  if math.prod(sizes) != len(devices):
+    raise ValueError(f"{named}: their product must be the number of devices, {len(devices)}")
+  # Where an axis is no product of the slice's own axes, one of these is split between two of the mesh.
+  return Mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), MESH_AXES)
+
+
+def partition(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+  """Mesh axes of an array with these logical axes. Raises ValueError where the mesh does not divide one."""
+  split = []
+  for axis, size in zip(axes, shape):
+    mesh_axes = AXIS_RULES[axis] if axis else None
+    names = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ()
+    shards = math.prod(mesh.shape[name] for name in names)
+    if size % shards and axis in _MAY_STAY_WHOLE:
+      mesh_axes = None
+    elif size % shards:
+      raise ValueError(f"mesh.{mesh_axes}={shards} does not divide the model's {axis} axis of {size}")
+    split.append(mesh_axes)
+  return PartitionSpec(*split)
+
+
+def param_shardings(mesh: Mesh | None, denoiser):
+  """Tree of shardings for the parameters of a denoiser; without a mesh, the default device for each."""
+  is_axes = lambda leaf: isinstance(leaf, tuple)
+  if mesh is None:
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda _: place, denoiser.logical_axes(), is_leaf=is_axes)
+  sharding = lambda axes, leaf: NamedSharding(mesh, partition(axes, leaf.shape, mesh))
+  return jax.tree.map(sharding, denoiser.logical_axes(), denoiser.abstract_params(), is_leaf=is_axes)
+
+
+def constrain(x, mesh: Mesh | None, *axes: str | None):
+  """x, laid out over the mesh by its logical axes (inside jit); the partitioner would otherwise guess."""
+  if mesh is None or mesh.size == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, x.shape, mesh)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same value on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """Sequences split over data and fsdp; `axis` is where the array has its batch dimension."""
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))

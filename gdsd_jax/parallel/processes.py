@@ -1,0 +1,137 @@
+"""The processes of a run: how they find each other, share host work and tell each other what they found.
+
+Every process runs the same program on its own devices.
+"""
+
+from collections.abc import Callable
+import ctypes
+import importlib.util
+import json
+import os
+from pathlib import Path
+import signal
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+_TPU_VENDOR = "0x1ae0"  # PCI vendor of TPU chips
+_PR_SET_PDEATHSIG = 1  # Linux: a process whose parent is killed is killed too
+
+
+def gather_json(value: Any) -> list:
+  """The value that each process gave, in their order; floats arrive bit for bit. A JSON value; collective."""
+  if jax.process_count() == 1:
+    return [value]
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  lengths = np.ravel(multihost_utils.process_allgather(np.array(len(text), np.int32)))
+  padded = np.zeros(1 << int(lengths.max()).bit_length(), np.uint8)  # few lengths: each is compiled
+  padded[:len(text)] = text
+  texts = multihost_utils.process_allgather(padded).reshape(len(lengths), -1)
+  return [json.loads(bytes(row[:length])) for row, length in zip(texts, lengths)]
+
+
+class RemoteError(RuntimeError):
+  """What another process raised, in one line."""
+
+
+def share_work(count: int, work: Callable[[list[int]], list], own: np.ndarray | None = None) -> list:
+  """A JSON value for each of `count` items, known to every process: each works on its own items alone; collective.
+
+  Args:
+    count: of the items.
+    work: of a list of items, their values. What it raises on one process, every process raises.
+    own: this process's items, `own_rows` if they lie on its devices; None deals them out evenly.
+
+  Raises:
+    RemoteError: `work` raised on another process; what it raised here is raised as it is.
+  """
+  own = list(range(jax.process_index(), count, jax.process_count())) if own is None else own.tolist()
+  try:
+    values, failure = work(own) if own else [], None
+  except Exception as error:  # told to the others before it is raised: they would wait for this process
+    values, failure = None, error
+  told = gather_json({"items": own, "values": values, "error": failure and f"{type(failure).__name__}: {failure}"})
+  if failure is not None:
+    raise failure
+  for process, part in enumerate(told):
+    if part["error"]:
+      raise RemoteError(f"{part['error']} (in process {process})")
+  found = {item: value for part in told for item, value in zip(part["items"], part["values"])}
+  return [found[item] for item in range(count)]
+
+
+def joined() -> bool:
+  """Whether this process is one of several."""
+  return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_lost_process(error: Exception) -> bool:
+  """Whether an error comes of another process's end: of the collectives or of the coordination service."""
+  # As they are written there: a path may well have "gloo" in it, and "temporarily unavailable" is a full process table.
+  signs = ("Gloo", "gloo/transport", "NCCL", "oordination", "eartbeat", "barrier", "Barrier", "onnection reset",
+           "ocket closed", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+  return joined() and any(sign in str(error) for sign in signs)
+
+
+def is_first_process() -> bool:
+  """Whether this process is the one that logs and writes what is written once."""
+  return jax.process_index() == 0
+
+
+def join_processes() -> None:
+  """Joins the other processes of this run, if there are any, before any other use of JAX.
+
+  JAX knows Slurm, Open MPI and Cloud TPU by itself; elsewhere each process has JAX_COORDINATOR_ADDRESS (host:port of
+  the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID in its environment.
+
+  Raises:
+    ValueError: some of these variables are missing or make no sense.
+    OSError: the others did not come.
+  """
+  names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+  values = [os.environ.get(name) for name in names]
+  arguments = {}
+  if any(values):
+    if not all(values):
+      missing = names[[bool(value) for value in values].index(False)]
+      raise ValueError(f"{missing}: is not set; of several processes each needs all of {', '.join(names)}")
+    address, count, index = values
+    if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
+      raise ValueError(
+        f"JAX_PROCESS_ID, JAX_NUM_PROCESSES: must be a number from 0 and the count above it, not {index!r}, {count!r}"
+      )
+    arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
+  elif not _in_known_cluster():
+    return
+  # JAX would catch SIGTERM and go on: here it ends a process, but where `Interruption` waits for it.
+  jax.config.update("jax_enable_preemption_service", False)
+  # Gloo is only used where the CPU is what computes. A host that is silent for as long as this is taken as dead.
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  try:
+    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=30)
+  except Exception as error:  # of several kinds, by what is found or not found
+    cause = " ".join(str(error).split())
+    raise OSError(f"the processes of this run could not find each other: {cause[:500]}") from error
+
+
+def may_be_one_of_several() -> bool:
+  """Whether `join_processes` would look for others."""
+  return bool(os.environ.get("JAX_COORDINATOR_ADDRESS")) or _in_known_cluster()
+
+
+def _in_known_cluster() -> bool:
+  """Whether a cluster that JAX knows started this process, perhaps beside others."""
+  tasks = [os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
+  if any(count.isdecimal() and int(count) > 1 for count in tasks):
+    return True
+  if "cpu" in os.environ.get("JAX_PLATFORMS", "") or importlib.util.find_spec("libtpu") is None:
+    return False
+  vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+  return any(vendor.read_text().strip() == _TPU_VENDOR for vendor in vendors)  # JAX asks the slice for its workers
+
+
+def end_with_parent() -> None:
+  """From now on this process is killed when the one that started it ends, however that ends."""
+  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

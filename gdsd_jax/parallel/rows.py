@@ -1,0 +1,94 @@
+"""Rows of a batch: which of them a process holds, and how they come to its devices and back.
+
+Arrays span the devices of all processes; a host holds, reads and scores only the rows that lie on its own devices.
+"""
+
+from collections.abc import Callable
+
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+
+from gdsd_jax.parallel.mesh import batch_sharding
+from gdsd_jax.parallel.processes import is_first_process
+
+
+def lay_out(shape: tuple[int, ...], sharding, read: Callable) -> jax.Array:
+  """An array of which this process reads only what lies on its own devices, each piece once.
+
+  Args:
+    shape: of the whole array.
+    sharding: its layout.
+    read: of a tuple of slices, one for each dimension, the values there.
+  """
+  pieces, placed = {}, []
+  for device, index in sharding.addressable_devices_indices_map(shape).items():
+    bounds = tuple(part.indices(size)[:2] for part, size in zip(index, shape))
+    if bounds not in pieces:
+      pieces[bounds] = read(tuple(slice(*bound) for bound in bounds))
+    placed.append(jax.device_put(pieces[bounds], device))
+  array = jax.make_array_from_single_device_arrays(shape, sharding, placed)
+  return array.block_until_ready()  # the transfer reads from host memory, which is free after it
+
+
+def local_rows(mesh: Mesh | None, rows: int) -> np.ndarray:
+  """Rows of a batch of `rows` that lie on this process's devices, int, ascending; all where there is no mesh."""
+  if mesh is None or jax.process_count() == 1:
+    return np.arange(rows)
+  held = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+  return np.array(sorted({row for (part,) in held for row in range(*part.indices(rows))}))
+
+
+def own_rows(mesh: Mesh | None, rows: int) -> np.ndarray:
+  """This process's share of `local_rows`: rows that several hold are dealt out, so that each row has one owner."""
+  if mesh is None or jax.process_count() == 1:
+    return np.arange(rows)
+  return np.flatnonzero(owners(batch_sharding(mesh).devices_indices_map((rows,)), rows) == jax.process_index())
+
+
+def owners(indices, rows: int) -> np.ndarray:
+  """Process that owns each of `rows` rows, int[rows]. indices: of a sharding, device -> (slice of rows,)."""
+  holders = [set() for _ in range(rows)]
+  for device, (part,) in indices.items():
+    for row in range(*part.indices(rows)):
+      holders[row].add(device.process_index)
+  return np.array([sorted(held)[row % len(held)] for row, held in enumerate(holders)])
+
+
+def spread(mesh: Mesh | None, rows: int, local: np.ndarray) -> jax.Array:
+  """A batch of `rows` rows over the mesh, from the rows of it that this process holds (`local_rows`)."""
+  if mesh is None:
+    return jnp.asarray(local)
+  position = {row: i for i, row in enumerate(local_rows(mesh, rows))}
+  read = lambda index: local[[position[row] for row in range(*index[0].indices(rows))]]
+  return lay_out((rows, *local.shape[1:]), batch_sharding(mesh), read)
+
+
+def fetch_rows(array: jax.Array, rows: np.ndarray) -> np.ndarray:
+  """These rows of an array that is split over its first axis alone; all must lie on this process's devices."""
+  if array.is_fully_addressable:
+    return np.asarray(array)[rows]
+  fetched = {}
+  for shard in array.addressable_shards:
+    first = shard.index[0].indices(array.shape[0])[0]
+    if first not in fetched:
+      fetched[first] = np.asarray(shard.data)
+  held = {first + i: row for first, part in fetched.items() for i, row in enumerate(part)}
+  return np.stack([held[row] for row in rows]) if len(rows) else np.empty((0, *array.shape[1:]), array.dtype)
+
+
+def fetch_whole(tree):
+  """The arrays of a tree, whole, in the first process's memory; None in the others. Collective."""
+  def fetch(array):
+    if array.is_fully_addressable:
+      return np.asarray(array)
+    if array.ndim > 2:  # stacked layers: whole, one after the other, on every device
+      parts = [fetch(array[i]) for i in range(array.shape[0])]
+      return np.stack(parts) if is_first_process() else None
+    whole = multihost_utils.process_allgather(array, tiled=True)
+    return whole if is_first_process() else None
+
+  fetched = jax.tree.map(fetch, tree)
+  return fetched if is_first_process() else None

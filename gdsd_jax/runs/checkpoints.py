@@ -1,0 +1,165 @@
+"""Checkpoints by Orbax: asynchronous, the latest few and the best, complete enough to resume bit for bit."""
+
+from collections.abc import Callable
+import json
+import logging
+from typing import Any
+
+from etils import epath
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from gdsd_jax.parallel.processes import gather_json, is_first_process
+from gdsd_jax.runs.files import absolute
+from gdsd_jax.runs.state import TrainState
+
+_log = logging.getLogger(__name__)
+
+
+# Of errors that say nothing of the checkpoint: memory, permissions and the store's own state.
+_PASSING = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "UNAUTHENTICATED", "DEADLINE_EXCEEDED")
+
+
+class CheckpointError(OSError):
+  """A checkpoint could not be written or read; the message is one line with the cause."""
+
+
+class Checkpoints:
+  """The checkpoints of one run, in `directory`."""
+
+  def __init__(self, directory: epath.PathLike, keep: int):
+    self.directory = absolute(directory)
+    policies = [
+      checkpoint_managers.LatestN(keep),
+      checkpoint_managers.BestN(
+        get_metric_fn=lambda metrics: metrics["reward"], n=1, keep_checkpoints_without_metrics=False
+      ),
+    ]
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies), cleanup_tmp_directories=True,
+      best_fn=lambda metrics: metrics["reward"],  # without it Orbax writes no metrics, and forgets the best
+      # Made in the background, a folder that cannot be made is waited for at exit, for minutes.
+      async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+    )
+    try:
+      self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "run"))
+    except OSError as error:
+      raise CheckpointError(f"checkpoints: cannot use {directory}: {error}") from error
+
+  def save(self, state: TrainState, run: dict[str, Any], reward: float | None) -> None:
+    """Begins to save; returns once the arrays are copied.
+
+    Args:
+      state: what the next iteration starts from.
+      run: JSON values that belong to it (config, data position).
+      reward: of the greedy evaluation at this step, which the best checkpoint is chosen by; None if there was none.
+    """
+    self.check()
+    try:
+      self._manager.save(
+        int(state.step),
+        args=ocp.args.Composite(state=ocp.args.StandardSave(_storable(state)), run=ocp.args.JsonSave(run)),
+        metrics=None if reward is None else {"reward": reward},
+      )
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+      raise self._failed(error) from error
+
+  def restore(self, state: TrainState, check: Callable[[dict[str, Any]], None]):
+    """The newest checkpoint that can be read. Newer ones that cannot are put aside, as damaged-STEP, and told of.
+
+    Args:
+      state: of what the checkpoint is to be laid out as; its values do not matter, but for what never changes.
+      check: of a checkpoint's JSON values; raises ValueError when they are not this run's.
+
+    Returns:
+      (state, run), or None when there is no checkpoint.
+
+    Raises:
+      CheckpointError: there are checkpoints, and none of them can be read; or one cannot for a reason that may pass.
+    """
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(state))
+    damaged = {}  # step -> cause
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      run = self._try(damaged, step, run=ocp.args.JsonRestore())
+      if run is not None:
+        check(run)
+        restored = self._try(damaged, step, state=ocp.args.StandardRestore(abstract))
+        if restored is not None:
+          self._put_aside(damaged)
+          key = jax.random.wrap_key_data(restored.key)
+          return restored.replace(key=key, frozen=state.frozen), run
+    if damaged:
+      causes = "; ".join(f"step {step}: {cause}" for step, cause in damaged.items())
+      raise CheckpointError(
+        f"checkpoints: none in {self.directory} can be read ({causes}); to start from the beginning, delete the folder"
+      )
+    return None
+
+  def _try(self, damaged: dict[int, str], step: int, **item):
+    """One item of a checkpoint; None where some process cannot read it, which `damaged` then tells."""
+    [(name, args)] = item.items()
+    # Each process reads by itself: were one to fail in a common restore, the others would wait for it.
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=None, active_processes={jax.process_index()}, barrier_sync_key_prefix=f"process{jax.process_index()}"
+    )
+    value = cause = None
+    passing = False
+    try:
+      with ocp.Checkpointer(ocp.CompositeCheckpointHandler(name), multiprocessing_options=alone) as reader:
+        value = reader.restore(self.directory / str(step), args=ocp.args.Composite(**item))[name]
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+      cause = _cause(error)
+      passing = isinstance(error, (MemoryError, PermissionError)) or any(sign in str(error) for sign in _PASSING)
+    failures = [(cause, passing) for cause, passing in gather_json([cause, passing]) if cause]
+    for cause, passing in failures:
+      if passing:
+        raise CheckpointError(f"checkpoints: step {step} in {self.directory} cannot be read now: {cause}")
+    if failures:
+      damaged[step] = failures[0][0]
+      return None
+    return value
+
+  def _put_aside(self, damaged: dict[int, str]) -> None:
+    for step, cause in damaged.items():
+      aside = self.directory / f"damaged-{step}"
+      _log.warning("SKIPPED the checkpoint of step %d, which cannot be read (%s); it is put aside as %s", step, cause,
+                   aside)
+      if is_first_process():
+        if aside.exists():
+          aside.rmtree()
+        (self.directory / str(step)).rename(aside)
+    if damaged:
+      gather_json(None)  # nobody goes on before they are moved
+      self._manager.reload()
+
+  def check(self) -> None:
+    """Raises CheckpointError if a save in the background has failed."""
+    try:
+      self._manager.check_for_errors()
+    except Exception as error:  # as above
+      raise self._failed(error) from error
+
+  def close(self) -> None:
+    """Waits until everything is written."""
+    try:
+      self._manager.wait_until_finished()
+      self._manager.close()
+    except Exception as error:  # as above
+      raise self._failed(error) from error
+
+  def _failed(self, error: Exception) -> CheckpointError:
+    return CheckpointError(
+      f"checkpoints: cannot save to {self.directory} (is the disk full?): {_cause(error)};"
+      " earlier checkpoints are whole, and the same command resumes from them"
+    )
+
+
+def _storable(state: TrainState) -> TrainState:
+  """The state with its random key as plain integers, and without what never changes."""
+  return state.replace(key=jax.random.key_data(state.key), frozen={})
+
+
+def _cause(error: Exception) -> str:
+  # The end, because TensorStore puts the operating system's word last.
+  return json.dumps(" ".join(str(error).split())[-300:] or type(error).__name__)

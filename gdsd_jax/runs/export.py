@@ -1,0 +1,80 @@
+"""From a run's checkpoint to files that other programs load: Hugging Face weights, or a PEFT adapter."""
+
+import logging
+import os
+from pathlib import Path
+import shutil
+
+from gdsd_jax.huggingface.adapters import save_adapter
+from gdsd_jax.huggingface.weights import resolve_path, save_pretrained
+from gdsd_jax.models.lora import merge
+from gdsd_jax.runs.files import is_remote
+from gdsd_jax.runs.weights import load_run, read_run_config
+
+_log = logging.getLogger(__name__)
+
+# What a model's folder holds besides its weights and config.json. Code (*.py) is never copied.
+_COMPANIONS = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+               "chat_template.*", "generation_config.json")
+
+
+def export_run(workdir: Path, step: str, out: Path, merged: bool) -> None:
+  """Writes the model of a run to `out`: an adapter of a LoRA run unless `merged`, else a full model.
+
+  Args:
+    workdir: of the run.
+    step: checkpoint, "latest", "best" or a number.
+    out: folder, made if it is missing.
+    merged: of a LoRA run, the full model with the adapter added to its weights.
+
+  Raises:
+    ValueError, OSError: one line with the cause; nothing was written.
+  """
+  config = read_run_config(workdir)
+  check_out(out, workdir, config)
+  denoiser, params = load_run(workdir, step, mesh=None)
+  if merged and denoiser.lora is None:
+    raise ValueError(f"--merge: the run in {workdir} has no adapter; its full model is exported without this flag")
+  write_model(out, denoiser, params, config.model.path, merged)
+
+
+def check_out(out: Path, workdir: Path, config) -> None:
+  """Raises ValueError or OSError unless a run's model can be written to `out` without losing what the run is made of.
+
+  Args:
+    out: folder to write to, which need not exist.
+    workdir, config: of the run.
+  """
+  taken = {workdir: "the run's own folder (--workdir)"}
+  taken[resolve_path(config.model.path)] = "the model that the run started from"
+  if config.model.lora.path:
+    taken[Path(config.model.lora.path)] = "the adapter that the run started from"
+  for folder, what in taken.items():
+    if not is_remote(folder) and folder.resolve() == out.resolve():
+      raise ValueError(f"--out: {out} is {what}; choose another folder")
+  existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+  if not existing.is_dir() or not os.access(existing, os.W_OK):
+    raise OSError(f"--out: cannot write to {out}: {existing} is {'read-only' if existing.is_dir() else 'a file'}")
+
+
+def write_model(out: Path, denoiser, params, base_model: str, merged: bool = False) -> None:
+  """Writes an adapter, if there is one and `merged` does not ask for the full model, or else a full model.
+
+  Args:
+    out: folder, made if it is missing.
+    denoiser, params: of the model.
+    base_model: folder or hub name that it was made from, whose tokenizer comes along with a full model.
+    merged: add the adapter to the weights.
+  """
+  if denoiser.lora is not None and not merged:
+    save_adapter(out, denoiser, params, base_model)
+    _log.info("wrote the PEFT adapter to %s; its base model is %s", out, base_model)
+    return
+  if denoiser.lora is not None:
+    params = merge(params, denoiser.lora)
+  save_pretrained(out, denoiser, params)
+  source = resolve_path(base_model)
+  for pattern in _COMPANIONS:
+    for file in source.glob(pattern):
+      shutil.copyfile(file, out / file.name)
+  _log.info("wrote the full model to %s", out)

@@ -1,0 +1,189 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard, W&B, reward.png and lines on the screen."""
+
+from collections.abc import Mapping
+import contextlib
+import io
+import json
+import logging
+import math
+import sys
+import time
+
+from absl import logging as absl_logging
+from etils import epath
+
+from gdsd_jax.parallel.processes import is_first_process
+from gdsd_jax.runs.files import LineFile, write_whole
+
+_log = logging.getLogger(__name__)
+
+
+def log_to_stdout() -> None:
+  """Shows this package's messages as plain lines on standard output, in a terminal or a log file alike.
+
+  Of several processes the first shows them; the others only warnings.
+  """
+  handler = logging.StreamHandler(sys.stdout)
+  handler.setFormatter(logging.Formatter("%(message)s"))
+  logger = logging.getLogger("gdsd_jax")
+  logger.handlers[:] = [handler]
+  logger.setLevel(logging.INFO if is_first_process() else logging.WARNING)
+  logger.propagate = False
+  absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax and TFDS tell every step they take, and errors twice
+
+
+class MetricsWriter:
+  """Appends one row a step to metrics.jsonl, and the same numbers to TensorBoard and W&B; redraws reward.png.
+
+  Opening it drops the rows after `last_step`: a resumed run writes them again.
+  """
+
+  def __init__(self, workdir: epath.Path, last_step: int, config):
+    self.path, self.plot_path = workdir / "metrics.jsonl", workdir / "reward.png"
+    self.rows = [row for row in read_metrics(self.path) if row["step"] <= last_step]
+    self._file = LineFile(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+    self._plot_seconds, self._plotted = config.log.plot_seconds, -math.inf
+    self._tensorboard = self._wandb = None
+    if config.log.tensorboard:
+      from tensorboardX import SummaryWriter  # slow to import, and optional
+
+      self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=last_step + 1)
+    if config.log.wandb_project:
+      import wandb
+
+      # A fixed id makes a resumed run continue its curves.
+      run_id = workdir.resolve().name
+      self._wandb = wandb.init(
+        project=config.log.wandb_project, id=run_id, name=run_id, resume="allow", dir=str(workdir),
+        config=config.to_dict(),
+      )
+
+  def write(self, row: Mapping[str, float | int | str]) -> None:
+    """Writes one row; it must have "step"."""
+    # Not-a-number is no JSON.
+    row = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
+    self.rows.append(row)
+    self._file.append(json.dumps(row) + "\n")  # a checkpoint of this step must never be on disk before its row
+    numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
+    if self._tensorboard:
+      for name, value in numbers.items():
+        self._tensorboard.add_scalar(name, value, row["step"])
+    if self._wandb:
+      self._wandb.log(numbers, step=row["step"])
+    if time.monotonic() - self._plotted > self._plot_seconds:
+      self.plot()
+
+  def plot(self) -> None:
+    """Draws reward.png from all rows so far."""
+    plot_reward(self.rows, self.plot_path)
+    self._plotted = time.monotonic()
+
+  def close(self) -> None:
+    self._file.close()
+    if self._tensorboard:
+      self._tensorboard.close()
+    if self._wandb:
+      self._wandb.finish()
+
+
+class SilentWriter:
+  """In place of a `MetricsWriter` on every process but the first."""
+
+  def write(self, row: Mapping[str, float | int | str]) -> None:
+    pass
+
+  def plot(self) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
+
+
+def read_metrics(path: epath.Path) -> list[dict]:
+  """Rows of a metrics.jsonl, none if it is missing; a last line that a killed run left half-written is dropped."""
+  if not path.is_file():
+    return []
+  rows = []
+  for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
+    if not line.endswith("\n"):
+      continue
+    try:
+      rows.append(json.loads(line))
+    except ValueError as error:
+      raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
+  return rows
+
+
+def plot_reward(rows, path: epath.Path, window: int = 10) -> None:
+  """Sampled reward of each step, its running mean, and the accuracy of the evaluations."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  import matplotlib.pyplot as plt
+
+  sampled = [(row["step"], row["reward"]) for row in rows if row["step"] > 0 and row.get("reward") is not None]
+  evaluated = [(row["step"], row["eval/accuracy"]) for row in rows if "eval/accuracy" in row]
+  figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+  if sampled:
+    steps, rewards = zip(*sampled)
+    means = [sum(rewards[max(0, i + 1 - window):i + 1]) / min(window, i + 1) for i in range(len(rewards))]
+    axes.plot(steps, rewards, color="tab:blue", alpha=0.25, linewidth=1)
+    axes.plot(steps, means, color="tab:blue", label=f"reward of sampled rollouts (mean of {window} steps)")
+  if evaluated:
+    axes.plot(*zip(*evaluated), "o--", color="tab:orange", label="greedy accuracy on held-out problems")
+  axes.set(xlabel="step", ylabel="reward, accuracy", ylim=(0, None))
+  axes.grid(alpha=0.3)
+  if sampled or evaluated:
+    axes.legend(loc="lower right")
+  image = io.BytesIO()
+  figure.savefig(image, format="png", dpi=120)
+  plt.close(figure)
+  write_whole(path, image.getvalue())
+
+
+class Progress:
+  """A line now and then: reward, speed and time left."""
+
+  def __init__(self, steps: int, every: int):
+    self.steps, self.every = steps, every
+    self._started, self._first = time.monotonic(), None
+
+  def show(self, row: Mapping[str, float]) -> None:
+    """Prints a line for the row of a step, if one is due. The first step, which compiles, does not count for speed."""
+    step = row["step"]
+    if self._first is None:
+      self._first, self._started = step, time.monotonic()
+    if step % self.every and step not in (self._first, self.steps):
+      return
+    done = step - self._first
+    speed = (time.monotonic() - self._started) / done if done else row["seconds/step"]
+    named = ", ".join(f"{name.removeprefix('reward/')} {row[name]:.2f}" for name in row if name.startswith("reward/"))
+    _log.info(
+      "step %*d/%d  reward %.3f (%s)  loss %.5f  kl %.4f  %.2f s/step  %s left",
+      len(str(self.steps)), step, self.steps, row["reward"], named, row["loss"], row.get("kl", 0.0), speed,
+      format_seconds(speed * (self.steps - step)),
+    )
+
+
+def format_seconds(seconds: float) -> str:
+  """3725 -> "1h02m"."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+
+
+class Stopwatch:
+  """Seconds that the host spent in each phase of a step."""
+
+  def __init__(self):
+    self.seconds, self._started = {}, time.monotonic()
+
+  @contextlib.contextmanager
+  def phase(self, name: str):
+    started = time.monotonic()
+    yield
+    self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+  def metrics(self) -> dict[str, float]:
+    phases = {f"seconds/{name}": seconds for name, seconds in self.seconds.items()}
+    return {**phases, "seconds/step": time.monotonic() - self._started}

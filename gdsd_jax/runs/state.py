@@ -1,0 +1,122 @@
+"""Everything that the future of a run depends on, and the optimizer that moves it."""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from gdsd_jax.diffusion.config import Rollout
+from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.parallel.mesh import param_shardings, replicated
+
+
+@struct.dataclass
+class TrainState:
+  """State of a run between iterations.
+
+  Attributes:
+    step: int32 scalar, iterations done.
+    params: what is trained: the student's parameters, or of a LoRA run its adapter, {"lora": …}.
+    frozen: the rest of the student's parameters; {} when all of them are trained. It never changes, so that checkpoints
+      leave it out.
+    opt_state: of the optimizer.
+    reference: what the reference denoiser has in place of `params`: a copy of them, or {} of a LoRA run, whose
+      reference is the base model; None when the objective has no KL.
+    key: random key that the next iteration starts from.
+    ahead: in a checkpoint of a run with async_rollouts, the rollouts that the next iteration trains on; None elsewhere.
+  """
+
+  step: jax.Array
+  params: Any
+  frozen: Any
+  opt_state: Any
+  reference: Any
+  key: jax.Array
+  ahead: Rollout | None = None
+
+  @property
+  def student_params(self):
+    """All parameters of the student."""
+    return {**self.frozen, **self.params}
+
+  @property
+  def reference_params(self):
+    """All parameters of the reference denoiser, structured as the student's: one compilation scores both."""
+    if not self.frozen:
+      return self.reference
+    adapter_off = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), self.params)
+    return {**self.frozen, **adapter_off}
+
+
+def make_optimizer(config) -> optax.GradientTransformation:
+  """AdamW after a global-norm clip, constant rate after a linear warm-up; updates that are not finite are left out.
+
+  Args:
+    config: the run's `optimizer` section.
+  """
+  rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+  if config.warmup_steps == 0:
+    rate = config.learning_rate
+  # None: that of the parameters, which are float32.
+  moments_dtype = None if config.moments_dtype == "float32" else config.moments_dtype
+  adamw = optax.chain(
+    optax.clip_by_global_norm(config.clip),
+    optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mu_dtype=moments_dtype),
+  )
+  # The loop gives up after a number of such updates in a row; optax itself must never let one through.
+  return optax.apply_if_finite(adamw, max_consecutive_errors=jnp.iinfo(jnp.int32).max)
+
+
+def init_state(denoiser: Denoiser, params, optimizer, seed: int, with_reference: bool, mesh) -> TrainState:
+  """State before the first iteration, laid over the mesh as the parameters are; nothing is ever whole on one device.
+
+  Args:
+    denoiser, params: of the model that the run starts from. An adapter among the parameters leaves the rest frozen.
+    optimizer: see `make_optimizer`.
+    seed: of the run's random key.
+    with_reference: whether the objective has a KL to a reference.
+    mesh: of all devices.
+  """
+  trained, frozen = (params, {}) if denoiser.lora is None else split_adapter(params)
+
+  def make(trained):
+    reference = {} if denoiser.lora else jax.tree.map(jnp.copy, trained)  # a copy: student buffers are donated
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=trained,
+      frozen={},
+      opt_state=optimizer.init(trained),
+      reference=reference if with_reference else None,
+      key=jax.random.key(seed),
+    )
+
+  shardings = state_shardings(jax.eval_shape(make, trained), denoiser, optimizer, mesh)
+  state = jax.jit(make, out_shardings=shardings.replace(frozen={}))(trained)
+  return state.replace(frozen=frozen)
+
+
+def split_adapter(params) -> tuple[dict[str, Any], dict[str, Any]]:
+  """(adapter, base): the entry "lora" of the parameters, and all the others."""
+  return {"lora": params["lora"]}, {name: leaf for name, leaf in params.items() if name != "lora"}
+
+
+def state_shardings(state: TrainState, denoiser: Denoiser, optimizer, mesh) -> TrainState:
+  """Shardings of a state: optimizer moments and reference lie as the parameters do, the rest everywhere."""
+  everywhere = replicated(mesh)
+  params, frozen = param_shardings(mesh, denoiser), {}
+  if denoiser.lora is not None:
+    params, frozen = split_adapter(params)
+  moments = optax.tree_utils.tree_map_params(
+    optimizer, lambda _, sharding: sharding, state.opt_state, params, transform_non_params=lambda _: everywhere
+  )
+  reference = params if state.reference else state.reference  # a LoRA run's is empty
+  return TrainState(
+    step=everywhere, params=params, frozen=frozen, opt_state=moments, reference=reference, key=everywhere
+  )
+
+
+def sync_reference(reference, params, mix: float):
+  """The reference drawn to the student: mix · params + (1 − mix) · reference."""
+  return jax.tree.map(lambda old, new: mix * new + (1 - mix) * old, reference, params)

@@ -1,0 +1,138 @@
+"""The weights of a run: the denoiser that it trained, from one of its checkpoints, without the rest of its state."""
+
+import dataclasses
+import json
+
+from absl import logging as absl_logging
+from etils import epath
+import jax
+from ml_collections import ConfigDict
+import orbax.checkpoint as ocp
+
+from gdsd_jax.huggingface.adapters import load_adapter
+from gdsd_jax.huggingface.weights import load_config, load_pretrained, resolve_path
+from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.models.lora import add_adapter
+from gdsd_jax.parallel.mesh import param_shardings
+from gdsd_jax.runs.checkpoints import CheckpointError
+from gdsd_jax.runs.config import base_config, lora_config
+from gdsd_jax.runs.files import absolute, check_workdir
+
+
+def load_model(config, mesh):
+  """(denoiser, params) that a run starts from: the model of its config, with the adapter when it has one.
+
+  What is trained is float32 in either case: bfloat16 has too few digits to add updates as small as AdamW's.
+  """
+  lora = lora_config(config)
+  frozen_dtype = config.model.dtype if lora else "float32"
+  denoiser, params = load_pretrained(config.model.path, frozen_dtype, mesh, config.model.remat)
+  denoiser = dataclasses.replace(denoiser, remat_saves=config.model.remat_saves)
+  if lora is None:
+    return dataclasses.replace(denoiser, dtype=config.model.dtype), params
+  if config.model.lora.path is None:
+    return add_adapter(denoiser, params, lora, jax.random.key(config.seed), mesh)
+  denoiser, params = load_adapter(config.model.lora.path, denoiser, params, mesh)
+  found = denoiser.lora
+  if dataclasses.replace(found, dropout=lora.dropout) != lora:
+    raise ValueError(
+      f"model.lora: {config.model.lora.path} has rank {found.rank}, alpha {found.alpha} and targets"
+      f" {', '.join(found.targets)}; the config has {lora.rank}, {lora.alpha} and {', '.join(lora.targets)}"
+    )
+  return dataclasses.replace(denoiser, lora=lora), params
+
+
+def read_run_config(workdir: epath.Path) -> ConfigDict:
+  """The config that a run was started with; fields that were added since have their defaults.
+
+  Raises:
+    ValueError, OSError: there is no run in `workdir`, or its config.json is damaged.
+  """
+  check_workdir(workdir)
+  file = workdir / "config.json"
+  if not workdir.is_dir():
+    raise FileNotFoundError(f"--workdir: {workdir} does not exist")
+  if not file.is_file():
+    raise FileNotFoundError(f"--workdir: {workdir} holds no run: config.json is missing")
+  try:
+    return ConfigDict(_merged(base_config().to_dict(), json.loads(file.read_text())))
+  except (ValueError, AttributeError) as error:
+    raise ValueError(f"--workdir: {file} is not the config of a run: {error}") from None
+
+
+def find_step(workdir: epath.Path, step: str | int) -> int:
+  """The step of a run's checkpoint: "latest", "best" (of the evaluated ones that were kept), or a number.
+
+  Raises:
+    ValueError, OSError: there is no such checkpoint; the message tells which there are.
+  """
+  read_run_config(workdir)
+  steps, best = [], None
+  if (workdir / "checkpoints").is_dir():
+    with _open(workdir) as manager:
+      steps, best = sorted(manager.all_steps()), manager.best_step()
+  if not steps:
+    raise FileNotFoundError(f"--workdir: {workdir} has no complete checkpoint yet")
+  name = str(step)
+  found = {"latest": steps[-1], "best": best}.get(name, int(name) if name.isdecimal() else None)
+  if found not in steps:
+    known = ["latest", *(["best"] if best is not None else []), *map(str, steps)]
+    raise ValueError(f"--step: {name!r} is no checkpoint of {workdir}; there are {', '.join(known)}")
+  return found
+
+
+def load_run(workdir: epath.Path, step: str | int, mesh=None):
+  """Loads the denoiser of a run's checkpoint.
+
+  Args:
+    workdir: folder of the run.
+    step: which checkpoint, see `find_step`.
+    mesh: to lay the parameters over; None for the default device.
+
+  Returns:
+    (denoiser, params), with the adapter's when the run trained one.
+
+  Raises:
+    ValueError, OSError: the base model or the checkpoint cannot be read, or they do not fit together.
+  """
+  config, step = read_run_config(workdir), find_step(workdir, step)
+  lora = lora_config(config)
+  if lora is None:  # all weights are in the checkpoint
+    path, frozen = resolve_path(config.model.path), {}
+    denoiser = Denoiser(load_config(path), "float32", config.model.remat, mesh=mesh)
+  else:
+    denoiser, frozen = load_pretrained(config.model.path, config.model.dtype, mesh, config.model.remat)
+    denoiser = dataclasses.replace(denoiser, lora=lora)
+  trained = jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    denoiser.abstract_params(), param_shardings(mesh, denoiser),
+  )
+  wanted = {"params": trained if lora is None else {"lora": trained["lora"]}}
+  restore = ocp.args.PyTreeRestore(
+    item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+  )
+  try:
+    with _open(workdir) as manager:
+      state = manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
+  except Exception as error:  # Orbax and TensorStore raise many kinds
+    cause = json.dumps(" ".join(str(error).split())[-300:] or type(error).__name__)
+    raise CheckpointError(f"--workdir: the checkpoint of step {step} in {workdir} cannot be read: {cause}") from error
+  return dataclasses.replace(denoiser, dtype=config.model.dtype), {**frozen, **state["params"]}
+
+
+def _open(workdir: epath.Path) -> ocp.CheckpointManager:
+  """The run's checkpoints, for reading alone: the run itself may be writing more."""
+  verbosity = absl_logging.get_verbosity()
+  absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns about each consequence of read_only
+  try:
+    options = ocp.CheckpointManagerOptions(read_only=True, best_fn=lambda metrics: metrics["reward"])
+    return ocp.CheckpointManager(absolute(workdir / "checkpoints"), options=options, item_names=("state", "run"))
+  finally:
+    absl_logging.set_verbosity(verbosity)
+
+
+def _merged(defaults: dict, saved: dict) -> dict:
+  """`defaults` with the fields of `saved` over them, section by section."""
+  both = {name: _merged(defaults[name], value) if isinstance(defaults.get(name), dict) else value
+          for name, value in saved.items()}
+  return {**defaults, **both}

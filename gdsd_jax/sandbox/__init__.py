@@ -1,0 +1,12 @@
+"""Runs untrusted programs in bubblewrap and tells which of their tests pass.
+
+Two sandboxes for each program: the candidate's holds the program, the judge's holds the tests. The judge binds the
+names under test to stand-ins that ask the candidate over a socket and take back nothing but plain data
+(`inside/wire.py`); the verdict comes from the judge's own pipe, which the program never sees, like the tests and what
+they expect.
+"""
+
+from gdsd_jax.sandbox.bubblewrap import Limits
+from gdsd_jax.sandbox.pool import check_available, Program, run, Verdict
+
+__all__ = ["Limits", "Program", "Verdict", "check_available", "run"]

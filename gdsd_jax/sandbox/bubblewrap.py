@@ -1,0 +1,157 @@
+"""Starts Python in bubblewrap: no network, nearly no files, its own process numbers, hard limits."""
+
+import dataclasses
+import functools
+import itertools
+import marshal
+import os
+from pathlib import Path
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+
+from gdsd_jax.sandbox import seccomp
+
+# Runs before anything untrusted is read: limits, another user where that is ours to choose, then the modules inside.
+_BOOTSTRAP = """
+import marshal, os, resource, sys
+with open(0, "rb", closefd=False) as file:
+  job = marshal.load(file)
+null = os.open("/dev/null", os.O_RDWR)
+os.dup2(null, 0)
+os.close(null)
+if job["user"]:
+  os.setgroups([])
+  os.setresgid(job["user"], job["user"], job["user"])
+  os.setresuid(job["user"], job["user"], job["user"])
+for name, limit in job["limits"]:
+  resource.setrlimit(getattr(resource, name), (limit, limit))
+os.umask(0o77)
+sys.path.remove("")
+os.chdir("/tmp")
+for name, code in job["modules"]:
+  module = sys.modules[name] = type(sys)(name)
+  exec(code, module.__dict__)
+module.main(job)
+"""
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
+# Numbers of users that nobody has, one for each sandbox: limits on processes are counted by user.
+_FIRST_USER = 2**30
+_counter = itertools.count()
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What one program may use.
+
+  Attributes:
+    test_seconds: CPU time of a test; a test that waits has twice that.
+    program_seconds: wall-clock time of all tests of a program, its start included.
+    memory_mb: memory of a process, and of all processes of a program together.
+    file_mb: size of a file, and of the private /tmp, which takes some thousands of files.
+    processes: processes and threads of a program.
+  """
+
+  test_seconds: float = 4.0
+  program_seconds: float = 10.0
+  memory_mb: int = 512
+  file_mb: int = 16
+  processes: int = 32
+
+
+class Process:
+  """A Python process in a sandbox of its own.
+
+  Args:
+    main: module of `inside` whose `main(job)` runs.
+    job: plain data for it; may name descriptors of `pass_fds`.
+    limits: what it may use.
+    drop_user: whether to become another user inside, which only root can.
+  """
+
+  def __init__(self, main: str, job: dict, limits: Limits, pass_fds: tuple[int, ...], drop_user: bool):
+    mebibyte = 2**20
+    user = _FIRST_USER + os.getpid() % 2**18 * 2**10 + next(_counter) % 2**10 if drop_user else 0
+    job = dict(job, user=user, modules=[(name, _code(name)) for name in ("wire", "names", main)], limits=[
+      ("RLIMIT_AS", limits.memory_mb * mebibyte), ("RLIMIT_FSIZE", limits.file_mb * mebibyte), ("RLIMIT_CORE", 0),
+      ("RLIMIT_NPROC", limits.processes if drop_user or _namespaces_count() else resource.RLIM_INFINITY),
+      ("RLIMIT_NOFILE", 64), ("RLIMIT_MEMLOCK", 0), ("RLIMIT_MSGQUEUE", 0),
+    ])
+    with _memory_file(marshal.dumps(job)) as stdin, _memory_file(seccomp.program()) as rules:
+      self._process = subprocess.Popen(
+        [*_command(drop_user, limits), "--seccomp", str(rules.fileno()), "--", _interpreter(), "-s", "-S", "-c",
+         _BOOTSTRAP],
+        stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE if job.get("explain") else subprocess.DEVNULL,
+        pass_fds=(*pass_fds, rules.fileno()), env={}, cwd="/",
+        start_new_session=True,  # a trainer that is asked to stop may still finish its step
+      )
+    self.pid = self._process.pid
+
+  def kill(self) -> str:
+    """Ends the sandbox with all that runs in it; returns what it said on standard error, where that is kept."""
+    self._process.kill()
+    return (self._process.communicate()[1] or b"").decode(errors="replace").strip()
+
+
+@functools.cache
+def _namespaces_count():
+  """Whether a user namespace counts its own processes: since Linux 5.14; before, all that its user runs count."""
+  return tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2]) >= (5, 14)
+
+
+def _memory_file(data):
+  file = open(os.memfd_create("sandbox"), "w+b", buffering=0)
+  file.write(data)
+  file.seek(0)
+  return file
+
+
+@functools.cache
+def _code(name):
+  source = Path(__file__).with_name("inside") / f"{name}.py"
+  return compile(source.read_text(), f"<{name}>", "exec", optimize=0)
+
+
+def _interpreter():
+  return os.path.realpath(sys.executable)
+
+
+@functools.cache
+def _command(drop_user, limits):
+  """bubblewrap's command line. Root needs no user namespace, but another user: no process limit binds root."""
+  arguments = [shutil.which("bwrap"), "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts",
+               "--unshare-cgroup-try", "--die-with-parent", "--new-session", "--hostname", "sandbox",
+               "--clearenv", "--setenv", "PYTHONHASHSEED", "0"]  # sets come in the same order in every run
+  if drop_user:
+    arguments += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+  else:
+    arguments += ["--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"]
+  parents = {str(parent) for path in (*_readable(), *_DEVICES) for parent in Path(path).parents}
+  for folder in sorted(parents - {"/"}):
+    arguments += ["--perms", "0755", "--dir", folder]  # of its own accord bubblewrap makes them private to root
+  for path in _readable():
+    arguments += ["--ro-bind", path, path]
+  for path in _DEVICES:
+    arguments += ["--dev-bind", path, path]
+  for path in _hidden():
+    arguments += ["--tmpfs", path, "--remount-ro", path]
+  arguments += ["--perms", "1777", "--size", str(limits.file_mb * 2**20), "--tmpfs", "/tmp", "--remount-ro", "/"]
+  return tuple(arguments)
+
+
+def _readable():
+  """The interpreter, its libraries and the system's."""
+  prefix = os.path.realpath(sys.base_prefix)
+  paths = [*_LIBRARIES, f"{prefix}/lib", f"{prefix}/lib64"]
+  return [_interpreter(), *dict.fromkeys(path for path in paths if os.path.isdir(path))]
+
+
+def _hidden():
+  """Installed packages, of which programs see none."""
+  folder = os.path.dirname(os.path.realpath(os.__file__))
+  paths = [f"{folder}/site-packages", f"{folder}/dist-packages", f"{os.path.dirname(folder)}/python3/dist-packages"]
+  return [path for path in paths if os.path.isdir(path)]

@@ -1,0 +1,129 @@
+"""Runs untrusted programs against their tests, many at a time."""
+
+from collections.abc import Sequence
+import concurrent.futures
+import dataclasses
+import functools
+import math
+import os
+import re
+import select
+import shutil
+import socket
+import sys
+import time
+
+from gdsd_jax.sandbox import bubblewrap, usage
+
+INSTALL = "install the Debian package bubblewrap (apt-get install bubblewrap)"
+
+_WATCH_SECONDS = 0.1
+_OWN_MEMORY = 64 * 2**20  # bytes, address space of a sandbox's own processes
+_IMPORT = re.compile(r"^[ \t]*(?:from|import)[ \t]+([A-Za-z_][A-Za-z_0-9]*)", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A program and what is to be tested of it.
+
+  Attributes:
+    source: the untrusted program.
+    tests: Python code, each of which passes when it runs through; free names are the program's.
+    setup: Python code that runs before every test.
+    names: names that the program is known to define; only needed for those that Python defines, too, such as `sum`.
+  """
+
+  source: str
+  tests: tuple[str, ...]
+  setup: str = ""
+  names: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What became of a program.
+
+  Attributes:
+    syntax: whether it is Python.
+    passed: for each test, whether it passed.
+  """
+
+  syntax: bool
+  passed: tuple[bool, ...]
+
+
+def check_available() -> None:
+  """Raises RuntimeError, in one line that says what to do, where programs cannot be run in bubblewrap."""
+  _drops_user()
+
+
+def run(programs: Sequence[Program], limits: bubblewrap.Limits, workers: int | None = None) -> list[Verdict]:
+  """Verdicts of programs, `workers` at a time (None: one for each CPU). RuntimeError as `check_available`."""
+  drop_user = _drops_user()
+  workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(programs)))
+  with concurrent.futures.ThreadPoolExecutor(workers) as executor:
+    return list(executor.map(lambda program: _run(program, limits, drop_user)[0], programs))
+
+
+@functools.lru_cache(maxsize=1)
+def _drops_user():
+  """Whether sandboxes become another user, found by trying."""
+  if shutil.which("bwrap") is None:
+    raise RuntimeError(f"programs run in bubblewrap, which is not here: {INSTALL}")
+  program = Program("def one(): return 1", ("assert one() == 1",))
+  for drop_user in ([True, False] if os.geteuid() == 0 else [False]):
+    verdict, said = _run(program, bubblewrap.Limits(), drop_user, explain=True)
+    if verdict == Verdict(True, (True,)):
+      return drop_user
+  said = said.splitlines()[-1] if said else "it gave no reason"
+  raise RuntimeError(f"programs run in bubblewrap, which cannot start here ({said}): allow unprivileged user "
+                     "namespaces, or run as root with CAP_SYS_ADMIN")
+
+
+def _run(program, limits, drop_user, explain=False):
+  """(verdict, what the sandboxes said): the judge and the program each in a sandbox, joined by one socket."""
+  seconds = math.ceil(limits.test_seconds)
+  for_judge, for_candidate = socket.socketpair()
+  reader, writer = os.pipe()
+  processes = []
+  try:
+    imports = sorted(set(_IMPORT.findall(program.source)) & sys.stdlib_module_names - {"this", "antigravity"})
+    processes.append(bubblewrap.Process("candidate", {
+      "control": for_candidate.fileno(), "program": program.source, "imports": imports, "cpu_seconds": seconds,
+      "explain": explain,
+    }, limits, (for_candidate.fileno(),), drop_user))
+    processes.append(bubblewrap.Process("judge", {
+      "control": for_judge.fileno(), "verdict": writer, "program": program.source, "tests": list(program.tests),
+      "setup": program.setup, "names": list(program.names), "wall_seconds": 2.0 * limits.test_seconds,
+      "explain": explain,
+    }, limits, (for_judge.fileno(), writer), drop_user))
+    os.close(writer)
+    writer = None
+    marks = _read_marks(reader, 1 + len(program.tests), limits, [process.pid for process in processes])
+  finally:
+    said = "\n".join(filter(None, [process.kill() for process in processes]))
+    for_judge.close()
+    for_candidate.close()
+    os.close(reader)
+    if writer is not None:
+      os.close(writer)
+  marks = [mark == ord("1") for mark in marks.ljust(1 + len(program.tests), b"0")]
+  return Verdict(marks[0], tuple(marks[1:])), said
+
+
+def _read_marks(reader, count, limits, pids):
+  """The judge's bytes, until they are all there, the time is up, or the program takes more than its share."""
+  marks = b""
+  start = watched = time.monotonic()
+  while len(marks) < count and (left := start + limits.program_seconds - time.monotonic()) > 0:
+    if select.select([reader], [], [], min(_WATCH_SECONDS, left))[0]:
+      data = os.read(reader, count - len(marks))
+      if not data:
+        break
+      marks += data
+    if time.monotonic() - watched >= _WATCH_SECONDS:
+      memory = limits.memory_mb * 2**20 + _OWN_MEMORY
+      if any(usage.exceeds(pid, limits.processes, memory, limits.file_mb * 2**20) for pid in pids):
+        break
+      watched = time.monotonic()
+  return marks
