@@ -1,9 +1,9 @@
 """The denoiser's network: one bidirectional transformer, read from top to bottom.
 
 Dimensions: B sequences, T tokens, D hidden_size, N heads, K key/value heads, H head_dim, F mlp_size, V vocabulary.
-Every weight is declared once, with its shape, logical axes and initialiser side by side; `parallel/mesh.py` maps the logical
-axes to mesh axes. The blocks' weights are stacked along a leading `layers` axis and scanned over, so that compile time
-does not grow with depth.
+Every weight is declared once, with its shape, logical axes and initialiser side by side; `parallel/mesh.py` maps the
+logical axes to mesh axes. The blocks' weights are stacked along a leading `layers` axis and scanned over, so that
+compile time does not grow with depth.
 """
 
 from collections.abc import Callable
