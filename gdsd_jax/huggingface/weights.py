@@ -27,7 +27,7 @@ from gdsd_jax.parallel.rows import lay_out
 
 _FAMILIES = {"llada": llada, "dream": dream}  # config.json's model_type -> the module that knows its layout
 _INDEX = "model.safetensors.index.json"
-_ASSETS = Path(__file__).parent / "assets"
+_ASSETS = Path(__file__).parents[1] / "models" / "assets"
 
 
 def resolve_path(path_or_hub_name: str | os.PathLike) -> Path:
