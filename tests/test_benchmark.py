@@ -47,12 +47,12 @@ def prepared(folder, **fields):
 
 def test_reference_logits_are_ours(tmp_path, tiny_config, tiny_denoiser, tiny_params):
   torch = pytest.importorskip("torch", reason="needs torch to compare with")
-  from gdsd_jax.benchmark import torch_reference
+  from gdsd_jax.benchmark import torch_llada
 
   gdsd_jax.save_pretrained(tmp_path, tiny_denoiser, tiny_params)
   tokens = np.random.default_rng(0).integers(0, tiny_config.vocab_size, (3, 10))
   with torch.no_grad():
-    logits = torch_reference.load(tiny_config, tmp_path, "float32")(torch.from_numpy(tokens))
+    logits = torch_llada.load(tiny_config, tmp_path, "float32")(torch.from_numpy(tokens))
   np.testing.assert_allclose(logits.numpy(), tiny_denoiser.apply(tiny_params, tokens), atol=1e-4, rtol=0)
 
 
@@ -60,7 +60,7 @@ def test_reference_logits_are_ours(tmp_path, tiny_config, tiny_denoiser, tiny_pa
 def test_reference_samples_the_same_tokens(tmp_path, lora_rank):
   reference = torch_side()
   small = prepared(tmp_path, lora_rank=lora_rank)
-  ours = benchmark_ours.our_sampling(tmp_path, small)
+  ours = benchmark_ours.sampling(tmp_path, small)
   theirs = reference.sampling(tmp_path, small, "cpu")
   np.testing.assert_array_equal(ours["tokens"], theirs["tokens"])
 
@@ -82,7 +82,7 @@ def test_reference_samples_at_a_temperature_without_the_mask_token(tmp_path):
 def test_reference_update_has_our_scores_loss_and_gradient_norm(tmp_path, fields):
   reference = torch_side()
   small = prepared(tmp_path, **fields)
-  ours, theirs = benchmark_ours.our_training(tmp_path, small), reference.training(tmp_path, small, "cpu")
+  ours, theirs = benchmark_ours.training(tmp_path, small), reference.training(tmp_path, small, "cpu")
   for name in ("score", "loss", "grad_norm"):
     assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
 

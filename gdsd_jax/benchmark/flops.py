@@ -40,11 +40,11 @@ def sampling_flops(config: DenoiserConfig, batch: int, length: int, masked: Sequ
   """A batch of completions: each step runs all `length` tokens, and the head only where it may commit a token.
 
   Args:
-    config: of the denoiser.
-    batch: completions.
-    length: of prompt and completion.
-    masked: of each denoising step, the tokens of a completion that it may commit.
-    lora_rank: of the adapter; 0 without one.
+    config: the denoiser's architecture.
+    batch: how many completions.
+    length: tokens of prompt and completion together.
+    masked: for each denoising step, the tokens of a completion that it may commit.
+    lora_rank: the adapter's rank; 0 without one.
   """
   tokens, steps = batch * length, len(masked)
   step = projection_flops(config, tokens) + adapter_flops(config, tokens, lora_rank)
@@ -57,7 +57,7 @@ def training_flops(config: DenoiserConfig, batch: int, prompt_length: int, compl
   """One update of freshly sampled rollouts: old scores, the reference's, the student's, and the gradient of these.
 
   A rollout is scored by `num_mc` pairs of passes, and each pair predicts every token of the completion once. With an
-  adapter the gradient is its own alone: of the frozen weights' products backward only the activations' is needed.
+  adapter the gradient is its own alone: the frozen weights' products only pass the activations' gradient back.
   """
   sequences, length = 2 * num_mc * batch, prompt_length + completion_length
   frozen = projection_flops(config, sequences * length) + head_flops(config, num_mc * batch * completion_length)

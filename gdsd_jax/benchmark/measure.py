@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from gdsd_jax import command
-from gdsd_jax.benchmark import ours as benchmark_ours
+from gdsd_jax.benchmark import ours
 from gdsd_jax.benchmark.flops import sampling_flops, training_flops
 from gdsd_jax.benchmark.setting import Setting
+from gdsd_jax.parallel.processes import end_with_parent
 
 _MEASURED = ("seconds", "cpu_seconds", "bytes_before", "bytes_peak", "load")
 _CHECKED = ("loss", "grad_norm", "score")
@@ -40,7 +40,7 @@ def measure(setting: Setting, say: Callable[[str], None] = print) -> dict[str, A
   """
   with tempfile.TemporaryDirectory(prefix="gdsd_benchmark_") as folder:
     say(f"making a {setting.model} model and its inputs")
-    device, parameters = _in_own_process(benchmark_ours.prepare, Path(folder), setting)
+    device, parameters = _in_own_process(ours.prepare, Path(folder), setting)
     result = {**vars(setting), "parameters": parameters, "device": device, "versions": _versions(setting)}
     if set(setting.only) & {"sampling", "training"}:
       result["peak_flops_per_second"] = _peaks(setting, device["platform"])
@@ -50,14 +50,14 @@ def measure(setting: Setting, say: Callable[[str], None] = print) -> dict[str, A
       result["training"] = _training(setting, Path(folder), result, say)
   if "memory" in setting.only:
     say("compiling scores at several vocabularies")
-    result["memory"] = _in_own_process(benchmark_ours.scoring_memory, setting)
+    result["memory"] = _in_own_process(ours.scoring_memory, setting)
   return result
 
 
 def _in_own_process(function: Callable, *arguments):
   """The function's result, or what it raises; OSError if its process was ended."""
   spawn = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=command.end_with_parent) as pool:
+  with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=end_with_parent) as pool:
     try:
       return pool.submit(function, *arguments).result()
     except BrokenProcessPool:
@@ -70,22 +70,30 @@ def _versions(setting: Setting) -> dict[str, str]:
 
 
 def _peaks(setting: Setting, platform: str) -> dict[str, float]:
-  peaks = {"ours": _in_own_process(benchmark_ours.peak_flops, setting.dtype)}
+  peaks = {"ours": _in_own_process(ours.peak_flops, setting.dtype)}
   if setting.reference:
-    from gdsd_jax.benchmark import reference as benchmark_reference
-
-    peaks["reference"] = _in_own_process(benchmark_reference.peak_flops, setting.dtype, platform)
+    peaks["reference"] = _in_own_process(_reference().peak_flops, setting.dtype, platform)
   return peaks
 
 
-def _sampling(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
-  works = {"ours": (benchmark_ours.our_sampling, folder, setting)}
-  if setting.reference:
-    from gdsd_jax.benchmark import reference as benchmark_reference
+def _reference():
+  from gdsd_jax.benchmark import reference  # PyTorch is there only where somebody compares with it
 
-    works["reference"] = (benchmark_reference.sampling, folder, setting, result["device"]["platform"])
+  return reference
+
+
+def _works(name: str, setting: Setting, folder: Path, platform: str) -> dict[str, tuple]:
+  """Side -> (function, arguments) of the measurement `name`, "sampling" or "training"."""
+  works = {"ours": (getattr(ours, name), folder, setting)}
+  if setting.reference:
+    works["reference"] = (getattr(_reference(), name), folder, setting, platform)
+  return works
+
+
+def _sampling(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
+  works = _works("sampling", setting, folder, result["device"]["platform"])
   if setting.fast_sampler:
-    works["fast_dllm"] = (benchmark_ours.our_sampling, folder, setting, True)
+    works["fast_dllm"] = (ours.sampling, folder, setting, True)
   length = setting.prompt_length + setting.completion_length
   flops = sampling_flops(setting.architecture, setting.batch, length, setting.masked_tokens, setting.lora_rank)
   sides, runs = _sides("sampling", works, setting, flops, result["peak_flops_per_second"], say)
@@ -98,30 +106,25 @@ def _sampling(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
       side["seconds_per_denoising_step"] = side["seconds"] / steps
   compared = _compared(sides)
   if compared and setting.temperature == 0:
-    ours, reference = runs["ours"][0]["tokens"], runs["reference"][0]["tokens"]
-    compared["equal_tokens"] = float(np.mean(ours == reference))
+    tokens = [runs[side][0]["tokens"] for side in ("ours", "reference")]
+    compared["equal_tokens"] = float(np.mean(tokens[0] == tokens[1]))
   return {"flops": flops, "denoising_steps": steps, **sides, **compared}
 
 
 def _training(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
-  works = {"ours": (benchmark_ours.our_training, folder, setting)}
-  if setting.reference:
-    from gdsd_jax.benchmark import reference as benchmark_reference
-
-    works["reference"] = (benchmark_reference.training, folder, setting, result["device"]["platform"])
   flops = training_flops(
     setting.architecture, setting.batch, setting.prompt_length, setting.completion_length, setting.num_mc,
     setting.loss.beta > 0, setting.lora_rank,
   )
+  works = _works("training", setting, folder, result["device"]["platform"])
   sides, runs = _sides("training", works, setting, flops, result["peak_flops_per_second"], say)
   for name, side in sides.items():
     if "seconds" in side:
       side |= {check: runs[name][0][check] for check in _CHECKED}
   compared = _compared(sides)
   if compared:
-    ours, reference = sides["ours"], sides["reference"]
     compared["relative_difference"] = {
-      check: abs(ours[check] - reference[check]) / abs(reference[check]) for check in _CHECKED
+      check: abs(sides["ours"][check] / sides["reference"][check] - 1) for check in _CHECKED
     }
   return {"flops": flops, **sides, **compared}
 
@@ -129,7 +132,7 @@ def _training(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
 def _sides(name: str, works: dict[str, tuple], setting: Setting, flops: float, peaks: dict[str, float], say):
   """({side: numbers}, {side: what each run returned}), the sides measured in turn.
 
-  Numbers: those of `benchmark_meter.measured` (medians), `all_seconds`, `tokens_per_second` of completions,
+  Numbers: those of `meter.measured` (medians), `all_seconds`, `tokens_per_second` of completions,
   `utilisation` (needed FLOP/s over the better of the measured peaks); or `error`, one line.
   """
   runs, errors = {side: [] for side in works}, {}
@@ -161,11 +164,8 @@ def _sides(name: str, works: dict[str, tuple], setting: Setting, flops: float, p
 
 def _compared(sides: dict[str, dict[str, Any]]) -> dict[str, float]:
   """Reference over ours; {} where a side is missing."""
-  ours, reference = sides["ours"], sides.get("reference", {})
-  if "seconds" not in ours or "seconds" not in reference:
+  one, other = sides["ours"], sides.get("reference", {})
+  if "seconds" not in one or "seconds" not in other:
     return {}
-  return {
-    "speedup": reference["seconds"] / ours["seconds"],
-    "cpu_speedup": reference["cpu_seconds"] / ours["cpu_seconds"],
-    "memory_ratio": reference["bytes_peak"] / ours["bytes_peak"],
-  }
+  ratios = {"speedup": "seconds", "cpu_speedup": "cpu_seconds", "memory_ratio": "bytes_peak"}
+  return {ratio: other[field] / one[field] for ratio, field in ratios.items()}

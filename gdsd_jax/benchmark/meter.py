@@ -20,7 +20,7 @@ class Memory(Protocol):
 class ProcessMemory:
   """Resident memory of this process, files that it maps among it.
 
-  Of /proc rather than getrusage: there a process begins with the peak of the one that started it.
+  It is read from /proc rather than getrusage, where a process begins with the peak of the one that started it.
   """
 
   def reset(self) -> None:

@@ -120,7 +120,7 @@ def peak_flops(dtype: str) -> float:
   return 2 * size**3 / min(seconds[1:])
 
 
-def our_sampling(folder: Path, setting: Setting, fast: bool = False) -> dict[str, Any]:
+def sampling(folder: Path, setting: Setting, fast: bool = False) -> dict[str, Any]:
   """One batch of completions, exact or by `setting.fast_sampler`: seconds, memory, tokens int[B, L]."""
   sampler = setting.fast_sampler if fast else setting.sampler
   denoiser, params, mesh = _load(folder, setting)
@@ -139,7 +139,7 @@ def our_sampling(folder: Path, setting: Setting, fast: bool = False) -> dict[str
   return {**cost, "tokens": np.asarray(rollout.tokens)}
 
 
-def our_training(folder: Path, setting: Setting) -> dict[str, Any]:
+def training(folder: Path, setting: Setting) -> dict[str, Any]:
   """The second of two updates: seconds, memory; and of the first its loss, gradient norm and mean old score."""
   denoiser, params, mesh = _load(folder, setting)
   objective, optimizer = setting.loss, make_optimizer(base_config().optimizer)

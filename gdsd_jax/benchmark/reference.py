@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gdsd_jax.benchmark import torch_reference
+from gdsd_jax.benchmark import torch_llada, torch_loops
 from gdsd_jax.benchmark.meter import measured, ProcessMemory, timed
 from gdsd_jax.benchmark.setting import REFERENCE_NORM, Setting
 from gdsd_jax.runs.config import base_config
@@ -52,7 +52,7 @@ def sampling(folder: Path, setting: Setting, platform: str) -> dict[str, Any]:
   sampler = setting.sampler
   with torch.no_grad():
     model(inputs["tokens"])  # warm-up
-  sample = lambda: torch_reference.sample(
+  sample = lambda: torch_loops.sample(
     model, prompt, sampler.completion_length, sampler.block_length, sampler.steps, sampler.temperature
   )
   tokens, cost = measured(lambda: _done(sample, device), _memory(device))
@@ -62,7 +62,7 @@ def sampling(folder: Path, setting: Setting, platform: str) -> dict[str, Any]:
 def training(folder: Path, setting: Setting, platform: str) -> dict[str, Any]:
   """The second of two updates: seconds, memory; and of the first its loss, gradient norm and mean old score."""
   model, inputs, device = _load(folder, setting, platform)
-  updater = torch_reference.Updater(model, setting.loss, base_config().optimizer, setting.accumulation, REFERENCE_NORM)
+  updater = torch_loops.Updater(model, setting.loss, base_config().optimizer, setting.accumulation, REFERENCE_NORM)
   update = lambda: updater(inputs["tokens"], inputs["masks"], inputs["advantages"])
   first = update()
   _, cost = measured(lambda: _done(update, device), _memory(device))
@@ -74,7 +74,7 @@ def _load(folder: Path, setting: Setting, platform: str):
   device = torch_device(platform)
   adapter = folder / "adapter" if setting.lora else None
   scale = setting.lora.scale if setting.lora else 0.0
-  model = torch_reference.load(setting.architecture, folder / "model", setting.dtype, adapter, scale, device)
+  model = torch_llada.load(setting.architecture, folder / "model", setting.dtype, adapter, scale, device)
   with np.load(folder / "inputs.npz") as arrays:
     inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
   inputs["tokens"] = inputs["tokens"].long()

@@ -6,7 +6,7 @@ _GB = 1e9
 
 
 def table(result: dict[str, Any]) -> str:
-  """Lines for people of what `benchmark.measure` returns."""
+  """What `measure` returned, as lines for people."""
   device, versions = result["device"], ", ".join(f"{name} {version}" for name, version in result["versions"].items())
   lines = ["", f"{result['model']}: {result['parameters'] / 1e6:,.1f} M parameters, {result['dtype']} products on"
            f" {device['kind']} ({device['platform']}), {versions}",

@@ -40,14 +40,14 @@ class Setting:
     model: one of `MODELS`; "tiny" is the embedded one, the others have random weights.
     batch: completions that are sampled, and rollouts of an update.
     prompt_length, completion_length: P and L.
-    block_length, steps, temperature: of the sampler.
+    block_length, steps, temperature: settings of the sampler.
     num_mc: mask samples of a rollout (M).
-    objective, center_top_k: of the update.
-    dtype: of matrix products.
-    lora_rank: of the adapter that is sampled with and trained; 0: none, all weights are trained.
+    objective, center_top_k: what the update trains on.
+    dtype: in which matrices are multiplied.
+    lora_rank: rank of the adapter that is sampled with and trained; at 0 all weights are trained.
     accumulation: microbatches of the update.
     remat: recompute activations in our backward pass.
-    cache, threshold: Fast-dLLM's, of a sampler that is measured beside the exact one; "none" and None for no such.
+    cache, threshold: Fast-dLLM's, for a sampler that is measured beside the exact one; "none" and None for no such.
     repeats: times that each side is measured, one after the other in turn.
     only: what is measured, of `MEASUREMENTS`.
     reference: whether the PyTorch version is measured, too.
@@ -136,12 +136,12 @@ class Setting:
 
   @property
   def held_dtype(self) -> str:
-    """Of the weights in memory, as of a run's: trained ones are float32."""
+    """The dtype of the weights in memory, chosen as in a run: trained ones are float32."""
     return self.dtype if self.lora_rank else "float32"
 
   @property
   def masked_tokens(self) -> list[int]:
-    """Of each denoising step, the tokens of a completion that it may commit."""
+    """For each denoising step, the tokens of a completion that it may commit."""
     sampler = self.sampler
     if sampler.kind == "dream":
       commits = dream.commits_per_step(self.completion_length, self.steps, sampler.eps)

@@ -8,10 +8,10 @@ class Chip:
   """What one chip has. Gigabytes are 10^9 bytes.
 
   Attributes:
-    name: as topologies are named.
-    hbm_bytes: of memory.
+    name: the generation, as in the names of topologies.
+    hbm_bytes: memory.
     hbm_bytes_per_second: memory bandwidth.
-    flops_per_second: peak of bfloat16 matrix products.
+    flops_per_second: the peak in bfloat16 matrix products.
     ici_bytes_per_second: interconnect bandwidth of all links of a chip, one way; half of the published bidirectional
       figure.
   """

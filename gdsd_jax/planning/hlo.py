@@ -86,9 +86,8 @@ class Module:
     return self._users[computation].get(name, [])
 
   def parameter(self, computation: str, position: int) -> Instruction | None:
-    of_position = (i for i in self.computations[computation].values() if i.opcode == "parameter"
-                   and i.literal == str(position))
-    return next(of_position, None)
+    parameters = (i for i in self.computations[computation].values() if i.opcode == "parameter")
+    return next((parameter for parameter in parameters if parameter.literal == str(position)), None)
 
   @functools.cached_property
   def started_channels(self) -> set[str]:
@@ -131,7 +130,7 @@ def _shapes(text: str) -> tuple[Shape, ...]:
 
 
 def channel(instruction: Instruction) -> str | None:
-  """Number that the parts of one collective share; None of any other instruction."""
+  """Number that the parts of one collective share; None for any other instruction."""
   found = re.search(r"channel_id=(\d+)", instruction.attributes)
   return found and found[1]
 

@@ -32,7 +32,7 @@ class Cost:
   """What one chip does in one execution.
 
   Attributes:
-    flops: of matrix products, two for each multiply-add.
+    flops: two for each multiply-add in a matrix product.
     hbm_bytes: read from HBM and written to it.
     collectives: kind -> (how many, bytes that the chip sends over the interconnect by a ring).
     loops_of_unknown_length: loops whose trip count the text does not tell; they are counted once.
@@ -113,7 +113,7 @@ class _Walk:
     return any("AsyncCollectiveStart" in other.attributes for other in self.module.computations[computation].values())
 
   def _sent_bytes(self, computation: str, kind: str, instruction: Instruction) -> float:
-    """Bytes that a chip of a group of n sends around a ring: of each piece n − 1, or twice that to sum and share."""
+    """Bytes that a chip in a group of n sends around a ring: each piece n − 1 times, or twice that to sum and share."""
     inside = self.module.computations[computation]
     operand = sum(shape.nbytes for name in instruction.operands for shape in inside[name].shapes)
     n = _group_size(instruction.attributes, self.module.num_partitions)
