@@ -1,8 +1,8 @@
 """The official loops in plain PyTorch, for comparison: LLaDA's sampler and one GDSD update.
 
 They do what the published code does (LLaDA's sampler, arXiv 2502.09992; GDSD's trainer, arXiv 2605.29398), written
-anew. Every denoising step has logits of every position, their softmax in float64 and a loop over the rows to commit. Scores
-come from float32 logits of the whole sequence, all of whose graphs wait for one backward pass.
+anew. Every denoising step has logits of every position, their softmax in float64 and a loop over the rows to commit.
+Scores come from float32 logits of the whole sequence, all of whose graphs wait for one backward pass.
 """
 
 import copy

@@ -12,7 +12,7 @@ _BYTES = ("argument_bytes", "output_bytes", "alias_bytes", "temporary_bytes", "c
 
 
 def report(plan: PodPlan) -> dict[str, Any]:
-  """A plan as JSON values, with a roofline of each program and of an iteration. Bytes, FLOPs and seconds are one chip's.
+  """A plan as JSON values, with a roofline of each program and of an iteration. Bytes, FLOPs, seconds are one chip's.
 
   A program's time is that of the slowest of its FLOPs, its memory traffic and its collectives, each at the chip's
   published peak and the others hidden behind it: no program is faster. Utilisation is the share of it that FLOPs take,
