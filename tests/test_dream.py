@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 import gdsd_jax
 from gdsd_jax.diffusion import dream
+from gdsd_jax.diffusion.blockwise import commit_plan
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.huggingface import weights as huggingface
 
@@ -131,8 +132,8 @@ def test_output_is_shifted_within_the_model():
 
 @pytest.mark.parametrize("length, steps", [(32, 32), (32, 12), (32, 1), (5, 20), (256, 128), (256, 256)])
 def test_the_schedule_commits_every_token_once(length, steps):
-  commits = dream.commits_per_step(length, steps, 1e-3)
-  assert len(commits) == steps and sum(commits) == length and min(commits) >= 0
+  commits = commit_plan(SamplerConfig(kind="dream", completion_length=length, steps=steps))
+  assert len(commits) <= steps and sum(commits) == length and min(commits) >= 1
 
 
 def test_the_schedule_is_the_published_one_in_exact_arithmetic():
@@ -147,7 +148,8 @@ def test_the_schedule_is_the_published_one_in_exact_arithmetic():
       share = 1 if i == steps - 1 else 1 - times[i + 1] / times[i]
       expected.append(int(masked * share))
       masked -= expected[-1]
-    assert dream.commits_per_step(length, steps, 1e-3) == expected
+    plan = commit_plan(SamplerConfig(kind="dream", completion_length=length, steps=steps))
+    assert plan.tolist() == [count for count in expected if count]
 
 
 def brute_force_filter(logits, top_p, top_k):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gdsd_jax.diffusion import fast_dllm
+from gdsd_jax.diffusion.blockwise import choose
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.diffusion.sampling import sample
 from gdsd_jax.models.config import DenoiserConfig
@@ -112,7 +112,7 @@ def test_a_cache_that_is_never_stale_changes_nothing(family, cache):
 @families
 @caches
 def test_a_cache_is_an_approximation(family, cache):
-  """Of two layers, what the block commits changes the others' keys and values."""
+  """In a model of two layers, what the block commits changes the others' keys and values."""
   exact = run(family, temperature=0.0, threshold=1.0)
   cached = run(family, temperature=0.0, threshold=1.0, cache=cache)
   assert not np.array_equal(exact.confidence, cached.confidence)
@@ -196,7 +196,7 @@ def test_a_block_ends_when_no_row_has_masks_left(family):
 
 def committed(confidence, masked, **fields):
   config = SamplerConfig(**fields)
-  return np.asarray(fast_dllm.choose(jnp.asarray(confidence), jnp.asarray(masked), 1, jax.random.key(0), config))
+  return np.asarray(choose(jnp.asarray(confidence), jnp.asarray(masked), 1, jax.random.key(0), config))
 
 
 @pytest.mark.parametrize("seed", range(5))

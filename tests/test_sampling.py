@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gdsd_jax.diffusion import llada
+from gdsd_jax.diffusion.blockwise import commit_plan, descending_rank
 from gdsd_jax.diffusion.config import SamplerConfig
-from gdsd_jax.diffusion.ranking import descending_rank
 from gdsd_jax.diffusion.sampling import sample
 
 CONFIG = SamplerConfig(completion_length=8, steps=8, block_length=4, temperature=1.0)
@@ -112,7 +111,7 @@ def test_every_token_of_a_block_is_committed_once(num_blocks, block_length, step
   config = SamplerConfig(
     completion_length=num_blocks * block_length, block_length=block_length, steps=steps_per_block * num_blocks
   )
-  commits = llada.commits_per_step(config)
+  commits = commit_plan(config)
   assert sum(commits) == block_length
   assert max(commits) - min(commits) <= 1
   assert list(commits) == sorted(commits, reverse=True)

@@ -5,7 +5,7 @@ import importlib.util
 import re
 from typing import Any
 
-from gdsd_jax.diffusion import dream, llada
+from gdsd_jax.diffusion.blockwise import commit_plan
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.huggingface.published import architecture
 from gdsd_jax.models.config import DenoiserConfig
@@ -142,14 +142,8 @@ class Setting:
   @property
   def masked_tokens(self) -> list[int]:
     """For each denoising step, the tokens of a completion that it may commit."""
-    sampler = self.sampler
-    if sampler.kind == "dream":
-      commits = dream.commits_per_step(self.completion_length, self.steps, sampler.eps)
-      commits = [count for count in commits if count]
-    else:
-      commits = llada.commits_per_step(sampler)
-    block_length = self.completion_length // sampler.num_blocks
-    return [block_length - sum(commits[:step]) for step in range(len(commits))] * sampler.num_blocks
+    commits = commit_plan(self.sampler).tolist()
+    return [sum(commits[step:]) for step in range(len(commits))] * self.sampler.num_blocks
 
 
 def setting(model: str, **fields: Any) -> Setting:

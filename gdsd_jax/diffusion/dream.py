@@ -1,91 +1,23 @@
-"""Dream's sampler: the whole completion at once, the surest tokens first (arXiv 2508.15487).
+"""Dream's prediction: a token for each position after the nucleus and top-k filters, and the confidence in it.
 
-Time runs from 1 to eps in even steps. From t to s, a step commits the share 1 − s/t of the tokens still masked.
+Filters and entropy need the whole vocabulary of a position, so only some positions at a time have logits in memory.
+Source: arXiv 2508.15487 and its published `diffusion_generate`.
 """
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gdsd_jax.diffusion.config import Rollout, SamplerConfig
-from gdsd_jax.diffusion.ranking import descending_rank, without
+from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.models import lm_head
 from gdsd_jax.models.denoiser import Denoiser
 
-_POSITIONS = 32  # that have logits in memory at a time; filters and entropy need a position's whole vocabulary
-_ENTROPY_OFFSET = 1e-10  # inside the logarithm, as published
-
-
-def unmask_shares(steps: int, eps: float) -> np.ndarray:
-  """Share of the masked tokens that each step commits, 1 − s/t, and 1 for the last. float32[steps], as published."""
-  # In float32 from both ends, as torch.linspace counts: int(n · share) must fall on the same side of a whole number.
-  span = np.float32((np.float32(eps) - np.float32(1)) / np.float32(steps))
-  index = np.arange(steps + 1, dtype=np.float32)
-  times = np.where(index < (steps + 1) // 2, 1 + span * index, np.float32(eps) - span * (steps - index))
-  times = times.astype(np.float32)
-  shares = 1 - times[1:] / times[:-1]
-  shares[-1] = 1
-  return shares
-
-
-def commits_per_step(length: int, steps: int, eps: float) -> list[int]:
-  """Tokens that each step commits, int(n · share) of the n that are masked; all of them in the last."""
-  commits, masked = [], length
-  for share in unmask_shares(steps, eps):
-    commits.append(int(np.float32(masked) * share))
-    masked -= commits[-1]
-  return commits
-
-
-def denoise(denoiser: Denoiser, params, prompt, attention_mask, key, config: SamplerConfig) -> Rollout:
-  """See `sampling.sample`. prompt: int32[B, P]; attention_mask: bool[B, P+L] or None."""
-  batch, prompt_length = prompt.shape
-  length, mask_id = config.completion_length, denoiser.config.mask_token_id
-  if config.alg == "origin":
-    plan = unmask_shares(config.steps, config.eps)
-  else:
-    # A step that commits nothing changes nothing.
-    plan = np.array([n for n in commits_per_step(length, config.steps, config.eps) if n], np.int32)
-
-  def step(carry, scanned):
-    completion, confidence = carry
-    planned, step_key = scanned
-    token_key, position_key = jax.random.split(step_key)
-    hidden = denoiser.hidden(params, jnp.concatenate([prompt, completion], axis=1), attention_mask)
-    tokens, sureness = predict(denoiser, params, hidden[:, prompt_length:], token_key, config)
-    masked = completion == mask_id
-    chosen = choose(sureness, masked, planned, position_key, config)
-    return (jnp.where(chosen, tokens, completion), jnp.where(chosen, sureness, confidence)), None
-
-  blank = jnp.full((batch, length), mask_id, jnp.int32), jnp.zeros((batch, length), jnp.float32)
-  (tokens, confidence), _ = jax.lax.scan(step, blank, (jnp.asarray(plan), jax.random.split(key, len(plan))))
-  return Rollout(tokens, confidence)
-
-
-def choose(confidence, masked, planned, key, config: SamplerConfig):
-  """Positions that a step commits.
-
-  Args:
-    confidence: float32[B, L].
-    masked: bool[B, L].
-    planned: how many, int[]; of alg "origin" the share of the masked ones, float32[].
-    key: random key, of alg "origin" and alg_temp alone.
-    config: alg, alg_temp.
-
-  Returns:
-    bool[B, L].
-  """
-  if config.alg == "origin":
-    return masked & (jax.random.uniform(key, masked.shape) < planned)
-  priority = confidence
-  if config.alg_temp > 0:  # Gumbel top-k: positions without replacement, by softmax(confidence / alg_temp)
-    priority = confidence / config.alg_temp + jax.random.gumbel(key, confidence.shape)
-  return masked & (descending_rank(jnp.where(masked, priority, -jnp.inf)) < planned)
+_POSITIONS = 32  # Positions whose logits are in memory at a time.
+_ENTROPY_OFFSET = 1e-10  # Added inside the logarithm, as published.
 
 
 def predict(denoiser: Denoiser, params, hidden, key, config: SamplerConfig):
-  """See `predict_from_logits`, of hidden states [B, L, D]: some positions at a time have logits in memory."""
-  head, hidden = denoiser.head(params).whole(hidden)  # once for all positions
+  """`predict_from_logits` of hidden states [B, L, D], some positions at a time."""
+  head, hidden = denoiser.head(params).whole(hidden)  # Gathered once for all positions.
 
   def at_a_position(scanned):
     hidden, key = scanned
@@ -102,9 +34,9 @@ def predict_from_logits(logits, key, mask_id: int, config: SamplerConfig, mesh=N
   Args:
     logits: float32[B, L, V].
     key: random key, unused at temperature 0.
-    mask_id: of the mask token.
-    config: temperature, top_p, top_k, alg.
-    mesh: that the vocabulary is split over, or None.
+    mask_id: the mask token.
+    config: the sampler; temperature, top_p, top_k and alg count here.
+    mesh: the mesh that the vocabulary is split over, or None.
 
   Returns:
     (tokens, confidence): int32[B, L] and float32[B, L].
@@ -113,10 +45,11 @@ def predict_from_logits(logits, key, mask_id: int, config: SamplerConfig, mesh=N
     logits = logits / config.temperature
   filtered = filter_logits(logits, config.top_p, config.top_k, mesh)
   probabilities = jax.nn.softmax(filtered, axis=-1)
-  eligible = without(filtered, mask_id)
-  # A nucleus of the mask token alone leaves no token to choose: then any may be.
+  is_mask = jnp.arange(logits.shape[-1]) == mask_id
+  eligible = jnp.where(is_mask, -jnp.inf, filtered)
+  # Where the filters leave nothing but the mask token, any other token may be chosen.
   nothing_left = jnp.all(jnp.isneginf(eligible), axis=-1, keepdims=True)
-  eligible = jnp.where(nothing_left, without(logits, mask_id), eligible)
+  eligible = jnp.where(nothing_left, jnp.where(is_mask, -jnp.inf, logits), eligible)
   if config.temperature > 0:
     eligible = eligible + jax.random.gumbel(key, logits.shape, logits.dtype)
   tokens = jnp.argmax(eligible, axis=-1).astype(jnp.int32)
@@ -142,10 +75,10 @@ def filter_logits(logits, top_p: float | None, top_k: int | None, mesh=None):
 
 
 def _nucleus_threshold(probabilities, top_p: float):
-  """Least probability [..., 1] of the nucleus: of those that no more than top_p of the mass exceeds.
+  """The least probability [..., 1] that no more than top_p of the mass exceeds.
 
-  By bisection over the bits of a float, which are ordered as the positive numbers are: 30 sums over the vocabulary,
-  where a sort would take far longer, on accelerators above all.
+  It is found by bisection over the bits of a float, which are ordered as the positive numbers are. That takes 30 sums
+  over the vocabulary, where a sort would take far longer, above all on accelerators.
   """
   bits = jax.lax.bitcast_convert_type(probabilities.astype(jnp.float32), jnp.int32)
 
@@ -156,7 +89,7 @@ def _nucleus_threshold(probabilities, top_p: float):
     enough = above <= top_p
     return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
-  one = jax.lax.bitcast_convert_type(jnp.float32(1), jnp.int32)  # nothing exceeds it
+  one = jax.lax.bitcast_convert_type(jnp.float32(1), jnp.int32)  # No probability exceeds it.
   shape = (*probabilities.shape[:-1], 1)
   bounds = jnp.zeros(shape, jnp.int32), jnp.full(shape, one)
   _, threshold = jax.lax.fori_loop(0, 30, halve, bounds)

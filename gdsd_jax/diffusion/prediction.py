@@ -1,4 +1,4 @@
-"""A token for each position and the denoiser's confidence in it, a chunk of the vocabulary at a time."""
+"""LLaDA's prediction: a token for each position and its probability, a chunk of the vocabulary at a time."""
 
 import math
 from typing import NamedTuple
@@ -9,30 +9,36 @@ import jax.numpy as jnp
 from gdsd_jax.models import lm_head
 from gdsd_jax.models.lm_head import LMHead, over_vocabulary, Share
 
-_MOST_SHARES = 8  # over which the vocabulary is split without another sample
+_MOST_SHARES = 8  # The vocabulary may be split over so many chips without a change of the sample.
 
 
 class _Best(NamedTuple):
-  """The best tile of each row so far, of R rows: its score, its first token, and its logits."""
+  """The best tile so far of each of R rows.
 
-  score: jax.Array  # [R]
-  first: jax.Array  # int[R]
-  logits: jax.Array  # [R, tile]
+  Attributes:
+    score: float32[R], by which tiles are compared.
+    first: int32[R], the tile's first token.
+    logits: float32[R, tile], the tile's logits.
+  """
+
+  score: jax.Array
+  first: jax.Array
+  logits: jax.Array
 
 
 def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, unconditional=None, cfg_scale: float = 0.0):
   """A token for each position, never the mask token, and its probability under the full softmax.
 
-  At a temperature T above 0 tokens are drawn by Gumbel-max over tiles of the vocabulary, and then over the tokens of
-  the tile that won: the largest of a tile's perturbed logits is itself the tile's T logsumexp(z / T) with Gumbel noise,
-  and which token it belongs to does not depend on it. A sample takes V / tile + tile random numbers, not V.
+  At a temperature T above 0, tokens are drawn by Gumbel-max over tiles of the vocabulary, and then over the tokens of
+  the tile that won. The largest of a tile's perturbed logits is itself the tile's T logsumexp(z / T) with Gumbel noise,
+  and which token it belongs to does not depend on it. So a sample takes V / tile + tile random numbers, not V.
 
   Args:
     head: the LM head.
-    hidden: [B, K, D], aligned.
+    hidden: [B, K, D] hidden states, aligned.
     key: random key; unused at temperature 0.
-    mask_id: of the mask token.
-    temperature: of the tokens; their probability is without it.
+    mask_id: the mask token.
+    temperature: T, at which tokens are drawn. It does not count for their probability.
     unconditional: [B, K, D] hidden states without the prompt, for classifier-free guidance; None for none.
     cfg_scale: c of the guided logits u + (c + 1) (z − u).
 
@@ -44,7 +50,7 @@ def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, uncondi
   noise = None
   if temperature > 0:
     tile_key, token_key = jax.random.split(key)
-    # Drawn outside of the shares: the same whatever the mesh.
+    # Noise is drawn before the vocabulary is split, so that it is the same on every mesh.
     noise = (
       jax.random.gumbel(tile_key, (batch, block, head.vocab_size // tile)),
       jax.random.gumbel(token_key, (batch, block, tile)),
@@ -90,14 +96,14 @@ def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, uncondi
 
 
 def _tile_size(head: LMHead) -> int:
-  """Tokens of a tile: a power of two, 64 at most, such that tiles end where shares of the vocabulary and chunks do."""
+  """Tokens of a tile: a power of two, at most 64, such that tiles end where shares of the vocabulary and chunks do."""
   shares = 1 if head.mesh is None else head.mesh.shape["tensor"]
   most = max(math.gcd(head.vocab_size, 64 * _MOST_SHARES) // _MOST_SHARES, 1)
   return math.gcd(most, head.vocab_size // shares, lm_head.CHUNK)
 
 
 def _better(best: _Best, scores, tiles, first) -> _Best:
-  """The best tile, now that `tiles` [R, n, tile] with their scores [R, n] are there too; the earlier of equals."""
+  """The best of `best` and n more tiles [R, n, tile] with scores [R, n]; of equal ones, the earlier."""
   place = jnp.argmax(scores, axis=1)
   score = jnp.take_along_axis(scores, place[:, None], axis=1)[:, 0]
   logits = jnp.take_along_axis(tiles, place[:, None, None], axis=1)[:, 0]
@@ -107,10 +113,10 @@ def _better(best: _Best, scores, tiles, first) -> _Best:
 
 
 def _best_of_shares(share: Share, best: _Best) -> _Best:
-  """The best of all shares' tiles; the earlier of equals."""
+  """The best of all shares' tiles; of equal ones, the earlier."""
   if share.mesh is None:
     return best
-  of_shares = jax.tree.map(lambda x: jax.lax.all_gather(x, "tensor"), best)  # [shares, R, …]
+  of_shares = jax.tree.map(lambda x: jax.lax.all_gather(x, "tensor"), best)  # Each is [shares, R, …].
   winner = jnp.argmax(of_shares.score, axis=0)
   pick = lambda x: jnp.take_along_axis(x, winner.reshape(1, -1, *[1] * (x.ndim - 2)), axis=0)[0]
   return jax.tree.map(pick, of_shares)

@@ -1,11 +1,11 @@
-"""Sampling: from prompts of real tokens and completions of masks to rollouts, as one compiled function."""
+"""Sampling: from prompts to rollouts, as one compiled function."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 
-from gdsd_jax.diffusion import dream, fast_dllm, llada
+from gdsd_jax.diffusion import blockwise
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.models.denoiser import Denoiser
 
@@ -15,17 +15,18 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
   """Samples one completion for each prompt. Compiled once per shape, denoiser and config.
 
   Args:
-    denoiser, params: as `load_pretrained` returns them.
+    denoiser, params: the model, as `load_pretrained` returns it.
     prompt: int[B, P], left-padded.
     prompt_mask: bool[B, P], False at padding; None when no prompt is padded.
     key: random key; ignored where the config leaves nothing to chance.
-    config: kind of sampler, lengths, steps, temperature.
+    config: the sampler.
 
   Returns:
-    Rollout of int32[B, L] tokens and float32[B, L] confidence.
+    The rollout of int32[B, L] tokens and float32[B, L] confidence.
 
   Raises:
-    ValueError: prompt and completion exceed the model's positions, or prompt_mask has another shape than prompt.
+    ValueError: prompt and completion exceed the model's positions, or prompt_mask has another shape than prompt. Or
+      there is no prompt, although a sampler of Fast-dLLM needs the output at the token before the completion.
   """
   batch, prompt_length = prompt.shape
   length = config.completion_length
@@ -38,7 +39,7 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     if prompt_mask.shape != prompt.shape:
       raise ValueError(f"prompt_mask {prompt_mask.shape} must have the shape of the prompt, {prompt.shape}")
     attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones((batch, length), bool)], axis=1)
-  params = denoiser.cast(params)  # once, not at each of the steps
-  exact = {"llada": llada.denoise, "dream": dream.denoise}[config.kind]
-  denoise = fast_dllm.denoise if config.is_fast else exact
-  return denoise(denoiser, params, prompt.astype(jnp.int32), attention_mask, key, config)
+  if config.is_fast and denoiser.config.shifted_output and prompt_length == 0:
+    raise ValueError("prompt: must have a token, by whose output this model predicts the first of the completion")
+  params = denoiser.cast(params)  # Once, not in each of the steps.
+  return blockwise.denoise(denoiser, params, prompt.astype(jnp.int32), attention_mask, config, key)

@@ -1,0 +1,196 @@
+"""The block-wise sampler: LLaDA's, Dream's, and Fast-dLLM's variants of both.
+
+A completion begins as masks and is denoised block by block, from left to right. Each step predicts every masked token
+of the block and commits some of the predictions. Nothing returns to the host before the completion is whole.
+
+LLaDA (arXiv 2502.09992, section 2.4 and its appendix) commits equally many tokens in every step, the surest first.
+
+Dream (arXiv 2508.15487) has one block, the whole completion. Time runs from 1 to eps in even steps. From time t to s, a
+step commits the share 1 − s/t of the tokens that are still masked.
+
+Fast-dLLM (arXiv 2505.22618) goes block by block with both; Dream's time then runs from 1 to eps in every block. With a
+cache, only the first step of a block computes the whole sequence. The other steps compute the block alone (dual), or
+the block and what is behind it (prefix). They take the keys and values of all other tokens from the first step,
+although these would change with the block. With a threshold or a factor, the confidence decides how many tokens a step
+commits.
+"""
+
+from collections.abc import Callable
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gdsd_jax.diffusion import dream, prediction
+from gdsd_jax.diffusion.config import Rollout, SamplerConfig
+from gdsd_jax.models.denoiser import Denoiser
+
+
+def denoise(denoiser: Denoiser, params, prompt, attention_mask, config: SamplerConfig, key) -> Rollout:
+  """Samples one completion for each prompt; see `sampling.sample`, which checks the arguments and compiles it.
+
+  prompt is int32[B, P]; attention_mask is bool[B, P+L], or None without padding.
+  """
+  block_length = config.completion_length // config.num_blocks
+  denoise_block = functools.partial(_denoise_block, denoiser, params, prompt, attention_mask, config)
+  if config.early_stop:
+    denoise_block = _unless_ended(denoise_block, block_length, denoiser.config.eos_token_id)
+  shape = prompt.shape[0], config.completion_length
+  rollout = Rollout(jnp.full(shape, denoiser.config.mask_token_id, jnp.int32), jnp.zeros(shape, jnp.float32))
+  keys = jax.random.split(key, config.num_blocks) if config.is_blockwise else key[None]
+  if config.cache == "prefix":  # What a step computes has another length in each block.
+    for index in range(config.num_blocks):
+      rollout = denoise_block(rollout, index * block_length, keys[index])
+    return rollout
+  blocks = jnp.arange(config.num_blocks) * block_length, keys
+  rollout, _ = jax.lax.scan(lambda rollout, block: (denoise_block(rollout, *block), None), rollout, blocks)
+  return rollout
+
+
+def _unless_ended(denoise_block: Callable, block_length: int, eos_token_id: int) -> Callable:
+  """`denoise_block`, but once every completion has an end of text, a block is filled with it, at confidence 1."""
+
+  def denoise_or_fill(rollout, start, key):
+
+    def fill(rollout):
+      block = jnp.ones((rollout.tokens.shape[0], block_length), jnp.int32)
+      filled = Rollout(eos_token_id * block, block.astype(jnp.float32))
+      put = lambda whole, block: jax.lax.dynamic_update_slice_in_dim(whole, block, start, axis=1)
+      return jax.tree.map(put, rollout, filled)
+
+    ended = jnp.all(jnp.any(rollout.tokens == eos_token_id, axis=1))
+    # `start` is closed over, because it may have to stay a plain number.
+    return jax.lax.cond(ended, fill, lambda rollout: denoise_block(rollout, start, key), rollout)
+
+  return denoise_or_fill
+
+
+def _denoise_block(denoiser: Denoiser, params, prompt, attention_mask, config: SamplerConfig, rollout, start, key):
+  """The rollout with the block that begins at `start` of the completion denoised."""
+  mask_id, prompt_length = denoiser.config.mask_token_id, prompt.shape[1]
+  block_length = config.completion_length // config.num_blocks
+  plan = jnp.asarray(commit_plan(config))
+  keys = jax.random.split(key, len(plan))
+  of_block = lambda x, before=0: jax.lax.dynamic_slice_in_dim(x, before + start, block_length, axis=1)
+  sequence = lambda prompt, rollout: jnp.concatenate([prompt, rollout.tokens], axis=1)
+  masked = lambda rollout: of_block(rollout.tokens) == mask_id
+
+  def full_pass(prompt, rollout):
+    """Hidden states of the block, [B, K, D]: only its positions go through the LM head."""
+    return of_block(denoiser.hidden(params, sequence(prompt, rollout), attention_mask), prompt_length)
+
+  def commit(index, rollout, hidden, unconditional=None):
+    """The rollout after a step, given its hidden states of the block."""
+    token_key, position_key = jax.random.split(keys[index])
+    predicted = Rollout(*_predict(denoiser, params, hidden, unconditional, token_key, config))
+    chosen = choose(predicted.confidence, masked(rollout), plan[index], position_key, config)
+    put = lambda whole, block: jax.lax.dynamic_update_slice_in_dim(whole, block, start, axis=1)
+    return jax.tree.map(lambda whole, new: put(whole, jnp.where(chosen, new, of_block(whole))), rollout, predicted)
+
+  first = 0
+  if config.cache == "none":
+
+    def step(index, rollout):
+      unconditional = full_pass(jnp.full_like(prompt, mask_id), rollout) if config.cfg_scale > 0 else None
+      return commit(index, rollout, full_pass(prompt, rollout), unconditional)
+
+  else:
+    hidden, cache = denoiser.hidden_and_cache(params, sequence(prompt, rollout), attention_mask)
+    rollout, first = commit(0, rollout, of_block(hidden, prompt_length)), 1
+    window = prompt_length + start, block_length if config.cache == "dual" else config.completion_length - start
+
+    def step(index, rollout):
+      hidden = denoiser.window(params, sequence(prompt, rollout), *window, cache, attention_mask)
+      return commit(index, rollout, hidden[:, :block_length])
+
+  if not config.is_parallel:
+    return jax.lax.fori_loop(first, len(plan), step, rollout)
+  unfinished = lambda loop: jnp.any(masked(loop[1]))
+  _, rollout = jax.lax.while_loop(unfinished, lambda loop: (loop[0] + 1, step(*loop)), (first, rollout))
+  return rollout
+
+
+def _predict(denoiser: Denoiser, params, hidden, unconditional, key, config: SamplerConfig):
+  """A token for each position of hidden states [B, K, D], int32[B, K], and the confidence in it, float32[B, K]."""
+  if config.kind == "dream":
+    return dream.predict(denoiser, params, hidden, key, config)
+  head, mask_id = denoiser.head(params), denoiser.config.mask_token_id
+  return prediction.predict(head, hidden, key, mask_id, config.temperature, unconditional, config.cfg_scale)
+
+
+def commit_plan(config: SamplerConfig) -> np.ndarray:
+  """What each step of a block commits: int32[steps] numbers of tokens.
+
+  LLaDA spreads the tokens of a block evenly, with the remainder on the first steps. Dream commits int(n · share) of n
+  masked ones, but its "origin" commits at random, and the plan is float32[steps] shares. Steps that commit nothing are
+  left out, because they change nothing. With a threshold or factor the plan is the least that a step commits, one.
+  """
+  length, steps = config.completion_length // config.num_blocks, config.steps // config.num_blocks
+  if config.is_parallel:
+    return np.ones(length, np.int32)
+  if config.kind == "dream":
+    shares = unmask_shares(steps, config.eps)
+    if config.alg == "origin":
+      return shares
+    commits, remaining = [], length
+    for share in shares:
+      commits.append(int(np.float32(remaining) * share))
+      remaining -= commits[-1]
+  else:
+    each, remainder = divmod(length, steps)
+    commits = [each + (step < remainder) for step in range(steps)]
+  return np.array([count for count in commits if count], np.int32)
+
+
+def unmask_shares(steps: int, eps: float) -> np.ndarray:
+  """Share of the masked tokens that each of Dream's steps commits: 1 − s/t, and 1 for the last. float32[steps]."""
+  # Times are float32 from both ends, as torch.linspace counts them in the published sampler: int(n · share) must fall
+  # on the same side of a whole number.
+  span = np.float32((np.float32(eps) - np.float32(1)) / np.float32(steps))
+  index = np.arange(steps + 1, dtype=np.float32)
+  times = np.where(index < (steps + 1) // 2, 1 + span * index, np.float32(eps) - span * (steps - index))
+  times = times.astype(np.float32)
+  shares = 1 - times[1:] / times[:-1]
+  shares[-1] = 1
+  return shares
+
+
+def choose(confidence, masked, planned, key, config: SamplerConfig):
+  """Positions of a block that a step commits.
+
+  Args:
+    confidence: float32[B, K] in the predictions.
+    masked: bool[B, K], which positions are still open.
+    planned: the step's entry of `commit_plan`, int[] or float[].
+    key: random key of samplers that choose at random.
+    config: the sampler.
+
+  Returns:
+    bool[B, K].
+  """
+  if config.kind == "dream" and config.alg == "origin":
+    return masked & (jax.random.uniform(key, masked.shape) < planned)
+  priority = confidence
+  if config.kind == "llada" and config.remasking == "random":
+    priority = jax.random.uniform(key, masked.shape)
+  if config.kind == "dream" and config.alg_temp > 0:
+    # Gumbel top-k: positions without replacement, with probability softmax(confidence / alg_temp).
+    priority = confidence / config.alg_temp + jax.random.gumbel(key, masked.shape)
+  rank = descending_rank(jnp.where(masked, priority, -jnp.inf))
+  chosen = rank < planned
+  if config.threshold is not None:
+    chosen |= confidence > config.threshold
+  if config.factor is not None:  # The nth surest token has rank n − 1; the left side grows with the rank.
+    chosen |= (rank + 2) * (1 - confidence) < config.factor
+  return masked & chosen
+
+
+def descending_rank(x):
+  """Rank of each entry of the last axis: 0 is the largest, and equal ones keep their order. int[...], of x's shape.
+
+  NaN ranks behind all numbers but −inf, which marks what may not be picked. So samplers come to an end even where a
+  model gives nothing but NaN.
+  """
+  x = jnp.where(jnp.isnan(x), jnp.finfo(x.dtype).min, x)
+  return jnp.argsort(jnp.argsort(-x, axis=-1, stable=True), axis=-1)
