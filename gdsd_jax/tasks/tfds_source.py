@@ -14,6 +14,7 @@ import urllib.request
 import numpy as np
 import tensorflow_datasets as tfds
 
+from gdsd_jax.tasks import arithmetic_dataset  # noqa: F401  (its import makes the name `arithmetic` known)
 from gdsd_jax.tasks.rows import check_columns, FILE_KINDS, Row
 
 _HUB_NAME = re.compile(r"huggingface:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(#(?P<split>.+))?")
