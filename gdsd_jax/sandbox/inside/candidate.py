@@ -35,13 +35,13 @@ class Candidate(wire.Peer):
       number = self._numbers[id(value)] = len(self._objects)
       self._objects.append(value)  # kept alive, so that its id stays its own
     if isinstance(value, wire.BASES):
-      return b"v", number
-    return b"a" if isinstance(value, types.CoroutineType) else b"h", number
+      return "held", number
+    return "coroutine" if isinstance(value, types.CoroutineType) else "object", number
 
   def resolve(self, tag, number, value):
-    if tag == 118:  # v
+    if tag == "held":
       return value
-    if tag == 104:  # h
+    if tag == "object":
       return self._objects[number]
     return lambda *args, **kwargs: self.ask("call", number, args, kwargs)
 

@@ -124,22 +124,22 @@ class Judge(wire.Peer):
 
   def refer(self, value):
     if isinstance(value, (Remote, _Held)):
-      return b"h", value._number if isinstance(value, Remote) else value._remote._number
+      return "object", value._number if isinstance(value, Remote) else value._remote._number
     if isinstance(value, wire.BASES):  # a test's own subclass: its value will do
-      return b"v", 0
+      return "held", 0
     if not _may_be_called(value):
       raise TypeError(f"a {type(value).__name__} cannot be handed to the program")
     self._callbacks.append(value)
-    return b"c", len(self._callbacks) - 1
+    return "callback", len(self._callbacks) - 1
 
   def resolve(self, tag, number, value):
-    if tag not in b"hav" or number < 0:
+    if tag == "callback" or number < 0:
       raise wire.Malformed("reference")
     if number not in self._remotes:
       self._remotes[number] = remote = Remote(self, number)
-      if tag == 97:  # a
+      if tag == "coroutine":
         self._remotes[number] = _awaited(remote)
-      elif tag == 118:  # v
+      elif tag == "held":
         self._remotes[number] = held = _HELD[type(value)](value)
         held._remote = remote
     return self._remotes[number]
