@@ -49,13 +49,13 @@ class Candidate(wire.Peer):
     return getattr(self, f"do_{operation}")(*arguments)
 
   def do_load(self, names):
-    """Runs the program, but not what it does as a script; the values of those `names` that it defines."""
+    """Runs the program, but not what it does as a script; returns the values of those `names` that it defines."""
     self._module = sys.modules["program"] = types.ModuleType("program")
     exec(compile(self._program, "<program>", "exec"), self._module.__dict__)
     return {name: getattr(self._module, name) for name in names if hasattr(self._module, name)}
 
   def do_call(self, function, args, kwargs):
-    """(result, what became of arguments that the call changed in place, by position or name)."""
+    """Returns (result, what became of arguments that the call changed in place, by position or name)."""
     places = [*enumerate(args), *kwargs.items()]
     before = {place: self._snapshot(value) for place, value in places if isinstance(value, _CONTAINERS)}
     result = function(*args, **kwargs)

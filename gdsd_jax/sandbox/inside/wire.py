@@ -11,7 +11,7 @@ import json
 import struct
 
 MAX_MESSAGE = 16 * 2**20  # bytes
-MAX_DEPTH = 200  # of containers in each other; encoding takes two of Python's 1000 frames for each
+MAX_DEPTH = 200  # containers in each other; each takes two of Python's 1000 frames
 
 _LENGTH = struct.Struct("<I")
 # Characters beyond ASCII stay as they are, because escapes would join the halves of a surrogate pair.
@@ -52,7 +52,8 @@ class Malformed(Exception):
 def encode(value, refer) -> bytes:
   """The bytes of a value; `refer(value) -> (tag, number)` names whatever is no plain data.
 
-  The tags: "object"; "coroutine"; "callback"; and "held", an object of a subclass of `BASES`, whose value crosses, too.
+  Its tags are "object", "coroutine", "callback", and "held" for an object of a subclass of `BASES`, which crosses with
+  the value that it holds. ValueError on a value that is nested too deeply.
   """
   return _JSON.encode(_to_json(value, refer, 0)).encode("utf-8", "surrogatepass")
 
@@ -68,7 +69,7 @@ def _to_json(value, refer, depth):
 
 
 def _split(value, kind, refer):
-  """(tag, values that follow it)."""
+  """The tag of a value, and the values that follow the tag."""
   if kind in _COLLECTIONS.values():
     return kind.__name__, value
   if kind is dict:
@@ -96,9 +97,9 @@ def _split(value, kind, refer):
 
 
 def decode(data: bytes, resolve):
-  """The value of these bytes. Malformed on anything else.
+  """The value that the bytes stand for. Malformed where they stand for none.
 
-  `resolve(tag, number, value)` gives the object for a reference; `value` is None but for the tag "held".
+  `resolve(tag, number, value)` gives the object for a reference; `value` is None unless the tag is "held".
   """
   try:
     return _from_json(json.loads(data.decode("utf-8", "surrogatepass")), resolve, 0)
@@ -118,7 +119,7 @@ def _from_json(node, resolve, depth):
 
 
 def _join(tag, parts, resolve):
-  """The value of a tag and the values that follow it."""
+  """The value that a tag and the values after it stand for."""
   if tag in _COLLECTIONS:
     return _COLLECTIONS[tag](parts)
   match tag, parts:
@@ -156,11 +157,11 @@ class Peer:
     self._buffer = bytearray()
 
   def refer(self, value):
-    """(tag, number) for an object that is no plain data."""
+    """The tag and number that stand for an object that is no plain data, see `encode`."""
     raise NotImplementedError
 
   def resolve(self, tag, number, value):
-    """The object behind a reference."""
+    """The object that a tag and a number stand for, see `decode`."""
     raise NotImplementedError
 
   def handle(self, operation, arguments):
