@@ -34,6 +34,7 @@ setup(
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.25",
     "safetensors>=0.4.5",
+    "scipy>=1.13",  # comes with jax
     "tensorboardX>=2.6.2",  # event files without TensorFlow
     "tensorflow-datasets>=4.9.7",
     "transformers>=4.52",

@@ -199,38 +199,82 @@ def no_reference(*_):
   raise wire.Malformed("reference")
 
 
-@hypothesis.given(hypothesis.strategies.binary(max_size=64))
-@hypothesis.example(b"l1;" * 5000 + b"l0;")
-@hypothesis.example(b"l7fffffffffffffff;")
-@hypothesis.example(b"i" + b"f" * 10000 + b";")
-def test_any_bytes_decode_or_are_malformed(data):
+def decodes_or_is_malformed(data):
   with contextlib.suppress(wire.Malformed):  # the only exception that may come of bytes
     wire.decode(data, no_reference)
 
 
+@hypothesis.given(hypothesis.strategies.binary(max_size=64))
+@hypothesis.example(b'["list",' * 5000 + b"1" + b"]" * 5000)
+@hypothesis.example(b"[" * 100000)
+@hypothesis.example(b"9" * 10000)
+@hypothesis.example(b'["bytes","\xff"]')
+def test_any_bytes_decode_or_are_malformed(data):
+  decodes_or_is_malformed(data)
+
+
+_TAGS = hypothesis.strategies.sampled_from([
+  "list", "tuple", "dict", "set", "frozenset", "int", "complex", "bytes", "bytearray", "range", "builtin", "standard",
+  "object", "coroutine", "callback", "held", "collections", "deque", "Counter", "decimal", "Decimal", "len",
+])
+
+
+@hypothesis.given(hypothesis.strategies.recursive(
+  _TAGS | hypothesis.strategies.none() | hypothesis.strategies.booleans() | hypothesis.strategies.floats()
+  | hypothesis.strategies.integers(-9, 9) | hypothesis.strategies.text(max_size=3),
+  lambda items: hypothesis.strategies.lists(_TAGS | items, max_size=4)
+  | hypothesis.strategies.dictionaries(_TAGS, items, max_size=2),
+))
+def test_any_json_decodes_or_is_malformed(tree):
+  decodes_or_is_malformed(json.dumps(tree).encode())
+
+
 _SCALARS = hypothesis.strategies.one_of(
   hypothesis.strategies.none(), hypothesis.strategies.booleans(), hypothesis.strategies.integers(),
-  hypothesis.strategies.floats(allow_nan=False), hypothesis.strategies.text(), hypothesis.strategies.binary(),
-  hypothesis.strategies.complex_numbers(allow_nan=False),
+  hypothesis.strategies.floats(), hypothesis.strategies.text(hypothesis.strategies.characters()),
+  hypothesis.strategies.binary(), hypothesis.strategies.complex_numbers(allow_nan=False),
 )
 
 
 @hypothesis.given(hypothesis.strategies.recursive(_SCALARS, lambda items: hypothesis.strategies.one_of(
   hypothesis.strategies.lists(items), hypothesis.strategies.tuples(items, items),
-  hypothesis.strategies.dictionaries(_SCALARS, items),
+  hypothesis.strategies.dictionaries(_SCALARS, items), hypothesis.strategies.sets(_SCALARS),
+  hypothesis.strategies.frozensets(_SCALARS),
 )))
+@hypothesis.example("\ud83d\ude00")  # two halves of a pair are no pair
+@hypothesis.example({(1, 2.0): {True: -0.0, None: [10**5000, -(2**63), 2**63 - 1]}})
+@hypothesis.example((float("nan"), float("inf"), -float("inf"), complex(float("nan"), -0.0), range(2**70)))
+@hypothesis.example([bytearray(b"a"), b"\0\xff", "\0"])
+@hypothesis.example([int, len, str, None, type(None)])
 def test_plain_data_survives(value):
   again = wire.decode(wire.encode(value, no_reference), no_reference)
-  assert again == value and repr(again) == repr(value)
+  assert described(again) == described(value)
 
 
-def test_a_depth_that_encodes_is_a_depth_that_decodes():
-  value = []
+def described(value):
+  """What tells plain data apart, types included; NaN is like itself."""
+  parts = [*value.items()] if type(value) is dict else value
+  if type(value) in (set, frozenset):
+    return type(value), sorted(repr(described(part)) for part in parts)
+  if type(value) in (list, tuple, dict):
+    return type(value), [described(part) for part in parts]
+  return type(value), hex(value) if type(value) is int else repr(value)
+
+
+@pytest.mark.parametrize("wrapped", [lambda value: [value], lambda value: (value,), lambda value: {"key": value}])
+def test_a_depth_that_encodes_is_a_depth_that_decodes(wrapped):
+  value = ()
   for _ in range(wire.MAX_DEPTH):
-    value = [value]
+    value = wrapped(value)
   assert wire.decode(wire.encode(value, no_reference), no_reference) == value
   with pytest.raises(ValueError, match="nested too deeply"):
-    wire.encode([value], no_reference)
+    wire.encode(wrapped(value), no_reference)
+
+
+def test_what_is_deeper_than_it_may_be_encoded_does_not_decode():
+  data = b'["list",' * (wire.MAX_DEPTH + 1) + b"1" + b"]" * (wire.MAX_DEPTH + 1)
+  with pytest.raises(wire.Malformed, match="nested too deeply"):
+    wire.decode(data, no_reference)
 
 
 # What a program finds.

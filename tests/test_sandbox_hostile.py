@@ -20,7 +20,7 @@ TEST = f"assert f(3) == {SECRET}"
 # What a program may try to write to descriptors: answers of the protocol, verdicts, a test runner's report.
 FORGERY = r"""
 import struct
-body = b"t2;s2;oki%x;" % 73921
+body = b'["tuple","ok",73921]'
 MESSAGES = (struct.pack("<I", len(body)) + body, b"1" * 4096, b"passed\n", b"OK\n", b"\xff" * 64)
 """
 
@@ -221,8 +221,8 @@ FORGERS = {
     "      try: setattr(m, n, lambda *a, **k: 73920)\n      except Exception: pass\ndef f(x): return 73920"
   ),
   "replaces_modules": (
-    "import sys\nfor n in ('json', 'wire', 'names', 'struct', '_socket', 'ast', 'unittest'): sys.modules[n] = None\n"
-    "def f(x): return 1"
+    "import sys\nfor n in ('json', 'binascii', 'wire', 'names', 'struct', '_socket', 'ast', 'unittest'):\n"
+    "  sys.modules[n] = None\ndef f(x): return 1"
   ),
   "traces_frames": (
     "import sys\ndef tracer(frame, event, arg):\n  frame.f_globals['AssertionError'] = ValueError\n"

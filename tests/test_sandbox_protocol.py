@@ -8,7 +8,8 @@ from gdsd_jax import sandbox
 
 LIMITS = sandbox.Limits(test_seconds=1.0, program_seconds=3.0, memory_mb=256)
 
-# Finds the channel; `say(message)` and `say_bytes(data)` are what the judge hears in place of the next true answer.
+# Finds the channel; what `say(message)`, `say_bytes(data)` and `say_result(json)` send is what the judge hears in place
+# of the next true answer.
 TAKEOVER = """
 import os, struct, sys
 frame = sys._getframe()
@@ -19,6 +20,8 @@ def say(message):
   peer.send(message)
 def say_bytes(data, size=None):
   peer._socket.sendall(struct.pack("<I", len(data) if size is None else size) + data)
+def say_result(json):
+  say_bytes(b'["tuple","ok",["tuple",%s,["dict"]]]' % json)
 """
 
 # Spoken while the test waits for f(3), which is to be 5. An honest answer would be ("ok", (5, {})).
@@ -35,22 +38,28 @@ SPOKEN = {
   "a_question_that_is_no_call": "say(('ask', 'getattr', (0, '__globals__')))",
   "a_call_of_no_callback": "say(('ask', 'call', (0, (), {})))",
   "a_call_of_a_callback_before_the_first": "say(('ask', 'call', (-1, (), {})))",
-  "a_callback_in_place_of_a_result": "say_bytes(b't2;s2;okt2;c0;d0;')",
-  "a_type_of_another_module": "say_bytes(b't2;s2;okt2;xt3;s2;oss6;systemt1;s4;trued0;')",
-  "an_unknown_builtin": "say_bytes(b't2;s2;okt2;y4;evald0;')",
-  "a_negative_length": "say_bytes(b't-2;s2;okt2;i5;d0;')",
-  "a_length_beyond_the_message": "say_bytes(b't2;sffffffff;ok')",
-  "an_unknown_tag": "say_bytes(b'q')",
+  "a_callback_in_place_of_a_result": """say_result(b'["callback",0]')""",
+  "a_type_of_another_module": """say_result(b'["standard","os","system","true"]')""",
+  "an_unknown_builtin": """say_result(b'["builtin","eval"]')""",
+  "no_json": "say_bytes(b'[')",
+  "no_text": "say_bytes(bytes([255]))",
+  "an_object_of_json": """say_result(b'{}')""",
+  "a_list_without_a_tag": """say_result(b'[]')""",
+  "a_list_as_a_tag": """say_result(b'[["list"],5]')""",
+  "an_unknown_tag": """say_result(b'["eval","5"]')""",
+  "a_key_without_a_value": """say_result(b'["dict",1]')""",
+  "an_integer_of_five_million_digits": """say_result(b"9" * 5_000_000)""",
+  "bytes_that_are_no_base64": """say_result(b'["bytes","%"]')""",
   "nothing": "say_bytes(b'')",
-  "bytes_after_the_message": "say_bytes(b't2;s2;okt2;i5;d0;N')",
-  "a_message_of_four_gigabytes": "say_bytes(b't2;', size=2**32 - 1)",
-  "half_a_message": "say_bytes(b't2;s2;okt2;i5;', size=100)\n  import time\n  time.sleep(60)",
-  "a_depth_of_100000": "say_bytes(b'l1;' * 100000)",
-  "an_endless_deque": "say_bytes(b't2;s2;okt2;xt3;s11;collectionss5;dequet2;rt3;i0;iffffffffffff;i1;Nd0;')",
-  "a_list_that_is_an_object": "say_bytes(b't2;s2;okt2;v1;l0;d0;')",
-  "an_object_that_holds_an_object": "say_bytes(b't2;s2;okt2;v1;v2;i5;d0;')",
-  "a_negative_object": "say_bytes(b't2;s2;okt2;v-1;i5;d0;')",
-  "an_unhashable_key": "say_bytes(b't2;s2;okt2;d1;l0;i5;d0;')",
+  "bytes_after_the_message": """say_bytes(b'["tuple","ok",["tuple",5,["dict"]]]null')""",
+  "a_message_of_four_gigabytes": """say_bytes(b'["tuple",', size=2**32 - 1)""",
+  "half_a_message": """say_bytes(b'["tuple","ok",["tuple",5,', size=100)\n  import time\n  time.sleep(60)""",
+  "a_depth_of_100000": """say_bytes(b'["list",' * 100000 + b'1' + b']' * 100000)""",
+  "an_endless_deque": """say_result(b'["standard","collections","deque",["range",0,281474976710655,1],null]')""",
+  "a_list_that_is_an_object": """say_result(b'["held",1,["list"]]')""",
+  "an_object_that_holds_an_object": """say_result(b'["held",1,["held",2,5]]')""",
+  "a_negative_object": """say_result(b'["held",-1,5]')""",
+  "an_unhashable_key": """say_result(b'["dict",["list"],5]')""",
   "the_end": "peer._socket.close()",
 }
 
@@ -102,9 +111,10 @@ def passes(source, test):
   return sandbox.run([sandbox.Program(source, (test,))], LIMITS)[0].passed[0]
 
 
-def test_honest_words_are_heard():
+@pytest.mark.parametrize("words", ["say(('ok', (5, {})))", "say_result(b'5')"])
+def test_honest_words_are_heard(words):
   """Without this, the refusals below might refuse everything."""
-  assert passes(TAKEOVER + "def f(x):\n  say(('ok', (5, {})))\n  return 0", "assert f(3) == 5")
+  assert passes(TAKEOVER + f"def f(x):\n  {words}\n  return 0", "assert f(3) == 5")
 
 
 @pytest.mark.parametrize("name", SPOKEN)

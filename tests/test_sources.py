@@ -3,12 +3,14 @@
 import gzip
 import json
 import re
+import subprocess
+import sys
 import types
 
 from hypothesis import given, settings, strategies as st
 import pytest
 
-from gdsd_jax.tasks import sources
+from gdsd_jax.tasks import get_task, sources
 from gdsd_jax.tasks.rows import examples_of, FILE_KINDS, text_of
 
 FIELD = "task.train_source"
@@ -218,17 +220,74 @@ def test_missing_column_of_a_tfds_dataset_is_named(data_dir):
   assert said == "FILE: no column 'answer', it has 'known', 'nested', 'number', 'question', 'ratio', 'words'"
 
 
-def test_tfds_dataset_is_prepared_when_first_used(tmp_path):
-  pytest.importorskip("tensorflow_datasets")
-  from gdsd_jax.tasks import arithmetic_dataset  # noqa: F401  (registers it)
+# The builder of the arithmetic problems, as an example of one.
 
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_dataset_of_a_builder_is_prepared_when_first_used_and_keeps_the_order(tmp_path, split):
+  pytest.importorskip("tensorflow_datasets")
+  rows = open_(f"arithmetic#{split}", data_dir=str(tmp_path))
+  assert list(rows) == get_task("arithmetic").examples(split)
+
+
+def test_preparing_prints_nothing(tmp_path, capfd):
+  pytest.importorskip("tensorflow_datasets")
+  open_("arithmetic#test", data_dir=str(tmp_path))
+  captured = capfd.readouterr()
+  assert captured.out + captured.err == ""
+
+
+def test_preparing_survives_another_process_that_is_faster(tmp_path, monkeypatch):
+  arithmetic_dataset = pytest.importorskip("gdsd_jax.tasks.arithmetic_dataset")
+  generate = arithmetic_dataset.Arithmetic._split_generators
+
+  def overtaken(builder, dl_manager):
+    monkeypatch.undo()
+    open_("arithmetic#train", data_dir=str(tmp_path))  # The other process: starts later, finishes first.
+    return generate(builder, dl_manager)
+
+  monkeypatch.setattr(arithmetic_dataset.Arithmetic, "_split_generators", overtaken)
   assert len(open_("arithmetic#test", data_dir=str(tmp_path))) == 400
+
+
+def test_preparing_reads_what_another_process_wrote_since_the_first_look(tmp_path, monkeypatch):
+  tfds_source = pytest.importorskip("gdsd_jax.tasks.tfds_source")
+  prepare = tfds_source.prepare
+
+  def late(builder):
+    monkeypatch.undo()
+    open_("arithmetic#train", data_dir=str(tmp_path))
+    prepare(builder)
+
+  monkeypatch.setattr(tfds_source, "prepare", late)
+  assert len(open_("arithmetic#test", data_dir=str(tmp_path))) == 400
+
+
+def test_two_processes_may_prepare_at_once(tmp_path):
+  pytest.importorskip("tensorflow_datasets")
+  program = """
+import sys
+from gdsd_jax.tasks import sources
+print(len(sources.open_source("arithmetic#test", ("question",), field="task.train_source", data_dir=sys.argv[1])))
+"""
+  command = [sys.executable, "-c", program, str(tmp_path)]
+  processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+  assert [process.communicate()[0] for process in processes] == ["400\n", "400\n"]
+
+
+def test_reading_a_tfds_dataset_imports_neither_jax_nor_tensorflow(data_dir):
+  program = """
+import sys
+from gdsd_jax.tasks import sources
+sources.open_source("shelf/main#test", ("question",), field="task.train_source", data_dir=sys.argv[1])[0]
+print(sorted({"jax", "flax", "tensorflow"} & set(sys.modules)))
+"""
+  result = subprocess.run([sys.executable, "-c", program, data_dir], capture_output=True, text=True, check=True)
+  assert result.stdout == "[]\n"
 
 
 def test_data_dir_that_cannot_be_written_is_named(tmp_path):
   pytest.importorskip("tensorflow_datasets")
-  from gdsd_jax.tasks import arithmetic_dataset  # noqa: F401
-
   file = written(tmp_path / "file", "")
   assert message(OSError, "arithmetic#test", data_dir=str(file)) == f"FILE, kept in '{file}': Not a directory"
 

@@ -1,4 +1,4 @@
-"""Tasks: rewards of completions, the splits of the problems, the dataset on disk, and what bad input says."""
+"""Tasks: rewards of completions, the splits of the problems, and what bad input says."""
 
 import collections
 import hashlib
@@ -20,24 +20,17 @@ EXAMPLE = {
 }
 CORRECT, FORMAT = arithmetic.CORRECTNESS_REWARD, arithmetic.FORMAT_REWARD
 
-# (version, split) -> digest. After changing a problem, raise Arithmetic.VERSION and write the new digests here.
+# (version, split) -> digest of the problems in their order. After changing a problem, raise Arithmetic.VERSION and
+# write the new digests here.
 DIGESTS = {
-  ("1.0.0", "train"): "155b1799bff86985bd79012587e3a7930438098d9d22bfa2da765404cfa6a37e",
-  ("1.0.0", "test"): "86260c5437250dc8469fe71b60549c802724d98838ec21c25cfcaac759e0b596",
+  ("1.0.0", "train"): "25dcec5fe75b5d735a75bd0d7936df853c3cf84233c4a1849b6e82438f98f492",
+  ("1.0.0", "test"): "e0117a48aa699c641c6c9fe32382e31981f663d7446f6e08bc2f5428a762c923",
 }
 
 
 @pytest.fixture(scope="module")
 def split_problems():
-  return {split: list(arithmetic_problems.problems(split)) for split in base.SPLITS}
-
-
-@pytest.fixture(scope="module")
-def prepared_dir(tmp_path_factory):
-  pytest.importorskip("tensorflow_datasets")
-  data_dir = str(tmp_path_factory.mktemp("tfds"))
-  get_task("arithmetic", data_dir=data_dir).examples("test")
-  return data_dir
+  return {split: TASK.examples(split) for split in base.SPLITS}
 
 
 def problem_of(example):
@@ -224,110 +217,35 @@ def test_problems_of_a_version_never_change(split_problems, split):
   assert digest(split_problems[split]) == DIGESTS[str(arithmetic_dataset.Arithmetic.VERSION), split]
 
 
-@pytest.mark.parametrize("split", base.SPLITS)
-def test_dataset_holds_the_generated_problems(prepared_dir, split_problems, split):
-  by_question = lambda problem: problem["question"]
-  examples = get_task("arithmetic", data_dir=prepared_dir).examples(split)
-  assert sorted(examples, key=by_question) == sorted(split_problems[split], key=by_question)
-
-
-def test_examples_are_plain_python_values(prepared_dir):
-  example = get_task("arithmetic", data_dir=prepared_dir).examples("test")[0]
+def test_examples_are_plain_python_values(split_problems):
+  example = split_problems["test"][0]
   assert {name: type(value) for name, value in example.items()} == {
     "question": str, "reasoning": str, "answer": int
   }
 
 
-def test_examples_have_random_access(prepared_dir):
-  examples = get_task("arithmetic", data_dir=prepared_dir).examples("test")
+def test_examples_have_random_access(split_problems):
+  examples = split_problems["test"]
   assert examples[-1] == examples[len(examples) - 1] != examples[0]
 
 
-def test_index_past_the_end_is_an_index_error(prepared_dir):
-  examples = get_task("arithmetic", data_dir=prepared_dir).examples("test")
+def test_index_past_the_end_is_an_index_error(split_problems):
   with pytest.raises(IndexError):
-    examples[len(examples)]
+    split_problems["test"][400]
 
 
-def test_order_is_the_same_in_every_copy(prepared_dir, tmp_path):
-  first = get_task("arithmetic", data_dir=prepared_dir).examples("test")
-  second = get_task("arithmetic", data_dir=str(tmp_path)).examples("test")
-  assert list(first) == list(second)
-
-
-def test_preparing_prints_nothing(tmp_path, capfd):
-  pytest.importorskip("tensorflow_datasets")
-  get_task("arithmetic", data_dir=str(tmp_path)).examples("test")
-  captured = capfd.readouterr()
-  assert captured.out + captured.err == ""
-
-
-def test_preparing_survives_another_process_that_is_faster(tmp_path, monkeypatch):
-  pytest.importorskip("tensorflow_datasets")
-  from gdsd_jax.tasks import arithmetic_dataset
-
-  generate = arithmetic_dataset.Arithmetic._split_generators
-  task = get_task("arithmetic", data_dir=str(tmp_path))
-
-  def overtaken(builder, dl_manager):
-    monkeypatch.undo()
-    task.examples("train")  # The other process: starts later, finishes first.
-    return generate(builder, dl_manager)
-
-  monkeypatch.setattr(arithmetic_dataset.Arithmetic, "_split_generators", overtaken)
-  assert len(task.examples("test")) == 400
-
-
-def test_preparing_reads_what_another_process_wrote_since_the_first_look(tmp_path, monkeypatch):
-  pytest.importorskip("tensorflow_datasets")
-  from gdsd_jax.tasks import tfds_source
-
-  prepare = tfds_source.prepare
-  task = get_task("arithmetic", data_dir=str(tmp_path))
-
-  def late(builder):
-    monkeypatch.undo()
-    task.examples("train")
-    prepare(builder)
-
-  monkeypatch.setattr(tfds_source, "prepare", late)
-  assert len(task.examples("test")) == 400
-
-
-def test_two_processes_may_prepare_at_once(tmp_path):
-  pytest.importorskip("tensorflow_datasets")
-  program = """
-import sys
-from gdsd_jax import tasks
-print(len(tasks.get_task("arithmetic", data_dir=sys.argv[1]).examples("test")))
-"""
-  command = [sys.executable, "-c", program, str(tmp_path)]
-  processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-  assert [process.communicate()[0] for process in processes] == ["400\n", "400\n"]
-
-
-def test_tasks_import_neither_jax_nor_tensorflow(prepared_dir):
+def test_the_embedded_task_needs_no_accelerator_library_no_tfds_and_no_disk(tmp_path):
   program = """
 import sys
 from gdsd_jax import tasks
 task = tasks.get_task("arithmetic", data_dir=sys.argv[1])
 example = task.examples("train")[0]
 task.score(task.solution(example), example)
-print(sorted({"jax", "flax", "tensorflow"} & set(sys.modules)))
+print(sorted({"jax", "flax", "tensorflow", "tensorflow_datasets"} & set(sys.modules)))
 """
-  result = subprocess.run([sys.executable, "-c", program, prepared_dir], capture_output=True, text=True, check=True)
+  result = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
   assert result.stdout == "[]\n"
-
-
-def test_rewards_need_no_tensorflow_datasets():
-  program = """
-import sys
-from gdsd_jax import tasks
-tasks.get_task("arithmetic").score("<answer>1</answer>", {"answer": 1})
-print("tensorflow_datasets" in sys.modules)
-"""
-  result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-  assert result.stdout == "False\n"
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_task_names_the_known_ones():
@@ -343,11 +261,3 @@ def test_unknown_option_names_the_known_ones():
 def test_unknown_split_names_the_known_ones():
   with pytest.raises(ValueError, match=r"^unknown split 'validation', known are train, test$"):
     TASK.examples("validation")
-
-
-def test_data_dir_that_cannot_be_written_is_named(tmp_path):
-  pytest.importorskip("tensorflow_datasets")
-  file = tmp_path / "file"
-  file.write_text("not a folder")
-  with pytest.raises(OSError, match=r"^task.data_dir: cannot use '.*file' for the dataset: Not a directory$"):
-    get_task("arithmetic", data_dir=str(file)).examples("train")

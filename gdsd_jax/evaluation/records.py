@@ -13,7 +13,7 @@ from gdsd_jax.runs.config import flatten
 from gdsd_jax.runs.files import write_whole
 
 _FIELDS = ("length", "index", "prompt", "completion", "tokens", "rewards", "accuracy")
-_Z = statistics.NormalDist().inv_cdf(0.975)  # of a 95 % interval
+_CONFIDENCE = 0.95
 
 
 class Records:
@@ -133,14 +133,16 @@ def summarize(rows: dict[tuple[int, int], dict], settings: dict) -> dict:
 
 def confidence_interval(values) -> list[float]:
   """95 % interval [low, high] of the mean of values from 0 to 1: Wilson's where all are 0 or 1, else the normal one."""
+  from scipy import stats  # takes seconds to import, and only a finished evaluation needs it
+
   values = np.asarray(values, np.float64)
   n, mean = len(values), values.mean()
   if np.isin(values, (0, 1)).all():
-    center = (mean + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(mean * (1 - mean) / n + _Z**2 / (4 * n**2))
-  else:
-    center, half = mean, _Z * values.std(ddof=1) / math.sqrt(n) if n > 1 else 1.0
-  return [float(max(center - half, 0.0)), float(min(center + half, 1.0))]
+    wilson = stats.binomtest(int(values.sum()), n).proportion_ci(_CONFIDENCE, method="wilson")
+    return [float(wilson.low), float(wilson.high)]
+  z = statistics.NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
+  half = z * values.std(ddof=1) / math.sqrt(n) if n > 1 else 1.0
+  return [float(max(mean - half, 0.0)), float(min(mean + half, 1.0))]
 
 
 def _speed_of(summary_file: Path, length: str) -> float | None:

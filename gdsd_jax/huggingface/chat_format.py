@@ -25,7 +25,12 @@ _PRESET_TOKENS = {
 
 
 def choose_template(folder: Path, tokenizer, family: str) -> str:
-  """The chat template: of the folder's tokenizer files, of its chat_template.json, or of the family.
+  """The chat template in the folder's tokenizer files, else in its chat_template.json, else that of the family.
+
+  Args:
+    folder: the model's folder.
+    tokenizer: its tokenizer, without a template that is settled yet.
+    family: the model's family, such as "llada".
 
   Raises:
     ValueError: there is none, it is one of several without a default, or the vocabulary lacks the family's tokens.
@@ -48,7 +53,7 @@ def choose_template(folder: Path, tokenizer, family: str) -> str:
 
 
 def render(tokenizer, messages: Sequence[dict[str, str]], for_reply: bool) -> str:
-  """Text of chat messages; `for_reply` adds what begins the assistant's turn."""
+  """The text that the chat template makes of messages; `for_reply` adds what begins the assistant's turn."""
   return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=for_reply)
 
 
@@ -67,7 +72,7 @@ def format_tokens(tokenizer) -> set[str]:
 
 
 def added_tokens_in(tokenizer, text: str) -> list[str]:
-  """Added tokens of an encoded text, in its order; older files do not tell which of them are special."""
+  """The added tokens in a text, in its order, special or not: older files do not tell which of them are special."""
   added = tokenizer.added_tokens_decoder
   encoded = tokenizer.encode(text, add_special_tokens=False)
   return tokenizer.convert_ids_to_tokens([index for index in encoded if index in added])

@@ -1,12 +1,18 @@
-"""Qwen2's byte-level BPE from vocab.json and merges.txt, for models that ship it with a Python class of their own."""
+"""Qwen2's byte-level BPE from vocab.json and merges.txt, for models that ship it with a Python class of their own.
+
+transformers' Qwen2 tokenizer reads the same files, but numbers the added tokens one after the other from the end of
+vocab.json, whatever ids the files state. Where these leave a gap, text would silently become other tokens: the mask
+token 151666 behind a vocabulary of 317 came out as 322. It also leaves out what only added_tokens.json has. Hence
+this file.
+"""
 
 from collections.abc import Mapping
 import json
 from pathlib import Path
 from typing import Any
 
-# What is cut apart before BPE: contractions, words with one leading mark or space, single digits, runs of other
-# marks, line breaks, blanks. A fact of the trained models: with any other rule the same text gives other tokens.
+# Pieces that BPE never joins: contractions, words with one leading mark or space, single digits, runs of other marks,
+# line breaks, blanks. The models were trained on these: with any other rule the same text gives other tokens.
 _SPLIT = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
   r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -14,7 +20,7 @@ _SPLIT = (
 
 
 def load_backend(folder: Path):
-  """`tokenizers.Tokenizer` of a folder with vocab.json, merges.txt and the added tokens of its JSON files.
+  """Reads vocab.json, merges.txt and the added tokens in a folder's JSON files as a `tokenizers.Tokenizer`.
 
   Added tokens keep their stated ids, wherever these lie and whatever gaps they leave.
 
@@ -26,8 +32,8 @@ def load_backend(folder: Path):
   try:
     vocab, merges = tokenizers.models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     added = _added_tokens(folder)
-    # Part of BPE's own vocabulary, since the library numbers all other added tokens itself, one after the other. No
-    # merge leads to them, so text becomes one of them only where the added tokens are looked for.
+    # The added tokens join BPE's own vocabulary, since the library numbers all others itself, one after the other. No
+    # merge leads to them, so text becomes one of them only where the library looks for added tokens.
     vocab.update({token.content: index for index, token in added.items()})
     if len(set(vocab.values())) < len(vocab):
       raise ValueError("an added token has the id of another token")
@@ -46,7 +52,7 @@ def load_backend(folder: Path):
 
 
 def _added_tokens(folder: Path) -> dict[int, Any]:
-  """Id -> `tokenizers.AddedToken`: tokenizer_config.json's, and what only added_tokens.json has."""
+  """Added tokens by id: those in tokenizer_config.json, and those that only added_tokens.json has."""
   from tokenizers import AddedToken
 
   config, names = _read(folder / "tokenizer_config.json"), _read(folder / "special_tokens_map.json")

@@ -16,15 +16,22 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def load_tokenizer(path_or_hub_name, config: DenoiserConfig):
-  """The tokenizer of a model's folder, built from its files alone: no code of the folder is ever run.
+  """Builds the tokenizer of a model's folder from its files alone: no code in the folder is ever run.
 
-  Read are tokenizer.json, or for Dream's kin vocab.json and merges.txt, and with them tokenizer_config.json,
-  special_tokens_map.json, added_tokens.json and the chat template; a base model without one gets its family's.
-  Where the tokenizer's files name no `mask_token` or `eos_token`, it is the one of the model's config.json.
+  It reads tokenizer.json, or for Dream's kin vocab.json and merges.txt, and with them tokenizer_config.json,
+  special_tokens_map.json, added_tokens.json and the chat template. A base model without a template gets its family's.
+  Where the tokenizer's files name no `mask_token` or `eos_token`, config.json says which token it is.
+
+  Args:
+    path_or_hub_name: a local folder, or a model's name on the Hugging Face hub.
+    config: the configuration of the model that the tokenizer belongs to.
+
+  Returns:
+    transformers.PreTrainedTokenizerFast, with a chat template.
 
   Raises:
-    FileNotFoundError, ValueError: a file is missing or damaged, has no chat template that can be used, or disagrees
-      with the model's config.
+    FileNotFoundError: a file is missing.
+    ValueError: a file is damaged or disagrees with `config`, or no chat template can be used.
   """
   from transformers import PreTrainedTokenizerFast  # slow to import, and only tokenizers need it
 
@@ -73,9 +80,9 @@ def _agree(tokenizer, config: DenoiserConfig, path: Path) -> None:
 
 
 def stop_token_ids(tokenizer, config: DenoiserConfig) -> tuple[int, ...]:
-  """Tokens that end a completion, ascending: end of text, padding, and the chat format's end of turn.
+  """Ids of the tokens that end a completion, ascending: end of text, padding, and the chat format's end of turn.
 
-  End of text is what config.json, the tokenizer's files and generation_config.json call so, all of them.
+  config.json, the tokenizer's files and generation_config.json may each name another end of text; all of them count.
   """
   stops = {config.eos_token_id, tokenizer.eos_token_id, *_generation_stops(Path(tokenizer.name_or_path))}
   # Padding ends a text only where it is a special token: a model whose pad is an ordinary one may write that.
@@ -87,7 +94,7 @@ def stop_token_ids(tokenizer, config: DenoiserConfig) -> tuple[int, ...]:
 
 
 def _generation_stops(folder: Path) -> list[int]:
-  """eos_token_id of generation_config.json, which is one id or a list; none without that file."""
+  """The ids in eos_token_id of generation_config.json, which holds one id or a list; none without that file."""
   file = folder / "generation_config.json"
   if not file.is_file():
     return []
@@ -102,13 +109,17 @@ def _generation_stops(folder: Path) -> list[int]:
 
 
 def chat_prompt(tokenizer, messages: Sequence[dict[str, str]]) -> str:
-  """Prompt text of chat messages, ready for the assistant's turn.
+  """The prompt's text for chat messages, ready for the assistant's turn.
 
-  Special tokens within a message are encoded as such, as the published models' own code does; except for those that
-  would forge a turn, an end or a masked position.
+  Special tokens within a message are encoded as such, as in the published models' own code. A message may not hold
+  those that would forge a turn, an end or a masked position.
+
+  Args:
+    tokenizer: see `load_tokenizer`.
+    messages: dicts with `role` and `content`.
 
   Raises:
-    ValueError: a message holds the mask token, an end, or a token that the chat format is made of.
+    ValueError: a message holds the mask token, an end, or a token that the chat format itself writes.
   """
   for message in messages:
     for token in _reserved_tokens(tokenizer):
@@ -127,12 +138,12 @@ def _reserved_tokens(tokenizer) -> tuple[str, ...]:
 
 
 def prompt_lengths(tokenizer, prompts: Sequence[str]) -> np.ndarray:
-  """Tokens of each prompt, int[B]; `encode_prompts` takes those that fit its last bucket."""
+  """How many tokens each prompt has, int[B]; `encode_prompts` takes those that fit its last bucket."""
   return np.array([len(tokens) for tokens in _encode(tokenizer, prompts)], int)
 
 
 def _encode(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
-  """Tokens of texts that hold their special tokens already; never cut or padded, whatever the files ask for."""
+  """Token ids for texts that hold their special tokens already; never cut or padded, whatever the files ask for."""
   if not len(prompts):
     return []
   return tokenizer(
@@ -178,15 +189,20 @@ def encode_prompts(tokenizer, prompts: Sequence[str], buckets: Sequence[int], pa
 
 
 def completion_lengths(tokens, stop_ids: Sequence[int]) -> np.ndarray:
-  """Tokens of each completion before the first stop token. tokens: int[B, L]; returns int[B]."""
+  """How many tokens each completion has before its first stop token. tokens: int[B, L]; returns int[B]."""
   stopped = np.isin(tokens, stop_ids)
   return np.where(stopped.any(axis=1), stopped.argmax(axis=1), tokens.shape[1])
 
 
 def decode_completions(tokenizer, tokens, stop_ids: Sequence[int]) -> list[str]:
-  """Text of each completion, cut at its first stop token, without special tokens and ids that stand for no token.
+  """The text of each completion, cut at its first stop token, without special tokens and ids that stand for no token.
 
-  The latter a model can write whose embedding has more rows than its tokenizer has tokens.
+  A model can write such ids if its embedding has more rows than its tokenizer has tokens.
+
+  Args:
+    tokenizer: see `load_tokenizer`.
+    tokens: int[B, L].
+    stop_ids: see `stop_token_ids`.
   """
   tokens = np.asarray(tokens)
   lengths = completion_lengths(tokens, stop_ids)

@@ -15,7 +15,8 @@ import sys
 
 from gdsd_jax.sandbox import seccomp
 
-# Runs before anything untrusted is read: limits, another user where that is ours to choose, then the modules inside.
+# This runs before anything untrusted is read. It sets limits, becomes another user where that is ours to choose, and
+# then loads the modules of `inside`.
 _BOOTSTRAP = """
 import marshal, os, resource, sys
 with open(0, "rb", closefd=False) as file:
@@ -39,7 +40,7 @@ module.main(job)
 """
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
-# Numbers of users that nobody has, one for each sandbox: limits on processes are counted by user.
+# Each sandbox gets a user number that nobody has, because limits on processes are counted by user.
 _FIRST_USER = 2**30
 _counter = itertools.count()
 
@@ -67,10 +68,14 @@ class Process:
   """A Python process in a sandbox of its own.
 
   Args:
-    main: module of `inside` whose `main(job)` runs.
-    job: plain data for it; may name descriptors of `pass_fds`.
-    limits: what it may use.
+    main: the module of `inside` whose `main(job)` runs.
+    job: plain data for it, which may name descriptors of `pass_fds`.
+    limits: what the process may use.
+    pass_fds: file descriptors that the process inherits.
     drop_user: whether to become another user inside, which only root can.
+
+  Attributes:
+    pid: the process number of bubblewrap, the parent of all that runs in the sandbox.
   """
 
   def __init__(self, main: str, job: dict, limits: Limits, pass_fds: tuple[int, ...], drop_user: bool):
@@ -122,7 +127,7 @@ def _interpreter():
 
 @functools.cache
 def _command(drop_user, limits):
-  """bubblewrap's command line. Root needs no user namespace, but another user: no process limit binds root."""
+  """bubblewrap's command line. Root needs no user namespace, but another user, because no process limit binds root."""
   arguments = [shutil.which("bwrap"), "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts",
                "--unshare-cgroup-try", "--die-with-parent", "--new-session", "--hostname", "sandbox",
                "--clearenv", "--setenv", "PYTHONHASHSEED", "0"]  # sets come in the same order in every run
@@ -132,7 +137,7 @@ def _command(drop_user, limits):
     arguments += ["--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"]
   parents = {str(parent) for path in (*_readable(), *_DEVICES) for parent in Path(path).parents}
   for folder in sorted(parents - {"/"}):
-    arguments += ["--perms", "0755", "--dir", folder]  # of its own accord bubblewrap makes them private to root
+    arguments += ["--perms", "0755", "--dir", folder]  # bubblewrap alone would make them private to root
   for path in _readable():
     arguments += ["--ro-bind", path, path]
   for path in _DEVICES:
@@ -144,14 +149,14 @@ def _command(drop_user, limits):
 
 
 def _readable():
-  """The interpreter, its libraries and the system's."""
+  """Paths of the interpreter, its libraries and the system's libraries."""
   prefix = os.path.realpath(sys.base_prefix)
   paths = [*_LIBRARIES, f"{prefix}/lib", f"{prefix}/lib64"]
   return [_interpreter(), *dict.fromkeys(path for path in paths if os.path.isdir(path))]
 
 
 def _hidden():
-  """Installed packages, of which programs see none."""
+  """Folders of installed packages, which programs are not to see."""
   folder = os.path.dirname(os.path.realpath(os.__file__))
   paths = [f"{folder}/site-packages", f"{folder}/dist-packages", f"{os.path.dirname(folder)}/python3/dist-packages"]
   return [path for path in paths if os.path.isdir(path)]

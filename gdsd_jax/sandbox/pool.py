@@ -58,7 +58,19 @@ def check_available() -> None:
 
 
 def run(programs: Sequence[Program], limits: bubblewrap.Limits, workers: int | None = None) -> list[Verdict]:
-  """Verdicts of programs, `workers` at a time (None: one for each CPU). RuntimeError as `check_available`."""
+  """Runs programs against their tests.
+
+  Args:
+    programs: what to run.
+    limits: what each program may use.
+    workers: how many programs run at a time; None for one for each CPU.
+
+  Returns:
+    The verdict on each program, in their order.
+
+  Raises:
+    RuntimeError: programs cannot be run here, see `check_available`.
+  """
   drop_user = _drops_user()
   workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(programs)))
   with concurrent.futures.ThreadPoolExecutor(workers) as executor:
@@ -67,7 +79,7 @@ def run(programs: Sequence[Program], limits: bubblewrap.Limits, workers: int | N
 
 @functools.lru_cache(maxsize=1)
 def _drops_user():
-  """Whether sandboxes become another user, found by trying."""
+  """Whether sandboxes become another user; one is tried to find out."""
   if shutil.which("bwrap") is None:
     raise RuntimeError(f"programs run in bubblewrap, which is not here: {INSTALL}")
   program = Program("def one(): return 1", ("assert one() == 1",))
@@ -81,7 +93,7 @@ def _drops_user():
 
 
 def _run(program, limits, drop_user, explain=False):
-  """(verdict, what the sandboxes said): the judge and the program each in a sandbox, joined by one socket."""
+  """Starts judge and program, each in a sandbox, joined by one socket; returns (verdict, what the sandboxes said)."""
   seconds = math.ceil(limits.test_seconds)
   for_judge, for_candidate = socket.socketpair()
   reader, writer = os.pipe()
@@ -112,7 +124,7 @@ def _run(program, limits, drop_user, explain=False):
 
 
 def _read_marks(reader, count, limits, pids):
-  """The judge's bytes, until they are all there, the time is up, or the program takes more than its share."""
+  """Reads the judge's bytes until they are all there, the time is up, or the program takes more than its share."""
   marks = b""
   start = watched = time.monotonic()
   while len(marks) < count and (left := start + limits.program_seconds - time.monotonic()) > 0:

@@ -5,7 +5,7 @@ import dataclasses
 import re
 from typing import Any, ClassVar
 
-from gdsd_jax.tasks import base
+from gdsd_jax.tasks import arithmetic_problems, base
 
 # A right answer is what the task is about, so it outweighs any layout.
 CORRECTNESS_REWARD = 1.0
@@ -26,7 +26,7 @@ class ArithmeticTask(base.Task):
   An example has `question` (str), `reasoning` (str, such as "12+7=19") and `answer` (int).
 
   Attributes:
-    data_dir: where the TFDS dataset is kept, written there on first use; None for the default of TFDS.
+    data_dir: folder of TFDS datasets, which every task takes. The problems here are made in memory and need none.
   """
 
   data_dir: str | None = None
@@ -34,17 +34,9 @@ class ArithmeticTask(base.Task):
   tags: ClassVar[tuple[str, ...]] = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
-    """Problems of a split, by index.
-
-    Raises:
-      ValueError: unknown split.
-      OSError: `data_dir` cannot be written.
-    """
+    """Problems of a split, by index. ValueError on an unknown split."""
     base.check_split(split)
-    # Late, because rewards must work on machines without tensorflow_datasets.
-    from gdsd_jax.tasks import arithmetic_dataset
-
-    return arithmetic_dataset.open_split(split, self.data_dir)
+    return arithmetic_problems.problems(split)
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     # No instruction about the format: a model this small learns it in pretraining, and short prompts are cheap.

@@ -1,13 +1,12 @@
 """Generates the arithmetic word problems: the same ones on every machine and Python release."""
 
-from collections.abc import Iterator
 import hashlib
 import itertools
 from typing import Any
 
 LEFT_OPERANDS, RIGHT_OPERANDS = range(1, 13), range(1, 10)
 SPLIT_SIZES = {"train": 9_000, "test": 400}
-TEST_FRACTION = 0.1  # of the problems
+TEST_FRACTION = 0.1  # share of the problems that test asks
 
 NAMES = ("Tom", "Ana", "Ben", "Mia", "Sam", "Eva")
 THINGS = ("apple", "book", "coin", "pen", "shell", "card")
@@ -27,22 +26,24 @@ TEMPLATES = {
 }
 
 
-def problems(split: str) -> Iterator[dict[str, Any]]:
-  """Problems of split "train" or "test".
+def problems(split: str) -> list[dict[str, Any]]:
+  """Problems of split "train" or "test", always in the same order.
 
   A problem is a calculation in a sentence template, told several times with different names and things. It belongs to
   one split alone: test asks for known calculations in sentences that they were never seen in.
 
-  Yields:
-    dicts of `question` (str), `reasoning` (str, such as "12+7=19") and `answer` (int). No two questions are equal,
+  Returns:
+    dicts of `answer` (int), `question` (str) and `reasoning` (str, such as "12+7=19"). No two questions are equal,
     within a split or across splits.
   """
   tellings = [_shuffled((*problem, *telling) for telling in itertools.product(NAMES, THINGS))
               for problem in _problems(split)]
   # Every problem once, then every problem again: all are equally frequent, to within one.
   in_turn = itertools.chain.from_iterable(zip(*tellings))
-  for telling in itertools.islice(in_turn, SPLIT_SIZES[split]):
-    yield _example(*telling)
+  chosen = list(itertools.islice(in_turn, SPLIT_SIZES[split]))
+  # TFDS shuffles a split by these digests. Runs draw problems by index, so the order is part of their results.
+  order = sorted(range(len(chosen)), key=lambda index: hashlib.md5(f"{split}{index}".encode()).digest())
+  return [_example(*chosen[index]) for index in order]
 
 
 def _problems(split: str) -> list[tuple]:
@@ -65,7 +66,7 @@ def _example(operation: str, left: int, right: int, template: str, name: str, th
   first = f"{left} {thing}" if left == 1 else f"{left} {thing}s"
   answer = left + right if operation == "+" else left - right
   return {
+    "answer": answer,
     "question": template.format(name=name, left=first, right=right, things=f"{thing}s"),
     "reasoning": f"{left}{operation}{right}={answer}",
-    "answer": answer,
   }

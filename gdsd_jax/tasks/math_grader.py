@@ -1,9 +1,14 @@
 """Mathematical equality by math-verify, in processes of its own: what they cannot settle in time is wrong.
 
-math-verify limits its time by signals, which work in a main thread alone and do not interrupt one long multiplication,
-and a completion may well ask for one: 9^{9^{9^9}}. So each grading runs in a worker that ends itself when its time or
-its memory is over, and the next grading gets a new one. Workers are fresh interpreters rather than forks, because JAX
-keeps threads here; they live until this process closes their standard input, by ending too.
+math-verify limits its time by signals. These work in a main thread alone and do not interrupt one long multiplication,
+which a completion may well ask for: 9^{9^{9^9}}. So each grading runs in a worker that ends itself when its time or its
+memory is over, and the next grading gets a new one.
+
+Workers are fresh interpreters rather than forks, because JAX keeps threads here. They are started by `subprocess`
+rather than by a pool of multiprocessing's kin. Those run the user's script again in every worker, with JAX where it
+imports JAX, and fail in scripts without a `__main__` guard. In pebble's pool, also, the death of one idle worker ends
+the pool, and tasks whose time is up are stopped one after the other, three seconds each where signals are ignored.
+A worker lives until this process closes its standard input, which it also does by ending.
 """
 
 import atexit
@@ -20,8 +25,8 @@ import signal
 import subprocess
 import sys
 
-OPERATION_SECONDS = 2  # for math-verify's own limit: reading the completion, reading the answer, comparing the two
-GRADING_SECONDS = 10
+OPERATION_SECONDS = 2  # math-verify's own limit for reading a completion, reading an answer, and comparing the two
+GRADING_SECONDS = 10  # the worker's limit for all of it
 MEMORY_BYTES = 2**31
 MAX_WORKERS = 16
 
@@ -33,17 +38,21 @@ def check_installed() -> None:
 
 
 def equal(completion: str, answer: str) -> bool:
-  """Whether math-verify finds the completion's final expression equal to the answer's. Both are LaTeX within text."""
+  """Whether math-verify finds the final expressions of a completion and an answer equal; both are text with LaTeX.
+
+  Raises:
+    OSError: no worker can be started.
+  """
   return _pool().grade((completion, answer))
 
 
 def equal_batch(completions: Sequence[str], answers: Sequence[str]) -> list[bool]:
-  """`equal` of many, side by side."""
+  """`equal` for each completion and its answer, many at a time."""
   return _pool().grade_batch(zip(completions, answers))
 
 
 class _Pool:
-  """Workers, started when first needed."""
+  """At most `size` workers, each started when it is first needed and replaced when it has ended."""
 
   def __init__(self, size: int):
     self._idle = queue.LifoQueue()  # last in, first out, so that single gradings keep one worker busy and start no more
@@ -92,6 +101,7 @@ def _start_worker() -> subprocess.Popen:
 
 
 def _ask(worker, pair) -> bool | None:
+  """The worker's verdict, or None where it has ended without one."""
   try:
     print(json.dumps(pair), file=worker.stdin, flush=True)
     reply = worker.stdout.readline()
@@ -106,7 +116,7 @@ def _stop(worker):
 
 
 def _serve():
-  """The worker: a line with a pair in, a line with the verdict out."""
+  """Runs in the worker: reads a pair of texts a line, as JSON, and writes a verdict a line."""
   from math_verify import parse, verify
 
   for ending in (signal.SIGINT, signal.SIGTERM):  # sent to all processes, but a trainer may finish its step first
@@ -129,7 +139,7 @@ def _serve():
     faulthandler.dump_traceback_later(GRADING_SECONDS, exit=True)  # a thread that needs no interpreter lock
     try:
       verdict = bool(grade(*json.loads(line)))
-    except Exception:  # of SymPy, which math-verify lets through, and for want of memory
+    except Exception:  # SymPy's, which math-verify lets through, and for want of memory
       verdict = False
     faulthandler.cancel_dump_traceback_later()
     print(json.dumps(verdict), file=replies, flush=True)

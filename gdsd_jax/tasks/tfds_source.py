@@ -1,4 +1,4 @@
-"""TFDS datasets as rows of plain Python values; those of the Hugging Face hub too, through TFDS."""
+"""Datasets of TFDS, and through TFDS those of the Hugging Face hub, as rows of plain Python values."""
 
 from collections.abc import Sequence
 import contextlib
@@ -14,6 +14,7 @@ import urllib.request
 import numpy as np
 import tensorflow_datasets as tfds
 
+from gdsd_jax.tasks import arithmetic_dataset  # noqa: F401  (its import makes the name `arithmetic` known)
 from gdsd_jax.tasks.rows import check_columns, FILE_KINDS, Row
 
 _HUB_NAME = re.compile(r"huggingface:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(#(?P<split>.+))?")
@@ -40,12 +41,12 @@ class Rows(Sequence):
 
 
 def is_name(source: str) -> bool:
-  """Whether it reads like a TFDS or hub name, existing or not."""
+  """Whether a source reads like a TFDS or hub name; the dataset need not exist."""
   return bool(_HUB_NAME.fullmatch(source) or _TFDS_NAME.fullmatch(source))
 
 
 def open_rows(source: str, columns: Sequence[str], field: str, data_dir: str | None) -> Rows:
-  """Rows of a split; prepares the dataset as ArrayRecord files on first use. See `sources.open_source`."""
+  """The rows of a split; prepares the dataset as ArrayRecord files on first use. See `sources.open_source`."""
   try:
     hub, local = _HUB_NAME.fullmatch(source), _TFDS_NAME.fullmatch(source)
     builder = _hub_builder(hub["repo"], hub["config"], data_dir) if hub else _tfds_builder(local["name"], data_dir)
@@ -65,7 +66,7 @@ def open_rows(source: str, columns: Sequence[str], field: str, data_dir: str | N
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
-  """Writes a dataset where it is to be kept, silently. Fine if another process does the same. OSError if it cannot."""
+  """Writes a dataset to its folder without a word; another process may do the same. OSError where it cannot."""
   tfds.disable_progress_bar()
   try:
     # TFDS announces itself on standard output, which belongs to the program.

@@ -35,13 +35,13 @@ class Candidate(wire.Peer):
       number = self._numbers[id(value)] = len(self._objects)
       self._objects.append(value)  # kept alive, so that its id stays its own
     if isinstance(value, wire.BASES):
-      return b"v", number
-    return b"a" if isinstance(value, types.CoroutineType) else b"h", number
+      return "held", number
+    return "coroutine" if isinstance(value, types.CoroutineType) else "object", number
 
   def resolve(self, tag, number, value):
-    if tag == 118:  # v
+    if tag == "held":
       return value
-    if tag == 104:  # h
+    if tag == "object":
       return self._objects[number]
     return lambda *args, **kwargs: self.ask("call", number, args, kwargs)
 
@@ -49,13 +49,13 @@ class Candidate(wire.Peer):
     return getattr(self, f"do_{operation}")(*arguments)
 
   def do_load(self, names):
-    """Runs the program, but not what it does as a script; the values of those `names` that it defines."""
+    """Runs the program, but not what it does as a script; returns the values of those `names` that it defines."""
     self._module = sys.modules["program"] = types.ModuleType("program")
     exec(compile(self._program, "<program>", "exec"), self._module.__dict__)
     return {name: getattr(self._module, name) for name in names if hasattr(self._module, name)}
 
   def do_call(self, function, args, kwargs):
-    """(result, what became of arguments that the call changed in place, by position or name)."""
+    """Returns (result, what became of arguments that the call changed in place, by position or name)."""
     places = [*enumerate(args), *kwargs.items()]
     before = {place: self._snapshot(value) for place, value in places if isinstance(value, _CONTAINERS)}
     result = function(*args, **kwargs)

@@ -18,7 +18,7 @@ import types
 import names
 import wire
 
-# Where what a program may call with arguments of its choice comes from: the test, and modules that only compute.
+# A program may call functions of these modules with arguments of its choice: the test's, and those that only compute.
 _HARMLESS = ("__main__", "math", "cmath", "operator", "_operator", "itertools", "fractions", "statistics")
 _ONLY_SYNTAX = 0x400  # ast.PyCF_ONLY_AST
 # What tests ask of texts, sets and numbers. An object of the program in their place would say yes to all of it.
@@ -124,22 +124,22 @@ class Judge(wire.Peer):
 
   def refer(self, value):
     if isinstance(value, (Remote, _Held)):
-      return b"h", value._number if isinstance(value, Remote) else value._remote._number
+      return "object", value._number if isinstance(value, Remote) else value._remote._number
     if isinstance(value, wire.BASES):  # a test's own subclass: its value will do
-      return b"v", 0
+      return "held", 0
     if not _may_be_called(value):
       raise TypeError(f"a {type(value).__name__} cannot be handed to the program")
     self._callbacks.append(value)
-    return b"c", len(self._callbacks) - 1
+    return "callback", len(self._callbacks) - 1
 
   def resolve(self, tag, number, value):
-    if tag not in b"hav" or number < 0:
+    if tag == "callback" or number < 0:
       raise wire.Malformed("reference")
     if number not in self._remotes:
       self._remotes[number] = remote = Remote(self, number)
-      if tag == 97:  # a
+      if tag == "coroutine":
         self._remotes[number] = _awaited(remote)
-      elif tag == 118:  # v
+      elif tag == "held":
         self._remotes[number] = held = _HELD[type(value)](value)
         held._remote = remote
     return self._remotes[number]
@@ -165,7 +165,7 @@ class Judge(wire.Peer):
       os._exit(1)  # no `except` of a test may take a broken channel for an answer
 
   def call(self, function, args, kwargs):
-    """The result of a call, with changes that it made to its arguments in place."""
+    """Calls a function of the program; also makes the changes that the call made to its arguments in place."""
     answer = self.ask("call", function, args, kwargs)
     try:
       result, changed = answer
@@ -189,7 +189,7 @@ def _may_be_called(value):
 
 
 def _without_iterators(value):
-  """A message whose iterators and views of dictionaries are lists: what a test hands over is read here."""
+  """Makes lists of a message's iterators and views of dictionaries: what a test hands over is read here."""
   if type(value) is tuple:
     return tuple(_without_iterators(item) for item in value)
   if hasattr(type(value), "__next__") and not isinstance(value, Remote) or isinstance(value, abc.MappingView):
@@ -227,7 +227,7 @@ def main(job) -> None:
 
 
 def _in_process(task, job):
-  """Whether the task returns, in a process of its own and within the wall-clock limit."""
+  """Whether a task returns within the wall-clock limit; it runs in a process of its own."""
   reader, writer = os.pipe()
   child = os.fork()
   if child == 0:

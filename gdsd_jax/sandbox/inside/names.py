@@ -8,7 +8,7 @@ import sys
 _HELPERS = ("math", "cmath", "collections", "itertools", "functools", "decimal", "fractions", "datetime", "copy")
 # Packages that tests use without importing them: not in the sandbox, and a program's own could compare as it likes.
 _PACKAGES = {"np", "numpy", "pd", "pandas", "pytest", "scipy", "sp", "sympy", "tf", "torch"}
-# Of these, what compares rather than computes.
+# Names in these modules that compare rather than compute.
 _COMPARERS = {"isclose", "fabs", "deepcopy"}
 _NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)
 
@@ -33,7 +33,7 @@ def under_test(tests: list, known: list) -> set:
 
 
 def helpers(tree) -> dict:
-  """Name -> value of those names in a test that belong to the standard library, whether imported there or not."""
+  """The standard library's values for those names of a test that belong to it, whether the test imports them or not."""
   called = _called(tree)
   values = {name: _helper(name, name in called) for name in free(tree) if not hasattr(builtins, name)}
   return {name: value for name, value in values.items() if value is not None}

@@ -1,18 +1,22 @@
-"""The only language that judge and candidate share: length-prefixed messages of plain data, decoded strictly.
+"""The only language that judge and candidate share: length-prefixed JSON of plain data, decoded strictly.
 
+Numbers, texts, true, false and null stand for themselves. All else is a list that begins with a tag: `["tuple", 1, 2]`.
 No pickle: decoding builds exact builtin types and a few of the standard library's, and never calls the sender's code.
 Everything else crosses as a number that stands for an object on the sender's side.
 """
 
+import binascii
+import itertools
+import json
 import struct
 
 MAX_MESSAGE = 16 * 2**20  # bytes
-MAX_DEPTH = 200  # of containers in each other; decoding takes two of Python's 1000 frames for each
+MAX_DEPTH = 200  # containers in each other; each takes two of Python's 1000 frames
 
-_DOUBLE = struct.Struct("<d")
 _LENGTH = struct.Struct("<I")
-_SEQUENCES = {list: b"l", tuple: b"t", set: b"S", frozenset: b"Z"}
-_SEQUENCE_TYPES = {tag[0]: kind for kind, tag in _SEQUENCES.items()}
+# Characters beyond ASCII stay as they are, because escapes would join the halves of a surrogate pair.
+_JSON = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":"))
+_COLLECTIONS = {kind.__name__: kind for kind in (list, tuple, set, frozenset)}
 PLAIN_TYPES = (
   bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, type(None),
 )
@@ -35,6 +39,7 @@ _STANDARD = {
   ("decimal", "Decimal"): lambda value: (str(value),),
   ("fractions", "Fraction"): lambda value: (value.numerator, value.denominator),
 }
+_ARGUMENTS = {dict, list, int, str, type(None)}  # no range, with which a deque would fill the memory
 # Immutable types whose subclasses (named tuples, enumerations of numbers) cross as the value that they hold, with a
 # reference to the object itself.
 BASES = (int, float, str, bytes, tuple, frozenset)
@@ -47,138 +52,98 @@ class Malformed(Exception):
 def encode(value, refer) -> bytes:
   """The bytes of a value; `refer(value) -> (tag, number)` names whatever is no plain data.
 
-  The tags: h, an object; a, a coroutine; c, a callback; v, an object of a subclass of `BASES`, followed by its value.
+  Its tags are "object", "coroutine", "callback", and "held" for an object of a subclass of `BASES`, which crosses with
+  the value that it holds. ValueError on a value that is nested too deeply.
   """
-  out = []
-  _encode(value, refer, out, 0)
-  return b"".join(out)
+  return _JSON.encode(_to_json(value, refer, 0)).encode("utf-8", "surrogatepass")
 
 
-def _encode(value, refer, out, depth):
-  kind = type(value)
+def _to_json(value, refer, depth):
   if depth > MAX_DEPTH:
     raise ValueError("nested too deeply")
-  if value is None:
-    out.append(b"N")
-  elif kind is bool:
-    out.append(b"T" if value else b"F")
-  elif kind is int:
-    out.append(b"i%x;" % value if value >= 0 else b"i-%x;" % -value)
-  elif kind is float:
-    out.append(b"f" + _DOUBLE.pack(value))
-  elif kind is complex:
-    out.append(b"j" + _DOUBLE.pack(value.real) + _DOUBLE.pack(value.imag))
-  elif kind is str:
-    _encode_bytes(b"s", value.encode("utf-8", "surrogatepass"), out)
-  elif kind is bytes or kind is bytearray:
-    _encode_bytes(b"b" if kind is bytes else b"B", bytes(value), out)
-  elif kind in _SEQUENCES:
-    out.append(b"%c%x;" % (_SEQUENCES[kind], len(value)))
-    for item in value:
-      _encode(item, refer, out, depth + 1)
-  elif kind is dict:
-    out.append(b"d%x;" % len(value))
-    for key, item in value.items():
-      _encode(key, refer, out, depth + 1)
-      _encode(item, refer, out, depth + 1)
-  elif kind is range:
-    out.append(b"r")
-    _encode((value.start, value.stop, value.step), refer, out, depth + 1)
-  elif kind in _KINDS_OF_BUILTINS and _BUILTINS.get(value.__name__) is value:
-    _encode_bytes(b"y", value.__name__.encode(), out)
-  else:
-    _encode_other(value, kind, refer, out, depth)
+  kind = type(value)
+  if value is None or kind in (bool, float, str) or kind is int and abs(value) < 2**63:
+    return value
+  tag, parts = _split(value, kind, refer)
+  return [tag, *[_to_json(part, refer, depth + 1) for part in parts]]
 
 
-def _encode_other(value, kind, refer, out, depth):
+def _split(value, kind, refer):
+  """The tag of a value, and the values that follow the tag."""
+  if kind in _COLLECTIONS.values():
+    return kind.__name__, value
+  if kind is dict:
+    return "dict", itertools.chain.from_iterable(value.items())
+  if kind is int:  # beyond what every JSON parser reads; hexadecimal, since Python limits decimal digits
+    return "int", (f"{value:x}",)
+  if kind is complex:
+    return "complex", (value.real, value.imag)
+  if kind is bytes or kind is bytearray:
+    return kind.__name__, (binascii.b2a_base64(value, newline=False).decode(),)
+  if kind is range:
+    return "range", (value.start, value.stop, value.step)
+  if kind in _KINDS_OF_BUILTINS and _BUILTINS.get(value.__name__) is value:
+    return "builtin", (value.__name__,)
   name = (kind.__module__, kind.__name__)
   if name in _STANDARD and getattr(value, "tzinfo", None) is None:
-    out.append(b"x")
-    _encode((*name, _STANDARD[name](value)), refer, out, depth + 1)
-  elif name == ("collections", "defaultdict"):
-    _encode(dict(value), refer, out, depth)
-  else:
-    base = next((base for base in BASES if isinstance(value, base)), None)
-    tag, number = refer(value)
-    out.append(b"%c%x;" % (tag, number))
-    if tag == b"v":
-      _encode(str.__str__(value) if base is str else base(value), refer, out, depth + 1)
-
-
-def _encode_bytes(tag, data, out):
-  out.append(b"%c%x;" % (tag, len(data)))
-  out.append(data)
+    return "standard", (*name, *_STANDARD[name](value))
+  if name == ("collections", "defaultdict"):
+    return _split(dict(value), dict, refer)
+  tag, number = refer(value)
+  if tag != "held":
+    return tag, (number,)
+  base = next(base for base in BASES if isinstance(value, base))
+  return tag, (number, str.__str__(value) if base is str else base(value))
 
 
 def decode(data: bytes, resolve):
-  """The value of these bytes. Malformed on anything else.
+  """The value that the bytes stand for. Malformed where they stand for none.
 
-  `resolve(tag, number, value)` gives the object for a reference; `value` is None but for the tag v.
+  `resolve(tag, number, value)` gives the object for a reference; `value` is None unless the tag is "held".
   """
   try:
-    value, end = _decode(data, 0, resolve, 0)
-  except (ValueError, TypeError, IndexError, ArithmeticError, RecursionError, MemoryError, struct.error) as error:
+    return _from_json(json.loads(data.decode("utf-8", "surrogatepass")), resolve, 0)
+  except Exception as error:  # whatever a hostile message leads to: want of memory and of stack among it
     raise Malformed(str(error)) from error
-  if end != len(data):
-    raise Malformed("trailing bytes")
-  return value
 
 
-def _decode(data, at, resolve, depth):
+def _from_json(node, resolve, depth):
   if depth > MAX_DEPTH:
     raise Malformed("nested too deeply")
-  tag = data[at]
-  at += 1
-  if tag in b"NTF":
-    return {78: None, 84: True, 70: False}[tag], at
-  if tag == 102:  # f
-    return _DOUBLE.unpack_from(data, at)[0], at + 8
-  if tag == 106:  # j
-    return complex(_DOUBLE.unpack_from(data, at)[0], _DOUBLE.unpack_from(data, at + 8)[0]), at + 16
-  if tag == 114:  # r
-    bounds, at = _decode(data, at, resolve, depth + 1)
-    return range(*bounds), at
-  if tag == 120:  # x
-    (module, name, arguments), at = _decode(data, at, resolve, depth + 1)
-    if (module, name) not in _STANDARD or type(arguments) is not tuple:
-      raise Malformed("unknown type")
-    return getattr(__import__(module), name)(*arguments), at
-  end = data.index(b";", at)
-  number = int(data[at:end], 16)
-  at = end + 1
-  if tag == 105:  # i
-    return number, at
-  if tag in b"hac":
-    return resolve(tag, number, None), at
-  if tag == 118:  # v
-    value, at = _decode(data, at, resolve, depth + 1)
-    if type(value) not in BASES:
-      raise Malformed("no value")
-    return resolve(tag, number, value), at
-  if not 0 <= number <= len(data) - at:
-    raise Malformed("length")
-  return _decode_sized(tag, number, data, at, resolve, depth)
+  if type(node) is not list:
+    if type(node) is dict:
+      raise Malformed("an object of JSON")
+    return node
+  tag, *parts = node
+  return _join(tag, [_from_json(part, resolve, depth + 1) for part in parts], resolve)
 
 
-def _decode_sized(tag, size, data, at, resolve, depth):
-  if tag in b"sbBy":
-    content = data[at:at + size]
-    if tag == 115:  # s
-      return content.decode("utf-8", "surrogatepass"), at + size
-    if tag == 121:  # y
-      if content.decode() not in _BUILTINS:
-        raise Malformed("unknown builtin")
-      return _BUILTINS[content.decode()], at + size
-    return (bytearray(content) if tag == 66 else content), at + size
-  items = []
-  if tag == 100:  # d
-    size *= 2
-  elif tag not in _SEQUENCE_TYPES:
-    raise Malformed("unknown tag")
-  for _ in range(size):
-    item, at = _decode(data, at, resolve, depth + 1)
-    items.append(item)
-  return (dict(zip(items[::2], items[1::2])) if tag == 100 else _SEQUENCE_TYPES[tag](items)), at
+def _join(tag, parts, resolve):
+  """The value that a tag and the values after it stand for."""
+  if tag in _COLLECTIONS:
+    return _COLLECTIONS[tag](parts)
+  match tag, parts:
+    case "dict", _:
+      return dict(zip(parts[::2], parts[1::2], strict=True))
+    case "int", [str(digits)]:
+      return int(digits, 16)
+    case "complex", [float(real), float(imaginary)]:
+      return complex(real, imaginary)
+    case "bytes" | "bytearray", [str(text)]:
+      return _BUILTINS[tag](binascii.a2b_base64(text, strict_mode=True))
+    case "range", [int(start), int(stop), int(step)]:
+      return range(start, stop, step)
+    case "builtin", [str(name)]:
+      return _BUILTINS[name]
+    case "standard", [module, name, *arguments] if (module, name) in _STANDARD:
+      if not _ARGUMENTS.issuperset(map(type, arguments)):
+        raise Malformed("arguments")
+      return getattr(__import__(module), name)(*arguments)
+    case "object" | "coroutine" | "callback", [number] if type(number) is int:
+      return resolve(tag, number, None)
+    case "held", [number, value] if type(number) is int and type(value) in BASES:
+      return resolve(tag, number, value)
+  raise Malformed("unknown tag")
 
 
 class Peer:
@@ -192,11 +157,11 @@ class Peer:
     self._buffer = bytearray()
 
   def refer(self, value):
-    """(tag, number) for an object that is no plain data."""
+    """The tag and number that stand for an object that is no plain data, see `encode`."""
     raise NotImplementedError
 
   def resolve(self, tag, number, value):
-    """The object behind a reference."""
+    """The object that a tag and a number stand for, see `decode`."""
     raise NotImplementedError
 
   def handle(self, operation, arguments):
