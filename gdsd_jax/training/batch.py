@@ -9,7 +9,7 @@ from gdsd_jax.objectives.scores import Scores
 
 @struct.dataclass
 class ScoringBatch:
-  """What scoring needs of N rollouts. Single samples have a leading axis S, or none, and no axis M.
+  """What scoring needs of N rollouts; cut into single samples, its arrays have no axis M (`single_samples`).
 
   Attributes:
     tokens: int32[N, P+L], prompts (left-padded) and completions.
