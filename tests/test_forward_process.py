@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gdsd_jax.diffusion.forward import consistent_masks, masks_from_counts, stratified_counts
+from gdsd_jax.diffusion.forward import consistent_masks, masks_from_counts, rollout_masks, stratified_counts
 
 SHAPES = st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(1, 6), st.integers(0, 2**31 - 1))
 
@@ -73,6 +73,12 @@ def test_samples_have_their_own_counts_and_shape():
   chex.assert_shape(masks, (8, 6, 32))
   assert masks.dtype == bool
   assert len({tuple(row) for row in np.asarray(masks.sum(axis=-1))}) > 1
+
+
+def test_inside_rollouts_come_first():
+  confidence = jax.random.uniform(jax.random.key(0), (6, 32))
+  public, inside = (masks(jax.random.key(3), confidence, 8, 8) for masks in (consistent_masks, rollout_masks))
+  chex.assert_trees_all_equal(inside, public.transpose(1, 0, 2))
 
 
 def test_whole_completion_is_one_block():

@@ -16,7 +16,8 @@ from gdsd_jax.models.lora import TARGETS
 from gdsd_jax.parallel.mesh import make_mesh, param_shardings
 from gdsd_jax.runs import config as training_config, state as training_state
 from gdsd_jax.runs.recipes import MODELS
-from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
+from gdsd_jax.training.batch import DistillationBatch, ScoringBatch
+from gdsd_jax.training.step import distillation_step, score_rollouts
 
 PUBLISHED = {preset: published.PUBLISHED[name] for preset, name in MODELS.items()}
 COUNTS = {"llada_8b": 8_015_581_184, "dream_7b": 7_615_616_512}
@@ -99,7 +100,7 @@ def test_recipes_trace_at_full_size(full_size, name):
   assert rollout.tokens.shape == rollout.confidence.shape == (batch, length)
 
   objective = training_config.objective_config(config)
-  rollouts = Rollouts(
+  rollouts = ScoringBatch(
     of((rollouts_per_step, width + length), jnp.int32), of((rollouts_per_step, width), bool),
     of((rollouts_per_step, config.objective.num_mc, length), bool),
   )

@@ -19,7 +19,8 @@ from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.config import base_config
 from gdsd_jax.runs.state import init_state, make_optimizer
-from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
+from gdsd_jax.training.batch import DistillationBatch, ScoringBatch
+from gdsd_jax.training.step import distillation_step, score_rollouts
 
 CONFIG = LoraConfig(rank=4, alpha=8.0, dropout=0.0)
 TOKENS = np.arange(24).reshape(2, 12) % 50
@@ -100,7 +101,7 @@ def distillation(dropout, accumulation=1):
   optimizer = make_optimizer(base_config().optimizer)
   state = init_state(denoiser, params, optimizer, seed=0, with_reference=True, mesh=mesh)
   tokens = jax.random.randint(jax.random.key(1), (4, 20), 0, 400)
-  rollouts = Rollouts(tokens, jnp.ones((4, 4), bool), jax.random.bernoulli(jax.random.key(2), 0.5, (4, 2, 16)))
+  rollouts = ScoringBatch(tokens, jnp.ones((4, 4), bool), jax.random.bernoulli(jax.random.key(2), 0.5, (4, 2, 16)))
   old = score_rollouts(state.student_params, rollouts, denoiser=denoiser, objective=objective)
   ref = score_rollouts(state.reference_params, rollouts, denoiser=denoiser, objective=objective)
   batch = DistillationBatch(rollouts, jnp.array([1.0, -1.0, 0.5, -0.5]), old, ref, old)

@@ -21,7 +21,8 @@ from gdsd_jax.parallel.rows import lay_out
 from gdsd_jax.runs.config import base_config
 from gdsd_jax.runs.state import init_state, make_optimizer
 from gdsd_jax.training import trainer as training
-from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
+from gdsd_jax.training.batch import DistillationBatch, ScoringBatch
+from gdsd_jax.training.step import distillation_step, score_rollouts
 
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "fsdp_tensor": (1, 4, 2), "all": (2, 2, 2)}
 
@@ -116,8 +117,8 @@ def test_the_step_keeps_the_vocabulary_split(tiny_config, name):
   state = init_state(denoiser, params, optimizer, 0, with_reference=True, mesh=denoiser.mesh)
   split = batch_sharding(denoiser.mesh)
   put = lambda x: jax.device_put(x, split)
-  rollouts = Rollouts(put(jnp.zeros((BATCH, PROMPT + LENGTH), jnp.int32)), put(jnp.ones((BATCH, PROMPT), bool)),
-                      put(jnp.ones((BATCH, 2, LENGTH), bool)))
+  rollouts = ScoringBatch(put(jnp.zeros((BATCH, PROMPT + LENGTH), jnp.int32)), put(jnp.ones((BATCH, PROMPT), bool)),
+                          put(jnp.ones((BATCH, 2, LENGTH), bool)))
   static = dict(denoiser=denoiser, objective=OBJECTIVES[name], accumulation=2)
   score = score_rollouts.lower(state.student_params, rollouts, **static).compile()
   assert_vocabulary_stays_split(score)

@@ -130,6 +130,12 @@ def test_kl_uses_plain_scores_under_tlc():
   np.testing.assert_allclose(metrics["kl"], 0.5 * 4 / 2)
 
 
+@pytest.mark.parametrize("masks, prompt_length", [((M, B, L - 1), P), ((M, B, L), P + 1)])
+def test_lengths_that_do_not_add_up_are_refused(tiny_denoiser, masks, prompt_length):
+  with pytest.raises(ValueError, match="prompt_length"):
+    sequence_scores(tiny_denoiser, {}, jnp.zeros((B, P + L), int), jnp.ones(masks, bool), prompt_length)
+
+
 @pytest.mark.parametrize("loss", [gdsd_loss, espo_loss])
 def test_kl_without_a_reference_is_refused(loss):
   scores = Scores(jnp.zeros((1, 1)))

@@ -10,11 +10,13 @@ import numpy as np
 import optax
 import pytest
 
-from gdsd_jax.diffusion.forward import consistent_masks
+from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.objectives.objective import Objective
+from gdsd_jax.objectives.scores import sequence_scores
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from gdsd_jax.runs.state import init_state, make_optimizer, state_shardings, sync_reference
-from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
+from gdsd_jax.training.batch import cut, DistillationBatch, join, ScoringBatch
+from gdsd_jax.training.step import distillation_step, score_rollouts
 
 N, P, L, M = 8, 4, 8, 2
 GDSD = Objective()
@@ -44,11 +46,9 @@ def make_state(denoiser, optimizer, mesh, dtype="float32"):
 
 def make_batch(denoiser, state, objective, mesh, accumulation=1):
   tokens = jax.random.randint(jax.random.key(0), (N, P + L), 0, 60)
-  masks = consistent_masks(jax.random.key(1), jax.random.uniform(jax.random.key(2), (N, L)), M, 4)
+  masks = rollout_masks(jax.random.key(1), jax.random.uniform(jax.random.key(2), (N, L)), M, 4)
   prompt_mask = jnp.ones((N, P), bool).at[::2, 0].set(False)
-  rollouts = jax.device_put(
-    Rollouts(tokens, prompt_mask, masks.transpose(1, 0, 2)), batch_sharding(mesh)
-  )
+  rollouts = jax.device_put(ScoringBatch(tokens, prompt_mask, masks), batch_sharding(mesh))
   advantages = jax.device_put(jnp.linspace(-1, 1, N), batch_sharding(mesh))
   scores = score_rollouts(
     state.params, rollouts, denoiser=denoiser, objective=objective, accumulation=accumulation
@@ -75,20 +75,26 @@ def test_first_log_ratio_is_exactly_zero(tiny_denoiser, optimizer, one_device, n
   assert metrics["grad_norm"] > 0
 
 
+def loss_of_params(denoiser, objective, batch):
+  """The loss as a function of the parameters, through all samples at once."""
+  rollouts, scoring = batch.rollouts, objective.scoring
+
+  def loss_fn(params):
+    scores = sequence_scores(
+      denoiser, params, rollouts.tokens, jnp.swapaxes(rollouts.masks, 0, 1), P, rollouts.prompt_mask,
+      scoring.weighted, scoring.center_top_k, scoring.center_gradient,
+    )
+    return objective.loss(scores, batch.old, batch.ref, batch.advantages, L)[0]
+
+  return loss_fn
+
+
 def test_step_is_adamw_on_the_gradient_of_the_loss(tiny_denoiser, optimizer, one_device):
   objective = Objective()
   denoiser, state = make_state(tiny_denoiser, optimizer, one_device)
   batch = make_batch(denoiser, state, objective, one_device)
-
-  def loss_fn(params):
-    rollouts = batch.rollouts
-    scores = objective.scores(
-      denoiser, params, rollouts.tokens, rollouts.masks.transpose(1, 0, 2), rollouts.prompt_mask
-    )
-    return objective.loss(scores, batch.old, batch.ref, batch.advantages, L)[0]
-
   before = jax.tree.map(np.asarray, state.params)  # the step donates the state
-  gradient = jax.jit(jax.grad(loss_fn))(state.params)
+  gradient = jax.jit(jax.grad(loss_of_params(denoiser, objective, batch)))(state.params)
   updates, _ = optimizer.update(gradient, state.opt_state, state.params)
   expected = jax.tree.map(lambda p, u: p + u, state.params, updates)
   stepped, _ = distillation_step(state, batch, denoiser=denoiser, objective=objective, optimizer=optimizer)
@@ -111,13 +117,7 @@ def test_gradient_is_that_of_the_loss(tiny_denoiser, one_device, tied, objective
   batch = make_batch(denoiser, state, objective, one_device)
   shifted = jax.tree.map(lambda scores: scores + 1.0, batch.old)
   batch = batch.replace(ref=shifted if objective.beta else None)
-
-  def loss_fn(params):
-    masks = batch.rollouts.masks.transpose(1, 0, 2)
-    scores = objective.scores(denoiser, params, batch.rollouts.tokens, masks, batch.rollouts.prompt_mask)
-    return objective.loss(scores, batch.old, batch.ref, batch.advantages, L)[0]
-
-  expected = jax.jit(jax.grad(loss_fn))(state.params)
+  expected = jax.jit(jax.grad(loss_of_params(denoiser, objective, batch)))(state.params)
   before = jax.tree.map(np.asarray, state.params)
   state, metrics = distillation_step(
     state, batch, denoiser=denoiser, objective=objective, optimizer=descent, accumulation=2
@@ -126,6 +126,15 @@ def test_gradient_is_that_of_the_loss(tiny_denoiser, one_device, tied, objective
   np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
   for was, now, gradient in zip(*map(jax.tree.leaves, (before, state.params, expected))):
     np.testing.assert_allclose(was - now, gradient, rtol=1e-3, atol=1e-5 * norm)
+
+
+def test_samples_are_cut_and_joined():
+  """Sample a M + m is mask sample m of microbatch a, which is every accumulation-th rollout from the a-th on."""
+  x = np.arange(N * M * L).reshape(N, M, L)
+  samples = cut(x, accumulation=4)
+  assert samples.shape == (4 * M, N // 4, L)
+  np.testing.assert_array_equal(samples[2 * M + 1], x[2::4, 1])
+  np.testing.assert_array_equal(join(samples[..., 0], accumulation=4), x[..., 0])
 
 
 def test_accumulation_gives_the_same_update(tiny_denoiser, optimizer, one_device):

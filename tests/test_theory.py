@@ -15,7 +15,7 @@ from gdsd_jax.models.lm_head import LMHead
 from gdsd_jax.objectives.gdsd import gdsd_loss
 from gdsd_jax.objectives.scores import Scores
 from gdsd_jax.objectives.teacher import leave_one_out_advantages, teacher_scores
-from gdsd_jax.objectives.token_scores import token_scores
+from gdsd_jax.objectives.token_scores import Scoring, token_scores
 
 VOCABULARY = 7
 
@@ -37,7 +37,8 @@ def problem():
 def scores_of(logits, center_top_k):
   every_token = jnp.broadcast_to(logits, (VOCABULARY, VOCABULARY))
   head = LMHead(jnp.eye(VOCABULARY))  # hidden states are the logits
-  plain, centered, _ = token_scores(head, every_token, jnp.arange(VOCABULARY), center_top_k, center_gradient=True)
+  scoring = Scoring(center_top_k=center_top_k, center_gradient=True)
+  plain, centered, _ = token_scores(head, every_token, jnp.arange(VOCABULARY), scoring)
   return Scores(plain[:, None], None if centered is None else centered[:, None])
 
 
@@ -94,6 +95,18 @@ def test_teacher_scores_are_the_closed_form_up_to_a_constant():
   scores = teacher_scores(old[:, None], advantages, 0.3)[:, 0]
   constant = scores - jnp.log(teacher(logits, advantages, 0.3))
   chex.assert_trees_all_close(constant, jnp.full(VOCABULARY, constant[0]), atol=1e-12)
+
+
+def test_the_loss_is_the_distance_to_the_teachers_scores():
+  """The loss leaves the old score out of both; here it is in both, in float64."""
+  rng, length, psi = np.random.default_rng(0), 8, 0.04
+  old, advantages = jnp.asarray(rng.normal(size=(4, 2)) - 50), jnp.asarray(rng.normal(size=4))
+  student = old + jnp.asarray(rng.normal(size=(4, 2)))
+  loss = lambda student: gdsd_loss(Scores(student), Scores(old), None, advantages, length, psi, 0.999, beta=0.0)[0]
+  teacher = teacher_scores(old / length, advantages, psi)
+  inside = jnp.clip(student, old + jnp.log1p(-0.999), old + jnp.log1p(0.999))
+  chex.assert_trees_all_close(loss(student), jnp.sum(jnp.square(inside / length - teacher)) / 4, rtol=1e-12)
+  assert loss(teacher * length) < 1e-25
 
 
 def test_leave_one_out_advantages_are_the_formula():

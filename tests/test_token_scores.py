@@ -11,7 +11,7 @@ import pytest
 from gdsd_jax.models import lm_head
 from gdsd_jax.models.lm_head import largest, LMHead
 from gdsd_jax.objectives import token_scores as token_scores_module
-from gdsd_jax.objectives.token_scores import token_scores
+from gdsd_jax.objectives.token_scores import Scoring, token_scores
 from gdsd_jax.parallel.mesh import make_mesh, partition
 
 B, L, D, V = 4, 6, 16, 1000
@@ -29,7 +29,8 @@ def whole_scores(weight, tied, hidden, targets, top_k, center_gradient):
 
 
 def chunked_scores(weight, tied, hidden, targets, top_k, center_gradient, mesh=None):
-  plain, centered, _ = token_scores(LMHead(weight, tied, mesh), hidden, targets, top_k, center_gradient)
+  scoring = Scoring(center_top_k=top_k, center_gradient=center_gradient)
+  plain, centered, _ = token_scores(LMHead(weight, tied, mesh), hidden, targets, scoring)
   return plain, jnp.zeros_like(plain) if centered is None else centered
 
 
@@ -114,12 +115,28 @@ def test_the_lead_tells_where_the_target_is_the_prediction():
   np.testing.assert_array_equal(lead > 0, targets == predictions)
 
 
+def test_a_head_is_differentiated_as_it_is():
+  weight, hidden, targets = random_case(tied=True)
+  gradient = jax.grad(lambda head: jnp.sum(token_scores(head, hidden, targets).plain))(LMHead(weight, tied=True))
+  expected = jax.grad(lambda weight: jnp.sum(whole_scores(weight, True, hidden, targets, None, False)[0]))(weight)
+  assert isinstance(gradient, LMHead) and gradient.tied
+  assert_close(gradient.weight, expected)
+
+
+def test_a_centre_of_no_logits_is_refused():
+  with pytest.raises(ValueError, match="center_top_k"):
+    Scoring(center_top_k=0)
+
+
 @given(st.integers(1, 70), st.integers(0, 10), st.booleans())
 @settings(deadline=None, max_examples=40)
 def test_the_largest_are_those_of_a_sort(k, seed, ties):
   rows = np.random.default_rng(seed).normal(size=(3, 2560)).astype(np.float32)
   rows = np.round(rows, 1) if ties else rows
-  np.testing.assert_array_equal(largest(jnp.asarray(rows), k), -np.sort(-rows, axis=1)[:, :k])
+  values, columns = largest(jnp.asarray(rows), k)
+  np.testing.assert_array_equal(values, -np.sort(-rows, axis=1)[:, :k])
+  np.testing.assert_array_equal(values, np.take_along_axis(rows, np.asarray(columns), axis=1))
+  assert all(len(set(row)) == k for row in np.asarray(columns))
 
 
 @pytest.mark.parametrize("gradient", [False, True])
@@ -127,7 +144,8 @@ def test_memory_does_not_grow_with_the_vocabulary(gradient):
   """Of one sequence, under a frozen head; the logits of the larger vocabulary alone would be 67 MB."""
 
   def temporary_bytes(vocabulary):
-    score = lambda hidden, weight, targets: jnp.sum(jnp.sin(token_scores(LMHead(weight), hidden, targets, 64).centered))
+    scores = lambda hidden, weight, targets: token_scores(LMHead(weight), hidden, targets, Scoring(center_top_k=64))
+    score = lambda *case: jnp.sum(jnp.sin(scores(*case).centered))
     function = jax.jit(jax.grad(score) if gradient else score)
     shapes = (1, 128, 64), (64, vocabulary)
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
@@ -156,7 +174,8 @@ def test_the_centres_gradient_cancels_what_all_columns_share_in_bfloat16(k):
   rng = np.random.default_rng(0)
   weight = jnp.asarray(rng.normal(size=(64, 200)) + 3, jnp.bfloat16)
   hidden, targets = jnp.asarray(rng.normal(size=(1, 8, 64)), jnp.bfloat16), jnp.asarray(rng.integers(0, 200, (1, 8)))
-  score = lambda weight: lambda hidden: jnp.sum(token_scores(LMHead(weight), hidden, targets, k, True).centered)
+  scoring = Scoring(center_top_k=k, center_gradient=True)
+  score = lambda weight: lambda hidden: jnp.sum(token_scores(LMHead(weight), hidden, targets, scoring).centered)
   gradient, exact = (
     np.asarray(jax.grad(score(weight.astype(dtype)))(hidden.astype(dtype)), np.float64)
     for dtype in (jnp.bfloat16, jnp.float32)
@@ -168,9 +187,8 @@ def test_the_full_centre_alone_needs_no_logits(monkeypatch):
   case = random_case()
   expected = values_and_gradients(whole_scores, *case, V, True)[0][1][1]
   monkeypatch.setattr(token_scores_module, "over_vocabulary", None)
-  score = lambda weight, hidden, targets: jnp.sum(
-    token_scores(LMHead(weight), hidden, targets, V, True, with_plain=False).centered
-  )
+  scoring = Scoring(center_top_k=V, center_gradient=True, with_plain=False)
+  score = lambda weight, hidden, targets: jnp.sum(token_scores(LMHead(weight), hidden, targets, scoring).centered)
   value, gradient = jax.value_and_grad(score, (0, 1))(*case)
   np.testing.assert_allclose(value, jnp.sum(expected), rtol=1e-5)
   weight, _, targets = case
@@ -180,7 +198,8 @@ def test_the_full_centre_alone_needs_no_logits(monkeypatch):
 
 def of_logits(logits, targets, top_k=None, center_gradient=False):
   """Scores of given logits: a head that changes nothing."""
-  return token_scores(LMHead(jnp.eye(logits.shape[-1], dtype=logits.dtype)), logits, targets, top_k, center_gradient)
+  head = LMHead(jnp.eye(logits.shape[-1], dtype=logits.dtype))
+  return token_scores(head, logits, targets, Scoring(center_top_k=top_k, center_gradient=center_gradient))
 
 
 def random_logits(vocabulary=20):

@@ -10,7 +10,7 @@ import numpy as np
 
 from gdsd_jax.benchmark.meter import kilobytes, measured, ProcessMemory, timed
 from gdsd_jax.benchmark.setting import REFERENCE_NORM, Setting
-from gdsd_jax.diffusion.forward import consistent_masks
+from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.diffusion.sampling import sample
 from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
 from gdsd_jax.huggingface.weights import load_pretrained, save_pretrained
@@ -20,7 +20,8 @@ from gdsd_jax.objectives.scores import sequence_scores
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.runs.config import base_config
 from gdsd_jax.runs.state import init_state, make_optimizer
-from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
+from gdsd_jax.training.batch import DistillationBatch, ScoringBatch
+from gdsd_jax.training.step import distillation_step, score_rollouts
 
 _PEAK_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 VOCABULARIES = (8192, 32768, 131072)
@@ -82,8 +83,8 @@ def prepare(folder: Path, setting: Setting) -> tuple[dict[str, Any], int]:
   ordinary = np.setdiff1d(np.arange(config.vocab_size, dtype=np.int32), special)
   tokens = random.choice(ordinary, (setting.batch, setting.prompt_length + setting.completion_length))
   confidence = jnp.asarray(random.random((setting.batch, setting.completion_length), np.float32))
-  masks = consistent_masks(jax.random.key(2), confidence, setting.num_mc, **setting.sampler.forward_process)
-  np.savez(folder / "inputs.npz", tokens=tokens, masks=np.asarray(masks).transpose(1, 0, 2),
+  masks = rollout_masks(jax.random.key(2), confidence, setting.num_mc, **setting.sampler.forward_process)
+  np.savez(folder / "inputs.npz", tokens=tokens, masks=np.asarray(masks),
            advantages=random.standard_normal(setting.batch, np.float32))
   return described, sum(leaf.size for leaf in jax.tree.leaves(params))
 
@@ -150,7 +151,7 @@ def training(folder: Path, setting: Setting) -> dict[str, Any]:
   inputs, split = np.load(folder / "inputs.npz"), batch_sharding(mesh)
   tokens, masks, advantages = (jax.device_put(inputs[name], split) for name in ("tokens", "masks", "advantages"))
   prompt_mask = jax.device_put(np.ones((setting.batch, setting.prompt_length), bool), split)
-  rollouts = Rollouts(tokens, prompt_mask, masks)
+  rollouts = ScoringBatch(tokens, prompt_mask, masks)
   static = dict(denoiser=denoiser, objective=objective, accumulation=setting.accumulation)
 
   def update():
@@ -198,7 +199,7 @@ def scoring_memory(setting: Setting) -> dict[int, dict[str, int]]:
     def scores(adapter, params, tokens, masks, denoiser=denoiser):
       found = sequence_scores(denoiser, {**params, **adapter}, tokens, masks, setting.prompt_length,
                               center_top_k=setting.loss.center_top_k)
-      return jnp.sum(found.plain if found.centered is None else found.centered)
+      return jnp.sum(found.policy)
 
     programs = {"scores": scores, "scores_and_gradient": jax.value_and_grad(scores)}
     found[vocabulary] = {

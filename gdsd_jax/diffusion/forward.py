@@ -20,10 +20,10 @@ def masks_from_counts(key, counts, confidence, block_length: int | None = None, 
 
   Args:
     key: random key (unused for low_confidence).
-    counts: int[B] masked tokens of each sequence (n), in 0…L.
-    confidence: float[B, L] of the rollout, as of commit time.
+    counts: int[B], the number n of masked tokens of each sequence, in 0…L.
+    confidence: float[B, L] that the rollout's tokens had when they were unmasked.
     block_length: K; None for one block as long as the completion.
-    remasking: which r tokens of the partial block: the least confident ("low_confidence") or any ("random").
+    remasking: whether the r tokens of the partial block are the least confident ("low_confidence") or any ("random").
 
   Returns:
     bool[B, L], True where masked.
@@ -34,29 +34,15 @@ def masks_from_counts(key, counts, confidence, block_length: int | None = None, 
   priority = confidence if remasking == "low_confidence" else jax.random.uniform(key, confidence.shape)
   blocks = priority.reshape(batch, num_blocks, K)
   rank = jnp.argsort(jnp.argsort(blocks, axis=-1, stable=True), axis=-1)  # 0: masked first
-  # Masks are dealt to the last block first: each block gets what is left, up to its K tokens.
+  # Masks go to the last block first: each block gets what is left, up to its K tokens.
   before = jnp.arange(num_blocks)[::-1] * K
   masked_in_block = jnp.clip(counts[:, None] - before, 0, K)
   return (rank < masked_in_block[..., None]).reshape(batch, length)
 
 
-def consistent_masks(key, confidence, num_samples: int, block_length: int | None = None,
-                     remasking: str = "low_confidence"):
-  """The first mask of each coupled pair; the second is its complement on the completion.
-
-  Args:
-    key: random key.
-    confidence: float[B, L] of the rollouts (`Rollout.confidence`).
-    num_samples: Monte Carlo samples (M), each with its own stratified counts.
-    block_length: the sampler's, K; None or L for masks over the whole completion.
-    remasking: the sampler's, "low_confidence" or "random".
-
-  Returns:
-    bool[M, B, L], True where masked.
-
-  Raises:
-    ValueError: block_length does not divide L, or remasking is unknown.
-  """
+def rollout_masks(key, confidence, num_samples: int, block_length: int | None = None,
+                  remasking: str = "low_confidence"):
+  """The masks of `consistent_masks` with rollouts first, as everything inside has them: bool[B, M, L]."""
   batch, length = confidence.shape
   if block_length is not None and (block_length < 1 or length % block_length):
     raise ValueError(f"block_length: {block_length} must divide the completion length, {length}")
@@ -68,4 +54,24 @@ def consistent_masks(key, confidence, num_samples: int, block_length: int | None
     counts = stratified_counts(count_key, batch, length)
     return masks_from_counts(mask_key, counts, confidence, block_length, remasking)
 
-  return jax.vmap(one_sample)(jax.random.split(key, num_samples))
+  return jax.vmap(one_sample, out_axes=1)(jax.random.split(key, num_samples))
+
+
+def consistent_masks(key, confidence, num_samples: int, block_length: int | None = None,
+                     remasking: str = "low_confidence"):
+  """The first mask of each coupled pair; the second is its complement on the completion (GDSD, arXiv 2605.29398).
+
+  Args:
+    key: random key.
+    confidence: float[B, L] of the rollouts (`Rollout.confidence`).
+    num_samples: M, the number of Monte Carlo samples, each with stratified counts of its own.
+    block_length: K, the sampler's; None or L for masks over the whole completion.
+    remasking: the sampler's, "low_confidence" or "random".
+
+  Returns:
+    bool[M, B, L], True where masked.
+
+  Raises:
+    ValueError: block_length does not divide L, or remasking is unknown.
+  """
+  return jnp.swapaxes(rollout_masks(key, confidence, num_samples, block_length, remasking), 0, 1)

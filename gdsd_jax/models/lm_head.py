@@ -1,7 +1,7 @@
 """The LM head, a chunk of the vocabulary at a time: the logits of all tokens are never in memory together.
 
-What samplers and objectives ask of logits are reductions over the vocabulary. Each is a fold over chunks, on every
-chip over its own share of the vocabulary, whose results are then merged across chips.
+Samplers and objectives ask for reductions of the logits over the vocabulary. Each is a fold over chunks, which every
+chip does for its own share of the vocabulary; then the results are merged across chips.
 """
 
 from collections.abc import Callable
@@ -15,20 +15,20 @@ from jax.sharding import Mesh, PartitionSpec
 
 from gdsd_jax.parallel.mesh import BATCH_AXES, constrain, partition
 
-# Columns of the head that are multiplied at a time: large enough for matrix units, and a chunk's logits of some hundred
-# positions still fit a CPU's cache. What is in memory depends on it, not on the vocabulary.
+# Columns of the head that are multiplied at a time. They are enough for matrix units, and a chunk's logits of some
+# hundred positions still fit a CPU's cache. Memory depends on this number, not on the vocabulary.
 CHUNK = 4096
-_GROUP = 16  # see `largest`
+_GROUP = 16  # members of a group in `largest`
 
 
 @struct.dataclass
 class LMHead:
-  """The head's weight, and how it lies.
+  """The LM head as a pytree: its one leaf is the weight, by which it can be differentiated.
 
   Attributes:
-    weight: [D, V], or of a tied head the embedding, [V, D].
-    tied: which of the two.
-    mesh: that the weight lies on, or None.
+    weight: [D, V], or [V, D] if it is the embedding.
+    tied: whether the weight is the embedding.
+    mesh: the mesh that the weight lies on, or None.
   """
 
   weight: jax.Array
@@ -44,23 +44,23 @@ class LMHead:
     return ("vocab", "embed") if self.tied else ("embed", "vocab")
 
   def whole(self, hidden):
-    """(head, hidden): the head in hidden's dtype, gathered over fsdp, still split over tensor, for `logits`."""
-    weight = self.weight
+    """(head, hidden): the head in the dtype of hidden, gathered over fsdp, still split over tensor, for `logits`."""
+    head = self
     if self.mesh is not None and self.mesh.size > 1:
-      weight, hidden = jax.lax.optimization_barrier((weight, hidden))  # as of the blocks' weights
+      head, hidden = jax.lax.optimization_barrier((head, hidden))  # gathered when it is needed, as a block's weights
     axes = ("vocab" if axis == "vocab" else None for axis in self.logical_axes)
-    return self.replace(weight=constrain(weight.astype(hidden.dtype), self.mesh, *axes)), hidden
+    return head.replace(weight=constrain(head.weight.astype(hidden.dtype), self.mesh, *axes)), hidden
 
   def logits(self, hidden):
-    """Float32 logits [B, ..., V] of hidden states [B, ..., D]; over a mesh the vocabulary stays split."""
+    """Logits float32[B, ..., V] for hidden states [B, ..., D]; over a mesh the vocabulary stays split."""
     logits = multiply(hidden, self.weight.T if self.tied else self.weight)
     return constrain(logits, self.mesh, "batch", *[None] * (logits.ndim - 2), "vocab")
 
   def columns(self, tokens):
-    """The head's columns of tokens, float32[B, ..., D] of int[B, ...]."""
+    """The head's columns of given tokens: float32[B, ..., D] for int[B, ...]."""
     columns = jnp.take(self.weight, tokens, axis=0 if self.tied else 1)
     columns = columns if self.tied else jnp.moveaxis(columns, 0, -1)
-    # Looked up where their share of the weight lies; then shares are exchanged for sequences.
+    # They are looked up where their share of the weight lies; then shares are exchanged for sequences.
     between = [None] * (columns.ndim - 2)
     columns = constrain(columns, self.mesh, "batch_over_data", *between, "embed")
     columns = constrain(columns, self.mesh, "batch", *between, None)
@@ -76,9 +76,9 @@ class Share:
   """The part of the vocabulary that a chip holds, as `over_vocabulary` hands it to a computation.
 
   Attributes:
-    head: weight is this chip's part: of the vocabulary over tensor, of the hidden dimension over fsdp.
+    head: the head with this chip's part of the weight, which tensor splits by vocabulary, fsdp by hidden dimension.
     mesh: the mesh whose chips share the vocabulary; None where this is all of it.
-    batch_axes: mesh axes that sequences are split over.
+    batch_axes: the mesh axes that sequences are split over.
   """
 
   head: LMHead
@@ -96,7 +96,7 @@ class Share:
     return 0 if self.mesh is None else self.size * jax.lax.axis_index("tensor")
 
   def weight(self, start, size: int, dtype):
-    """Columns start … start + size of the share, [D, size]: whole over fsdp."""
+    """Columns start … start + size of the share, [D, size], gathered over fsdp."""
     weight = jax.lax.dynamic_slice_in_dim(self.head.weight, start, size, axis=0 if self.head.tied else 1).astype(dtype)
     weight = weight.T if self.head.tied else weight
     return weight if self.mesh is None else jax.lax.all_gather(weight, "fsdp", axis=0, tiled=True)
@@ -108,8 +108,7 @@ class Share:
     return width if self.mesh is None else width * self.mesh.shape["fsdp"]
 
   def fold_weight(self, dtype, step: Callable, carry):
-    """carry after `step(carry, weight, start)` on each chunk in turn: [D, C] columns of dtype, from `start` of the
-    share on."""
+    """carry after `step(carry, weight, start)` on each chunk in turn: columns [D, C] from `start` of the share on."""
     chunks, rest = divmod(self.size, CHUNK)
     run = lambda carry, start, size: step(carry, self.weight(start, size, dtype), start)
     if chunks:
@@ -119,14 +118,12 @@ class Share:
   def fold(self, hidden, step: Callable, carry):
     """carry after `step(carry, logits, weight, start)` on each chunk in turn.
 
-    logits: [R, C], float32 at least, of the rows of hidden [R, D]; weight, start: as of `fold_weight`, in the dtype of
-    hidden.
+    The logits [R, C] are those of the rows of hidden [R, D], float32 at least; weight and start are as in
+    `fold_weight`, the weight in the dtype of hidden.
     """
-
-    def with_logits(carry, weight, start):
-      return step(carry, multiply(hidden, weight), weight, start)
-
-    return self.fold_weight(hidden.dtype, with_logits, carry)
+    return self.fold_weight(
+      hidden.dtype, lambda carry, weight, start: step(carry, multiply(hidden, weight), weight, start), carry
+    )
 
   # Reductions across the chips that share the vocabulary.
 
@@ -141,7 +138,7 @@ class Share:
     return x if self.mesh is None else jax.lax.all_gather(x, "tensor", axis=x.ndim - 1, tiled=True)
 
   def sum_over_batch(self, gradient):
-    """The sum over all sequences of a gradient [D, C] of some columns, of which a chip keeps its own part."""
+    """A gradient [D, C] by some columns, summed over all sequences; each chip keeps its own part of it."""
     if self.mesh is None:
       return gradient
     if "fsdp" in self.batch_axes:
@@ -156,33 +153,33 @@ def over_vocabulary(compute: Callable, head: LMHead, rows: Any, gives_weight: bo
   """compute(share, rows) on every chip that holds a share of the vocabulary.
 
   Args:
-    compute: of a `Share` and the chip's rows. It merges what the shares give, so that all chips that hold the same rows
-      return the same.
+    compute: takes a `Share` and the chip's rows. It merges what the shares give, so that all chips that hold the same
+      rows return the same.
     head: the LM head.
     rows: tree of arrays [B, ...].
-    gives_weight: compute returns an array that lies as the weight, rather than a tree of arrays [B, ...].
+    gives_weight: whether compute returns an array that lies as the weight does, not a tree of arrays [B, ...].
   """
   mesh = head.mesh
-  # Tied together: of a frozen head JAX would otherwise make all chunks before the rows are known, and keep them.
-  weight, rows = jax.lax.optimization_barrier((head.weight, rows))
-  head = head.replace(weight=weight)
+  # Tied together, since JAX would otherwise make all chunks of a frozen head before the rows are known, and keep them.
+  head, rows = jax.lax.optimization_barrier((head, rows))
   if mesh is None or mesh.size == 1:
     return compute(Share(head), rows)
   leading = jax.tree.leaves(rows)[0].shape[:1]
   batch = partition(("batch",), leading, mesh)
-  of_weight = partition(head.logical_axes, weight.shape, mesh)
+  lies_as_weight = partition(head.logical_axes, head.weight.shape, mesh)
   batch_axes = () if batch == PartitionSpec(None) else BATCH_AXES
 
-  def on_a_chip(part, rows):
-    return compute(Share(head.replace(weight=part, mesh=None), mesh, batch_axes), rows)
+  def on_a_chip(part: LMHead, rows):
+    return compute(Share(part.replace(mesh=None), mesh, batch_axes), rows)
 
+  out = lies_as_weight if gives_weight else batch
   return jax.shard_map(
-    on_a_chip, mesh=mesh, in_specs=(of_weight, batch), out_specs=of_weight if gives_weight else batch, check_vma=False
-  )(weight, rows)
+    on_a_chip, mesh=mesh, in_specs=(lies_as_weight, batch), out_specs=out, check_vma=False
+  )(head, rows)
 
 
 def accumulator(dtype):
-  """dtype that sums of products of `dtype` are kept in: float32 at least."""
+  """The dtype that sums of products are kept in: float32 at least."""
   return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -192,23 +189,25 @@ def multiply(x, y):
 
 
 def largest(logits, k: int):
-  """The k largest of each row, [R, C] -> [R, k], descending; exact.
+  """(logits [R, k], columns int[R, k]): the k largest of each row [R, C], descending; exact.
 
   They lie in the k groups of columns with the largest maxima. To find these and sort their members is several times
   faster than to sort the row.
   """
   rows, columns = logits.shape
   if columns % _GROUP or columns <= 2 * k * _GROUP:
-    return jax.lax.top_k(logits, k)[0]
-  # A group is every so many columns: a maximum over these is a maximum of long vectors.
+    return jax.lax.top_k(logits, k)
+  # A group takes columns at even distances, so that the maximum over its members is one of long vectors.
   groups = logits.reshape(rows, _GROUP, -1)
   _, best = jax.lax.top_k(jnp.max(groups, axis=1), k)
-  members = jnp.take_along_axis(groups, best[:, None], axis=2)
-  return jax.lax.top_k(members.reshape(rows, -1), k)[0]
+  members = jnp.take_along_axis(groups, best[:, None], axis=2).reshape(rows, -1)
+  values, places = jax.lax.top_k(members, k)
+  member, group = jnp.divmod(places, k)
+  return values, member * groups.shape[2] + jnp.take_along_axis(best, group, axis=1)
 
 
 def pick(x, index):
-  """x[..., index] of each row: a masked sum, which stays where the last axis is split. x: [..., V], index: int[...]."""
+  """x[..., index] for x [..., V] and index int[...], as a masked sum, which leaves a split last axis where it lies."""
   chosen = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1) == index[..., None]
   return jnp.sum(jnp.where(chosen, x, 0), axis=-1)
 

@@ -1,8 +1,10 @@
 """The ESPO loss: PPO's clipped objective on the ratio of sequence scores (arXiv 2512.03759)."""
 
+import jax
 import jax.numpy as jnp
 
-from gdsd_jax.objectives.scores import score_noise, Scores
+from gdsd_jax.objectives.ratios import add_kl, ratio_metrics
+from gdsd_jax.objectives.scores import Scores
 
 
 def espo_loss(scores: Scores, old: Scores, ref: Scores | None, advantages, completion_length: int,
@@ -18,22 +20,15 @@ def espo_loss(scores: Scores, old: Scores, ref: Scores | None, advantages, compl
 
   Returns:
     (loss, metrics): a scalar, and a dict of scalars.
+
+  Raises:
+    ValueError: beta is not 0, and ref is None.
   """
-  if beta and ref is None:
-    raise ValueError(f"ref: scores of the reference are needed when beta is {beta}")
-  student, previous = jnp.mean(scores.plain, axis=1), jnp.mean(old.plain, axis=1)
-  log_ratio = student - previous
+  over_samples = lambda scores: jax.tree.map(lambda score: jnp.mean(score, axis=1), scores)
+  student, previous = over_samples(scores), over_samples(old)
+  log_ratio = student.plain - previous.plain
   ratio = jnp.exp(log_ratio / completion_length)
   clipped = jnp.clip(ratio, 1 - epsilon, 1 + epsilon)
   loss = -jnp.mean(jnp.minimum(ratio * advantages, clipped * advantages))
-  metrics = {
-    "log_ratio": jnp.mean(log_ratio),
-    "log_ratio_abs": jnp.mean(jnp.abs(log_ratio)),
-    "clip_fraction": jnp.mean(ratio != clipped),
-    "score": jnp.mean(student) / completion_length,
-    "score_noise": score_noise(scores.plain) / completion_length,
-  }
-  if ref is not None:
-    metrics["kl"] = jnp.mean(0.5 * jnp.square(student - jnp.mean(ref.plain, axis=1))) / completion_length
-    loss = loss + beta * metrics["kl"]
-  return loss, metrics
+  metrics = ratio_metrics(scores.plain, log_ratio, ratio != clipped, completion_length)
+  return add_kl(loss, metrics, student, over_samples(ref), completion_length, beta)

@@ -2,21 +2,24 @@
 
 import jax.numpy as jnp
 
-from gdsd_jax.objectives.scores import score_noise, Scores
-from gdsd_jax.objectives.teacher import teacher_scores
+from gdsd_jax.objectives.ratios import add_kl, ratio_metrics
+from gdsd_jax.objectives.scores import Scores
+from gdsd_jax.objectives.teacher import teacher_log_ratio
 
 
 def gdsd_loss(scores: Scores, old: Scores, ref: Scores | None, advantages, completion_length: int,
               psi: float = 0.04, epsilon: float = 4e-4, beta: float = 1e-3):
-  """(1/B) Σ_b Σ_m (clip(S_θ − S_old, log(1−ε), log(1+ε)) / L − ψ A_b)² + β KL.
+  """(1/B) Σ_b Σ_m (clip(S_θ − S_old, log(1−ε), log(1+ε)) / L − ψ A_b)² + β Σ_b Σ_m ½ (S_θ − S_ref)² / (B M L).
 
-  KL = Σ_b Σ_m ½ (S_θ − S_ref)² / (B M L), always on plain scores: under TLC the vocabulary mean of two different models
-  does not cancel, and squared and multiplied by L it would explode.
+  The student's score per token, S_θ / L, is drawn to the teacher's, `teacher_scores(S_old / L, A, ψ)`, which is
+  S_old / L + ψ A. The old score is a part of both and cancels in their distance. So the loss compares log-ratios to the
+  old denoiser: the student's, (S_θ − S_old) / L, and the teacher's, ψ A. On paper that is the same; in floats
+  S_old / L + ψ A would have rounded ψ A to the digits of a score that is some hundred times as large.
 
   Args:
-    scores: of the student; `centered` is used where it is there (GDSD-TLC), `plain` otherwise.
-    old: of the student before the first update on these rollouts, on the same masks.
-    ref: of the reference denoiser, on the same masks; may be None when beta is 0.
+    scores: the student's; the loss uses `centered` where it is there (GDSD-TLC) and `plain` otherwise, the KL `plain`.
+    old: scores of the student before the first update on these rollouts, on the same masks.
+    ref: scores of the reference denoiser on the same masks; may be None when beta is 0.
     advantages: float[B].
     completion_length: L.
     psi: guidance strength per token.
@@ -25,28 +28,14 @@ def gdsd_loss(scores: Scores, old: Scores, ref: Scores | None, advantages, compl
 
   Returns:
     (loss, metrics): a scalar, and a dict of scalars.
+
+  Raises:
+    ValueError: beta is not 0, and ref is None.
   """
-  if beta and ref is None:
-    raise ValueError(f"ref: scores of the reference are needed when beta is {beta}")
-  student, previous = _policy_scores(scores), _policy_scores(old)
-  log_ratio = student - previous
+  log_ratio = scores.policy - old.policy
   low, high = jnp.log1p(-epsilon), jnp.log1p(epsilon)
-  # Student and teacher both relative to the old denoiser: its score would cancel, but not its rounding.
-  teacher = teacher_scores(jnp.zeros_like(previous), advantages, psi)
-  residual = jnp.clip(log_ratio, low, high) / completion_length - teacher
-  loss = jnp.sum(jnp.square(residual)) / len(advantages)
-  metrics = {
-    "log_ratio": jnp.mean(log_ratio),
-    "log_ratio_abs": jnp.mean(jnp.abs(log_ratio)),
-    "clip_fraction": jnp.mean((log_ratio <= low) | (log_ratio >= high)),
-    "score": jnp.mean(student) / completion_length,
-    "score_noise": score_noise(student) / completion_length,
-  }
-  if ref is not None:
-    metrics["kl"] = jnp.mean(0.5 * jnp.square(scores.plain - ref.plain)) / completion_length
-    loss = loss + beta * metrics["kl"]
-  return loss, metrics
-
-
-def _policy_scores(scores: Scores):
-  return scores.plain if scores.centered is None else scores.centered
+  student = jnp.clip(log_ratio, low, high) / completion_length
+  teacher = teacher_log_ratio(advantages, psi)[:, None]
+  loss = jnp.sum(jnp.square(student - teacher)) / len(advantages)
+  metrics = ratio_metrics(scores.policy, log_ratio, (log_ratio <= low) | (log_ratio >= high), completion_length)
+  return add_kl(loss, metrics, scores, ref, completion_length, beta)

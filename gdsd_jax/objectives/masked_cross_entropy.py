@@ -19,7 +19,7 @@ def masked_cross_entropy(denoiser: Denoiser, params, key, tokens, maskable, atte
     tokens: int[B, T].
     maskable: bool[B, T], the tokens that diffuse (the completion); the rest is given.
     attention_mask: bool[B, T], False at padding; None when there is none.
-    prompt_length: leading tokens that are never maskable, and so need no logits.
+    prompt_length: how many leading tokens are never maskable, and so need no logits.
     dropout_key: random key of an adapter's dropout; None drops nothing.
 
   Returns:

@@ -2,11 +2,10 @@
 
 import dataclasses
 
-from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.models.lm_head import LMHead
 from gdsd_jax.objectives.espo import espo_loss
 from gdsd_jax.objectives.gdsd import gdsd_loss
-from gdsd_jax.objectives.scores import Scores, scores_of_hidden, sequence_scores
+from gdsd_jax.objectives.scores import Scores
+from gdsd_jax.objectives.token_scores import Scoring
 
 OBJECTIVES = ("gdsd", "gdsd_tlc", "espo")
 # Trust regions of the official recipes: log-ratios of plain scores move far less than those of centred ones.
@@ -25,7 +24,7 @@ class Objective:
     beta: weight of the KL to the reference.
     center_top_k: k of the logit centre (gdsd_tlc; None for 64); V or more is the whole vocabulary.
     center_gradient: whether the gradient flows through the centre.
-    weighted: weights of the forward process; False is the unweighted score of the official code's first release.
+    weighted: whether tokens have the weights of the forward process; False is the official code's first release.
   """
 
   name: str = "gdsd"
@@ -54,22 +53,13 @@ class Objective:
     if self.beta < 0:
       raise ValueError(f"objective.beta: must not be negative, not {self.beta}")
 
-  def scores(self, denoiser: Denoiser, params, tokens, masks, prompt_mask) -> Scores:
-    """Scores of rollouts; see `sequence_scores`. tokens: int[B, P+L], masks: bool[M, B, L], prompt_mask: bool[B, P]."""
-    return sequence_scores(
-      denoiser, params, tokens, masks, prompt_mask.shape[1], prompt_mask,
-      self.weighted, self.center_top_k, self.center_gradient,
-      with_plain=self.beta > 0,  # a centred policy score leaves them to the KL
-    )
-
-  def scores_of_hidden(self, head: LMHead, hidden, completion, masks) -> Scores:
-    """Scores of hidden states; see `scores_of_hidden`."""
-    return scores_of_hidden(
-      head, hidden, completion, masks, self.weighted, self.center_top_k, self.center_gradient, self.beta > 0
-    )
+  @property
+  def scoring(self) -> Scoring:
+    """The scores that the loss takes. Where the policy's are centred, plain ones are there for the KL alone."""
+    return Scoring(self.weighted, self.center_top_k, self.center_gradient, with_plain=self.beta > 0)
 
   def loss(self, scores: Scores, old: Scores, ref: Scores | None, advantages, completion_length: int):
-    """(loss, metrics) of the scores; see `gdsd_loss` and `espo_loss`."""
+    """(loss, metrics) for scores of student, old and reference; see `gdsd_loss` and `espo_loss`."""
     if self.name == "espo":
       return espo_loss(scores, old, ref, advantages, completion_length, self.epsilon, self.beta)
     return gdsd_loss(scores, old, ref, advantages, completion_length, self.psi, self.epsilon, self.beta)

@@ -8,10 +8,13 @@ def leave_one_out_advantages(rewards, scale_rewards: bool = False):
 
   Args:
     rewards: float[..., G], a group along the last axis, G at least 2.
-    scale_rewards: divide by the group's standard deviation (sample estimate) + 1e-4.
+    scale_rewards: whether to divide by the group's standard deviation (sample estimate) + 1e-4.
 
   Returns:
     float[..., G].
+
+  Raises:
+    ValueError: G is 1.
   """
   group_size = rewards.shape[-1]
   if group_size < 2:
@@ -27,11 +30,16 @@ def teacher_scores(old, advantages, psi: float):
   """Log-scores of the teacher p*(x0|xt) ∝ p_old(x0|xt) exp(ψ A(x0)), up to its normaliser: old + ψ A.
 
   Args:
-    old: float[B, M] scores of the old denoiser, per token (S_old / L) since ψ is.
+    old: float[B, M], scores of the old denoiser per token (S_old / L), as ψ is.
     advantages: float[B].
     psi: guidance strength per token.
 
   Returns:
     float[B, M].
   """
-  return old + psi * advantages[:, None]
+  return old + teacher_log_ratio(advantages, psi)[:, None]
+
+
+def teacher_log_ratio(advantages, psi: float):
+  """What the teacher's log-score per token is above the old denoiser's: ψ A, [B] for advantages [B]."""
+  return psi * advantages

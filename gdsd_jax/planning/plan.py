@@ -27,7 +27,8 @@ from gdsd_jax.planning.chips import Chip, CHIPS
 from gdsd_jax.planning.hlo_cost import Cost, program_cost
 from gdsd_jax.runs.config import lora_config, objective_config, sampler_config, validate, validate_mesh
 from gdsd_jax.runs.state import init_state, make_optimizer, state_shardings, TrainState
-from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
+from gdsd_jax.training.batch import DistillationBatch, ScoringBatch
+from gdsd_jax.training.step import distillation_step, score_rollouts
 
 _log = logging.getLogger(__name__)
 
@@ -243,7 +244,7 @@ class AbstractRun:
       greedy = dataclasses.replace(self.sampler, temperature=0.0)
       yield "evaluate", 0, sample, (*of_student, *prompts(rows), state.key, greedy), {}
 
-    rollouts = Rollouts(
+    rollouts = ScoringBatch(
       self._batch((self.rows, width + length), jnp.int32), prompts(self.rows)[1],
       self._batch((self.rows, config.objective.num_mc, length), bool),
     )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gdsd_jax.diffusion.config import Rollout
-from gdsd_jax.diffusion.forward import consistent_masks
+from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import RolloutSampler, SampledRollouts, ScoredRollouts
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
@@ -33,7 +33,8 @@ from gdsd_jax.runs.metrics import Stopwatch
 from gdsd_jax.runs.state import init_state, make_optimizer, sync_reference
 from gdsd_jax.runs.weights import load_model
 from gdsd_jax.tasks import get_task
-from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollouts, score_rollouts
+from gdsd_jax.training.batch import DistillationBatch, ScoringBatch
+from gdsd_jax.training.step import distillation_step, score_rollouts
 
 _log = logging.getLogger(__name__)
 
@@ -96,8 +97,7 @@ class Trainer:
     self._concatenate = jax.jit(lambda *parts: jnp.concatenate(parts, axis=1), out_shardings=split)
     num_mc, forward_process = config.objective.num_mc, sampler.forward_process
     self._draw_masks = jax.jit(
-      lambda key, confidence: consistent_masks(key, confidence, num_mc, **forward_process).transpose(1, 0, 2),
-      out_shardings=split,
+      lambda key, confidence: rollout_masks(key, confidence, num_mc, **forward_process), out_shardings=split
     )
     self._sync_reference = jax.jit(functools.partial(sync_reference, mix=config.objective.reference_sync_mix))
     self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
@@ -221,7 +221,7 @@ class Trainer:
       self._compiled.add(tokens.shape)
       _log.info("compiling scores and distillation step for %d rollouts of %d tokens", *tokens.shape)
     rollouts = [
-      Rollouts(tokens, scored.prompt_mask, self._draw_masks(key, scored.rollout.confidence))
+      ScoringBatch(tokens, scored.prompt_mask, self._draw_masks(key, scored.rollout.confidence))
       for key in jax.random.split(mask_key, objective.num_iterations)
     ]
     held = np.asarray(advantages)[local_rows(self.mesh, len(advantages))]

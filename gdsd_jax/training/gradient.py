@@ -1,0 +1,74 @@
+"""The gradient of the loss, by what is trained, as a sum over single samples.
+
+  ∇ loss = Σ_s ⟨cotangent_s, ∂ scores_s⟩
+
+The loss is a function of the scores, whose values are known beforehand (`DistillationBatch.current`). Its derivatives
+by them, the cotangents, are computed once. Then the gradient is that of a surrogate, Σ_s ⟨cotangent_s, scores_s⟩ with
+constant cotangents. Its terms are vector-Jacobian products of single samples, one mask sample of one microbatch each,
+and are summed one after the other: only the activations of one sample are in memory.
+
+The LM head's own term comes at the end, from the hidden states of all samples. It is the largest weight, and there is
+never a second copy of its gradient.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.objectives.objective import Objective
+from gdsd_jax.objectives.scores import masked_hidden, scores_of_hidden
+from gdsd_jax.objectives.token_scores import Scoring
+from gdsd_jax.runs.state import TrainState
+from gdsd_jax.training.batch import cut, DistillationBatch, ScoringBatch, single_samples
+
+
+def loss_and_gradient(denoiser: Denoiser, objective: Objective, state: TrainState, batch: DistillationBatch,
+                      accumulation: int, dropout_key=None):
+  """Loss of a batch, and its gradient.
+
+  Args:
+    denoiser, objective, state, batch, accumulation: as in `distillation_step`.
+    dropout_key: random key of the adapter's dropout; None drops nothing.
+
+  Returns:
+    ((loss, metrics), gradient): a scalar, a dict of scalars, and a tree like `state.params`.
+  """
+  length = batch.rollouts.masks.shape[-1]
+
+  def loss_fn(scores):
+    return objective.loss(scores, batch.old, batch.ref, batch.advantages, length)
+
+  loss_and_metrics, cotangents = jax.value_and_grad(loss_fn, has_aux=True)(batch.current)
+  samples, cotangents = single_samples(batch.rollouts, accumulation), cut(cotangents, accumulation)
+  dropout_keys = None if dropout_key is None else jax.random.split(dropout_key, len(samples.masks))
+  return loss_and_metrics, _gradient(denoiser, objective.scoring, state, samples, cotangents, dropout_keys)
+
+
+def _gradient(denoiser: Denoiser, scoring: Scoring, state: TrainState, samples: ScoringBatch, cotangents, dropout_keys):
+  """Σ_s ⟨cotangent_s, ∂ scores_s⟩ for samples and cotangents with a leading axis S."""
+  head = denoiser.head(state.student_params)
+  head_name = "embedding" if head.tied else "head"
+  trains_head = head_name in state.params
+  # What the hidden states depend on: all but the head, whose weight is only among them as the embedding.
+  body = {name: leaf for name, leaf in state.params.items() if head.tied or name != head_name}
+
+  def add_sample(total, scanned):
+    sample, cotangent, dropout_key = scanned
+
+    def scores(body):
+      params = {**state.student_params, **body}
+      hidden = masked_hidden(denoiser, params, sample.tokens, sample.masks, sample.prompt_mask, dropout_key)
+      return scores_of_hidden(head, hidden, sample.completion, sample.masks, scoring), hidden if trains_head else None
+
+    _, product, hidden = jax.vjp(scores, body, has_aux=True)
+    return jax.tree.map(jnp.add, total, *product(cotangent)), hidden
+
+  zeros = jax.tree.map(jnp.zeros_like, body)
+  gradient, hidden = jax.lax.scan(add_sample, zeros, (samples, cotangents, dropout_keys))
+  if not trains_head:
+    return gradient
+  by_rollout = lambda tree: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)  # [n, S, …]: each chip keeps its own
+  hidden, samples = by_rollout(hidden), by_rollout(samples)
+  _, product = jax.vjp(lambda head: scores_of_hidden(head, hidden, samples.completion, samples.masks, scoring), head)
+  [of_head] = product(by_rollout(cotangents))
+  return {**gradient, head_name: gradient[head_name] + of_head.weight if head.tied else of_head.weight}
