@@ -101,10 +101,7 @@ def evaluate_model(config, evaluated: Evaluated, out: Path, num_examples: int | 
       config.sampler.kind, path, denoiser.config.family, denoiser.config.family,
     )
   tokenizer = load_tokenizer(path, denoiser.config)
-  try:
-    prompts = [chat_prompt(tokenizer, task.messages(example)) + config.eval.prefill for example in examples]
-  except ValueError as error:  # a problem whose text forges the chat format
-    raise ValueError(f"task.test_source: {error}") from None
+  prompts = _prompts(tokenizer, task, examples, config.eval.prefill)
   generator, batch_size = Generator(denoiser, tokenizer, mesh), _batch_size(config, len(examples), mesh)
   plan = generator.plan(prompts, config.eval.prompt_buckets, batch_size, field="eval.prompt_buckets")
   longest = plan[-1].width + max(samplers)
@@ -200,6 +197,13 @@ def _open_task(config, num_examples):
   if not len(test):
     raise ValueError(f"task.name: {config.task.name} has an empty test split")
   return task, [test[i] for i in range(min(num_examples or len(test), len(test)))]
+
+
+def _prompts(tokenizer, task, examples, prefill) -> list[str]:
+  try:
+    return [chat_prompt(tokenizer, task.messages(example)) + prefill for example in examples]
+  except ValueError as error:  # a problem whose text forges the chat format
+    raise ValueError(f"task.test_source: {error}") from None
 
 
 def _batch_size(config, num_examples: int, mesh) -> int:

@@ -28,14 +28,14 @@ _MAX_PROGRAM = 2**16  # characters; longer ones are not run
 class CodeTask(base.Task):
   """Programs asked for in one fenced block, run in bubblewrap, where they never see their tests.
 
-  An example has `messages` and `tests` (list of str), and may have `setup` (str, runs before every test), `names` (list
-  of str, what the program must define) and `prompt` (str, the head of a function that the completion may go on with).
-  A row of a file is as good as an example.
+  An example has `messages` and `tests` (list of str). It may have `setup` (str, runs before every test) and `names`
+  (list of str, what the program must define). It may also have `prompt` (str, the head of a function that the
+  completion may go on with). A row of a file is as good as an example.
 
   Attributes:
-    train_source, test_source: where the problems are, see `sources.open_source`; the columns tell the kind: AceCode has
-      `question` and `test_cases`, HumanEval `prompt`, `entry_point` and `test`, MBPP `text`, `code`, `test_list` and
-      `test_setup_code`. Training has no default: the paper's problems are a subset of AceCode that is on no hub.
+    train_source, test_source: where the problems are, see `sources.open_source`. The columns tell the kind: AceCode has
+      `question` and `test_cases`; HumanEval has `prompt`, `entry_point` and `test`; MBPP has `text`, `code`,
+      `test_list` and `test_setup_code`. Training has no default: the paper's subset of AceCode is on no hub.
     data_dir: folder of TFDS datasets; None for the default of TFDS.
     test_seconds: CPU time of a test; a test that waits has twice that.
     program_seconds: wall-clock time of all tests of a program.
