@@ -34,7 +34,7 @@ def check_embedded_model(config) -> None:
   tokenizer, task = load_tokenizer(folder, denoiser.config), _task(config)
   sampler = RolloutSampler(denoiser, tokenizer, task, sampler_config(config), config.sampler.prompt_buckets)
   examples = [*task.examples("train")[:500], *task.examples("test")]
-  sampler.encode(examples)  # raises if a prompt is too long
+  assert sampler.prompt_lengths(examples).max() <= sampler.prompt_buckets[-1]
   solutions = [task.solution(example) + END_OF_TURN for example in examples]
   lengths = [len(ids) for ids in tokenizer(solutions, add_special_tokens=False)["input_ids"]]
   assert max(lengths) <= config.sampler.completion_length

@@ -9,6 +9,7 @@ import pytest
 
 from gdsd_jax import get_task, sandbox
 from gdsd_jax.tasks import code
+from gdsd_jax.tasks.base import Grade
 
 REPOSITORY = Path(__file__).parent.parent
 ACECODE = {"question": "Double it.", "test_cases": ["assert f(1) == 2", "assert f(2) == 4", "assert f(3) == 6"]}
@@ -144,28 +145,23 @@ def test_rows_of_a_file_score_as_examples_do(tmp_path, row):
   assert task.score(completion, row) == task.score(completion, example) == {"format": 1.0, "correctness": 1.0}
 
 
-def test_a_batch_scores_as_one_by_one(tmp_path):
+def test_a_batch_is_graded_as_one_by_one(tmp_path):
   task = task_of(tmp_path, ACECODE, {**ACECODE, "test_cases": ["assert f(1) == 3"]})
   double, triple = fenced("def f(x): return 2 * x"), fenced("def f(x): return 3 * x")
   examples = [example for example in task.examples("train") for _ in range(2)]
-  scores = task.score_batch([double, triple] * 2, examples)
-  assert [score["correctness"] for score in scores] == [1.0, 0.0, 0.0, 1.0]
+  grades = task.grade([double, triple] * 2, examples)
+  assert [grade.rewards["correctness"] for grade in grades] == [1.0, 0.0, 0.0, 1.0]
+  assert [grade.accuracy for grade in grades] == [1.0, 0.0, 0.0, 1.0]
 
 
-def test_accuracy_after_a_batch_runs_nothing(tmp_path, monkeypatch):
+def test_rewards_and_accuracy_come_of_one_run_of_each_program(tmp_path, monkeypatch):
+  ran, run = [], sandbox.run
+  monkeypatch.setattr(sandbox, "run", lambda programs, *options: ran.extend(programs) or run(programs, *options))
   task = task_of(tmp_path, ACECODE)
-  example = task.examples("train")[0]
-  completion = fenced("def f(x): return 2 * x  # remembered")
-  task.score_batch([completion], [example])
-  monkeypatch.setattr(sandbox, "run", None)
-  assert task.accuracy(completion, example) == 1.0
-
-
-def test_few_verdicts_are_remembered(tmp_path, monkeypatch):
-  monkeypatch.setattr(code, "_MAX_VERDICTS", 2)
-  task = task_of(tmp_path, ACECODE)
-  task.score_batch([fenced(f"x = {number}") for number in range(4)], task.examples("train") * 4)
-  assert len(code._verdicts) == 2
+  completions = [fenced(f"def f(x): return {factor} * x") for factor in (2, 3, 2)]
+  grades = task.grade(completions, task.examples("train") * 3)
+  assert [grade.rewards["correctness"] for grade in grades] == [grade.accuracy for grade in grades] == [1.0, 0.0, 1.0]
+  assert len(ran) == 2  # the same program is run once
 
 
 def test_limits_are_options(tmp_path):
@@ -191,8 +187,8 @@ def test_the_humaneval_file_opens_and_its_bodies_pass(data):
   examples = task.examples("test")
   solutions = [json.loads(line)["canonical_solution"] for line in gzip.open(path)][:12]
   assert len(examples) == 164
-  scores = task.score_batch([fenced(solution.strip()) for solution in solutions], examples[:12])
-  assert all(score == {"format": 1.0, "correctness": 1.0} for score in scores)
+  grades = task.grade([fenced(solution.strip()) for solution in solutions], examples[:12])
+  assert grades == [Grade({"format": 1.0, "correctness": 1.0}, 1.0)] * 12
 
 
 def test_the_mbpp_file_opens(data):

@@ -367,15 +367,22 @@ def test_bad_flags_are_one_clear_line(arguments, words):
   assert "Traceback" not in result.stderr
 
 
+def test_each_completion_is_graded_once(tmp_path, monkeypatch):
+  calls, grade = [], ArithmeticTask.grade_one
+  monkeypatch.setattr(ArithmeticTask, "grade_one", lambda *args: calls.append(args) or grade(*args))
+  evaluate(tmp_path, num_examples=12)
+  assert len(calls) == len(records(tmp_path)) == 2 * 12
+
+
 def test_scoring_that_raises_names_the_task_and_keeps_what_is_there(tmp_path, monkeypatch):
-  calls, score = iter(range(10**6)), ArithmeticTask.score
+  calls, grade = iter(range(10**6)), ArithmeticTask.grade_one
 
   def sometimes(self, completion, example):
     if next(calls) == 20:
       raise ZeroDivisionError("no such luck")
-    return score(self, completion, example)
+    return grade(self, completion, example)
 
-  monkeypatch.setattr(ArithmeticTask, "score", sometimes)
+  monkeypatch.setattr(ArithmeticTask, "grade_one", sometimes)
   with pytest.raises(ValueError, match="task.name: scoring arithmetic raised ZeroDivisionError: no such luck"):
     evaluate(tmp_path)
   assert len(records(tmp_path)) == 16

@@ -16,6 +16,7 @@ import pytest
 
 from gdsd_jax import get_task
 from gdsd_jax.tasks import math_answers, math_grader
+from gdsd_jax.tasks.base import Grade
 
 needs_math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="no math-verify")
 MATH = pytest.param("math", marks=needs_math_verify)
@@ -239,11 +240,27 @@ def test_soft_format_wants_both_pairs_of_tags_at_the_start(completion, reward):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_batch_scores_equal_single_ones(name):
+def test_batch_grades_equal_single_ones(name):
   completions = ["\\boxed{12}", "<answer>12</answer>", "", "13"] * 3
   examples = [{"answer": "12"}, {"answer": "13"}, {"answer": "1"}] * 4
   task = get_task(name)
-  assert task.score_batch(completions, examples) == [*map(task.score, completions, examples)]
+  grades = task.grade(completions, examples)
+  assert [grade.rewards for grade in grades] == [*map(task.score, completions, examples)]
+  assert [grade.accuracy for grade in grades] == [*map(task.accuracy, completions, examples)]
+
+
+def test_rewards_and_accuracy_come_of_one_verdict_of_math_verify(monkeypatch):
+  pytest.importorskip("math_verify")
+  asked = []
+
+  def equal_batch(completions, answers):
+    asked.extend(completions)
+    return [completion == "a" for completion in completions]
+
+  monkeypatch.setattr(math_grader, "equal_batch", equal_batch)
+  grades = get_task("math").grade(["a", "b"], [{"answer": "1"}] * 2)
+  assert grades == [Grade({"correctness": 2.0}, 1.0), Grade({"correctness": 0.0}, 0.0)]
+  assert asked == ["a", "b"]
 
 
 # The benchmark files: everything loads, and every reference answer is right
@@ -272,7 +289,7 @@ def test_all_math500_answers_are_right_under_both_graders(benchmarks):
   examples = get_task("math", test_source=str(benchmarks / "math" / "math500.jsonl")).examples("test")
   completions = [f"Thus $\\boxed{{{example['answer']}}}$." for example in examples]
   # None that math-verify cannot grade.
-  assert get_task("math").score_batch(completions, examples) == [{"correctness": 2.0}] * 500
+  assert get_task("math").grade(completions, examples) == [Grade({"correctness": 2.0}, 1.0)] * 500
   assert sum(map(get_task("math_xml").accuracy, completions, examples)) == 500
 
 

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import gdsd_jax
-from gdsd_jax.generation import rollout
+from gdsd_jax.generation import generator
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.parallel.mesh import param_shardings
@@ -68,7 +68,7 @@ def uneven(model):
 @pytest.fixture
 def calls(monkeypatch):
   """(params, prompt, prompt_mask, key) of every call of the compiled sampler, and what it returned."""
-  seen, sample = [], rollout.sample
+  seen, sample = [], generator.sample
 
   def spy(denoiser, params, prompt, mask, key, config):
     kept = jax.tree.map(lambda x: np.array(x), params)  # on the host: the device's may be donated
@@ -76,7 +76,7 @@ def calls(monkeypatch):
     seen.append((kept, prompt, mask, key, result))
     return result
 
-  monkeypatch.setattr(rollout, "sample", spy)
+  monkeypatch.setattr(generator, "sample", spy)
   return seen
 
 
@@ -127,29 +127,39 @@ def test_parts_have_different_random_numbers(model, uneven, calls):
   assert len(set(keys)) == 2
 
 
-def test_parts_are_scored_as_the_whole_is(model, uneven):
+def test_parts_are_graded_as_the_whole_is(model, uneven):
   sampler, examples = uneven
   sampled = sampler.sample(model[1], examples, jax.random.key(0), microbatches=2)
-  in_parts, whole = sampler.score(sampled), sampler.score(sampler.restore(examples, sampled.rollout))
+  in_parts, whole = sampler.grade(sampled), sampler.grade(sampler.restore(examples, sampled.rollout))
   assert in_parts.completions == whole.completions
   np.testing.assert_array_equal(in_parts.lengths, whole.lengths)
+  np.testing.assert_array_equal(in_parts.accuracy, whole.accuracy)
   for name, values in whole.rewards.items():
     np.testing.assert_array_equal(in_parts.rewards[name], values)
 
 
-def test_all_parts_are_under_way_before_the_first_is_scored(model, uneven, monkeypatch):
+def test_all_parts_are_under_way_before_the_first_is_graded(model, uneven, monkeypatch):
   sampler, examples = uneven
-  events, sample, score = [], rollout.sample, ArithmeticTask.score_batch
-  monkeypatch.setattr(rollout, "sample", lambda *args: events.append("sample") or sample(*args))
-  monkeypatch.setattr(
-    ArithmeticTask, "score_batch", lambda *args: events.append(f"score {len(args[1])}") or score(*args)
-  )
-  sampler.score(sampler.sample(model[1], examples, jax.random.key(0), microbatches=2))
-  assert events == ["sample", "sample", "score 4", "score 4"]
+  events, sample, grade = [], generator.sample, ArithmeticTask.grade
+  monkeypatch.setattr(generator, "sample", lambda *args: events.append("sample") or sample(*args))
+  monkeypatch.setattr(ArithmeticTask, "grade", lambda *args: events.append(f"grade {len(args[1])}") or grade(*args))
+  sampler.grade(sampler.sample(model[1], examples, jax.random.key(0), microbatches=2))
+  assert events == ["sample", "sample", "grade 4", "grade 4"]
 
 
 # Iterations.
 
+
+def test_each_completion_of_evaluation_and_training_is_graded_once(tmp_path, monkeypatch):
+  calls, grade = [], ArithmeticTask.grade_one
+  monkeypatch.setattr(ArithmeticTask, "grade_one", lambda *args: calls.append(args) or grade(*args))
+  trainer = Trainer(small_config(), tmp_path)
+  assert {"eval/accuracy", "eval/reward", "eval/sampled_reward"} <= trainer.evaluate().keys()
+  assert len(calls) == 8 + 8  # greedy and sampled
+  calls.clear()
+  trainer.iterate(Stopwatch())
+  trainer.checkpoints.close()
+  assert len(calls) == 2 * 8
 
 def saved_state(workdir, step):
   with ocp.CheckpointManager((workdir / "checkpoints").absolute(), item_names=("state", "run")) as manager:
@@ -203,9 +213,9 @@ def test_async_rollouts_are_of_the_parameters_one_iteration_before(tmp_path, cal
 
 
 def test_async_rollouts_see_every_problem_once_in_the_order_of_the_stream(tmp_path, monkeypatch):
-  seen, score = [], RolloutSampler.score
-  monkeypatch.setattr(RolloutSampler, "score", lambda self, sampled: seen.extend(sampled.examples[::8])
-                      or score(self, sampled))
+  seen, grade = [], RolloutSampler.grade
+  monkeypatch.setattr(RolloutSampler, "grade", lambda self, pending: seen.extend(pending.examples[::8])
+                      or grade(self, pending))
   problems = []
   for ahead in (False, True):
     trainer = Trainer(small_config(async_rollouts=ahead), tmp_path / str(ahead))
@@ -218,14 +228,14 @@ def test_async_rollouts_see_every_problem_once_in_the_order_of_the_stream(tmp_pa
 
 
 def test_async_rollouts_whose_reward_raises_cost_one_step(tmp_path, monkeypatch):
-  calls, score = iter(range(10**6)), ArithmeticTask.score
+  calls, grade = iter(range(10**6)), ArithmeticTask.grade_one
 
   def sometimes(self, completion, example):
     if next(calls) == 16 + 16 + 5:  # after those of the evaluation and of the first step
       raise ZeroDivisionError("no such luck")
-    return score(self, completion, example)
+    return grade(self, completion, example)
 
-  monkeypatch.setattr(ArithmeticTask, "score", sometimes)
+  monkeypatch.setattr(ArithmeticTask, "grade_one", sometimes)
   train(small_config(async_rollouts=True), tmp_path)
   assert [row["skipped"] for row in read_metrics(tmp_path / "metrics.jsonl")[1:]] == [0, 1, 0, 0]
 

@@ -201,14 +201,14 @@ def screen(caplog, monkeypatch):
 
 
 def failing_reward(monkeypatch, calls_that_fail):
-  calls, score = iter(range(10**6)), ArithmeticTask.score
+  calls, grade = iter(range(10**6)), ArithmeticTask.grade_one
 
   def sometimes(self, completion, example):
     if calls_that_fail(next(calls)):
       raise ZeroDivisionError("no such luck")
-    return score(self, completion, example)
+    return grade(self, completion, example)
 
-  monkeypatch.setattr(ArithmeticTask, "score", sometimes)
+  monkeypatch.setattr(ArithmeticTask, "grade_one", sometimes)
 
 
 def test_reward_that_raises_skips_the_step_and_is_counted(tmp_path, monkeypatch, screen):

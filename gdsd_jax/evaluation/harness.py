@@ -49,8 +49,8 @@ class GenerationDefaults:
   Attributes:
     max_gen_toks: longest completion.
     steps_per_token: denoising steps for each token.
-    block_length: of the llada sampler.
-    kind: of sampler, "llada" or "dream".
+    block_length: tokens of a block, for the llada sampler.
+    kind: which sampler, "llada" or "dream".
   """
 
   max_gen_toks: int
@@ -76,7 +76,7 @@ class GenerationDefaults:
     temperature = float(temperature) if temperature is not None else 1.0 if gen_kwargs.get("do_sample") else 0.0
     if gen_kwargs.get("do_sample") is False:
       temperature = 0.0
-    # Of greedy requests top_p and top_k say nothing, yet Dream's confidence would depend on them.
+    # To a greedy request top_p and top_k mean nothing, yet Dream's confidence would depend on them.
     top_p, top_k = (gen_kwargs.get("top_p"), gen_kwargs.get("top_k")) if temperature else (None, None)
     return SamplerConfig(
       kind=self.kind, completion_length=blocks * block, steps=blocks * max(round(block * self.steps_per_token), 1),
@@ -99,12 +99,12 @@ class DenoiserLM(LM):
     Args:
       pretrained: model folder (also of a PEFT adapter) or hub name.
       workdir, step: instead of it, a run and its checkpoint: latest, best, or a number.
-      dtype: of the weights.
+      dtype: number format of the weights.
       batch_size: prompts at a time, raised to a multiple of the devices that they are split over.
       max_gen_toks, steps_per_token, block_length: see `GenerationDefaults`.
-      kind: of sampler; by default that of the model's family.
+      kind: which sampler; by default that of the model's family.
       data, fsdp, tensor: the mesh.
-      seed: of sampled completions.
+      seed: random seed of sampled completions.
       device, max_batch_size: not used; JAX chooses the device, and batches have one size.
     """
     super().__init__()
@@ -123,11 +123,11 @@ class DenoiserLM(LM):
     config.model.dtype = dtype
     mesh = make_mesh(data, fsdp, tensor)
     evaluated = Evaluated(epath.Path(workdir) if workdir else None, str(step), pretrained)
-    denoiser, params, path = evaluated.load(config, mesh)
+    denoiser, self._params, path = evaluated.load(config, mesh)
     self.tokenizer, self._path = load_tokenizer(path, denoiser.config), str(path)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     self.batch_size = -(-int(batch_size) // shards) * shards
-    self._generator = Generator(denoiser, params, self.tokenizer, self.batch_size, mesh)
+    self._generator = Generator(denoiser, self.tokenizer, mesh)
     self._defaults = defaults if kind else dataclasses.replace(defaults, kind=denoiser.config.family)
     self._key, self._batches = jax.random.key(seed), 0
 
@@ -155,7 +155,9 @@ class DenoiserLM(LM):
       _log.warning("generation settings without effect on a denoiser: %s", ", ".join(sorted(ignored)))
     contexts = [request.args[0] for request in requests]
     plans = {  # all of them before anything is generated: a context may be too long
-      sampler: self._generator.plan([contexts[i] for i in indices], self._widths(sampler), field="--tasks")
+      sampler: self._generator.plan(
+        [contexts[i] for i in indices], self._widths(sampler), self.batch_size, field="--tasks"
+      )
       for sampler, indices in by_sampler.items()
     }
     texts = [""] * len(requests)
@@ -164,7 +166,9 @@ class DenoiserLM(LM):
         indices = [by_sampler[sampler][i] for i in batch.indices]
         self._batches += 1
         key = jax.random.fold_in(self._key, self._batches)
-        completions, _ = self._generator.generate([contexts[i] for i in indices], batch.width, sampler, key)
+        completions, _ = self._generator.generate(
+          self._params, [contexts[i] for i in indices], batch.width, sampler, key, self.batch_size
+        )
         for index, completion in zip(indices, completions):
           texts[index] = cut_at(completion, requests[index].args[1].get("until"))
           self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])

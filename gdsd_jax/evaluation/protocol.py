@@ -9,6 +9,7 @@ import logging
 import math
 from pathlib import Path
 import time
+from typing import Any
 import zlib
 
 import jax
@@ -37,7 +38,8 @@ class Evaluated:
   """Which model is evaluated: a run's checkpoint, else `model`, else that of the config.
 
   Attributes:
-    workdir, step: of a run, and its checkpoint (latest, best, or a number).
+    workdir: folder of the run; None where no run is evaluated.
+    step: checkpoint of the run (latest, best, or a number).
     model: folder or hub name; a PEFT adapter's folder stands for its base model with the adapter.
   """
 
@@ -46,7 +48,7 @@ class Evaluated:
   model: str | None = None
 
   def resolved(self) -> "Evaluated":
-    """With the number of its checkpoint: a run that goes on may soon have a later one."""
+    """The same with the number of its checkpoint: a run that goes on may soon have a later one."""
     if self.workdir is None:
       return self
     step = gather_json(find_step(self.workdir, self.step))[0]  # others may have looked a little later
@@ -76,8 +78,8 @@ def evaluate_model(config, evaluated: Evaluated, out: Path, num_examples: int | 
   """Evaluates a model on `config.task`'s test split, by the `eval` section of the config.
 
   Args:
-    config: of the task, the evaluation and the mesh.
-    evaluated: the model.
+    config: says the task, the evaluation and the mesh.
+    evaluated: says the model.
     out: folder for settings.json, generations.jsonl (a line for every length and example) and summary.json. What it
       holds already of the same evaluation is kept; the rest is generated.
     num_examples: the first of the test split; None for all.
@@ -99,12 +101,9 @@ def evaluate_model(config, evaluated: Evaluated, out: Path, num_examples: int | 
       config.sampler.kind, path, denoiser.config.family, denoiser.config.family,
     )
   tokenizer = load_tokenizer(path, denoiser.config)
-  try:
-    prompts = [chat_prompt(tokenizer, task.messages(example)) + config.eval.prefill for example in examples]
-  except ValueError as error:  # a problem whose text forges the chat format
-    raise ValueError(f"task.test_source: {error}") from None
-  generator = Generator(denoiser, params, tokenizer, _batch_size(config, len(examples), mesh), mesh)
-  plan = generator.plan(prompts, config.eval.prompt_buckets, field="eval.prompt_buckets")
+  prompts = _prompts(tokenizer, task, examples, config.eval.prefill)
+  generator, batch_size = Generator(denoiser, tokenizer, mesh), _batch_size(config, len(examples), mesh)
+  plan = generator.plan(prompts, config.eval.prompt_buckets, batch_size, field="eval.prompt_buckets")
   longest = plan[-1].width + max(samplers)
   if longest > denoiser.config.max_positions:
     raise ValueError(
@@ -116,13 +115,13 @@ def evaluate_model(config, evaluated: Evaluated, out: Path, num_examples: int | 
     "task": {name: value for name, value in config.task.items() if value is not None},
     "examples": f"{zlib.crc32(json.dumps([prompts, examples], default=str).encode()):08x}",
     "num_examples": len(examples),
-    "batch_size": generator.batch_size,
+    "batch_size": batch_size,
     "prompt_buckets": list(config.eval.prompt_buckets),
     "prefill": config.eval.prefill,
     "samplers": {str(length): dataclasses.asdict(sampler) for length, sampler in samplers.items()},
   }
   evaluation = _Evaluation(
-    task, examples, prompts, config.eval.prefill, generator, plan, jax.random.key(config.seed)
+    task, examples, prompts, config.eval.prefill, generator, params, plan, batch_size, jax.random.key(config.seed)
   )
   records, speeds = Records(out, settings), {}
   _log.info(
@@ -145,20 +144,27 @@ class _Evaluation:
   prompts: list[str]
   prefill: str
   generator: Generator
+  params: Any
   plan: list[Batch]
+  batch_size: int
   key: jax.Array
 
   def run(self, length: int, sampler: SamplerConfig, records: Records) -> float | None:
-    """Adds what `records` lacks of one length; returns tokens a second, None when too little was generated to tell."""
+    """Adds the records of one length that are missing.
+
+    Returns tokens a second, without batches that had to be compiled first; None where there were no others.
+    """
     tokens, seconds, shown = 0, 0.0, time.monotonic()
     pending = [batch for batch in self.plan if any((length, index) not in records.rows for index in batch.indices)]
     for number, batch in enumerate(pending, start=1):
-      compiled, started = (sampler, batch.width) in self.generator.compiled, time.monotonic()
-      # Of a batch that was cut short all is generated, as it was the first time, and the missing part is kept.
-      texts, counts = self.generator.generate([self.prompts[i] for i in batch.indices], batch.width, sampler, self.key)
+      compiled, started = (sampler, (self.batch_size, batch.width)) in self.generator.compiled, time.monotonic()
+      # A batch that was cut short is generated whole, as it was the first time, and the missing part is kept.
+      texts, counts = self.generator.generate(
+        self.params, [self.prompts[i] for i in batch.indices], batch.width, sampler, self.key, self.batch_size
+      )
       if compiled:
         tokens, seconds = tokens + length * len(texts), seconds + time.monotonic() - started
-      rows = self._score(length, batch.indices, [self.prefill + text for text in texts], counts)
+      rows = self._grade(length, batch.indices, [self.prefill + text for text in texts], counts)
       records.append([row for row in rows if (length, row["index"]) not in records.rows])
       if time.monotonic() - shown > _SECONDS_BETWEEN_LINES:
         shown = time.monotonic()
@@ -166,22 +172,20 @@ class _Evaluation:
         _log.info("length %d: %d of %d batches, %s left", length, number, len(pending), left)
     return tokens / seconds if seconds else None
 
-  def _score(self, length, indices, completions, counts) -> list[dict]:
+  def _grade(self, length, indices, completions, counts) -> list[dict]:
+    """The records of a batch's completions, each graded once, by one of the processes."""
 
-    def score(items):
-      texts, examples = [completions[i] for i in items], [self.examples[indices[i]] for i in items]
+    def grade(items):
       try:
-        rewards = self.task.score_batch(texts, examples)
-        accuracies = [float(self.task.accuracy(text, example)) for text, example in zip(texts, examples)]
+        grades = self.task.grade([completions[i] for i in items], [self.examples[indices[i]] for i in items])
       except Exception as error:  # the task's code, which may be the user's
         raise ValueError(f"task.name: scoring {self.task.name} raised {type(error).__name__}: {error}") from error
-      return list(zip([{name: float(value) for name, value in reward.items()} for reward in rewards], accuracies))
+      return [dataclasses.asdict(grade) for grade in grades]
 
-    scored = share_work(len(completions), score)
     return [
       {"length": length, "index": index, "prompt": self.prompts[index], "completion": completion, "tokens": int(count),
-       "rewards": rewards, "accuracy": accuracy}
-      for index, completion, count, (rewards, accuracy) in zip(indices, completions, counts, scored)
+       **grade}
+      for index, completion, count, grade in zip(indices, completions, counts, share_work(len(completions), grade))
     ]
 
 
@@ -193,6 +197,13 @@ def _open_task(config, num_examples):
   if not len(test):
     raise ValueError(f"task.name: {config.task.name} has an empty test split")
   return task, [test[i] for i in range(min(num_examples or len(test), len(test)))]
+
+
+def _prompts(tokenizer, task, examples, prefill) -> list[str]:
+  try:
+    return [chat_prompt(tokenizer, task.messages(example)) + prefill for example in examples]
+  except ValueError as error:  # a problem whose text forges the chat format
+    raise ValueError(f"task.test_source: {error}") from None
 
 
 def _batch_size(config, num_examples: int, mesh) -> int:
@@ -213,7 +224,7 @@ def _base_model(file: Path) -> str:
 
 
 def fingerprint(params) -> str:
-  """A short word that differs between trained weights: of the first values of every leaf, wherever they lie."""
+  """A short word that differs between trained weights, made of the first values of every leaf, wherever they lie."""
   first = []
   for leaf in jax.tree.leaves(params):
     everywhere = leaf.sharding

@@ -1,17 +1,25 @@
-"""Completions of many prompts: prompts of similar length together, in batches of one size, over the mesh."""
+"""Text to completions over a mesh: prompts are encoded, sampled and decoded here for training and evaluation alike."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import json
 import logging
+from typing import Any
 
+import jax
 import numpy as np
 
-from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.diffusion.sampling import sample
-from gdsd_jax.huggingface.tokenizer import completion_lengths, decode_completions, encode_prompts, stop_token_ids
+from gdsd_jax.huggingface.tokenizer import (
+  completion_lengths,
+  decode_completions,
+  encode_prompts,
+  prompt_lengths,
+  stop_token_ids,
+)
 from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.parallel.processes import share_work
+from gdsd_jax.parallel.processes import gather_json, share_work
 from gdsd_jax.parallel.rows import fetch_rows, local_rows, own_rows, spread
 
 _log = logging.getLogger(__name__)
@@ -22,8 +30,8 @@ class Batch:
   """Prompts that are sampled together.
 
   Attributes:
-    width: what their prompts are padded to.
-    indices: of the prompts.
+    width: tokens that each prompt is padded to.
+    indices: places of the prompts among all of them.
   """
 
   width: int
@@ -31,61 +39,141 @@ class Batch:
 
 
 class Generator:
-  """Samples completions of texts with one denoiser.
+  """Samples completions of texts by one denoiser over one mesh.
+
+  Prompts are texts that hold their special tokens already. The parameters are an argument of every call, because
+  training changes them.
 
   Attributes:
-    batch_size: prompts at a time; a batch with fewer is filled up, so that few shapes are compiled.
+    compiled: (SamplerConfig, shape of the prompts) sampled so far.
   """
 
-  def __init__(self, denoiser: Denoiser, params, tokenizer, batch_size: int, mesh=None):
-    self.denoiser, self.params, self.tokenizer, self.mesh = denoiser, params, tokenizer, mesh
-    self.batch_size = batch_size
+  def __init__(self, denoiser: Denoiser, tokenizer, mesh=None):
+    self.denoiser, self.tokenizer, self.mesh = denoiser, tokenizer, mesh
     self.stop_ids = stop_token_ids(tokenizer, denoiser.config)
-    self.compiled = set()  # (config, width) sampled so far
+    self.compiled = set()
 
-  def plan(self, prompts: Sequence[str], widths: Sequence[int], field: str) -> list[Batch]:
-    """Batches of all prompts, narrow ones first. They depend on nothing but the arguments and the batch size.
+  def lengths(self, prompts: Sequence[str]) -> np.ndarray:
+    """Tokens of each prompt. Returns int[B]."""
+    return prompt_lengths(self.tokenizer, prompts)
+
+  def encode(
+    self, prompts: Sequence[str], parts: Sequence[np.ndarray], buckets: Sequence[int]
+  ) -> list[tuple[jax.Array, jax.Array]]:
+    """Prompts as arrays over the mesh, in parts that are each as wide as their own longest prompt needs. Collective.
 
     Args:
-      prompts: texts that hold their special tokens already.
-      widths: allowed ones, ascending; each that is needed is compiled once for every sampler.
+      prompts: B texts.
+      parts: rows of the prompts in each part, int[b].
+      buckets: allowed widths, ascending.
+
+    Returns:
+      For each part, left-padded tokens int32[b, P] and their mask bool[b, P], False at padding.
+
+    Raises:
+      ValueError: a prompt exceeds the largest bucket.
+    """
+    pad_token_id, laid_out = self.denoiser.config.pad_token_id, []
+    local = [rows[local_rows(self.mesh, len(rows))] for rows in parts]
+    encoded = [encode_prompts(self.tokenizer, [prompts[i] for i in rows], buckets, pad_token_id) for rows in local]
+    # Asked for all parts at once, before any is sampled: between several processes this is a program of their devices,
+    # and would wait for what these are at.
+    widths = np.max(gather_json([tokens.shape[1] for tokens, _ in encoded]), axis=0).tolist()
+    for rows, width, (tokens, mask) in zip(parts, widths, encoded):
+      padding = [(0, 0), (width - tokens.shape[1], 0)]
+      tokens, mask = np.pad(tokens, padding, constant_values=pad_token_id), np.pad(mask, padding)
+      laid_out.append((spread(self.mesh, len(rows), tokens), spread(self.mesh, len(rows), mask)))
+    return laid_out
+
+  def sample(self, params, prompt: jax.Array, prompt_mask: jax.Array, key, config: SamplerConfig) -> Rollout:
+    """One completion for each encoded prompt, on the device. Returns before it is computed."""
+    if (config, prompt.shape) not in self.compiled:
+      self.compiled.add((config, prompt.shape))
+      greedy = "greedy " if config.temperature == 0 else ""
+      steps = "as many steps as it takes" if config.is_parallel else f"{config.steps} steps"
+      _log.info("compiling the %ssampler for %d prompts of up to %d tokens, completions of %d tokens in %s",
+                greedy, *prompt.shape, config.completion_length, steps)
+    return sample(self.denoiser, params, prompt, prompt_mask, key, config)
+
+  def decode(
+    self, parts: Sequence[tuple[np.ndarray, jax.Array]], look: Callable[[np.ndarray, list[str]], list] | None = None
+  ) -> tuple[list[str], np.ndarray, list[Any]]:
+    """Texts of sampled completions, each process reading its own. Collective.
+
+    The texts of a part are looked at on the host while the device samples the next one. Processes tell each other of
+    all parts at once, after the last: that is a program of their devices, which would wait for these.
+
+    Args:
+      parts: what was sampled at a time, in that order: rows, int[b] of the B completions, and tokens, int32[b, L]. Of
+        more tokens than rows the last ones are left unread.
+      look: gives a JSON value for each completion, from the rows and texts of a part; without it they are None.
+
+    Returns:
+      Texts up to their end, int[B] tokens up to there, and the values of `look`, known to every process.
+
+    Raises:
+      RemoteError: `look` raised in another process. What it raises in this one is raised as it is.
+    """
+    shares = [own_rows(self.mesh, len(tokens)) for _, tokens in parts]
+    shares = [share[share < len(rows)] for share, (rows, _) in zip(shares, parts)]
+
+    def work(_):
+      values = []
+      for (rows, tokens), share in zip(parts, shares):
+        tokens = fetch_rows(tokens, share)
+        texts = decode_completions(self.tokenizer, tokens, self.stop_ids)
+        lengths = completion_lengths(tokens, self.stop_ids).tolist()
+        values += zip(texts, lengths, look(rows[share], texts) if look else [None] * len(texts))
+      return values
+
+    own = np.concatenate([rows[share] for (rows, _), share in zip(parts, shares)])
+    texts, lengths, values = zip(*share_work(sum(len(rows) for rows, _ in parts), work, own))
+    return list(texts), np.array(lengths), list(values)
+
+  def plan(self, prompts: Sequence[str], widths: Sequence[int], batch_size: int, field: str) -> list[Batch]:
+    """Batches of all prompts, narrow ones first. They depend on nothing but the arguments.
+
+    Args:
+      prompts: N texts.
+      widths: allowed widths, ascending; each that is needed is compiled once for every sampler.
+      batch_size: the most prompts of a batch.
       field: what the widths are called, for the message.
 
     Raises:
       ValueError: a prompt exceeds the last width.
     """
     by_width = {}
-    for index, prompt in enumerate(prompts):
-      length = len(self.tokenizer.encode(prompt, add_special_tokens=False))
+    for index, length in enumerate(self.lengths(prompts).tolist()):
       width = next((width for width in widths if width >= length), None)
       if width is None:
         raise ValueError(
-          f"{field}: a prompt has {length} tokens, at most {widths[-1]} are allowed: {json.dumps(prompt[:200])}"
+          f"{field}: a prompt has {length} tokens, at most {widths[-1]} are allowed: {json.dumps(prompts[index][:200])}"
         )
       by_width.setdefault(width, []).append(index)
     return [
-      Batch(width, tuple(indices[start:start + self.batch_size]))
+      Batch(width, tuple(indices[start:start + batch_size]))
       for width, indices in sorted(by_width.items())
-      for start in range(0, len(indices), self.batch_size)
+      for start in range(0, len(indices), batch_size)
     ]
 
-  def generate(self, prompts: Sequence[str], width: int, config: SamplerConfig, key) -> tuple[list[str], np.ndarray]:
-    """Completions of at most `batch_size` prompts: (texts up to their end, int[B] tokens up to their end)."""
-    held = [prompts[i % len(prompts)] for i in local_rows(self.mesh, self.batch_size)]
-    encoded = encode_prompts(self.tokenizer, held, (width,), self.denoiser.config.pad_token_id)
-    tokens, mask = (spread(self.mesh, self.batch_size, x) for x in encoded)
-    if (config, width) not in self.compiled:
-      self.compiled.add((config, width))
-      steps = "as many steps as it takes" if config.is_parallel else f"{config.steps} steps"
-      _log.info("compiling the sampler for %d prompts of up to %d tokens, completions of %d tokens in %s",
-                self.batch_size, width, config.completion_length, steps)
-    sampled = sample(self.denoiser, self.params, tokens, mask, key, config).tokens
+  def generate(
+    self, params, prompts: Sequence[str], width: int, config: SamplerConfig, key, batch_size: int
+  ) -> tuple[list[str], np.ndarray]:
+    """Completions of at most `batch_size` prompts, which are filled up to it: few shapes are compiled. Collective.
 
-    def decode(rows):
-      completions = fetch_rows(sampled, np.array(rows))
-      texts = decode_completions(self.tokenizer, completions, self.stop_ids)
-      return list(zip(texts, completion_lengths(completions, self.stop_ids).tolist()))
+    Args:
+      params: parameters of the denoiser.
+      prompts: B texts of at most `width` tokens.
+      width: tokens that they are padded to.
+      config: how they are sampled.
+      key: random key.
+      batch_size: prompts that the device is given.
 
-    shared = share_work(self.batch_size, decode, own_rows(self.mesh, self.batch_size))
-    texts, counts = zip(*shared[:len(prompts)])
-    return list(texts), np.array(counts)
+    Returns:
+      B texts up to their end, and int[B] tokens up to there.
+    """
+    filled = np.arange(batch_size) % len(prompts)
+    [(prompt, mask)] = self.encode(prompts, [filled], (width,))
+    tokens = self.sample(params, prompt, mask, key, config).tokens
+    texts, lengths, _ = self.decode([(np.arange(len(prompts)), tokens)])
+    return texts, lengths

@@ -17,7 +17,7 @@ from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.chat_format import PRESETS
-from gdsd_jax.huggingface.tokenizer import load_tokenizer
+from gdsd_jax.huggingface.tokenizer import encode_prompts, load_tokenizer
 from gdsd_jax.huggingface.weights import save_pretrained
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
@@ -101,7 +101,9 @@ def pretrain(config, out: Path) -> dict[str, float]:
   params = denoiser.init(jax.random.key(config.seed))
 
   sampler = RolloutSampler(denoiser, tokenizer, task, SamplerConfig(**config.sampler), (config.max_prompt_length,))
-  prompts, prompt_mask = sampler.encode(train)
+  prompts, prompt_mask = encode_prompts(
+    tokenizer, sampler.prompts(train), sampler.prompt_buckets, model_config.pad_token_id
+  )
   right = [task.solution(example) for example in train]
   careless = [task.careless_solution(example, config.slips, rng) for example in train]
   tokens = [

@@ -42,16 +42,12 @@ class ArithmeticTask(base.Task):
     # No instruction about the format: a model this small learns it in pretraining, and short prompts are cheap.
     return [{"role": "user", "content": example["question"]}]
 
-  def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
-    well_formed = _FORMAT.fullmatch(completion.strip()) is not None
-    return {
-      "correctness": CORRECTNESS_REWARD * self.accuracy(completion, example),
-      "format": FORMAT_REWARD if well_formed else 0.0,
-    }
-
-  def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
+  def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
+    """`correctness` and accuracy count the last answer, whatever its layout; `format` is for the exact layout."""
     answer = base.extract_answer(completion)
-    return float(answer is not None and _canonical_integer(answer) == str(example["answer"]))
+    right = answer is not None and _canonical_integer(answer) == str(example["answer"])
+    well_formed = _FORMAT.fullmatch(completion.strip()) is not None
+    return base.Grade({"correctness": CORRECTNESS_REWARD * right, "format": FORMAT_REWARD * well_formed}, right)
 
   def solution(self, example: Mapping[str, Any]) -> str:
     """The completion that earns the full reward, for pretraining."""

@@ -1,6 +1,7 @@
 """What every task offers, and the parsing of answers that tasks share."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import re
 from typing import Any, Protocol
 
@@ -11,8 +12,28 @@ VARIANTS = ("official", "small")
 _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 
 
+@dataclasses.dataclass(frozen=True)
+class Grade:
+  """What one look at a completion finds. Numbers of any kind become floats, as JSON has them.
+
+  Attributes:
+    rewards: rewards by name; the reward of a completion is their sum.
+    accuracy: what the completion adds to the published accuracy, from 0 to 1.
+  """
+
+  rewards: Mapping[str, float]
+  accuracy: float
+
+  def __post_init__(self):
+    object.__setattr__(self, "rewards", {name: float(value) for name, value in self.rewards.items()})
+    object.__setattr__(self, "accuracy", float(self.accuracy))
+
+
 class Task(Protocol):
   """Problems with a checkable answer. Tasks are frozen dataclasses that inherit from it.
+
+  A task says how one completion is graded (`grade_one`). One whose grader is slow has a `grade` of its own instead,
+  which grades side by side. No grader raises on any text.
 
   Attributes:
     name: what `get_task` calls it.
@@ -26,15 +47,20 @@ class Task(Protocol):
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     """The problem as chat messages, each with `role` and `content`."""
 
+  def grade_one(self, completion: str, example: Mapping[str, Any]) -> Grade:
+    """Rewards and accuracy of one completion's text."""
+
+  def grade(self, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> list[Grade]:
+    """The grade of each completion, which answers the example at the same place. Each is graded once."""
+    return [self.grade_one(completion, example) for completion, example in zip(completions, examples, strict=True)]
+
   def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
-    """Rewards of a completion's text by name; the reward of a rollout is their sum. Never raises on any text."""
+    """The rewards of one completion, by name."""
+    return self.grade([completion], [example])[0].rewards
 
   def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
-    """What the completion adds to the published accuracy, from 0 to 1. Never raises on any text."""
-
-  def score_batch(self, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """`score` of many completions; a task whose rewards are slow computes them side by side."""
-    return [self.score(completion, example) for completion, example in zip(completions, examples)]
+    """The accuracy of one completion, from 0 to 1."""
+    return self.grade([completion], [example])[0].accuracy
 
 
 def check_split(split: str) -> None:

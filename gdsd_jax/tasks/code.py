@@ -1,10 +1,8 @@
 """Code: Python programs that must pass tests, as in ESPO's AceCode, HumanEval and MBPP."""
 
-import collections
 from collections.abc import Mapping, Sequence
 import dataclasses
 import re
-import threading
 from typing import Any, ClassVar
 
 from gdsd_jax import sandbox
@@ -25,23 +23,19 @@ _FENCE = re.compile(r"```[^\n`]*\n")
 _DEFINITION = re.compile(r"^(?:async[ \t]+def|def|class)[ \t]+(\w+)", re.MULTILINE)
 _MAX_PROGRAM = 2**16  # characters; longer ones are not run
 
-_verdicts: collections.OrderedDict = collections.OrderedDict()  # (program, limits) -> verdict, the latest of them
-_verdicts_lock = threading.Lock()
-_MAX_VERDICTS = 2048
-
 
 @dataclasses.dataclass(frozen=True)
 class CodeTask(base.Task):
   """Programs asked for in one fenced block, run in bubblewrap, where they never see their tests.
 
-  An example has `messages` and `tests` (list of str), and may have `setup` (str, runs before every test), `names` (list
-  of str, what the program must define) and `prompt` (str, the head of a function that the completion may go on with).
-  A row of a file is as good as an example.
+  An example has `messages` and `tests` (list of str). It may have `setup` (str, runs before every test) and `names`
+  (list of str, what the program must define). It may also have `prompt` (str, the head of a function that the
+  completion may go on with). A row of a file is as good as an example.
 
   Attributes:
-    train_source, test_source: where the problems are, see `sources.open_source`; the columns tell the kind: AceCode has
-      `question` and `test_cases`, HumanEval `prompt`, `entry_point` and `test`, MBPP `text`, `code`, `test_list` and
-      `test_setup_code`. Training has no default: the paper's problems are a subset of AceCode that is on no hub.
+    train_source, test_source: where the problems are, see `sources.open_source`. The columns tell the kind: AceCode has
+      `question` and `test_cases`; HumanEval has `prompt`, `entry_point` and `test`; MBPP has `text`, `code`,
+      `test_list` and `test_setup_code`. Training has no default: the paper's subset of AceCode is on no hub.
     data_dir: folder of TFDS datasets; None for the default of TFDS.
     test_seconds: CPU time of a test; a test that waits has twice that.
     program_seconds: wall-clock time of all tests of a program.
@@ -87,41 +81,19 @@ class CodeTask(base.Task):
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     return _example(example)["messages"]
 
-  def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
-    return self.score_batch([completion], [example])[0]
-
-  def score_batch(self, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """`score` of each.
+  def grade(self, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> list[base.Grade]:
+    """Runs the program of each completion: its first block, or the whole text where there is no block.
 
     `format` is 1 for one block of Python at the end, and a half where it is no Python; `correctness` is the share of
-    tests passed, for completions whose format earns 1.
+    tests passed, for completions whose format earns 1. Accuracy asks for all tests, whatever the format.
     """
-    scores = []
-    for completion, verdict in zip(completions, self._verdicts(completions, examples)):
-      formed = _FORMAT.fullmatch(completion) is not None
-      scores.append({
-        "format": (1.0 if verdict.syntax else 0.5) if formed else 0.0,
-        "correctness": _mean(verdict.passed) if formed and verdict.syntax else 0.0,
-      })
-    return scores
-
-  def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
-    """Whether all tests pass: of the first block, or of the whole text where there is no block."""
-    return float(_mean(self._verdicts([completion], [example])[0].passed) == 1.0)
-
-  def _verdicts(self, completions, examples):
+    programs = [
+      _program(completion, _example(example)) for completion, example in zip(completions, examples, strict=True)
+    ]
+    distinct = list(dict.fromkeys(programs))  # completions of one group may well be the same
     limits = sandbox.Limits(self.test_seconds, self.program_seconds, self.memory_mb)
-    keys = [(_program(completion, _example(example)), limits) for completion, example in zip(completions, examples)]
-    with _verdicts_lock:
-      known = {key: _verdicts[key] for key in keys if key in _verdicts}
-    new = [key for key in dict.fromkeys(keys) if key not in known]
-    if new:
-      known.update(zip(new, sandbox.run([program for program, _ in new], limits, self.workers)))
-    with _verdicts_lock:
-      _verdicts.update(known)
-      while len(_verdicts) > _MAX_VERDICTS:
-        _verdicts.popitem(last=False)
-    return [known[key] for key in keys]
+    verdicts = dict(zip(distinct, sandbox.run(distinct, limits, self.workers)))
+    return [_grade(completion, verdicts[program]) for completion, program in zip(completions, programs)]
 
 
 def extract_code(completion: str) -> str:
@@ -162,8 +134,13 @@ def _program(completion, example):
   return sandbox.Program(source, tuple(example.get("tests", ())), example.get("setup", ""), names)
 
 
-def _mean(passed):
-  return sum(passed) / len(passed) if passed else 0.0
+def _grade(completion: str, verdict: sandbox.Verdict) -> base.Grade:
+  share = sum(verdict.passed) / len(verdict.passed) if verdict.passed else 0.0
+  formed = _FORMAT.fullmatch(completion) is not None
+  return base.Grade({
+    "format": (1.0 if verdict.syntax else 0.5) if formed else 0.0,
+    "correctness": share if formed and verdict.syntax else 0.0,
+  }, accuracy=share == 1.0)
 
 
 def _example(row):

@@ -77,22 +77,12 @@ class CountdownTask(base.Task):
     content = xml_format.SYSTEM_PROMPT + INSTRUCTION.format(**example)
     return [{"role": "user", "content": content}]
 
-  def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
-    answer = xml_format.last_answer(completion)
-    if answer is None:
-      return {"equation": 0.0}
-    return {"equation": CORRECT_REWARD if _solves(answer, example) else ANSWER_REWARD}
-
-  def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
-    """As d1 and GDSD count: the expression may also be boxed, in LaTeX, followed by its result, or untagged."""
-    text = math_answers.unboxed(completion) if "\\boxed" in completion else None
-    if text is None:
-      text = xml_format.first_answer(completion)
-    if text is None:
-      text = completion
-    for latex, operator in _LATEX_OPERATORS:
-      text = text.replace(latex, operator)
-    return float(_solves(_left_side(text).strip(), example))
+  def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
+    """The reward is for the last tagged answer; accuracy finds the expression elsewhere, too, see `_expression_in`."""
+    answer, reward = xml_format.last_answer(completion), 0.0
+    if answer is not None:
+      reward = CORRECT_REWARD if _solves(answer, example) else ANSWER_REWARD
+    return base.Grade({"equation": reward}, _solves(_expression_in(completion), example))
 
   def solution(self, example: Mapping[str, Any]) -> str:
     """A completion that earns the full reward, for pretraining."""
@@ -121,6 +111,18 @@ def _solves(expression: str, example: Mapping[str, Any]) -> bool:
     return False
   value = expressions.evaluate(expression)
   return value is not None and abs(value - example["target"]) < _TOLERANCE
+
+
+def _expression_in(completion: str) -> str:
+  """The expression as d1 and GDSD find it: it may be boxed, in LaTeX, followed by its result, or untagged."""
+  text = math_answers.unboxed(completion) if "\\boxed" in completion else None
+  if text is None:
+    text = xml_format.first_answer(completion)
+  if text is None:
+    text = completion
+  for latex, operator in _LATEX_OPERATORS:
+    text = text.replace(latex, operator)
+  return _left_side(text).strip()
 
 
 def _left_side(text: str) -> str:

@@ -42,24 +42,19 @@ class Gsm8kTask(base.Task):
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
     base.check_split(split)
-    field = f"{split}_source"
-    return _open_examples(getattr(self, field), f"task.{field}", self.data_dir)
+    field, columns = f"{split}_source", ("question", "answer")
+    rows = sources.open_source(getattr(self, field), columns, field=f"task.{field}", data_dir=self.data_dir)
+    return examples_of(rows, _example, field=f"task.{field}")
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{example['question']}\n{math_answers.BOXED_INSTRUCTION}"}]
 
-  def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
-    return {"correctness": float(announced_number(completion) == _reference(example))}
+  def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
+    reference = _reference(example)
+    return base.Grade(self._rewards(completion, reference), _has_number(completion, reference))
 
-  def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
-    """As d1 and GDSD count: the number of the first box that has one, else of the tagged answer, else the last one."""
-    numbers = (_number_in(box, 0) for box in _boxes(completion))
-    number = next((number for number in numbers if number is not None), None)
-    if number is None:
-      number = _number_in(xml_format.first_answer(completion) or "", -1)
-    if number is None:
-      number = _number_in(xml_format.lenient_answer(completion), -1)
-    return float(number is not None and number == float(_reference(example)))
+  def _rewards(self, completion: str, reference: str) -> dict[str, float]:
+    return {"correctness": announced_number(completion) == reference}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +66,14 @@ class Gsm8kXmlTask(Gsm8kTask):
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{xml_format.SYSTEM_PROMPT}\n\n{example['question']}"}]
 
-  def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
+  def _rewards(self, completion: str, reference: str) -> dict[str, float]:
     answer = xml_format.lenient_answer(completion)
     return {
       "xmlcount": xml_format.tag_count(completion),
       "soft_format": xml_format.soft_format(completion),
       "strict_format": xml_format.strict_format(completion),
       "int": 0.5 if answer.isascii() and answer.isdigit() else 0.0,
-      "correctness": 2.0 if _without_thousands_commas(answer) == _reference(example) else 0.0,
+      "correctness": 2.0 if _without_thousands_commas(answer) == reference else 0.0,
     }
 
 
@@ -89,6 +84,17 @@ def announced_number(completion: str) -> str:
     if match:
       return _without_thousands_commas(match[1].rstrip(".,"))
   return _without_commas((_INTEGER.findall(completion) or [""])[-1])
+
+
+def _has_number(completion: str, reference: str) -> bool:
+  """As d1 and GDSD count: the number of the first box that has one, else of the tagged answer, else the last one."""
+  numbers = (_number_in(box, 0) for box in _boxes(completion))
+  number = next((number for number in numbers if number is not None), None)
+  if number is None:
+    number = _number_in(xml_format.first_answer(completion) or "", -1)
+  if number is None:
+    number = _number_in(xml_format.lenient_answer(completion), -1)
+  return number is not None and number == _number_in(reference, 0)
 
 
 def _boxes(text: str) -> Iterator[str]:
@@ -114,11 +120,6 @@ def _without_thousands_commas(number: str) -> str:
 
 def _without_commas(number: str) -> str:
   return number.replace(",", "")
-
-
-def _open_examples(source, field, data_dir):
-  rows = sources.open_source(source, ("question", "answer"), field=field, data_dir=data_dir)
-  return examples_of(rows, _example, field=field)
 
 
 def _example(row):

@@ -14,7 +14,20 @@ CORRECTNESS_REWARD = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class MathTask(base.Task):
+class _MathProblems(base.Task):
+  train_source: str = TRAIN_SOURCE
+  test_source: str = TEST_SOURCE
+  data_dir: str | None = None
+
+  def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
+    base.check_split(split)
+    field = f"{split}_source"
+    rows = sources.open_source(getattr(self, field), ("problem",), field=f"task.{field}", data_dir=self.data_dir)
+    return examples_of(rows, _example, field=f"task.{field}")
+
+
+@dataclasses.dataclass(frozen=True)
+class MathTask(_MathProblems):
   r"""Competition problems, asked for a final `\boxed{…}` and graded by math-verify.
 
   An example has `problem` (str) and `answer` (str, LaTeX); for rewards, a row with its `solution` alone will do.
@@ -28,41 +41,25 @@ class MathTask(base.Task):
     ValueError: math-verify is not installed.
   """
 
-  train_source: str = TRAIN_SOURCE
-  test_source: str = TEST_SOURCE
-  data_dir: str | None = None
   name: ClassVar[str] = "math"
 
   def __post_init__(self):
     math_grader.check_installed()
 
-  def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
-    base.check_split(split)
-    field = f"{split}_source"
-    return _open_examples(getattr(self, field), f"task.{field}", self.data_dir)
-
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{example['problem']}\n{math_answers.BOXED_INSTRUCTION}"}]
 
-  def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
-    return {"correctness": CORRECTNESS_REWARD * self.accuracy(completion, example)}
-
-  def score_batch(self, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+  def grade(self, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> list[base.Grade]:
+    """Reward and accuracy are one verdict of math-verify, which grades side by side."""
     verdicts = math_grader.equal_batch(completions, list(map(_reference, examples)))
-    return [{"correctness": CORRECTNESS_REWARD * verdict} for verdict in verdicts]
-
-  def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
-    return float(math_grader.equal(completion, _reference(example)))
+    return [base.Grade({"correctness": CORRECTNESS_REWARD * verdict}, verdict) for verdict in verdicts]
 
 
 @dataclasses.dataclass(frozen=True)
-class MathXmlTask(MathTask):
+class MathXmlTask(_MathProblems):
   r"""The same problems, asked for `<reasoning>` and a boxed `<answer>`, compared as text as the benchmark does."""
 
   name: ClassVar[str] = "math_xml"
-
-  def __post_init__(self):
-    pass  # comparing text needs no math-verify
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     request = (
@@ -71,34 +68,25 @@ class MathXmlTask(MathTask):
     )
     return [{"role": "user", "content": f"{xml_format.SYSTEM_PROMPT}\n\n{request}"}]
 
-  def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
+  def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
+    """`correctness` is for what the first tag holds, closed or not; accuracy is for `_final_answer`."""
+    expected = math_answers.unboxed(_reference(example))
     tagged = "<answer>" in completion
-    # Of the first tag, unlike elsewhere, and closed or not.
     answer = completion.split("<answer>", 1)[1].split("</answer>", 1)[0] if tagged else completion
-    correct = math_answers.same_answer(math_answers.unboxed(answer), math_answers.unboxed(_reference(example)))
-    return {
-      "correctness": CORRECTNESS_REWARD * correct,
+    return base.Grade({
+      "correctness": CORRECTNESS_REWARD * math_answers.same_answer(math_answers.unboxed(answer), expected),
       "format": (0.5 if tagged else 0.0) + (0.5 if "\\boxed" in answer else 0.25),
-    }
+    }, accuracy=math_answers.same_answer(_final_answer(completion), expected))
 
-  def score_batch(self, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    return base.Task.score_batch(self, completions, examples)
 
-  def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
-    """As d1 and GDSD count: what the last box holds, wherever it stands, or else the tagged answer."""
-    answer = math_answers.unboxed(completion) if "\\boxed" in completion else None
-    if not answer:
-      answer = xml_format.first_answer(completion)
-    return float(math_answers.same_answer(answer, math_answers.unboxed(_reference(example))))
+def _final_answer(completion: str) -> str | None:
+  """The answer as d1 and GDSD find it: what the last box holds, wherever it stands, or else the tagged answer."""
+  boxed = math_answers.unboxed(completion) if "\\boxed" in completion else None
+  return boxed or xml_format.first_answer(completion)
 
 
 def _reference(example: Mapping[str, Any]) -> str:
   return str(example["answer"] if "answer" in example else example["solution"])
-
-
-def _open_examples(source, field, data_dir):
-  rows = sources.open_source(source, ("problem",), field=field, data_dir=data_dir)
-  return examples_of(rows, _example, field=field)
 
 
 def _example(row):

@@ -92,15 +92,14 @@ class SudokuTask(base.Task):
     content = f"{SYSTEM_PROMPT}\n\nNow, solve the following Sudoku puzzle: {_puzzle_of(example)[0]}\n"
     return [{"role": "user", "content": content}]
 
-  def score(self, completion: str, example: Mapping[str, Any]) -> dict[str, float]:
-    """The share of the empty cells that the digits of the last answer fill right."""
+  def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
+    """The share of the empty cells that are filled right.
+
+    The reward counts the digits of the last answer; accuracy counts the grid wherever it stands, as d1 and GDSD do.
+    """
     answer = xml_format.last_answer(completion) or ""
     digits = itertools.islice(filter(str.isdigit, answer), sudoku_problems.CELLS)
-    return {"cells": _share_right("".join(digits), example)}
-
-  def accuracy(self, completion: str, example: Mapping[str, Any]) -> float:
-    """As d1 and GDSD count: the share of the empty cells filled right, wherever in the completion the grid stands."""
-    return _share_right(_grid_in(completion), example)
+    return base.Grade({"cells": _share_right("".join(digits), example)}, _share_right(_grid_in(completion), example))
 
   def solution(self, example: Mapping[str, Any]) -> str:
     """The completion that earns the full reward, for pretraining."""

@@ -8,7 +8,7 @@ from etils import epath
 import jax
 import numpy as np
 
-from gdsd_jax.generation.rollout import RewardError, ScoredRollouts
+from gdsd_jax.generation.rollout import GradedCompletions, RewardError
 from gdsd_jax.parallel.processes import is_first_process
 from gdsd_jax.runs.config import config_json
 from gdsd_jax.runs.files import check_workdir, write_whole
@@ -144,7 +144,7 @@ def _evaluate(trainer: Trainer, step: int) -> dict[str, float]:
   return evaluation
 
 
-def _show_rollouts(scored: ScoredRollouts, count: int = 3) -> None:
+def _show_rollouts(scored: GradedCompletions, count: int = 3) -> None:
   spread = np.linspace(0, len(scored.completions) - 1, count).astype(int)
   for i in spread:
     text = json.dumps(scored.completions[i], ensure_ascii=False)

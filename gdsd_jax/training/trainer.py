@@ -13,7 +13,7 @@ import numpy as np
 from gdsd_jax.diffusion.config import Rollout
 from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.generation.held_out import evaluate
-from gdsd_jax.generation.rollout import RolloutSampler, SampledRollouts, ScoredRollouts
+from gdsd_jax.generation.rollout import GradedCompletions, PendingCompletions, RolloutSampler
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.objectives.teacher import leave_one_out_advantages
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
@@ -51,7 +51,7 @@ class _Begun:
 
   key: jax.Array
   mask_key: jax.Array
-  sampled: SampledRollouts
+  sampled: PendingCompletions
 
 
 class Trainer:
@@ -103,7 +103,7 @@ class Trainer:
     self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
     self._position = 0  # of the stream: examples of the iterations so far
     self._begun: _Begun | None = None
-    self._ahead: SampledRollouts | None = None  # with async_rollouts, those of the next iteration
+    self._ahead: PendingCompletions | None = None  # with async_rollouts, those of the next iteration
 
   def _fitting(self, examples, split: str):
     """The examples whose prompts fit the largest bucket, as the official code filters them; says how many do not."""
@@ -187,7 +187,7 @@ class Trainer:
       position += self.config.prompts_per_step
     self._begun = _Begun(next_key, mask_key, sampled(position, sample_key))
 
-  def iterate(self, watch: Stopwatch) -> tuple[dict[str, float], ScoredRollouts]:
+  def iterate(self, watch: Stopwatch) -> tuple[dict[str, float], GradedCompletions]:
     """One iteration: sample, reward, update `objective.num_iterations` times. Raises RewardError before any update.
 
     With async_rollouts it trains on what the iteration before sampled, from the parameters that that one began with.
@@ -203,7 +203,7 @@ class Trainer:
       self._position += config.prompts_per_step
       jax.block_until_ready(sampled.parts[0])
     with watch.phase("reward"):
-      scored = self.sampler.score(sampled)
+      scored = self.sampler.grade(sampled)
     advantages = leave_one_out_advantages(
       jnp.asarray(scored.total_reward).reshape(-1, group_size), config.objective.scale_rewards
     ).reshape(-1)
@@ -213,7 +213,7 @@ class Trainer:
       self.state = self.state.replace(reference=self._sync_reference(self.state.reference, self.state.params))
     return {**_rollout_metrics(scored, group_size), **updates}, scored
 
-  def _update(self, scored: ScoredRollouts, advantages, mask_key, watch: Stopwatch) -> dict[str, float]:
+  def _update(self, scored: GradedCompletions, advantages, mask_key, watch: Stopwatch) -> dict[str, float]:
     """The mu updates on one batch of rollouts; metrics averaged over them."""
     objective = self.config.objective
     tokens = self._concatenate(scored.prompt, scored.rollout.tokens)
@@ -250,7 +250,7 @@ class Trainer:
     return {**mean, "skipped": int(sum(m["skipped"] for m in metrics))}
 
 
-def _rollout_metrics(scored: ScoredRollouts, group_size: int) -> dict[str, float]:
+def _rollout_metrics(scored: GradedCompletions, group_size: int) -> dict[str, float]:
   groups = scored.total_reward.reshape(-1, group_size)
   texts = np.array(scored.completions, dtype=object).reshape(-1, group_size)
   return {
