@@ -8,7 +8,7 @@ import types
 import pytest
 
 from gdsd_jax.runs import metrics
-from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.metrics import format_seconds, MetricsWriter, Progress, read_metrics
 
 ROW = {"step": 1, "reward": 0.5, "loss": 0.25, "kl": 0.1, "reward/format": 0.25, "seconds/step": 2.0}
@@ -17,7 +17,7 @@ ROW = {"step": 1, "reward": 0.5, "loss": 0.25, "kl": 0.1, "reward/format": 0.25,
 def config_of(**log):
   config = base_config()
   config.log.update({"tensorboard": False, "plot_seconds": math.inf, **log})
-  return config
+  return run_config(config)
 
 
 def write_rows(workdir, rows, last_step=-1, **log):
