@@ -225,7 +225,7 @@ def test_contradictions_are_exactly_the_fields_that_differ():
 
 
 @pytest.mark.parametrize("fields", [
-  {"steps": 5}, {"checkpoint__every": 7}, {"checkpoint__keep": 1}, {"log__every": 9}, {"log__wandb_project": "mine"},
+  {"steps": 5}, {"checkpoint__every": 7}, {"checkpoint__keep": 1}, {"log__every": 9}, {"log__tensorboard": False},
   {"mesh__data": 1, "mesh__fsdp": 4}, {"mesh__tensor": 2},
   {"model__remat": "none"},
 ])
