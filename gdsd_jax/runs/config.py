@@ -22,7 +22,7 @@ class ModelConfig:
   """The model that a run starts from; section `model`, whose part `lora` has the fields of `LoraConfig` and `path`."""
 
   path: str = "tiny"  # folder, hub name, or "tiny", the embedded model
-  dtype: str = "float32"  # of matrix products and frozen weights; trained ones are float32 always
+  dtype: str = "float32"  # matrix products and frozen weights; trained ones are float32 always
   # What the backward pass computes again: "none" of the activations, all but "products" with weights (a quarter less to
   # compute than all, far more to keep), or the "full" pass through each block.
   remat: str = "full"
@@ -101,12 +101,12 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  """Evaluations: while training (the first three), and as in the paper by launch/evaluate.py, on the whole test split
-  (all but the first two); section `eval`."""
+  """Evaluations while training, and as in the paper by launch/evaluate.py; section `eval`."""
 
   every: int = 100  # iterations; also before the first and after the last
-  num_examples: int = 256  # of the test split
+  num_examples: int = 256  # those of the test split that are evaluated while training
   batch_size: int = 64
+  # The others are for launch/evaluate.py alone, which takes the whole test split.
   lengths: tuple[int, ...] = (128, 256, 512)  # completion lengths; the accuracy is the best of them
   steps_per_token: float = 0.5
   block_length: int = 32  # as sampler.block_length
@@ -138,7 +138,7 @@ class CheckpointConfig:
 class MeshConfig:
   """Sizes of the mesh's axes (see `make_mesh`); section `mesh`."""
 
-  data: int = -1  # the rest of the devices
+  data: int = -1  # all devices that the others leave
   fsdp: int = 1
   tensor: int = 1
 
@@ -250,16 +250,19 @@ def require_at_least(config, prefix: str, **least: float) -> None:
 
 
 def require_one_of(path: str, value: str, known: Sequence[str]) -> None:
+  """Raises ValueError, one line with the field's path, where a value is none of the known ones."""
   if value not in known:
     raise ValueError(f"{path}: {value!r} is not one of {', '.join(known)}")
 
 
 def require_whole(path: str, lengths: Sequence[int]) -> None:
+  """Raises ValueError, one line with the field's path, where some length is no integer."""
   if not all(type(length) is int for length in lengths):  # flags do not look into tuples
     raise ValueError(f"{path}: must be whole numbers, not {tuple(lengths)}")
 
 
 def require_buckets(path: str, buckets: Sequence[int]) -> None:
+  """Raises ValueError, one line with the field's path, where buckets are no ascending positive integers."""
   require_whole(path, buckets)
   if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
     raise ValueError(f"{path}: must be ascending positive lengths, not {tuple(buckets)}")

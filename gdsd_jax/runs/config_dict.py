@@ -1,7 +1,6 @@
-"""The fields of a run as recipes and flags see them, and as config.json holds them: nested dicts; and typed, checked.
+"""A run's fields as nested dicts: the `ConfigDict` that recipes and flags see, and config.json on the disk.
 
-`base_config` makes the `ConfigDict` that recipes fill, from the dataclasses of runs/config.py; `run_config` turns it
-into these again.
+`base_config` makes the former from the dataclasses of runs/config.py, and `run_config` turns it into these again.
 """
 
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ RESUMABLE = (
 def base_config() -> ConfigDict:
   """Every field of a recipe at its default, which is the paper's, where the paper has one."""
   config = section(RunConfig)
-  del config.model["lora"], config.model["lora_path"]  # all at once in a section of their own
+  del config.model["lora"], config.model["lora_path"]  # recipes have them in one section, model.lora
   config.model.lora = section(LoraConfig)
   config.model.lora.rank = 0  # no adapter
   config.model.lora.path = config_dict.placeholder(str)
@@ -98,7 +97,7 @@ def flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
   """{"path.to.field": value} of a nested dict, tuples as lists (as JSON has them)."""
   flat = {}
   for name, value in fields.items():
-    if isinstance(value, (Mapping, ConfigDict)):
+    if isinstance(value, Mapping):
       flat |= {f"{name}.{path}": leaf for path, leaf in flatten(value).items()}
     else:
       flat[name] = list(value) if isinstance(value, tuple) else value
@@ -110,7 +109,7 @@ def contradictions(saved: Mapping[str, Any], current) -> list[str]:
 
   Args:
     saved: nested fields of the run's config.json.
-    current: typed config with `as_given`.
+    current: typed config, which has its own in `as_given`.
   """
   old, new = flatten(saved), flatten(current.as_given)
   return [

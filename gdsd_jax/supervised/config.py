@@ -26,7 +26,7 @@ class ChatsConfig:
   """The chats to learn; section `data`."""
 
   train_source: str | None  # .jsonl, .jsonl.gz, .json, .csv or a TFDS name
-  data_dir: str | None  # of TFDS; its default where unset
+  data_dir: str | None  # where TFDS keeps its data; its default where unset
   prompt_buckets: tuple[int, ...]  # widths that prompts are padded to
   completion_buckets: tuple[int, ...]  # completions are filled up with EOS, which is learnt: so a model learns to end
 
@@ -62,7 +62,7 @@ class FinetuningConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingConfig:
-  """The making of a small model."""
+  """How a small model is made from nothing."""
 
   seed: int
   task: TaskConfig
@@ -76,6 +76,9 @@ class PretrainingConfig:
   optimizer: OptimizerConfig
   eval_every: int  # steps
   eval_examples: int
+
+  def __post_init__(self):
+    require_at_least(self, "", seed=0, steps=1, batch_size=1, eval_every=1, eval_examples=1)
 
 
 def finetuning_config(config: ConfigDict) -> FinetuningConfig:
