@@ -17,7 +17,7 @@ Expected:  LLaDA-8B 84.0 %, Dream-7B 70.3 % (the paper's GDSD, best over lengths
            size.
 """
 
-from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.config_dict import base_config
 from gdsd_jax.runs.recipes import check_preset, published_config
 
 

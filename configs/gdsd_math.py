@@ -13,7 +13,7 @@ Hardware:  eight devices of 80 GB (the official runs'), or a pod slice with as m
 Expected:  LLaDA-8B, MATH500: 44.6 % (the paper's GDSD, best over lengths 128, 256, 512). Not run by us at this size.
 """
 
-from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.config_dict import base_config
 from gdsd_jax.runs.recipes import check_preset, published_config
 
 

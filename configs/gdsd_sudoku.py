@@ -17,7 +17,7 @@ Expected:  LLaDA-8B 92.0 %, Dream-7B 91.7 % (the paper's GDSD with TLC, best ove
            at this size.
 """
 
-from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.config_dict import base_config
 from gdsd_jax.runs.recipes import check_preset, published_config
 
 

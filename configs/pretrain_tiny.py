@@ -25,16 +25,15 @@ def get_config(preset: str = "arithmetic"):
   config.kind = "pretraining"
   config.seed = 0
   config.task = dict(name="arithmetic")
-  config.slips = 0.5  # share of wrong results
+  config.slips = 0.5
   config.model = dict(
     vocab_size=416, hidden_size=96, num_layers=3, num_heads=4, num_kv_heads=4, mlp_size=256,
     rope_theta=10000.0, norm_epsilon=1e-5, max_positions=256,
   )
-  # For the evaluations, and the length that the training solutions are filled up to with EOS.
   config.sampler = dict(completion_length=16, steps=16, block_length=8, temperature=1.0)
   config.max_prompt_length = 36
   config.steps = 1500
-  config.careless_after = 1250  # steps on right solutions before the careless ones
+  config.careless_after = 1250
   config.batch_size = 64
   # 1e-3 learns the calculations; 3e-3 had learnt none after the same number of steps.
   config.optimizer = dict(learning_rate=1e-3, warmup_steps=100, weight_decay=0.01)

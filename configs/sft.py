@@ -14,7 +14,7 @@ Full:      --config.model.lora.rank=0 trains all parameters.
 import ml_collections
 from ml_collections import config_dict
 
-from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.config_dict import base_config
 from gdsd_jax.runs.recipes import check_preset, published_config
 
 
@@ -30,10 +30,9 @@ def get_config(preset: str = "tiny"):
   config.mesh = source.mesh
 
   config.data = ml_collections.ConfigDict()
-  config.data.train_source = config_dict.placeholder(str)  # .jsonl, .jsonl.gz, .json, .csv or a TFDS name
-  config.data.data_dir = config_dict.placeholder(str)  # of TFDS
+  config.data.train_source = config_dict.placeholder(str)
+  config.data.data_dir = config_dict.placeholder(str)
   config.data.prompt_buckets = (36, 64, 128) if preset == "tiny" else (128, 256, 512, 1024)
-  # Completions are filled up with EOS, which is learnt too: that is how a model learns to end.
   config.data.completion_buckets = (16, 32, 64) if preset == "tiny" else (128, 256, 512, 1024)
 
   config.optimizer = source.optimizer

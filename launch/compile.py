@@ -37,10 +37,11 @@ _HLO = flags.DEFINE_string("hlo", None, "Folder for the optimised HLO of each pr
 def main():
   from gdsd_jax.planning.plan import plan
   from gdsd_jax.planning.report import report, table
+  from gdsd_jax.runs.config_dict import run_config
   from gdsd_jax.runs.metrics import log_to_stdout
 
   log_to_stdout()
-  planned = plan(_CONFIG.value, _TOPOLOGY.value)
+  planned = plan(run_config(_CONFIG.value), _TOPOLOGY.value)
   if _HLO.value is not None:
     folder = Path(_HLO.value)
     folder.mkdir(parents=True, exist_ok=True)

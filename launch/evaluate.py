@@ -44,10 +44,11 @@ def default_out(config, config_flag: str, evaluated) -> Path:
 def main():
   from gdsd_jax.evaluation.protocol import evaluate_model, Evaluated
   from gdsd_jax.parallel.processes import is_first_process
+  from gdsd_jax.runs.config_dict import run_config
   from gdsd_jax.runs.metrics import log_to_stdout
 
   log_to_stdout()
-  config = _CONFIG.value
+  recipe = _CONFIG.value
   for flag in (_WORKDIR, _STEP, _MODEL, _OUT):
     if flag.value == "":  # an unset variable of the shell, say: nothing else is evaluated in its place
       raise ValueError(f"--{flag.name}: is empty")
@@ -58,7 +59,8 @@ def main():
   if _LENGTHS.value is not None:
     if not all(length.strip().isdecimal() for length in _LENGTHS.value):
       raise ValueError(f"--lengths: must be numbers with commas between, not {','.join(_LENGTHS.value)!r}")
-    config.eval.lengths = tuple(map(int, _LENGTHS.value))
+    recipe.eval.lengths = tuple(map(int, _LENGTHS.value))
+  config = run_config(recipe)
   evaluated = Evaluated(_WORKDIR.value and epath.Path(_WORKDIR.value), _STEP.value or "latest", _MODEL.value)
   evaluated = evaluated.resolved()
   out = default_out(config, flags.FLAGS["config"].config_filename, evaluated)

@@ -26,13 +26,15 @@ def main():
   if config.get("kind") not in ("pretraining", "sft"):
     raise ValueError("--config: must be configs/pretrain_tiny.py or configs/sft.py; launch/train.py takes the others")
   if config.kind == "sft":
+    from gdsd_jax.supervised.config import finetuning_config
     from gdsd_jax.supervised.finetuning import finetune
 
-    finetune(config, epath.Path(_WORKDIR.value or f"{out}.run"), out)
+    finetune(finetuning_config(config), epath.Path(_WORKDIR.value or f"{out}.run"), out)
   else:
+    from gdsd_jax.supervised.config import pretraining_config
     from gdsd_jax.supervised.pretraining import pretrain
 
-    pretrain(config, out)
+    pretrain(pretraining_config(config), out)
 
 
 if __name__ == "__main__":

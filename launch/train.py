@@ -23,6 +23,7 @@ def default_workdir(config_flag: str) -> epath.Path:
 
 
 def main():
+  from gdsd_jax.runs.config_dict import run_config
   from gdsd_jax.runs.metrics import log_to_stdout
   from gdsd_jax.training.loop import train
 
@@ -30,7 +31,7 @@ def main():
   if _WORKDIR.value == "":  # an unset variable of the shell, say
     raise ValueError("--workdir: is empty")
   workdir = epath.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(flags.FLAGS["config"].config_filename)
-  train(_CONFIG.value, workdir)
+  train(run_config(_CONFIG.value), workdir)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import gdsd_jax
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.huggingface.weights import resolve_path
-from gdsd_jax.runs.config import sampler_config, validate
+from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.runs.metrics import read_metrics
+from gdsd_jax.supervised.config import pretraining_config
 from gdsd_jax.supervised.pretraining import END_OF_TURN, pretrain
 from gdsd_jax.tasks import get_task
 from gdsd_jax.training.loop import train
@@ -20,19 +21,15 @@ def load(name: str, *preset: str):
   return load_recipe(name).get_config(*preset)
 
 
-def _task(config):
-  return get_task(**{name: value for name, value in config.task.to_dict().items() if value is not None})
-
-
 def check_embedded_model(config) -> None:
   """The model is small, and prompts and solutions of the task have room."""
-  validate(config)
+  config = run_config(config)
   folder = resolve_path(config.model.path)
   assert sum(file.stat().st_size for file in folder.iterdir()) <= 1.8e6
   denoiser, params = gdsd_jax.load_pretrained(config.model.path)
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) < 1e6
-  tokenizer, task = load_tokenizer(folder, denoiser.config), _task(config)
-  sampler = RolloutSampler(denoiser, tokenizer, task, sampler_config(config), config.sampler.prompt_buckets)
+  tokenizer, task = load_tokenizer(folder, denoiser.config), get_task(config.task.name, **config.task.options)
+  sampler = RolloutSampler(denoiser, tokenizer, task, config.sampler, config.rollouts.prompt_buckets)
   examples = [*task.examples("train")[:500], *task.examples("test")]
   assert sampler.prompt_lengths(examples).max() <= sampler.prompt_buckets[-1]
   solutions = [task.solution(example) + END_OF_TURN for example in examples]
@@ -47,7 +44,7 @@ def check_runs(config, workdir) -> None:
     "steps": 2, "prompts_per_step": 1, "objective.num_iterations": 1, "sampler.steps": 4, "eval.num_examples": 8,
     "eval.batch_size": 8, "log.tensorboard": False, "log.plot_seconds": 1000.0,
   })
-  train(config, workdir)
+  train(run_config(config), workdir)
   rows = read_metrics(workdir / "metrics.jsonl")
   assert [row["step"] for row in rows] == [0, 1, 2] and all(np.isfinite(row["loss"]) for row in rows[1:])
 
@@ -56,6 +53,6 @@ def check_pretraining(preset: str, out) -> None:
   """Two steps of pretraining write a folder that loads."""
   config = load("pretrain_tiny", preset)
   config.update(steps=2, careless_after=1, batch_size=8, eval_examples=8)
-  pretrain(config, out)
+  pretrain(pretraining_config(config), out)
   denoiser, _ = gdsd_jax.load_pretrained(out)
   assert denoiser.config.vocab_size == config.model.vocab_size

@@ -21,6 +21,7 @@ from gdsd_jax.planning import plan as pod_plan
 from gdsd_jax.planning.chips import CHIPS
 from gdsd_jax.planning.hlo_cost import Cost, program_cost
 from gdsd_jax.planning.report import report, table
+from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.training import trainer as training
 
 V5E = CHIPS["TPU v5 lite"]
@@ -263,7 +264,7 @@ def tiny(**changes):
     "group_size": 4, "prompts_per_step": 4, "optimizer.accumulation": 2, "objective.num_iterations": 2,
     "eval.num_examples": 8, "eval.batch_size": 8, "sampler.steps": 4, **changes,
   })
-  return config
+  return run_config(config)
 
 
 @pytest.mark.slow

@@ -1,24 +1,17 @@
 """Configuration: defaults, one clear refusal for each bad field, and what a resumed run may change."""
 
+import dataclasses
 import json
 
 from conftest import load_recipe
-import ml_collections
 import pytest
 
 from gdsd_jax.parallel.mesh import make_mesh
-from gdsd_jax.runs.config import (
-  base_config,
-  contradictions,
-  flatten,
-  objective_config,
-  sampler_config,
-  validate,
-  validate_mesh,
-)
+from gdsd_jax.runs.config import RunConfig, validate_mesh
+from gdsd_jax.runs.config_dict import base_config, config_json, contradictions, flatten, run_config
 
 
-def changed(**fields):
+def recipe(**fields):
   """base_config with fields "section__name" set."""
   config = base_config()
   with config.ignore_type():
@@ -26,12 +19,63 @@ def changed(**fields):
   return config
 
 
-def as_saved(config):
-  return json.loads(json.dumps(config.to_dict()))
+def changed(**fields) -> RunConfig:
+  """The typed config of such a recipe."""
+  return run_config(recipe(**fields))
 
 
-def test_defaults_are_valid():
-  validate(base_config())
+def as_saved(config: RunConfig):
+  return json.loads(config_json(config))
+
+
+def test_every_field_of_a_recipe_reaches_the_typed_config():
+  """Each is set to another value, and nothing but what it was is read from anywhere."""
+  others = {
+    "seed": 1, "steps": 7, "group_size": 4, "prompts_per_step": 3, "async_rollouts": True, "max_skipped_steps": 2,
+    "model.path": "there", "model.dtype": "bfloat16", "model.remat": "none", "model.lora.rank": 3,
+    "model.lora.alpha": 2.0, "model.lora.dropout": 0.5, "model.lora.targets": ("q",), "model.lora.path": "adapter",
+    "task.name": "mine", "task.train_source": "a", "task.test_source": "b", "task.data_dir": "c",
+    "sampler.kind": "dream", "sampler.completion_length": 64, "sampler.steps": 32, "sampler.temperature": 0.5,
+    "sampler.block_length": 16, "sampler.remasking": "random", "sampler.cfg_scale": 0.0,
+    "sampler.alg": "maskgit_plus", "sampler.alg_temp": 0.0, "sampler.top_p": 0.5, "sampler.top_k": 9,
+    "sampler.eps": 1e-2, "sampler.cache": "dual", "sampler.threshold": 0.8, "sampler.factor": None,
+    "sampler.early_stop": True, "sampler.prompt_buckets": (7,), "sampler.microbatches": 2,
+    "objective.name": "gdsd_tlc", "objective.psi": 0.1, "objective.epsilon": 0.3, "objective.beta": 0.0,
+    "objective.center_top_k": 8, "objective.center_gradient": True, "objective.weighted": False,
+    "objective.num_mc": 3, "objective.num_iterations": 5, "objective.scale_rewards": True,
+    "objective.reference_sync_every": 0, "objective.reference_sync_mix": 0.1, "optimizer.learning_rate": 1.0,
+    "optimizer.warmup_steps": 1, "optimizer.b1": 0.1, "optimizer.b2": 0.2, "optimizer.weight_decay": 0.3,
+    "optimizer.clip": 0.4, "optimizer.moments_dtype": "bfloat16", "optimizer.accumulation": 3, "eval.every": 8,
+    "eval.num_examples": 9, "eval.batch_size": 10, "eval.lengths": (32,), "eval.steps_per_token": 1.0,
+    "eval.block_length": 8, "eval.prompt_buckets": (5,), "eval.prefill": "so", "checkpoint.every": 2,
+    "checkpoint.keep": 3, "mesh.data": 2, "mesh.fsdp": 3, "mesh.tensor": 4, "log.every": 5, "log.rollouts_every": 6,
+    "log.plot_seconds": 7.0, "log.tensorboard": False, "log.wandb_project": "",
+  }
+  fields = base_config()
+  assert others.keys() == flatten(fields.to_dict()).keys()
+  fields.update_from_flattened_dict(others)
+  config = dataclasses.asdict(run_config(fields))
+  config.pop("as_given")
+  sections = {
+    **config, "model": {**config["model"], "lora": {**config["model"]["lora"], "path": config["model"]["lora_path"]}},
+    "task": {"name": config["task"]["name"], **config["task"]["options"]},
+    "sampler": config["sampler"] | config["rollouts"], "objective": config["objective"] | config["distillation"],
+  }
+  del sections["rollouts"], sections["distillation"], sections["model"]["lora_path"]
+  assert flatten(sections) == flatten(fields.to_dict())
+
+
+def test_a_field_that_no_run_has_is_refused():
+  config = base_config()
+  config.sampler.tempreature = 0.5
+  with pytest.raises(ValueError, match=r"^sampler\.tempreature: a run has no such field$"):
+    run_config(config)
+
+
+def test_a_task_has_fields_of_its_own():
+  config = base_config()
+  config.task.variant = "small"
+  assert run_config(config).task.options == {"variant": "small"}
 
 
 @pytest.mark.parametrize("field, value", [
@@ -40,6 +84,7 @@ def test_defaults_are_valid():
   ("group_size", 1),
   ("prompts_per_step", 0),
   ("max_skipped_steps", 0),
+  ("model.remat", "other"),
   ("sampler.kind", "other"),
   ("sampler.remasking", "other"),
   ("sampler.completion_length", 0),
@@ -89,25 +134,25 @@ def test_defaults_are_valid():
 ])
 def test_a_bad_value_is_refused_in_one_line_that_begins_with_its_field(field, value):
   with pytest.raises(ValueError) as caught:
-    validate(changed(**{field.replace(".", "__"): value}))
+    changed(**{field.replace(".", "__"): value})
   message = str(caught.value)
   assert message.startswith(field) and "\n" not in message
 
 
 def test_a_centre_of_no_logits_is_refused():
   with pytest.raises(ValueError, match=r"^objective\.center_top_k: .* not 0$"):
-    validate(changed(objective__name="gdsd_tlc", objective__center_top_k=0))
+    changed(objective__name="gdsd_tlc", objective__center_top_k=0)
 
 
 def test_accumulation_that_does_not_divide_the_rollouts_is_refused_with_the_numbers():
   with pytest.raises(ValueError, match=r"^optimizer\.accumulation: 5 must divide the 12 rollouts of a step"):
-    validate(changed(group_size=4, prompts_per_step=3, optimizer__accumulation=5))
+    changed(group_size=4, prompts_per_step=3, optimizer__accumulation=5)
 
 
 def test_weights_and_biases_without_its_package_is_refused(monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
   with pytest.raises(ValueError, match=r"^log\.wandb_project: wandb is not installed"):
-    validate(changed(log__wandb_project="mine"))
+    changed(log__wandb_project="mine")
 
 
 @pytest.mark.parametrize("fields", [
@@ -122,12 +167,12 @@ def test_weights_and_biases_without_its_package_is_refused(monkeypatch):
   {"sampler__prompt_buckets": (36,)},
 ])
 def test_a_value_at_the_edge_is_accepted(fields):
-  validate(changed(**fields))
+  changed(**fields)
 
 
 @pytest.mark.parametrize("name, epsilon", [("gdsd", 4e-4), ("gdsd_tlc", 0.2), ("espo", 0.2)])
 def test_an_unset_trust_region_is_the_objectives_own(name, epsilon):
-  assert objective_config(changed(objective__name=name)).epsilon == epsilon
+  assert changed(objective__name=name).objective.epsilon == epsilon
 
 
 @pytest.mark.parametrize("preset", ["llada_8b", "dream_7b"])
@@ -137,45 +182,39 @@ def test_an_unset_trust_region_is_the_objectives_own(name, epsilon):
   ("gsm8k", ("gdsd", 8, 10, 4, 256, 2, 3e-6, 1e-3, None)),
   ("countdown", ("gdsd", 8, 10, 4, 256, 2, 1e-5, 3e-3, None)),
   ("sudoku", ("gdsd_tlc", 1, 8, 4, 128, 2, 1e-5, 1e-3, 8)),
-  ("code", ("gdsd_tlc", 8, 3, 20, 256, 4, 3e-6, 5e-2, None)),
+  ("code", ("gdsd_tlc", 8, 3, 20, 256, 4, 3e-6, 5e-2, 64)),
 ])
 def test_recipes_have_the_official_numbers(recipe, numbers, preset):
-  config = load_recipe(f"gdsd_{recipe}").get_config(preset)
-  validate(config)
+  config = run_config(load_recipe(f"gdsd_{recipe}").get_config(preset))
   validate_mesh(config, make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor))
   objective, optimizer, sampler, lora = config.objective, config.optimizer, config.sampler, config.model.lora
+  updates = config.distillation
   per_device = config.group_size * config.prompts_per_step / optimizer.accumulation / 8
-  assert (objective.name, objective.num_iterations, per_device, optimizer.accumulation, sampler.steps, objective.num_mc,
+  assert (objective.name, updates.num_iterations, per_device, optimizer.accumulation, sampler.steps, updates.num_mc,
           optimizer.learning_rate, objective.beta, objective.center_top_k) == numbers
   assert (config.group_size, objective.psi) == (16, 0.04)
-  assert (sampler.completion_length, sampler.prompt_buckets[-1], sampler.temperature) == (256, 400, 1.0)
+  assert (sampler.completion_length, config.rollouts.prompt_buckets[-1], sampler.temperature) == (256, 400, 1.0)
   assert (lora.rank, lora.alpha, lora.dropout, len(lora.targets)) == (128, 64, 0.05, 7)
   assert (sampler.kind, sampler.top_p) == (("dream", 0.95) if preset == "dream_7b" else ("llada", None))
   assert (sampler.remasking == "random") == (recipe == "sudoku")
 
 
-def test_the_sampler_section_becomes_the_samplers_config():
-  config = sampler_config(changed(sampler__completion_length=64, sampler__steps=32, sampler__temperature=0.5))
-  assert (config.completion_length, config.steps, config.block_length, config.temperature) == (64, 32, 32, 0.5)
-
-
 def test_flatten_names_every_leaf_by_its_path():
-  config = ml_collections.ConfigDict({"a": 1, "b": {"c": (2, 3), "d": {"e": None}}})
-  assert flatten(config) == {"a": 1, "b.c": [2, 3], "b.d.e": None}
+  assert flatten({"a": 1, "b": {"c": (2, 3), "d": {"e": None}}}) == {"a": 1, "b.c": [2, 3], "b.d.e": None}
 
 
 def test_flatten_reads_a_saved_config_as_it_does_the_live_one():
-  config = base_config()
-  assert flatten(as_saved(config)) == flatten(config)
+  config = changed()
+  assert flatten(as_saved(config)) == flatten(base_config().to_dict())
 
 
 def test_a_config_does_not_contradict_itself_after_saving():
-  config = base_config()
+  config = changed(objective__name="gdsd_tlc", model__lora__rank=2, model__lora__targets=("v", "q"))
   assert contradictions(as_saved(config), config) == []
 
 
 def test_contradictions_are_exactly_the_fields_that_differ():
-  saved = as_saved(base_config())
+  saved = as_saved(changed())
   current = changed(seed=3, sampler__steps=128, sampler__prompt_buckets=(64,), objective__epsilon=0.1)
   assert contradictions(saved, current) == [
     "objective.epsilon: None → 0.1",
@@ -186,18 +225,25 @@ def test_contradictions_are_exactly_the_fields_that_differ():
 
 
 @pytest.mark.parametrize("fields", [
-  {"steps": 5}, {"checkpoint__every": 7}, {"checkpoint__keep": 1}, {"log__every": 9}, {"log__wandb_project": "mine"},
+  {"steps": 5}, {"checkpoint__every": 7}, {"checkpoint__keep": 1}, {"log__every": 9}, {"log__tensorboard": False},
   {"mesh__data": 1, "mesh__fsdp": 4}, {"mesh__tensor": 2},
+  {"model__remat": "none"},
 ])
 def test_fields_that_do_not_change_the_computation_may_change(fields):
-  assert contradictions(as_saved(base_config()), changed(**fields)) == []
+  assert contradictions(as_saved(changed()), changed(**fields)) == []
+
+
+def test_a_run_begun_when_rematerialisation_had_two_fields_resumes():
+  saved = as_saved(changed())
+  saved["model"] |= {"remat": True, "remat_saves": "nothing"}
+  assert contradictions(saved, changed()) == []
 
 
 def test_a_field_that_one_side_lacks_is_a_contradiction():
-  saved = as_saved(base_config())
+  saved = as_saved(changed())
   del saved["optimizer"]["b1"]
   saved["optimizer"]["momentum"] = 0.9
-  assert contradictions(saved, base_config()) == ["optimizer.b1: None → 0.9", "optimizer.momentum: 0.9 → None"]
+  assert contradictions(saved, changed()) == ["optimizer.b1: None → 0.9", "optimizer.momentum: 0.9 → None"]
 
 
 def test_batches_that_split_evenly_over_the_mesh_are_accepted():

@@ -24,7 +24,8 @@ from gdsd_jax.generation.generator import Generator
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.parallel.mesh import make_mesh
-from gdsd_jax.runs.config import base_config, config_json, contradictions, evaluation_samplers
+from gdsd_jax.runs.config import evaluation_samplers
+from gdsd_jax.runs.config_dict import base_config, config_json, contradictions, run_config
 from gdsd_jax.runs.export import export_run
 from gdsd_jax.runs.weights import find_step, load_run
 from gdsd_jax.tasks import get_task
@@ -48,7 +49,7 @@ LORA = {"model.lora.rank": 2, "model.lora.targets": ("q", "up")}
 def small_config(**changes):
   config = base_config()
   config.update_from_flattened_dict({**SMALL, **changes})
-  return config
+  return run_config(config)
 
 
 def make_run(workdir, **changes):
@@ -396,7 +397,7 @@ def test_full_disk_is_one_clear_line_and_loses_nothing(straight, tmp_path):
 
 
 def test_official_protocol_is_the_default():
-  samplers = evaluation_samplers(base_config())
+  samplers = evaluation_samplers(run_config(base_config()))
   assert [(s.completion_length, s.steps, s.block_length, s.temperature) for s in samplers.values()] == [
     (128, 64, 32, 0.0), (256, 128, 32, 0.0), (512, 256, 32, 0.0)
   ]
@@ -405,7 +406,7 @@ def test_official_protocol_is_the_default():
 def test_dream_is_evaluated_by_entropy_without_a_nucleus():
   config = base_config()
   config.sampler.update({"kind": "dream", "top_p": 0.95, "alg": "origin"})
-  sampler = evaluation_samplers(config)[256]
+  sampler = evaluation_samplers(run_config(config))[256]
   assert (sampler.kind, sampler.steps, sampler.alg, sampler.top_p, sampler.temperature) == (
     "dream", 128, "entropy", None, 0.0
   )
@@ -415,19 +416,19 @@ def test_dream_is_evaluated_by_entropy_without_a_nucleus():
 def test_fast_samplers_of_a_run_are_those_of_its_evaluation(kind, alg):
   config = base_config()
   config.sampler.update({"kind": kind, "alg": alg, "cache": "dual", "threshold": 0.9})
-  sampler = evaluation_samplers(config)[256]
+  sampler = evaluation_samplers(run_config(config))[256]
   assert (sampler.cache, sampler.threshold, sampler.factor, sampler.alg) == ("dual", 0.9, None, alg)
 
 
 def test_batches_of_texts_that_have_ended_are_cut_short_where_there_are_blocks():
   config = base_config()
-  assert all(sampler.early_stop for sampler in evaluation_samplers(config).values())
+  assert all(sampler.early_stop for sampler in evaluation_samplers(run_config(config)).values())
   config.sampler.kind = "dream"
-  assert not any(sampler.early_stop for sampler in evaluation_samplers(config).values())
+  assert not any(sampler.early_stop for sampler in evaluation_samplers(run_config(config)).values())
 
 
 def test_runs_resume_whatever_they_are_evaluated_by():
-  saved = json.loads(json.dumps(base_config().to_dict()))
+  saved = json.loads(config_json(run_config(base_config())))
   assert contradictions(saved, small_config(**{"eval.batch_size": saved["eval"]["batch_size"]})) == []
 
 

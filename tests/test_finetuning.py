@@ -21,6 +21,7 @@ from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.runs.metrics import read_metrics
 from gdsd_jax.runs.weights import load_run
 from gdsd_jax.supervised.chats import batch_of, read_chats
+from gdsd_jax.supervised.config import finetuning_config
 from gdsd_jax.supervised.finetuning import finetune
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
 
@@ -36,13 +37,17 @@ def chats_file(tmp_path_factory):
   return path
 
 
-def sft_config(source, **changes):
+def sft_recipe(source, **changes):
   config = load_recipe("sft").get_config("tiny")
   config.data.train_source = str(source)
   small = {"steps": 6, "batch_size": 8, "checkpoint.every": 2, "data.prompt_buckets": (36,),
            "data.completion_buckets": (16,), "optimizer.warmup_steps": 0, "optimizer.learning_rate": 1e-3}
   config.update_from_flattened_dict({**small, **changes})
   return config
+
+
+def sft_config(source, **changes):
+  return finetuning_config(sft_recipe(source, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -147,13 +152,13 @@ def test_bad_chats_are_named_by_file_and_line(chats_file, tokenizer, tmp_path, l
   ({"model.lora.path": "adapter"}, "model.lora.path: needs model.lora.rank > 0"),
 ])
 def test_bad_fields_are_named_before_anything_is_written(chats_file, tmp_path, changes, message):
-  config = sft_config(chats_file)
+  config = sft_recipe(chats_file)
   for name, value in changes.items():
     section, _, field = name.rpartition(".")
     with (config if not section else config[section]).ignore_type():
       (config if not section else config[section])[field] = value
   with pytest.raises((ValueError, OSError), match=message):
-    finetune(config, tmp_path / "run", tmp_path / "out")
+    finetune(finetuning_config(config), tmp_path / "run", tmp_path / "out")
   assert not (tmp_path / "out").exists() and not (tmp_path / "run" / "checkpoints").exists()
 
 

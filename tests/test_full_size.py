@@ -14,12 +14,12 @@ import gdsd_jax
 from gdsd_jax.huggingface import published, weights as huggingface
 from gdsd_jax.models.lora import TARGETS
 from gdsd_jax.parallel.mesh import make_mesh, param_shardings
-from gdsd_jax.runs import config as training_config, state as training_state
-from gdsd_jax.runs.recipes import MODELS
+from gdsd_jax.runs import state as training_state
+from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.training.batch import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
-PUBLISHED = {preset: published.PUBLISHED[name] for preset, name in MODELS.items()}
+PUBLISHED = {preset: published.PUBLISHED[name] for preset, name in published.HUB_NAMES.items()}
 COUNTS = {"llada_8b": 8_015_581_184, "dream_7b": 7_615_616_512}
 RECIPES = ("math", "gsm8k", "countdown", "sudoku", "code")
 
@@ -79,17 +79,15 @@ def test_weights_divide_over_meshes(full_size, sizes):
 def test_recipes_trace_at_full_size(full_size, name):
   """Sampler, scores and distillation step of the recipe, by shapes alone."""
   preset, denoiser = full_size
-  config = load_recipe(f"gdsd_{name}").get_config(preset)
-  training_config.validate(config)
-  lora = training_config.lora_config(config)
-  denoiser = dataclasses.replace(denoiser, lora=lora)
+  config = run_config(load_recipe(f"gdsd_{name}").get_config(preset))
+  denoiser = dataclasses.replace(denoiser, lora=config.model.lora)
   params = denoiser.abstract_params()
   adapter = {"lora": params["lora"]}
   assert set(params["lora"]) == {TARGETS[target] for target in config.model.lora.targets}
   rollouts_per_step = config.group_size * config.prompts_per_step
   batch = rollouts_per_step // config.optimizer.accumulation
-  width = config.sampler.prompt_buckets[-1]
-  sampler = training_config.sampler_config(config)
+  width = config.rollouts.prompt_buckets[-1]
+  sampler = config.sampler
   key = jax.eval_shape(lambda: jax.random.key(0))
   of = jax.ShapeDtypeStruct
   rollout = jax.eval_shape(
@@ -99,14 +97,14 @@ def test_recipes_trace_at_full_size(full_size, name):
   length = sampler.completion_length
   assert rollout.tokens.shape == rollout.confidence.shape == (batch, length)
 
-  objective = training_config.objective_config(config)
+  objective = config.objective
   rollouts = ScoringBatch(
     of((rollouts_per_step, width + length), jnp.int32), of((rollouts_per_step, width), bool),
-    of((rollouts_per_step, config.objective.num_mc, length), bool),
+    of((rollouts_per_step, config.distillation.num_mc, length), bool),
   )
   static = dict(denoiser=denoiser, objective=objective, accumulation=config.optimizer.accumulation)
   scores = jax.eval_shape(functools.partial(score_rollouts, **static), params, rollouts)
-  assert scores.plain.shape == (rollouts_per_step, config.objective.num_mc)
+  assert scores.plain.shape == (rollouts_per_step, config.distillation.num_mc)
   optimizer = training_state.make_optimizer(config.optimizer)
   state = training_state.TrainState(
     step=of((), jnp.int32), params=adapter, frozen={k: v for k, v in params.items() if k != "lora"},

@@ -9,7 +9,7 @@ import gdsd_jax
 from gdsd_jax.huggingface.adapters import load_adapter
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.models.lora import merge
-from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.export import export_run
 from gdsd_jax.runs.metrics import read_metrics
 from gdsd_jax.runs.weights import load_run
@@ -27,7 +27,7 @@ SMALL = {
 def small_config(**changes):
   config = base_config()
   config.update_from_flattened_dict({**SMALL, **changes})
-  return config
+  return run_config(config)
 
 
 def lora_config(**changes):

@@ -18,7 +18,8 @@ from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.scores import Scores
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from gdsd_jax.parallel.rows import lay_out
-from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.config import OptimizerConfig
+from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.runs.state import init_state, make_optimizer
 from gdsd_jax.training import trainer as training
 from gdsd_jax.training.batch import DistillationBatch, ScoringBatch
@@ -34,7 +35,7 @@ def iterations(tmp_path, monkeypatch, sizes, count, **changes):
   config.update_from_flattened_dict(changes)
   if np.prod(sizes) == 1:
     monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
-  trainer = training.Trainer(config, tmp_path / "x".join(map(str, sizes)))
+  trainer = training.Trainer(run_config(config), tmp_path / "x".join(map(str, sizes)))
   monkeypatch.undo()
   metrics, tokens = [], None
   for _ in range(count):
@@ -113,7 +114,7 @@ OBJECTIVES = {
 @pytest.mark.parametrize("name", quick_and_slow(OBJECTIVES, quick=["tlc_center_gradient"]))
 def test_the_step_keeps_the_vocabulary_split(tiny_config, name):
   denoiser, params = over_mesh(tiny_config)
-  optimizer = make_optimizer(base_config().optimizer)
+  optimizer = make_optimizer(OptimizerConfig())
   state = init_state(denoiser, params, optimizer, 0, with_reference=True, mesh=denoiser.mesh)
   split = batch_sharding(denoiser.mesh)
   put = lambda x: jax.device_put(x, split)

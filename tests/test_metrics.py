@@ -1,5 +1,6 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, reward.png and the lines on the screen."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -8,16 +9,16 @@ import types
 import pytest
 
 from gdsd_jax.runs import metrics
-from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.config import LogConfig
+from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.metrics import format_seconds, MetricsWriter, Progress, read_metrics
 
 ROW = {"step": 1, "reward": 0.5, "loss": 0.25, "kl": 0.1, "reward/format": 0.25, "seconds/step": 2.0}
 
 
 def config_of(**log):
-  config = base_config()
-  config.log.update({"tensorboard": False, "plot_seconds": math.inf, **log})
-  return config
+  log = LogConfig(**{"tensorboard": False, "plot_seconds": math.inf, **log})
+  return dataclasses.replace(run_config(base_config()), log=log)
 
 
 def write_rows(workdir, rows, last_step=-1, **log):

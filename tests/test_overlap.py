@@ -18,7 +18,7 @@ from gdsd_jax.generation import generator
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.parallel.mesh import param_shardings
-from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.metrics import MetricsWriter, read_metrics, Stopwatch
 from gdsd_jax.tasks import get_task
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
@@ -39,7 +39,7 @@ def small_config(**changes):
   config = base_config()
   config.sampler.prompt_buckets = (40,)
   config.update_from_flattened_dict({**SMALL, **changes})
-  return config
+  return run_config(config)
 
 
 # Rollouts in parts.

@@ -5,7 +5,6 @@ import dataclasses
 import chex
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import pytest
@@ -14,6 +13,7 @@ from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.scores import sequence_scores
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
+from gdsd_jax.runs.config import OptimizerConfig
 from gdsd_jax.runs.state import init_state, make_optimizer, state_shardings, sync_reference
 from gdsd_jax.training.batch import cut, DistillationBatch, join, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
@@ -23,9 +23,7 @@ GDSD = Objective()
 
 
 def adamw(moments_dtype="float32"):
-  return make_optimizer(ml_collections.ConfigDict(
-    dict(learning_rate=1e-3, warmup_steps=0, b1=0.9, b2=0.99, weight_decay=0.01, clip=0.2, moments_dtype=moments_dtype)
-  ))
+  return make_optimizer(OptimizerConfig(learning_rate=1e-3, moments_dtype=moments_dtype))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import gdsd_jax
-from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.metrics import read_metrics
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
 from gdsd_jax.training.loop import train, TrainingError
@@ -36,7 +36,7 @@ def small_config(**changes):
   config = base_config()
   config.sampler.prompt_buckets = (40,)
   config.update_from_flattened_dict({**SMALL, **changes})
-  return config
+  return run_config(config)
 
 
 def command(workdir, *arguments, **changes):

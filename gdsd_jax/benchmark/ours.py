@@ -18,7 +18,7 @@ from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import add_adapter, LoraConfig
 from gdsd_jax.objectives.scores import sequence_scores
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
-from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.config import OptimizerConfig
 from gdsd_jax.runs.state import init_state, make_optimizer
 from gdsd_jax.training.batch import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
@@ -143,7 +143,7 @@ def sampling(folder: Path, setting: Setting, fast: bool = False) -> dict[str, An
 def training(folder: Path, setting: Setting) -> dict[str, Any]:
   """The second of two updates: seconds, memory; and of the first its loss, gradient norm and mean old score."""
   denoiser, params, mesh = _load(folder, setting)
-  objective, optimizer = setting.loss, make_optimizer(base_config().optimizer)
+  objective, optimizer = setting.loss, make_optimizer(OptimizerConfig())
   state = init_state(denoiser, params, optimizer, 0, with_reference=objective.beta > 0, mesh=mesh)
   del params
   if state.reference:

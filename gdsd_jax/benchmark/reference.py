@@ -9,7 +9,7 @@ import torch
 from gdsd_jax.benchmark import torch_llada, torch_loops
 from gdsd_jax.benchmark.meter import measured, ProcessMemory, timed
 from gdsd_jax.benchmark.setting import REFERENCE_NORM, Setting
-from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.config import OptimizerConfig
 
 _PEAK_SIZE = {"cpu": 2048, "cuda": 8192}
 
@@ -62,7 +62,7 @@ def sampling(folder: Path, setting: Setting, platform: str) -> dict[str, Any]:
 def training(folder: Path, setting: Setting, platform: str) -> dict[str, Any]:
   """The second of two updates: seconds, memory; and of the first its loss, gradient norm and mean old score."""
   model, inputs, device = _load(folder, setting, platform)
-  updater = torch_loops.Updater(model, setting.loss, base_config().optimizer, setting.accumulation, REFERENCE_NORM)
+  updater = torch_loops.Updater(model, setting.loss, OptimizerConfig(), setting.accumulation, REFERENCE_NORM)
   update = lambda: updater(inputs["tokens"], inputs["masks"], inputs["advantages"])
   first = update()
   _, cost = measured(lambda: _done(update, device), _memory(device))

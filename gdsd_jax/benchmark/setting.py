@@ -7,7 +7,7 @@ from typing import Any
 
 from gdsd_jax.diffusion.blockwise import commit_plan
 from gdsd_jax.diffusion.config import SamplerConfig
-from gdsd_jax.huggingface.published import architecture
+from gdsd_jax.huggingface.published import architecture, HUB_NAMES
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import DTYPES
 from gdsd_jax.models.lora import LoraConfig
@@ -106,7 +106,7 @@ class Setting:
   def architecture(self) -> DenoiserConfig:
     if self.model == "100m":
       return _100M
-    names = {"8b": "GSAI-ML/LLaDA-8B-Instruct", "8b_dream": "Dream-org/Dream-v0-Instruct-7B"}
+    names = {"8b": HUB_NAMES["llada_8b"], "8b_dream": HUB_NAMES["dream_7b"]}
     return architecture(names.get(self.model, self.model))
 
   @property

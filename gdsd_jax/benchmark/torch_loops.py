@@ -65,7 +65,7 @@ class Updater:
   Args:
     model: the network. The reference is the base model where it has an adapter, otherwise a copy.
     objective: `Objective` named gdsd or gdsd_tlc, with `center_gradient` off.
-    optimizer: a run's `optimizer` section, without warm-up.
+    optimizer: an `OptimizerConfig` without warm-up.
     accumulation: how many microbatches make an update.
     reference_norm: what the final norm's weights are multiplied by in the copy.
   """

@@ -20,7 +20,7 @@ from gdsd_jax.evaluation.protocol import Evaluated
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.parallel.mesh import make_mesh
-from gdsd_jax.runs.config import base_config
+from gdsd_jax.runs.config import ModelConfig
 
 try:
   from lm_eval.api.model import LM
@@ -119,11 +119,9 @@ class DenoiserLM(LM):
       defaults = GenerationDefaults(int(max_gen_toks), float(steps_per_token), int(block_length), kind or KINDS[0])
     except ValueError as error:
       raise ValueError(f"--model_args: {error}") from None
-    config = base_config()
-    config.model.dtype = dtype
     mesh = make_mesh(data, fsdp, tensor)
     evaluated = Evaluated(epath.Path(workdir) if workdir else None, str(step), pretrained)
-    denoiser, self._params, path = evaluated.load(config, mesh)
+    denoiser, self._params, path = evaluated.load(ModelConfig(dtype=dtype), mesh)
     self.tokenizer, self._path = load_tokenizer(path, denoiser.config), str(path)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     self.batch_size = -(-int(batch_size) // shards) * shards

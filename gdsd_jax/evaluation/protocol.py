@@ -23,9 +23,9 @@ from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer
 from gdsd_jax.huggingface.weights import load_pretrained
 from gdsd_jax.parallel.mesh import make_mesh, replicated
 from gdsd_jax.parallel.processes import gather_json, share_work
-from gdsd_jax.runs.config import evaluation_samplers, validate
+from gdsd_jax.runs.config import evaluation_samplers, ModelConfig, RunConfig
 from gdsd_jax.runs.metrics import format_seconds
-from gdsd_jax.runs.weights import find_step, load_run, read_run_config
+from gdsd_jax.runs.weights import find_step, load_run, read_model_config
 from gdsd_jax.tasks import get_task, Task
 
 _log = logging.getLogger(__name__)
@@ -54,27 +54,27 @@ class Evaluated:
     step = gather_json(find_step(self.workdir, self.step))[0]  # others may have looked a little later
     return dataclasses.replace(self, step=str(step))
 
-  def load(self, config, mesh):
+  def load(self, default: ModelConfig, mesh):
     """(denoiser, params, path of the tokenizer). Raises ValueError or OSError, one line."""
     if self.workdir is not None:
-      path = read_run_config(self.workdir).model.path
+      path = read_model_config(self.workdir).path
       return *load_run(self.workdir, self.step, mesh), path
-    path, adapter = self.model or config.model.path, None if self.model else config.model.lora.path
+    path, adapter = self.model or default.path, None if self.model else default.lora_path
     if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
       adapter, path = path, _base_model(Path(path) / "adapter_config.json")
-    denoiser, params = load_pretrained(path, config.model.dtype, mesh)
+    denoiser, params = load_pretrained(path, default.dtype, mesh)
     if adapter is not None:
       denoiser, params = load_adapter(adapter, denoiser, params, mesh)
     return denoiser, params, path
 
-  def describe(self, config) -> dict[str, str | int]:
+  def describe(self, default: ModelConfig) -> dict[str, str | int]:
     """What settings and summary say of a model whose step is resolved."""
     if self.workdir is not None:
       return {"source": str(self.workdir), "step": int(self.step)}
-    return {"source": self.model or config.model.path, "dtype": config.model.dtype}
+    return {"source": self.model or default.path, "dtype": default.dtype}
 
 
-def evaluate_model(config, evaluated: Evaluated, out: Path, num_examples: int | None = None) -> dict:
+def evaluate_model(config: RunConfig, evaluated: Evaluated, out: Path, num_examples: int | None = None) -> dict:
   """Evaluates a model on `config.task`'s test split, by the `eval` section of the config.
 
   Args:
@@ -90,11 +90,10 @@ def evaluate_model(config, evaluated: Evaluated, out: Path, num_examples: int | 
   Raises:
     ValueError, OSError: one line with the cause. Nothing was written unless it came up while generating.
   """
-  validate(config)
   samplers, evaluated = evaluation_samplers(config), evaluated.resolved()
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   task, examples = _open_task(config, num_examples)
-  denoiser, params, path = evaluated.load(config, mesh)
+  denoiser, params, path = evaluated.load(config.model, mesh)
   if config.sampler.kind != denoiser.config.family:
     _log.warning(
       "sampler.kind is %s, yet %s is of the family %s, whose accuracy is published with --config.sampler.kind=%s",
@@ -111,8 +110,8 @@ def evaluate_model(config, evaluated: Evaluated, out: Path, num_examples: int | 
       f" {denoiser.config.max_positions} positions of {path}"
     )
   settings = {
-    "model": {**evaluated.describe(config), "weights": fingerprint(params)},
-    "task": {name: value for name, value in config.task.items() if value is not None},
+    "model": {**evaluated.describe(config.model), "weights": fingerprint(params)},
+    "task": {"name": config.task.name, **config.task.options},
     "examples": f"{zlib.crc32(json.dumps([prompts, examples], default=str).encode()):08x}",
     "num_examples": len(examples),
     "batch_size": batch_size,
@@ -189,10 +188,10 @@ class _Evaluation:
     ]
 
 
-def _open_task(config, num_examples):
+def _open_task(config: RunConfig, num_examples):
   if num_examples is not None and num_examples < 1:
     raise ValueError(f"--num_examples: must be at least 1, not {num_examples}")
-  task = get_task(config.task.name, **{k: v for k, v in config.task.items() if k != "name" and v is not None})
+  task = get_task(config.task.name, **config.task.options)
   test = task.examples("test")
   if not len(test):
     raise ValueError(f"task.name: {config.task.name} has an empty test split")
@@ -206,7 +205,7 @@ def _prompts(tokenizer, task, examples, prefill) -> list[str]:
     raise ValueError(f"task.test_source: {error}") from None
 
 
-def _batch_size(config, num_examples: int, mesh) -> int:
+def _batch_size(config: RunConfig, num_examples: int, mesh) -> int:
   """eval.batch_size, or less when there are fewer examples; a multiple of what it is split over."""
   shards = mesh.shape["data"] * mesh.shape["fsdp"]
   if config.eval.batch_size % shards:

@@ -9,7 +9,7 @@ import statistics
 import numpy as np
 
 from gdsd_jax.parallel.processes import is_first_process, share_work
-from gdsd_jax.runs.config import flatten
+from gdsd_jax.runs.config_dict import flatten
 from gdsd_jax.runs.files import write_whole
 
 _FIELDS = ("length", "index", "prompt", "completion", "tokens", "rewards", "accuracy")

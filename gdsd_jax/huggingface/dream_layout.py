@@ -1,9 +1,11 @@
-"""Dream's Hugging Face layout: config.json fields and weight names (Dream-org/Dream-v0-Instruct-7B and its kin)."""
+"""Dream's Hugging Face layout: config.json fields and weight names."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from gdsd_jax.models.config import DenoiserConfig
+
+HUB_NAME = "Dream-org/Dream-v0-Instruct-7B"  # the published model, whose layout its kin share
 
 # What the layout can express but this transformer does not compute: such a model is refused, not miscomputed.
 _REQUIRED = {"hidden_act": "silu", "use_sliding_window": False}
@@ -61,8 +63,8 @@ def format_config(config: DenoiserConfig, dtype: str) -> dict[str, Any]:
     "architectures": ["DreamModel"],
     # The published code, for `transformers` with trust_remote_code; this package never runs it.
     "auto_map": {
-      "AutoConfig": "Dream-org/Dream-v0-Instruct-7B--configuration_dream.DreamConfig",
-      "AutoModel": "Dream-org/Dream-v0-Instruct-7B--modeling_dream.DreamModel",
+      "AutoConfig": f"{HUB_NAME}--configuration_dream.DreamConfig",
+      "AutoModel": f"{HUB_NAME}--modeling_dream.DreamModel",
     },
     **_REQUIRED,
     "model_type": "Dream",

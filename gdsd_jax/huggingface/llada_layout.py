@@ -1,9 +1,11 @@
-"""LLaDA's Hugging Face layout: config.json fields and weight names (GSAI-ML/LLaDA-8B-Instruct and its kin)."""
+"""LLaDA's Hugging Face layout: config.json fields and weight names."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from gdsd_jax.models.config import DenoiserConfig
+
+HUB_NAME = "GSAI-ML/LLaDA-8B-Instruct"  # the published model, whose layout its kin share
 
 # What the layout can express but this transformer does not compute: such a model is refused, not miscomputed.
 _REQUIRED = {
@@ -59,9 +61,9 @@ def format_config(config: DenoiserConfig, dtype: str) -> dict[str, Any]:
     "architectures": ["LLaDAModelLM"],
     # The published code, for `transformers` with trust_remote_code; this package never runs it.
     "auto_map": {
-      "AutoConfig": "GSAI-ML/LLaDA-8B-Instruct--configuration_llada.LLaDAConfig",
-      "AutoModel": "GSAI-ML/LLaDA-8B-Instruct--modeling_llada.LLaDAModelLM",
-      "AutoModelForCausalLM": "GSAI-ML/LLaDA-8B-Instruct--modeling_llada.LLaDAModelLM",
+      "AutoConfig": f"{HUB_NAME}--configuration_llada.LLaDAConfig",
+      "AutoModel": f"{HUB_NAME}--modeling_llada.LLaDAModelLM",
+      "AutoModelForCausalLM": f"{HUB_NAME}--modeling_llada.LLaDAModelLM",
     },
     **_REQUIRED,
     "model_type": "llada",

@@ -25,7 +25,7 @@ from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.planning.chips import Chip, CHIPS
 from gdsd_jax.planning.hlo_cost import Cost, program_cost
-from gdsd_jax.runs.config import lora_config, objective_config, sampler_config, validate, validate_mesh
+from gdsd_jax.runs.config import RunConfig, validate_mesh
 from gdsd_jax.runs.state import init_state, make_optimizer, state_shardings, TrainState
 from gdsd_jax.training.batch import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
@@ -147,7 +147,7 @@ def slice_devices(topology: str) -> tuple[list, Chip]:
   return devices, CHIPS[devices[0].device_kind]
 
 
-def plan(config, topology: str) -> PodPlan:
+def plan(config: RunConfig, topology: str) -> PodPlan:
   """Compiles a run's programs for a slice.
 
   Its state is made by the run's own functions, and its programs are called as `Trainer` calls them, at the longest
@@ -161,7 +161,6 @@ def plan(config, topology: str) -> PodPlan:
   Raises:
     ValueError, OSError: one line, naming the field.
   """
-  validate(config)
   devices, chip = slice_devices(topology)
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
   validate_mesh(config, mesh)
@@ -182,7 +181,7 @@ def plan(config, topology: str) -> PodPlan:
     microbatch=run.rows // config.optimizer.accumulation,
     prompt_length=run.prompt_length,
     completion_length=run.sampler.completion_length,
-    prompt_buckets=len(config.sampler.prompt_buckets),
+    prompt_buckets=len(config.rollouts.prompt_buckets),
     state_bytes=run.state_bytes,
     programs=tuple(compiled),
   )
@@ -191,19 +190,20 @@ def plan(config, topology: str) -> PodPlan:
 class AbstractRun:
   """The state and the programs of a run, as `Trainer` makes and calls them, without memory."""
 
-  def __init__(self, config, mesh):
+  def __init__(self, config: RunConfig, mesh):
     self.config, self.mesh = config, mesh
-    lora = lora_config(config)
-    frozen_dtype = config.model.dtype if lora else "float32"  # as trainer.load_model
+    model = config.model
+    frozen_dtype = model.dtype if model.lora else "float32"  # as trainer.load_model
     denoiser = Denoiser(
-      architecture(config.model.path), frozen_dtype, config.model.remat, lora, mesh, config.model.remat_saves
+      architecture(model.path), frozen_dtype, model.remat != "none", model.lora, mesh,
+      "products" if model.remat == "products" else "nothing",
     )
     params = denoiser.abstract_params()
-    self.denoiser = dataclasses.replace(denoiser, dtype=config.model.dtype)
-    self.objective, self.optimizer = objective_config(config), make_optimizer(config.optimizer)
-    self.sampler = sampler_config(config)
-    self.rows = config.group_size * config.prompts_per_step
-    self.prompt_length = config.sampler.prompt_buckets[-1]
+    self.denoiser = dataclasses.replace(denoiser, dtype=model.dtype)
+    self.objective, self.optimizer = config.objective, make_optimizer(config.optimizer)
+    self.sampler = config.sampler
+    self.rows = config.rollouts_per_step
+    self.prompt_length = config.rollouts.prompt_buckets[-1]
     self.static = dict(denoiser=self.denoiser, objective=self.objective, accumulation=config.optimizer.accumulation)
     make = lambda params: init_state(
       self.denoiser, params, self.optimizer, config.seed, with_reference=self.objective.beta > 0, mesh=mesh
@@ -232,13 +232,13 @@ class AbstractRun:
   def calls(self) -> Iterator[tuple[str, int, Callable, tuple, dict[str, Any]]]:
     """(name, times in an iteration, jitted function, arguments, keywords) of each of the run's programs."""
     config, state, width = self.config, self.state, self.prompt_length
-    length, updates = self.sampler.completion_length, config.objective.num_iterations
+    length, updates = self.sampler.completion_length, config.distillation.num_iterations
 
     def prompts(rows):
       return self._batch((rows, width), jnp.int32), self._batch((rows, width), bool)
 
     of_student = self.denoiser, state.student_params
-    parts = config.sampler.microbatches
+    parts = config.rollouts.microbatches
     yield "sample", parts, sample, (*of_student, *prompts(self.rows // parts), state.key, self.sampler), {}
     if (rows := config.eval.batch_size) > self.rows // parts:
       greedy = dataclasses.replace(self.sampler, temperature=0.0)
@@ -246,7 +246,7 @@ class AbstractRun:
 
     rollouts = ScoringBatch(
       self._batch((self.rows, width + length), jnp.int32), prompts(self.rows)[1],
-      self._batch((self.rows, config.objective.num_mc, length), bool),
+      self._batch((self.rows, config.distillation.num_mc, length), bool),
     )
     # Old scores, the reference's, and from the second update on current ones.
     times = updates + updates * (state.reference is not None) + updates - 1

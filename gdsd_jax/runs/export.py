@@ -8,8 +8,9 @@ import shutil
 from gdsd_jax.huggingface.adapters import save_adapter
 from gdsd_jax.huggingface.weights import resolve_path, save_pretrained
 from gdsd_jax.models.lora import merge
+from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.files import is_remote
-from gdsd_jax.runs.weights import load_run, read_run_config
+from gdsd_jax.runs.weights import load_run, read_model_config
 
 _log = logging.getLogger(__name__)
 
@@ -22,33 +23,34 @@ def export_run(workdir: Path, step: str, out: Path, merged: bool) -> None:
   """Writes the model of a run to `out`: an adapter of a LoRA run unless `merged`, else a full model.
 
   Args:
-    workdir: of the run.
-    step: checkpoint, "latest", "best" or a number.
+    workdir: the run's folder.
+    step: its checkpoint, "latest", "best" or a number.
     out: folder, made if it is missing.
-    merged: of a LoRA run, the full model with the adapter added to its weights.
+    merged: whether a LoRA run gives the full model, with the adapter added to its weights.
 
   Raises:
     ValueError, OSError: one line with the cause; nothing was written.
   """
-  config = read_run_config(workdir)
-  check_out(out, workdir, config)
+  model = read_model_config(workdir)
+  check_out(out, workdir, model)
   denoiser, params = load_run(workdir, step, mesh=None)
   if merged and denoiser.lora is None:
     raise ValueError(f"--merge: the run in {workdir} has no adapter; its full model is exported without this flag")
-  write_model(out, denoiser, params, config.model.path, merged)
+  write_model(out, denoiser, params, model.path, merged)
 
 
-def check_out(out: Path, workdir: Path, config) -> None:
+def check_out(out: Path, workdir: Path, model: ModelConfig) -> None:
   """Raises ValueError or OSError unless a run's model can be written to `out` without losing what the run is made of.
 
   Args:
     out: folder to write to, which need not exist.
-    workdir, config: of the run.
+    workdir: the run's folder.
+    model: the model that it started from.
   """
   taken = {workdir: "the run's own folder (--workdir)"}
-  taken[resolve_path(config.model.path)] = "the model that the run started from"
-  if config.model.lora.path:
-    taken[Path(config.model.lora.path)] = "the adapter that the run started from"
+  taken[resolve_path(model.path)] = "the model that the run started from"
+  if model.lora_path:
+    taken[Path(model.lora_path)] = "the adapter that the run started from"
   for folder, what in taken.items():
     if not is_remote(folder) and folder.resolve() == out.resolve():
       raise ValueError(f"--out: {out} is {what}; choose another folder")
@@ -62,7 +64,7 @@ def write_model(out: Path, denoiser, params, base_model: str, merged: bool = Fal
 
   Args:
     out: folder, made if it is missing.
-    denoiser, params: of the model.
+    denoiser, params: the model.
     base_model: folder or hub name that it was made from, whose tokenizer comes along with a full model.
     merged: add the adapter to the weights.
   """

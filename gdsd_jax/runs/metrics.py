@@ -55,7 +55,7 @@ class MetricsWriter:
       run_id = workdir.resolve().name
       self._wandb = wandb.init(
         project=config.log.wandb_project, id=run_id, name=run_id, resume="allow", dir=str(workdir),
-        config=config.to_dict(),
+        config=config.as_given,
       )
 
   def write(self, row: Mapping[str, float | int | str]) -> None:

@@ -10,6 +10,7 @@ import optax
 from gdsd_jax.diffusion.config import Rollout
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import param_shardings, replicated
+from gdsd_jax.runs.config import OptimizerConfig
 
 
 @struct.dataclass
@@ -50,12 +51,8 @@ class TrainState:
     return {**self.frozen, **adapter_off}
 
 
-def make_optimizer(config) -> optax.GradientTransformation:
-  """AdamW after a global-norm clip, constant rate after a linear warm-up; updates that are not finite are left out.
-
-  Args:
-    config: the run's `optimizer` section.
-  """
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+  """AdamW after a global-norm clip, constant rate after a linear warm-up; updates that are not finite are left out."""
   rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
   if config.warmup_steps == 0:
     rate = config.learning_rate

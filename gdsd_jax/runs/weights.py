@@ -6,7 +6,6 @@ import json
 from absl import logging as absl_logging
 from etils import epath
 import jax
-from ml_collections import ConfigDict
 import orbax.checkpoint as ocp
 
 from gdsd_jax.huggingface.adapters import load_adapter
@@ -15,35 +14,36 @@ from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import add_adapter
 from gdsd_jax.parallel.mesh import param_shardings
 from gdsd_jax.runs.checkpoints import CheckpointError
-from gdsd_jax.runs.config import base_config, lora_config
+from gdsd_jax.runs.config import ModelConfig
+from gdsd_jax.runs.config_dict import made
 from gdsd_jax.runs.files import absolute, check_workdir
 
 
-def load_model(config, mesh):
+def load_model(config: ModelConfig, seed: int, mesh):
   """(denoiser, params) that a run starts from: the model of its config, with the adapter when it has one.
 
   What is trained is float32 in either case: bfloat16 has too few digits to add updates as small as AdamW's.
   """
-  lora = lora_config(config)
-  frozen_dtype = config.model.dtype if lora else "float32"
-  denoiser, params = load_pretrained(config.model.path, frozen_dtype, mesh, config.model.remat)
-  denoiser = dataclasses.replace(denoiser, remat_saves=config.model.remat_saves)
+  lora = config.lora
+  frozen_dtype = config.dtype if lora else "float32"
+  denoiser, params = load_pretrained(config.path, frozen_dtype, mesh, config.remat != "none")
+  denoiser = dataclasses.replace(denoiser, remat_saves="products" if config.remat == "products" else "nothing")
   if lora is None:
-    return dataclasses.replace(denoiser, dtype=config.model.dtype), params
-  if config.model.lora.path is None:
-    return add_adapter(denoiser, params, lora, jax.random.key(config.seed), mesh)
-  denoiser, params = load_adapter(config.model.lora.path, denoiser, params, mesh)
+    return dataclasses.replace(denoiser, dtype=config.dtype), params
+  if config.lora_path is None:
+    return add_adapter(denoiser, params, lora, jax.random.key(seed), mesh)
+  denoiser, params = load_adapter(config.lora_path, denoiser, params, mesh)
   found = denoiser.lora
   if dataclasses.replace(found, dropout=lora.dropout) != lora:
     raise ValueError(
-      f"model.lora: {config.model.lora.path} has rank {found.rank}, alpha {found.alpha} and targets"
+      f"model.lora: {config.lora_path} has rank {found.rank}, alpha {found.alpha} and targets"
       f" {', '.join(found.targets)}; the config has {lora.rank}, {lora.alpha} and {', '.join(lora.targets)}"
     )
   return dataclasses.replace(denoiser, lora=lora), params
 
 
-def read_run_config(workdir: epath.Path) -> ConfigDict:
-  """The config that a run was started with; fields that were added since have their defaults.
+def read_model_config(workdir: epath.Path) -> ModelConfig:
+  """The model that a run, be it RL or fine-tuning, was started with; fields that were added since have their defaults.
 
   Raises:
     ValueError, OSError: there is no run in `workdir`, or its config.json is damaged.
@@ -55,8 +55,10 @@ def read_run_config(workdir: epath.Path) -> ConfigDict:
   if not file.is_file():
     raise FileNotFoundError(f"--workdir: {workdir} holds no run: config.json is missing")
   try:
-    return ConfigDict(_merged(base_config().to_dict(), json.loads(file.read_text())))
-  except (ValueError, AttributeError) as error:
+    fields = json.loads(file.read_text()).get("model", {})
+    # How it was trained is no matter to who loads it, and was said in other words once.
+    return made(ModelConfig, {name: value for name, value in fields.items() if name != "remat"})
+  except (ValueError, AttributeError, TypeError) as error:
     raise ValueError(f"--workdir: {file} is not the config of a run: {error}") from None
 
 
@@ -66,7 +68,7 @@ def find_step(workdir: epath.Path, step: str | int) -> int:
   Raises:
     ValueError, OSError: there is no such checkpoint; the message tells which there are.
   """
-  read_run_config(workdir)
+  read_model_config(workdir)
   steps, best = [], None
   if (workdir / "checkpoints").is_dir():
     with _open(workdir) as manager:
@@ -95,13 +97,12 @@ def load_run(workdir: epath.Path, step: str | int, mesh=None):
   Raises:
     ValueError, OSError: the base model or the checkpoint cannot be read, or they do not fit together.
   """
-  config, step = read_run_config(workdir), find_step(workdir, step)
-  lora = lora_config(config)
+  config, step = read_model_config(workdir), find_step(workdir, step)
+  lora = config.lora
   if lora is None:  # all weights are in the checkpoint
-    path, frozen = resolve_path(config.model.path), {}
-    denoiser = Denoiser(load_config(path), "float32", config.model.remat, mesh=mesh)
+    denoiser, frozen = Denoiser(load_config(resolve_path(config.path)), "float32", mesh=mesh), {}
   else:
-    denoiser, frozen = load_pretrained(config.model.path, config.model.dtype, mesh, config.model.remat)
+    denoiser, frozen = load_pretrained(config.path, config.dtype, mesh)
     denoiser = dataclasses.replace(denoiser, lora=lora)
   trained = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -117,7 +118,7 @@ def load_run(workdir: epath.Path, step: str | int, mesh=None):
   except Exception as error:  # Orbax and TensorStore raise many kinds
     cause = json.dumps(" ".join(str(error).split())[-300:] or type(error).__name__)
     raise CheckpointError(f"--workdir: the checkpoint of step {step} in {workdir} cannot be read: {cause}") from error
-  return dataclasses.replace(denoiser, dtype=config.model.dtype), {**frozen, **state["params"]}
+  return dataclasses.replace(denoiser, dtype=config.dtype), {**frozen, **state["params"]}
 
 
 def _open(workdir: epath.Path) -> ocp.CheckpointManager:
@@ -129,10 +130,3 @@ def _open(workdir: epath.Path) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(absolute(workdir / "checkpoints"), options=options, item_names=("state", "run"))
   finally:
     absl_logging.set_verbosity(verbosity)
-
-
-def _merged(defaults: dict, saved: dict) -> dict:
-  """`defaults` with the fields of `saved` over them, section by section."""
-  both = {name: _merged(defaults[name], value) if isinstance(defaults.get(name), dict) else value
-          for name, value in saved.items()}
-  return {**defaults, **both}

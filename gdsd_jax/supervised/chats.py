@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gdsd_jax.huggingface.tokenizer import chat_prompt
+from gdsd_jax.supervised.config import ChatsConfig
 from gdsd_jax.tasks import sources
 from gdsd_jax.tasks.rows import examples_of
 
@@ -19,15 +20,13 @@ class Chat:
   completion: list[int]
 
 
-def read_chats(config, tokenizer) -> tuple[list[Chat], int]:
+def read_chats(config: ChatsConfig, tokenizer) -> tuple[list[Chat], int]:
   """The chats of a run's `data` section that fit its buckets, and how many do not.
 
   Raises:
     ValueError, OSError: one line naming the field, or the file and line of a row that is no chat.
   """
   field = "data.train_source"
-  if config.train_source is None:
-    raise ValueError(f"{field}: name a file of chats, rows with `messages` (or a TFDS name)")
   rows = sources.open_source(config.train_source, ["messages"], field=field, data_dir=config.data_dir)
   pairs = examples_of(rows, lambda row: _split_turns(row, tokenizer), field=field)
   encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]

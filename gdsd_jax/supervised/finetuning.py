@@ -19,7 +19,7 @@ from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.parallel.processes import gather_json, is_first_process
 from gdsd_jax.parallel.rows import fetch_whole, local_rows, spread
 from gdsd_jax.runs.checkpoints import Checkpoints
-from gdsd_jax.runs.config import check_optimizer, config_json, flatten, lora_config, refuse_contradictions
+from gdsd_jax.runs.config_dict import config_json, refuse_contradictions
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.export import check_out, write_model
 from gdsd_jax.runs.files import check_workdir, LineFile, write_whole
@@ -28,6 +28,7 @@ from gdsd_jax.runs.metrics import format_seconds, read_metrics
 from gdsd_jax.runs.state import init_state, make_optimizer, TrainState
 from gdsd_jax.runs.weights import load_model
 from gdsd_jax.supervised.chats import batch_of, read_chats
+from gdsd_jax.supervised.config import FinetuningConfig
 
 _log = logging.getLogger(__name__)
 
@@ -73,30 +74,7 @@ def finetuning_step(state: TrainState, batch, *, denoiser, optimizer, prompt_len
   return state, metrics
 
 
-def validate(config) -> None:
-  """Checks the fields of configs/sft.py. Raises ValueError, one line naming the field."""
-  for name, value in flatten(config).items():
-    if isinstance(value, float) and not math.isfinite(value):
-      raise ValueError(f"{name}: must be a finite number, not {value}")
-  if config.seed < 0:
-    raise ValueError(f"seed: must be at least 0, not {config.seed}")
-  if lora_config(config) is None and config.model.lora.path:
-    raise ValueError("model.lora.path: needs model.lora.rank > 0")
-  for name in ("steps", "batch_size", "checkpoint.every", "checkpoint.keep", "log.every"):
-    value = functools.reduce(getattr, name.split("."), config)
-    if value < 1:
-      raise ValueError(f"{name}: must be at least 1, not {value}")
-  for name in ("prompt_buckets", "completion_buckets"):
-    buckets = list(config.data[name])
-    if not buckets or buckets != sorted(set(buckets)) or buckets[0] < 1:
-      raise ValueError(f"data.{name}: must be ascending positive lengths, not {tuple(buckets)}")
-  check_optimizer(config.optimizer)
-  accumulation = config.optimizer.accumulation
-  if config.batch_size % accumulation:
-    raise ValueError(f"optimizer.accumulation: {accumulation} must divide batch_size, {config.batch_size}")
-
-
-def finetune(config, workdir: epath.Path, out: Path) -> None:
+def finetune(config: FinetuningConfig, workdir: epath.Path, out: Path) -> None:
   """Runs or resumes fine-tuning in `workdir` and writes the model, or the adapter of a LoRA run, to `out`.
 
   Raises:
@@ -108,7 +86,6 @@ def finetune(config, workdir: epath.Path, out: Path) -> None:
 
 
 def _finetune(config, workdir: epath.Path, out: Path, interruption: Interruption) -> None:
-  validate(config)
   check_workdir(workdir)
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -116,8 +93,8 @@ def _finetune(config, workdir: epath.Path, out: Path, interruption: Interruption
   if microbatch % shards:
     raise ValueError(f"batch_size: {microbatch} chats of a microbatch cannot be split over {shards} devices")
   refuse_contradictions(workdir, config)
-  check_out(out, workdir, config)
-  denoiser, params = load_model(config, mesh)
+  check_out(out, workdir, config.model)
+  denoiser, params = load_model(config.model, config.seed, mesh)
   tokenizer = load_tokenizer(config.model.path, denoiser.config)
   longest = config.data.prompt_buckets[-1] + config.data.completion_buckets[-1]
   if longest > denoiser.config.max_positions:

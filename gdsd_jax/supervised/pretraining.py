@@ -1,6 +1,7 @@
 """Makes a small denoiser from nothing: its tokenizer, its data, and masked-diffusion training (the embedded model)."""
 
 from collections.abc import Iterator
+import dataclasses
 import functools
 import json
 import logging
@@ -13,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.chat_format import PRESETS
 from gdsd_jax.huggingface.tokenizer import encode_prompts, load_tokenizer
 from gdsd_jax.huggingface.weights import save_pretrained
-from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
+from gdsd_jax.runs.state import make_optimizer
+from gdsd_jax.supervised.config import PretrainingConfig
 from gdsd_jax.tasks import get_task
 
 _log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def _encode_completions(tokenizer, texts, length: int) -> np.ndarray:
   return completions
 
 
-def pretrain(config, out: Path) -> dict[str, float]:
+def pretrain(config: PretrainingConfig, out: Path) -> dict[str, float]:
   """Pretrains the model that `config` describes (configs/pretrain_tiny.py) and writes its Hugging Face folder to `out`.
 
   Besides what every task has, config.task must offer `tags` (texts that become single tokens), `solution(example)` and
@@ -84,7 +85,7 @@ def pretrain(config, out: Path) -> dict[str, float]:
     The last evaluation on held-out problems.
   """
   rng = np.random.default_rng(config.seed)
-  task = get_task(**config.task)
+  task = get_task(config.task.name, **config.task.options)
   train = task.examples("train")
   texts = [f"{message['role']}\n\n{message['content']}" for example in train for message in task.messages(example)]
   texts += ["assistant\n\n"] * len(texts)
@@ -92,15 +93,14 @@ def pretrain(config, out: Path) -> dict[str, float]:
     train_tokenizer(iter(texts), config.model.vocab_size, task.tags, Path(scratch))
     special = json.loads((Path(scratch) / "tokenizer.json").read_text())["added_tokens"]
     token_ids = {token["content"]: token["id"] for token in special}
-    model_config = DenoiserConfig(
-      **config.model, head_dim=config.model.hidden_size // config.model.num_heads,
-      mask_token_id=token_ids[MASK], eos_token_id=token_ids[END], pad_token_id=token_ids[END],
+    model_config = dataclasses.replace(
+      config.model, mask_token_id=token_ids[MASK], eos_token_id=token_ids[END], pad_token_id=token_ids[END]
     )
     tokenizer = load_tokenizer(scratch, model_config)
   denoiser = Denoiser(model_config, remat=True)  # also faster here: on a CPU, stacking residuals costs more
   params = denoiser.init(jax.random.key(config.seed))
 
-  sampler = RolloutSampler(denoiser, tokenizer, task, SamplerConfig(**config.sampler), (config.max_prompt_length,))
+  sampler = RolloutSampler(denoiser, tokenizer, task, config.sampler, (config.max_prompt_length,))
   prompts, prompt_mask = encode_prompts(
     tokenizer, sampler.prompts(train), sampler.prompt_buckets, model_config.pad_token_id
   )
@@ -115,10 +115,7 @@ def pretrain(config, out: Path) -> dict[str, float]:
   maskable[:, config.max_prompt_length:] = True
 
   # Constant after warm-up: `steps` then chooses a point of one and the same run.
-  schedule = optax.linear_schedule(0.0, config.optimizer.learning_rate, config.optimizer.warmup_steps)
-  optimizer = optax.chain(
-    optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=config.optimizer.weight_decay)
-  )
+  optimizer = make_optimizer(config.optimizer)
   opt_state = optimizer.init(params)
   test = task.examples("test")
   held_out = [test[i] for i in range(config.eval_examples)]

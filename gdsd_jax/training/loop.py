@@ -10,7 +10,8 @@ import numpy as np
 
 from gdsd_jax.generation.rollout import GradedCompletions, RewardError
 from gdsd_jax.parallel.processes import is_first_process
-from gdsd_jax.runs.config import config_json
+from gdsd_jax.runs.config import RunConfig
+from gdsd_jax.runs.config_dict import config_json
 from gdsd_jax.runs.files import check_workdir, write_whole
 from gdsd_jax.runs.interruption import Interrupted, Interruption
 from gdsd_jax.runs.metrics import format_seconds, MetricsWriter, Progress, SilentWriter, Stopwatch
@@ -23,7 +24,7 @@ class TrainingError(ValueError):
   """The run cannot go on; the message is one line with the cause."""
 
 
-def train(config, workdir: epath.Path) -> None:
+def train(config: RunConfig, workdir: epath.Path) -> None:
   """Runs or resumes a training run in `workdir`: metrics.jsonl, config.json, checkpoints/, reward.png.
 
   Raises:
@@ -74,14 +75,14 @@ def _run_steps(trainer: Trainer, writer: MetricsWriter | SilentWriter, start: in
     try:
       metrics, scored = trainer.iterate(watch)
       row |= metrics
-      if row["skipped"] == config.objective.num_iterations:
+      if row["skipped"] == config.distillation.num_iterations:
         cause = f"no update had a finite loss and gradient (loss {row['loss']})"
     except RewardError as error:
-      row |= {"reward": None, "loss": None, "skipped": config.objective.num_iterations}
+      row |= {"reward": None, "loss": None, "skipped": config.distillation.num_iterations}
       cause = str(error)
     failures = failures + 1 if cause else 0
     if row["skipped"]:
-      _log.info("step %d: skipped %d of %d updates: %s", step, row["skipped"], config.objective.num_iterations,
+      _log.info("step %d: skipped %d of %d updates: %s", step, row["skipped"], config.distillation.num_iterations,
                 cause or "their gradient is not finite")
     if failures >= config.max_skipped_steps:
       writer.write(row | watch.metrics())

@@ -19,15 +19,8 @@ from gdsd_jax.objectives.teacher import leave_one_out_advantages
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.parallel.rows import local_rows, spread
 from gdsd_jax.runs.checkpoints import Checkpoints
-from gdsd_jax.runs.config import (
-  config_json,
-  contradictions,
-  objective_config,
-  refuse_contradictions,
-  sampler_config,
-  validate,
-  validate_mesh,
-)
+from gdsd_jax.runs.config import RunConfig, validate_mesh
+from gdsd_jax.runs.config_dict import config_json, contradictions, refuse_contradictions
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.metrics import Stopwatch
 from gdsd_jax.runs.state import init_state, make_optimizer, sync_reference
@@ -60,33 +53,31 @@ class Trainer:
   Raises ValueError, OSError or CheckpointError, one line with the cause, before anything is compiled or overwritten.
   """
 
-  def __init__(self, config, workdir: epath.Path):
-    validate(config)
+  def __init__(self, config: RunConfig, workdir: epath.Path):
     self.config, self.workdir = config, workdir
     self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     validate_mesh(config, self.mesh)
-    self.task = get_task(config.task.name, **{k: v for k, v in config.task.items() if k != "name" and v is not None})
+    self.task = get_task(config.task.name, **config.task.options)
     train, test = self.task.examples("train"), self.task.examples("test")
     if not len(train) or not len(test):
       raise ValueError(f"task.name: {config.task.name} has an empty split ({len(train)} train, {len(test)} test)")
     refuse_contradictions(workdir, config)
 
-    self.denoiser, params = load_model(config, self.mesh)
+    self.denoiser, params = load_model(config.model, config.seed, self.mesh)
     tokenizer = load_tokenizer(config.model.path, self.denoiser.config)
-    sampler = sampler_config(config)
-    longest = config.sampler.prompt_buckets[-1] + sampler.completion_length
+    longest = config.rollouts.prompt_buckets[-1] + config.sampler.completion_length
     if longest > self.denoiser.config.max_positions:
       raise ValueError(
         f"sampler.prompt_buckets, sampler.completion_length: {longest} tokens exceed the"
         f" {self.denoiser.config.max_positions} positions of {config.model.path}"
       )
     self.sampler = RolloutSampler(
-      self.denoiser, tokenizer, self.task, sampler, config.sampler.prompt_buckets, self.mesh
+      self.denoiser, tokenizer, self.task, config.sampler, config.rollouts.prompt_buckets, self.mesh
     )
     train, test = self._fitting(train, "train"), self._fitting(test, "test")
     self.stream = ExampleStream(train, config.seed)
     self.held_out = [test[i] for i in range(min(config.eval.num_examples, len(test)))]
-    self.objective = objective_config(config)
+    self.objective = config.objective
     self.optimizer = make_optimizer(config.optimizer)
     self.state = init_state(
       self.denoiser, params, self.optimizer, config.seed, with_reference=self.objective.beta > 0, mesh=self.mesh
@@ -95,11 +86,11 @@ class Trainer:
     self._compiled = set()
     split = batch_sharding(self.mesh)
     self._concatenate = jax.jit(lambda *parts: jnp.concatenate(parts, axis=1), out_shardings=split)
-    num_mc, forward_process = config.objective.num_mc, sampler.forward_process
+    num_mc, forward_process = config.distillation.num_mc, config.sampler.forward_process
     self._draw_masks = jax.jit(
       lambda key, confidence: rollout_masks(key, confidence, num_mc, **forward_process), out_shardings=split
     )
-    self._sync_reference = jax.jit(functools.partial(sync_reference, mix=config.objective.reference_sync_mix))
+    self._sync_reference = jax.jit(functools.partial(sync_reference, mix=config.distillation.reference_sync_mix))
     self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
     self._position = 0  # of the stream: examples of the iterations so far
     self._begun: _Begun | None = None
@@ -176,7 +167,7 @@ class Trainer:
     next_key, sample_key, mask_key = jax.random.split(self.state.key, 3)
 
     def sampled(position, key):
-      microbatches = self.config.sampler.microbatches
+      microbatches = self.config.rollouts.microbatches
       return self.sampler.sample(self.state.student_params, self._examples(position), key, microbatches)
 
     position = self._position
@@ -205,24 +196,23 @@ class Trainer:
     with watch.phase("reward"):
       scored = self.sampler.grade(sampled)
     advantages = leave_one_out_advantages(
-      jnp.asarray(scored.total_reward).reshape(-1, group_size), config.objective.scale_rewards
+      jnp.asarray(scored.total_reward).reshape(-1, group_size), config.distillation.scale_rewards
     ).reshape(-1)
     updates = self._update(scored, advantages, begun.mask_key, watch)
-    sync_every = config.objective.reference_sync_every
+    sync_every = config.distillation.reference_sync_every
     if self.state.reference is not None and sync_every and int(self.state.step) % sync_every == 0:
       self.state = self.state.replace(reference=self._sync_reference(self.state.reference, self.state.params))
     return {**_rollout_metrics(scored, group_size), **updates}, scored
 
   def _update(self, scored: GradedCompletions, advantages, mask_key, watch: Stopwatch) -> dict[str, float]:
     """The mu updates on one batch of rollouts; metrics averaged over them."""
-    objective = self.config.objective
     tokens = self._concatenate(scored.prompt, scored.rollout.tokens)
     if tokens.shape not in self._compiled:
       self._compiled.add(tokens.shape)
       _log.info("compiling scores and distillation step for %d rollouts of %d tokens", *tokens.shape)
     rollouts = [
       ScoringBatch(tokens, scored.prompt_mask, self._draw_masks(key, scored.rollout.confidence))
-      for key in jax.random.split(mask_key, objective.num_iterations)
+      for key in jax.random.split(mask_key, self.config.distillation.num_iterations)
     ]
     held = np.asarray(advantages)[local_rows(self.mesh, len(advantages))]
     advantages = spread(self.mesh, len(advantages), held)

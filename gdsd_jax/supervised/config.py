@@ -1,0 +1,95 @@
+"""What fine-tuning and pretraining are told: configs/sft.py and configs/pretrain_tiny.py, typed and checked."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.runs.config import (
+  CheckpointConfig,
+  LogConfig,
+  MeshConfig,
+  ModelConfig,
+  OptimizerConfig,
+  require_at_least,
+  require_buckets,
+  TaskConfig,
+)
+from gdsd_jax.runs.config_dict import made, typed
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatsConfig:
+  """The chats to learn; section `data`."""
+
+  train_source: str | None  # .jsonl, .jsonl.gz, .json, .csv or a TFDS name
+  data_dir: str | None  # where TFDS keeps its data; its default where unset
+  prompt_buckets: tuple[int, ...]  # widths that prompts are padded to
+  completion_buckets: tuple[int, ...]  # completions are filled up with EOS, which is learnt: so a model learns to end
+
+  def __post_init__(self):
+    if self.train_source is None:
+      raise ValueError("data.train_source: name a file of chats, rows with `messages` (or a TFDS name)")
+    require_buckets("data.prompt_buckets", self.prompt_buckets)
+    require_buckets("data.completion_buckets", self.completion_buckets)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuningConfig:
+  """A fine-tuning run; `as_given` is the recipe's fields as a nested dict, which config.json holds."""
+
+  seed: int
+  steps: int
+  batch_size: int
+  model: ModelConfig
+  mesh: MeshConfig
+  data: ChatsConfig
+  optimizer: OptimizerConfig
+  checkpoint: CheckpointConfig
+  log: LogConfig
+  as_given: Mapping[str, Any]
+
+  def __post_init__(self):
+    require_at_least(self, "", seed=0, steps=1, batch_size=1)
+    if self.batch_size % self.optimizer.accumulation:
+      raise ValueError(
+        f"optimizer.accumulation: {self.optimizer.accumulation} must divide batch_size, {self.batch_size}"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingConfig:
+  """How a small model is made from nothing."""
+
+  seed: int
+  task: TaskConfig
+  slips: float  # share of wrong results in careless solutions
+  model: DenoiserConfig  # its special tokens are 0 here: the tokenizer, which is trained first, says them
+  sampler: SamplerConfig  # for the evaluations, and the length that the training solutions are filled up to with EOS
+  max_prompt_length: int
+  steps: int
+  careless_after: int  # steps on right solutions before the careless ones
+  batch_size: int
+  optimizer: OptimizerConfig
+  eval_every: int  # steps
+  eval_examples: int
+
+  def __post_init__(self):
+    require_at_least(self, "", seed=0, steps=1, batch_size=1, eval_every=1, eval_examples=1)
+
+
+def finetuning_config(config: ConfigDict) -> FinetuningConfig:
+  """The fields of configs/sft.py, typed and checked. Raises ValueError, one line naming the field."""
+  return typed(FinetuningConfig, config)
+
+
+def pretraining_config(config: ConfigDict) -> PretrainingConfig:
+  """The fields of configs/pretrain_tiny.py, typed and checked. Raises ValueError, one line naming the field."""
+  fields = config.to_dict()
+  shape, optimizer = fields["model"], {"clip": 1.0, **fields["optimizer"]}
+  special = dict.fromkeys(("mask_token_id", "eos_token_id", "pad_token_id"), 0)
+  fields["model"] = {**shape, **special, "head_dim": shape["hidden_size"] // shape["num_heads"]}
+  return made(PretrainingConfig, {**fields, "optimizer": optimizer})
