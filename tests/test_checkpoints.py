@@ -34,7 +34,7 @@ def full_state(config, dtype="float32", mesh=None, seed=0, with_reference=True, 
   mesh = mesh or make_mesh(devices=jax.devices()[:1])
   fields = base_config().optimizer
   fields.moments_dtype = moments_dtype
-  denoiser, optimizer = Denoiser(config, dtype), make_optimizer(fields)
+  denoiser, optimizer = Denoiser(config, dtype, dtype), make_optimizer(fields)
   params = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), denoiser.abstract_params())
   state = init_state(denoiser, params, optimizer, seed, with_reference, mesh)
   rng = np.random.default_rng(seed)

@@ -39,8 +39,9 @@ def base_config() -> ml_collections.ConfigDict:
   config.model = ml_collections.ConfigDict()
   config.model.path = "tiny"  # folder, hub name, or "tiny", the embedded model
   config.model.dtype = "float32"  # of matrix products and frozen weights; trained ones are float32 always
-  config.model.remat = True  # recompute activations in the backward pass
-  config.model.remat_saves = "nothing"  # or "products" with weights: a quarter less to compute, far more to keep
+  # What the backward pass computes again: "none" of the activations, all but "products" with weights (a quarter less to
+  # compute than all, far more to keep), or the "full" pass through each block.
+  config.model.remat = "full"
   config.model.lora = ml_collections.ConfigDict()
   config.model.lora.rank = 0  # 0: no adapter, all parameters are trained
   config.model.lora.alpha = 64.0
