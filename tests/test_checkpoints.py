@@ -32,7 +32,7 @@ def small_state(step, value=0.0):
 def full_state(config, dtype="float32", mesh=None, seed=0, with_reference=True, moments_dtype="float32"):
   """A state as in training, with random values in every leaf."""
   mesh = mesh or make_mesh(devices=jax.devices()[:1])
-  denoiser, optimizer = Denoiser(config, dtype), make_optimizer(OptimizerConfig(moments_dtype=moments_dtype))
+  denoiser, optimizer = Denoiser(config, dtype, dtype), make_optimizer(OptimizerConfig(moments_dtype=moments_dtype))
   params = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), denoiser.abstract_params())
   state = init_state(denoiser, params, optimizer, seed, with_reference, mesh)
   rng = np.random.default_rng(seed)

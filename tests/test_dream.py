@@ -23,7 +23,7 @@ CONFIG = gdsd_jax.DenoiserConfig(
 
 
 def made(config=CONFIG, dtype="float32", seed=0):
-  denoiser = gdsd_jax.Denoiser(config, dtype)
+  denoiser = gdsd_jax.Denoiser(config, dtype, dtype)
   rng = np.random.default_rng(seed)  # biases and norms too: nothing is zero or one
   params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) / 3, s.dtype), denoiser.abstract_params())
   return denoiser, params

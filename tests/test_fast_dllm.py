@@ -277,7 +277,7 @@ def test_eight_devices_sample_what_one_does(family, cache):
 @families
 @caches
 def test_bfloat16_completions_are_whole(family, cache):
-  rollout = run(family, model=made(family, dtype="bfloat16"), threshold=0.4, cache=cache)
+  rollout = run(family, model=made(family, dtype="bfloat16", param_dtype="bfloat16"), threshold=0.4, cache=cache)
   assert (np.asarray(rollout.tokens) != 20).all() and rollout.confidence.dtype == jnp.float32
 
 

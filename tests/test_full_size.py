@@ -27,7 +27,8 @@ RECIPES = ("math", "gsm8k", "countdown", "sudoku", "code")
 @pytest.fixture(params=PUBLISHED)
 def full_size(request, tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[request.param]))
-  return request.param, gdsd_jax.Denoiser(huggingface.load_config(tmp_path), dtype="bfloat16", remat=True)
+  config = huggingface.load_config(tmp_path)
+  return request.param, gdsd_jax.Denoiser(config, "bfloat16", "bfloat16", remat="full")
 
 
 def test_parameter_counts_to_the_unit(full_size):

@@ -48,10 +48,10 @@ def test_forward_left_padded(golden):
   np.testing.assert_allclose(logits * defined[..., None], expected * defined[..., None], atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("saves", ["nothing", "products"])
-def test_rematerialisation_changes_nothing(golden, saves):
+@pytest.mark.parametrize("remat", ["products", "full"])
+def test_rematerialisation_changes_nothing(golden, remat):
   denoiser, params, data, _ = golden
-  with_remat = gdsd_jax.Denoiser(denoiser.config, remat=True, remat_saves=saves)
+  with_remat = gdsd_jax.Denoiser(denoiser.config, remat=remat)
   loss = lambda denoiser: lambda params: jnp.mean(jnp.square(denoiser.hidden(params, data["forward/input_ids"])))
   values = [jax.jit(jax.value_and_grad(loss(each)))(params) for each in (with_remat, denoiser)]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *values)

@@ -167,7 +167,7 @@ def sharded(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_saved_model_loads_bit_for_bit(tmp_path, variant, dtype, max_shard_bytes):
-  denoiser = Denoiser(dataclasses.replace(CONFIG, **VARIANTS[variant]), dtype)
+  denoiser = Denoiser(dataclasses.replace(CONFIG, **VARIANTS[variant]), dtype, dtype)
   params = random_params(denoiser)
   save_pretrained(tmp_path, denoiser, params, max_shard_bytes)
   loaded_denoiser, loaded = load_pretrained(tmp_path, dtype)
@@ -177,7 +177,7 @@ def test_a_saved_model_loads_bit_for_bit(tmp_path, variant, dtype, max_shard_byt
 
 @pytest.mark.parametrize("dtype, pattern", [("float32", 0x7FC01234), ("bfloat16", 0x7FC3)])
 def test_not_a_number_keeps_its_bits(tmp_path, dtype, pattern):
-  denoiser = Denoiser(CONFIG, dtype)
+  denoiser = Denoiser(CONFIG, dtype, dtype)
   params = random_params(denoiser)
   bits = np.full(CONFIG.hidden_size, pattern, np.uint32 if dtype == "float32" else np.uint16)
   params["final_norm"] = jnp.asarray(bits.view(np.float32 if dtype == "float32" else ml_dtypes.bfloat16))
@@ -192,14 +192,14 @@ def test_dtype_converts_on_loading(saved):
 
 
 def test_what_is_saved_is_recorded_as_its_dtype(tmp_path):
-  denoiser = Denoiser(CONFIG, "bfloat16")
+  denoiser = Denoiser(CONFIG, param_dtype="bfloat16")
   save_pretrained(tmp_path, denoiser, random_params(denoiser))
   assert {weight.dtype.name for weight in weights_in(tmp_path / SINGLE).values()} == {"bfloat16"}
   assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
 def test_remat_is_passed_on(saved):
-  assert load_pretrained(saved[0], remat=True)[0].remat
+  assert load_pretrained(saved[0], remat="products")[0].remat == "products"
 
 
 def test_a_small_model_is_one_file_without_an_index(saved):

@@ -75,7 +75,7 @@ def test_merged_weights_give_the_same_logits(adapted, tiny_denoiser):
 
 
 def test_merging_keeps_the_dtype(tiny_config):
-  base = gdsd_jax.Denoiser(tiny_config, dtype="bfloat16")
+  base = gdsd_jax.Denoiser(tiny_config, param_dtype="bfloat16")
   denoiser, params = add_adapter(base, base.init(jax.random.key(0)), CONFIG, jax.random.key(0))
   assert params["lora"]["query"]["a"].dtype == jnp.float32
   chex.assert_trees_all_equal_shapes_and_dtypes(merge(params, CONFIG), base.abstract_params())

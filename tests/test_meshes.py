@@ -87,7 +87,7 @@ BATCH, PROMPT, LENGTH, VOCABULARY = 16, 8, 16, 4096  # no other dimension is a m
 def over_mesh(tiny_config, **changes):
   """(denoiser, params) with a vocabulary that is told apart in HLO, over fsdp 4 × tensor 2."""
   mesh = make_mesh(fsdp=4, tensor=2)
-  denoiser = Denoiser(dataclasses.replace(tiny_config, vocab_size=VOCABULARY, **changes), remat=True, mesh=mesh)
+  denoiser = Denoiser(dataclasses.replace(tiny_config, vocab_size=VOCABULARY, **changes), remat="full", mesh=mesh)
   params = jax.jit(denoiser.init, out_shardings=param_shardings(mesh, denoiser))(jax.random.key(0))
   return denoiser, params
 

@@ -45,7 +45,7 @@ def model(request, tmp_path, llada_folder, dream_folder):  # noqa: F811
     (path / file.name).write_bytes(file.read_bytes())
   fields = PUBLISHED[preset] | SMALL_SHAPE[preset]
   (path / "config.json").write_text(json.dumps(fields))
-  denoiser = gdsd_jax.Denoiser(huggingface.load_config(path), dtype="bfloat16")
+  denoiser = gdsd_jax.Denoiser(huggingface.load_config(path), param_dtype="bfloat16")
   gdsd_jax.save_pretrained(path, denoiser, denoiser.init(jax.random.key(0)))
   return preset, path
 

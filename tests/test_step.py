@@ -37,7 +37,7 @@ def one_device():
 
 
 def make_state(denoiser, optimizer, mesh, dtype="float32"):
-  denoiser = dataclasses.replace(denoiser, dtype=dtype)
+  denoiser = dataclasses.replace(denoiser, dtype=dtype, param_dtype=dtype)
   params = jax.device_put(denoiser.init(jax.random.key(0)), param_shardings(mesh, denoiser))
   return denoiser, init_state(denoiser, params, optimizer, seed=0, with_reference=True, mesh=mesh)
 

@@ -69,7 +69,7 @@ def prepare(folder: Path, setting: Setting) -> tuple[dict[str, Any], int]:
   if setting.model == "tiny":
     denoiser, params = load_pretrained("tiny", setting.held_dtype)
   else:
-    denoiser = Denoiser(config, setting.held_dtype)
+    denoiser = Denoiser(config, param_dtype=setting.held_dtype)
     params = jax.jit(denoiser.init)(jax.random.key(0))
   save_pretrained(folder / "model", denoiser, params)
   if setting.lora:
@@ -173,8 +173,7 @@ def training(folder: Path, setting: Setting) -> dict[str, Any]:
 def _load(folder: Path, setting: Setting):
   """(denoiser, params, mesh) as a run on one device has them."""
   mesh = make_mesh(1, 1, 1, jax.local_devices()[:1])
-  denoiser, params = load_pretrained(folder / "model", setting.held_dtype, mesh, setting.remat)
-  denoiser = dataclasses.replace(denoiser, dtype=setting.dtype)
+  denoiser, params = load_pretrained(folder / "model", setting.dtype, mesh, setting.held_dtype, setting.remat)
   if setting.lora:
     denoiser, params = load_adapter(folder / "adapter", denoiser, params, mesh)
   return denoiser, params, mesh
@@ -190,7 +189,7 @@ def scoring_memory(setting: Setting) -> dict[int, dict[str, int]]:
     special = dict.fromkeys(("mask_token_id", "eos_token_id", "pad_token_id"), 0)
     config = dataclasses.replace(setting.architecture, vocab_size=vocabulary, **special)
     lora = setting.lora or LoraConfig(_MEMORY_RANK, dropout=0.0)
-    denoiser = Denoiser(config, setting.dtype, setting.remat, lora)
+    denoiser = Denoiser(config, setting.dtype, setting.dtype, setting.remat, lora)
     params = dict(denoiser.abstract_params())
     adapter = {"lora": params.pop("lora")}
     tokens = jax.ShapeDtypeStruct((1, setting.prompt_length + setting.completion_length), jnp.int32)

@@ -9,7 +9,7 @@ from gdsd_jax.diffusion.blockwise import commit_plan
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.huggingface.published import architecture, HUB_NAMES
 from gdsd_jax.models.config import DenoiserConfig
-from gdsd_jax.models.denoiser import DTYPES
+from gdsd_jax.models.denoiser import DTYPES, REMAT
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.objective import Objective
 
@@ -46,7 +46,7 @@ class Setting:
     dtype: in which matrices are multiplied.
     lora_rank: rank of the adapter that is sampled with and trained; at 0 all weights are trained.
     accumulation: microbatches of the update.
-    remat: recompute activations in our backward pass.
+    remat: what our backward pass computes again, see `Denoiser`.
     cache, threshold: Fast-dLLM's, for a sampler that is measured beside the exact one; "none" and None for no such.
     repeats: times that each side is measured, one after the other in turn.
     only: what is measured, of `MEASUREMENTS`.
@@ -67,7 +67,7 @@ class Setting:
   dtype: str = "float32"
   lora_rank: int = 0
   accumulation: int = 1
-  remat: bool = True
+  remat: str = "full"
   cache: str = "none"
   threshold: float | None = None
   repeats: int = 1
@@ -81,8 +81,9 @@ class Setting:
         raise ValueError(f"--{name}: must be at least 1, not {getattr(self, name)}")
     if self.lora_rank < 0:
       raise ValueError(f"--lora_rank: must not be negative, not {self.lora_rank}")
-    if self.dtype not in DTYPES:
-      raise ValueError(f"--dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
+    for name, values in (("dtype", DTYPES), ("remat", REMAT)):
+      if getattr(self, name) not in values:
+        raise ValueError(f"--{name}: {getattr(self, name)!r} is not one of {', '.join(values)}")
     if not self.only or not set(self.only) <= set(MEASUREMENTS):
       raise ValueError(f"--only: must name some of {', '.join(MEASUREMENTS)}, not {','.join(self.only)!r}")
     if self.batch % self.accumulation:

@@ -71,15 +71,16 @@ def load_config(path: Path) -> DenoiserConfig:
     raise ValueError(f"model.path: {file}: {error}") from None
 
 
-def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, remat: bool = False):
+def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_dtype: str | None = None,
+                    remat: str = "none"):
   """Loads a denoiser from a Hugging Face folder or hub name.
 
   Args:
     path_or_hub_name: folder with config.json and safetensors, a hub name such as "GSAI-ML/LLaDA-8B-Instruct", or
       "tiny", the embedded model.
-    dtype: "float32" or "bfloat16", of the parameters and matrix products.
+    dtype: "float32" or "bfloat16", for matrix products and, unless `param_dtype` is given, for the parameters.
     mesh: `jax.sharding.Mesh` to lay the parameters over (`make_mesh`); None for the default device.
-    remat: see `Denoiser`.
+    param_dtype, remat: see `Denoiser`.
 
   Returns:
     (denoiser, params).
@@ -88,16 +89,21 @@ def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, remat: 
     FileNotFoundError, ValueError: a file is missing, damaged or does not fit config.json; nothing was allocated yet.
   """
   path = resolve_path(path_or_hub_name)
-  config = load_config(path)
-  denoiser = Denoiser(config, dtype, remat, mesh=mesh)
-  abstract = traverse_util.flatten_dict(denoiser.abstract_params(), sep=".")
-  shardings = traverse_util.flatten_dict(param_shardings(mesh, denoiser), sep=".")
+  denoiser = Denoiser(load_config(path), dtype, param_dtype or dtype, remat, mesh=mesh)
+  return denoiser, load_weights(path, denoiser)
+
+
+def load_weights(path: Path, denoiser: Denoiser):
+  """Parameters of a denoiser's base model from a local folder, laid over its mesh. Raises as `load_pretrained`."""
+  config, mesh = denoiser.config, denoiser.mesh
+  flat = lambda tree: traverse_util.flatten_dict({name: tree[name] for name in tree if name != "lora"}, sep=".")
+  abstract, shardings = flat(denoiser.abstract_params()), flat(param_shardings(mesh, denoiser))
   files = _check_files(path, config, abstract)
   params = {}
   for leaf, spec in abstract.items():
     read = functools.partial(_read_part, config, files, leaf, spec)
     params[leaf] = lay_out(spec.shape, shardings[leaf], read)
-  return denoiser, traverse_util.unflatten_dict(params, sep=".")
+  return traverse_util.unflatten_dict(params, sep=".")
 
 
 def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 * 2**30) -> None:

@@ -1,27 +1,23 @@
 """The pure-functional denoiser: `apply(params, tokens) -> logits`, parameters as a plain nested dict of arrays."""
 
 import dataclasses
-import functools
+import itertools
 
-from flax import nnx
+from flax.traverse_util import unflatten_dict
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.lm_head import LMHead
-from gdsd_jax.models.lora import LoraConfig
-from gdsd_jax.models.transformer import KeysAndValues, Transformer
+from gdsd_jax.models.lora import adapter_weights, LoraConfig
+from gdsd_jax.models.parameters import network_weights
+from gdsd_jax.models.transformer import block, Context, KeysAndValues, Layer, rms_norm
+from gdsd_jax.parallel.mesh import AXIS_RULES, constrain
 
 DTYPES = ("float32", "bfloat16")
-REMAT_SAVES = ("nothing", "products")
-
-
-@functools.cache
-def _abstract_model(config: DenoiserConfig, dtype: str, lora: LoraConfig | None):
-  """Graph definition and abstract state: structure, shapes and logical axes without any memory."""
-  model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), jnp.dtype(dtype), lora))
-  return nnx.split(model)
+# What a block keeps of its activations for the backward pass, apart from its input -> `jax.checkpoint`'s policy.
+REMAT = {"none": None, "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +26,11 @@ class Denoiser:
 
   Attributes:
     config: the architecture (`DenoiserConfig`).
-    dtype: of the parameters and matrix products ("float32" or "bfloat16"); norms, rotary positions, softmax and logits
-      are float32 always. Parameters in training may be float32 all the same: weights are cast where they are used.
-    remat: recompute each block's activations in the backward pass, so that memory holds one block's at a time.
-    remat_saves: what is kept of the activations all the same: "nothing", or "products" with weights, so that only
-      attention, norms and the like are computed again.
+    dtype: the matrix products' ("float32" or "bfloat16"), to which weights are cast where they are used. Norms, rotary
+      positions, softmax and logits are float32 always.
+    param_dtype: the parameters', as `init` makes them and files are read; an adapter's are float32 always.
+    remat: what the backward pass computes again of a block: "none" keeps all activations, "products" those of products
+      with weights, "full" only the block's input.
     lora: shape of the adapter, the entry "lora" of the parameters; None when there is none. Parameters without that
       entry give the base model.
     mesh: the mesh that the parameters lie on, for the layout of activations; None leaves them to the compiler.
@@ -42,90 +38,43 @@ class Denoiser:
 
   config: DenoiserConfig
   dtype: str = "float32"
-  remat: bool = False
+  param_dtype: str = "float32"
+  remat: str = "none"
   lora: LoraConfig | None = None
   mesh: Mesh | None = None
-  remat_saves: str = "nothing"
 
   def __post_init__(self):
-    if self.dtype not in DTYPES:
-      raise ValueError(f"model.dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
-    if self.remat_saves not in REMAT_SAVES:
-      raise ValueError(f"model.remat_saves: {self.remat_saves!r} is not one of {', '.join(REMAT_SAVES)}")
+    for name, values in (("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT)):
+      if (value := getattr(self, name)) not in values:
+        raise ValueError(f"model.{name}: {value!r} is not one of {', '.join(values)}")
+
+  def _tree(self, leaf):
+    """The parameters' tree with leaf(weight) for each `Weight` of the network."""
+    weights = network_weights(self.config)
+    if self.lora is not None:
+      weights |= adapter_weights(self.config, self.lora)
+    return unflatten_dict({path: leaf(weight) for path, weight in weights.items()}, sep=".")
 
   def init(self, key):
     """Freshly initialised parameters from a random key."""
-    return nnx.to_pure_dict(nnx.state(Transformer(self.config, nnx.Rngs(key), jnp.dtype(self.dtype), self.lora)))
+    keys = map(lambda number: jax.random.fold_in(key, number), itertools.count())
+    return self._tree(lambda weight: weight.initializer(next(keys), weight.shape, weight.dtype or self.param_dtype))
 
   def abstract_params(self):
     """The parameters' tree with a `jax.ShapeDtypeStruct` at each leaf."""
-    return nnx.to_pure_dict(_abstract_model(self.config, self.dtype, self.lora)[1])
+    return self._tree(lambda weight: jax.ShapeDtypeStruct(weight.shape, weight.dtype or self.param_dtype))
 
   def logical_axes(self):
     """The parameters' tree with a tuple of logical axis names at each leaf (see `parallel/mesh.py`)."""
-    _, state = _abstract_model(self.config, self.dtype, self.lora)
-    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)
-    axes = jax.tree.map(lambda variable: variable.get_metadata("logical_axes"), state, is_leaf=is_variable)
-    return nnx.to_pure_dict(axes)
+    return self._tree(lambda weight: weight.axes)
 
   def cast(self, params):
-    """Parameters in the dtype that products take them in, as `hidden` and `logits` would cast them at every call: the
-    same results, once. Norms stay as they are."""
+    """Parameters in the dtype that products take them in, once, where every pass would cast them: the same results.
 
-    def cast(path, leaf):
-      is_norm = path[-1].key.endswith("norm")
-      return leaf if is_norm else leaf.astype(self.dtype)
-
+    Norms stay as they are.
+    """
+    cast = lambda path, leaf: leaf if path[-1].key.endswith("norm") else leaf.astype(self.dtype)
     return jax.tree_util.tree_map_with_path(cast, params)
-
-  def _model(self, params) -> Transformer:
-    lora = self.lora if "lora" in params else None
-    return nnx.merge(_abstract_model(self.config, self.dtype, lora)[0], params)
-
-  def hidden(self, params, tokens, attention_mask=None, dropout_key=None):
-    """Hidden states, aligned: position i's predicts token i.
-
-    Args:
-      params: parameters of this denoiser.
-      tokens: int[B, T].
-      attention_mask: bool or int[B, T], zero at padding; None when there is none.
-      dropout_key: random key of the adapter's dropout, for training; None drops nothing.
-
-    Returns:
-      [B, T, D] in the denoiser's dtype. At padding positions the values mean nothing.
-    """
-    remat = self.remat_saves if self.remat else None
-    return self._model(params).hidden(tokens, attention_mask, remat, dropout_key, self.mesh)
-
-  def hidden_and_cache(self, params, tokens, attention_mask=None):
-    """As `hidden`, without dropout: ([B, T, D], KeysAndValues of all tokens), for `window` to go on from."""
-    return self._model(params).hidden_and_cache(tokens, attention_mask, self.mesh)
-
-  def window(self, params, tokens, start, width: int, cache: KeysAndValues, attention_mask=None):
-    """Hidden states of a part of the sequence, at the cost of that part; exact if nothing else changed since `cache`.
-
-    Args:
-      params: parameters of this denoiser.
-      tokens: int[B, T]; only those from `start` on, and the one before of a shifted output, are read.
-      start: first position of the window, int or int[]; at least 1 where the output is shifted.
-      width: of the window; start + width is at most T.
-      cache: of a pass over the whole sequence; what it has of the window's own tokens is not used.
-      attention_mask: bool or int[B, T], zero at padding; None when there is none.
-
-    Returns:
-      [B, width, D], aligned.
-    """
-    return self._model(params).window(tokens, start, width, cache, attention_mask, self.mesh)
-
-  def logits(self, params, hidden):
-    """LM head: float32[..., V] logits of hidden states [..., D]."""
-    head, hidden = self.head(params).whole(hidden)
-    return head.logits(hidden)
-
-  def head(self, params) -> LMHead:
-    """The LM head, for what can do with a chunk of the vocabulary at a time."""
-    tied = self.config.tied_head
-    return LMHead(params["embedding" if tied else "head"], tied, self.mesh)
 
   def apply(self, params, tokens, attention_mask=None):
     """Logits of every position, aligned: logits[b, i] predicts token i.
@@ -138,4 +87,112 @@ class Denoiser:
     Returns:
       float32[B, T, V].
     """
-    return self.logits(params, self.hidden(params, tokens, attention_mask))
+    head, hidden = self.head(params).whole(self.hidden(params, tokens, attention_mask))
+    return head.logits(hidden)
+
+  def head(self, params) -> LMHead:
+    """The LM head, for what can do with a chunk of the vocabulary at a time."""
+    tied = self.config.tied_head
+    return LMHead(params["embedding" if tied else "head"], tied, self.mesh)
+
+  def hidden(self, params, tokens, attention_mask=None, dropout_key=None):
+    """Hidden states, aligned: position i's predicts token i.
+
+    Args:
+      params: parameters of this denoiser.
+      tokens: int[B, T].
+      attention_mask: bool or int[B, T], zero at padding, which nobody attends to; None when there is none.
+      dropout_key: random key of the adapter's dropout, for training; None drops nothing.
+
+    Returns:
+      [B, T, D] in the denoiser's dtype. At padding positions the values mean nothing.
+    """
+    x, _ = self._blocks(params, tokens, self._context(tokens, attention_mask), dropout_key)
+    return self._aligned(params, x)
+
+  def hidden_and_cache(self, params, tokens, attention_mask=None):
+    """As `hidden`, without dropout: ([B, T, D], KeysAndValues [layers, B, T, K, H]), for `window` to go on from."""
+    x, cache = self._blocks(params, tokens, self._context(tokens, attention_mask), keep=True)
+    layout = lambda x: constrain(x, self.mesh, "layers", "batch", None, "kv_heads", "head_dim")
+    return self._aligned(params, x), jax.tree.map(layout, cache)
+
+  def window(self, params, tokens, start, width: int, cache: KeysAndValues, attention_mask=None):
+    """Hidden states of a part of the sequence, at the cost of that part; exact if nothing else changed since `cache`.
+
+    Args:
+      params: parameters of this denoiser.
+      tokens: int[B, T]; only those from `start` on, and the one before of a shifted output, are read.
+      start: first position of the window, int or int[]; at least 1 where the output is shifted.
+      width: tokens of the window; start + width is at most T.
+      cache: what a pass over the whole sequence left; its entries for the window's own tokens are not used.
+      attention_mask: bool or int[B, T], zero at padding; None when there is none.
+
+    Returns:
+      [B, width, D], aligned.
+    """
+    # Where the token before predicts a token, it belongs to the window; the last one's output is not asked for.
+    first, count = (start - 1, width + 1) if self.config.shifted_output else (start, width)
+    within = lambda x: jax.lax.dynamic_slice_in_dim(x, first, count, axis=1)
+    context = self._context(tokens, attention_mask)
+    context = context._replace(positions=within(context.positions), start=first)
+    x, _ = self._blocks(params, within(tokens), context, cache=cache)
+    return rms_norm(x[:, :width], params["final_norm"], self.config.norm_epsilon)
+
+  def _context(self, tokens, attention_mask) -> Context:
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    if attention_mask is not None and self.config.positions_skip_padding:
+      positions = jnp.maximum(jnp.cumsum(attention_mask.astype(jnp.int32), axis=1) - 1, 0)
+    mask = None if attention_mask is None else attention_mask.astype(bool)
+    return Context(self.config, self.lora, self.mesh, positions, mask)
+
+  def _blocks(self, params, tokens, context: Context, dropout_key=None, cache=None, keep: bool = False):
+    """int[B, T] tokens through embedding and blocks: ([B, T, D], KeysAndValues of all layers if `keep`).
+
+    The blocks' weights are scanned over, so that compile time does not grow with depth.
+    """
+    adapted = "lora" in params
+    per_layer = lambda tree: (tree["blocks"], tree["lora"] if adapted else {})
+    axes, dropout_keys = per_layer(self.logical_axes()), None
+    if dropout_key is not None and adapted and self.lora.dropout > 0:
+      dropout_keys = jax.random.split(dropout_key, self.config.num_layers)
+
+    def apply_block(x, scanned):
+      weights, layer_key, cached = scanned
+      weights, x = _whole_over_fsdp(weights, axes, x, self.mesh)
+      x, keys_and_values = block(x, Layer(*weights, layer_key, cached), context)
+      return x, keys_and_values if keep else None
+
+    if self.remat != "none":
+      # A scan already keeps XLA from undoing it.
+      apply_block = jax.checkpoint(apply_block, prevent_cse=False, policy=REMAT[self.remat])
+    embedded = params["embedding"][tokens].astype(self.dtype)
+    # Rows are looked up where their share of the embedding lies; then shares are exchanged for sequences.
+    embedded = constrain(embedded, self.mesh, "batch_over_data", None, "embed")
+    embedded = constrain(embedded, self.mesh, "batch", None, None)
+    return jax.lax.scan(apply_block, embedded, (per_layer(params), dropout_keys, cache))
+
+  def _aligned(self, params, x):
+    """The blocks' output x [B, T, D] as hidden states: position i's predicts token i."""
+    x = rms_norm(x, params["final_norm"], self.config.norm_epsilon)
+    # Nothing comes before the first token; its prediction is that of the second, as in Dream's own sampler.
+    return jnp.concatenate([x[:, :1], x[:, :-1]], axis=1) if self.config.shifted_output else x
+
+
+def _whole_over_fsdp(weights, axes, x, mesh: Mesh | None):
+  """(weights, x): a tree of one layer's weights in x's dtype, gathered over fsdp, still split over tensor.
+
+  Left to itself XLA overlaps the gather with the product, piece by piece, and the sum over the pieces goes to memory
+  and back for each. `axes` is the tree of the stacked weights' logical axes.
+  """
+  if mesh is None or mesh.size == 1:
+    return weights, x
+  # Tied to x: of frozen weights JAX would otherwise gather all layers' before the first, and keep them.
+  weights, x = jax.lax.optimization_barrier((weights, x))
+
+  def gather(weight, axes):
+    if weight.ndim < 2:  # a norm's
+      return weight
+    tensor_axes = (axis if AXIS_RULES[axis] == "tensor" else None for axis in axes[1:])
+    return constrain(weight.astype(x.dtype), mesh, *tensor_axes)
+
+  return jax.tree.map(gather, weights, axes), x

@@ -6,16 +6,19 @@ so that the reference of a LoRA run needs no second copy.
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import math
 from typing import Any
 
-from flax import nnx
+from flax.nnx import initializers
 import jax
 import jax.numpy as jnp
 
+from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.models.parameters import block_weights, stacked, Weight
 from gdsd_jax.parallel.mesh import param_shardings
 
-# Canonical target names, the same for every family -> the weights of transformer.py that they stand for.
+# Canonical target names, the same for every family -> the weights of a block (parameters.py) that they stand for.
 TARGETS = {"q": "query", "k": "key", "v": "value", "o": "output", "gate": "gate", "up": "up", "down": "down"}
 
 
@@ -54,22 +57,22 @@ class LoraConfig:
     return self.alpha / self.rank
 
 
-class LowRank(nnx.Module):
-  """A and B of one projection of all layers, or of the layer that a scan is at. Float32 whatever the base is."""
+def adapter_weights(config: DenoiserConfig, lora: LoraConfig) -> dict[str, Weight]:
+  """A and B of all adapted projections, by their paths in the tree of parameters, such as "lora.query.a".
 
-  def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], inputs: int, rank: int, rngs: nnx.Rngs):
-    """shape, axes: of the stacked base weight, [layers, *I, *O]; inputs: dimensions of I."""
-    layers, fan_in = shape[0], math.prod(shape[1:1 + inputs])
-    bound = 1 / math.sqrt(fan_in)  # as PEFT initialises; B = 0 makes the adapted model start as the base model
-    a = jax.random.uniform(rngs.params(), (*shape[:1 + inputs], rank), jnp.float32, -bound, bound)
-    self.a = nnx.Param(a, logical_axes=(*axes[:1 + inputs], "lora_rank"))
-    b = jnp.zeros((layers, rank, *shape[1 + inputs:]), jnp.float32)
-    self.b = nnx.Param(b, logical_axes=(axes[0], _rank_axis(axes[1 + inputs:]), *axes[1 + inputs:]))
-
-
-def _rank_axis(outputs: tuple[str, ...]) -> str:
-  # The outputs of o and down are split over fsdp already.
-  return "lora_rank" if "embed" in outputs else "lora_rank_of_b"
+  They are float32 whatever the base is. A starts as in PEFT; B = 0 makes the adapted model start as the base model.
+  """
+  block, a, b = block_weights(config), {}, {}
+  for name in (TARGETS[target] for target in lora.targets):
+    shape, axes = block[name].shape, block[name].axes
+    inputs = 2 if name == "output" else 1  # dimensions
+    bound = 1 / math.sqrt(math.prod(shape[:inputs]))
+    uniform = functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
+    a[f"{name}.a"] = Weight((*shape[:inputs], lora.rank), (*axes[:inputs], "lora_rank"), uniform, "float32")
+    # The outputs of o and down are split over fsdp already.
+    rank = "lora_rank" if "embed" in axes[inputs:] else "lora_rank_of_b"
+    b[f"{name}.b"] = Weight((lora.rank, *shape[inputs:]), (rank, *axes[inputs:]), initializers.zeros, "float32")
+  return stacked({**a, **b}, "lora", config)
 
 
 def merge(params: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 # Sequences are split over both of these: fsdp shards weights and batch alike.
 BATCH_AXES = ("data", "fsdp")
 
-# Logical axis of a weight or activation (declared in models/transformer.py) -> mesh axis it is split over.
+# Logical axis of a weight or activation (declared in models/parameters.py) -> mesh axis it is split over.
 AXIS_RULES = {
   "batch": BATCH_AXES,
   "batch_over_data": "data",

@@ -21,12 +21,12 @@ import jax.numpy as jnp
 
 from gdsd_jax.diffusion.sampling import sample
 from gdsd_jax.huggingface.published import architecture
-from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.planning.chips import Chip, CHIPS
 from gdsd_jax.planning.hlo_cost import Cost, program_cost
 from gdsd_jax.runs.config import RunConfig, validate_mesh
 from gdsd_jax.runs.state import init_state, make_optimizer, state_shardings, TrainState
+from gdsd_jax.runs.weights import make_denoiser
 from gdsd_jax.training.batch import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
@@ -192,14 +192,7 @@ class AbstractRun:
 
   def __init__(self, config: RunConfig, mesh):
     self.config, self.mesh = config, mesh
-    model = config.model
-    frozen_dtype = model.dtype if model.lora else "float32"  # as trainer.load_model
-    denoiser = Denoiser(
-      architecture(model.path), frozen_dtype, model.remat != "none", model.lora, mesh,
-      "products" if model.remat == "products" else "nothing",
-    )
-    params = denoiser.abstract_params()
-    self.denoiser = dataclasses.replace(denoiser, dtype=model.dtype)
+    self.denoiser = make_denoiser(config.model, architecture(config.model.path), mesh)
     self.objective, self.optimizer = config.objective, make_optimizer(config.optimizer)
     self.sampler = config.sampler
     self.rows = config.rollouts_per_step
@@ -208,7 +201,7 @@ class AbstractRun:
     make = lambda params: init_state(
       self.denoiser, params, self.optimizer, config.seed, with_reference=self.objective.beta > 0, mesh=mesh
     )
-    state = jax.eval_shape(make, params)
+    state = jax.eval_shape(make, self.denoiser.abstract_params())
     self.state: TrainState = _laid_out(state, state_shardings(state, self.denoiser, self.optimizer, mesh))
 
   def _batch(self, shape, dtype):

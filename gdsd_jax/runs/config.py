@@ -10,10 +10,10 @@ import importlib.util
 from typing import Any
 
 from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.models.denoiser import REMAT
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.objective import Objective
 
-REMAT = ("none", "products", "full")
 MOMENTS_DTYPES = ("float32", "bfloat16")
 
 

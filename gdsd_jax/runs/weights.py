@@ -9,7 +9,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from gdsd_jax.huggingface.adapters import load_adapter
-from gdsd_jax.huggingface.weights import load_config, load_pretrained, resolve_path
+from gdsd_jax.huggingface.weights import load_config, load_weights, resolve_path
+from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import add_adapter
 from gdsd_jax.parallel.mesh import param_shardings
@@ -19,27 +20,32 @@ from gdsd_jax.runs.config_dict import made
 from gdsd_jax.runs.files import absolute, check_workdir
 
 
-def load_model(config: ModelConfig, seed: int, mesh):
-  """(denoiser, params) that a run starts from: the model of its config, with the adapter when it has one.
+def make_denoiser(config: ModelConfig, architecture: DenoiserConfig, mesh) -> Denoiser:
+  """The denoiser of a run, without its weights.
 
   What is trained is float32 in either case: bfloat16 has too few digits to add updates as small as AdamW's.
   """
-  lora = config.lora
-  frozen_dtype = config.dtype if lora else "float32"
-  denoiser, params = load_pretrained(config.path, frozen_dtype, mesh, config.remat != "none")
-  denoiser = dataclasses.replace(denoiser, remat_saves="products" if config.remat == "products" else "nothing")
+  frozen_dtype = config.dtype if config.lora else "float32"
+  return Denoiser(architecture, config.dtype, frozen_dtype, config.remat, config.lora, mesh)
+
+
+def load_model(config: ModelConfig, seed: int, mesh):
+  """(denoiser, params) that a run starts from: the model of its config, with the adapter when it has one."""
+  path = resolve_path(config.path)
+  denoiser = make_denoiser(config, load_config(path), mesh)
+  params, lora = load_weights(path, denoiser), denoiser.lora
   if lora is None:
-    return dataclasses.replace(denoiser, dtype=config.dtype), params
+    return denoiser, params
   if config.lora_path is None:
     return add_adapter(denoiser, params, lora, jax.random.key(seed), mesh)
-  denoiser, params = load_adapter(config.lora_path, denoiser, params, mesh)
-  found = denoiser.lora
+  adapted, params = load_adapter(config.lora_path, denoiser, params, mesh)
+  found = adapted.lora
   if dataclasses.replace(found, dropout=lora.dropout) != lora:
     raise ValueError(
       f"model.lora: {config.lora_path} has rank {found.rank}, alpha {found.alpha} and targets"
       f" {', '.join(found.targets)}; the config has {lora.rank}, {lora.alpha} and {', '.join(lora.targets)}"
     )
-  return dataclasses.replace(denoiser, lora=lora), params
+  return denoiser, params
 
 
 def read_model_config(workdir: epath.Path) -> ModelConfig:
@@ -98,17 +104,14 @@ def load_run(workdir: epath.Path, step: str | int, mesh=None):
     ValueError, OSError: the base model or the checkpoint cannot be read, or they do not fit together.
   """
   config, step = read_model_config(workdir), find_step(workdir, step)
-  lora = config.lora
-  if lora is None:  # all weights are in the checkpoint
-    denoiser, frozen = Denoiser(load_config(resolve_path(config.path)), "float32", mesh=mesh), {}
-  else:
-    denoiser, frozen = load_pretrained(config.path, config.dtype, mesh)
-    denoiser = dataclasses.replace(denoiser, lora=lora)
+  path = resolve_path(config.path)
+  denoiser = make_denoiser(config, load_config(path), mesh)
+  frozen = load_weights(path, denoiser) if denoiser.lora else {}  # without an adapter the checkpoint has all weights
   trained = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
     denoiser.abstract_params(), param_shardings(mesh, denoiser),
   )
-  wanted = {"params": trained if lora is None else {"lora": trained["lora"]}}
+  wanted = {"params": {"lora": trained["lora"]} if denoiser.lora else trained}
   restore = ocp.args.PyTreeRestore(
     item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
   )
@@ -118,7 +121,7 @@ def load_run(workdir: epath.Path, step: str | int, mesh=None):
   except Exception as error:  # Orbax and TensorStore raise many kinds
     cause = json.dumps(" ".join(str(error).split())[-300:] or type(error).__name__)
     raise CheckpointError(f"--workdir: the checkpoint of step {step} in {workdir} cannot be read: {cause}") from error
-  return dataclasses.replace(denoiser, dtype=config.dtype), {**frozen, **state["params"]}
+  return denoiser, {**frozen, **state["params"]}
 
 
 def _open(workdir: epath.Path) -> ocp.CheckpointManager:

@@ -97,7 +97,7 @@ def pretrain(config: PretrainingConfig, out: Path) -> dict[str, float]:
       config.model, mask_token_id=token_ids[MASK], eos_token_id=token_ids[END], pad_token_id=token_ids[END]
     )
     tokenizer = load_tokenizer(scratch, model_config)
-  denoiser = Denoiser(model_config, remat=True)  # also faster here: on a CPU, stacking residuals costs more
+  denoiser = Denoiser(model_config, remat="full")  # also faster here: on a CPU, stacking residuals costs more
   params = denoiser.init(jax.random.key(config.seed))
 
   sampler = RolloutSampler(denoiser, tokenizer, task, config.sampler, (config.max_prompt_length,))
