@@ -55,10 +55,14 @@ def test_masks_look_like_states_of_the_sampler(shape, remasking):
     np.testing.assert_array_equal(per_block, expected)
 
 
-def test_partial_block_masks_the_least_confident():
-  confidence = jnp.array([[0.9, 0.1, 0.5, 0.3, 0.2, 0.8, 0.7, 0.6]])
-  mask = masks_from_counts(jax.random.key(0), jnp.array([6]), confidence, 4, "low_confidence")
-  np.testing.assert_array_equal(mask[0], [False, True, False, True, True, True, True, True])
+class CompiledOrNot(chex.TestCase):
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_partial_block_masks_the_least_confident(self):
+    confidence = jnp.array([[0.9, 0.1, 0.5, 0.3, 0.2, 0.8, 0.7, 0.6]])
+    masks = self.variant(lambda key, *values: masks_from_counts(key, *values, 4, "low_confidence"))
+    mask = masks(jax.random.key(0), jnp.array([6]), confidence)
+    np.testing.assert_array_equal(mask[0], [False, True, False, True, True, True, True, True])
 
 
 def test_random_masks_are_uniform_in_the_partial_block():
@@ -71,7 +75,7 @@ def test_random_masks_are_uniform_in_the_partial_block():
 def test_samples_have_their_own_counts_and_shape():
   masks = consistent_masks(jax.random.key(3), jax.random.uniform(jax.random.key(0), (6, 32)), 8, 8)
   chex.assert_shape(masks, (8, 6, 32))
-  assert masks.dtype == bool
+  chex.assert_type(masks, bool)
   assert len({tuple(row) for row in np.asarray(masks.sum(axis=-1))}) > 1
 
 

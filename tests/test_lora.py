@@ -126,7 +126,7 @@ def test_the_optimizer_knows_the_adapter_alone():
 
 def test_at_the_start_student_and_reference_scores_are_equal():
   _, _, old, ref, _, _ = distillation(dropout=0.0)
-  np.testing.assert_array_equal(old.plain, ref.plain)
+  chex.assert_trees_all_equal(old, ref)
 
 
 def test_dropout_is_drawn_anew_in_every_step_and_leaves_values_alone():

@@ -62,7 +62,7 @@ def test_scores_are_the_formula(tiny_denoiser, tiny_params, batch, pair_logits, 
   scores = score(
     tiny_denoiser, tiny_params, batch, weighted=weighted, center_top_k=top_k, center_gradient=center_gradient
   )
-  chex.assert_shape(scores.plain, (B, M))
+  chex.assert_shape(jax.tree.leaves(scores), (B, M))
   np.testing.assert_allclose(scores.plain, naive_scores(pair_logits, *batch, weighted, None), rtol=1e-5)
   if top_k is None:
     assert scores.centered is None

@@ -122,8 +122,8 @@ def test_gradient_is_that_of_the_loss(tiny_denoiser, one_device, tied, objective
   )
   norm = float(optax.global_norm(expected))
   np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
-  for was, now, gradient in zip(*map(jax.tree.leaves, (before, state.params, expected))):
-    np.testing.assert_allclose(was - now, gradient, rtol=1e-3, atol=1e-5 * norm)
+  moved = jax.tree.map(np.subtract, before, state.params)
+  chex.assert_trees_all_close(moved, expected, rtol=1e-3, atol=1e-5 * norm)
 
 
 def test_samples_are_cut_and_joined():
@@ -151,6 +151,7 @@ def test_update_that_is_not_finite_is_left_out_and_counted(tiny_denoiser, optimi
   after, metrics = run_step(tiny_denoiser, optimizer, one_device, change=poison)
   assert metrics["skipped"] == 1
   chex.assert_trees_all_equal(after.params, before.params)
+  chex.assert_tree_all_finite(after.opt_state)
   _, metrics = run_step(tiny_denoiser, optimizer, one_device)
   assert metrics["skipped"] == 0
 
@@ -182,7 +183,7 @@ def test_a_first_moment_in_bfloat16_stays_so_and_lies_as_the_parameters_do(tiny_
   is_adam = lambda node: isinstance(node, optax.ScaleByAdamState)
   [adam] = [s for s in jax.tree.leaves(state.opt_state, is_leaf=is_adam) if is_adam(s)]
   for moment, dtype in ((adam.mu, jnp.bfloat16), (adam.nu, jnp.float32)):
-    assert {leaf.dtype for leaf in jax.tree.leaves(moment)} == {jnp.dtype(dtype)}
+    chex.assert_type(jax.tree.leaves(moment), dtype)
     chex.assert_trees_all_equal(*(jax.tree.map(lambda x: x.sharding, tree) for tree in (moment, state.params)))
 
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 from hypothesis import given, settings, strategies as st
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,7 @@ def values_and_gradients(scores, weight, hidden, targets, top_k, center_gradient
 def assert_close(actual, expected, tolerance=1e-5):
   for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
     e = np.asarray(e, np.float64)
+    chex.assert_equal_shape([a, e])
     assert np.linalg.norm(np.asarray(a, np.float64) - e) <= tolerance * np.linalg.norm(e)
 
 
