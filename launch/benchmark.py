@@ -52,7 +52,7 @@ _FIELDS = [  # by default the model's own
   flags.DEFINE_string("dtype", None, "Of matrix products: float32 or bfloat16."),
   flags.DEFINE_integer("lora_rank", None, "Of the adapter; 0 trains all weights."),
   flags.DEFINE_integer("accumulation", None, "Microbatches of an update."),
-  flags.DEFINE_string("remat", None, "What our backward pass keeps of activations: none, products or full."),
+  flags.DEFINE_string("remat", None, "What our backward pass computes again: none, all but products, or full."),
   flags.DEFINE_string("cache", None, "Sample by Fast-dLLM's cache, too: prefix or dual."),
   flags.DEFINE_float("threshold", None, "Sample by Fast-dLLM's threshold, too."),
   flags.DEFINE_integer("repeats", None, "Times that each side is measured, in turn; the median counts."),

@@ -413,6 +413,12 @@ def test_an_unknown_dtype_is_refused_with_the_known_ones(saved, dtype):
   assert "dtype" in message and repr(dtype) in message and "float32, bfloat16" in message
 
 
+@pytest.mark.parametrize("remat", [True, "False", "nothing"])
+def test_an_unknown_remat_is_refused_with_the_known_ones(saved, remat):
+  message = refusal_of(ValueError, saved[0], remat=remat)
+  assert message == f"model.remat: {remat!r} is not one of none, products, full"
+
+
 @pytest.mark.parametrize("damage, error, words", [
   (without("config.json"), FileNotFoundError, "config.json is missing"),
   (with_text("config.json", "{"), ValueError, "config.json is not JSON"),

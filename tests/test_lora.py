@@ -96,7 +96,7 @@ def test_dropout_needs_a_key_and_keeps_the_mean(tiny_denoiser, tiny_params):
 def distillation(dropout, accumulation=1):
   mesh = make_mesh(data=1, devices=jax.devices()[:1])
   denoiser, params = gdsd_jax.load_pretrained("tiny", mesh=mesh)
-  denoiser, params = add_adapter(denoiser, params, LoraConfig(4, 8.0, dropout), jax.random.key(0), mesh)
+  denoiser, params = add_adapter(denoiser, params, LoraConfig(4, 8.0, dropout), jax.random.key(0))
   objective = Objective(beta=1e-3)
   optimizer = make_optimizer(OptimizerConfig())
   state = init_state(denoiser, params, optimizer, seed=0, with_reference=True, mesh=mesh)
@@ -224,7 +224,8 @@ def test_bad_fields_are_named(fields, message):
 
 def test_adapters_lie_over_the_mesh_as_their_weights_do(tiny_denoiser, tiny_params):
   mesh = make_mesh(data=2, fsdp=2, tensor=2)
-  denoiser, params = add_adapter(tiny_denoiser, tiny_params, CONFIG, jax.random.key(0), mesh)
+  over_mesh = dataclasses.replace(tiny_denoiser, mesh=mesh)
+  _, params = add_adapter(over_mesh, tiny_params, CONFIG, jax.random.key(0))
   assert params["lora"]["gate"]["a"].sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", None)
   assert params["lora"]["gate"]["b"].sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
   assert params["lora"]["down"]["b"].sharding.spec == jax.sharding.PartitionSpec(None, None, "fsdp")

@@ -175,7 +175,7 @@ def _load(folder: Path, setting: Setting):
   mesh = make_mesh(1, 1, 1, jax.local_devices()[:1])
   denoiser, params = load_pretrained(folder / "model", setting.dtype, mesh, setting.held_dtype, setting.remat)
   if setting.lora:
-    denoiser, params = load_adapter(folder / "adapter", denoiser, params, mesh)
+    denoiser, params = load_adapter(folder / "adapter", denoiser, params)
   return denoiser, params, mesh
 
 

@@ -64,7 +64,7 @@ class Evaluated:
       adapter, path = path, _base_model(Path(path) / "adapter_config.json")
     denoiser, params = load_pretrained(path, default.dtype, mesh)
     if adapter is not None:
-      denoiser, params = load_adapter(adapter, denoiser, params, mesh)
+      denoiser, params = load_adapter(adapter, denoiser, params)
     return denoiser, params, path
 
   def describe(self, default: ModelConfig) -> dict[str, str | int]:

@@ -66,16 +66,15 @@ def save_adapter(path, denoiser: Denoiser, params, base_model: str) -> None:
     raise OSError(f"cannot save the adapter to {path}: {error}") from error
 
 
-def load_adapter(path, denoiser: Denoiser, params, mesh=None):
+def load_adapter(path, denoiser: Denoiser, params):
   """Adds the adapter of a PEFT folder to a base model.
 
   Args:
     path: folder with adapter_config.json and adapter_model.safetensors.
-    denoiser, params: of the base model.
-    mesh: to lay the adapter over; None for the default device.
+    denoiser, params: the base model, over whose mesh the adapter is laid.
 
   Returns:
-    (denoiser, params) as of `lora.add_adapter`, with the folder's weights.
+    (denoiser, params) as `lora.add_adapter` gives them, with the folder's weights.
 
   Raises:
     FileNotFoundError, ValueError: one line naming the file, when it is missing or does not fit the base model.
@@ -87,7 +86,7 @@ def load_adapter(path, denoiser: Denoiser, params, mesh=None):
     raise ValueError(f"model.lora.path: {path / _WEIGHTS} adapts none of this model's projections")
   lora = LoraConfig(config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0), tuple(found))
   adapted = dataclasses.replace(denoiser, lora=lora)
-  shardings = param_shardings(mesh, adapted)["lora"]
+  shardings = param_shardings(adapted.mesh, adapted)["lora"]
   adapter, used = {}, set()
   for name, spec in traverse_util.flatten_dict(adapted.abstract_params()["lora"]).items():
     leaf, factor = name

@@ -1,7 +1,7 @@
 """Attention of queries to keys and values: the one place that chooses how it is computed, by where it is computed.
 
-Where a kernel of the accelerator's takes the shapes and the dtype, nothing of the size of queries times keys is in
-memory, padding included: cuDNN is told how many keys a sequence has, the TPU kernel which tokens are padding.
+Where a kernel of the accelerator's takes the shapes and the dtype, nothing as large as queries times keys is in memory.
+Padding needs no such array either: cuDNN is told how many keys a sequence has, the TPU kernel which tokens are padding.
 """
 
 import re
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from gdsd_jax.parallel.mesh import partition
 
-_LANES = 128  # of a TPU: kernels take lengths and head widths in multiples of it
+_LANES = 128  # a TPU's kernels take lengths and head widths in multiples of it
 
 
 def attend(query, key, value, mask, mesh: Mesh | None):
@@ -21,8 +21,8 @@ def attend(query, key, value, mask, mesh: Mesh | None):
   Args:
     query: [B, T, N, H], rotated.
     key, value: [B, S, K, H], the key rotated; each serves N / K query heads.
-    mask: bool[B, S] of the keys that may be attended to, or None for all.
-    mesh: that the arrays are laid out over, or None.
+    mask: bool[B, S], True at keys that may be attended to; None for all.
+    mesh: the mesh that the arrays are laid out over, or None.
 
   Returns:
     [B, T, N, H].
@@ -36,7 +36,7 @@ def _kernel(query, mesh: Mesh | None):
   half = query.dtype in (jnp.bfloat16, jnp.float16)
   if device.platform == "gpu" and half and width <= 128 and width % 8 == 0 and _has_flash_attention(device):
     return cudnn_attention
-  # A few queries, as of one block, are cheaper than the tile that they would be padded to.
+  # A few queries, such as one block's, are cheaper than the tile that they would be padded to.
   if device.platform == "tpu" and half and width % _LANES == 0 and length >= _LANES:
     return splash_attention
   return plain_attention
@@ -49,7 +49,7 @@ def _has_flash_attention(gpu) -> bool:
 
 
 def plain_attention(query, key, value, mask, mesh: Mesh | None = None):
-  """By XLA's own products: [B, N, T, S] in memory."""
+  """By XLA's own products, with [B, N, T, S] in memory."""
   del mesh
   mask = None if mask is None else mask[:, None, None, :]
   return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
@@ -72,49 +72,37 @@ def cudnn_attention(query, key, value, mask, mesh: Mesh | None = None, implement
 
 def splash_attention(query, key, value, mask, mesh: Mesh | None = None, interpret: bool = False):
   """By JAX's TPU kernel, on every chip for its own sequences and heads. `interpret` runs it where there is no TPU."""
-  batch, length, heads, width = query.shape
-  keys = key.shape[1]
+  # Half a second to import, for those who have no TPU.
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+  from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import FullMask, MultiHeadMask
+
+  length, width = query.shape[1], query.shape[3]
   if mask is None:
-    mask = jnp.ones((batch, keys), bool)
+    mask = jnp.ones(key.shape[:2], bool)
   padded = lambda x: jnp.pad(x, [(0, 0), (0, -x.shape[1] % _LANES), *[(0, 0)] * (x.ndim - 2)])
   query, key, value, mask = padded(query * width**-0.5), padded(key), padded(value), padded(mask)
 
   def on_a_chip(query, key, value, mask):
-    real = mask.astype(jnp.int32)
+    queries, keys, heads = query.shape[1], key.shape[1], query.shape[2]
+    q, kv = _block(queries), _block(keys)
+    sizes = splash.BlockSizes(block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv)
+    kernel = splash.make_splash_mha(
+      MultiHeadMask([FullMask((queries, keys))] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1,
+      interpret=interpret,
+    )
     # Queries of padding attend to the real tokens, too: what they give means nothing, but must be finite.
-    kernel = _splash_kernel(query.shape[1], key.shape[1], query.shape[2], jnp.ones(query.shape[:2], jnp.int32), real,
-                            interpret)
+    segments = splash.SegmentIds(jnp.ones(query.shape[:2], jnp.int32), mask.astype(jnp.int32))
     heads_first = lambda x: jnp.swapaxes(x, 1, 2)
-    return heads_first(kernel(*map(heads_first, (query, key, value))))
+    return heads_first(jax.vmap(kernel)(*map(heads_first, (query, key, value)), segments))
 
   if mesh is not None and mesh.size > 1:
-    of_query, of_key, of_mask = (
-      partition(axes, x.shape, mesh)
-      for axes, x in ((("batch", None, "heads", None), query), (("batch", None, "kv_heads", None), key),
-                      (("batch", None), mask))
-    )
+    split = lambda x, *axes: partition(axes, x.shape, mesh)
+    of_query, of_key = split(query, "batch", None, "heads", None), split(key, "batch", None, "kv_heads", None)
     on_a_chip = jax.shard_map(
-      on_a_chip, mesh=mesh, in_specs=(of_query, of_key, of_key, of_mask), out_specs=of_query, check_vma=False
+      on_a_chip, mesh=mesh, in_specs=(of_query, of_key, of_key, split(mask, "batch", None)), out_specs=of_query,
+      check_vma=False,
     )
   return on_a_chip(query, key, value, mask)[:, :length].astype(query.dtype)
-
-
-def _splash_kernel(queries: int, keys: int, heads: int, segments_of_queries, segments_of_keys, interpret: bool):
-  """Attention of [B, heads, tokens, H] arrays, between tokens of the same segment (int[B, tokens])."""
-  # Half a second to import, for those who have no TPU.
-  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
-
-  mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((queries, keys))] * heads)
-  block_q, block_kv = _block(queries), _block(keys)
-  sizes = splash_attention_kernel.BlockSizes(
-    block_q=block_q, block_kv=block_kv, block_q_dkv=block_q, block_kv_dkv=block_kv, block_q_dq=block_q,
-    block_kv_dq=block_kv,
-  )
-  kernel = splash_attention_kernel.make_splash_mha(
-    mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
-  )
-  segments = splash_attention_kernel.SegmentIds(segments_of_queries, segments_of_keys)
-  return lambda query, key, value: jax.vmap(kernel)(query, key, value, segments)
 
 
 def _block(length: int) -> int:

@@ -77,29 +77,29 @@ def adapter_weights(config: DenoiserConfig, lora: LoraConfig) -> dict[str, Weigh
 
 def merge(params: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:
   """Parameters of the base model with the adapter added to its weights, in their dtype; no entry "lora" is left."""
-  blocks = dict(params["blocks"])
+  base = {name: leaf for name, leaf in params.items() if name != "lora"}
+  base["blocks"] = blocks = dict(params["blocks"])
   for name, factors in params["lora"].items():
     a, b = factors["a"], factors["b"]
     # The sum over the rank, one layer at a time; in full float32, which accelerators round by default.
     update = jax.lax.map(lambda ab: jnp.tensordot(*ab, axes=1, precision="highest"), (a, b))
     blocks[name] = (blocks[name].astype(jnp.float32) + config.scale * update).astype(blocks[name].dtype)
-  return {**{name: leaf for name, leaf in params.items() if name != "lora"}, "blocks": blocks}
+  return base
 
 
-def add_adapter(denoiser, params, config: LoraConfig, key, mesh=None):
+def add_adapter(denoiser, params, config: LoraConfig, key):
   """Adds a fresh adapter, which computes what the base model does until it is trained.
 
   Args:
-    denoiser, params: of the base model.
-    config: shape of the adapter.
+    denoiser, params: the base model.
+    config: shape of the adapter, which is laid over the denoiser's mesh.
     key: random key of A; B is zero.
-    mesh: to lay the adapter over; None for the default device.
 
   Returns:
     (denoiser, params): with `denoiser.lora` and the entry "lora"; the base weights are the same arrays.
   """
   adapted = dataclasses.replace(denoiser, lora=config)
   # Under jit the base weights that `init` would make are never computed.
-  shardings = param_shardings(mesh, adapted)["lora"]
+  shardings = param_shardings(adapted.mesh, adapted)["lora"]
   adapter = jax.jit(lambda key: adapted.init(key)["lora"], out_shardings=shardings)(key)
   return adapted, {**params, "lora": adapter}

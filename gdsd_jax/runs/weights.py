@@ -37,8 +37,8 @@ def load_model(config: ModelConfig, seed: int, mesh):
   if lora is None:
     return denoiser, params
   if config.lora_path is None:
-    return add_adapter(denoiser, params, lora, jax.random.key(seed), mesh)
-  adapted, params = load_adapter(config.lora_path, denoiser, params, mesh)
+    return add_adapter(denoiser, params, lora, jax.random.key(seed))
+  adapted, params = load_adapter(config.lora_path, denoiser, params)
   found = adapted.lora
   if dataclasses.replace(found, dropout=lora.dropout) != lora:
     raise ValueError(
