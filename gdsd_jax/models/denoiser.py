@@ -16,8 +16,7 @@ from gdsd_jax.models.transformer import block, Context, KeysAndValues, Layer, rm
 from gdsd_jax.parallel.mesh import AXIS_RULES, constrain
 
 DTYPES = ("float32", "bfloat16")
-# What a block keeps of its activations for the backward pass, apart from its input -> `jax.checkpoint`'s policy.
-REMAT = {"none": None, "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+REMAT = ("none", "products", "full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +162,9 @@ class Denoiser:
       return x, keys_and_values if keep else None
 
     if self.remat != "none":
+      policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "products" else None
       # A scan already keeps XLA from undoing it.
-      apply_block = jax.checkpoint(apply_block, prevent_cse=False, policy=REMAT[self.remat])
+      apply_block = jax.checkpoint(apply_block, prevent_cse=False, policy=policy)
     embedded = params["embedding"][tokens].astype(self.dtype)
     # Rows are looked up where their share of the embedding lies; then shares are exchanged for sequences.
     embedded = constrain(embedded, self.mesh, "batch_over_data", None, "embed")
