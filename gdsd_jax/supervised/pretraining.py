@@ -1,13 +1,15 @@
 """Makes a small denoiser from nothing: its tokenizer, its data, and masked-diffusion training (the embedded model)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import functools
 import json
 import logging
 from pathlib import Path
 import tempfile
 import time
+from typing import Any
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,11 @@ from gdsd_jax.huggingface.weights import save_pretrained
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
+from gdsd_jax.runs.export import check_folder
+from gdsd_jax.runs.interruption import Interruption
+from gdsd_jax.runs.loop import open_workdir, run_training, Training
+from gdsd_jax.runs.metrics import Progress, Stopwatch
+from gdsd_jax.runs.state import TrainState
 from gdsd_jax.tasks import get_task
 
 _log = logging.getLogger(__name__)
@@ -57,12 +64,16 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...]
   tokenizer.save_pretrained(path)
 
 
-@functools.partial(jax.jit, static_argnames=("denoiser", "optimizer"), donate_argnames=("params", "opt_state"))
-def _train_step(denoiser, optimizer, params, opt_state, key, tokens, maskable, attention_mask):
+@functools.partial(jax.jit, static_argnames=("denoiser", "optimizer"), donate_argnames=("state",))
+def _train_step(denoiser, optimizer, state: TrainState, tokens, maskable, attention_mask):
+  key = jax.random.fold_in(state.key, state.step)
   loss_fn = functools.partial(masked_cross_entropy, denoiser)
-  (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, key, tokens, maskable, attention_mask)
-  updates, opt_state = optimizer.update(gradient, opt_state, params)
-  return optax.apply_updates(params, updates), opt_state, {"loss": loss, **metrics}
+  (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
+    state.params, key, tokens, maskable, attention_mask
+  )
+  updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  return state.replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss, **metrics}
 
 
 def _encode_completions(tokenizer, texts, length: int) -> np.ndarray:
@@ -74,66 +85,116 @@ def _encode_completions(tokenizer, texts, length: int) -> np.ndarray:
   return completions
 
 
-def pretrain(config, out: Path) -> dict[str, float]:
-  """Pretrains the model that `config` describes (configs/pretrain_tiny.py) and writes its Hugging Face folder to `out`.
+def pretrain(config, workdir: epath.Path, out: Path) -> dict[str, float]:
+  """Runs or resumes the pretraining of a model in `workdir` and writes its Hugging Face folder to `out`.
 
-  Besides what every task has, config.task must offer `tags` (texts that become single tokens), `solution(example)` and
-  `careless_solution(example, slips, rng)`.
+  Args:
+    config: what to train, see configs/pretrain_tiny.py. Besides what every task has, config.task must offer `tags`
+      (texts that become single tokens), `solution(example)` and `careless_solution(example, slips, rng)`.
+    workdir: folder of the run.
+    out: folder of the model; it keeps what it holds until there is something better.
 
   Returns:
     The last evaluation on held-out problems.
+
+  Raises:
+    ValueError, OSError, CheckpointError: one line with the cause.
+    Interrupted: SIGTERM came, and the step that was under way is saved.
   """
-  rng = np.random.default_rng(config.seed)
-  task = get_task(**config.task)
-  train = task.examples("train")
-  texts = [f"{message['role']}\n\n{message['content']}" for example in train for message in task.messages(example)]
-  texts += ["assistant\n\n"] * len(texts)
-  with tempfile.TemporaryDirectory() as scratch:  # `out` keeps what it holds until there is something better
-    train_tokenizer(iter(texts), config.model.vocab_size, task.tags, Path(scratch))
-    special = json.loads((Path(scratch) / "tokenizer.json").read_text())["added_tokens"]
-    token_ids = {token["content"]: token["id"] for token in special}
-    model_config = DenoiserConfig(
-      **config.model, head_dim=config.model.hidden_size // config.model.num_heads,
-      mask_token_id=token_ids[MASK], eos_token_id=token_ids[END], pad_token_id=token_ids[END],
-    )
-    tokenizer = load_tokenizer(scratch, model_config)
-  denoiser = Denoiser(model_config, remat=True)  # also faster here: on a CPU, stacking residuals costs more
-  params = denoiser.init(jax.random.key(config.seed))
+  with Interruption() as interruption:
+    check_folder(out, {workdir: "the run's own folder (--workdir)"})
+    training = _Pretraining(config, workdir)
+    run_training(training, interruption)
+    save_pretrained(out, training.denoiser, training.state.params)
+    training.tokenizer.save_pretrained(out)
+    return training.last_evaluation or training.evaluate_held_out()
 
-  sampler = RolloutSampler(denoiser, tokenizer, task, SamplerConfig(**config.sampler), (config.max_prompt_length,))
-  prompts, prompt_mask = sampler.encode(train)
-  right = [task.solution(example) for example in train]
-  careless = [task.careless_solution(example, config.slips, rng) for example in train]
-  tokens = [
-    np.concatenate([prompts, _encode_completions(tokenizer, texts, config.sampler.completion_length)], axis=1)
-    for texts in (right, careless)
-  ]
-  attention_mask = np.concatenate([prompt_mask, np.ones((len(train), config.sampler.completion_length), bool)], axis=1)
-  maskable = np.zeros(attention_mask.shape, bool)
-  maskable[:, config.max_prompt_length:] = True
 
-  # Constant after warm-up: `steps` then chooses a point of one and the same run.
-  schedule = optax.linear_schedule(0.0, config.optimizer.learning_rate, config.optimizer.warmup_steps)
-  optimizer = optax.chain(
-    optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=config.optimizer.weight_decay)
-  )
-  opt_state = optimizer.init(params)
-  test = task.examples("test")
-  held_out = [test[i] for i in range(config.eval_examples)]
-  start, result = time.monotonic(), {}
-  for step in range(config.steps):
-    rows = rng.integers(0, len(train), config.batch_size)
-    key = jax.random.fold_in(jax.random.key(config.seed), step)
-    habit = int(step >= config.careless_after)
-    params, opt_state, metrics = _train_step(
-      denoiser, optimizer, params, opt_state, key, jnp.asarray(tokens[habit][rows]), jnp.asarray(maskable[rows]),
-      jnp.asarray(attention_mask[rows]),
+class _Pretraining(Training):
+  """A pretraining run: its tokenizer, model and data, made once, and its step."""
+
+  def __init__(self, config, workdir: epath.Path):
+    open_workdir(workdir, config)
+    self.config, self.workdir, self.last_evaluation = config, workdir, {}
+    self._rng = np.random.default_rng(config.seed)
+    self.task = get_task(**config.task)
+    train, test = self.task.examples("train"), self.task.examples("test")
+    self.held_out = [test[i] for i in range(config.eval_examples)]
+    model_config, self.tokenizer = self._make_tokenizer(train)
+    self.denoiser = Denoiser(model_config, remat=True)  # also faster here: on a CPU, stacking residuals costs more
+    sampler = SamplerConfig(**config.sampler)
+    self.sampler = RolloutSampler(self.denoiser, self.tokenizer, self.task, sampler, (config.max_prompt_length,))
+    self._encode(train)
+    # Constant after warm-up: `steps` then chooses a point of one and the same run.
+    schedule = optax.linear_schedule(0.0, config.optimizer.learning_rate, config.optimizer.warmup_steps)
+    self.optimizer = optax.chain(
+      optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=config.optimizer.weight_decay)
     )
-    if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-      result = evaluate(sampler, params, held_out, jax.random.key(config.seed), config.eval_examples)
-      seconds = time.monotonic() - start
-      shown = "  ".join(f"{name} {float(value):.3f}" for name, value in {**metrics, **result}.items())
-      _log.info("step %d/%d  %.0f s  %s", step + 1, config.steps, seconds, shown)
-  save_pretrained(out, denoiser, params)
-  tokenizer.save_pretrained(out)
-  return result
+    params = self.denoiser.init(jax.random.key(config.seed))
+    self.state = TrainState(
+      step=jnp.zeros((), jnp.int32), params=params, frozen={}, opt_state=self.optimizer.init(params), reference=None,
+      key=jax.random.key(config.seed),
+    )
+    self._started = time.monotonic()
+
+  def _make_tokenizer(self, examples):
+    """(config of the model, its tokenizer), trained on the texts of the task."""
+    texts = [f"{message['role']}\n\n{message['content']}" for e in examples for message in self.task.messages(e)]
+    texts += ["assistant\n\n"] * len(texts)
+    fields = self.config.model
+    with tempfile.TemporaryDirectory() as scratch:
+      train_tokenizer(iter(texts), fields.vocab_size, self.task.tags, Path(scratch))
+      special = json.loads((Path(scratch) / "tokenizer.json").read_text())["added_tokens"]
+      token_ids = {token["content"]: token["id"] for token in special}
+      model_config = DenoiserConfig(
+        **fields, head_dim=fields.hidden_size // fields.num_heads,
+        mask_token_id=token_ids[MASK], eos_token_id=token_ids[END], pad_token_id=token_ids[END],
+      )
+      return model_config, load_tokenizer(scratch, model_config)
+
+  def _encode(self, examples) -> None:
+    """Lays out the training data: `_tokens` with right and with careless solutions, and the masks of both."""
+    prompts, prompt_mask = self.sampler.encode(examples)
+    right = [self.task.solution(example) for example in examples]
+    careless = [self.task.careless_solution(example, self.config.slips, self._rng) for example in examples]
+    length = self.config.sampler.completion_length
+    self._tokens = [
+      np.concatenate([prompts, _encode_completions(self.tokenizer, texts, length)], axis=1)
+      for texts in (right, careless)
+    ]
+    self._attention_mask = np.concatenate([prompt_mask, np.ones((len(examples), length), bool)], axis=1)
+    self._maskable = np.zeros(self._attention_mask.shape, bool)
+    self._maskable[:, prompts.shape[1]:] = True
+
+  def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
+    tokens = self._tokens[int(number > self.config.careless_after)]
+    rows = self._rng.integers(0, len(tokens), self.config.batch_size)
+    self.state, metrics = _train_step(
+      self.denoiser, self.optimizer, self.state, tokens[rows], self._maskable[rows], self._attention_mask[rows]
+    )
+    return {name: float(value) for name, value in jax.device_get(metrics).items()}
+
+  def evaluate(self, number: int, watch: Stopwatch) -> dict[str, Any]:
+    if number == 0 or (number % self.config.eval_every and number < self.config.steps):
+      return {}
+    self.last_evaluation = self.evaluate_held_out()
+    return {f"eval/{name}": value for name, value in self.last_evaluation.items()}
+
+  def evaluate_held_out(self) -> dict[str, float]:
+    """Accuracy and rewards on held-out problems; the same problems and random key every time."""
+    key = jax.random.key(self.config.seed)
+    return evaluate(self.sampler, self.state.params, self.held_out, key, self.config.eval_examples)
+
+  def show(self, row: Mapping[str, Any], progress: Progress) -> None:
+    if "eval/accuracy" not in row:
+      progress.show(row["step"], f"loss {row['loss']:.4f}  masked accuracy {row['masked_accuracy']:.3f}")
+    else:
+      shown = "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in row.items() if name != "step")
+      seconds = time.monotonic() - self._started
+      _log.info("step %d/%d  %.0f s  %s", row["step"], self.config.steps, seconds, shown)
+
+  def saved(self) -> tuple[TrainState, dict[str, Any]]:
+    return self.state, {"data_generator": self._rng.bit_generator.state}
+
+  def restore(self, state: TrainState, values: Mapping[str, Any]) -> None:
+    self.state, self._rng.bit_generator.state = state, values["data_generator"]

@@ -1,0 +1,95 @@
+"""Sampling beside the host's work: the iteration that has begun, and rollouts that are one iteration ahead."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from gdsd_jax.diffusion.config import Rollout
+from gdsd_jax.generation.rollout import RolloutSampler, SampledRollouts
+from gdsd_jax.parallel.mesh import batch_sharding
+from gdsd_jax.runs.data import ExampleStream
+from gdsd_jax.runs.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Begun:
+  """An iteration whose random keys are drawn and whose rollouts the device is sampling.
+
+  Attributes:
+    key: the state's random key from then on.
+    mask_key: random key of the iteration's updates.
+    sampled: the rollouts that are being sampled.
+  """
+
+  key: jax.Array
+  mask_key: jax.Array
+  sampled: SampledRollouts
+
+
+class Overlap:
+  """Samples the rollouts of a run's iterations, as early as their parameters are known.
+
+  With `config.async_rollouts` an iteration trains on rollouts that the one before it sampled, from the parameters that
+  that one began with.
+
+  Attributes:
+    stream: where the problems come from.
+    position: examples of the stream that the iterations so far have trained on.
+  """
+
+  def __init__(self, sampler: RolloutSampler, stream: ExampleStream, config):
+    self.sampler, self.stream, self.config, self.position = sampler, stream, config, 0
+    self._begun: Begun | None = None
+    self._ahead: SampledRollouts | None = None  # with async_rollouts, what the next iteration trains on
+
+  def begin(self, state: TrainState) -> None:
+    """Begins the next iteration, unless it has begun: the device starts to sample, and the host is free.
+
+    Nothing of the run has changed by then: a checkpoint saved now is the one that would have been saved before.
+    """
+    if self._begun is not None:
+      return
+    next_key, sample_key, mask_key = jax.random.split(state.key, 3)
+    position = self.position
+    if self.config.async_rollouts:
+      if self._ahead is None:  # the first iteration
+        first_key, sample_key = jax.random.split(sample_key)
+        self._ahead = self._sample(state, position, first_key)
+      position += self.config.prompts_per_step
+    self._begun = Begun(next_key, mask_key, self._sample(state, position, sample_key))
+
+  def take(self, state: TrainState) -> Begun:
+    """Begins the next iteration, if need be, and counts it as begun; returns it with what it is to train on."""
+    self.begin(state)
+    begun, self._begun = self._begun, None
+    if self.config.async_rollouts:
+      trained_on, self._ahead = self._ahead, begun.sampled
+      begun = dataclasses.replace(begun, sampled=trained_on)
+    self.position += self.config.prompts_per_step
+    return begun
+
+  def saved(self) -> Rollout | None:
+    """With async_rollouts, what the next iteration trains on, or before the first its shapes alone; None without."""
+    if not self.config.async_rollouts:
+      return None
+    if self._ahead is not None:
+      return self._ahead.rollout
+    shape = (self.config.prompts_per_step * self.config.group_size, self.config.sampler.completion_length)
+    split = batch_sharding(self.sampler.mesh)
+    return Rollout(*(jax.ShapeDtypeStruct(shape, dtype, sharding=split) for dtype in (jnp.int32, jnp.float32)))
+
+  def restore(self, position: int, ahead: Rollout | None) -> None:
+    """Goes on from a checkpoint: the position, and what `saved` gave."""
+    self.position = position
+    if ahead is not None:
+      self._ahead = self.sampler.restore(self._examples(position), ahead)
+
+  def _sample(self, state: TrainState, position: int, key) -> SampledRollouts:
+    examples = self._examples(position)
+    return self.sampler.sample(state.student_params, examples, key, self.config.sampler.microbatches)
+
+  def _examples(self, position: int) -> list:
+    """What each rollout of the iteration that begins at this position of the stream answers."""
+    self.stream.position = position
+    return [e for e in self.stream.take(self.config.prompts_per_step) for _ in range(self.config.group_size)]
