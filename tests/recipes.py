@@ -10,7 +10,7 @@ from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.huggingface.weights import resolve_path
 from gdsd_jax.runs.config import sampler_config, validate
 from gdsd_jax.runs.files import read_rows
-from gdsd_jax.supervised.pretraining import END_OF_TURN, pretrain
+from gdsd_jax.supervised.pretraining import END_OF_TURN
 from gdsd_jax.tasks import get_task
 from gdsd_jax.training.loop import train
 
@@ -50,13 +50,3 @@ def check_runs(config, workdir) -> None:
   train(config, workdir)
   rows = read_rows(workdir / "metrics.jsonl")
   assert [row["step"] for row in rows] == [0, 1, 2] and all(np.isfinite(row["loss"]) for row in rows[1:])
-
-
-def check_pretraining(preset: str, out) -> None:
-  """Two steps of pretraining write a folder that loads."""
-  config = load("pretrain_tiny", preset)
-  config.update(steps=2, careless_after=1, batch_size=8, eval_examples=8)
-  config.log.tensorboard = False
-  pretrain(config, out.with_name("run"), out)
-  denoiser, _ = gdsd_jax.load_pretrained(out)
-  assert denoiser.config.vocab_size == config.model.vocab_size

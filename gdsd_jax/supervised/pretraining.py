@@ -79,9 +79,9 @@ def _train_step(denoiser, optimizer, state: TrainState, tokens, maskable, attent
 def _encode_completions(tokenizer, texts, length: int) -> np.ndarray:
   """Texts as int32[N, length], each closed by the end of its turn and filled up with EOS."""
   completions = np.full((len(texts), length), tokenizer.eos_token_id, np.int32)
-  for row, text in enumerate(texts):
-    encoded = tokenizer.encode(text + END_OF_TURN, add_special_tokens=False)
-    completions[row, :len(encoded)] = encoded
+  encoded = tokenizer([text + END_OF_TURN for text in texts], add_special_tokens=False)["input_ids"]
+  for row, ids in zip(completions, encoded):
+    row[:len(ids)] = ids
   return completions
 
 
