@@ -181,7 +181,7 @@ def test_a_checkpoint_is_the_same_whether_the_next_iteration_has_begun_or_not(tm
     trainer = Trainer(small_config(), tmp_path / name)
     trainer.iterate(Stopwatch())
     if name == "begun":
-      trainer.begin()
+      trainer.begin(Stopwatch())
     save(trainer, checkpoints, None)
     checkpoints.close()
   states = [saved_state(tmp_path / name, 1) for name in ("begun", "not")]
@@ -195,7 +195,7 @@ def test_async_rollouts_are_of_the_parameters_one_iteration_before(tmp_path, cal
   for _ in range(4):
     before.append(jax.tree.map(np.array, trainer.state.student_params))
     _, scored = trainer.iterate(Stopwatch())
-    trainer.begin()
+    trainer.begin(Stopwatch())
     trained_on.append(np.asarray(scored.rollout.tokens))
   assert not np.array_equal(before[0]["embedding"], before[1]["embedding"])
   for iteration, tokens in enumerate(trained_on):

@@ -42,29 +42,22 @@ class Training(Protocol):
 
   def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     """Makes one step and returns its numbers. Raises TrainingError, ValueError or OSError when none can follow."""
-    ...
 
   def evaluate(self, number: int, watch: Stopwatch) -> dict[str, Any]:
-    """Numbers of the evaluation after a step, 0 for the one before the first; empty when none is due.
-
-    By "eval/reward" the best checkpoint is chosen.
-    """
-    return {}
+    """Numbers of the evaluation after a step, 0 for before the first; "eval/reward" decides on the best checkpoint."""
+    return {}  # none is due
 
   def begin(self, watch: Stopwatch) -> None:
     """Lets the device begin the next step while this one is written down; the state must stay as it is."""
 
   def show(self, row: Mapping[str, Any], progress: Progress) -> None:
     """Shows a step that is written down on the screen."""
-    ...
 
   def saved(self) -> tuple[TrainState, dict[str, Any]]:
     """What a checkpoint keeps: a state, and JSON values. Before the first step the state need only be laid out so."""
-    ...
 
   def restore(self, state: TrainState, values: Mapping[str, Any]) -> None:
     """Goes on from what a checkpoint kept."""
-    ...
 
 
 def open_workdir(workdir: epath.Path, config) -> None:

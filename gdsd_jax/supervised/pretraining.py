@@ -25,6 +25,7 @@ from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.runs.export import check_folder
+from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import open_workdir, run_training, Training
 from gdsd_jax.runs.metrics import Progress, Stopwatch
@@ -107,7 +108,8 @@ def pretrain(config, workdir: epath.Path, out: Path) -> dict[str, float]:
     run_training(training, interruption)
     save_pretrained(out, training.denoiser, training.state.params)
     training.tokenizer.save_pretrained(out)
-    return training.last_evaluation or training.evaluate_held_out()
+  last = read_rows(workdir / "metrics.jsonl")[-1]
+  return {name.removeprefix("eval/"): value for name, value in last.items() if name.startswith("eval/")}
 
 
 class _Pretraining(Training):
@@ -115,7 +117,7 @@ class _Pretraining(Training):
 
   def __init__(self, config, workdir: epath.Path):
     open_workdir(workdir, config)
-    self.config, self.workdir, self.last_evaluation = config, workdir, {}
+    self.config, self.workdir = config, workdir
     self._rng = np.random.default_rng(config.seed)
     self.task = get_task(**config.task)
     train, test = self.task.examples("train"), self.task.examples("test")
@@ -177,13 +179,9 @@ class _Pretraining(Training):
   def evaluate(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     if number == 0 or (number % self.config.eval_every and number < self.config.steps):
       return {}
-    self.last_evaluation = self.evaluate_held_out()
-    return {f"eval/{name}": value for name, value in self.last_evaluation.items()}
-
-  def evaluate_held_out(self) -> dict[str, float]:
-    """Accuracy and rewards on held-out problems; the same problems and random key every time."""
-    key = jax.random.key(self.config.seed)
-    return evaluate(self.sampler, self.state.params, self.held_out, key, self.config.eval_examples)
+    key = jax.random.key(self.config.seed)  # the same every time
+    result = evaluate(self.sampler, self.state.params, self.held_out, key, self.config.eval_examples)
+    return {f"eval/{name}": value for name, value in result.items()}
 
   def show(self, row: Mapping[str, Any], progress: Progress) -> None:
     if "eval/accuracy" not in row:

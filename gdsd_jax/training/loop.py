@@ -9,11 +9,11 @@ from etils import epath
 import jax
 import numpy as np
 
+from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import RewardError, ScoredRollouts
 from gdsd_jax.runs.interruption import Interruption
-from gdsd_jax.runs.loop import run_training, Training, TrainingError
+from gdsd_jax.runs.loop import run_training, TrainingError
 from gdsd_jax.runs.metrics import Progress, Stopwatch
-from gdsd_jax.runs.state import TrainState
 from gdsd_jax.training.trainer import Trainer
 
 _log = logging.getLogger(__name__)
@@ -22,27 +22,23 @@ _log = logging.getLogger(__name__)
 def train(config, workdir: epath.Path) -> None:
   """Runs or resumes an RL run in `workdir`. Raises as `run_training`, and as `Trainer`."""
   with Interruption() as interruption:
-    trainer = Trainer(config, workdir)
-    _announce(trainer)
-    run_training(_ReinforcementLearning(trainer), interruption)
+    training = _Steps(config, workdir)
+    _announce(training)
+    run_training(training, interruption)
 
 
-class _ReinforcementLearning(Training):
-  """A trainer's iterations as steps; one that fails is skipped, and too many in a row end the run."""
+class _Steps(Trainer):
+  """A trainer's iterations as steps of the loop; those that fail are skipped, and too many in a row end the run."""
 
-  def __init__(self, trainer: Trainer):
-    self.trainer, self.config, self.workdir = trainer, trainer.config, trainer.workdir
+  def __init__(self, config, workdir: epath.Path):
+    super().__init__(config, workdir)
     self._failures = 0  # in a row
     self._scored: ScoredRollouts | None = None  # what the last step trained on, None if its rewards failed
-
-  @property
-  def state(self) -> TrainState:
-    return self.trainer.state
 
   def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     updates, cause = self.config.objective.num_iterations, None
     try:
-      row, self._scored = self.trainer.iterate(watch)
+      row, self._scored = self.iterate(watch)
       if row["skipped"] == updates:
         cause = f"no update had a finite loss and gradient (loss {row['loss']})"
     except RewardError as error:
@@ -67,19 +63,16 @@ class _ReinforcementLearning(Training):
       return self._evaluate(number)
 
   def _evaluate(self, number: int) -> dict[str, float]:
-    """Evaluates and shows it; nothing, with a line saying why, when a reward function raises."""
+    """Held-out accuracy and rewards; the same problems and random key every time. None if a reward function raises."""
+    key, batch_size = jax.random.key(self.config.seed), self.config.eval.batch_size
     try:
-      evaluation = self.trainer.evaluate()
+      result = evaluate(self.sampler, self.state.student_params, self.held_out, key, batch_size)
     except RewardError as error:
       _log.info("evaluation after step %d left out: %s", number, error)
       return {}
-    shown = "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in evaluation.items())
+    shown = "  ".join(f"{name} {value:.3f}" for name, value in result.items())
     _log.info("evaluation after step %d: %s", number, shown)
-    return evaluation
-
-  def begin(self, watch: Stopwatch) -> None:
-    with watch.phase("rollout"):
-      self.trainer.begin()
+    return {f"eval/{name}": value for name, value in result.items()}
 
   def show(self, row: Mapping[str, Any], progress: Progress) -> None:
     if self._scored is None:
@@ -88,12 +81,6 @@ class _ReinforcementLearning(Training):
     every = self.config.log.rollouts_every
     if every and (row["step"] - 1) % every == 0:
       _show_rollouts(self._scored)
-
-  def saved(self) -> tuple[TrainState, dict[str, Any]]:
-    return self.trainer.saved()
-
-  def restore(self, state: TrainState, values: Mapping[str, Any]) -> None:
-    self.trainer.restore(state, values)
 
 
 def numbers_of(row: Mapping[str, Any]) -> str:

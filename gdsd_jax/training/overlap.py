@@ -1,7 +1,5 @@
 """Sampling beside the host's work: the iteration that has begun, and rollouts that are one iteration ahead."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
@@ -10,21 +8,6 @@ from gdsd_jax.generation.rollout import RolloutSampler, SampledRollouts
 from gdsd_jax.parallel.mesh import batch_sharding
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.state import TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class Begun:
-  """An iteration whose random keys are drawn and whose rollouts the device is sampling.
-
-  Attributes:
-    key: the state's random key from then on.
-    mask_key: random key of the iteration's updates.
-    sampled: the rollouts that are being sampled.
-  """
-
-  key: jax.Array
-  mask_key: jax.Array
-  sampled: SampledRollouts
 
 
 class Overlap:
@@ -40,7 +23,7 @@ class Overlap:
 
   def __init__(self, sampler: RolloutSampler, stream: ExampleStream, config):
     self.sampler, self.stream, self.config, self.position = sampler, stream, config, 0
-    self._begun: Begun | None = None
+    self._begun: tuple | None = None  # what `take` returns next, but for async_rollouts
     self._ahead: SampledRollouts | None = None  # with async_rollouts, what the next iteration trains on
 
   def begin(self, state: TrainState) -> None:
@@ -57,17 +40,21 @@ class Overlap:
         first_key, sample_key = jax.random.split(sample_key)
         self._ahead = self._sample(state, position, first_key)
       position += self.config.prompts_per_step
-    self._begun = Begun(next_key, mask_key, self._sample(state, position, sample_key))
+    self._begun = next_key, mask_key, self._sample(state, position, sample_key)
 
-  def take(self, state: TrainState) -> Begun:
-    """Begins the next iteration, if need be, and counts it as begun; returns it with what it is to train on."""
+  def take(self, state: TrainState) -> tuple[jax.Array, jax.Array, SampledRollouts]:
+    """Begins the next iteration, if need be, and hands it over.
+
+    Returns:
+      (key, mask_key, sampled): the state's random key from then on, that of the iteration's updates, and the rollouts
+      to train on, which the device may still be sampling.
+    """
     self.begin(state)
-    begun, self._begun = self._begun, None
+    (key, mask_key, sampled), self._begun = self._begun, None
     if self.config.async_rollouts:
-      trained_on, self._ahead = self._ahead, begun.sampled
-      begun = dataclasses.replace(begun, sampled=trained_on)
+      sampled, self._ahead = self._ahead, sampled
     self.position += self.config.prompts_per_step
-    return begun
+    return key, mask_key, sampled
 
   def saved(self) -> Rollout | None:
     """With async_rollouts, what the next iteration trains on, or before the first its shapes alone; None without."""

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gdsd_jax.diffusion.forward import consistent_masks
-from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import RolloutSampler, ScoredRollouts
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.objectives.teacher import leave_one_out_advantages
@@ -17,7 +16,7 @@ from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.parallel.rows import local_rows, spread
 from gdsd_jax.runs.config import objective_config, sampler_config, validate, validate_mesh
 from gdsd_jax.runs.data import ExampleStream
-from gdsd_jax.runs.loop import open_workdir
+from gdsd_jax.runs.loop import open_workdir, Training
 from gdsd_jax.runs.metrics import Stopwatch
 from gdsd_jax.runs.state import init_state, make_optimizer, sync_reference, TrainState
 from gdsd_jax.runs.weights import load_model
@@ -28,7 +27,7 @@ from gdsd_jax.training.step import distillation_step, DistillationBatch, Rollout
 _log = logging.getLogger(__name__)
 
 
-class Trainer:
+class Trainer(Training):
   """A run: everything that its iterations need, built and checked once.
 
   Raises ValueError or OSError, one line with the cause, before anything is compiled or overwritten.
@@ -101,34 +100,28 @@ class Trainer:
     return self.state.replace(ahead=self.overlap.saved()), {"data_position": self.overlap.position}
 
   def restore(self, state: TrainState, values) -> None:
-    """Goes on from what `saved` gave."""
+    """Goes on from what `saved` gave, of this run or of an earlier process."""
     self.overlap.restore(values["data_position"], state.ahead)
     self.state = state.replace(ahead=None)
 
-  def evaluate(self) -> dict[str, float]:
-    """Held-out accuracy and rewards, named eval/…; the same problems and random key every time."""
-    key = jax.random.key(self.config.seed)
-    result = evaluate(self.sampler, self.state.student_params, self.held_out, key, self.config.eval.batch_size)
-    return {f"eval/{name}": value for name, value in result.items()}
-
-  def begin(self) -> None:
+  def begin(self, watch: Stopwatch) -> None:
     """Begins the next iteration, unless it has begun, see `Overlap.begin`."""
-    self.overlap.begin(self.state)
+    with watch.phase("rollout"):
+      self.overlap.begin(self.state)
 
   def iterate(self, watch: Stopwatch) -> tuple[dict[str, float], ScoredRollouts]:
     """One iteration: sample, reward, update `objective.num_iterations` times. Raises RewardError before any update."""
     config, group_size = self.config, self.config.group_size
     with watch.phase("rollout"):
-      begun = self.overlap.take(self.state)
-      sampled = begun.sampled
-      self.state = self.state.replace(key=begun.key, step=self.state.step + 1)
+      key, mask_key, sampled = self.overlap.take(self.state)
+      self.state = self.state.replace(key=key, step=self.state.step + 1)
       jax.block_until_ready(sampled.parts[0])
     with watch.phase("reward"):
       scored = self.sampler.score(sampled)
     advantages = leave_one_out_advantages(
       jnp.asarray(scored.total_reward).reshape(-1, group_size), config.objective.scale_rewards
     ).reshape(-1)
-    updates = self._update(scored, advantages, begun.mask_key, watch)
+    updates = self._update(scored, advantages, mask_key, watch)
     sync_every = config.objective.reference_sync_every
     if self.state.reference is not None and sync_every and int(self.state.step) % sync_every == 0:
       self.state = self.state.replace(reference=self._sync_reference(self.state.reference, self.state.params))
