@@ -15,6 +15,8 @@ A model first learns from right solutions, then from careless ones, with half or
 
 import ml_collections
 
+from gdsd_jax.runs.config_dict import base_config
+
 PRESETS = ("arithmetic", "sudoku", "countdown")
 
 
@@ -39,6 +41,10 @@ def get_config(preset: str = "arithmetic"):
   config.optimizer = dict(learning_rate=1e-3, warmup_steps=100, weight_decay=0.01)
   config.eval_every = 250
   config.eval_examples = 200
+  config.checkpoint = base_config().checkpoint
+  config.checkpoint.every = 250
+  config.log = base_config().log
+  config.log.every = 50
   if preset == "sudoku":
     _sudoku(config)
   elif preset == "countdown":

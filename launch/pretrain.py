@@ -1,6 +1,6 @@
 """Pretrains a small denoiser from nothing, or fine-tunes a loaded one on chats.
 
-python launch/pretrain.py --config=configs/pretrain_tiny.py --out=DIR
+python launch/pretrain.py --config=configs/pretrain_tiny.py --out=DIR [--workdir=RUN]
 python launch/pretrain.py --config=configs/sft.py --config.data.train_source=chats.jsonl --out=DIR [--workdir=RUN]
 """
 
@@ -14,7 +14,7 @@ from gdsd_jax.runs.files import local_folder
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to pretrain, on what.", lock_config=True)
 _OUT = flags.DEFINE_string("out", None, "Folder for the Hugging Face files, or for the PEFT adapter.")
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Fine-tuning: folder of the run; the same command resumes it. By default OUT with .run appended."
+  "workdir", None, "Folder of the run; the same command resumes it. By default OUT with .run appended."
 )
 
 
@@ -25,16 +25,17 @@ def main():
   config, out = _CONFIG.value, local_folder("--out", _OUT.value)
   if config.get("kind") not in ("pretraining", "sft"):
     raise ValueError("--config: must be configs/pretrain_tiny.py or configs/sft.py; launch/train.py takes the others")
+  workdir = epath.Path(_WORKDIR.value or f"{out}.run")
   if config.kind == "sft":
     from gdsd_jax.supervised.config import finetuning_config
     from gdsd_jax.supervised.finetuning import finetune
 
-    finetune(finetuning_config(config), epath.Path(_WORKDIR.value or f"{out}.run"), out)
+    finetune(finetuning_config(config), workdir, out)
   else:
     from gdsd_jax.supervised.config import pretraining_config
     from gdsd_jax.supervised.pretraining import pretrain
 
-    pretrain(pretraining_config(config), out)
+    pretrain(pretraining_config(config), workdir, out)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,8 @@ from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.huggingface.weights import resolve_path
 from gdsd_jax.runs.config_dict import run_config
-from gdsd_jax.runs.metrics import read_metrics
-from gdsd_jax.supervised.config import pretraining_config
-from gdsd_jax.supervised.pretraining import END_OF_TURN, pretrain
+from gdsd_jax.runs.files import read_rows
+from gdsd_jax.supervised.pretraining import END_OF_TURN
 from gdsd_jax.tasks import get_task
 from gdsd_jax.training.loop import train
 
@@ -45,14 +44,5 @@ def check_runs(config, workdir) -> None:
     "eval.batch_size": 8, "log.tensorboard": False, "log.plot_seconds": 1000.0,
   })
   train(run_config(config), workdir)
-  rows = read_metrics(workdir / "metrics.jsonl")
+  rows = read_rows(workdir / "metrics.jsonl")
   assert [row["step"] for row in rows] == [0, 1, 2] and all(np.isfinite(row["loss"]) for row in rows[1:])
-
-
-def check_pretraining(preset: str, out) -> None:
-  """Two steps of pretraining write a folder that loads."""
-  config = load("pretrain_tiny", preset)
-  config.update(steps=2, careless_after=1, batch_size=8, eval_examples=8)
-  pretrain(pretraining_config(config), out)
-  denoiser, _ = gdsd_jax.load_pretrained(out)
-  assert denoiser.config.vocab_size == config.model.vocab_size

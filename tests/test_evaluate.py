@@ -24,9 +24,11 @@ from gdsd_jax.generation.generator import Generator
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.parallel.mesh import make_mesh
+from gdsd_jax.runs.checkpoints import Checkpoints
 from gdsd_jax.runs.config import evaluation_samplers
 from gdsd_jax.runs.config_dict import base_config, config_json, contradictions, run_config
 from gdsd_jax.runs.export import export_run
+from gdsd_jax.runs.loop import resume, save
 from gdsd_jax.runs.weights import find_step, load_run
 from gdsd_jax.tasks import get_task
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
@@ -56,11 +58,12 @@ def make_run(workdir, **changes):
   """What a run leaves behind, without its training: the best checkpoint is 2, the latest ones are 3 and 4."""
   trainer = Trainer(small_config(**{**RUN, **changes}), workdir)
   (workdir / "config.json").write_text(config_json(trainer.config))
+  checkpoints = Checkpoints(workdir / "checkpoints", trainer.config.checkpoint.keep)
   for step, reward in ((1, 0.2), (2, 0.7), (3, 0.5), (4, None)):
     params = jax.tree.map(lambda leaf: leaf + 0.001, trainer.state.params)
     trainer.state = trainer.state.replace(step=jnp.asarray(step), params=params)
-    trainer.save(reward)
-  trainer.checkpoints.close()
+    save(trainer, checkpoints, reward)
+  checkpoints.close()
   return workdir
 
 
@@ -109,7 +112,7 @@ def lora_run(tmp_path_factory):
 def state_of(workdir, **changes):
   """Parameters that the run itself would continue with."""
   trainer = Trainer(small_config(**{**RUN, **changes}), workdir)
-  assert trainer.resume()
+  assert resume(trainer, Checkpoints(workdir / "checkpoints", 2))
   return trainer.state.student_params
 
 

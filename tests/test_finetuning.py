@@ -18,7 +18,7 @@ from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.huggingface.weights import resolve_path
 from gdsd_jax.models.lora import merge
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
-from gdsd_jax.runs.metrics import read_metrics
+from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.weights import load_run
 from gdsd_jax.supervised.chats import batch_of, read_chats
 from gdsd_jax.supervised.config import finetuning_config
@@ -78,7 +78,7 @@ def test_only_completions_diffuse_and_padding_is_not_attended_to(chats_file, tok
 def test_lora_fine_tuning_learns_and_writes_an_adapter(chats_file, tmp_path):
   config = sft_config(chats_file, **{"steps": 30, "model.lora.rank": 8, "optimizer.learning_rate": 3e-3})
   finetune(config, tmp_path / "run", tmp_path / "out")
-  rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+  rows = read_rows(tmp_path / "run" / "metrics.jsonl")
   loss = [row["loss"] for row in rows]
   assert np.mean(loss[-8:]) < 0.5 * np.mean(loss[:8])  # answers without the reasoning that the model is used to
   base, params = gdsd_jax.load_pretrained("tiny")
@@ -107,14 +107,14 @@ def test_a_killed_run_ends_as_an_undisturbed_one(chats_file, tmp_path):
   process = subprocess.Popen(command(chats_file, killed), cwd=REPOSITORY, stdout=subprocess.DEVNULL,
                              env={**os.environ, "JAX_PLATFORMS": "cpu"})
   deadline = time.monotonic() + 200
-  while len(read_metrics(killed / "out.run" / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
+  while len(read_rows(killed / "out.run" / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
     time.sleep(0.02)
   process.send_signal(signal.SIGKILL)
   process.wait()
   assert not (killed / "out").exists()
   result = run(chats_file, killed)
   assert result.returncode == 0 and "RESUMING" in result.stdout, result.stderr
-  assert read_metrics(killed / "out.run" / "metrics.jsonl") == read_metrics(straight / "out.run" / "metrics.jsonl")
+  assert read_rows(killed / "out.run" / "metrics.jsonl") == read_rows(straight / "out.run" / "metrics.jsonl")
   assert (killed / "out" / "model.safetensors").read_bytes() == (straight / "out" / "model.safetensors").read_bytes()
   denoiser, _ = gdsd_jax.load_pretrained(killed / "out")
   load_tokenizer(killed / "out", denoiser.config)  # the exported folder is complete

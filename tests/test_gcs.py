@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from gdsd_jax.runs.files import check_workdir, LineFile, local_folder, write_whole
-from gdsd_jax.runs.metrics import read_metrics
+from gdsd_jax.runs import files
+from gdsd_jax.runs.files import check_workdir, JsonLines, local_folder, read_rows, write_whole
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = {
@@ -47,15 +47,15 @@ def test_a_run_on_gs_is_the_local_one_and_resumes(tmp_path):
     }
     train("gs://bucket/run", 2, **environment)
     assert "RESUMING the run in gs://bucket/run from step 2" in train("gs://bucket/run", 3, **environment)
-    files = gcsfs.GCSFileSystem(endpoint_url=address, token="anon")
-    files.get("bucket/run/metrics.jsonl", str(tmp_path / "metrics.jsonl"))
+    store = gcsfs.GCSFileSystem(endpoint_url=address, token="anon")
+    store.get("bucket/run/metrics.jsonl", str(tmp_path / "metrics.jsonl"))
     for name in ("config.json", "reward.png", "checkpoints/3/commit_success.txt"):
-      assert files.exists(f"bucket/run/{name}")
-    assert files.glob("bucket/run/tensorboard/*")
+      assert store.exists(f"bucket/run/{name}")
+    assert store.glob("bucket/run/tensorboard/*")
   finally:
     server.stop()
   train(tmp_path / "local", 3)
-  remote, local = (read_metrics(path / "metrics.jsonl") for path in (tmp_path, tmp_path / "local"))
+  remote, local = (read_rows(path / "metrics.jsonl") for path in (tmp_path, tmp_path / "local"))
   assert [row["step"] for row in remote] == [0, 1, 2, 3]
   for row, expected in zip(remote, local):
     for name in ("reward", "loss", "grad_norm"):
@@ -75,10 +75,24 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_lines_are_on_the_disk_once_appended(tmp_path):
-  file = LineFile(tmp_path / "lines", "one\n")
-  file.append("two\n")
-  assert (tmp_path / "lines").read_text() == "one\ntwo\n"
-  file.close()
+  file = JsonLines(tmp_path / "lines")
+  file.append([{"step": 1}, {"step": 2}])
+  file.append([{"step": 3}])
+  assert (tmp_path / "lines").read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+
+
+def test_lines_in_an_object_store_are_written_whole_again(tmp_path, monkeypatch):
+  monkeypatch.setattr(files, "is_remote", lambda path: True)  # as far as this file is concerned
+  for step in (1, 2):
+    JsonLines(tmp_path / "lines").append([{"step": step}])
+  assert (tmp_path / "lines").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize("content", ['{"step": 1}\nno JSON\n', '{"step": 1}\n\n{"step": 2}\n', '{"step": 1}\n{"st\n'])
+def test_a_damaged_line_is_named_by_file_and_line(tmp_path, content):
+  (tmp_path / "lines").write_text(content)
+  with pytest.raises(ValueError, match=f"{tmp_path / 'lines'}, line 2: not JSON"):
+    read_rows(tmp_path / "lines")
 
 
 def test_another_object_store_is_refused_as_workdir():

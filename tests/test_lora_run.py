@@ -9,9 +9,11 @@ import gdsd_jax
 from gdsd_jax.huggingface.adapters import load_adapter
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.models.lora import merge
+from gdsd_jax.runs.checkpoints import Checkpoints
 from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.export import export_run
-from gdsd_jax.runs.metrics import read_metrics
+from gdsd_jax.runs.files import read_rows
+from gdsd_jax.runs.loop import resume
 from gdsd_jax.runs.weights import load_run
 from gdsd_jax.training.loop import train
 from gdsd_jax.training.trainer import Trainer
@@ -55,7 +57,7 @@ def test_a_resumed_run_is_the_undisturbed_one(lora_run, tmp_path):
     {name: value for name, value in row.items() if "second" not in name and not name.startswith("eval/")}
     for row in rows if row["step"] != 2  # the shorter run ended with an evaluation here
   ]
-  assert untimed(read_metrics(tmp_path / "metrics.jsonl")) == untimed(read_metrics(lora_run / "metrics.jsonl"))
+  assert untimed(read_rows(tmp_path / "metrics.jsonl")) == untimed(read_rows(lora_run / "metrics.jsonl"))
   chex.assert_trees_all_equal(load_run(tmp_path, "latest")[1], load_run(lora_run, "latest")[1])
 
 
@@ -72,7 +74,7 @@ def test_full_training_in_bfloat16_keeps_float32_weights(tmp_path):
 
 def test_checkpoints_hold_the_adapter_alone(lora_run):
   trainer = Trainer(lora_config(), lora_run)
-  assert trainer.resume()
+  assert resume(trainer, Checkpoints(lora_run / "checkpoints", 2))
   adapter = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.state.params))
   stored = sum(file.stat().st_size for file in (lora_run / "checkpoints" / "4").rglob("*") if file.is_file())
   assert stored < 4 * adapter + 100_000  # adapter, two moments, and metadata; the base would be 1.6 MB
@@ -163,6 +165,6 @@ def test_bad_fields_are_named(tmp_path, changes, message):
 def test_problems_with_long_prompts_are_left_out_and_counted(tmp_path, caplog):
   with caplog.at_level("INFO", logger="gdsd_jax"):
     trainer = Trainer(lora_config(**{"sampler.prompt_buckets": (30,)}), tmp_path)
-  lengths = trainer.sampler.prompt_lengths(trainer.stream.examples)
+  lengths = trainer.sampler.prompt_lengths(trainer.overlap.stream.examples)
   assert 0 < len(lengths) < 9000 and lengths.max() <= 30
   assert f"{9000 - len(lengths)} of 9000 train problems are left out" in caplog.text

@@ -42,7 +42,6 @@ def iterations(tmp_path, monkeypatch, sizes, count, **changes):
     row, scored = trainer.iterate(training.Stopwatch())
     metrics.append(row)
     tokens = np.asarray(scored.rollout.tokens) if tokens is None else tokens
-  trainer.checkpoints.close()
   return tokens, metrics
 
 

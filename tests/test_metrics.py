@@ -11,7 +11,9 @@ import pytest
 from gdsd_jax.runs import metrics
 from gdsd_jax.runs.config import LogConfig
 from gdsd_jax.runs.config_dict import base_config, run_config
-from gdsd_jax.runs.metrics import format_seconds, MetricsWriter, Progress, read_metrics
+from gdsd_jax.runs.files import read_rows
+from gdsd_jax.runs.metrics import format_seconds, MetricsWriter, Progress, Stopwatch
+from gdsd_jax.training.loop import numbers_of
 
 ROW = {"step": 1, "reward": 0.5, "loss": 0.25, "kl": 0.1, "reward/format": 0.25, "seconds/step": 2.0}
 
@@ -96,7 +98,7 @@ def test_a_last_line_without_its_end_is_dropped(tmp_path, rest):
 
 
 def test_rows_of_a_missing_file_are_none(tmp_path):
-  assert read_metrics(tmp_path / "metrics.jsonl") == []
+  assert read_rows(tmp_path / "metrics.jsonl") == []
 
 
 def test_kept_rows_are_drawn_again(tmp_path, monkeypatch):
@@ -112,10 +114,21 @@ def test_the_plot_is_a_png(tmp_path):
   assert (tmp_path / "reward.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-@pytest.mark.parametrize("rows", [[], [{"step": 1, "reward": math.nan}], [{"step": 1, "skipped": 2}]])
-def test_a_run_without_rewards_has_a_plot_too(tmp_path, rows):
+@pytest.mark.parametrize("rows", [[{"step": 0, "reward": None}], [{"step": 1, "reward": math.nan}]])
+def test_a_run_whose_rewards_all_failed_has_a_plot_too(tmp_path, rows):
   write_rows(tmp_path, rows)
   assert (tmp_path / "reward.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_supervised_training_has_no_plot_of_rewards(tmp_path):
+  write_rows(tmp_path, [{"step": 1, "loss": 0.5}])
+  assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_another_process_than_the_first_writes_nothing(tmp_path, monkeypatch):
+  monkeypatch.setattr(metrics, "is_first_process", lambda: False)
+  write_rows(tmp_path, [ROW], tensorboard=True)
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_the_plot_is_replaced_whole(tmp_path):
@@ -162,16 +175,19 @@ def test_tensorboard_can_be_off(tmp_path):
 
 def test_progress_shows_reward_speed_and_time_left(clock, screen):
   progress = Progress(steps=100, every=1)
-  progress.show({**ROW, "step": 1})
+  clock.now += 50
+  progress.show(1, numbers_of(ROW))
   clock.now += 6
-  progress.show({**ROW, "step": 3})
+  progress.show(3, numbers_of(ROW))
   assert screen.messages[-1] == (
     "step   3/100  reward 0.500 (format 0.25)  loss 0.25000  kl 0.1000  3.00 s/step  4m51s left"
   )
 
 
 def test_progress_judges_the_first_step_by_its_own_time(clock, screen):
-  Progress(steps=11, every=1).show(ROW)
+  progress = Progress(steps=11, every=1)
+  clock.now += 2
+  progress.show(1, numbers_of(ROW))
   assert screen.messages == [
     "step  1/11  reward 0.500 (format 0.25)  loss 0.25000  kl 0.1000  2.00 s/step  0m20s left"
   ]
@@ -181,13 +197,25 @@ def test_progress_judges_the_first_step_by_its_own_time(clock, screen):
 def test_progress_shows_the_first_the_last_and_every_nth_step(clock, screen, first, every, shown):
   progress = Progress(steps=10, every=every)
   for step in range(first, 11):
-    progress.show({**ROW, "step": step})
+    progress.show(step, "loss 0.5")
   assert [int(message.split()[1].partition("/")[0]) for message in screen.messages] == shown
 
 
-def test_progress_without_a_reference_shows_no_divergence(clock, screen):
-  Progress(steps=10, every=1).show({name: value for name, value in ROW.items() if name != "kl"})
-  assert "kl 0.0000" in screen.messages[0]
+def test_progress_without_a_reference_shows_no_divergence():
+  assert "kl 0.0000" in numbers_of({name: value for name, value in ROW.items() if name != "kl"})
+
+
+def test_phases_of_a_step_are_timed(clock):
+  watch = Stopwatch()
+  for name, seconds in (("rollout", 3), ("update", 2), ("rollout", 1)):
+    with watch.phase(name):
+      clock.now += seconds
+  clock.now += 4
+  assert watch.metrics() == {"seconds/rollout": 4, "seconds/update": 2, "seconds/step": 10}
+
+
+def test_a_step_whose_phases_nobody_times_tells_no_seconds(clock):
+  assert Stopwatch().metrics() == {}
 
 
 @pytest.mark.parametrize("seconds, text", [

@@ -18,11 +18,15 @@ from gdsd_jax.generation import generator
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.parallel.mesh import param_shardings
+from gdsd_jax.runs.checkpoints import Checkpoints
 from gdsd_jax.runs.config_dict import base_config, run_config
-from gdsd_jax.runs.metrics import MetricsWriter, read_metrics, Stopwatch
+from gdsd_jax.runs.files import read_rows
+from gdsd_jax.runs.loop import save
+from gdsd_jax.runs.metrics import MetricsWriter, Stopwatch
 from gdsd_jax.tasks import get_task
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
 from gdsd_jax.training.loop import train
+from gdsd_jax.training.overlap import Overlap
 from gdsd_jax.training.trainer import Trainer
 
 REPOSITORY = Path(__file__).parent.parent
@@ -167,15 +171,15 @@ def saved_state(workdir, step):
 
 
 def assert_same_run(one, other, step):
-  rows = [without_times(read_metrics(workdir / "metrics.jsonl")) for workdir in (one, other)]
+  rows = [without_times(read_rows(workdir / "metrics.jsonl")) for workdir in (one, other)]
   assert rows[0] == rows[1]
   states = [saved_state(workdir, step) for workdir in (one, other)]
   jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 def test_the_next_iteration_begins_before_a_step_is_written_down(tmp_path, monkeypatch):
-  events, begin, write = [], Trainer.begin, MetricsWriter.write
-  monkeypatch.setattr(Trainer, "begin", lambda self: events.append("begin") or begin(self))
+  events, begin, write = [], Overlap.begin, MetricsWriter.write
+  monkeypatch.setattr(Overlap, "begin", lambda self, state: events.append("begin") or begin(self, state))
   monkeypatch.setattr(MetricsWriter, "write", lambda self, row: events.append(row["step"]) or write(self, row))
   train(small_config(steps=2), tmp_path)
   assert events == [0, "begin", "begin", 1, "begin", 2]  # an iteration that has begun is not begun again
@@ -183,12 +187,13 @@ def test_the_next_iteration_begins_before_a_step_is_written_down(tmp_path, monke
 
 def test_a_checkpoint_is_the_same_whether_the_next_iteration_has_begun_or_not(tmp_path):
   for name in ("begun", "not"):
+    checkpoints = Checkpoints(tmp_path / name / "checkpoints", 1)
     trainer = Trainer(small_config(), tmp_path / name)
     trainer.iterate(Stopwatch())
     if name == "begun":
-      trainer.begin()
-    trainer.save(None)
-    trainer.checkpoints.close()
+      trainer.begin(Stopwatch())
+    save(trainer, checkpoints, None)
+    checkpoints.close()
   states = [saved_state(tmp_path / name, 1) for name in ("begun", "not")]
   jax.tree.map(np.testing.assert_array_equal, *states)
 
@@ -200,9 +205,8 @@ def test_async_rollouts_are_of_the_parameters_one_iteration_before(tmp_path, cal
   for _ in range(4):
     before.append(jax.tree.map(np.array, trainer.state.student_params))
     _, scored = trainer.iterate(Stopwatch())
-    trainer.begin()
+    trainer.begin(Stopwatch())
     trained_on.append(np.asarray(scored.rollout.tokens))
-  trainer.checkpoints.close()
   assert not np.array_equal(before[0]["embedding"], before[1]["embedding"])
   for iteration, tokens in enumerate(trained_on):
     params, prompt, mask, key, _ = calls[iteration]
@@ -221,7 +225,6 @@ def test_async_rollouts_see_every_problem_once_in_the_order_of_the_stream(tmp_pa
     trainer = Trainer(small_config(async_rollouts=ahead), tmp_path / str(ahead))
     for _ in range(3):
       trainer.iterate(Stopwatch())
-    trainer.checkpoints.close()
     problems.append([example["question"] for example in seen])
     seen.clear()
   assert problems[0] == problems[1] and len(problems[0]) == 6
@@ -237,7 +240,7 @@ def test_async_rollouts_whose_reward_raises_cost_one_step(tmp_path, monkeypatch)
 
   monkeypatch.setattr(ArithmeticTask, "grade_one", sometimes)
   train(small_config(async_rollouts=True), tmp_path)
-  assert [row["skipped"] for row in read_metrics(tmp_path / "metrics.jsonl")[1:]] == [0, 1, 0, 0]
+  assert [row["skipped"] for row in read_rows(tmp_path / "metrics.jsonl")[1:]] == [0, 1, 0, 0]
 
 
 def test_an_async_run_goes_on_after_its_last_step_as_if_it_had_never_ended(tmp_path):
@@ -266,7 +269,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, changes):
   output = start(undisturbed).communicate(timeout=300)[0]
   assert "finished 16 steps" in output, output
   process, metrics = start(killed), killed / "metrics.jsonl"
-  while process.poll() is None and (not metrics.is_file() or len(read_metrics(metrics)) <= 11):
+  while process.poll() is None and (not metrics.is_file() or len(read_rows(metrics)) <= 11):
     time.sleep(0.005)
   process.send_signal(signal.SIGKILL)
   process.communicate()

@@ -13,7 +13,7 @@ from test_published_tokenizers import dream_folder, llada_folder  # noqa: F401  
 import gdsd_jax
 from gdsd_jax.huggingface import weights as huggingface
 from gdsd_jax.runs.config_dict import run_config
-from gdsd_jax.runs.metrics import read_metrics
+from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.weights import load_run
 from gdsd_jax.training.loop import train
 
@@ -61,7 +61,7 @@ def test_recipes_run_on_the_published_layouts(model, recipe, tmp_path):
   config.update_from_flattened_dict({**SMALL_RUN, "model.path": str(path), "task.train_source": str(data),
                                      "task.test_source": str(data)})
   train(run_config(config), tmp_path / "run")
-  rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+  rows = read_rows(tmp_path / "run" / "metrics.jsonl")
   assert [row["step"] for row in rows] == [0, 1]
   for row in rows[1:]:
     assert np.isfinite([row["loss"], row["kl"], row["grad_norm"], row["reward"]]).all() and row["skipped"] == 0

@@ -20,7 +20,7 @@ import gdsd_jax
 from gdsd_jax.command import START_AGAIN
 from gdsd_jax.parallel import processes
 from gdsd_jax.parallel.processes import is_lost_process, join_processes, share_work
-from gdsd_jax.runs.metrics import read_metrics
+from gdsd_jax.runs.files import read_rows
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = {
@@ -80,7 +80,7 @@ def train(workdir, count=2, devices=4, **changes):
 
 def wait_for_step(workdir, step, processes):
   deadline = time.monotonic() + 240
-  while not any(row["step"] >= step for row in read_metrics(workdir / "metrics.jsonl")):
+  while not any(row["step"] >= step for row in read_rows(workdir / "metrics.jsonl")):
     assert all(process.poll() is None for process in processes.all)
     assert time.monotonic() < deadline
     time.sleep(0.05)
@@ -116,7 +116,7 @@ def one(tmp_path_factory):
 
 
 def test_two_processes_compute_what_one_computes(one, two):
-  rows, other = (read_metrics(workdir / "metrics.jsonl") for workdir in (one, two[0]))
+  rows, other = (read_rows(workdir / "metrics.jsonl") for workdir in (one, two[0]))
   assert [row["step"] for row in other] == [0, 1, 2, 3, 4]
   first, other_first = rows[1], other[1]
   for name in ("reward", "completion_length", "diversity", "reward_std"):
@@ -137,7 +137,7 @@ def test_one_that_is_asked_to_stop_stops_all_at_the_same_saved_step(tmp_path):
     statuses, lines = processes.finish(60)
   assert statuses == [START_AGAIN] * 2
   [folder] = [path for path in (tmp_path / "checkpoints").iterdir()]
-  last = read_metrics(tmp_path / "metrics.jsonl")[-1]["step"]
+  last = read_rows(tmp_path / "metrics.jsonl")[-1]["step"]
   assert int(folder.name) == last
   assert lines == [f"asked to stop: saved step {last} of 500; the same command goes on from there"] * 2
 
@@ -199,7 +199,7 @@ def test_two_processes_sample_ahead_and_in_parts_as_one_does_and_resume_bit_for_
     for steps in ends:
       with train(tmp_path / name, count, devices, **{**changes, **more, "steps": steps}) as processes:
         assert processes.finish()[0] == [0] * count
-  one, two, twice = (without_times(read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("one", "two", "twice"))
+  one, two, twice = (without_times(read_rows(tmp_path / name / "metrics.jsonl")) for name in ("one", "two", "twice"))
   for name in ("completion_length", "diversity"):  # of the first two iterations, both sampled by the same parameters
     assert [row[name] for row in two[1:3]] == [row[name] for row in one[1:3]]
   assert twice == two
@@ -225,7 +225,7 @@ def test_sigkill_at_any_moment_loses_nothing(tmp_path):
   with train(undisturbed, **steps) as processes:
     assert processes.finish()[0] == [0, 0]
   for kill in range(20):
-    rows = read_metrics(killed / "metrics.jsonl")
+    rows = read_rows(killed / "metrics.jsonl")
     done = rows[-1]["step"] if rows else 0
     with train(killed, **steps) as processes:
       if kill % 4 == 0:
@@ -241,7 +241,7 @@ def test_sigkill_at_any_moment_loses_nothing(tmp_path):
   with train(killed, **steps) as processes:
     assert processes.finish()[0] == [0, 0]
   assert_same_state(saved_state(killed, 200), saved_state(undisturbed, 200))
-  rows = [without_times(read_metrics(workdir / "metrics.jsonl")) for workdir in (killed, undisturbed)]
+  rows = [without_times(read_rows(workdir / "metrics.jsonl")) for workdir in (killed, undisturbed)]
   assert rows[0] == rows[1]
 
 
@@ -251,7 +251,7 @@ def test_a_run_goes_on_with_fewer_devices_and_then_fewer(tmp_path):
   for steps, count, devices, mesh in ((2, 2, 4, {"mesh.fsdp": 4}), (4, 1, 4, {"mesh.tensor": 2}), (6, 1, 1, {})):
     with train(tmp_path, count, devices, **{**mesh, "steps": steps}) as processes:
       assert processes.finish()[0] == [0] * count
-  assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4, 5, 6]
+  assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow

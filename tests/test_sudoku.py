@@ -251,7 +251,3 @@ def test_embedded_model_fits_the_recipe(recipe):
 
 def test_recipe_runs(recipe, tmp_path):
   recipes.check_runs(recipe, tmp_path)
-
-
-def test_pretraining_writes_a_model_that_loads(tmp_path):
-  recipes.check_pretraining("sudoku", tmp_path)

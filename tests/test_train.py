@@ -19,7 +19,7 @@ import pytest
 
 import gdsd_jax
 from gdsd_jax.runs.config_dict import base_config, run_config
-from gdsd_jax.runs.metrics import read_metrics
+from gdsd_jax.runs.files import read_rows
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
 from gdsd_jax.training.loop import train, TrainingError
 
@@ -69,7 +69,7 @@ def straight(tmp_path_factory):
 
 def test_run_writes_what_it_promises(straight):
   workdir, output = straight
-  rows = read_metrics(workdir / "metrics.jsonl")
+  rows = read_rows(workdir / "metrics.jsonl")
   assert [row["step"] for row in rows] == list(range(31))
   promised = {
     "reward", "reward/correctness", "reward/format", "reward_std", "groups_without_spread", "loss", "kl", "log_ratio",
@@ -93,14 +93,14 @@ def test_killed_run_resumes_bit_for_bit(straight, tmp_path, kill_after):
     env={**os.environ, "JAX_PLATFORMS": "cpu"},
   )
   metrics = tmp_path / "metrics.jsonl"
-  while process.poll() is None and (not metrics.is_file() or len(read_metrics(metrics)) <= kill_after):
+  while process.poll() is None and (not metrics.is_file() or len(read_rows(metrics)) <= kill_after):
     time.sleep(0.005)
   process.send_signal(signal.SIGKILL)
   assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
   result = launch(tmp_path)
   assert result.returncode == 0, result.stderr
   assert "RESUMING" in result.stdout
-  expected, actual = (without_times(read_metrics(path / "metrics.jsonl")) for path in (undisturbed, tmp_path))
+  expected, actual = (without_times(read_rows(path / "metrics.jsonl")) for path in (undisturbed, tmp_path))
   assert actual == expected
   leaves, expected_leaves = (jax.tree.leaves(saved_state(path, 30)) for path in (tmp_path, undisturbed))
   assert len(leaves) == len(expected_leaves) > 10
@@ -127,7 +127,7 @@ def test_contradicting_config_is_refused_with_the_fields_that_differ(straight):
 
 def test_latest_checkpoints_and_the_best_are_kept(straight):
   workdir, _ = straight
-  rows = read_metrics(workdir / "metrics.jsonl")
+  rows = read_rows(workdir / "metrics.jsonl")
   best = max((row for row in rows[1:] if "eval/reward" in row), key=lambda row: (row["eval/reward"], row["step"]))
   kept = {int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()}
   assert kept == {25, 30, best["step"]}
@@ -188,7 +188,7 @@ def test_nan_weights_give_up_after_the_set_number_of_steps(tmp_path):
   config = small_config(**{"model.path": str(tmp_path / "model"), "max_skipped_steps": 3, "group_size": 8})
   with pytest.raises(TrainingError, match="giving up at step 3"):
     train(config, tmp_path / "run")
-  rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+  rows = read_rows(tmp_path / "run" / "metrics.jsonl")
   assert [row["skipped"] for row in rows[1:]] == [1] * (len(rows) - 1) != []
 
 
@@ -215,7 +215,7 @@ def test_reward_that_raises_skips_the_step_and_is_counted(tmp_path, monkeypatch,
   # 16 calls of the evaluation, then 16 a step: one call of the second step fails.
   failing_reward(monkeypatch, lambda call: call == 16 + 16 + 5)
   train(small_config(steps=3, group_size=8), tmp_path)
-  rows = read_metrics(tmp_path / "metrics.jsonl")
+  rows = read_rows(tmp_path / "metrics.jsonl")
   assert [row["skipped"] for row in rows[1:]] == [0, 1, 0]
   assert "no such luck" in screen.text
 
@@ -223,7 +223,7 @@ def test_reward_that_raises_skips_the_step_and_is_counted(tmp_path, monkeypatch,
 def test_evaluation_whose_reward_raises_is_left_out(tmp_path, monkeypatch, screen):
   failing_reward(monkeypatch, lambda call: call == 3)
   train(small_config(steps=1, group_size=8), tmp_path)
-  rows = read_metrics(tmp_path / "metrics.jsonl")
+  rows = read_rows(tmp_path / "metrics.jsonl")
   assert "eval/accuracy" not in rows[0] and "eval/accuracy" in rows[1]
   assert "evaluation after step 0 left out" in screen.text
 

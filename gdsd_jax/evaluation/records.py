@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 import statistics
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from gdsd_jax.parallel.processes import is_first_process, share_work
 from gdsd_jax.runs.config_dict import flatten
-from gdsd_jax.runs.files import write_whole
+from gdsd_jax.runs.files import JsonLines, write_whole
 
 _FIELDS = ("length", "index", "prompt", "completion", "tokens", "rewards", "accuracy")
 _CONFIDENCE = 0.95
@@ -37,10 +36,11 @@ class Records:
     except OSError as error:
       raise OSError(f"--out: cannot make {self.out}: {error}") from error
     self._settle(settings)
-    whole = self._read()
-    if self.path.is_file():
-      os.truncate(self.path, whole)  # a killed evaluation may leave half a line
-    return list(self.rows.values())
+    try:
+      self._file = JsonLines(self.path, parse=_completion)
+    except ValueError as error:
+      raise ValueError(f"--out: {error}") from None
+    return self._file.rows
 
   def _settle(self, settings: dict) -> None:
     file = self.out / "settings.json"
@@ -60,29 +60,11 @@ class Records:
       shown = "; ".join(f"{name}: {saved.get(name)!r} → {now.get(name)!r}" for name in different)
       raise ValueError(f"--out: {self.out} holds an evaluation with other settings ({shown}); choose another --out")
 
-  def _read(self) -> int:
-    """Reads the rows; returns the bytes of whole lines."""
-    whole = 0
-    if self.path.is_file():
-      for number, line in enumerate(self.path.read_bytes().splitlines(keepends=True), start=1):
-        if not line.endswith(b"\n"):
-          break
-        try:
-          row = json.loads(line)
-          self.rows[row["length"], row["index"]] = {name: row[name] for name in _FIELDS}
-        except (ValueError, KeyError, TypeError) as error:
-          raise ValueError(f"--out: {self.path}, line {number}: no completion: {error!r}") from None
-        whole += len(line)
-    return whole
-
   def append(self, rows: list[dict]) -> None:
     """Adds records; returns once they are on the disk. Raises OSError when they cannot be."""
     try:
       if is_first_process():
-        with self.path.open("a") as file:
-          file.write("".join(json.dumps(row) + "\n" for row in rows))
-          file.flush()
-          os.fsync(file.fileno())
+        self._file.append(rows)
     except OSError as error:
       raise OSError(f"--out: cannot write {self.path} (is the disk full?): {error}") from error
     self.rows |= {(row["length"], row["index"]): row for row in rows}
@@ -99,6 +81,15 @@ class Records:
     if is_first_process():
       write_whole(file, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _completion(line: bytes) -> dict:
+  """The record of a line. Raises ValueError if it is none."""
+  try:
+    row = json.loads(line)
+    return {name: row[name] for name in _FIELDS}
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"no completion: {error!r}") from None
 
 
 def summarize(rows: dict[tuple[int, int], dict], settings: dict) -> dict:

@@ -1,6 +1,7 @@
 """Checkpoints by Orbax: asynchronous, the latest few and the best, complete enough to resume bit for bit."""
 
 from collections.abc import Callable
+import contextlib
 import json
 import logging
 from typing import Any
@@ -16,8 +17,7 @@ from gdsd_jax.runs.state import TrainState
 
 _log = logging.getLogger(__name__)
 
-
-# Of errors that say nothing of the checkpoint: memory, permissions and the store's own state.
+# Signs of errors that say nothing about the checkpoint: memory, permissions and the store's own state.
 _PASSING = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "UNAUTHENTICATED", "DEADLINE_EXCEEDED")
 
 
@@ -53,24 +53,22 @@ class Checkpoints:
     Args:
       state: what the next iteration starts from.
       run: JSON values that belong to it (config, data position).
-      reward: of the greedy evaluation at this step, which the best checkpoint is chosen by; None if there was none.
+      reward: the evaluation's reward at this step, by which the best checkpoint is chosen; None if there was none.
     """
     self.check()
-    try:
+    with self._telling_failures():
       self._manager.save(
         int(state.step),
         args=ocp.args.Composite(state=ocp.args.StandardSave(_storable(state)), run=ocp.args.JsonSave(run)),
         metrics=None if reward is None else {"reward": reward},
       )
-    except Exception as error:  # Orbax and TensorStore raise many kinds
-      raise self._failed(error) from error
 
   def restore(self, state: TrainState, check: Callable[[dict[str, Any]], None]):
     """The newest checkpoint that can be read. Newer ones that cannot are put aside, as damaged-STEP, and told of.
 
     Args:
-      state: of what the checkpoint is to be laid out as; its values do not matter, but for what never changes.
-      check: of a checkpoint's JSON values; raises ValueError when they are not this run's.
+      state: how the checkpoint is to be laid out; its values do not matter, but for what never changes.
+      check: is called with a checkpoint's JSON values; raises ValueError when they are not this run's.
 
     Returns:
       (state, run), or None when there is no checkpoint.
@@ -135,24 +133,24 @@ class Checkpoints:
 
   def check(self) -> None:
     """Raises CheckpointError if a save in the background has failed."""
-    try:
+    with self._telling_failures():
       self._manager.check_for_errors()
-    except Exception as error:  # as above
-      raise self._failed(error) from error
 
   def close(self) -> None:
     """Waits until everything is written."""
-    try:
+    with self._telling_failures():
       self._manager.wait_until_finished()
       self._manager.close()
-    except Exception as error:  # as above
-      raise self._failed(error) from error
 
-  def _failed(self, error: Exception) -> CheckpointError:
-    return CheckpointError(
-      f"checkpoints: cannot save to {self.directory} (is the disk full?): {_cause(error)};"
-      " earlier checkpoints are whole, and the same command resumes from them"
-    )
+  @contextlib.contextmanager
+  def _telling_failures(self):
+    try:
+      yield
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+      raise CheckpointError(
+        f"checkpoints: cannot save to {self.directory} (is the disk full?): {_cause(error)};"
+        " earlier checkpoints are whole, and the same command resumes from them"
+      ) from error
 
 
 def _storable(state: TrainState) -> TrainState:

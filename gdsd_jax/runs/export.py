@@ -1,9 +1,12 @@
 """From a run's checkpoint to files that other programs load: Hugging Face weights, or a PEFT adapter."""
 
+from collections.abc import Mapping
 import logging
 import os
 from pathlib import Path
 import shutil
+
+from etils import epath
 
 from gdsd_jax.huggingface.adapters import save_adapter
 from gdsd_jax.huggingface.weights import resolve_path, save_pretrained
@@ -51,6 +54,11 @@ def check_out(out: Path, workdir: Path, model: ModelConfig) -> None:
   taken[resolve_path(model.path)] = "the model that the run started from"
   if model.lora_path:
     taken[Path(model.lora_path)] = "the adapter that the run started from"
+  check_folder(out, taken)
+
+
+def check_folder(out: Path, taken: Mapping[epath.Path, str]) -> None:
+  """Raises ValueError or OSError unless `out` can be written and is none of the folders in `taken`, told by name."""
   for folder, what in taken.items():
     if not is_remote(folder) and folder.resolve() == out.resolve():
       raise ValueError(f"--out: {out} is {what}; choose another folder")

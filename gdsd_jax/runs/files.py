@@ -1,8 +1,11 @@
 """Files of a run that a kill at any instant leaves whole, in a local folder or on gs:// (etils.epath)."""
 
+from collections.abc import Callable
 import importlib.util
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
@@ -23,7 +26,7 @@ def check_workdir(path: epath.PathLike) -> None:
 
 
 def local_folder(flag: str, value: str) -> Path:
-  """The value of a flag as a local path. Raises ValueError for an object store's, of which it would make a folder."""
+  """The value of a flag as a local path. Raises ValueError for an object store's path, which is no folder here."""
   if "://" in value:
     raise ValueError(f"{flag}: {value} must be a local folder")
   return Path(value)
@@ -49,25 +52,56 @@ def write_whole(path: epath.PathLike, content: str | bytes) -> None:
   os.replace(replacement, path)
 
 
-class LineFile:
-  """A text file that grows by whole lines. What it is opened with replaces what was there."""
+def _parse(line: bytes) -> Any:
+  try:
+    return json.loads(line)
+  except ValueError as error:
+    raise ValueError(f"not JSON: {error}") from None
 
-  def __init__(self, path: epath.PathLike, text: str = ""):
-    self._path, self._text, self._file = epath.Path(path), text, None
-    write_whole(path, text)
-    if not is_remote(path):
-      self._file = open(path, "a")
 
-  def append(self, text: str) -> None:
-    """Returns once it is on the disk, or in the object store (where the whole is written again)."""
-    if self._file is None:
-      self._text += text
-      self._path.write_text(self._text)
-      return
-    self._file.write(text)
-    self._file.flush()
-    os.fsync(self._file.fileno())
+def read_rows(path: epath.PathLike, parse: Callable[[bytes], Any] = _parse) -> list:
+  """The rows of a file of JSON lines, none if it is missing; a last line without its end, left by a kill, is dropped.
 
-  def close(self) -> None:
-    if self._file is not None:
-      self._file.close()
+  Args:
+    path: the file.
+    parse: from a line to its row; raises ValueError with what is wrong with it.
+
+  Raises:
+    ValueError: a line is damaged; the message names file and line.
+  """
+  path, rows = epath.Path(path), []
+  lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+  for number, line in enumerate(lines, start=1):
+    try:
+      rows.append(parse(line))
+    except ValueError as error:
+      raise ValueError(f"{path}, line {number}: {error}") from None
+  return rows
+
+
+class JsonLines:
+  """A file of JSON values, one a line, that grows by whole lines.
+
+  Attributes:
+    rows: the values that the file holds, in order.
+  """
+
+  def __init__(self, path: epath.PathLike, keep: Callable[[Any], bool] = lambda row: True, parse=_parse):
+    """Opens the file, made if it is missing, and drops the rows that are not to be kept. `parse` as in `read_rows`."""
+    self._path, self.rows = epath.Path(path), [row for row in read_rows(path, parse) if keep(row)]
+    write_whole(self._path, _lines(self.rows))
+
+  def append(self, rows: list) -> None:
+    """Adds rows; returns once they are on the disk, or in the object store (where the whole is written again)."""
+    if is_remote(self._path):
+      write_whole(self._path, _lines([*self.rows, *rows]))
+    else:
+      with self._path.open("a") as file:
+        file.write(_lines(rows))
+        file.flush()
+        os.fsync(file.fileno())
+    self.rows += rows
+
+
+def _lines(rows: list) -> str:
+  return "".join(json.dumps(row) + "\n" for row in rows)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import contextlib
 import io
-import json
 import logging
 import math
 import sys
@@ -13,7 +12,7 @@ from absl import logging as absl_logging
 from etils import epath
 
 from gdsd_jax.parallel.processes import is_first_process
-from gdsd_jax.runs.files import LineFile, write_whole
+from gdsd_jax.runs.files import JsonLines, write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -35,15 +34,16 @@ def log_to_stdout() -> None:
 class MetricsWriter:
   """Appends one row a step to metrics.jsonl, and the same numbers to TensorBoard and W&B; redraws reward.png.
 
-  Opening it drops the rows after `last_step`: a resumed run writes them again.
+  Opening it drops the rows after `last_step`: a resumed run writes them again. Of several processes only the first
+  writes anything.
   """
 
   def __init__(self, workdir: epath.Path, last_step: int, config):
-    self.path, self.plot_path = workdir / "metrics.jsonl", workdir / "reward.png"
-    self.rows = [row for row in read_metrics(self.path) if row["step"] <= last_step]
-    self._file = LineFile(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
-    self._plot_seconds, self._plotted = config.log.plot_seconds, -math.inf
-    self._tensorboard = self._wandb = None
+    self._file = self._tensorboard = self._wandb = None
+    if not is_first_process():
+      return
+    self._file = JsonLines(workdir / "metrics.jsonl", keep=lambda row: row["step"] <= last_step)
+    self._plot_path, self._plot_seconds, self._plotted = workdir / "reward.png", config.log.plot_seconds, -math.inf
     if config.log.tensorboard:
       from tensorboardX import SummaryWriter  # slow to import, and optional
 
@@ -59,11 +59,12 @@ class MetricsWriter:
       )
 
   def write(self, row: Mapping[str, float | int | str]) -> None:
-    """Writes one row; it must have "step"."""
+    """Writes one row; it must have "step". Returns once it is on the disk."""
+    if self._file is None:
+      return
     # Not-a-number is no JSON.
     row = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
-    self.rows.append(row)
-    self._file.append(json.dumps(row) + "\n")  # a checkpoint of this step must never be on disk before its row
+    self._file.append([row])
     numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
     if self._tensorboard:
       for name, value in numbers.items():
@@ -74,48 +75,21 @@ class MetricsWriter:
       self.plot()
 
   def plot(self) -> None:
-    """Draws reward.png from all rows so far."""
-    plot_reward(self.rows, self.plot_path)
+    """Draws reward.png from all rows so far, if they tell a reward: supervised training has none."""
     self._plotted = time.monotonic()
+    if self._file is not None and any("reward" in row for row in self._file.rows):
+      plot_reward(self._file.rows, self._plot_path)
 
   def close(self) -> None:
-    self._file.close()
+    """Ends what is written to TensorBoard and W&B."""
     if self._tensorboard:
       self._tensorboard.close()
     if self._wandb:
       self._wandb.finish()
 
 
-class SilentWriter:
-  """In place of a `MetricsWriter` on every process but the first."""
-
-  def write(self, row: Mapping[str, float | int | str]) -> None:
-    pass
-
-  def plot(self) -> None:
-    pass
-
-  def close(self) -> None:
-    pass
-
-
-def read_metrics(path: epath.Path) -> list[dict]:
-  """Rows of a metrics.jsonl, none if it is missing; a last line that a killed run left half-written is dropped."""
-  if not path.is_file():
-    return []
-  rows = []
-  for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
-    if not line.endswith("\n"):
-      continue
-    try:
-      rows.append(json.loads(line))
-    except ValueError as error:
-      raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
-  return rows
-
-
 def plot_reward(rows, path: epath.Path, window: int = 10) -> None:
-  """Sampled reward of each step, its running mean, and the accuracy of the evaluations."""
+  """Draws the sampled reward of each step, its running mean, and the accuracy of the evaluations."""
   import matplotlib
 
   matplotlib.use("Agg")
@@ -142,25 +116,23 @@ def plot_reward(rows, path: epath.Path, window: int = 10) -> None:
 
 
 class Progress:
-  """A line now and then: reward, speed and time left."""
+  """A line now and then: the numbers of a step, speed and time left."""
 
   def __init__(self, steps: int, every: int):
     self.steps, self.every = steps, every
     self._started, self._first = time.monotonic(), None
 
-  def show(self, row: Mapping[str, float]) -> None:
-    """Prints a line for the row of a step, if one is due. The first step, which compiles, does not count for speed."""
-    step = row["step"]
+  def show(self, step: int, numbers: str) -> None:
+    """Prints a line for a step, if one is due. The first step, which compiles, counts for no speed but its own."""
+    now = time.monotonic()
     if self._first is None:
-      self._first, self._started = step, time.monotonic()
-    if step % self.every and step not in (self._first, self.steps):
+      self._first, speed, self._started = step, now - self._started, now
+    elif step % self.every and step != self.steps:
       return
-    done = step - self._first
-    speed = (time.monotonic() - self._started) / done if done else row["seconds/step"]
-    named = ", ".join(f"{name.removeprefix('reward/')} {row[name]:.2f}" for name in row if name.startswith("reward/"))
+    else:
+      speed = (now - self._started) / (step - self._first)
     _log.info(
-      "step %*d/%d  reward %.3f (%s)  loss %.5f  kl %.4f  %.2f s/step  %s left",
-      len(str(self.steps)), step, self.steps, row["reward"], named, row["loss"], row.get("kl", 0.0), speed,
+      "step %*d/%d  %s  %.2f s/step  %s left", len(str(self.steps)), step, self.steps, numbers, speed,
       format_seconds(speed * (self.steps - step)),
     )
 
@@ -180,10 +152,14 @@ class Stopwatch:
 
   @contextlib.contextmanager
   def phase(self, name: str):
+    """Times what is done within `with`, and adds it to the phase."""
     started = time.monotonic()
     yield
     self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
   def metrics(self) -> dict[str, float]:
+    """seconds/PHASE of each phase and seconds/step of all since the start; empty where no phase was timed."""
+    if not self.seconds:
+      return {}
     phases = {f"seconds/{name}": seconds for name, seconds in self.seconds.items()}
     return {**phases, "seconds/step": time.monotonic() - self._started}

@@ -62,7 +62,7 @@ class FinetuningConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingConfig:
-  """How a small model is made from nothing."""
+  """How a small model is made from nothing; `as_given` is the recipe's fields as a nested dict, as in config.json."""
 
   seed: int
   task: TaskConfig
@@ -76,6 +76,9 @@ class PretrainingConfig:
   optimizer: OptimizerConfig
   eval_every: int  # steps
   eval_examples: int
+  checkpoint: CheckpointConfig
+  log: LogConfig
+  as_given: Mapping[str, Any]
 
   def __post_init__(self):
     require_at_least(self, "", seed=0, steps=1, batch_size=1, eval_every=1, eval_examples=1)
@@ -92,4 +95,4 @@ def pretraining_config(config: ConfigDict) -> PretrainingConfig:
   shape, optimizer = fields["model"], {"clip": 1.0, **fields["optimizer"]}
   special = dict.fromkeys(("mask_token_id", "eos_token_id", "pad_token_id"), 0)
   fields["model"] = {**shape, **special, "head_dim": shape["hidden_size"] // shape["num_heads"]}
-  return made(PretrainingConfig, {**fields, "optimizer": optimizer})
+  return made(PretrainingConfig, {**fields, "optimizer": optimizer, "as_given": config.to_dict()})

@@ -1,12 +1,11 @@
 """Supervised fine-tuning of a loaded model by masked diffusion, on the assistant's turns of chats."""
 
-import contextlib
+from collections.abc import Mapping
 import functools
-import json
 import logging
 import math
 from pathlib import Path
-import time
+from typing import Any
 
 from etils import epath
 import jax
@@ -18,13 +17,11 @@ from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.parallel.processes import gather_json, is_first_process
 from gdsd_jax.parallel.rows import fetch_whole, local_rows, spread
-from gdsd_jax.runs.checkpoints import Checkpoints
-from gdsd_jax.runs.config_dict import config_json, refuse_contradictions
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.export import check_out, write_model
-from gdsd_jax.runs.files import check_workdir, LineFile, write_whole
-from gdsd_jax.runs.interruption import Interrupted, Interruption
-from gdsd_jax.runs.metrics import format_seconds, read_metrics
+from gdsd_jax.runs.interruption import Interruption
+from gdsd_jax.runs.loop import open_workdir, run_training, Training
+from gdsd_jax.runs.metrics import Progress, Stopwatch
 from gdsd_jax.runs.state import init_state, make_optimizer, TrainState
 from gdsd_jax.runs.weights import load_model
 from gdsd_jax.supervised.chats import batch_of, read_chats
@@ -43,7 +40,7 @@ def finetuning_step(state: TrainState, batch, *, denoiser, optimizer, prompt_len
     state: donated.
     batch: (tokens int[B, T], maskable bool[B, T], attention_mask bool[B, T]), B divisible by `accumulation`.
     denoiser, optimizer: what is trained, and how.
-    prompt_length: P, tokens of the prompts.
+    prompt_length: P, the number of tokens of the padded prompts.
     accumulation: microbatches whose gradients are averaged.
 
   Returns:
@@ -82,91 +79,69 @@ def finetune(config: FinetuningConfig, workdir: epath.Path, out: Path) -> None:
     Interrupted: SIGTERM came, and the step that was under way is saved.
   """
   with Interruption() as interruption:
-    _finetune(config, workdir, out, interruption)
-
-
-def _finetune(config, workdir: epath.Path, out: Path, interruption: Interruption) -> None:
-  check_workdir(workdir)
-  mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
-  microbatch = config.batch_size // config.optimizer.accumulation
-  if microbatch % shards:
-    raise ValueError(f"batch_size: {microbatch} chats of a microbatch cannot be split over {shards} devices")
-  refuse_contradictions(workdir, config)
-  check_out(out, workdir, config.model)
-  denoiser, params = load_model(config.model, config.seed, mesh)
-  tokenizer = load_tokenizer(config.model.path, denoiser.config)
-  longest = config.data.prompt_buckets[-1] + config.data.completion_buckets[-1]
-  if longest > denoiser.config.max_positions:
-    raise ValueError(
-      f"data.prompt_buckets, data.completion_buckets: {longest} tokens exceed the {denoiser.config.max_positions}"
-      f" positions of {config.model.path}"
-    )
-  chats, left_out = read_chats(config.data, tokenizer)
-  _log.info("fine-tuning %s on %d chats (%d are too long and left out)", config.model.path, len(chats), left_out)
-  optimizer = make_optimizer(config.optimizer)
-  state = init_state(denoiser, params, optimizer, config.seed, with_reference=False, mesh=mesh)
-  del params  # the state has its own copy, and this one would stay until the end
-  stream = ExampleStream(chats, config.seed)
-
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise OSError(f"--workdir: cannot make {workdir}: {error}") from error
-  checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
-  restored = checkpoints.restore(state, check=lambda run: None)  # config.json was compared above
-  if restored is not None:
-    state, run = restored
-    stream.position = run["data_position"]
-    _log.info("RESUMING the run in %s from step %d of %d", workdir, int(state.step), config.steps)
-  if is_first_process():
-    write_whole(workdir / "config.json", config_json(config) + "\n")
-  state = _run_steps(config, workdir, state, stream, checkpoints, denoiser, optimizer, mesh, interruption)
-  checkpoints.close()
-  # Of a LoRA run the adapter alone is written.
-  params = fetch_whole(state.params) if jax.process_count() > 1 else state.params
-  if is_first_process():
-    write_model(out, denoiser, params, config.model.path)
-  gather_json(None)  # nobody leaves before the model is written
-
-
-def _run_steps(
-  config, workdir: epath.Path, state, stream, checkpoints, denoiser, optimizer, mesh, interruption: Interruption,
-) -> TrainState:
-  first = int(state.step)
-  rows = [row for row in read_metrics(workdir / "metrics.jsonl") if row["step"] <= first]
-  special = denoiser.config.pad_token_id, denoiser.config.eos_token_id
-  started, compiled = time.monotonic(), set()
-  with contextlib.ExitStack() as stack:
+    training = _Finetuning(config, workdir, out)
+    run_training(training, interruption)
+    params = training.state.params  # the adapter alone, if there is one
+    if jax.process_count() > 1:
+      params = fetch_whole(params)
     if is_first_process():
-      file = LineFile(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-      stack.callback(file.close)
-    for step in range(first + 1, config.steps + 1):
-      chats = stream.take(config.batch_size)
-      *arrays, width = batch_of(chats, config.data.prompt_buckets, config.data.completion_buckets, *special)
-      if arrays[0].shape not in compiled:
-        compiled.add(arrays[0].shape)
-        _log.info("compiling the step for %d chats of up to %d tokens", *arrays[0].shape)
-      held = local_rows(mesh, config.batch_size)
-      batch = tuple(spread(mesh, config.batch_size, array[held]) for array in arrays)
-      state, metrics = finetuning_step(
-        state, batch, denoiser=denoiser, optimizer=optimizer, prompt_length=width,
-        accumulation=config.optimizer.accumulation,
+      write_model(out, training.denoiser, params, config.model.path)
+    gather_json(None)  # nobody leaves before the model is written
+
+
+class _Finetuning(Training):
+  """A fine-tuning run: everything that its steps need, built and checked once."""
+
+  def __init__(self, config: FinetuningConfig, workdir: epath.Path, out: Path):
+    self.config, self.workdir = config, workdir
+    self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    microbatch = config.batch_size // config.optimizer.accumulation
+    if microbatch % shards:
+      raise ValueError(f"batch_size: {microbatch} chats of a microbatch cannot be split over {shards} devices")
+    check_out(out, workdir, config.model)
+    open_workdir(workdir, config)
+    self.denoiser, params = load_model(config.model, config.seed, self.mesh)
+    tokenizer = load_tokenizer(config.model.path, self.denoiser.config)
+    longest = config.data.prompt_buckets[-1] + config.data.completion_buckets[-1]
+    if longest > self.denoiser.config.max_positions:
+      raise ValueError(
+        f"data.prompt_buckets, data.completion_buckets: {longest} tokens exceed the"
+        f" {self.denoiser.config.max_positions} positions of {config.model.path}"
       )
-      row = {"step": step, **{name: float(value) for name, value in jax.device_get(metrics).items()}}
-      for name in ("loss", "grad_norm"):
-        if not math.isfinite(row[name]):
-          raise ValueError(f"step {step}: {name} is {row[name]}; lower optimizer.learning_rate")
-      if is_first_process():
-        file.append(json.dumps(row) + "\n")  # a checkpoint of this step must never be on disk before its row
-      interrupted = step < config.steps and interruption.asked()
-      if step % config.checkpoint.every == 0 or step == config.steps or interrupted:
-        checkpoints.save(state, {"config": json.loads(config_json(config)), "data_position": stream.position}, None)
-      if interrupted:
-        checkpoints.close()
-        raise Interrupted(step, config.steps)
-      if step % config.log.every == 0 or step in (first + 1, config.steps):
-        speed = (time.monotonic() - started) / (step - first)
-        _log.info("step %d/%d  loss %.4f  masked accuracy %.3f  %s left", step, config.steps, row["loss"],
-                  row["masked_accuracy"], format_seconds(speed * (config.steps - step)))
-  return state
+    chats, left_out = read_chats(config.data, tokenizer)
+    _log.info("fine-tuning %s on %d chats (%d are too long and left out)", config.model.path, len(chats), left_out)
+    self.stream = ExampleStream(chats, config.seed)
+    self.optimizer = make_optimizer(config.optimizer)
+    self.state = init_state(
+      self.denoiser, params, self.optimizer, config.seed, with_reference=False, mesh=self.mesh
+    )
+    self._compiled = set()
+
+  def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
+    config, special = self.config, (self.denoiser.config.pad_token_id, self.denoiser.config.eos_token_id)
+    chats = self.stream.take(config.batch_size)
+    *arrays, width = batch_of(chats, config.data.prompt_buckets, config.data.completion_buckets, *special)
+    if arrays[0].shape not in self._compiled:
+      self._compiled.add(arrays[0].shape)
+      _log.info("compiling the step for %d chats of up to %d tokens", *arrays[0].shape)
+    held = local_rows(self.mesh, config.batch_size)
+    batch = tuple(spread(self.mesh, config.batch_size, array[held]) for array in arrays)
+    self.state, metrics = finetuning_step(
+      self.state, batch, denoiser=self.denoiser, optimizer=self.optimizer, prompt_length=width,
+      accumulation=config.optimizer.accumulation,
+    )
+    row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    for name in ("loss", "grad_norm"):
+      if not math.isfinite(row[name]):
+        raise ValueError(f"step {number}: {name} is {row[name]}; lower optimizer.learning_rate")
+    return row
+
+  def show(self, row: Mapping[str, Any], progress: Progress) -> None:
+    progress.show(row["step"], f"loss {row['loss']:.4f}  masked accuracy {row['masked_accuracy']:.3f}")
+
+  def saved(self) -> tuple[TrainState, dict[str, Any]]:
+    return self.state, {"data_position": self.stream.position}
+
+  def restore(self, state: TrainState, values: Mapping[str, Any]) -> None:
+    self.state, self.stream.position = state, values["data_position"]

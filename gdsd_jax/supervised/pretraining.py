@@ -1,6 +1,6 @@
 """Makes a small denoiser from nothing: its tokenizer, its data, and masked-diffusion training (the embedded model)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
 import json
@@ -8,7 +8,9 @@ import logging
 from pathlib import Path
 import tempfile
 import time
+from typing import Any
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +21,15 @@ from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.chat_format import PRESETS
 from gdsd_jax.huggingface.tokenizer import encode_prompts, load_tokenizer
 from gdsd_jax.huggingface.weights import save_pretrained
+from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
-from gdsd_jax.runs.state import make_optimizer
+from gdsd_jax.runs.export import check_folder
+from gdsd_jax.runs.files import read_rows
+from gdsd_jax.runs.interruption import Interruption
+from gdsd_jax.runs.loop import open_workdir, run_training, Training
+from gdsd_jax.runs.metrics import Progress, Stopwatch
+from gdsd_jax.runs.state import make_optimizer, TrainState
 from gdsd_jax.supervised.config import PretrainingConfig
 from gdsd_jax.tasks import get_task
 
@@ -58,81 +66,130 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...]
   tokenizer.save_pretrained(path)
 
 
-@functools.partial(jax.jit, static_argnames=("denoiser", "optimizer"), donate_argnames=("params", "opt_state"))
-def _train_step(denoiser, optimizer, params, opt_state, key, tokens, maskable, attention_mask):
+@functools.partial(jax.jit, static_argnames=("denoiser", "optimizer"), donate_argnames=("state",))
+def _train_step(denoiser, optimizer, state: TrainState, tokens, maskable, attention_mask):
+  key = jax.random.fold_in(state.key, state.step)
   loss_fn = functools.partial(masked_cross_entropy, denoiser)
-  (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, key, tokens, maskable, attention_mask)
-  updates, opt_state = optimizer.update(gradient, opt_state, params)
-  return optax.apply_updates(params, updates), opt_state, {"loss": loss, **metrics}
+  (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
+    state.params, key, tokens, maskable, attention_mask
+  )
+  updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  return state.replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss, **metrics}
 
 
 def _encode_completions(tokenizer, texts, length: int) -> np.ndarray:
   """Texts as int32[N, length], each closed by the end of its turn and filled up with EOS."""
   completions = np.full((len(texts), length), tokenizer.eos_token_id, np.int32)
-  for row, text in enumerate(texts):
-    encoded = tokenizer.encode(text + END_OF_TURN, add_special_tokens=False)
-    completions[row, :len(encoded)] = encoded
+  encoded = tokenizer([text + END_OF_TURN for text in texts], add_special_tokens=False)["input_ids"]
+  for row, ids in zip(completions, encoded):
+    row[:len(ids)] = ids
   return completions
 
 
-def pretrain(config: PretrainingConfig, out: Path) -> dict[str, float]:
-  """Pretrains the model that `config` describes (configs/pretrain_tiny.py) and writes its Hugging Face folder to `out`.
+def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path) -> dict[str, float]:
+  """Runs or resumes the pretraining of a model in `workdir` and writes its Hugging Face folder to `out`.
 
-  Besides what every task has, config.task must offer `tags` (texts that become single tokens), `solution(example)` and
-  `careless_solution(example, slips, rng)`.
+  Args:
+    config: what to train, see configs/pretrain_tiny.py. Besides what every task has, config.task must offer `tags`
+      (texts that become single tokens), `solution(example)` and `careless_solution(example, slips, rng)`.
+    workdir: folder of the run.
+    out: folder of the model; it keeps what it holds until there is something better.
 
   Returns:
     The last evaluation on held-out problems.
+
+  Raises:
+    ValueError, OSError, CheckpointError: one line with the cause.
+    Interrupted: SIGTERM came, and the step that was under way is saved.
   """
-  rng = np.random.default_rng(config.seed)
-  task = get_task(config.task.name, **config.task.options)
-  train = task.examples("train")
-  texts = [f"{message['role']}\n\n{message['content']}" for example in train for message in task.messages(example)]
-  texts += ["assistant\n\n"] * len(texts)
-  with tempfile.TemporaryDirectory() as scratch:  # `out` keeps what it holds until there is something better
-    train_tokenizer(iter(texts), config.model.vocab_size, task.tags, Path(scratch))
-    special = json.loads((Path(scratch) / "tokenizer.json").read_text())["added_tokens"]
-    token_ids = {token["content"]: token["id"] for token in special}
-    model_config = dataclasses.replace(
-      config.model, mask_token_id=token_ids[MASK], eos_token_id=token_ids[END], pad_token_id=token_ids[END]
-    )
-    tokenizer = load_tokenizer(scratch, model_config)
-  denoiser = Denoiser(model_config, remat="full")  # also faster here: on a CPU, stacking residuals costs more
-  params = denoiser.init(jax.random.key(config.seed))
+  with Interruption() as interruption:
+    check_folder(out, {workdir: "the run's own folder (--workdir)"})
+    training = _Pretraining(config, workdir)
+    run_training(training, interruption)
+    save_pretrained(out, training.denoiser, training.state.params)
+    training.tokenizer.save_pretrained(out)
+  last = read_rows(workdir / "metrics.jsonl")[-1]
+  return {name.removeprefix("eval/"): value for name, value in last.items() if name.startswith("eval/")}
 
-  sampler = RolloutSampler(denoiser, tokenizer, task, config.sampler, (config.max_prompt_length,))
-  prompts, prompt_mask = encode_prompts(
-    tokenizer, sampler.prompts(train), sampler.prompt_buckets, model_config.pad_token_id
-  )
-  right = [task.solution(example) for example in train]
-  careless = [task.careless_solution(example, config.slips, rng) for example in train]
-  tokens = [
-    np.concatenate([prompts, _encode_completions(tokenizer, texts, config.sampler.completion_length)], axis=1)
-    for texts in (right, careless)
-  ]
-  attention_mask = np.concatenate([prompt_mask, np.ones((len(train), config.sampler.completion_length), bool)], axis=1)
-  maskable = np.zeros(attention_mask.shape, bool)
-  maskable[:, config.max_prompt_length:] = True
 
-  # Constant after warm-up: `steps` then chooses a point of one and the same run.
-  optimizer = make_optimizer(config.optimizer)
-  opt_state = optimizer.init(params)
-  test = task.examples("test")
-  held_out = [test[i] for i in range(config.eval_examples)]
-  start, result = time.monotonic(), {}
-  for step in range(config.steps):
-    rows = rng.integers(0, len(train), config.batch_size)
-    key = jax.random.fold_in(jax.random.key(config.seed), step)
-    habit = int(step >= config.careless_after)
-    params, opt_state, metrics = _train_step(
-      denoiser, optimizer, params, opt_state, key, jnp.asarray(tokens[habit][rows]), jnp.asarray(maskable[rows]),
-      jnp.asarray(attention_mask[rows]),
+class _Pretraining(Training):
+  """A pretraining run: its tokenizer, model and data, made once, and its step."""
+
+  def __init__(self, config: PretrainingConfig, workdir: epath.Path):
+    open_workdir(workdir, config)
+    self.config, self.workdir = config, workdir
+    self._rng = np.random.default_rng(config.seed)
+    self.task = get_task(config.task.name, **config.task.options)
+    train, test = self.task.examples("train"), self.task.examples("test")
+    self.held_out = [test[i] for i in range(config.eval_examples)]
+    model_config, self.tokenizer = self._make_tokenizer(train)
+    self.denoiser = Denoiser(model_config, remat="full")  # also faster here: on a CPU, stacking residuals costs more
+    self.sampler = RolloutSampler(self.denoiser, self.tokenizer, self.task, config.sampler, (config.max_prompt_length,))
+    self._encode(train)
+    # Constant after warm-up: `steps` then chooses a point of one and the same run.
+    self.optimizer = make_optimizer(config.optimizer)
+    params = self.denoiser.init(jax.random.key(config.seed))
+    self.state = TrainState(
+      step=jnp.zeros((), jnp.int32), params=params, frozen={}, opt_state=self.optimizer.init(params), reference=None,
+      key=jax.random.key(config.seed),
     )
-    if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-      result = evaluate(sampler, params, held_out, jax.random.key(config.seed), config.eval_examples)
-      seconds = time.monotonic() - start
-      shown = "  ".join(f"{name} {float(value):.3f}" for name, value in {**metrics, **result}.items())
-      _log.info("step %d/%d  %.0f s  %s", step + 1, config.steps, seconds, shown)
-  save_pretrained(out, denoiser, params)
-  tokenizer.save_pretrained(out)
-  return result
+    self._started = time.monotonic()
+
+  def _make_tokenizer(self, examples) -> tuple[DenoiserConfig, Any]:
+    """(config of the model, its tokenizer), trained on the texts of the task."""
+    texts = [f"{message['role']}\n\n{message['content']}" for e in examples for message in self.task.messages(e)]
+    texts += ["assistant\n\n"] * len(texts)
+    with tempfile.TemporaryDirectory() as scratch:
+      train_tokenizer(iter(texts), self.config.model.vocab_size, self.task.tags, Path(scratch))
+      special = json.loads((Path(scratch) / "tokenizer.json").read_text())["added_tokens"]
+      token_ids = {token["content"]: token["id"] for token in special}
+      model_config = dataclasses.replace(
+        self.config.model, mask_token_id=token_ids[MASK], eos_token_id=token_ids[END], pad_token_id=token_ids[END]
+      )
+      return model_config, load_tokenizer(scratch, model_config)
+
+  def _encode(self, examples) -> None:
+    """Lays out the training data: `_tokens` with right and with careless solutions, and the masks of both."""
+    prompts, prompt_mask = encode_prompts(
+      self.tokenizer, self.sampler.prompts(examples), self.sampler.prompt_buckets, self.denoiser.config.pad_token_id
+    )
+    right = [self.task.solution(example) for example in examples]
+    careless = [self.task.careless_solution(example, self.config.slips, self._rng) for example in examples]
+    length = self.config.sampler.completion_length
+    self._tokens = [
+      np.concatenate([prompts, _encode_completions(self.tokenizer, texts, length)], axis=1)
+      for texts in (right, careless)
+    ]
+    self._attention_mask = np.concatenate([prompt_mask, np.ones((len(examples), length), bool)], axis=1)
+    self._maskable = np.zeros(self._attention_mask.shape, bool)
+    self._maskable[:, prompts.shape[1]:] = True
+
+  def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
+    tokens = self._tokens[int(number > self.config.careless_after)]
+    rows = self._rng.integers(0, len(tokens), self.config.batch_size)
+    self.state, metrics = _train_step(
+      self.denoiser, self.optimizer, self.state, tokens[rows], self._maskable[rows], self._attention_mask[rows]
+    )
+    return {name: float(value) for name, value in jax.device_get(metrics).items()}
+
+  def evaluate(self, number: int, watch: Stopwatch) -> dict[str, Any]:
+    if number == 0 or (number % self.config.eval_every and number < self.config.steps):
+      return {}
+    key = jax.random.key(self.config.seed)  # the same every time
+    result = evaluate(self.sampler, self.state.params, self.held_out, key, self.config.eval_examples)
+    return {f"eval/{name}": value for name, value in result.items()}
+
+  def show(self, row: Mapping[str, Any], progress: Progress) -> None:
+    if "eval/accuracy" not in row:
+      progress.show(row["step"], f"loss {row['loss']:.4f}  masked accuracy {row['masked_accuracy']:.3f}")
+    else:
+      shown = "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in row.items() if name != "step")
+      seconds = time.monotonic() - self._started
+      _log.info("step %d/%d  %.0f s  %s", row["step"], self.config.steps, seconds, shown)
+
+  def saved(self) -> tuple[TrainState, dict[str, Any]]:
+    return self.state, {"data_generator": self._rng.bit_generator.state}
+
+  def restore(self, state: TrainState, values: Mapping[str, Any]) -> None:
+    self.state, self._rng.bit_generator.state = state, values["data_generator"]

@@ -1,8 +1,6 @@
 """A run's parts, built and checked once, and its iteration: rollouts, rewards, advantages, masks, scores, updates."""
 
-import dataclasses
 import functools
-import json
 import logging
 
 from etils import epath
@@ -10,50 +8,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gdsd_jax.diffusion.config import Rollout
 from gdsd_jax.diffusion.forward import rollout_masks
-from gdsd_jax.generation.held_out import evaluate
-from gdsd_jax.generation.rollout import GradedCompletions, PendingCompletions, RolloutSampler
+from gdsd_jax.generation.rollout import GradedCompletions, RolloutSampler
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.objectives.teacher import leave_one_out_advantages
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.parallel.rows import local_rows, spread
-from gdsd_jax.runs.checkpoints import Checkpoints
 from gdsd_jax.runs.config import RunConfig, validate_mesh
-from gdsd_jax.runs.config_dict import config_json, contradictions, refuse_contradictions
 from gdsd_jax.runs.data import ExampleStream
+from gdsd_jax.runs.loop import open_workdir, Training
 from gdsd_jax.runs.metrics import Stopwatch
-from gdsd_jax.runs.state import init_state, make_optimizer, sync_reference
+from gdsd_jax.runs.state import init_state, make_optimizer, sync_reference, TrainState
 from gdsd_jax.runs.weights import load_model
 from gdsd_jax.tasks import get_task
 from gdsd_jax.training.batch import DistillationBatch, ScoringBatch
+from gdsd_jax.training.overlap import Overlap
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Begun:
-  """An iteration whose random keys are drawn and whose rollouts the device is sampling.
-
-  Attributes:
-    key: of the state, from then on.
-    mask_key: of its updates.
-    sampled: of this iteration, or with async_rollouts of the one after it.
-  """
-
-  key: jax.Array
-  mask_key: jax.Array
-  sampled: PendingCompletions
-
-
-class Trainer:
+class Trainer(Training):
   """A run: everything that its iterations need, built and checked once.
 
-  Raises ValueError, OSError or CheckpointError, one line with the cause, before anything is compiled or overwritten.
+  Raises ValueError or OSError, one line with the cause, before anything is compiled or overwritten.
   """
 
   def __init__(self, config: RunConfig, workdir: epath.Path):
+    open_workdir(workdir, config)
     self.config, self.workdir = config, workdir
     self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     validate_mesh(config, self.mesh)
@@ -61,7 +43,6 @@ class Trainer:
     train, test = self.task.examples("train"), self.task.examples("test")
     if not len(train) or not len(test):
       raise ValueError(f"task.name: {config.task.name} has an empty split ({len(train)} train, {len(test)} test)")
-    refuse_contradictions(workdir, config)
 
     self.denoiser, params = load_model(config.model, config.seed, self.mesh)
     tokenizer = load_tokenizer(config.model.path, self.denoiser.config)
@@ -75,7 +56,7 @@ class Trainer:
       self.denoiser, tokenizer, self.task, config.sampler, config.rollouts.prompt_buckets, self.mesh
     )
     train, test = self._fitting(train, "train"), self._fitting(test, "test")
-    self.stream = ExampleStream(train, config.seed)
+    self.overlap = Overlap(self.sampler, ExampleStream(train, config.seed), config)
     self.held_out = [test[i] for i in range(min(config.eval.num_examples, len(test)))]
     self.objective = config.objective
     self.optimizer = make_optimizer(config.optimizer)
@@ -91,10 +72,6 @@ class Trainer:
       lambda key, confidence: rollout_masks(key, confidence, num_mc, **forward_process), out_shardings=split
     )
     self._sync_reference = jax.jit(functools.partial(sync_reference, mix=config.distillation.reference_sync_mix))
-    self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
-    self._position = 0  # of the stream: examples of the iterations so far
-    self._begun: _Begun | None = None
-    self._ahead: PendingCompletions | None = None  # with async_rollouts, those of the next iteration
 
   def _fitting(self, examples, split: str):
     """The examples whose prompts fit the largest bucket, as the official code filters them; says how many do not."""
@@ -116,89 +93,33 @@ class Trainer:
     )
     return [examples[int(i)] for i in fitting]
 
-  def resume(self) -> bool:
-    """Restores the newest checkpoint, if there is one; returns whether there was."""
+  def saved(self) -> tuple[TrainState, dict[str, int]]:
+    """What the next iteration starts from; what `begin` has begun is begun again from there."""
+    return self.state.replace(ahead=self.overlap.saved()), {"data_position": self.overlap.position}
 
-    def check(run):
-      different = contradictions(run["config"], self.config)
-      if different:
-        raise ValueError(f"--workdir: the checkpoint in {self.workdir} has another config: {'; '.join(different)}")
-
-    like = self.state.replace(ahead=self._abstract_rollout()) if self.config.async_rollouts else self.state
-    restored = self.checkpoints.restore(like, check)
-    if restored is None:
-      return False
-    state, run = restored
-    self._position = run["data_position"]
-    if self.config.async_rollouts:
-      self._ahead = self.sampler.restore(self._examples(self._position), state.ahead)
+  def restore(self, state: TrainState, values) -> None:
+    """Goes on from what `saved` gave, of this run or of an earlier process."""
+    self.overlap.restore(values["data_position"], state.ahead)
     self.state = state.replace(ahead=None)
-    return True
 
-  def save(self, reward: float | None) -> None:
-    """Begins to save what the next iteration starts from; what `begin` has begun is begun again from there."""
-    run = {"config": json.loads(config_json(self.config)), "data_position": self._position}
-    ahead = None if self._ahead is None else self._ahead.rollout
-    self.checkpoints.save(self.state.replace(ahead=ahead), run, reward)
-
-  def _abstract_rollout(self) -> Rollout:
-    shape = (self.config.prompts_per_step * self.config.group_size, self.config.sampler.completion_length)
-    split = batch_sharding(self.mesh)
-    return Rollout(*(jax.ShapeDtypeStruct(shape, dtype, sharding=split) for dtype in (jnp.int32, jnp.float32)))
-
-  def evaluate(self) -> dict[str, float]:
-    """Held-out accuracy and rewards, named eval/…; the same problems and random key every time."""
-    key = jax.random.key(self.config.seed)
-    result = evaluate(self.sampler, self.state.student_params, self.held_out, key, self.config.eval.batch_size)
-    return {f"eval/{name}": value for name, value in result.items()}
-
-  def _examples(self, position: int) -> list:
-    """Of the rollouts of the iteration that begins at this position of the stream."""
-    self.stream.position = position
-    return [e for e in self.stream.take(self.config.prompts_per_step) for _ in range(self.config.group_size)]
-
-  def begin(self) -> None:
-    """Begins the next iteration, unless it has begun: the device starts to sample, and the host is free.
-
-    Of the run nothing has changed by then: a checkpoint saved now is the one that would have been saved before.
-    """
-    if self._begun is not None:
-      return
-    next_key, sample_key, mask_key = jax.random.split(self.state.key, 3)
-
-    def sampled(position, key):
-      microbatches = self.config.rollouts.microbatches
-      return self.sampler.sample(self.state.student_params, self._examples(position), key, microbatches)
-
-    position = self._position
-    if self.config.async_rollouts:
-      if self._ahead is None:  # the first iteration
-        first_key, sample_key = jax.random.split(sample_key)
-        self._ahead = sampled(position, first_key)
-      position += self.config.prompts_per_step
-    self._begun = _Begun(next_key, mask_key, sampled(position, sample_key))
+  def begin(self, watch: Stopwatch) -> None:
+    """Begins the next iteration, unless it has begun, see `Overlap.begin`."""
+    with watch.phase("rollout"):
+      self.overlap.begin(self.state)
 
   def iterate(self, watch: Stopwatch) -> tuple[dict[str, float], GradedCompletions]:
-    """One iteration: sample, reward, update `objective.num_iterations` times. Raises RewardError before any update.
-
-    With async_rollouts it trains on what the iteration before sampled, from the parameters that that one began with.
-    """
+    """One iteration: sample, reward, update `objective.num_iterations` times. Raises RewardError before any update."""
     config, group_size = self.config, self.config.group_size
     with watch.phase("rollout"):
-      self.begin()
-      begun, self._begun = self._begun, None
-      sampled = begun.sampled
-      if config.async_rollouts:
-        sampled, self._ahead = self._ahead, begun.sampled
-      self.state = self.state.replace(key=begun.key, step=self.state.step + 1)
-      self._position += config.prompts_per_step
+      key, mask_key, sampled = self.overlap.take(self.state)
+      self.state = self.state.replace(key=key, step=self.state.step + 1)
       jax.block_until_ready(sampled.parts[0])
     with watch.phase("reward"):
       scored = self.sampler.grade(sampled)
     advantages = leave_one_out_advantages(
       jnp.asarray(scored.total_reward).reshape(-1, group_size), config.distillation.scale_rewards
     ).reshape(-1)
-    updates = self._update(scored, advantages, begun.mask_key, watch)
+    updates = self._update(scored, advantages, mask_key, watch)
     sync_every = config.distillation.reference_sync_every
     if self.state.reference is not None and sync_every and int(self.state.step) % sync_every == 0:
       self.state = self.state.replace(reference=self._sync_reference(self.state.reference, self.state.params))

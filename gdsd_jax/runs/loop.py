@@ -1,0 +1,159 @@
+"""The loop of every training: rows, evaluations, checkpoints, progress, interruption, and how a run resumes."""
+
+from collections.abc import Mapping
+import json
+import logging
+import time
+from typing import Any, Protocol
+
+from etils import epath
+
+from gdsd_jax.parallel.processes import is_first_process
+from gdsd_jax.runs.checkpoints import Checkpoints
+from gdsd_jax.runs.config_dict import config_json, contradictions, refuse_contradictions
+from gdsd_jax.runs.files import check_workdir, write_whole
+from gdsd_jax.runs.interruption import Interrupted, Interruption
+from gdsd_jax.runs.metrics import format_seconds, MetricsWriter, Progress, Stopwatch
+from gdsd_jax.runs.state import TrainState
+
+_log = logging.getLogger(__name__)
+
+
+class TrainingError(ValueError):
+  """The training cannot go on; the message is one line with the cause, and `row` what is written of its last step."""
+
+  def __init__(self, message: str, row: Mapping[str, Any]):
+    super().__init__(message)
+    self.row = row
+
+
+class Training(Protocol):
+  """What the loop goes through step by step. Every process calls the same methods in the same order.
+
+  Attributes:
+    config: the run's config; the loop reads `steps`, `checkpoint` and `log`.
+    workdir: the run's folder, which `open_workdir` has checked and made.
+    state: what the next step starts from; `state.step` counts the steps that are done.
+  """
+
+  config: Any
+  workdir: epath.Path
+  state: TrainState
+
+  def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
+    """Makes one step and returns its numbers. Raises TrainingError, ValueError or OSError when none can follow."""
+
+  def evaluate(self, number: int, watch: Stopwatch) -> dict[str, Any]:
+    """Numbers of the evaluation after a step, 0 for before the first; "eval/reward" decides on the best checkpoint."""
+    return {}  # none is due
+
+  def begin(self, watch: Stopwatch) -> None:
+    """Lets the device begin the next step while this one is written down; the state must stay as it is."""
+
+  def show(self, row: Mapping[str, Any], progress: Progress) -> None:
+    """Shows a step that is written down on the screen."""
+
+  def saved(self) -> tuple[TrainState, dict[str, Any]]:
+    """What a checkpoint keeps: a state, and JSON values. Before the first step the state need only be laid out so."""
+
+  def restore(self, state: TrainState, values: Mapping[str, Any]) -> None:
+    """Goes on from what a checkpoint kept."""
+
+
+def open_workdir(workdir: epath.Path, config) -> None:
+  """Makes the folder of a run. Raises ValueError or OSError if it cannot, or if a run with another config is there."""
+  check_workdir(workdir)
+  refuse_contradictions(workdir, config)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise OSError(f"--workdir: cannot make {workdir}: {error}") from error
+
+
+def run_training(training: Training, interruption: Interruption) -> None:
+  """Runs or resumes a training in its workdir: metrics.jsonl, config.json, checkpoints/, reward.png.
+
+  Raises:
+    ValueError, OSError, CheckpointError, TrainingError: one line with the cause.
+    Interrupted: SIGTERM came, and the step that was under way is saved.
+  """
+  config, workdir = training.config, training.workdir
+  checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+  resumed = resume(training, checkpoints)
+  start = int(training.state.step)
+  if resumed:
+    _log.info("RESUMING the run in %s from step %d of %d", workdir, start, config.steps)
+  elif (workdir / "config.json").exists():
+    _log.info("STARTING AGAIN in %s: the run there had no complete checkpoint yet", workdir)
+  else:
+    _log.info("NEW RUN in %s, %d steps", workdir, config.steps)
+  if start >= config.steps:
+    _log.info("nothing to do: all %d steps are done (more: --config.steps; a new run: another --workdir)", start)
+    checkpoints.close()
+    return
+  if is_first_process():
+    write_whole(workdir / "config.json", config_json(config) + "\n")
+  writer, started = MetricsWriter(workdir, start if resumed else -1, config), time.monotonic()
+  try:
+    evaluation = {} if resumed else training.evaluate(0, Stopwatch())
+    if evaluation:
+      writer.write({"step": 0, **evaluation})
+    _go_through(training, start, checkpoints, writer, interruption)
+  finally:
+    writer.close()
+  _log.info("finished %d steps in %s: %s", config.steps - start, format_seconds(time.monotonic() - started), workdir)
+
+
+def _go_through(
+  training: Training, start: int, checkpoints: Checkpoints, writer: MetricsWriter, interruption: Interruption
+) -> None:
+  config = training.config
+  progress, watch = Progress(config.steps, config.log.every), Stopwatch()
+  for number in range(start + 1, config.steps + 1):
+    try:
+      row = {"step": number, **training.step(number, watch)}
+    except TrainingError as error:
+      writer.write({"step": number, **error.row, **watch.metrics()})
+      raise
+    evaluation = training.evaluate(number, watch)
+    last = number == config.steps
+    interrupted = not last and interruption.asked()
+    if not (last or interrupted):
+      training.begin(watch)  # the device works while this step is written down
+    row |= evaluation | watch.metrics()
+    watch = Stopwatch()
+    # Written before the checkpoint of the same step: a resumed run drops rows after its checkpoint, never lacks one.
+    writer.write(row)
+    if number % config.checkpoint.every == 0 or last or interrupted:
+      save(training, checkpoints, evaluation.get("eval/reward"))
+    if interrupted:
+      break
+    checkpoints.check()
+    training.show(row, progress)
+  writer.plot()
+  checkpoints.close()
+  if interrupted:
+    raise Interrupted(number, config.steps)
+
+
+def save(training: Training, checkpoints: Checkpoints, reward: float | None) -> None:
+  """Begins to save what the next step starts from; `reward` is that of an evaluation at this step, if there was one."""
+  state, values = training.saved()
+  checkpoints.save(state, {"config": json.loads(config_json(training.config)), **values}, reward)
+
+
+def resume(training: Training, checkpoints: Checkpoints) -> bool:
+  """Goes on from the newest checkpoint, if there is one; returns whether there was. Raises as `Checkpoints.restore`."""
+
+  def check(values):
+    different = contradictions(values["config"], training.config)
+    if different:
+      raise ValueError(
+        f"--workdir: the checkpoint in {training.workdir} has another config: {'; '.join(different)}"
+      )
+
+  restored = checkpoints.restore(training.saved()[0], check)
+  if restored is None:
+    return False
+  training.restore(*restored)
+  return True

@@ -1,0 +1,70 @@
+"""Pretraining: what is written, and that a run which goes on ends as one that was never interrupted."""
+
+import json
+
+import pytest
+import recipes
+
+import gdsd_jax
+from gdsd_jax.runs.files import read_rows
+from gdsd_jax.runs.interruption import Interrupted, Interruption
+from gdsd_jax.supervised.pretraining import pretrain
+from gdsd_jax.tasks.sudoku import SudokuTask
+
+
+def small_config(**changes):
+  config = recipes.load("pretrain_tiny", "sudoku")
+  config.update(steps=3, careless_after=1, batch_size=8, eval_every=2, eval_examples=8)
+  config.log.tensorboard = False
+  config.update(changes)
+  return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_problems():
+  """The first of each split: to make tokens of all takes most of a short run's time."""
+  examples = SudokuTask.examples
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.setattr(SudokuTask, "examples", lambda self, split: [examples(self, split)[i] for i in range(200)])
+    yield
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+  """(workdir, out, evaluation) of three steps that nobody disturbs."""
+  folder = tmp_path_factory.mktemp("straight")
+  return folder / "run", folder / "out", pretrain(small_config(), folder / "run", folder / "out")
+
+
+def test_the_last_evaluation_is_returned_and_written_down(straight):
+  workdir, _, evaluation = straight
+  rows = read_rows(workdir / "metrics.jsonl")
+  assert [row["step"] for row in rows] == [1, 2, 3]
+  assert ["eval/accuracy" in row for row in rows] == [False, True, True]
+  assert {f"eval/{name}": value for name, value in evaluation.items()}.items() <= rows[-1].items()
+  assert json.loads((workdir / "config.json").read_text())["batch_size"] == 8
+
+
+def test_the_model_loads(straight):
+  denoiser, _ = gdsd_jax.load_pretrained(straight[1])
+  assert denoiser.config.vocab_size == small_config().model.vocab_size
+
+
+def test_an_interrupted_run_resumes_bit_for_bit(straight, tmp_path, monkeypatch):
+  workdir, out, evaluation = straight
+  with monkeypatch.context() as asked:
+    asked.setattr(Interruption, "asked", lambda self: True)
+    with pytest.raises(Interrupted, match="saved step 1 of 3"):
+      pretrain(small_config(), tmp_path / "run", tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+  for _ in range(2):  # the second time nothing is left to do but to write the model again
+    assert pretrain(small_config(), tmp_path / "run", tmp_path / "out") == evaluation
+    assert read_rows(tmp_path / "run" / "metrics.jsonl") == read_rows(workdir / "metrics.jsonl")
+    for file in out.iterdir():
+      assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_the_runs_own_folder_is_refused_for_the_model(tmp_path):
+  with pytest.raises(ValueError, match="--out: .* is the run's own folder"):
+    pretrain(small_config(), tmp_path / "run", tmp_path / "run")
+  assert not (tmp_path / "run").exists()
