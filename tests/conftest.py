@@ -1,4 +1,8 @@
-"""Tests run on the CPU, with eight virtual devices so that shardings are real."""
+"""Tests run on the CPU, with eight virtual devices so that shardings are real.
+
+Most of their time is XLA's. They compile without its costly passes, and what takes long to compile is kept on the disk
+for the next test, process and run.
+"""
 
 import contextlib
 import importlib.util
@@ -6,16 +10,21 @@ import os
 from pathlib import Path
 import resource
 
-import jax
-import pytest
+REPOSITORY = Path(__file__).parent.parent
+_FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# In the environment, before JAX is imported, so that commands which tests start have them, too.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FAST_COMPILATION}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import jax  # noqa: E402  (JAX is configured before anything uses it)
+import pytest  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-from gdsd_jax.models.config import DenoiserConfig  # noqa: E402  (JAX is configured before anything uses it)
+from gdsd_jax.models.config import DenoiserConfig  # noqa: E402
 from gdsd_jax.models.denoiser import Denoiser  # noqa: E402
-
-REPOSITORY = Path(__file__).parent.parent
 
 
 def load_recipe(name):
