@@ -66,28 +66,41 @@ def assert_same(one, other):
 # The passes that a cache is made of
 
 
+hidden = jax.jit(Denoiser.hidden, static_argnums=0)
+hidden_and_cache = jax.jit(Denoiser.hidden_and_cache, static_argnums=0)
+window = jax.jit(Denoiser.window, static_argnums=(0, 4))
+
+
 @families
 @pytest.mark.parametrize("start, width", [(1, 3), (4, 4), (9, 2)])
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_window_of_an_unchanged_sequence_is_the_full_pass(family, start, width, padded):
   denoiser, params = made(family)
   tokens = np.random.default_rng(1).integers(0, 20, size=(2, 11))
-  mask = np.arange(11)[None] >= np.array([[0], [2]]) if padded else None
-  hidden, cache = denoiser.hidden_and_cache(params, tokens, mask)
-  np.testing.assert_array_equal(hidden, denoiser.hidden(params, tokens, mask))
-  window = denoiser.window(params, tokens, start, width, cache, mask)
+  mask = np.arange(11)[None] >= np.array([[0], [2 * padded]])
+  whole, cache = hidden_and_cache(denoiser, params, tokens, mask)
+  np.testing.assert_array_equal(whole, hidden(denoiser, params, tokens, mask))
+  part = window(denoiser, params, tokens, start, width, cache, mask)
   first = 3 if padded and start < 3 else start  # at padding, and where it would predict, values mean nothing
-  np.testing.assert_allclose(window[:, first - start:], hidden[:, first:start + width], atol=1e-5)
+  np.testing.assert_allclose(part[:, first - start:], whole[:, first:start + width], atol=1e-5)
+
+
+@families
+def test_a_window_of_a_sequence_without_a_mask_is_the_full_pass(family):
+  denoiser, params = made(family)
+  tokens = np.random.default_rng(1).integers(0, 20, size=(2, 11))
+  whole, cache = hidden_and_cache(denoiser, params, tokens)
+  np.testing.assert_allclose(window(denoiser, params, tokens, 4, 4, cache), whole[:, 4:8], atol=1e-5)
 
 
 @families
 def test_a_window_sees_its_own_changes(family):
   denoiser, params = of_one_layer(family)
   tokens = np.random.default_rng(1).integers(0, 20, size=(2, 11))
-  _, cache = denoiser.hidden_and_cache(params, tokens)
+  _, cache = hidden_and_cache(denoiser, params, tokens)
   tokens[:, 5:8] = 20
-  expected = denoiser.hidden(params, tokens)[:, 5:8]
-  np.testing.assert_allclose(denoiser.window(params, tokens, 5, 3, cache), expected, atol=1e-5)
+  expected = hidden(denoiser, params, tokens)[:, 5:8]
+  np.testing.assert_allclose(window(denoiser, params, tokens, 5, 3, cache), expected, atol=1e-5)
 
 
 # Caches
