@@ -32,7 +32,7 @@ def _published(preset: str):
   config.task.name = "sudoku"
   config.task.variant = "official"
   config.sampler.steps = 128
-  config.sampler.remasking = "random"  # of LLaDA's sampler and its forward process
+  config.sampler.remasking = "random"  # in LLaDA's sampler and its forward process
   config.sampler.prompt_buckets = (400,)  # all prompts are nearly the same length: the rules, and one puzzle
   config.eval.prefill = "<reasoning>"  # as the official evaluation begins every completion
   config.objective.name = "gdsd_tlc"

@@ -117,7 +117,7 @@ def _parse(argv: list[str]) -> list[str]:
   except (SyntaxError, ImportError) as error:
     _leave(error, f"--config: is not a recipe: {error}")
   except (flags.Error, ValueError, KeyError, TypeError) as error:
-    # Of a value that cannot be parsed, the flag's message names the field; of a failing recipe, the recipe's does.
+    # A value that cannot be parsed is named by the flag's message, a recipe that fails by its own.
     _leave(error, str(error) if len(str(error).splitlines()) == 1 else f"{_origin(error)}")
 
 

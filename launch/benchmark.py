@@ -6,7 +6,7 @@
   python launch/benchmark.py --model=8b --only=sampling --reference    # LLaDA-8B's shape, bf16, prompt 400, L 256: GPU
   python launch/benchmark.py --model=8b --only=training --reference    # LoRA r 128, M 2; --accumulation if too large
   python launch/benchmark.py --model=8b --only=sampling --cache=dual --threshold=0.9  # Fast-dLLM beside the exact one
-  python launch/benchmark.py --model=100m --only=memory                # of one rollout's scores at V 8k, 32k, 128k
+  python launch/benchmark.py --model=100m --only=memory                # one rollout's scores at V 8k, 32k, 128k
 
 Weights are random, but those of `tiny`; both sides have the same weights, prompts, masks and tokens in one run, and it
 says whether sampled tokens (at temperature 0), loss and gradient norm are the same. Compilation and a warm-up are left

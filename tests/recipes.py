@@ -6,8 +6,8 @@ import numpy as np
 
 import gdsd_jax
 from gdsd_jax.generation.rollout import RolloutSampler
+from gdsd_jax.huggingface.folder import resolve_path
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
-from gdsd_jax.huggingface.weights import resolve_path
 from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.supervised.pretraining import END_OF_TURN

@@ -14,8 +14,8 @@ import pytest
 
 import gdsd_jax
 from gdsd_jax.huggingface.adapters import load_adapter
+from gdsd_jax.huggingface.folder import resolve_path
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
-from gdsd_jax.huggingface.weights import resolve_path
 from gdsd_jax.models.lora import merge
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.runs.files import read_rows

@@ -25,7 +25,7 @@ from gdsd_jax.training.step import distillation_step, score_rollouts
 
 _PEAK_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 VOCABULARIES = (8192, 32768, 131072)
-_MEMORY_RANK = 8  # of the adapter whose gradient's memory is told, where the setting has none
+_MEMORY_RANK = 8  # where the setting has no adapter, the rank of one whose gradient's memory is told
 
 
 class DeviceMemory:
@@ -102,7 +102,7 @@ def _check_memory(setting: Setting, available: int) -> None:
   trained = counts.pop("lora", 0) or sum(counts.values())
   needed = sum(counts.values()) * jnp.dtype(setting.held_dtype).itemsize
   if "training" in setting.only:
-    # Of what is trained, in float32: gradient and two moments, and the weights of an adapter or of a reference.
+    # What is trained has, in float32, a gradient, two moments, and the weights of an adapter or of a reference.
     needed += 4 * 4 * trained
   if needed > available:
     raise ValueError(

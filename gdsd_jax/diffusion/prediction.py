@@ -46,15 +46,8 @@ def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, uncondi
     (tokens, probability): int32[B, K] and float32[B, K].
   """
   tile = _tile_size(head)
-  batch, block, _ = hidden.shape
-  noise = None
-  if temperature > 0:
-    tile_key, token_key = jax.random.split(key)
-    # Noise is drawn before the vocabulary is split, so that it is the same on every mesh.
-    noise = (
-      jax.random.gumbel(tile_key, (batch, block, head.vocab_size // tile)),
-      jax.random.gumbel(token_key, (batch, block, tile)),
-    )
+  # Noise is drawn before the vocabulary is split, so that it is the same on every mesh.
+  noise = _noise(key, hidden.shape[:2], head.vocab_size // tile, tile) if temperature > 0 else None
 
   def compute(share: Share, rows):
     hidden, unconditional, noise = rows
@@ -67,8 +60,7 @@ def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, uncondi
     def step(carry, logits, _, start):
       best, top, total = carry
       if unconditional is not None:
-        given, not_given = logits[:count], logits[count:]
-        logits = not_given + (cfg_scale + 1) * (given - not_given)
+        logits = _guided(logits[:count], logits[count:], cfg_scale)
       highest = jnp.maximum(top, jnp.max(logits, axis=1))
       total = total * jnp.exp(top - highest) + jnp.sum(jnp.exp(logits - highest[:, None]), axis=1)
       columns = share.first + start + jnp.arange(logits.shape[1])
@@ -93,6 +85,17 @@ def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, uncondi
     return tokens.reshape(hidden.shape[:2]), probability.reshape(hidden.shape[:2])
 
   return over_vocabulary(compute, head, (hidden, unconditional, noise))
+
+
+def _noise(key, shape: tuple[int, int], tiles: int, tile: int):
+  """Gumbel noise of each position's tiles, and of the tokens of the tile that will win."""
+  tile_key, token_key = jax.random.split(key)
+  return jax.random.gumbel(tile_key, (*shape, tiles)), jax.random.gumbel(token_key, (*shape, tile))
+
+
+def _guided(given, not_given, scale: float):
+  """Logits by classifier-free guidance, from those with the prompt and those without."""
+  return not_given + (scale + 1) * (given - not_given)
 
 
 def _tile_size(head: LMHead) -> int:

@@ -96,8 +96,8 @@ def summarize(rows: dict[tuple[int, int], dict], settings: dict) -> dict:
   """What an evaluation found.
 
   Args:
-    rows: of `Records`.
-    settings: of the evaluation.
+    rows: those of `Records`.
+    settings: the evaluation's settings.
 
   Returns:
     `accuracy`, `interval` and `n` of `best_length`, the length with the highest accuracy (the shortest of equal ones;

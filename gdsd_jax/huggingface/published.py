@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gdsd_jax.huggingface import dream_layout as dream, llada_layout as llada
-from gdsd_jax.huggingface.weights import load_config, resolve_path
+from gdsd_jax.huggingface.folder import load_config, resolve_path
 from gdsd_jax.models.config import DenoiserConfig
 
 # Preset of the recipes -> hub name. Any other model of the same family goes by --config.model.path: a folder,

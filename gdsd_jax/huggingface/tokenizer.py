@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gdsd_jax.huggingface import chat_format, qwen2_bpe
-from gdsd_jax.huggingface.weights import resolve_path
+from gdsd_jax.huggingface.folder import resolve_path
 from gdsd_jax.models.config import DenoiserConfig
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -12,63 +12,19 @@ import json
 import math
 import os
 from pathlib import Path
-import re
 
 from flax import traverse_util
 import numpy as np
 from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
 
-from gdsd_jax.huggingface import dream_layout as dream, llada_layout as llada
+from gdsd_jax.huggingface.folder import FAMILIES, load_config, resolve_path
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import param_shardings
 from gdsd_jax.parallel.rows import lay_out
 
-_FAMILIES = {"llada": llada, "dream": dream}  # config.json's model_type -> the module that knows its layout
 _INDEX = "model.safetensors.index.json"
-_ASSETS = Path(__file__).parents[1] / "models" / "assets"
-
-
-def resolve_path(path_or_hub_name: str | os.PathLike) -> Path:
-  """A local folder: as given, the embedded model for "tiny", or the hub's files (downloaded by huggingface_hub)."""
-  path = Path(path_or_hub_name)
-  if path.is_dir():
-    return path
-  name = os.fspath(path_or_hub_name)
-  if (_ASSETS / name / "config.json").is_file():
-    return _ASSETS / name
-  if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.exists():
-    raise FileNotFoundError(f"model.path: {name!r} is neither a folder nor a hub name (ORGANISATION/NAME)")
-  import huggingface_hub  # its import and the network are only for hub names
-
-  try:
-    return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
-  except Exception as error:  # many kinds, all of them "not to be had": name, network, permission
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    raise FileNotFoundError(f"model.path: {name!r} is no local folder, and the hub refused it: {reason}") from error
-
-
-def load_config(path: Path) -> DenoiserConfig:
-  """DenoiserConfig of a folder's config.json. Raises ValueError or FileNotFoundError, naming the file."""
-  file = path / "config.json"
-  try:
-    fields = json.loads(file.read_text())
-  except FileNotFoundError:
-    raise FileNotFoundError(f"model.path: {file} is missing") from None
-  except ValueError as error:
-    raise ValueError(f"model.path: {file} is not JSON: {error}") from None
-  if not isinstance(fields, dict):
-    raise ValueError(f"model.path: {file} holds no JSON object")
-  family = str(fields.get("model_type", "")).lower()
-  if family not in _FAMILIES:
-    raise ValueError(f"model.path: {file} has model_type {family!r}; known are {', '.join(sorted(_FAMILIES))}")
-  try:
-    return _FAMILIES[family].parse_config(fields)
-  except KeyError as error:
-    raise ValueError(f"model.path: {file} lacks the field {error}") from None
-  except (TypeError, ValueError) as error:
-    raise ValueError(f"model.path: {file}: {error}") from None
 
 
 def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_dtype: str | None = None,
@@ -124,8 +80,8 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
     raise ValueError("the parameters have an adapter: merge it (lora.merge), or save it by itself (peft.save_adapter)")
   path = Path(path)
   config = denoiser.config
-  fields = _FAMILIES[config.family].format_config(config, str(params["embedding"].dtype))
-  if (read_back := _FAMILIES[config.family].parse_config(fields)) != config:
+  fields = FAMILIES[config.family].format_config(config, str(params["embedding"].dtype))
+  if (read_back := FAMILIES[config.family].parse_config(fields)) != config:
     lost = [field.name for field in dataclasses.fields(config)
             if getattr(read_back, field.name) != getattr(config, field.name)]
     raise ValueError(f"the layout of {config.family} has no place for this model's {', '.join(lost)}")
@@ -167,7 +123,7 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
 
 def weight_names(config: DenoiserConfig) -> dict[str, str]:
   """Parameter path -> weight name of the model's family; {layer} marks the ones that are stacked along `layers`."""
-  return _FAMILIES[config.family].WEIGHT_NAMES
+  return FAMILIES[config.family].WEIGHT_NAMES
 
 
 def _weight_names(config: DenoiserConfig, leaf: str) -> Iterator[tuple[str, object]]:

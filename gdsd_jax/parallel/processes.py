@@ -40,8 +40,8 @@ def share_work(count: int, work: Callable[[list[int]], list], own: np.ndarray | 
   """A JSON value for each of `count` items, known to every process: each works on its own items alone; collective.
 
   Args:
-    count: of the items.
-    work: of a list of items, their values. What it raises on one process, every process raises.
+    count: how many items there are.
+    work: function from a list of items to their values. What it raises on one process, every process raises.
     own: this process's items, `own_rows` if they lie on its devices; None deals them out evenly.
 
   Raises:
@@ -111,7 +111,7 @@ def join_processes() -> None:
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   try:
     jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=30)
-  except Exception as error:  # of several kinds, by what is found or not found
+  except Exception as error:  # several kinds, by what is found or not found
     cause = " ".join(str(error).split())
     raise OSError(f"the processes of this run could not find each other: {cause[:500]}") from error
 

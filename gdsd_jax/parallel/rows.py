@@ -19,9 +19,9 @@ def lay_out(shape: tuple[int, ...], sharding, read: Callable) -> jax.Array:
   """An array of which this process reads only what lies on its own devices, each piece once.
 
   Args:
-    shape: of the whole array.
+    shape: the whole array's shape.
     sharding: its layout.
-    read: of a tuple of slices, one for each dimension, the values there.
+    read: function from a tuple of slices, one for each dimension, to the values there.
   """
   pieces, placed = {}, []
   for device, index in sharding.addressable_devices_indices_map(shape).items():

@@ -1,6 +1,10 @@
-"""Published figures of TPU chips."""
+"""Published figures of TPU chips, and the devices of slices that are not there."""
 
 import dataclasses
+import importlib.util
+
+import jax
+from jax.experimental import topologies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,3 +34,26 @@ CHIPS = {
   "TPU v5": Chip("v5p", 95e9, 2765e9, 459e12, 1200e9 / 2),
   "TPU v6 lite": Chip("v6e", 32e9, 1638e9, 918e12, 800e9 / 2),
 }
+
+
+def slice_devices(topology: str) -> tuple[list, Chip]:
+  """Devices of a TPU slice that is not there, and what each of its chips has.
+
+  Args:
+    topology: generation and chips along each axis of the torus, such as v5e:4x4, v6e:16x16 or v5p:2x2x4.
+
+  Raises:
+    ValueError: libtpu is missing, or it knows no such slice.
+  """
+  if importlib.util.find_spec("libtpu") is None:
+    raise ValueError("--topology: needs libtpu, which compiles for TPUs without one: pip install libtpu"
+                     " (or pip install 'gdsd_jax[tpu]')")
+  known = ", ".join(chip.name for chip in CHIPS.values())
+  if topology.partition(":")[0] not in known.split(", "):
+    raise ValueError(f"--topology: {topology!r} is no slice of {known}: a generation and its chips, as v5e:4x4")
+  try:
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+  except jax.errors.JaxRuntimeError as error:
+    reason = str(error).splitlines()[0].partition(": ")[2]
+    raise ValueError(f"--topology: libtpu knows no slice {topology!r}: {reason}") from None
+  return devices, CHIPS[devices[0].device_kind]

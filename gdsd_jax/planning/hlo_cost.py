@@ -1,9 +1,9 @@
 """What a compiled program costs one chip, counted from its optimised HLO text with every loop as often as it runs.
 
 XLA's own `cost_analysis()` counts the body of a loop once, and a scanned transformer is nothing but loops. Here the
-computations are walked from ENTRY and multiplied by trip counts. Counted are the floating-point operations of matrix
-products (dots and convolutions, fused or not, and those of attention kernels), the bytes that pass between HBM and the
-chip, and the bytes that a chip sends in collectives. Arrays count without the padding of their tiles.
+computations are walked from ENTRY and multiplied by trip counts. Counted are the bytes that pass between HBM and the
+chip, those that a chip sends in collectives, and the floating-point operations of matrix products: dots and
+convolutions, fused or not, and those of attention kernels. Arrays count without the padding of their tiles.
 """
 
 import dataclasses

@@ -6,7 +6,6 @@ libtpu compiles on any Linux machine. Weights are abstract throughout: shapes, t
 from collections.abc import Callable, Iterator
 import dataclasses
 import functools
-import importlib.util
 import logging
 import math
 from pathlib import Path
@@ -16,13 +15,12 @@ import time
 from typing import Any
 
 import jax
-from jax.experimental import topologies
 import jax.numpy as jnp
 
 from gdsd_jax.diffusion.sampling import sample
 from gdsd_jax.huggingface.published import architecture
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
-from gdsd_jax.planning.chips import Chip, CHIPS
+from gdsd_jax.planning.chips import Chip, slice_devices
 from gdsd_jax.planning.hlo_cost import Cost, program_cost
 from gdsd_jax.runs.config import RunConfig, validate_mesh
 from gdsd_jax.runs.state import init_state, make_optimizer, state_shardings, TrainState
@@ -39,12 +37,12 @@ class Program:
 
   Attributes:
     name: sample, score_rollouts or distillation_step; evaluate where evaluation samples more at once than training.
-    calls: in one iteration.
+    calls: how often an iteration calls it.
     argument_bytes, output_bytes, alias_bytes, temporary_bytes, code_bytes: as XLA assigned them; aliased outputs lie
       where donated arguments lay.
-    resident_bytes: of the run's state that stays in memory meanwhile without being an argument.
-    cost: of one call.
-    compile_seconds: of this machine.
+    resident_bytes: what of the run's state stays in memory meanwhile without being an argument.
+    cost: what one call costs.
+    compile_seconds: how long this machine took.
     error: why it did not compile, in one line: it needs more memory than a chip has. All else is empty then.
     hlo: its optimised HLO.
   """
@@ -87,7 +85,7 @@ class PodPlan:
     chip: what each chip has.
     mesh: axis -> size.
     parameters, trained: numbers of the whole model.
-    rollouts, microbatch: of a step, and of each of its parts.
+    rollouts, microbatch: how many rollouts a step has, and each of its parts.
     prompt_length, completion_length: tokens, the longest that are compiled.
     prompt_buckets: how many prompt lengths are compiled; each has its own programs.
     state_bytes: what of the state -> bytes on a chip.
@@ -124,29 +122,6 @@ class PodPlan:
     return self.peak_bytes is not None and self.peak_bytes <= self.chip.hbm_bytes
 
 
-def slice_devices(topology: str) -> tuple[list, Chip]:
-  """Devices of a TPU slice that is not there, and what each of its chips has.
-
-  Args:
-    topology: generation and chips along each axis of the torus, such as v5e:4x4, v6e:16x16 or v5p:2x2x4.
-
-  Raises:
-    ValueError: libtpu is missing, or it knows no such slice.
-  """
-  if importlib.util.find_spec("libtpu") is None:
-    raise ValueError("--topology: needs libtpu, which compiles for TPUs without one: pip install libtpu"
-                     " (or pip install 'gdsd_jax[tpu]')")
-  known = ", ".join(chip.name for chip in CHIPS.values())
-  if topology.partition(":")[0] not in known.split(", "):
-    raise ValueError(f"--topology: {topology!r} is no slice of {known}: a generation and its chips, as v5e:4x4")
-  try:
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-  except jax.errors.JaxRuntimeError as error:
-    reason = str(error).splitlines()[0].partition(": ")[2]
-    raise ValueError(f"--topology: libtpu knows no slice {topology!r}: {reason}") from None
-  return devices, CHIPS[devices[0].device_kind]
-
-
 def plan(config: RunConfig, topology: str) -> PodPlan:
   """Compiles a run's programs for a slice.
 
@@ -155,7 +130,7 @@ def plan(config: RunConfig, topology: str) -> PodPlan:
   thirty bytes a token.
 
   Args:
-    config: of the run.
+    config: the run's.
     topology: see `slice_devices`.
 
   Raises:
@@ -218,7 +193,7 @@ class AbstractRun:
     if program == "distillation_step":
       return 0
     if program == "score_rollouts" and self.state.reference is not None:
-      # Of student and reference one is the argument. A LoRA run's reference has zeros for an adapter.
+      # The argument is either student or reference. A LoRA run's reference has zeros for an adapter.
       return state["opt_state"] + state["params"]
     return state["opt_state"] + state["reference"]
 

@@ -48,7 +48,7 @@ def section(cls, found: ConfigDict | None = None) -> ConfigDict:
       name = field.metadata.get("section", field.name)
       found[name] = section(field.type, found.get(name))
     elif field.default is None:
-      kind = typing.get_args(field.type)[0]  # of `kind | None`
+      kind = typing.get_args(field.type)[0]  # the annotation is `kind | None`
       found[field.name] = config_dict.placeholder(kind)
     elif field.default is not dataclasses.MISSING:
       found[field.name] = field.default

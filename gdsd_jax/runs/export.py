@@ -9,7 +9,8 @@ import shutil
 from etils import epath
 
 from gdsd_jax.huggingface.adapters import save_adapter
-from gdsd_jax.huggingface.weights import resolve_path, save_pretrained
+from gdsd_jax.huggingface.folder import resolve_path
+from gdsd_jax.huggingface.weights import save_pretrained
 from gdsd_jax.models.lora import merge
 from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.files import is_remote

@@ -7,7 +7,7 @@ from gdsd_jax.runs.config_dict import base_config
 
 PRESETS = ("tiny", *HUB_NAMES)
 
-_DEVICES = 8  # of the official runs, whose batch sizes are per device
+_DEVICES = 8  # The official runs had so many, and their batch sizes are per device.
 
 
 def check_preset(preset: str, without_tiny: str | None = None) -> None:

@@ -22,7 +22,7 @@ class TrainState:
     params: what is trained: the student's parameters, or of a LoRA run its adapter, {"lora": …}.
     frozen: the rest of the student's parameters; {} when all of them are trained. It never changes, so that checkpoints
       leave it out.
-    opt_state: of the optimizer.
+    opt_state: the optimizer's state.
     reference: what the reference denoiser has in place of `params`: a copy of them, or {} of a LoRA run, whose
       reference is the base model; None when the objective has no KL.
     key: random key that the next iteration starts from.
@@ -70,11 +70,11 @@ def init_state(denoiser: Denoiser, params, optimizer, seed: int, with_reference:
   """State before the first iteration, laid over the mesh as the parameters are; nothing is ever whole on one device.
 
   Args:
-    denoiser, params: of the model that the run starts from. An adapter among the parameters leaves the rest frozen.
+    denoiser, params: the model that the run starts from. An adapter among the parameters leaves the rest frozen.
     optimizer: see `make_optimizer`.
-    seed: of the run's random key.
+    seed: the seed of the run's random key.
     with_reference: whether the objective has a KL to a reference.
-    mesh: of all devices.
+    mesh: the mesh of all devices.
   """
   trained, frozen = (params, {}) if denoiser.lora is None else split_adapter(params)
 

@@ -9,7 +9,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from gdsd_jax.huggingface.adapters import load_adapter
-from gdsd_jax.huggingface.weights import load_config, load_weights, resolve_path
+from gdsd_jax.huggingface.folder import load_config, resolve_path
+from gdsd_jax.huggingface.weights import load_weights
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import add_adapter

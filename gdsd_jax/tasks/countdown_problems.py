@@ -9,7 +9,7 @@ from gdsd_jax.tasks.expressions import OPERATORS
 from gdsd_jax.tasks.official_digests import is_official_test
 
 OFFICIAL_LARGEST = 100  # number and target of the public test file
-_TEST_SHARE = 0.1  # of all problems
+_TEST_SHARE = 0.1  # share of the problems that are in the test split
 
 
 def key(numbers: Sequence[int], target: int) -> str:

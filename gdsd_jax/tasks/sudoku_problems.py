@@ -9,7 +9,7 @@ from gdsd_jax.tasks.official_digests import is_official_test
 CELLS = 16
 SPLIT_SIZES = {"train": 10_000, "test": 500}
 GIVENS = 8  # as in every puzzle of the public test file
-_TEST_SHARE = 0.1  # of all puzzles
+_TEST_SHARE = 0.1  # share of the puzzles that are in the test split
 
 
 def key(puzzle: str, solution: str = "") -> str:

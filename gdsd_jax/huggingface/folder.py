@@ -1,0 +1,54 @@
+"""A model's folder: where its files are, and what its config.json says. Never remote code."""
+
+import json
+import os
+from pathlib import Path
+import re
+
+from gdsd_jax.huggingface import dream_layout, llada_layout
+from gdsd_jax.models.config import DenoiserConfig
+
+# config.json's model_type -> the module that knows its layout.
+FAMILIES = {"llada": llada_layout, "dream": dream_layout}
+_ASSETS = Path(__file__).parents[1] / "models" / "assets"
+
+
+def resolve_path(path_or_hub_name: str | os.PathLike) -> Path:
+  """A local folder: as given, the embedded model for "tiny", or the hub's files (downloaded by huggingface_hub)."""
+  path = Path(path_or_hub_name)
+  if path.is_dir():
+    return path
+  name = os.fspath(path_or_hub_name)
+  if (_ASSETS / name / "config.json").is_file():
+    return _ASSETS / name
+  if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.exists():
+    raise FileNotFoundError(f"model.path: {name!r} is neither a folder nor a hub name (ORGANISATION/NAME)")
+  import huggingface_hub  # its import and the network are only for hub names
+
+  try:
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
+  except Exception as error:  # many kinds, all of them "not to be had": name, network, permission
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    raise FileNotFoundError(f"model.path: {name!r} is no local folder, and the hub refused it: {reason}") from error
+
+
+def load_config(path: Path) -> DenoiserConfig:
+  """DenoiserConfig of a folder's config.json. Raises ValueError or FileNotFoundError, naming the file."""
+  file = path / "config.json"
+  try:
+    fields = json.loads(file.read_text())
+  except FileNotFoundError:
+    raise FileNotFoundError(f"model.path: {file} is missing") from None
+  except ValueError as error:
+    raise ValueError(f"model.path: {file} is not JSON: {error}") from None
+  if not isinstance(fields, dict):
+    raise ValueError(f"model.path: {file} holds no JSON object")
+  family = str(fields.get("model_type", "")).lower()
+  if family not in FAMILIES:
+    raise ValueError(f"model.path: {file} has model_type {family!r}; known are {', '.join(sorted(FAMILIES))}")
+  try:
+    return FAMILIES[family].parse_config(fields)
+  except KeyError as error:
+    raise ValueError(f"model.path: {file} lacks the field {error}") from None
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"model.path: {file}: {error}") from None
