@@ -11,7 +11,10 @@ from pathlib import Path
 import resource
 
 REPOSITORY = Path(__file__).parent.parent
-_FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+_FAST_COMPILATION = (
+  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  " --xla_cpu_parallel_codegen_split_count=1"  # tests run side by side: a program in many parts only takes longer
+)
 # In the environment, before JAX is imported, so that commands which tests start have them, too.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FAST_COMPILATION}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".pytest_cache" / "jax"))

@@ -300,5 +300,6 @@ def test_embedded_model_fits_the_recipe(recipe):
   recipes.check_embedded_model(recipe)
 
 
+@pytest.mark.slow
 def test_recipe_runs(recipe, tmp_path):
   recipes.check_runs(recipe, tmp_path)

@@ -164,6 +164,7 @@ def test_evaluation_cut_anywhere_ends_the_same(straight, tmp_path, share):
   assert without_times(summary) == without_times(straight[1])
 
 
+@pytest.mark.slow
 def test_killed_evaluation_ends_as_an_undisturbed_one(straight, tmp_path):
   arguments = [f"--out={tmp_path}", f"--num_examples={EXAMPLES}"]
   process = subprocess.Popen(command(*arguments), cwd=REPOSITORY, stdout=subprocess.DEVNULL,

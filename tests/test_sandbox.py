@@ -58,6 +58,7 @@ def test_humaneval_references_pass(bubblewrap, data):
   assert failures(problems, programs) == []
 
 
+@pytest.mark.slow
 def test_mbpp_references_pass(bubblewrap, data):
   problems = [json.loads(line) for line in open(data / "mbpp" / "mbpp.jsonl")]
   programs = [
