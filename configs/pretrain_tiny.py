@@ -1,6 +1,7 @@
 """Makes the embedded models: masked diffusion language models in LLaDA's layout, with tokenizer and chat template.
 
-Command:   python launch/pretrain.py --config=configs/pretrain_tiny.py --out=gdsd_jax/models/assets/tiny
+Command:   python launch/pretrain.py --config=configs/pretrain_tiny.py --out=gdsd_jax/models/assets/tiny --workdir=RUN
+           RUN holds metrics.jsonl and checkpoints; the same command goes on where a killed one was
 Hardware:  two CPU cores, 5 minutes.
 Result:    on held-out problems, greedy accuracy 0.73, and a mean reward of sampled completions of 0.60 (at most 1.25)
 

@@ -8,16 +8,16 @@ import recipes
 import gdsd_jax
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.interruption import Interrupted, Interruption
+from gdsd_jax.supervised.config import pretraining_config
 from gdsd_jax.supervised.pretraining import pretrain
 from gdsd_jax.tasks.sudoku import SudokuTask
 
 
-def small_config(**changes):
+def small_config():
   config = recipes.load("pretrain_tiny", "sudoku")
   config.update(steps=3, careless_after=1, batch_size=8, eval_every=2, eval_examples=8)
   config.log.tensorboard = False
-  config.update(changes)
-  return config
+  return pretraining_config(config)
 
 
 @pytest.fixture(scope="module", autouse=True)
