@@ -64,7 +64,7 @@ class Overlap:
     if self._ahead is not None:
       return self._ahead.rollout
     shape = (self.config.rollouts_per_step, self.config.sampler.completion_length)
-    split = batch_sharding(self.sampler.mesh)
+    split = batch_sharding(self.sampler.generator.mesh)
     return Rollout(*(jax.ShapeDtypeStruct(shape, dtype, sharding=split) for dtype in (jnp.int32, jnp.float32)))
 
   def restore(self, position: int, ahead: Rollout | None) -> None:
