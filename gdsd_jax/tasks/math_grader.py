@@ -37,17 +37,14 @@ def check_installed() -> None:
     raise ValueError("task.name='math': it needs math-verify to grade: pip install 'gdsd_jax[math]'")
 
 
-def equal(completion: str, answer: str) -> bool:
-  """Whether math-verify finds the final expressions of a completion and an answer equal; both are text with LaTeX.
+def equal_batch(completions: Sequence[str], answers: Sequence[str]) -> list[bool]:
+  """Whether math-verify finds the final expressions of each completion and its answer equal, many pairs at a time.
+
+  Completions and answers are text with LaTeX.
 
   Raises:
     OSError: no worker can be started.
   """
-  return _pool().grade((completion, answer))
-
-
-def equal_batch(completions: Sequence[str], answers: Sequence[str]) -> list[bool]:
-  """`equal` for each completion and its answer, many at a time."""
   return _pool().grade_batch(zip(completions, answers))
 
 
