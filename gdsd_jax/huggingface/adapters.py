@@ -12,7 +12,8 @@ import numpy as np
 from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
 
-from gdsd_jax.huggingface import weights as huggingface
+from gdsd_jax.huggingface.folder import read_json_object
+from gdsd_jax.huggingface.weights import weight_names
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import LoraConfig, TARGETS
 from gdsd_jax.parallel.mesh import param_shardings
@@ -110,7 +111,7 @@ def load_adapter(path, denoiser: Denoiser, params):
 
 def _module_name(denoiser: Denoiser, leaf: str) -> str:
   """The published module of an adapted weight, with {layer} in place of the layer's number."""
-  return huggingface.weight_names(denoiser.config)[f"blocks.{leaf}"].removesuffix(".weight")
+  return weight_names(denoiser.config)[f"blocks.{leaf}"].removesuffix(".weight")
 
 
 def _tensor_name(denoiser: Denoiser, leaf: str, layer: int, factor: str) -> str:
@@ -118,14 +119,7 @@ def _tensor_name(denoiser: Denoiser, leaf: str, layer: int, factor: str) -> str:
 
 
 def _read_config(file: Path) -> dict:
-  try:
-    fields = json.loads(file.read_text())
-  except FileNotFoundError:
-    raise FileNotFoundError(f"model.lora.path: {file} is missing") from None
-  except ValueError as error:
-    raise ValueError(f"model.lora.path: {file} is not JSON: {error}") from None
-  if not isinstance(fields, dict):
-    raise ValueError(f"model.lora.path: {file} holds no JSON object")
+  fields = read_json_object(file, "model.lora.path")
   if fields.get("peft_type") != "LORA":
     raise ValueError(f"model.lora.path: {file} describes no LoRA adapter (peft_type {fields.get('peft_type')!r})")
   for name, off in {**_OFF, **_OFF_WHERE_KNOWN, "bias": "none"}.items():

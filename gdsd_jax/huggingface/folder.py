@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 import re
+from typing import Any
 
 from gdsd_jax.huggingface import dream_layout, llada_layout
 from gdsd_jax.models.config import DenoiserConfig
@@ -32,17 +33,23 @@ def resolve_path(path_or_hub_name: str | os.PathLike) -> Path:
     raise FileNotFoundError(f"model.path: {name!r} is no local folder, and the hub refused it: {reason}") from error
 
 
-def load_config(path: Path) -> DenoiserConfig:
-  """DenoiserConfig of a folder's config.json. Raises ValueError or FileNotFoundError, naming the file."""
-  file = path / "config.json"
+def read_json_object(file: Path, field: str) -> dict[str, Any]:
+  """The fields of a JSON file. Raises ValueError or FileNotFoundError, naming the config's `field` and the file."""
   try:
     fields = json.loads(file.read_text())
   except FileNotFoundError:
-    raise FileNotFoundError(f"model.path: {file} is missing") from None
+    raise FileNotFoundError(f"{field}: {file} is missing") from None
   except ValueError as error:
-    raise ValueError(f"model.path: {file} is not JSON: {error}") from None
+    raise ValueError(f"{field}: {file} is not JSON: {error}") from None
   if not isinstance(fields, dict):
-    raise ValueError(f"model.path: {file} holds no JSON object")
+    raise ValueError(f"{field}: {file} holds no JSON object")
+  return fields
+
+
+def load_config(path: Path) -> DenoiserConfig:
+  """DenoiserConfig of a folder's config.json. Raises ValueError or FileNotFoundError, naming the file."""
+  file = path / "config.json"
+  fields = read_json_object(file, "model.path")
   family = str(fields.get("model_type", "")).lower()
   if family not in FAMILIES:
     raise ValueError(f"model.path: {file} has model_type {family!r}; known are {', '.join(sorted(FAMILIES))}")

@@ -107,7 +107,7 @@ class Checkpoints:
       with ocp.Checkpointer(ocp.CompositeCheckpointHandler(name), multiprocessing_options=alone) as reader:
         value = reader.restore(self.directory / str(step), args=ocp.args.Composite(**item))[name]
     except Exception as error:  # Orbax and TensorStore raise many kinds
-      cause = _cause(error)
+      cause = cause_of(error)
       passing = isinstance(error, (MemoryError, PermissionError)) or any(sign in str(error) for sign in _PASSING)
     failures = [(cause, passing) for cause, passing in gather_json([cause, passing]) if cause]
     for cause, passing in failures:
@@ -148,7 +148,7 @@ class Checkpoints:
       yield
     except Exception as error:  # Orbax and TensorStore raise many kinds
       raise CheckpointError(
-        f"checkpoints: cannot save to {self.directory} (is the disk full?): {_cause(error)};"
+        f"checkpoints: cannot save to {self.directory} (is the disk full?): {cause_of(error)};"
         " earlier checkpoints are whole, and the same command resumes from them"
       ) from error
 
@@ -158,6 +158,7 @@ def _storable(state: TrainState) -> TrainState:
   return state.replace(key=jax.random.key_data(state.key), frozen={})
 
 
-def _cause(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
+  """What Orbax or TensorStore says went wrong, in one line."""
   # The end, because TensorStore puts the operating system's word last.
   return json.dumps(" ".join(str(error).split())[-300:] or type(error).__name__)

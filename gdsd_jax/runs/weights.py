@@ -15,7 +15,7 @@ from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import add_adapter
 from gdsd_jax.parallel.mesh import param_shardings
-from gdsd_jax.runs.checkpoints import CheckpointError
+from gdsd_jax.runs.checkpoints import cause_of, CheckpointError
 from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.config_dict import made
 from gdsd_jax.runs.files import absolute, check_workdir
@@ -120,8 +120,9 @@ def load_run(workdir: epath.Path, step: str | int, mesh=None):
     with _open(workdir) as manager:
       state = manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
   except Exception as error:  # Orbax and TensorStore raise many kinds
-    cause = json.dumps(" ".join(str(error).split())[-300:] or type(error).__name__)
-    raise CheckpointError(f"--workdir: the checkpoint of step {step} in {workdir} cannot be read: {cause}") from error
+    raise CheckpointError(
+      f"--workdir: the checkpoint of step {step} in {workdir} cannot be read: {cause_of(error)}"
+    ) from error
   return denoiser, {**frozen, **state["params"]}
 
 
