@@ -42,7 +42,7 @@ ROWS = [
 
 @pytest.mark.parametrize("kind, content", [
   ("jsonl", "\n".join(map(json.dumps, ROWS))),
-  ("jsonl.gz", gzip.compress("\r\n\n".join(map(json.dumps, ROWS)).encode())),
+  ("jsonl.gz", gzip.compress("\r\n\n".join(map(json.dumps, ROWS)).encode(), mtime=0)),
   ("JSONL", "\ufeff" + "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n"),
   ("json", json.dumps(ROWS)),
 ])
@@ -102,7 +102,7 @@ def test_bad_content_is_named_with_its_line(tmp_path, name, content, expected):
 @pytest.mark.parametrize("name, content, expected", [
   ("a.jsonl", None, "cannot read FILE: No such file or directory"),
   ("a.jsonl.gz", b"plain", r"cannot read FILE: Not a gzipped file .*"),
-  ("a.jsonl.gz", gzip.compress(b"x" * 99)[:20], "cannot read FILE: Compressed file ended .*"),
+  ("a.jsonl.gz", gzip.compress(b"x" * 99, mtime=0)[:20], "cannot read FILE: Compressed file ended .*"),
 ])
 def test_unreadable_file_is_named(tmp_path, name, content, expected):
   file = tmp_path / name
