@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gdsd_jax.models import lm_head
-from gdsd_jax.models.lm_head import LMHead, over_vocabulary, Share
+from gdsd_jax.models.lm_head import LMHead, multiply, over_vocabulary, Share
 
 _MOST_SHARES = 8  # The vocabulary may be split over so many chips without a change of the sample.
 
@@ -57,8 +57,9 @@ def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, uncondi
       flat = jnp.concatenate([flat, unconditional.reshape(count, -1)])
     of_tiles, of_tokens = (None, None) if noise is None else (x.reshape(count, -1) for x in noise)
 
-    def step(carry, logits, _, start):
+    def step(carry, weight, start):
       best, top, total = carry
+      logits = multiply(flat, weight)
       if unconditional is not None:
         logits = _guided(logits[:count], logits[count:], cfg_scale)
       highest = jnp.maximum(top, jnp.max(logits, axis=1))
@@ -74,7 +75,7 @@ def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, uncondi
 
     zeros, least = jnp.zeros(count), jnp.full(count, jnp.finfo(jnp.float32).min)
     none = _Best(jnp.full(count, -jnp.inf), jnp.zeros(count, jnp.int32), jnp.full((count, tile), -jnp.inf))
-    best, top, total = share.fold(flat, step, (none, least, zeros))
+    best, top, total = share.fold(flat.dtype, step, (none, least, zeros))
     best = _best_of_shares(share, best)
     highest = share.max(top)
     normalizer = highest + jnp.log(share.sum(total * jnp.exp(top - highest)))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from gdsd_jax.parallel.mesh import BATCH_AXES, constrain, partition
+from gdsd_jax.parallel.mesh import BATCH_AXES, constrain, gather_over_fsdp, partition
 
 # Columns of the head that are multiplied at a time. They are enough for matrix units, and a chunk's logits of some
 # hundred positions still fit a CPU's cache. Memory depends on this number, not on the vocabulary.
@@ -26,7 +26,7 @@ class LMHead:
   """The LM head as a pytree: its one leaf is the weight, by which it can be differentiated.
 
   Attributes:
-    weight: [D, V], or [V, D] if it is the embedding.
+    weight: [D, V], or [V, D] if it is tied: the embedding.
     tied: whether the weight is the embedding.
     mesh: the mesh that the weight lies on, or None.
   """
@@ -36,8 +36,13 @@ class LMHead:
   mesh: Mesh | None = struct.field(pytree_node=False, default=None)
 
   @property
+  def axis(self) -> int:
+    """The weight's axis of the vocabulary."""
+    return 0 if self.tied else 1
+
+  @property
   def vocab_size(self) -> int:
-    return self.weight.shape[0 if self.tied else 1]
+    return self.weight.shape[self.axis]
 
   @property
   def logical_axes(self) -> tuple[str, str]:
@@ -45,11 +50,8 @@ class LMHead:
 
   def whole(self, hidden):
     """(head, hidden): the head in the dtype of hidden, gathered over fsdp, still split over tensor, for `logits`."""
-    head = self
-    if self.mesh is not None and self.mesh.size > 1:
-      head, hidden = jax.lax.optimization_barrier((head, hidden))  # gathered when it is needed, as a block's weights
-    axes = ("vocab" if axis == "vocab" else None for axis in self.logical_axes)
-    return head.replace(weight=constrain(head.weight.astype(hidden.dtype), self.mesh, *axes)), hidden
+    weight, hidden = gather_over_fsdp(self.weight, self.logical_axes, hidden, self.mesh)
+    return self.replace(weight=weight), hidden
 
   def logits(self, hidden):
     """Logits float32[B, ..., V] for hidden states [B, ..., D]; over a mesh the vocabulary stays split."""
@@ -58,7 +60,7 @@ class LMHead:
 
   def columns(self, tokens):
     """The head's columns of given tokens: float32[B, ..., D] for int[B, ...]."""
-    columns = jnp.take(self.weight, tokens, axis=0 if self.tied else 1)
+    columns = jnp.take(self.weight, tokens, axis=self.axis)
     columns = columns if self.tied else jnp.moveaxis(columns, 0, -1)
     # They are looked up where their share of the weight lies; then shares are exchanged for sequences.
     between = [None] * (columns.ndim - 2)
@@ -68,7 +70,7 @@ class LMHead:
 
   def mean_column(self):
     """Mean of all columns, float32[D]."""
-    return jnp.mean(self.weight, axis=0 if self.tied else 1, dtype=accumulator(self.weight.dtype))
+    return jnp.mean(self.weight, axis=self.axis, dtype=accumulator(self.weight.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,44 +88,27 @@ class Share:
   batch_axes: tuple[str, ...] = ()
 
   @property
-  def size(self) -> int:
-    """Columns of this share."""
-    return self.head.vocab_size
-
-  @property
   def first(self):
     """The token that the share begins with."""
-    return 0 if self.mesh is None else self.size * jax.lax.axis_index("tensor")
+    return 0 if self.mesh is None else self.head.vocab_size * jax.lax.axis_index("tensor")
 
-  def weight(self, start, size: int, dtype):
-    """Columns start … start + size of the share, [D, size], gathered over fsdp."""
-    weight = jax.lax.dynamic_slice_in_dim(self.head.weight, start, size, axis=0 if self.head.tied else 1).astype(dtype)
-    weight = weight.T if self.head.tied else weight
-    return weight if self.mesh is None else jax.lax.all_gather(weight, "fsdp", axis=0, tiled=True)
+  def fold(self, dtype, step: Callable, carry):
+    """carry after `step(carry, weight, start)` on each chunk in turn.
 
-  @property
-  def width(self) -> int:
-    """D."""
-    width = self.head.weight.shape[1 if self.head.tied else 0]
-    return width if self.mesh is None else width * self.mesh.shape["fsdp"]
+    The weight [D, C] has the columns from `start` of the share on, in `dtype`, gathered over fsdp.
+    """
 
-  def fold_weight(self, dtype, step: Callable, carry):
-    """carry after `step(carry, weight, start)` on each chunk in turn: columns [D, C] from `start` of the share on."""
-    chunks, rest = divmod(self.size, CHUNK)
-    run = lambda carry, start, size: step(carry, self.weight(start, size, dtype), start)
+    def run(carry, start, size: int):
+      weight = jax.lax.dynamic_slice_in_dim(self.head.weight, start, size, axis=self.head.axis).astype(dtype)
+      weight = weight.T if self.head.tied else weight
+      if self.mesh is not None:
+        weight = jax.lax.all_gather(weight, "fsdp", axis=0, tiled=True)
+      return step(carry, weight, start)
+
+    chunks, rest = divmod(self.head.vocab_size, CHUNK)
     if chunks:
       carry = jax.lax.fori_loop(0, chunks, lambda i, carry: run(carry, i * CHUNK, CHUNK), carry)
     return run(carry, chunks * CHUNK, rest) if rest else carry
-
-  def fold(self, hidden, step: Callable, carry):
-    """carry after `step(carry, logits, weight, start)` on each chunk in turn.
-
-    The logits [R, C] are those of the rows of hidden [R, D], float32 at least; weight and start are as in
-    `fold_weight`, the weight in the dtype of hidden.
-    """
-    return self.fold_weight(
-      hidden.dtype, lambda carry, weight, start: step(carry, multiply(hidden, weight), weight, start), carry
-    )
 
   # Reductions across the chips that share the vocabulary.
 
@@ -164,18 +149,15 @@ def over_vocabulary(compute: Callable, head: LMHead, rows: Any, gives_weight: bo
   head, rows = jax.lax.optimization_barrier((head, rows))
   if mesh is None or mesh.size == 1:
     return compute(Share(head), rows)
-  leading = jax.tree.leaves(rows)[0].shape[:1]
-  batch = partition(("batch",), leading, mesh)
+  batch = partition(("batch",), jax.tree.leaves(rows)[0].shape[:1], mesh)
   lies_as_weight = partition(head.logical_axes, head.weight.shape, mesh)
   batch_axes = () if batch == PartitionSpec(None) else BATCH_AXES
 
   def on_a_chip(part: LMHead, rows):
     return compute(Share(part.replace(mesh=None), mesh, batch_axes), rows)
 
-  out = lies_as_weight if gives_weight else batch
-  return jax.shard_map(
-    on_a_chip, mesh=mesh, in_specs=(lies_as_weight, batch), out_specs=out, check_vma=False
-  )(head, rows)
+  specs = dict(in_specs=(lies_as_weight, batch), out_specs=lies_as_weight if gives_weight else batch)
+  return jax.shard_map(on_a_chip, mesh=mesh, check_vma=False, **specs)(head, rows)
 
 
 def accumulator(dtype):
@@ -213,10 +195,7 @@ def pick(x, index):
 
 
 def top_k(x, k: int, mesh: Mesh | None):
-  """The k largest of the last axis, [..., V] -> [..., k], descending.
-
-  Where the vocabulary is split, each chip sends its own k largest and nothing else.
-  """
+  """The k largest of the last axis, [..., V] -> [..., k], descending; a chip that has a part of it sends k numbers."""
   if mesh is None or mesh.shape["tensor"] == 1:
     return jax.lax.top_k(x, k)[0]
 

@@ -52,21 +52,13 @@ def masked_hidden(denoiser: Denoiser, params, tokens, mask, prompt_mask=None, dr
     dropout_key: random key of an adapter's dropout; None drops nothing.
   """
   batch, length = mask.shape
-  prompt, completion = tokens[:, :-length], tokens[:, -length:]
-
-  def pairs(first, second):
-    """[B, ...] twice as [2 B, ...]; the two of a rollout are neighbours, on the chip that the rollout lies on."""
-    return jnp.stack([first, second], axis=1).reshape(2 * batch, *first.shape[1:])
-
-  attention_mask = None
-  if prompt_mask is not None:
-    attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones((batch, length), bool)], axis=1)
-    attention_mask = pairs(attention_mask, attention_mask)
-  noised = [
-    jnp.concatenate([prompt, jnp.where(masked, denoiser.config.mask_token_id, completion)], axis=1)
-    for masked in (mask, ~mask)
-  ]
-  hidden = denoiser.hidden(params, pairs(*noised), attention_mask, dropout_key)[:, -length:]
+  both = lambda x: jnp.broadcast_to(x[:, None], (batch, 2, *x.shape[1:]))
+  # The two passes of a rollout are neighbours, on the chip that the rollout lies on.
+  flat = lambda prompt, completion: jnp.concatenate([both(prompt), completion], axis=2).reshape(2 * batch, -1)
+  masked = jnp.stack([mask, ~mask], axis=1)
+  noised = flat(tokens[:, :-length], jnp.where(masked, denoiser.config.mask_token_id, both(tokens[:, -length:])))
+  attention_mask = None if prompt_mask is None else flat(prompt_mask.astype(bool), jnp.ones_like(masked))
+  hidden = denoiser.hidden(params, noised, attention_mask, dropout_key)[:, -length:]
   hidden = hidden.reshape(batch, 2, *hidden.shape[1:])
   return jnp.where(mask[..., None], hidden[:, 0], hidden[:, 1])
 
@@ -108,3 +100,31 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
                      f" {tokens.shape[1]} positions of tokens")
   scores = jax.lax.map(lambda mask: sample_scores(denoiser, params, tokens, mask, prompt_mask, scoring), masks)
   return jax.tree.map(jnp.transpose, scores)
+
+
+def with_kl(loss, metrics, scores: Scores, ref: Scores | None, completion_length: int, beta: float):
+  """(loss + β KL, metrics with "kl"), where KL is the mean of ½ (S_θ − S_ref)² / L; none without ref.
+
+  The scores are always the plain ones: under TLC the vocabulary mean of two different models does not cancel, and
+  squared and multiplied by L it would explode. Raises ValueError if beta is not 0, and there is no ref.
+  """
+  if ref is None:
+    if beta:
+      raise ValueError(f"ref: scores of the reference are needed when beta is {beta}")
+    return loss, metrics
+  kl = jnp.mean(0.5 * jnp.square(scores.plain - ref.plain)) / completion_length
+  return loss + beta * kl, {**metrics, "kl": kl}
+
+
+def ratio_metrics(scores, log_ratio, clipped, completion_length: int) -> dict:
+  """Means of what a loss on ratios sees: the student's scores [B, M] per token, S_θ − S_old, and where it was clipped.
+
+  The noise is the standard deviation of a rollout's score across its M mask samples; 0 when M is 1.
+  """
+  return {
+    "log_ratio": jnp.mean(log_ratio),
+    "log_ratio_abs": jnp.mean(jnp.abs(log_ratio)),
+    "clip_fraction": jnp.mean(clipped),
+    "score": jnp.mean(scores) / completion_length,
+    "score_noise": jnp.mean(jnp.std(scores, axis=1)) / completion_length,
+  }

@@ -44,30 +44,19 @@ PLAIN = Scoring()
 
 
 class TokenScores(NamedTuple):
-  """Scores of tokens, float32[B, ...] each.
+  """Scores of tokens, float32[B, ...] each."""
 
-  Attributes:
-    plain: z_y − logsumexp(z); None, like lead, if it was left out.
-    centered: z_y − mean_{v in top-k} z_v; None when no centre was asked for.
-    lead: z_y − max_{v ≠ y} z_v, positive where the target is the prediction. It has no gradient.
-  """
-
-  plain: jax.Array | None
-  centered: jax.Array | None
-  lead: jax.Array | None
+  plain: jax.Array | None  # z_y − logsumexp(z); None, like lead, if it was left out
+  centered: jax.Array | None  # z_y − mean_{v in top-k} z_v; None when no centre was asked for
+  lead: jax.Array | None  # z_y − max_{v ≠ y} z_v, positive where the target is the prediction; it has no gradient
 
 
 def token_scores(head: LMHead, hidden, targets, scoring: Scoring = PLAIN) -> TokenScores:
-  """Scores s_i of single tokens (method.md).
+  """Scores of the tokens targets, int[B, ...], from hidden states [B, ..., D] that are aligned with them.
 
   With all of the vocabulary in the centre, the centred score is h · (W_y − mean_v W_v), linear in the hidden state h.
   It needs no logits: with the centre's gradient and without the plain score there are none.
-
-  Args:
-    head: the LM head.
-    hidden: [B, ..., D] hidden states, aligned with the targets.
-    targets: int[B, ...], the tokens y.
-    scoring: which scores are wanted; `weighted` plays no part here.
+  `scoring.weighted` plays no part here.
   """
   if scoring.center_top_k is None or scoring.center_top_k < head.vocab_size:
     return _scores(scoring, head, hidden, targets)
@@ -81,23 +70,14 @@ def token_scores(head: LMHead, hidden, targets, scoring: Scoring = PLAIN) -> Tok
 
 
 class _Pass(NamedTuple):
-  """What a pass over the vocabulary gives for each row; "the others" are all tokens but the target.
+  """What a pass over the vocabulary gives for each row; "the others" are all tokens but the target."""
 
-  Attributes:
-    lead: z_y − the largest logit of the others.
-    others: the others' logsumexp.
-    surplus: z_y − the others' logsumexp.
-    centered: z_y − the mean of the k largest logits; None without a centre.
-    top_tokens: the tokens of the k largest logits, int[..., k]; None without a centre.
-    mean_column: E[W_v] over the others, [..., D]; None if it was not asked for.
-  """
-
-  lead: jax.Array
-  others: jax.Array
-  surplus: jax.Array
-  centered: jax.Array | None
-  top_tokens: jax.Array | None
-  mean_column: jax.Array | None
+  lead: jax.Array  # z_y − the largest logit of the others
+  others: jax.Array  # the others' logsumexp
+  centered: jax.Array | None  # z_y − the mean of the k largest logits; None without a centre
+  top_tokens: jax.Array | None  # int[..., k], the tokens of these; None without a centre
+  surplus: jax.Array  # z_y − the others' logsumexp
+  mean_column: jax.Array | None  # [..., D], E[W_v] over the others; None if it was not asked for
 
   @property
   def scores(self) -> TokenScores:
@@ -113,15 +93,14 @@ def _forward(scoring: Scoring, head: LMHead, hidden, targets):
   """The scores, and their derivatives by the hidden states or what those by the head are made of, where needed."""
   trains_head, moves_hidden = head.weight.perturbed, hidden.perturbed
   head, hidden, targets = jax.tree.map(lambda primal: primal.value, (head, hidden, targets))
-  through_center = scoring.center_gradient and scoring.center_top_k is not None
   found = _pass(head, hidden, targets, scoring.center_top_k, with_mean=moves_hidden)
+  top_tokens = found.top_tokens if scoring.center_gradient else None
   direction = center_direction = None
   if moves_hidden:
     target_columns = head.columns(targets)
     direction = jax.nn.sigmoid(-found.surplus)[..., None] * (target_columns - found.mean_column)
-    if through_center:
-      center_direction = target_columns - _mean_of_columns(head, found.top_tokens, hidden.dtype)
-  top_tokens = found.top_tokens if through_center else None
+    if top_tokens is not None:
+      center_direction = target_columns - _mean_of_columns(head, top_tokens, hidden)
   for_head = (head, hidden, found.surplus, found.others, top_tokens) if trains_head else None
   return found.scores, (direction, center_direction, for_head, targets, jnp.zeros((), hidden.dtype))
 
@@ -148,16 +127,6 @@ def _backward(scoring: Scoring, residuals, cotangents: TokenScores):
 _scores.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-class _Running(NamedTuple):
-  """A pass so far, for R rows; "the others" as in `_Pass`."""
-
-  highest: jax.Array  # [R], the largest logit of the others
-  total: jax.Array  # [R], sum of the others' exp(z − highest)
-  target: jax.Array  # [R], z_y once it has been met, 0 before
-  mean: jax.Array | None  # [R, D], sum of the others' columns times exp(z − highest)
-  best: tuple[jax.Array, jax.Array] | None  # [R, k] each, the k largest logits and their tokens
-
-
 def _pass(head: LMHead, hidden, targets, top_k: int | None, with_mean: bool = False) -> _Pass:
   """One pass over the vocabulary for hidden states [B, ..., D]; S passes, one after the other, for [B, S, ..., D]."""
   if targets.ndim > 2:
@@ -169,45 +138,46 @@ def _pass(head: LMHead, hidden, targets, top_k: int | None, with_mean: bool = Fa
     hidden, targets = rows
     flat, goal = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1, 1) - share.first
 
-    def step(running: _Running, logits, weight, start):
+    def step(carry, weight, start):
+      highest, total, target, mean, best = carry
+      logits = multiply(flat, weight)
       is_target = start + jnp.arange(logits.shape[1]) == goal
       others = jnp.where(is_target, -jnp.inf, logits)
-      highest = jnp.maximum(running.highest, jnp.max(others, axis=1))
-      decay, shares = jnp.exp(running.highest - highest), jnp.exp(others - highest[:, None])
-      total = running.total * decay + jnp.sum(shares, axis=1)
-      target = running.target + jnp.sum(jnp.where(is_target, logits, 0), axis=1)
-      mean, best = running.mean, running.best
-      if mean is not None:
+      new_highest = jnp.maximum(highest, jnp.max(others, axis=1))
+      decay, shares = jnp.exp(highest - new_highest), jnp.exp(others - new_highest[:, None])
+      total = total * decay + jnp.sum(shares, axis=1)
+      target = target + jnp.sum(jnp.where(is_target, logits, 0), axis=1)
+      if with_mean:
         mean = mean * decay[:, None] + multiply(shares.astype(weight.dtype), weight.T)
-      if best is not None:
+      if top_k is not None:
         logits, columns = largest(logits, min(top_k, logits.shape[1]))
         found = logits, share.first + start + columns
         best = _largest_of(*(jnp.concatenate(pair, axis=1) for pair in zip(best, found)), top_k)
-      return _Running(highest, total, target, mean, best)
+      return new_highest, total, target, mean, best
 
     count, dtype = len(flat), accumulator(flat.dtype)
     zeros, least = jnp.zeros(count, dtype), jnp.full(count, jnp.finfo(dtype).min)
-    mean = jnp.zeros(flat.shape, dtype) if with_mean else None
+    mean = jnp.zeros(flat.shape, dtype) if with_mean else None  # sum of the others' columns times exp(z − highest)
     best = None if top_k is None else (jnp.full((count, top_k), -jnp.inf, dtype), jnp.full((count, top_k), -1))
-    found = _merge(share, share.fold(flat, step, _Running(least, zeros, zeros, mean, best)))
+    found = _over_shares(share, *share.fold(flat.dtype, step, (least, zeros, zeros, mean, best)))
     return jax.tree.map(lambda x: x.reshape(*targets.shape, *x.shape[1:]), found)
 
   return over_vocabulary(compute, head, (hidden, targets))
 
 
-def _merge(share: Share, running: _Running) -> _Pass:
-  """The pass over the whole vocabulary, from those over each chip's share."""
-  highest = share.max(running.highest)
-  scale = jnp.exp(running.highest - highest)
-  total, target = share.sum(running.total * scale), share.sum(running.target)
-  centered = top_tokens = mean = None
-  if running.best is not None:
-    logits, top_tokens = _largest_of(*map(share.gather, running.best), running.best[0].shape[1])
+def _over_shares(share: Share, highest, total, target, mean, best) -> _Pass:
+  """The pass over the whole vocabulary, from what those over each chip's share ended with."""
+  of_share, highest = highest, share.max(highest)
+  scale = jnp.exp(of_share - highest)
+  total, target = share.sum(total * scale), share.sum(target)
+  centered = top_tokens = None
+  if best is not None:
+    logits, top_tokens = _largest_of(*map(share.gather, best), best[0].shape[1])
     centered = target - jnp.mean(logits, axis=1)
-  if running.mean is not None:
-    mean = share.sum(running.mean * scale[:, None]) / total[:, None]
+  if mean is not None:
+    mean = share.sum(mean * scale[:, None]) / total[:, None]
   lead, log_total = target - highest, jnp.log(total)
-  return _Pass(lead, highest + log_total, lead - log_total, centered, top_tokens, mean)
+  return _Pass(lead, highest + log_total, centered, top_tokens, lead - log_total, mean)
 
 
 def _largest_of(logits, tokens, k: int):
@@ -220,7 +190,7 @@ def _weight_gradient(head: LMHead, hidden, targets, others, top_tokens, missing,
   """Gradient by the head's weight, shaped like it: logits are made again, chunk by chunk.
 
   With hidden states [B, S, ..., D] the logits of one of the S parts at a time are in memory. `missing` and `center` are
-  the cotangents of plain scores, times 1 − p_y, and of centred ones; the rest is as in `token_scores` and `_Pass`.
+  the cotangents of plain scores, times 1 − p_y, and of centred ones; the rest is as in `_Pass`.
   """
   row_axis, parts = targets.ndim, targets.shape[1] if targets.ndim > 2 else 1
 
@@ -249,21 +219,21 @@ def _weight_gradient(head: LMHead, hidden, targets, others, top_tokens, missing,
       columns = columns.T if head.tied else columns
       return jax.lax.dynamic_update_slice_in_dim(gradient, columns, start, axis=0 if head.tied else 1)
 
-    return share.fold_weight(hidden.dtype, step, jnp.zeros_like(share.head.weight))
+    return share.fold(hidden.dtype, step, jnp.zeros_like(share.head.weight))
 
   return over_vocabulary(compute, head, (hidden, targets, others, top_tokens, missing, center), gives_weight=True)
 
 
-def _mean_of_columns(head: LMHead, tokens, dtype):
-  """Mean of the head's columns of each row's tokens: float32[B, ..., D] for int[B, ..., k]."""
+def _mean_of_columns(head: LMHead, tokens, like):
+  """Mean of the head's columns of each row's tokens, [B, ..., D] for int[B, ..., k], summed in the dtype of `like`."""
 
   def compute(share: Share, tokens):
     flat = tokens.reshape(-1, tokens.shape[-1]) - share.first
 
     def step(total, weight, start):
-      return total + multiply(_membership(flat - start, weight.shape[1]).astype(dtype), weight.T)
+      return total + multiply(_membership(flat - start, weight.shape[1]).astype(like.dtype), weight.T)
 
-    total = share.fold_weight(dtype, step, jnp.zeros((len(flat), share.width), accumulator(dtype)))
+    total = share.fold(like.dtype, step, jnp.zeros((len(flat), like.shape[-1]), accumulator(like.dtype)))
     return share.sum(total).reshape(*tokens.shape[:-1], -1) / tokens.shape[-1]
 
   return over_vocabulary(compute, head, tokens)
@@ -271,6 +241,5 @@ def _mean_of_columns(head: LMHead, tokens, dtype):
 
 def _membership(tokens, size: int):
   """1 at each of a row's tokens that lie in 0 … size, else 0: int[R, k] -> float32[R, size]."""
-  rows = len(tokens)
   places = jnp.where((tokens >= 0) & (tokens < size), tokens, size)  # a negative index would count from the end
-  return jnp.zeros((rows, size)).at[jnp.arange(rows)[:, None], places].set(1, mode="drop")
+  return jnp.zeros((len(tokens), size)).at[jnp.arange(len(tokens))[:, None], places].set(1, mode="drop")

@@ -82,6 +82,25 @@ def constrain(x, mesh: Mesh | None, *axes: str | None):
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, x.shape, mesh)))
 
 
+def gather_over_fsdp(weights, axes, x, mesh: Mesh | None):
+  """(weights, x): a tree of weights in the dtype of x, gathered over fsdp when x is there, still split over tensor.
+
+  Left to itself XLA overlaps the gather with the product, piece by piece, and the sum over the pieces goes to memory
+  and back for each. `axes` is the tree of the weights' logical axes; vectors stay as they are.
+  """
+  if mesh is not None and mesh.size > 1:
+    # Tied to x: of frozen weights JAX would otherwise gather all layers' before the first, and keep them.
+    weights, x = jax.lax.optimization_barrier((weights, x))
+
+  def gather(weight, axes):
+    if weight.ndim < 2:
+      return weight
+    tensor_axes = (axis if AXIS_RULES[axis] == "tensor" else None for axis in axes)
+    return constrain(weight.astype(x.dtype), mesh, *tensor_axes)
+
+  return jax.tree.map(gather, weights, axes), x
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """The same value on every device."""
   return NamedSharding(mesh, PartitionSpec())
