@@ -25,7 +25,7 @@ def default_workdir(config_flag: str) -> epath.Path:
 def main():
   from gdsd_jax.runs.config_dict import run_config
   from gdsd_jax.runs.metrics import log_to_stdout
-  from gdsd_jax.training.loop import train
+  from gdsd_jax.training.trainer import train
 
   log_to_stdout()
   if _WORKDIR.value == "":  # an unset variable of the shell, say

@@ -12,7 +12,7 @@ from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.supervised.pretraining import END_OF_TURN
 from gdsd_jax.tasks import get_task
-from gdsd_jax.training.loop import train
+from gdsd_jax.training.trainer import train
 
 
 def load(name: str, *preset: str):

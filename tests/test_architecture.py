@@ -96,7 +96,7 @@ def test_every_folder_of_the_floors_is_there():
 
 @pytest.mark.parametrize("name,line", [
   ("gdsd_jax.models.lora", "from gdsd_jax.objectives.scores import Scores"),
-  ("gdsd_jax.runs.files", "def read():\n  from gdsd_jax.training import loop"),
+  ("gdsd_jax.runs.files", "def read():\n  from gdsd_jax.training import trainer"),
   ("gdsd_jax.diffusion.config", "import gdsd_jax.huggingface.weights"),  # a sibling
   ("gdsd_jax.tasks.base", "import jax.numpy as jnp"),
   ("gdsd_jax.sandbox.pool", "def run():\n  from flax import struct"),

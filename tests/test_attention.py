@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gdsd_jax.models import attention
-from gdsd_jax.models.attention import cudnn_attention, plain_attention, splash_attention
+from gdsd_jax.models.attention import plain_attention
+from gdsd_jax.models.attention_kernels import cudnn_attention, splash_attention
 from gdsd_jax.parallel.mesh import make_mesh
 
 # Where their kernels do not run: the TPU's by an interpreter, and cuDNN's sorting of the keys before XLA's products.

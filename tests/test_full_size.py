@@ -16,7 +16,7 @@ from gdsd_jax.models.lora import TARGETS
 from gdsd_jax.parallel.mesh import make_mesh, param_shardings
 from gdsd_jax.runs import state as training_state
 from gdsd_jax.runs.config_dict import run_config
-from gdsd_jax.training.batch import DistillationBatch, ScoringBatch
+from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
 PUBLISHED = {preset: published.PUBLISHED[name] for preset, name in published.HUB_NAMES.items()}

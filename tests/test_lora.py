@@ -19,7 +19,7 @@ from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.config import OptimizerConfig
 from gdsd_jax.runs.state import init_state, make_optimizer
-from gdsd_jax.training.batch import DistillationBatch, ScoringBatch
+from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
 CONFIG = LoraConfig(rank=4, alpha=8.0, dropout=0.0)

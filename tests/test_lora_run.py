@@ -15,8 +15,7 @@ from gdsd_jax.runs.export import export_run
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.loop import resume
 from gdsd_jax.runs.weights import load_run
-from gdsd_jax.training.loop import train
-from gdsd_jax.training.trainer import Trainer
+from gdsd_jax.training.trainer import train, Trainer
 
 SMALL = {
   "steps": 4, "group_size": 4, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4,

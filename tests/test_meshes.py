@@ -22,7 +22,7 @@ from gdsd_jax.runs.config import OptimizerConfig
 from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.runs.state import init_state, make_optimizer
 from gdsd_jax.training import trainer as training
-from gdsd_jax.training.batch import DistillationBatch, ScoringBatch
+from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "fsdp_tensor": (1, 4, 2), "all": (2, 2, 2)}

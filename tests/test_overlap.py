@@ -26,9 +26,8 @@ from gdsd_jax.runs.loop import save
 from gdsd_jax.runs.metrics import MetricsWriter, Stopwatch
 from gdsd_jax.tasks import get_task
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
-from gdsd_jax.training.loop import train
 from gdsd_jax.training.overlap import Overlap
-from gdsd_jax.training.trainer import Trainer
+from gdsd_jax.training.trainer import train, Trainer
 
 REPOSITORY = Path(__file__).parent.parent
 SAMPLER = gdsd_jax.SamplerConfig(completion_length=8, steps=4, block_length=4)

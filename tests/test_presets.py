@@ -15,7 +15,7 @@ from gdsd_jax.huggingface import weights as huggingface
 from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.weights import load_run
-from gdsd_jax.training.loop import train
+from gdsd_jax.training.trainer import train
 
 SMALL_SHAPE = {
   "llada_8b": dict(d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, mlp_hidden_size=24),

@@ -15,7 +15,7 @@ from gdsd_jax.objectives.scores import sequence_scores
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from gdsd_jax.runs.config import OptimizerConfig
 from gdsd_jax.runs.state import init_state, make_optimizer, state_shardings, sync_reference
-from gdsd_jax.training.batch import cut, DistillationBatch, join, ScoringBatch
+from gdsd_jax.training.gradient import cut, DistillationBatch, join, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
 N, P, L, M = 8, 4, 8, 2

@@ -12,9 +12,8 @@ import optax
 import pytest
 
 from gdsd_jax.models.lm_head import LMHead
-from gdsd_jax.objectives.gdsd import gdsd_loss
+from gdsd_jax.objectives.gdsd import gdsd_loss, leave_one_out_advantages, teacher_scores
 from gdsd_jax.objectives.scores import Scores
-from gdsd_jax.objectives.teacher import leave_one_out_advantages, teacher_scores
 from gdsd_jax.objectives.token_scores import Scoring, token_scores
 
 VOCABULARY = 7

@@ -21,7 +21,7 @@ import gdsd_jax
 from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
-from gdsd_jax.training.loop import train, TrainingError
+from gdsd_jax.training.trainer import train, TrainingError
 
 REPOSITORY = Path(__file__).parent.parent
 # Seconds instead of minutes: short completions, few rollouts.

@@ -20,7 +20,7 @@ from gdsd_jax.objectives.scores import sequence_scores
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.runs.config import OptimizerConfig
 from gdsd_jax.runs.state import init_state, make_optimizer
-from gdsd_jax.training.batch import DistillationBatch, ScoringBatch
+from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
 _PEAK_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}

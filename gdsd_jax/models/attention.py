@@ -10,9 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from gdsd_jax.parallel.mesh import partition
-
-_LANES = 128  # a TPU's kernels take lengths and head widths in multiples of it
+from gdsd_jax.models.attention_kernels import cudnn_attention, LANES, splash_attention
 
 
 def attend(query, key, value, mask, mesh: Mesh | None):
@@ -37,7 +35,7 @@ def _kernel(query, mesh: Mesh | None):
   if device.platform == "gpu" and half and width <= 128 and width % 8 == 0 and _has_flash_attention(device):
     return cudnn_attention
   # A few queries, such as one block's, are cheaper than the tile that they would be padded to.
-  if device.platform == "tpu" and half and width % _LANES == 0 and length >= _LANES:
+  if device.platform == "tpu" and half and width % LANES == 0 and length >= LANES:
     return splash_attention
   return plain_attention
 
@@ -53,58 +51,3 @@ def plain_attention(query, key, value, mask, mesh: Mesh | None = None):
   del mesh
   mask = None if mask is None else mask[:, None, None, :]
   return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
-
-
-def cudnn_attention(query, key, value, mask, mesh: Mesh | None = None, implementation: str = "cudnn"):
-  """By cuDNN's flash attention, which splits itself over a mesh by batch and heads.
-
-  It skips keys beyond a sequence's length, and so padding must come last. The order of keys does not matter to a
-  softmax over them, their positions being in their rotation.
-  """
-  del mesh
-  lengths = None
-  if mask is not None:
-    real_first = jnp.argsort(~mask, axis=1, stable=True)[:, :, None, None]
-    key, value = (jnp.take_along_axis(x, real_first, axis=1) for x in (key, value))
-    lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
-  return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation=implementation)
-
-
-def splash_attention(query, key, value, mask, mesh: Mesh | None = None, interpret: bool = False):
-  """By JAX's TPU kernel, on every chip for its own sequences and heads. `interpret` runs it where there is no TPU."""
-  # Half a second to import, for those who have no TPU.
-  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-  from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import FullMask, MultiHeadMask
-
-  length, width = query.shape[1], query.shape[3]
-  if mask is None:
-    mask = jnp.ones(key.shape[:2], bool)
-  padded = lambda x: jnp.pad(x, [(0, 0), (0, -x.shape[1] % _LANES), *[(0, 0)] * (x.ndim - 2)])
-  query, key, value, mask = padded(query * width**-0.5), padded(key), padded(value), padded(mask)
-
-  def on_a_chip(query, key, value, mask):
-    queries, keys, heads = query.shape[1], key.shape[1], query.shape[2]
-    q, kv = _block(queries), _block(keys)
-    sizes = splash.BlockSizes(block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv)
-    kernel = splash.make_splash_mha(
-      MultiHeadMask([FullMask((queries, keys))] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1,
-      interpret=interpret,
-    )
-    # Queries of padding attend to the real tokens, too: what they give means nothing, but must be finite.
-    segments = splash.SegmentIds(jnp.ones(query.shape[:2], jnp.int32), mask.astype(jnp.int32))
-    heads_first = lambda x: jnp.swapaxes(x, 1, 2)
-    return heads_first(jax.vmap(kernel)(*map(heads_first, (query, key, value)), segments))
-
-  if mesh is not None and mesh.size > 1:
-    split = lambda x, *axes: partition(axes, x.shape, mesh)
-    of_query, of_key = split(query, "batch", None, "heads", None), split(key, "batch", None, "kv_heads", None)
-    on_a_chip = jax.shard_map(
-      on_a_chip, mesh=mesh, in_specs=(of_query, of_key, of_key, split(mask, "batch", None)), out_specs=of_query,
-      check_vma=False,
-    )
-  return on_a_chip(query, key, value, mask)[:, :length].astype(query.dtype)
-
-
-def _block(length: int) -> int:
-  """The largest tile of at most 512 tokens that divides a length."""
-  return max(size for size in range(_LANES, 512 + 1, _LANES) if length % size == 0)

@@ -8,12 +8,22 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.models.config import DenoiserConfig, LoraConfig
 from gdsd_jax.models.lm_head import LMHead
-from gdsd_jax.models.lora import adapter_weights, LoraConfig
-from gdsd_jax.models.parameters import network_weights
-from gdsd_jax.models.transformer import block, Context, KeysAndValues, Layer, rms_norm
-from gdsd_jax.parallel.mesh import AXIS_RULES, constrain
+from gdsd_jax.models.lora import adapter_weights
+from gdsd_jax.models.transformer import (
+  block,
+  block_weights,
+  Context,
+  KeysAndValues,
+  Layer,
+  normal,
+  ones,
+  rms_norm,
+  stacked,
+  Weight,
+)
+from gdsd_jax.parallel.mesh import constrain, gather_over_fsdp
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "products", "full")
@@ -49,7 +59,14 @@ class Denoiser:
 
   def _tree(self, leaf):
     """The parameters' tree with leaf(weight) for each `Weight` of the network."""
-    weights = network_weights(self.config)
+    V, D = self.config.vocab_size, self.config.hidden_size
+    weights = {
+      "embedding": Weight((V, D), ("vocab", "embed"), normal(D)),
+      **stacked(block_weights(self.config), "blocks", self.config),
+      "final_norm": Weight((D,), ("embed",), ones),
+    }
+    if not self.config.tied_head:
+      weights["head"] = Weight((D, V), ("embed", "vocab"), normal(D))
     if self.lora is not None:
       weights |= adapter_weights(self.config, self.lora)
     return unflatten_dict({path: leaf(weight) for path, weight in weights.items()}, sep=".")
@@ -157,7 +174,7 @@ class Denoiser:
 
     def apply_block(x, scanned):
       weights, layer_key, cached = scanned
-      weights, x = _whole_over_fsdp(weights, axes, x, self.mesh)
+      weights, x = gather_over_fsdp(weights, axes, x, self.mesh)
       x, keys_and_values = block(x, Layer(*weights, layer_key, cached), context)
       return x, keys_and_values if keep else None
 
@@ -176,23 +193,3 @@ class Denoiser:
     x = rms_norm(x, params["final_norm"], self.config.norm_epsilon)
     # Nothing comes before the first token; its prediction is that of the second, as in Dream's own sampler.
     return jnp.concatenate([x[:, :1], x[:, :-1]], axis=1) if self.config.shifted_output else x
-
-
-def _whole_over_fsdp(weights, axes, x, mesh: Mesh | None):
-  """(weights, x): a tree of one layer's weights in x's dtype, gathered over fsdp, still split over tensor.
-
-  Left to itself XLA overlaps the gather with the product, piece by piece, and the sum over the pieces goes to memory
-  and back for each. `axes` is the tree of the stacked weights' logical axes.
-  """
-  if mesh is None or mesh.size == 1:
-    return weights, x
-  # Tied to x: of frozen weights JAX would otherwise gather all layers' before the first, and keep them.
-  weights, x = jax.lax.optimization_barrier((weights, x))
-
-  def gather(weight, axes):
-    if weight.ndim < 2:  # a norm's
-      return weight
-    tensor_axes = (axis if AXIS_RULES[axis] == "tensor" else None for axis in axes[1:])
-    return constrain(weight.astype(x.dtype), mesh, *tensor_axes)
-
-  return jax.tree.map(gather, weights, axes), x

@@ -11,7 +11,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 # Sequences are split over both of these: fsdp shards weights and batch alike.
 BATCH_AXES = ("data", "fsdp")
 
-# Logical axis of a weight or activation (declared in models/parameters.py) -> mesh axis it is split over.
+# Logical axis of a weight or activation (declared in models/transformer.py) -> mesh axis it is split over.
 AXIS_RULES = {
   "batch": BATCH_AXES,
   "batch_over_data": "data",
@@ -86,7 +86,7 @@ def gather_over_fsdp(weights, axes, x, mesh: Mesh | None):
   """(weights, x): a tree of weights in the dtype of x, gathered over fsdp when x is there, still split over tensor.
 
   Left to itself XLA overlaps the gather with the product, piece by piece, and the sum over the pieces goes to memory
-  and back for each. `axes` is the tree of the weights' logical axes; vectors stay as they are.
+  and back for each. `axes` is the tree of logical axes of the weights, or of their stack; vectors stay as they are.
   """
   if mesh is not None and mesh.size > 1:
     # Tied to x: of frozen weights JAX would otherwise gather all layers' before the first, and keep them.
@@ -95,7 +95,7 @@ def gather_over_fsdp(weights, axes, x, mesh: Mesh | None):
   def gather(weight, axes):
     if weight.ndim < 2:
       return weight
-    tensor_axes = (axis if AXIS_RULES[axis] == "tensor" else None for axis in axes)
+    tensor_axes = (axis if AXIS_RULES[axis] == "tensor" else None for axis in axes[-weight.ndim:])
     return constrain(weight.astype(x.dtype), mesh, *tensor_axes)
 
   return jax.tree.map(gather, weights, axes), x

@@ -23,7 +23,7 @@ _FREE = frozenset((
   "conditional", "call", "custom-call", "opt-barrier", "async-start", "async-update", "async-done", "copy-done",
   "slice-done", *(f"{kind}-done" for kind in COLLECTIVES),
 ))
-# JAX's TPU attention kernels (models/attention.py) -> their products of queries with keys, or of as many multiply-adds.
+# JAX's TPU kernels (models/attention_kernels.py) -> their products of queries with keys, or of as many multiply-adds.
 _KERNEL_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 
 

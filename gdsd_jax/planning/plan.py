@@ -25,7 +25,7 @@ from gdsd_jax.planning.hlo_cost import Cost, program_cost
 from gdsd_jax.runs.config import RunConfig, validate_mesh
 from gdsd_jax.runs.state import init_state, make_optimizer, state_shardings, TrainState
 from gdsd_jax.runs.weights import make_denoiser
-from gdsd_jax.training.batch import DistillationBatch, ScoringBatch
+from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
 _log = logging.getLogger(__name__)

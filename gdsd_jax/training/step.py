@@ -10,8 +10,7 @@ from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.scores import sample_scores, Scores
 from gdsd_jax.runs.state import TrainState
-from gdsd_jax.training.batch import DistillationBatch, join, ScoringBatch, single_samples
-from gdsd_jax.training.gradient import loss_and_gradient
+from gdsd_jax.training.gradient import DistillationBatch, join, loss_and_gradient, ScoringBatch, single_samples
 
 
 @functools.partial(jax.jit, static_argnames=("denoiser", "objective", "accumulation"))

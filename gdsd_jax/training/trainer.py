@@ -1,7 +1,9 @@
-"""A run's parts, built and checked once, and its iteration: rollouts, rewards, advantages, masks, scores, updates."""
+"""An RL run: its parts, built and checked once, and its steps: rollouts, rewards, advantages, scores, updates."""
 
+from collections.abc import Mapping
 import functools
 import logging
+from typing import Any
 
 from etils import epath
 import jax
@@ -9,27 +11,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from gdsd_jax.diffusion.forward import rollout_masks
-from gdsd_jax.generation.rollout import GradedCompletions, RolloutSampler
+from gdsd_jax.generation.held_out import evaluate
+from gdsd_jax.generation.rollout import GradedCompletions, RewardError, RolloutSampler
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
-from gdsd_jax.objectives.teacher import leave_one_out_advantages
+from gdsd_jax.objectives.gdsd import leave_one_out_advantages
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.parallel.rows import local_rows, spread
 from gdsd_jax.runs.config import RunConfig, validate_mesh
 from gdsd_jax.runs.data import ExampleStream
-from gdsd_jax.runs.loop import open_workdir, Training
-from gdsd_jax.runs.metrics import Stopwatch
+from gdsd_jax.runs.interruption import Interruption
+from gdsd_jax.runs.loop import open_workdir, run_training, Training, TrainingError
+from gdsd_jax.runs.metrics import Progress, Stopwatch
 from gdsd_jax.runs.state import init_state, make_optimizer, sync_reference, TrainState
 from gdsd_jax.runs.weights import load_model
 from gdsd_jax.tasks import get_task
-from gdsd_jax.training.batch import DistillationBatch, ScoringBatch
+from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.overlap import Overlap
+from gdsd_jax.training.report import announce, numbers_of, rollout_metrics, show_rollouts
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
 _log = logging.getLogger(__name__)
 
 
+def train(config: RunConfig, workdir: epath.Path) -> None:
+  """Runs or resumes an RL run in `workdir`. Raises as `run_training`, and as `Trainer`."""
+  with Interruption() as interruption:
+    trainer = Trainer(config, workdir)
+    announce(config, trainer.state, trainer.mesh)
+    run_training(trainer, interruption)
+
+
 class Trainer(Training):
-  """A run: everything that its iterations need, built and checked once.
+  """A run: everything that its steps need, built and checked once.
 
   Raises ValueError or OSError, one line with the cause, before anything is compiled or overwritten.
   """
@@ -45,26 +58,27 @@ class Trainer(Training):
       raise ValueError(f"task.name: {config.task.name} has an empty split ({len(train)} train, {len(test)} test)")
 
     self.denoiser, params = load_model(config.model, config.seed, self.mesh)
-    tokenizer = load_tokenizer(config.model.path, self.denoiser.config)
-    longest = config.rollouts.prompt_buckets[-1] + config.sampler.completion_length
+    buckets = config.rollouts.prompt_buckets
+    longest = buckets[-1] + config.sampler.completion_length
     if longest > self.denoiser.config.max_positions:
       raise ValueError(
         f"sampler.prompt_buckets, sampler.completion_length: {longest} tokens exceed the"
         f" {self.denoiser.config.max_positions} positions of {config.model.path}"
       )
-    self.sampler = RolloutSampler(
-      self.denoiser, tokenizer, self.task, config.sampler, config.rollouts.prompt_buckets, self.mesh
-    )
+    tokenizer = load_tokenizer(config.model.path, self.denoiser.config)
+    self.sampler = RolloutSampler(self.denoiser, tokenizer, self.task, config.sampler, buckets, self.mesh)
     train, test = self._fitting(train, "train"), self._fitting(test, "test")
     self.overlap = Overlap(self.sampler, ExampleStream(train, config.seed), config)
     self.held_out = [test[i] for i in range(min(config.eval.num_examples, len(test)))]
-    self.objective = config.objective
     self.optimizer = make_optimizer(config.optimizer)
-    self.state = init_state(
-      self.denoiser, params, self.optimizer, config.seed, with_reference=self.objective.beta > 0, mesh=self.mesh
+    with_reference = config.objective.beta > 0
+    self.state = init_state(self.denoiser, params, self.optimizer, config.seed, with_reference, self.mesh)
+    self._static = dict(
+      denoiser=self.denoiser, objective=config.objective, accumulation=config.optimizer.accumulation
     )
-    self._static = dict(denoiser=self.denoiser, objective=self.objective, accumulation=config.optimizer.accumulation)
     self._compiled = set()
+    self._failures = 0  # steps in a row that were skipped
+    self._scored: GradedCompletions | None = None  # what the last step trained on, None if its rewards failed
     split = batch_sharding(self.mesh)
     self._concatenate = jax.jit(lambda *parts: jnp.concatenate(parts, axis=1), out_shardings=split)
     num_mc, forward_process = config.distillation.num_mc, config.sampler.forward_process
@@ -94,39 +108,54 @@ class Trainer(Training):
     return [examples[int(i)] for i in fitting]
 
   def saved(self) -> tuple[TrainState, dict[str, int]]:
-    """What the next iteration starts from; what `begin` has begun is begun again from there."""
     return self.state.replace(ahead=self.overlap.saved()), {"data_position": self.overlap.position}
 
-  def restore(self, state: TrainState, values) -> None:
-    """Goes on from what `saved` gave, of this run or of an earlier process."""
+  def restore(self, state: TrainState, values: Mapping[str, Any]) -> None:
     self.overlap.restore(values["data_position"], state.ahead)
     self.state = state.replace(ahead=None)
 
   def begin(self, watch: Stopwatch) -> None:
-    """Begins the next iteration, unless it has begun, see `Overlap.begin`."""
     with watch.phase("rollout"):
       self.overlap.begin(self.state)
 
+  def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
+    """One iteration. If it fails it is skipped, and too many of these in a row end the run."""
+    updates, cause = self.config.distillation.num_iterations, None
+    try:
+      row, self._scored = self.iterate(watch)
+      if row["skipped"] == updates:
+        cause = f"no update had a finite loss and gradient (loss {row['loss']})"
+    except RewardError as error:
+      row, self._scored, cause = {"reward": None, "loss": None, "skipped": updates}, None, str(error)
+    self._failures = self._failures + 1 if cause else 0
+    if row["skipped"]:
+      _log.info("step %d: skipped %d of %d updates: %s", number, row["skipped"], updates,
+                cause or "their gradient is not finite")
+    if self._failures >= self.config.max_skipped_steps:
+      raise TrainingError(
+        f"giving up at step {number}: {self._failures} steps in a row were skipped; the last: {cause}", row
+      )
+    return row
+
   def iterate(self, watch: Stopwatch) -> tuple[dict[str, float], GradedCompletions]:
-    """One iteration: sample, reward, update `objective.num_iterations` times. Raises RewardError before any update."""
-    config, group_size = self.config, self.config.group_size
+    """Samples, rewards, and updates `distillation.num_iterations` times. Raises RewardError before any update."""
+    distillation, group_size = self.config.distillation, self.config.group_size
     with watch.phase("rollout"):
       key, mask_key, sampled = self.overlap.take(self.state)
       self.state = self.state.replace(key=key, step=self.state.step + 1)
       jax.block_until_ready(sampled.parts[0])
     with watch.phase("reward"):
       scored = self.sampler.grade(sampled)
-    advantages = leave_one_out_advantages(
-      jnp.asarray(scored.total_reward).reshape(-1, group_size), config.distillation.scale_rewards
-    ).reshape(-1)
+    rewards = jnp.asarray(scored.total_reward).reshape(-1, group_size)
+    advantages = leave_one_out_advantages(rewards, distillation.scale_rewards).reshape(-1)
     updates = self._update(scored, advantages, mask_key, watch)
-    sync_every = config.distillation.reference_sync_every
+    sync_every = distillation.reference_sync_every
     if self.state.reference is not None and sync_every and int(self.state.step) % sync_every == 0:
       self.state = self.state.replace(reference=self._sync_reference(self.state.reference, self.state.params))
-    return {**_rollout_metrics(scored, group_size), **updates}, scored
+    return {**rollout_metrics(scored, group_size), **updates}, scored
 
   def _update(self, scored: GradedCompletions, advantages, mask_key, watch: Stopwatch) -> dict[str, float]:
-    """The mu updates on one batch of rollouts; metrics averaged over them."""
+    """The updates on one batch of rollouts, each with masks of its own; metrics averaged over them."""
     tokens = self._concatenate(scored.prompt, scored.rollout.tokens)
     if tokens.shape not in self._compiled:
       self._compiled.add(tokens.shape)
@@ -139,11 +168,10 @@ class Trainer(Training):
     advantages = spread(self.mesh, len(advantages), held)
     score = functools.partial(score_rollouts, **self._static)
     with watch.phase("score"):
-      # Old is the student as it is now, also where async rollouts were sampled by the one before. The teacher is a
-      # condition on the scores of every completion, whoever sampled it: samples of another denoiser only weigh the
-      # squares of the loss differently. What old does is to say where the trust region lies, and the teacher in it,
-      # which is around the student that is about to move: around the one before, the clip would take the last
-      # iteration's updates for part of this one's, and hold most of the rest back.
+      # Old is the student as it is now, also where async rollouts were sampled by the one before: the teacher is a
+      # condition on the scores of every completion, whoever sampled it. Old says where the trust region lies, which is
+      # around the student that is about to move. Around the one before, the clip would take the last iteration's
+      # updates for a part of this one's, and hold most of the rest back.
       old = [score(self.state.student_params, part) for part in rollouts]
       reference = None if self.state.reference is None else self.state.reference_params
       ref = [None if reference is None else score(reference, part) for part in rollouts]
@@ -160,16 +188,26 @@ class Trainer(Training):
     mean = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
     return {**mean, "skipped": int(sum(m["skipped"] for m in metrics))}
 
+  def evaluate(self, number: int, watch: Stopwatch) -> dict[str, Any]:
+    """Held-out accuracy and rewards; the same problems and random key every time; none if the task's grader raises."""
+    if number % self.config.eval.every and number < self.config.steps:
+      return {}
+    key, batch_size, row = jax.random.key(self.config.seed), self.config.eval.batch_size, {}
+    try:
+      with watch.phase("evaluate"):
+        found = evaluate(self.sampler, self.state.student_params, self.held_out, key, batch_size)
+      shown = "  ".join(f"{name} {value:.3f}" for name, value in found.items())
+      _log.info("evaluation after step %d: %s", number, shown)
+      row = {f"eval/{name}": value for name, value in found.items()}
+    except RewardError as error:
+      _log.info("evaluation after step %d left out: %s", number, error)
+    # There are no rollouts before the first step, whose reward its row would have.
+    return row if number else {"reward": row.get("eval/sampled_reward", row.get("eval/reward")), **row}
 
-def _rollout_metrics(scored: GradedCompletions, group_size: int) -> dict[str, float]:
-  groups = scored.total_reward.reshape(-1, group_size)
-  texts = np.array(scored.completions, dtype=object).reshape(-1, group_size)
-  return {
-    "reward": float(groups.mean()),
-    **{f"reward/{name}": float(values.mean()) for name, values in scored.rewards.items()},
-    "reward_std": float(groups.std(axis=1).mean()),
-    "groups_without_spread": float(np.mean(np.ptp(groups, axis=1) == 0)),
-    "completion_length": float(scored.lengths.mean()),
-    "diversity": float(np.mean([len(set(group)) for group in texts]) / group_size),
-    "tokens_per_second": scored.rollout.tokens.size / scored.sampling_seconds,
-  }
+  def show(self, row: Mapping[str, Any], progress: Progress) -> None:
+    if self._scored is None:
+      return
+    progress.show(row["step"], numbers_of(row))
+    every = self.config.log.rollouts_every
+    if every and (row["step"] - 1) % every == 0:
+      show_rollouts(self._scored)

@@ -1,0 +1,56 @@
+"""What an RL run tells of itself: on the screen, and of each step's rollouts in its metrics."""
+
+from collections.abc import Mapping
+import json
+import logging
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from gdsd_jax.generation.rollout import GradedCompletions
+from gdsd_jax.runs.config import RunConfig
+from gdsd_jax.runs.state import TrainState
+
+_log = logging.getLogger(__name__)
+
+
+def announce(config: RunConfig, state: TrainState, mesh: Mesh) -> None:
+  """Says what is trained on what, and where."""
+  size, trained = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.student_params, state.params))
+  devices = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
+  _log.info(
+    "%s on %s with %s (%.3g M parameters%s, %s, %s), %d prompts × %d rollouts a step",
+    config.objective.name, config.task.name, config.model.path, size / 1e6,
+    "" if trained == size else f", {trained / 1e6:.3g} M of them in the adapter", jax.default_backend(), devices,
+    config.prompts_per_step, config.group_size,
+  )
+
+
+def rollout_metrics(scored: GradedCompletions, group_size: int) -> dict[str, float]:
+  """A step's numbers about its rollouts, of which each group of `group_size` answers one prompt."""
+  groups = scored.total_reward.reshape(-1, group_size)
+  texts = np.array(scored.completions, dtype=object).reshape(-1, group_size)
+  return {
+    "reward": float(groups.mean()),
+    **{f"reward/{name}": float(values.mean()) for name, values in scored.rewards.items()},
+    "reward_std": float(groups.std(axis=1).mean()),
+    "groups_without_spread": float(np.mean(np.ptp(groups, axis=1) == 0)),
+    "completion_length": float(scored.lengths.mean()),
+    "diversity": float(np.mean([len(set(group)) for group in texts]) / group_size),
+    "tokens_per_second": scored.rollout.tokens.size / scored.sampling_seconds,
+  }
+
+
+def numbers_of(row: Mapping[str, Any]) -> str:
+  """What a line of progress tells of a step."""
+  named = ", ".join(f"{name.removeprefix('reward/')} {row[name]:.2f}" for name in row if name.startswith("reward/"))
+  return f"reward {row['reward']:.3f} ({named})  loss {row['loss']:.5f}  kl {row.get('kl', 0.0):.4f}"
+
+
+def show_rollouts(scored: GradedCompletions, count: int = 3) -> None:
+  """Shows some completions with their rewards."""
+  for i in np.linspace(0, len(scored.completions) - 1, count).astype(int):
+    text = json.dumps(scored.completions[i], ensure_ascii=False)
+    _log.info("  rollout, reward %.2f: %s", scored.total_reward[i], text)
