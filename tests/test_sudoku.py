@@ -15,7 +15,7 @@ import recipes
 
 from gdsd_jax import get_task
 from gdsd_jax.tasks import base, sudoku_problems
-from gdsd_jax.tasks.official_digests import is_official_test
+from gdsd_jax.tasks.puzzles import is_official_test
 
 TASK = get_task("sudoku")
 PUZZLE, SOLUTION = "3102200002100320", "3142243142131324"

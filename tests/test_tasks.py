@@ -66,7 +66,7 @@ def digest(problems):
   ],
 )
 def test_extract_answer_reads_the_last_complete_pair(text, answer):
-  assert base.extract_answer(text) == answer
+  assert arithmetic.extract_answer(text) == answer
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ CORRECTNESS_REWARD = 1.0
 # Small beside correctness, yet enough to tell apart the wrong completions of a group.
 FORMAT_REWARD = 0.25
 
+# No tag may stand inside, so of nested pairs this is the innermost, and an unclosed tag never matches.
+_ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 # ASCII digits only: str.isdigit and \d would let through digits of other scripts.
 _INTEGER = re.compile(r"(-?)0*(0|[1-9][0-9]*)")
 _FORMAT = re.compile(
@@ -34,7 +36,6 @@ class ArithmeticTask(base.Task):
   tags: ClassVar[tuple[str, ...]] = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
-    """Problems of a split, by index. ValueError on an unknown split."""
     base.check_split(split)
     return arithmetic_problems.problems(split)
 
@@ -44,7 +45,7 @@ class ArithmeticTask(base.Task):
 
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
     """`correctness` and accuracy count the last answer, whatever its layout; `format` is for the exact layout."""
-    answer = base.extract_answer(completion)
+    answer = extract_answer(completion)
     right = answer is not None and _canonical_integer(answer) == str(example["answer"])
     well_formed = _FORMAT.fullmatch(completion.strip()) is not None
     return base.Grade({"correctness": CORRECTNESS_REWARD * right, "format": FORMAT_REWARD * well_formed}, right)
@@ -68,10 +69,13 @@ class ArithmeticTask(base.Task):
     return self.solution({"reasoning": f"{equation}={answer}", "answer": answer})
 
 
+def extract_answer(text: str) -> str | None:
+  """Stripped text of the last complete `<answer>…</answer>`, the innermost of nested ones; None if there is none."""
+  answers = _ANSWER.findall(text)
+  return answers[-1].strip() if answers else None
+
+
 def _canonical_integer(text: str) -> str | None:
   # Text, not int(): a completion may hold more digits than int() is willing to read.
   match = _INTEGER.fullmatch(text)
-  if match is None:
-    return None
-  sign, digits = match.groups()
-  return digits if digits == "0" else sign + digits
+  return match and (match[2] if match[2] == "0" else match[1] + match[2])

@@ -38,13 +38,11 @@ def unboxed(text: str) -> str | None:
 
 
 def same_answer(first: str | None, second: str | None) -> bool:
-  """Whether two answers are the same text after `cleaned`. No arithmetic: 1+x is not x+1."""
-  if first is None or second is None:
-    return False
-  return cleaned(first) == cleaned(second)
+  """Whether two answers are the same text after clean-up. No arithmetic: 1+x is not x+1."""
+  return first is not None and second is not None and _cleaned(first) == _cleaned(second)
 
 
-def cleaned(answer: str) -> str:
+def _cleaned(answer: str) -> str:
   r"""An answer without spaces, units and layout, with braces around the arguments of `\frac` and `\sqrt`."""
   for old, new in _REPLACEMENTS:
     answer = answer.replace(old, new)

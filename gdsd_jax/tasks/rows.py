@@ -1,6 +1,6 @@
 """Rows of a source: problems as they were stored, where each was read, and what is asked of their columns."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 FILE_KINDS = (".jsonl", ".jsonl.gz", ".json", ".csv")  # endings of the files that rows are read from
@@ -36,8 +36,8 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
   return row[column]
 
 
-def check_columns(names: Sequence[str], columns: Sequence[str]) -> None:
-  """Raises ValueError unless all `columns` are among `names`."""
+def check_columns(names: Iterable[str], columns: Sequence[str]) -> None:
+  """Raises ValueError unless all `columns` are among `names`, such as a row."""
   for column in columns:
     if column not in names:
       raise ValueError(f"no column {column!r}, it has {', '.join(map(repr, names)) or 'none'}")

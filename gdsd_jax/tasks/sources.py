@@ -1,19 +1,46 @@
 """Opens the problems that a config names: a local file, a TFDS dataset, or a dataset of the Hugging Face hub."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import csv
+import dataclasses
 import gzip
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 import zlib
 
-from gdsd_jax.tasks.rows import check_columns, FILE_KINDS, Row
+from gdsd_jax.tasks import base
+from gdsd_jax.tasks.rows import check_columns, examples_of, FILE_KINDS, Row
 
-NAME_KINDS = "a TFDS name, NAME[/CONFIG][:VERSION][#SPLIT] or huggingface:OWNER/NAME[/CONFIG][#SPLIT]"
 
-WHOLE_FILE = "the whole file"  # where no line can be blamed
+@dataclasses.dataclass(frozen=True)
+class SourcedTask(base.Task):
+  """A task whose problems are rows of a file or a dataset: `read_row` makes an example of each.
+
+  Attributes:
+    train_source, test_source: where the problems of the splits are, see `open_source`.
+    data_dir: folder of TFDS datasets; None for the default of TFDS.
+    columns: what every row must have.
+  """
+
+  train_source: str | None = None
+  test_source: str | None = None
+  data_dir: str | None = None
+  columns: ClassVar[tuple[str, ...]] = ()
+
+  def rows(self, split: str) -> Sequence[Row]:
+    """The rows of a split, as they are stored."""
+    base.check_split(split)
+    field = f"{split}_source"
+    return open_source(getattr(self, field), self.columns, field=f"task.{field}", data_dir=self.data_dir)
+
+  def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
+    return examples_of(self.rows(split), self.read_row, field=f"task.{split}_source")
+
+  def read_row(self, row: Row) -> dict[str, Any]:
+    """The example that a row holds. ValueError, told with the row's place, where it holds none."""
+    raise NotImplementedError
 
 
 def open_source(source: str, columns: Sequence[str], *, field: str, data_dir: str | None = None) -> Sequence[Row]:
@@ -32,13 +59,14 @@ def open_source(source: str, columns: Sequence[str], *, field: str, data_dir: st
   """
   kind = next((kind for kind in FILE_KINDS if source.lower().endswith(kind)), None)
   if kind is not None:
-    return _open_file(source, kind, columns, field)
-  # Late, because tensorflow_datasets takes a while to import and local files do without.
-  from gdsd_jax.tasks import tfds_source
+    rows = _open_file(source, kind, columns, field)
+  else:
+    from gdsd_jax.tasks import tfds_source  # it takes a while to import, and local files do without
 
-  if not tfds_source.is_name(source):
-    raise ValueError(f"{field}: {source!r} is neither a file ending in {', '.join(FILE_KINDS)} nor {NAME_KINDS}")
-  return tfds_source.open_rows(source, columns, field, data_dir)
+    rows = tfds_source.open_rows(source, columns, field, data_dir)
+  if not rows:
+    raise ValueError(f"{field}: {source}: no problems in it")
+  return rows
 
 
 def _open_file(source, kind, columns, field):
@@ -49,18 +77,11 @@ def _open_file(source, kind, columns, field):
   # RuntimeError: the home of a user who is not there; ValueError: a zero byte in the path.
   except (OSError, EOFError, zlib.error, RuntimeError, ValueError) as error:
     raise OSError(f"{field}: cannot read {source}: {getattr(error, 'strerror', None) or error}") from error
-  rows = []
   try:
-    for place, values in _READERS[kind](data):
-      rows.append(Row(values, f"{source}, {place}"))
-      try:
-        check_columns(list(values), columns)
-      except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
+    rows = [Row(values, f"{source}, {place}") for place, values in _READERS[kind](data)]
   except ValueError as error:
     raise ValueError(f"{field}: {source}, {error}") from error
-  if not rows:
-    raise ValueError(f"{field}: {source}: no problems in it")
+  examples_of(rows, lambda row: check_columns(row, columns), field=field)
   return rows
 
 
@@ -76,22 +97,22 @@ def _read_json_lines(data: bytes) -> Iterator[tuple[str, dict]]:
 def _read_json_list(data: bytes) -> Iterator[tuple[str, dict]]:
   items = _json(data.removeprefix(b"\xef\xbb\xbf"), None)
   if not isinstance(items, list):
-    raise ValueError(f"{WHOLE_FILE}: must be a JSON list of objects")
+    raise ValueError("the whole file: must be a JSON list of objects")
   for number, item in enumerate(items, start=1):
     yield f"item {number}", _json_object(item, f"item {number}")
 
 
 def _json(data: bytes, place: str | None) -> Any:
+  """A JSON value; without a `place`, errors name the line that they come from, or the whole file."""
   try:
     value = json.loads(data.decode())
     if b"\\ud" in data.lower():
       json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is JSON, but no text
     return value
   except json.JSONDecodeError as error:
-    place = place or f"line {error.lineno}"
-    raise ValueError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+    raise ValueError(f"{place or f'line {error.lineno}'}: not JSON: {error.msg} at column {error.colno}") from error
   except (ValueError, RecursionError) as error:
-    raise ValueError(f"{place or WHOLE_FILE}: not JSON: {error}") from error
+    raise ValueError(f"{place or 'the whole file'}: not JSON: {error}") from error
 
 
 def _json_object(value: Any, place: str) -> dict:
@@ -108,18 +129,12 @@ def _read_csv(data: bytes) -> Iterator[tuple[str, dict]]:
   reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
   try:
     for row in reader:
-      place = f"line {reader.line_num}"
       if None in row or None in row.values():
         fields = len([value for value in row.values() if value is not None]) - (None in row) + len(row.get(None, []))
-        raise ValueError(f"{place}: {fields} fields, but the header names {len(reader.fieldnames)}")
-      yield place, row
+        raise ValueError(f"line {reader.line_num}: {fields} fields, but the header names {len(reader.fieldnames)}")
+      yield f"line {reader.line_num}", row
   except csv.Error as error:
     raise ValueError(f"line {reader.reader.line_num}: not CSV: {error}") from error
 
 
-_READERS = {
-  ".jsonl": _read_json_lines,
-  ".jsonl.gz": _read_json_lines,
-  ".json": _read_json_list,
-  ".csv": _read_csv,
-}
+_READERS = dict(zip(FILE_KINDS, (_read_json_lines, _read_json_lines, _read_json_list, _read_csv), strict=True))

@@ -6,10 +6,9 @@ import itertools
 import re
 from typing import Any, ClassVar
 
-from gdsd_jax.tasks import base, sources, sudoku_problems, xml_format
-from gdsd_jax.tasks.rows import examples_of, text_of
+from gdsd_jax.tasks import base, puzzles, sudoku_problems, xml_format
+from gdsd_jax.tasks.rows import text_of
 
-GENERATED = "generated"
 SYSTEM_PROMPT = """
 Please solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character string reading left-to-right, \
 top-to-bottom, where '0' represents empty cells.
@@ -54,43 +53,32 @@ _BEFORE_TAG, _ALONE = re.compile(r"(\d{16})\s*</answer>"), re.compile(r"\b(\d{16
 
 
 @dataclasses.dataclass(frozen=True)
-class SudokuTask(base.Task):
-  """4x4 puzzles, asked for as 16 digits in `<answer>` tags.
+class SudokuTask(puzzles.PuzzleTask):
+  """4x4 puzzles, asked for as 16 digits in `<answer>` tags; the small variant asks without instructions.
 
-  An example has `puzzle` and `solution` (str), 16 digits row by row, 0 in empty cells; for prompts and
-  rewards, a row with `Puzzle` and `Solution` will do.
-
-  Attributes:
-    train_source, test_source: "generated" (`sudoku_problems`), or where the puzzles are, see `sources.open_source`;
-      rows have `Puzzle` and `Solution`.
-    data_dir: folder of TFDS datasets; None for the default of TFDS.
-    variant: "official", or "small" for models of under a million parameters: the same puzzles, without instructions.
+  An example has `puzzle` and `solution` (str), 16 digits row by row, 0 in empty cells. Rows have `Puzzle` and
+  `Solution`; for prompts and rewards they will do, too.
   """
 
-  train_source: str = GENERATED
-  test_source: str = GENERATED
-  data_dir: str | None = None
-  variant: str = "official"
+  columns: ClassVar[tuple[str, ...]] = ("Puzzle", "Solution")
   name: ClassVar[str] = "sudoku"
-  tags: ClassVar[tuple[str, ...]] = ("<answer>", "</answer>")
 
-  def __post_init__(self):
-    base.check_variant(self.variant)
+  def generated(self, split: str) -> Sequence[Mapping[str, Any]]:
+    return sudoku_problems.problems(split)
 
-  def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
-    base.check_split(split)
-    field = f"{split}_source"
-    source = getattr(self, field)
-    if source == GENERATED:
-      return sudoku_problems.problems(split)
-    rows = sources.open_source(source, ("Puzzle", "Solution"), field=f"task.{field}", data_dir=self.data_dir)
-    return examples_of(rows, _example, field=f"task.{field}")
+  def read_row(self, row: Mapping[str, Any]) -> dict[str, str]:
+    puzzle, solution = text_of(row, "Puzzle"), text_of(row, "Solution")
+    if not _PUZZLE.fullmatch(puzzle) or "0" not in puzzle:
+      raise ValueError(f"column 'Puzzle' must be 16 digits of 0 to 4, some of them 0, it is {puzzle!r:.80}")
+    kept = all(given in ("0", digit) for given, digit in zip(puzzle, solution))
+    if not kept or solution not in sudoku_problems.grids():
+      raise ValueError(f"column 'Solution' must be the puzzle {puzzle} filled by the rules, it is {solution!r:.80}")
+    return {"puzzle": puzzle, "solution": solution}
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
-    if self.variant == "small":
-      return [{"role": "user", "content": _puzzle_of(example)[0]}]
-    content = f"{SYSTEM_PROMPT}\n\nNow, solve the following Sudoku puzzle: {_puzzle_of(example)[0]}\n"
-    return [{"role": "user", "content": content}]
+    puzzle, _ = _puzzle_of(example)
+    content = f"{SYSTEM_PROMPT}\n\nNow, solve the following Sudoku puzzle: {puzzle}\n"
+    return [{"role": "user", "content": puzzle if self.variant == "small" else content}]
 
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
     """The share of the empty cells that are filled right.
@@ -136,13 +124,3 @@ def _grid_in(text: str) -> str:
   candidates = [block for block in fenced if re.fullmatch(r"[\d\s]+", block)][:1] + [answer, rest]
   candidates += [match[1] for match in (_BEFORE_TAG.search(text), _ALONE.search(text)) if match]
   return next(("".join(candidate.split()) for candidate in candidates if candidate.strip()), "")
-
-
-def _example(row):
-  puzzle, solution = text_of(row, "Puzzle"), text_of(row, "Solution")
-  if not _PUZZLE.fullmatch(puzzle) or "0" not in puzzle:
-    raise ValueError(f"column 'Puzzle' must be 16 digits of 0 to 4, some of them 0, it is {puzzle!r:.80}")
-  kept = all(given in ("0", digit) for given, digit in zip(puzzle, solution))
-  if not kept or solution not in sudoku_problems.grids():
-    raise ValueError(f"column 'Solution' must be the puzzle {puzzle} filled by the rules, it is {solution!r:.80}")
-  return {"puzzle": puzzle, "solution": solution}

@@ -1,15 +1,12 @@
-"""Generates 4x4 Sudoku puzzles with one solution: the same ones on every machine and Python release."""
+"""Generates 4x4 Sudoku puzzles with one solution."""
 
 import functools
-import hashlib
-import itertools
 
-from gdsd_jax.tasks.official_digests import is_official_test
+from gdsd_jax.tasks import puzzles
 
 CELLS = 16
 SPLIT_SIZES = {"train": 10_000, "test": 500}
 GIVENS = 8  # as in every puzzle of the public test file
-_TEST_SHARE = 0.1  # share of the puzzles that are in the test split
 
 
 def key(puzzle: str, solution: str = "") -> str:
@@ -19,24 +16,19 @@ def key(puzzle: str, solution: str = "") -> str:
 
 @functools.cache
 def problems(split: str) -> tuple[dict[str, str], ...]:
-  """Puzzles of split "train" or "test".
-
-  A puzzle belongs to one split alone, by its digest, and is none of the public test file. Its solution is the only one.
+  """Puzzles of split "train" or "test", see `puzzles.generate`, each with its only solution.
 
   Returns:
     dicts of `puzzle` and `solution`: 16 digits, row by row, 0 in empty cells.
   """
-  found = {}
-  for number in itertools.count():
-    draw = hashlib.sha256(f"sudoku {number}".encode()).digest()
-    grid = grids()[int.from_bytes(draw[:8], "big") % len(grids())]
-    # Cells in the order of random bytes.
-    filled = set(sorted(range(CELLS), key=lambda cell: (draw[8 + cell], cell))[:GIVENS])
-    puzzle = "".join(digit if cell in filled else "0" for cell, digit in enumerate(grid))
-    if _split_of(puzzle) == split and not is_official_test(key(puzzle)) and num_solutions(puzzle) == 1:
-      found[puzzle] = grid
-    if len(found) == SPLIT_SIZES[split]:
-      return tuple({"puzzle": puzzle, "solution": solution} for puzzle, solution in found.items())
+  return puzzles.generate("sudoku", split, SPLIT_SIZES[split], _problem, key)
+
+
+def _problem(draw: bytes) -> dict[str, str] | None:
+  grid = grids()[int.from_bytes(draw[:8], "big") % len(grids())]
+  filled = set(sorted(range(CELLS), key=lambda cell: (draw[8 + cell], cell))[:GIVENS])
+  puzzle = "".join(digit if cell in filled else "0" for cell, digit in enumerate(grid))
+  return {"puzzle": puzzle, "solution": grid} if num_solutions(puzzle) == 1 else None
 
 
 def num_solutions(puzzle: str) -> int:
@@ -66,12 +58,8 @@ def _conflict(cell: int, other: int) -> bool:
 
 @functools.cache
 def _grids_with() -> dict[tuple[int, str], int]:
-  # (cell, digit) -> the grids that have it there, as bits: the grids with all givens are a bitwise AND.
+  """(cell, digit) -> the grids that have it there, as bits: the grids with all givens are a bitwise AND."""
   return {
     (cell, digit): sum(1 << number for number, grid in enumerate(grids()) if grid[cell] == digit)
     for cell in range(CELLS) for digit in "1234"
   }
-
-
-def _split_of(puzzle: str) -> str:
-  return "test" if hashlib.sha256(f"split {puzzle}".encode()).digest()[0] < 256 * _TEST_SHARE else "train"

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import io
 import re
-from typing import Any
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -19,40 +18,25 @@ from gdsd_jax.tasks.rows import check_columns, FILE_KINDS, Row
 
 _HUB_NAME = re.compile(r"huggingface:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(#(?P<split>.+))?")
 _TFDS_NAME = re.compile(r"(?P<name>[a-zA-Z]\w*(/[\w+.-]+)?(:[\d.*]+)?)(#(?P<split>.+))?")
-NETWORK_TIMEOUT = 10  # seconds
+_NAME_KINDS = "a TFDS name, NAME[/CONFIG][:VERSION][#SPLIT] or huggingface:OWNER/NAME[/CONFIG][#SPLIT]"
+_NETWORK_TIMEOUT = 10  # seconds
 
 
 class _NoNetworkError(Exception):
   pass
 
 
-class Rows(Sequence):
-  """Records of a TFDS data source as rows of str, int, float, bool, list and dict, decoded when asked for."""
-
-  def __init__(self, data_source: Sequence[dict[str, Any]], source: str):
-    self._data_source, self._source = data_source, source
-
-  def __len__(self) -> int:
-    return len(self._data_source)
-
-  def __getitem__(self, index: int) -> Row:
-    index = range(len(self))[index]  # negative indices, and IndexError past the end
-    return Row(_plain(self._data_source[index]), f"{self._source}, row {index + 1}")
-
-
-def is_name(source: str) -> bool:
-  """Whether a source reads like a TFDS or hub name; the dataset need not exist."""
-  return bool(_HUB_NAME.fullmatch(source) or _TFDS_NAME.fullmatch(source))
-
-
-def open_rows(source: str, columns: Sequence[str], field: str, data_dir: str | None) -> Rows:
+def open_rows(source: str, columns: Sequence[str], field: str, data_dir: str | None) -> list[Row]:
   """The rows of a split; prepares the dataset as ArrayRecord files on first use. See `sources.open_source`."""
+  hub, local = _HUB_NAME.fullmatch(source), _TFDS_NAME.fullmatch(source)
+  if not hub and not local:
+    raise ValueError(f"{field}: {source!r} is neither a file ending in {', '.join(FILE_KINDS)} nor {_NAME_KINDS}")
   try:
-    hub, local = _HUB_NAME.fullmatch(source), _TFDS_NAME.fullmatch(source)
     builder = _hub_builder(hub["repo"], hub["config"], data_dir) if hub else _tfds_builder(local["name"], data_dir)
     split = (hub or local)["split"] or _only_split(builder)
     check_columns(sorted(builder.info.features), columns)
-    rows = Rows(builder.as_data_source(split), source)
+    records = enumerate(builder.as_data_source(split), start=1)
+    return [Row(_plain(record), f"{source}, row {number}") for number, record in records]
   except _NoNetworkError as error:
     raise OSError(f"{field}: {source}: {error}; give a local file ({', '.join(FILE_KINDS)})") from error
   except OSError as error:
@@ -60,9 +44,6 @@ def open_rows(source: str, columns: Sequence[str], field: str, data_dir: str | N
     raise OSError(f"{field}: {source}, kept in {place}: {error.strerror or _first_line(error)}") from error
   except Exception as error:  # TFDS and the hub raise nearly everything
     raise ValueError(f"{field}: {source}: {_first_line(error.__cause__ or error)}") from error
-  if not rows:
-    raise ValueError(f"{field}: {source}: no problems in it")
-  return rows
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
@@ -130,7 +111,7 @@ def _only_split(builder):
 def _check_network(url):
   """Fails at once where the downloaders would try again for minutes."""
   try:
-    urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=NETWORK_TIMEOUT).close()
+    urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_NETWORK_TIMEOUT).close()
   except urllib.error.HTTPError:
     pass  # an answer, whatever it says
   except OSError as error:
@@ -139,16 +120,13 @@ def _check_network(url):
 
 
 def _plain(value):
+  if isinstance(value, np.ndarray | np.generic):
+    value = value.tolist()
   if isinstance(value, bytes):
     return value.decode()
   if isinstance(value, dict):
     return {name: _plain(item) for name, item in value.items()}
-  if isinstance(value, np.ndarray | np.generic):
-    value = value.tolist()
-    return _plain(value) if isinstance(value, list | bytes) else value
-  if isinstance(value, list | tuple):
-    return [_plain(item) for item in value]
-  return value
+  return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _first_line(error):

@@ -15,22 +15,19 @@ Respond in the following format:
 _BETWEEN = re.compile(r"</reasoning>\s*<answer>")
 
 
+# Not by regular expressions, which take quadratic time on many tags that are never closed.
+
+
 def first_answer(text: str) -> str | None:
   """Stripped text between the first `<answer>` and the next `</answer>`; None if they are not both there."""
-  # Not by a regular expression, which takes quadratic time on many tags that are never closed; nor below.
   answer, closed, _ = text.partition("<answer>")[2].partition("</answer>")
   return answer.strip() if closed else None
 
 
 def last_answer(text: str) -> str | None:
   """Stripped text of the last pair of `<answer>` and the next `</answer>`, pairs taken from the left; None without."""
-  answer, end = None, 0
-  while True:
-    start = text.find("<answer>", end)
-    close = text.find("</answer>", start) if start >= 0 else -1
-    if close < 0:
-      return answer
-    answer, end = text[start + len("<answer>"):close].strip(), close + len("</answer>")
+  answers = [part.partition("<answer>")[2] for part in text.split("</answer>")[:-1] if "<answer>" in part]
+  return answers[-1].strip() if answers else None
 
 
 def lenient_answer(text: str) -> str:
@@ -55,11 +52,7 @@ def strict_format(text: str) -> float:
 
 def tag_count(text: str) -> float:
   """0.125 for each of the four tags that stands once on its own line, less 0.001 a character after the answer tags."""
-  reward = 0.0
-  if text.count("<reasoning>\n") == 1:
-    reward += 0.125
-  if text.count("\n</reasoning>\n") == 1:
-    reward += 0.125
+  reward = 0.125 * (text.count("<reasoning>\n") == 1) + 0.125 * (text.count("\n</reasoning>\n") == 1)
   if text.count("\n<answer>\n") == 1:
     reward += 0.125 - 0.001 * len(text.rsplit("\n<answer>\n", 1)[1])
   if text.count("\n</answer>") == 1:
