@@ -14,7 +14,7 @@ import pytest
 import recipes
 
 from gdsd_jax import get_task
-from gdsd_jax.tasks import base, countdown, countdown_problems, expressions, puzzles
+from gdsd_jax.tasks import base, countdown, expressions, puzzles
 from gdsd_jax.tasks.puzzles import is_official_test
 
 TASK = get_task("countdown")
@@ -242,7 +242,7 @@ def task(request):
 
 
 def keys(examples):
-  return {countdown_problems.key(**example) for example in examples}
+  return {countdown.key(**example) for example in examples}
 
 
 def test_generated_splits_share_no_problem(task):

@@ -94,33 +94,33 @@ def _drops_user():
 
 def _run(program, limits, drop_user, explain=False):
   """Starts judge and program, each in a sandbox, joined by one socket; returns (verdict, what the sandboxes said)."""
-  seconds = math.ceil(limits.test_seconds)
+  imports = sorted(set(_IMPORT.findall(program.source)) & sys.stdlib_module_names - {"this", "antigravity"})
   for_judge, for_candidate = socket.socketpair()
-  reader, writer = os.pipe()
+  reader, writer = (open(end, mode, buffering=0) for end, mode in zip(os.pipe(), ("rb", "wb")))
   processes = []
-  try:
-    imports = sorted(set(_IMPORT.findall(program.source)) & sys.stdlib_module_names - {"this", "antigravity"})
-    processes.append(bubblewrap.Process("candidate", {
-      "control": for_candidate.fileno(), "program": program.source, "imports": imports, "cpu_seconds": seconds,
-      "explain": explain,
-    }, limits, (for_candidate.fileno(),), drop_user))
-    processes.append(bubblewrap.Process("judge", {
-      "control": for_judge.fileno(), "verdict": writer, "program": program.source, "tests": list(program.tests),
-      "setup": program.setup, "names": list(program.names), "wall_seconds": 2.0 * limits.test_seconds,
-      "explain": explain,
-    }, limits, (for_judge.fileno(), writer), drop_user))
-    os.close(writer)
-    writer = None
-    marks = _read_marks(reader, 1 + len(program.tests), limits, [process.pid for process in processes])
-  finally:
-    said = "\n".join(filter(None, [process.kill() for process in processes]))
-    for_judge.close()
-    for_candidate.close()
-    os.close(reader)
-    if writer is not None:
-      os.close(writer)
+  with for_judge, for_candidate, reader, writer:
+    try:
+      processes.append(bubblewrap.start("candidate", {
+        "control": for_candidate.fileno(), "program": program.source, "imports": imports,
+        "cpu_seconds": math.ceil(limits.test_seconds), "explain": explain,
+      }, limits, (for_candidate.fileno(),), drop_user))
+      processes.append(bubblewrap.start("judge", {
+        "control": for_judge.fileno(), "verdict": writer.fileno(), "program": program.source,
+        "tests": list(program.tests), "setup": program.setup, "names": list(program.names),
+        "wall_seconds": 2.0 * limits.test_seconds, "explain": explain,
+      }, limits, (for_judge.fileno(), writer.fileno()), drop_user))
+      writer.close()
+      marks = _read_marks(reader, 1 + len(program.tests), limits, [process.pid for process in processes])
+    finally:
+      said = [_end(process) for process in processes]
   marks = [mark == ord("1") for mark in marks.ljust(1 + len(program.tests), b"0")]
-  return Verdict(marks[0], tuple(marks[1:])), said
+  return Verdict(marks[0], tuple(marks[1:])), "\n".join(filter(None, said))
+
+
+def _end(process):
+  """Ends a sandbox with all that runs in it; returns what it said on standard error, where that is kept."""
+  process.kill()
+  return (process.communicate()[1] or b"").decode(errors="replace").strip()
 
 
 def _read_marks(reader, count, limits, pids):
@@ -129,7 +129,7 @@ def _read_marks(reader, count, limits, pids):
   start = watched = time.monotonic()
   while len(marks) < count and (left := start + limits.program_seconds - time.monotonic()) > 0:
     if select.select([reader], [], [], min(_WATCH_SECONDS, left))[0]:
-      data = os.read(reader, count - len(marks))
+      data = reader.read(count - len(marks))
       if not data:
         break
       marks += data

@@ -6,8 +6,8 @@ import re
 from typing import Any, ClassVar
 
 from gdsd_jax import sandbox
-from gdsd_jax.tasks import base, sources
-from gdsd_jax.tasks.rows import check_columns, examples_of, text_of
+from gdsd_jax.tasks import base
+from gdsd_jax.tasks.sources import check_columns, examples_of, SourcedTask, text_of
 
 _SYSTEM_PROMPT = (
   "You are a helpful assistant. When you output code, it must be in a single fenced code block using triple backticks "
@@ -23,7 +23,7 @@ _MAX_PROGRAM = 2**16  # characters; longer ones are not run
 
 
 @dataclasses.dataclass(frozen=True)
-class CodeTask(sources.SourcedTask):
+class CodeTask(SourcedTask):
   """Programs asked for in one fenced block, run in bubblewrap, where they never see their tests.
 
   An example has `messages` and `tests` (list of str). It may have `setup` (str, runs before every test) and `names`
@@ -35,7 +35,6 @@ class CodeTask(sources.SourcedTask):
   AceCode is on no hub.
 
   Attributes:
-    train_source, test_source, data_dir: where the problems are, see `SourcedTask`.
     test_seconds: CPU time of a test; a test that waits has twice that.
     program_seconds: wall-clock time of all tests of a program.
     memory_mb: memory of a program.
@@ -72,12 +71,7 @@ class CodeTask(sources.SourcedTask):
       known = "; ".join(map(", ".join, _KINDS))
       raise ValueError(
         f"task.{field}: {rows[0].place}: columns {', '.join(rows[0])} are those of no known kind: {known}")
-
-    def read_row(row):
-      check_columns(row, columns)
-      return _KINDS[columns](row)
-
-    return examples_of(rows, read_row, field=f"task.{field}")
+    return examples_of(rows, lambda row: _read_row(row, columns), field=f"task.{field}")
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     return _example(example)["messages"]
@@ -88,9 +82,8 @@ class CodeTask(sources.SourcedTask):
     `format` is 1 for one block of Python at the end, and a half where it is no Python; `correctness` is the share of
     tests passed, for completions whose format earns 1. Accuracy asks for all tests, whatever the format.
     """
-    programs = [
-      _program(completion, _example(example)) for completion, example in zip(completions, examples, strict=True)
-    ]
+    pairs = zip(completions, examples, strict=True)
+    programs = [_program(completion, _example(example)) for completion, example in pairs]
     distinct = list(dict.fromkeys(programs))  # completions of one group may well be the same
     limits = sandbox.Limits(self.test_seconds, self.program_seconds, self.memory_mb)
     verdicts = dict(zip(distinct, sandbox.run(distinct, limits, self.workers)))
@@ -138,16 +131,19 @@ def _program(completion, example):
 def _grade(completion: str, verdict: sandbox.Verdict) -> base.Grade:
   share = sum(verdict.passed) / len(verdict.passed) if verdict.passed else 0.0
   formed = _FORMAT.fullmatch(completion) is not None
-  return base.Grade({
-    "format": (1.0 if verdict.syntax else 0.5) if formed else 0.0,
-    "correctness": share if formed and verdict.syntax else 0.0,
-  }, accuracy=share == 1.0)
+  layout = (1.0 if verdict.syntax else 0.5) if formed else 0.0
+  return base.Grade({"format": layout, "correctness": share if layout == 1.0 else 0.0}, accuracy=share == 1.0)
 
 
 def _example(row):
   """An example as it is, or one made of a row of a file."""
   columns = _kind(row)
-  return _KINDS[columns](row) if columns and "tests" not in row else row
+  return _read_row(row, columns) if columns and "tests" not in row else row
+
+
+def _read_row(row, columns):
+  check_columns(row, columns)
+  return _KINDS[columns](row)
 
 
 def _kind(row):

@@ -3,15 +3,18 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 from fractions import Fraction
+import functools
 import re
 from typing import Any, ClassVar
 
-from gdsd_jax.tasks import base, countdown_problems, expressions, math_answers, puzzles, xml_format
+from gdsd_jax.tasks import answers, base, puzzles
+from gdsd_jax.tasks.expressions import evaluate, OPERATIONS, solve, uses_each_once
 
 NUM_NUMBERS = 3
-SPLIT_SIZES = {"train": 10_000, "test": 500}
-SMALL_SIZES = {"train": 6_000, "test": 500}
-SMALL_LARGEST, SMALL_OPERATORS = 15, "+-"
+# The generated problems of each variant. Numbers and targets of the public test file go up to 100.
+SPLIT_SIZES = {"official": {"train": 10_000, "test": 500}, "small": {"train": 6_000, "test": 500}}
+LARGEST_NUMBER, LARGEST_TARGET = {"official": 100, "small": 15}, 100
+OPERATORS = {"official": "+-*/", "small": "+-"}
 
 CORRECT_REWARD, ANSWER_REWARD = 1.0, 0.1  # the latter for any answer in tags
 _TOLERANCE = Fraction(1, 100_000)  # matters for large targets only
@@ -37,7 +40,7 @@ class CountdownTask(puzzles.PuzzleTask):
 
   An expression may hold +, -, *, / and parentheses. The official code also lets pass what its prompt forbids but Python
   evaluates: powers, floor division, and decimals made of the numbers, such as .5 or 1.5. The small variant asks
-  "3 5 7 = 9"; its generated problems have numbers up to SMALL_LARGEST and are solved with SMALL_OPERATORS.
+  "3 5 7 = 9"; its generated problems have smaller numbers and fewer operators.
   """
 
   name: ClassVar[str] = "countdown"
@@ -50,9 +53,7 @@ class CountdownTask(puzzles.PuzzleTask):
     return examples
 
   def generated(self, split: str) -> Sequence[Mapping[str, Any]]:
-    if self.variant == "small":
-      return countdown_problems.problems(split, SMALL_SIZES[split], SMALL_LARGEST, SMALL_OPERATORS)
-    return countdown_problems.problems(split, SPLIT_SIZES[split])
+    return problems(split, self.variant)
 
   def read_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
     return _example(row)
@@ -61,11 +62,11 @@ class CountdownTask(puzzles.PuzzleTask):
     example = _example(example)
     if self.variant == "small":
       return [{"role": "user", "content": f"{' '.join(map(str, example['numbers']))} = {example['target']}"}]
-    return [{"role": "user", "content": xml_format.SYSTEM_PROMPT + INSTRUCTION.format(**example)}]
+    return [{"role": "user", "content": answers.TAGS_INSTRUCTION + INSTRUCTION.format(**example)}]
 
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
     """The reward is for the last tagged answer; accuracy finds the expression elsewhere, too, see `_expression_in`."""
-    answer = xml_format.last_answer(completion)
+    answer = answers.last_answer(completion)
     reward = 0.0 if answer is None else CORRECT_REWARD if _solves(answer, example) else ANSWER_REWARD
     return base.Grade({"equation": reward}, _solves(_expression_in(completion), example))
 
@@ -77,32 +78,29 @@ class CountdownTask(puzzles.PuzzleTask):
     """A solution as a careless writer gives it: with probability `slips`, one of its operators is wrong."""
     text = self._solve(example)
     if rng.random() < slips:
-      places = [place for place, character in enumerate(text) if character in expressions.OPERATORS]
+      places = [place for place, character in enumerate(text) if character in "+-*/"]
       place = int(rng.choice(places))
-      wrong = str(rng.choice([operator for operator in self._operators() if operator != text[place]]))
+      wrong = str(rng.choice([operator for operator in OPERATORS[self.variant] if operator != text[place]]))
       text = text[:place] + wrong + text[place + 1:]
     return f"<answer>{text}</answer>"
 
   def _solve(self, example):
-    return expressions.solve(example["numbers"], example["target"], self._operators())
-
-  def _operators(self):
-    return SMALL_OPERATORS if self.variant == "small" else expressions.OPERATORS
+    return solve(example["numbers"], example["target"], OPERATORS[self.variant])
 
 
 def _solves(expression: str, example: Mapping[str, Any]) -> bool:
   example = _example(example)
-  if not expressions.uses_each_once(expression, example["numbers"]):
+  if not uses_each_once(expression, example["numbers"]):
     return False
-  value = expressions.evaluate(expression)
+  value = evaluate(expression)
   return value is not None and abs(value - example["target"]) < _TOLERANCE
 
 
 def _expression_in(completion: str) -> str:
   """The expression as d1 and GDSD find it: it may be boxed, in LaTeX, followed by its result, or untagged."""
-  text = math_answers.unboxed(completion) if "\\boxed" in completion else None
+  text = answers.unboxed(completion) if "\\boxed" in completion else None
   if text is None:
-    answer = xml_format.first_answer(completion)
+    answer = answers.first_answer(completion)
     text = completion if answer is None else answer
   for latex, operator in _LATEX_OPERATORS:
     text = text.replace(latex, operator)
@@ -135,3 +133,38 @@ def _example(row: Mapping[str, Any]) -> dict[str, Any]:
 def _number(value):
   number = int(value)
   return number if isinstance(value, str) or number == value else value
+
+
+# Generated problems
+
+
+def key(numbers: Sequence[int], target: int) -> str:
+  """What makes two problems the same: target and numbers, in whatever order."""
+  return f"{','.join(map(str, sorted(numbers)))}={target}"
+
+
+@functools.cache
+def problems(split: str, variant: str) -> tuple[dict[str, Any], ...]:
+  """Three numbers, and as the target the value of a random expression of them, see `puzzles.generate`.
+
+  The same numbers in another order may be asked for, in the same split.
+  """
+  largest, operators = LARGEST_NUMBER[variant], OPERATORS[variant]
+
+  def problem(draw: bytes):
+    numbers = [1 + int.from_bytes(draw[i:i + 4], "big") % largest for i in (0, 4, 8)]
+    target = _value(numbers, operators[draw[12] % len(operators)], operators[draw[13] % len(operators)], draw[14] % 2)
+    return {"numbers": numbers, "target": target} if target is not None and 1 <= target <= LARGEST_TARGET else None
+
+  return puzzles.generate(f"countdown {largest} {operators}", split, SPLIT_SIZES[variant][split], problem, key)
+
+
+def _value(numbers: Sequence[int], first: str, second: str, nested: int) -> int | None:
+  """(a ∘ b) ∘ c, or a ∘ (b ∘ c) if nested; None where a division leaves a remainder."""
+  a, b, c = map(Fraction, numbers)
+  try:
+    inner = OPERATIONS[second](b, c) if nested else OPERATIONS[first](a, b)
+    value = OPERATIONS[first](a, inner) if nested else OPERATIONS[second](inner, c)
+  except ZeroDivisionError:
+    return None
+  return int(value) if inner.denominator == value.denominator == 1 else None

@@ -10,14 +10,11 @@ import re
 # Longer text is no expression of a few numbers. It bounds the work, however long a completion is.
 MAX_LENGTH = 1000
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
-OPERATORS = "".join(OPERATIONS)
 
 _TEXT = re.compile(r"(?:[0-9]+\.?(?![0-9])|[-+*/()\s])*", re.ASCII)
 _NUMBER = re.compile(r"[0-9]+")
-_NODES = {
-  ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-  ast.USub: operator.neg, ast.UAdd: operator.pos,
-}
+_NODES = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+          ast.USub: operator.neg, ast.UAdd: operator.pos}
 _SHAPES = ("{} {} {} {} {}", "({} {} {}) {} {}", "{} {} ({} {} {})")
 
 
@@ -56,7 +53,7 @@ def uses_each_once(text: str, numbers: Sequence[int]) -> bool:
   return sorted(match[0].lstrip("0") or "0" for match in found) == sorted(map(str, numbers))
 
 
-def solve(numbers: Sequence[int], target: int, operators: str = OPERATORS) -> str | None:
+def solve(numbers: Sequence[int], target: int, operators: str = "+-*/") -> str | None:
   """An expression of three numbers, each used once, that evaluates to `target`; None if there is none.
 
   The first one found: the numbers as far as possible in their order, parentheses only where needed.

@@ -5,8 +5,8 @@ import dataclasses
 import re
 from typing import Any, ClassVar
 
-from gdsd_jax.tasks import base, math_answers, sources, xml_format
-from gdsd_jax.tasks.rows import Row, text_of
+from gdsd_jax.tasks import answers, base
+from gdsd_jax.tasks.sources import Row, SourcedTask, text_of
 
 # ASCII digits throughout: \d would let through digits of other scripts.
 _REFERENCE = re.compile(r"-?[0-9]+(\.[0-9]+)?")
@@ -15,10 +15,11 @@ _ANNOUNCED = (re.compile(r"The answer is (-?[0-9.,]+)"), re.compile(r"#### (-?[0
 _INTEGER = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|-?[0-9]+")
 _THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _NUMBER = re.compile(r"-?[0-9]+\.?[0-9]*")
+_BETWEEN = re.compile(r"</reasoning>\s*<answer>")
 
 
 @dataclasses.dataclass(frozen=True)
-class Gsm8kTask(sources.SourcedTask):
+class Gsm8kTask(SourcedTask):
   r"""Word problems, asked for a final `\boxed{…}`.
 
   An example has `question` (str) and `answer` (str, a number without commas). Rows have them, too, their answers end in
@@ -39,7 +40,7 @@ class Gsm8kTask(sources.SourcedTask):
     return {"question": text_of(row, "question"), "answer": answer}
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
-    return [{"role": "user", "content": f"{example['question']}\n{math_answers.BOXED_INSTRUCTION}"}]
+    return [{"role": "user", "content": f"{example['question']}\n{answers.BOXED_INSTRUCTION}"}]
 
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
     reference = _without_commas(str(example["answer"]).rpartition("####")[2].strip())
@@ -56,14 +57,13 @@ class Gsm8kXmlTask(Gsm8kTask):
   name: ClassVar[str] = "gsm8k_xml"
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
-    return [{"role": "user", "content": f"{xml_format.SYSTEM_PROMPT}\n\n{example['question']}"}]
+    return [{"role": "user", "content": f"{answers.TAGS_INSTRUCTION}\n\n{example['question']}"}]
 
   def _rewards(self, completion: str, reference: str) -> dict[str, float]:
-    answer = xml_format.lenient_answer(completion)
+    answer = answers.lenient_answer(completion)
     return {
-      "xmlcount": xml_format.tag_count(completion),
-      "soft_format": xml_format.soft_format(completion),
-      "strict_format": xml_format.strict_format(completion),
+      "xmlcount": _tag_count(completion),
+      "soft_format": _soft_format(completion), "strict_format": _strict_format(completion),
       "int": 0.5 if answer.isascii() and answer.isdigit() else 0.0,
       "correctness": 2.0 if _without_thousands_commas(answer) == reference else 0.0,
     }
@@ -81,8 +81,8 @@ def announced_number(completion: str) -> str:
 def _has_number(completion: str, reference: str) -> bool:
   """As d1 and GDSD count: the number of the first box that has one, else of the tagged answer, else the last one."""
   numbers = [_number_in(box, 0) for box in _boxes(completion)]
-  numbers.append(_number_in(xml_format.first_answer(completion) or "", -1))
-  numbers.append(_number_in(xml_format.lenient_answer(completion), -1))
+  numbers.append(_number_in(answers.first_answer(completion) or "", -1))
+  numbers.append(_number_in(answers.lenient_answer(completion), -1))
   number = next((number for number in numbers if number is not None), None)
   return number is not None and number == _number_in(reference, 0)
 
@@ -104,3 +104,31 @@ def _without_thousands_commas(number: str) -> str:
 
 def _without_commas(number: str) -> str:
   return number.replace(",", "")
+
+
+# Rewards of the layout <reasoning>…</reasoning><answer>…</answer>, with the values of d1
+
+
+def _soft_format(text: str) -> float:
+  """0.5 for a text that starts with both pairs of tags, in order."""
+  between = _BETWEEN.search(text, len("<reasoning>")) if text.startswith("<reasoning>") else None
+  return 0.5 if between and "</answer>" in text[between.end():] else 0.0
+
+
+def _strict_format(text: str) -> float:
+  """0.5 for both pairs of tags, each tag on a line of its own, with nothing around them but one more line's end."""
+  opening = "<reasoning>\n"
+  _, between, answer = text[len(opening):].partition("\n</reasoning>\n<answer>\n")
+  # The official code ends its pattern in `$`, which lets the line's end pass.
+  ended = answer.endswith(("\n</answer>\n", "\n</answer>\n\n"))
+  return 0.5 if text.startswith(opening) and between and ended else 0.0
+
+
+def _tag_count(text: str) -> float:
+  """0.125 for each of the four tags that stands once on its own line, less 0.001 a character after the answer tags."""
+  reward = 0.125 * (text.count("<reasoning>\n") == 1) + 0.125 * (text.count("\n</reasoning>\n") == 1)
+  if text.count("\n<answer>\n") == 1:
+    reward += 0.125 - 0.001 * len(text.rsplit("\n<answer>\n", 1)[1])
+  if text.count("\n</answer>") == 1:
+    reward += 0.125 - 0.001 * (len(text.rsplit("\n</answer>", 1)[1]) - 1)
+  return reward

@@ -1,14 +1,12 @@
 """Mathematical equality by math-verify, in processes of its own: what they cannot settle in time is wrong.
 
-math-verify limits its time by signals. These work in a main thread alone and do not interrupt one long multiplication,
-which a completion may well ask for: 9^{9^{9^9}}. So each grading runs in a worker that ends itself when its time or its
-memory is over, and the next grading gets a new one.
+math-verify limits its time by signals, which work in a main thread alone and do not interrupt one long multiplication,
+such as 9^{9^{9^9}}. So each grading runs in a worker that ends itself when its time or its memory is over, and the next
+grading gets a new one. A worker lives until this process closes its standard input, which it also does by ending.
 
-Workers are fresh interpreters rather than forks, because JAX keeps threads here. They are started by `subprocess`
-rather than by a pool of multiprocessing's kin. Those run the user's script again in every worker, with JAX where it
-imports JAX, and fail in scripts without a `__main__` guard. In pebble's pool, also, the death of one idle worker ends
-the pool, and tasks whose time is up are stopped one after the other, three seconds each where signals are ignored.
-A worker lives until this process closes its standard input, which it also does by ending.
+Workers are fresh interpreters rather than forks, because JAX keeps threads here. Pools of multiprocessing and its kin
+run the user's script again in every worker, and fail in scripts without a `__main__` guard. In pebble's pool the death
+of one idle worker ends the pool, and tasks that are deaf to signals are stopped one after the other, for seconds each.
 """
 
 import atexit
@@ -40,10 +38,7 @@ def check_installed() -> None:
 def equal_batch(completions: Sequence[str], answers: Sequence[str]) -> list[bool]:
   """Whether math-verify finds the final expressions of each completion and its answer equal, many pairs at a time.
 
-  Completions and answers are text with LaTeX.
-
-  Raises:
-    OSError: no worker can be started.
+  Completions and answers are text with LaTeX. OSError where no worker can be started.
   """
   return _pool().grade_batch(zip(completions, answers))
 

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, ClassVar
 
-from gdsd_jax.tasks import base, math_answers, math_grader, sources, xml_format
-from gdsd_jax.tasks.rows import check_columns, Row, text_of
+from gdsd_jax.tasks import answers, base, math_grader
+from gdsd_jax.tasks.sources import check_columns, Row, SourcedTask, text_of
 
 CORRECTNESS_REWARD = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class MathXmlTask(sources.SourcedTask):
+class MathXmlTask(SourcedTask):
   r"""Competition problems, asked for `<reasoning>` and a boxed `<answer>`, compared as text as the benchmark does.
 
   An example has `problem` (str) and `answer` (str, LaTeX). Rows have `problem`, and `answer` or a `solution` that boxes
@@ -30,7 +30,7 @@ class MathXmlTask(sources.SourcedTask):
     else:
       check_columns(row, ("solution",))
       solution = text_of(row, "solution")
-      answer = math_answers.unboxed(solution) if "\\boxed" in solution else None
+      answer = answers.unboxed(solution) if "\\boxed" in solution else None
       if answer is None:
         raise ValueError("column 'solution' must end in \\boxed{…}")
     if not answer.strip():
@@ -39,17 +39,17 @@ class MathXmlTask(sources.SourcedTask):
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     request = "You are a math expert. Solve the problem step by step. Wrap the final answer in a \\boxed{}."
-    return [{"role": "user", "content": f"{xml_format.SYSTEM_PROMPT}\n\n{request}\n\n{example['problem']}"}]
+    return [{"role": "user", "content": f"{answers.TAGS_INSTRUCTION}\n\n{request}\n\n{example['problem']}"}]
 
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
     """`correctness` is for what the first tag holds, closed or not; accuracy is for `_final_answer`."""
-    expected = math_answers.unboxed(_reference(example))
+    expected = answers.unboxed(_reference(example))
     tagged = "<answer>" in completion
     answer = completion.split("<answer>", 1)[1].split("</answer>", 1)[0] if tagged else completion
     return base.Grade({
-      "correctness": CORRECTNESS_REWARD * math_answers.same_answer(math_answers.unboxed(answer), expected),
+      "correctness": CORRECTNESS_REWARD * answers.same_answer(answers.unboxed(answer), expected),
       "format": (0.5 if tagged else 0.0) + (0.5 if "\\boxed" in answer else 0.25),
-    }, accuracy=math_answers.same_answer(_final_answer(completion), expected))
+    }, accuracy=answers.same_answer(_final_answer(completion), expected))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class MathTask(MathXmlTask):
     math_grader.check_installed()
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
-    return [{"role": "user", "content": f"{example['problem']}\n{math_answers.BOXED_INSTRUCTION}"}]
+    return [{"role": "user", "content": f"{example['problem']}\n{answers.BOXED_INSTRUCTION}"}]
 
   def grade(self, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> list[base.Grade]:
     """Reward and accuracy are one verdict of math-verify, which grades side by side."""
@@ -76,8 +76,8 @@ class MathTask(MathXmlTask):
 
 def _final_answer(completion: str) -> str | None:
   """The answer as d1 and GDSD find it: what the last box holds, wherever it stands, or else the tagged answer."""
-  boxed = math_answers.unboxed(completion) if "\\boxed" in completion else None
-  return boxed or xml_format.first_answer(completion)
+  boxed = answers.unboxed(completion) if "\\boxed" in completion else None
+  return boxed or answers.first_answer(completion)
 
 
 def _reference(example: Mapping[str, Any]) -> str:

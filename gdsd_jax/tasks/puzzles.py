@@ -1,6 +1,6 @@
 """What Countdown and Sudoku share: problems that are generated, and never those of the public tests."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -8,7 +8,8 @@ import itertools
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gdsd_jax.tasks import base, sources
+from gdsd_jax.tasks import base
+from gdsd_jax.tasks.sources import SourcedTask
 
 GENERATED = "generated"
 VARIANTS = ("official", "small")
@@ -20,7 +21,7 @@ _TEST_SHARE = 0.1  # share of the problems that are in the test split
 
 
 @dataclasses.dataclass(frozen=True)
-class PuzzleTask(sources.SourcedTask):
+class PuzzleTask(SourcedTask):
   """Puzzles with an answer in `<answer>` tags, generated unless there is a source.
 
   Attributes:
@@ -50,38 +51,27 @@ class PuzzleTask(sources.SourcedTask):
 def generate(
   seed: str, split: str, size: int, make: Callable[[bytes], dict | None], key: Callable[..., str]
 ) -> tuple[dict[str, Any], ...]:
-  """`size` problems of split "train" or "test", no two of them equal: the same on every machine and Python release.
+  """`size` different problems of the split "train" or "test", the same on every machine and Python release.
 
-  A problem belongs to one split alone, by the digest of its key, and is none of the public tests.
-
-  Args:
-    seed: what tells this series of problems from others.
-    split: "train" or "test".
-    size: number of problems.
-    make: a problem made from 32 random bytes, as a dict; None where they make none.
-    key: given a problem's fields, what it has in common with those that count as the same.
+  `make` makes a problem of 32 random bytes, or None. Problems with the same `key(**problem)` count as the same: they
+  belong to one split alone, by the digest of their key, and are none of the public tests.
   """
   found = {}
   for number in itertools.count():
     problem = make(hashlib.sha256(f"{seed} {number}".encode()).digest())
-    if problem is not None and _split_of(key(**problem)) == split and not is_official_test(key(**problem)):
+    if problem is not None and _is_test(key(**problem)) == (split == "test") and not is_official_test(key(**problem)):
       found[str(problem)] = problem
     if len(found) == size:
       return tuple(found.values())
 
 
-def _split_of(key: str) -> str:
-  return "test" if hashlib.sha256(f"split {key}".encode()).digest()[0] < 256 * _TEST_SHARE else "train"
+def _is_test(key: str) -> bool:
+  return hashlib.sha256(f"split {key}".encode()).digest()[0] < 256 * _TEST_SHARE
 
 
 def is_official_test(key: str) -> bool:
-  """Whether the problem with that key (`countdown_problems.key`, `sudoku_problems.key`) is in a public test file."""
-  return _digest(key) in _official_digests()
-
-
-def write_official_digests(keys: Iterable[str]) -> None:
-  """Writes the digests of the public test problems, which have these keys."""
-  DIGESTS.write_text("\n".join(sorted(map(_digest, keys))) + "\n")
+  """Whether a problem with that key, see `countdown.key` and `sudoku.key`, is in a public test file."""
+  return digest(key) in _official_digests()
 
 
 @functools.cache
@@ -89,5 +79,6 @@ def _official_digests() -> frozenset[str]:
   return frozenset(DIGESTS.read_text().split())
 
 
-def _digest(key: str) -> str:
+def digest(key: str) -> str:
+  """What `DIGESTS` has of a problem with that key."""
   return hashlib.sha256(key.encode()).digest()[:_DIGEST_BYTES].hex()

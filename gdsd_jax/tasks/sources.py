@@ -1,6 +1,6 @@
 """Opens the problems that a config names: a local file, a TFDS dataset, or a dataset of the Hugging Face hub."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import csv
 import dataclasses
 import gzip
@@ -11,7 +11,46 @@ from typing import Any, ClassVar
 import zlib
 
 from gdsd_jax.tasks import base
-from gdsd_jax.tasks.rows import check_columns, examples_of, FILE_KINDS, Row
+
+FILE_KINDS = (".jsonl", ".jsonl.gz", ".json", ".csv")  # endings of the files that rows are read from
+_NAME_KINDS = "a TFDS name, NAME[/CONFIG][:VERSION][#SPLIT] or huggingface:OWNER/NAME[/CONFIG][#SPLIT]"
+
+
+class Row(dict):
+  """A problem as it was stored, column name -> value.
+
+  Attributes:
+    place: where it was read, for messages, such as "/data/train.jsonl, line 7".
+  """
+
+  def __init__(self, values: Mapping[str, Any], place: str):
+    super().__init__(values)
+    self.place = place
+
+
+def examples_of(rows: Sequence[Row], make_example: Callable[[Row], dict[str, Any]], *, field: str) -> list[dict]:
+  """`make_example` of every row; its ValueErrors are raised again with the field and the row's place in front."""
+  examples = []
+  for row in rows:
+    try:
+      examples.append(make_example(row))
+    except ValueError as error:
+      raise ValueError(f"{field}: {row.place}: {error}") from error
+  return examples
+
+
+def text_of(row: Mapping[str, Any], column: str) -> str:
+  """The text in a row's column. ValueError where it is not text."""
+  if not isinstance(row[column], str):
+    raise ValueError(f"column {column!r} must be text, it is {row[column]!r:.80}")
+  return row[column]
+
+
+def check_columns(names: Iterable[str], columns: Sequence[str]) -> None:
+  """Raises ValueError unless all `columns` are among `names`, such as a row."""
+  for column in columns:
+    if column not in names:
+      raise ValueError(f"no column {column!r}, it has {', '.join(map(repr, names)) or 'none'}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +97,32 @@ def open_source(source: str, columns: Sequence[str], *, field: str, data_dir: st
     ValueError: what it holds is not rows with these columns. Both in one line that names the field and the place.
   """
   kind = next((kind for kind in FILE_KINDS if source.lower().endswith(kind)), None)
-  if kind is not None:
-    rows = _open_file(source, kind, columns, field)
-  else:
-    from gdsd_jax.tasks import tfds_source  # it takes a while to import, and local files do without
-
-    rows = tfds_source.open_rows(source, columns, field, data_dir)
+  rows = _open_file(source, kind, columns, field) if kind else _open_dataset(source, columns, field, data_dir)
   if not rows:
     raise ValueError(f"{field}: {source}: no problems in it")
   return rows
+
+
+def _open_dataset(source, columns, field, data_dir):
+  from gdsd_jax.tasks import tfds_source  # it takes a while to import, and local files do without
+
+  if not tfds_source.is_name(source):
+    raise ValueError(f"{field}: {source!r} is neither a file ending in {', '.join(FILE_KINDS)} nor {_NAME_KINDS}")
+  try:
+    names, records = tfds_source.load(source, data_dir)
+    check_columns(names, columns)
+    return [Row(record, f"{source}, row {number}") for number, record in enumerate(records, start=1)]
+  except tfds_source.NoNetworkError as error:
+    raise OSError(f"{field}: {source}: {error}; give a local file ({', '.join(FILE_KINDS)})") from error
+  except OSError as error:
+    place = "the default folder of TFDS" if data_dir is None else repr(data_dir)
+    raise OSError(f"{field}: {source}, kept in {place}: {error.strerror or _first_line(error)}") from error
+  except Exception as error:  # TFDS and the hub raise nearly everything
+    raise ValueError(f"{field}: {source}: {_first_line(error.__cause__ or error)}") from error
+
+
+def _first_line(error):
+  return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _open_file(source, kind, columns, field):
@@ -126,15 +182,16 @@ def _read_csv(data: bytes) -> Iterator[tuple[str, dict]]:
     text = data.decode("utf-8-sig")
   except UnicodeDecodeError as error:
     raise ValueError(f"line {data.count(10, 0, error.start) + 1}: not UTF-8 text: {error}") from error
-  reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+  reader = csv.reader(io.StringIO(text, newline=""), strict=True)
   try:
-    for row in reader:
-      if None in row or None in row.values():
-        fields = len([value for value in row.values() if value is not None]) - (None in row) + len(row.get(None, []))
-        raise ValueError(f"line {reader.line_num}: {fields} fields, but the header names {len(reader.fieldnames)}")
-      yield f"line {reader.line_num}", row
+    header = next(reader, [])
+    for fields in filter(None, reader):
+      place = f"line {reader.line_num}"
+      if len(fields) != len(header):
+        raise ValueError(f"{place}: {len(fields)} fields, but the header names {len(header)}")
+      yield place, dict(zip(header, fields))
   except csv.Error as error:
-    raise ValueError(f"line {reader.reader.line_num}: not CSV: {error}") from error
+    raise ValueError(f"line {reader.line_num}: not CSV: {error}") from error
 
 
 _READERS = dict(zip(FILE_KINDS, (_read_json_lines, _read_json_lines, _read_json_list, _read_csv), strict=True))

@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import itertools
+import operator
 import re
 from typing import Any, ClassVar
 
-from gdsd_jax.tasks import base, puzzles, sudoku_problems, xml_format
-from gdsd_jax.tasks.rows import text_of
+from gdsd_jax.tasks import answers, base, puzzles
+from gdsd_jax.tasks.sources import text_of
 
+CELLS = 16
+SPLIT_SIZES = {"train": 10_000, "test": 500}  # of generated puzzles
+GIVENS = 8  # as in every puzzle of the public test file
 SYSTEM_PROMPT = """
 Please solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character string reading left-to-right, \
 top-to-bottom, where '0' represents empty cells.
@@ -64,14 +69,14 @@ class SudokuTask(puzzles.PuzzleTask):
   name: ClassVar[str] = "sudoku"
 
   def generated(self, split: str) -> Sequence[Mapping[str, Any]]:
-    return sudoku_problems.problems(split)
+    return problems(split)
 
   def read_row(self, row: Mapping[str, Any]) -> dict[str, str]:
     puzzle, solution = text_of(row, "Puzzle"), text_of(row, "Solution")
     if not _PUZZLE.fullmatch(puzzle) or "0" not in puzzle:
       raise ValueError(f"column 'Puzzle' must be 16 digits of 0 to 4, some of them 0, it is {puzzle!r:.80}")
     kept = all(given in ("0", digit) for given, digit in zip(puzzle, solution))
-    if not kept or solution not in sudoku_problems.grids():
+    if not kept or solution not in grids():
       raise ValueError(f"column 'Solution' must be the puzzle {puzzle} filled by the rules, it is {solution!r:.80}")
     return {"puzzle": puzzle, "solution": solution}
 
@@ -85,8 +90,8 @@ class SudokuTask(puzzles.PuzzleTask):
 
     The reward counts the digits of the last answer; accuracy counts the grid wherever it stands, as d1 and GDSD do.
     """
-    answer = xml_format.last_answer(completion) or ""
-    digits = itertools.islice(filter(str.isdigit, answer), sudoku_problems.CELLS)
+    answer = answers.last_answer(completion) or ""
+    digits = itertools.islice(filter(str.isdigit, answer), CELLS)
     return base.Grade({"cells": _share_right("".join(digits), example)}, _share_right(_grid_in(completion), example))
 
   def solution(self, example: Mapping[str, Any]) -> str:
@@ -95,11 +100,10 @@ class SudokuTask(puzzles.PuzzleTask):
 
   def careless_solution(self, example: Mapping[str, Any], slips: float, rng) -> str:
     """A solution as a careless solver gives it: each empty cell is wrong with probability `slips`."""
-    grid = [
-      str(rng.choice([other for other in "1234" if other != digit]))
-      if given == "0" and rng.random() < slips else digit
-      for given, digit in zip(example["puzzle"], example["solution"])
-    ]
+    grid = list(example["solution"])
+    for cell, digit in enumerate(grid):
+      if example["puzzle"][cell] == "0" and rng.random() < slips:
+        grid[cell] = str(rng.choice([other for other in "1234" if other != digit]))
     return f"<answer>{''.join(grid)}</answer>"
 
 
@@ -111,8 +115,7 @@ def _share_right(grid: str, example: Mapping[str, Any]) -> float:
 
 
 def _puzzle_of(example: Mapping[str, Any]) -> tuple[str, str]:
-  names = ("puzzle", "solution") if "puzzle" in example else ("Puzzle", "Solution")
-  return example[names[0]], example[names[1]]
+  return tuple(example[name] for name in (("puzzle", "solution") if "puzzle" in example else ("Puzzle", "Solution")))
 
 
 def _grid_in(text: str) -> str:
@@ -124,3 +127,50 @@ def _grid_in(text: str) -> str:
   candidates = [block for block in fenced if re.fullmatch(r"[\d\s]+", block)][:1] + [answer, rest]
   candidates += [match[1] for match in (_BEFORE_TAG.search(text), _ALONE.search(text)) if match]
   return next(("".join(candidate.split()) for candidate in candidates if candidate.strip()), "")
+
+
+# Generated puzzles
+
+
+def key(puzzle: str, solution: str = "") -> str:
+  """What makes two problems the same: the puzzle."""
+  return puzzle
+
+
+@functools.cache
+def problems(split: str) -> tuple[dict[str, str], ...]:
+  """Puzzles, each with its only solution, see `puzzles.generate`."""
+  return puzzles.generate("sudoku", split, SPLIT_SIZES[split], _problem, key)
+
+
+def _problem(draw: bytes) -> dict[str, str] | None:
+  grid = grids()[int.from_bytes(draw[:8], "big") % len(grids())]
+  filled = set(sorted(range(CELLS), key=lambda cell: (draw[8 + cell], cell))[:GIVENS])
+  puzzle = "".join(digit if cell in filled else "0" for cell, digit in enumerate(grid))
+  return {"puzzle": puzzle, "solution": grid} if num_solutions(puzzle) == 1 else None
+
+
+def num_solutions(puzzle: str) -> int:
+  """How many of all grids have the givens of the puzzle."""
+  fitting = [_grids_with()[cell, digit] for cell, digit in enumerate(puzzle) if digit != "0"]
+  return functools.reduce(operator.and_, fitting, (1 << len(grids())) - 1).bit_count()
+
+
+@functools.cache
+def grids() -> tuple[str, ...]:
+  """All 288 grids with the digits 1 to 4 once in each row, column and box."""
+  places = [{("row", cell // 4), ("column", cell % 4), ("box", cell // 8, cell % 4 // 2)} for cell in range(CELLS)]
+  partial = [""]
+  for cell in range(CELLS):
+    seen = [other for other in range(cell) if places[cell] & places[other]]
+    partial = [grid + digit for grid in partial for digit in "1234" if all(grid[other] != digit for other in seen)]
+  return tuple(partial)
+
+
+@functools.cache
+def _grids_with() -> dict[tuple[int, str], int]:
+  """(cell, digit) -> the grids that have it there, as bits: the grids with all givens are a bitwise AND."""
+  return {
+    (cell, digit): sum(1 << number for number, grid in enumerate(grids()) if grid[cell] == digit)
+    for cell in range(CELLS) for digit in "1234"
+  }

@@ -1,11 +1,13 @@
-"""Datasets of TFDS, and through TFDS those of the Hugging Face hub, as rows of plain Python values."""
+"""Datasets of TFDS, and through TFDS those of the Hugging Face hub, as records of plain Python values."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 import contextlib
+import functools
 import importlib
 import importlib.util
 import io
 import re
+from typing import Any
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -13,37 +15,59 @@ import urllib.request
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gdsd_jax.tasks import arithmetic_dataset  # noqa: F401  (its import makes the name `arithmetic` known)
-from gdsd_jax.tasks.rows import check_columns, FILE_KINDS, Row
+from gdsd_jax.tasks import arithmetic
 
 _HUB_NAME = re.compile(r"huggingface:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(#(?P<split>.+))?")
 _TFDS_NAME = re.compile(r"(?P<name>[a-zA-Z]\w*(/[\w+.-]+)?(:[\d.*]+)?)(#(?P<split>.+))?")
-_NAME_KINDS = "a TFDS name, NAME[/CONFIG][:VERSION][#SPLIT] or huggingface:OWNER/NAME[/CONFIG][#SPLIT]"
 _NETWORK_TIMEOUT = 10  # seconds
 
 
-class _NoNetworkError(Exception):
-  pass
+class NoNetworkError(Exception):
+  """A dataset is not here, and nor is a network to fetch it."""
 
 
-def open_rows(source: str, columns: Sequence[str], field: str, data_dir: str | None) -> list[Row]:
-  """The rows of a split; prepares the dataset as ArrayRecord files on first use. See `sources.open_source`."""
+class Arithmetic(tfds.core.GeneratorBasedBuilder):
+  """The arithmetic word problems as a dataset that TFDS knows as `arithmetic`: an example of a builder."""
+
+  # Raise it whenever a generated problem changes: prepared copies of the same version are reused as they are.
+  VERSION = tfds.core.Version("1.0.0")
+  # Nothing is downloaded. TFDS would look for checksums by way of importlib_resources, which it fails to depend on.
+  url_infos = None
+
+  def _info(self):
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description="Addition and subtraction word problems; no calculation is in both splits in the same sentence.",
+      features=tfds.features.FeaturesDict({
+        "question": tfds.features.Text(), "answer": np.int32, "reasoning": tfds.features.Text(),
+      }),
+      disable_shuffling=True,  # the problems come in their final order
+    )
+
+  def _split_generators(self, dl_manager):
+    return {split: self._generate_examples(split) for split in arithmetic.SPLIT_SIZES}
+
+  def _generate_examples(self, split):
+    return enumerate(arithmetic.problems(split))
+
+
+def is_name(source: str) -> bool:
+  """Whether a source reads like a TFDS or hub name; the dataset need not exist."""
+  return bool(_HUB_NAME.fullmatch(source) or _TFDS_NAME.fullmatch(source))
+
+
+def load(source: str, data_dir: str | None) -> tuple[list[str], Iterator[dict[str, Any]]]:
+  """Column names and records of a split; prepares the dataset as ArrayRecord files on first use.
+
+  Raises NoNetworkError, OSError on a folder that cannot be used, and whatever else TFDS and the hub raise.
+  """
   hub, local = _HUB_NAME.fullmatch(source), _TFDS_NAME.fullmatch(source)
-  if not hub and not local:
-    raise ValueError(f"{field}: {source!r} is neither a file ending in {', '.join(FILE_KINDS)} nor {_NAME_KINDS}")
-  try:
-    builder = _hub_builder(hub["repo"], hub["config"], data_dir) if hub else _tfds_builder(local["name"], data_dir)
-    split = (hub or local)["split"] or _only_split(builder)
-    check_columns(sorted(builder.info.features), columns)
-    records = enumerate(builder.as_data_source(split), start=1)
-    return [Row(_plain(record), f"{source}, row {number}") for number, record in records]
-  except _NoNetworkError as error:
-    raise OSError(f"{field}: {source}: {error}; give a local file ({', '.join(FILE_KINDS)})") from error
-  except OSError as error:
-    place = "the default folder of TFDS" if data_dir is None else repr(data_dir)
-    raise OSError(f"{field}: {source}, kept in {place}: {error.strerror or _first_line(error)}") from error
-  except Exception as error:  # TFDS and the hub raise nearly everything
-    raise ValueError(f"{field}: {source}: {_first_line(error.__cause__ or error)}") from error
+  builder = _hub_builder(hub["repo"], hub["config"], data_dir) if hub else _tfds_builder(local["name"], data_dir)
+  name = hub or local
+  splits = [name["split"]] if name["split"] else list(builder.info.splits)
+  if len(splits) != 1:
+    raise ValueError(f"say which split after #: {', '.join(splits)}")
+  return sorted(builder.info.features), map(_plain, builder.as_data_source(splits[0]))
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
@@ -63,10 +87,7 @@ def _tfds_builder(name, data_dir):
   # TFDS stops importing its builders at the first one whose packages are missing; those of texts need none.
   with contextlib.suppress(ImportError):
     importlib.import_module("tensorflow_datasets.text")
-
-  def open_builder():
-    return tfds.builder(name, data_dir=data_dir, file_format="array_record")
-
+  open_builder = functools.partial(tfds.builder, name, data_dir=data_dir, file_format="array_record")
   builder = open_builder()
   if builder.data_path.exists():
     return builder
@@ -79,12 +100,9 @@ def _tfds_builder(name, data_dir):
 def _hub_builder(repo, config, data_dir):
   from tensorflow_datasets.core.utils import conversion_utils
 
-  def open_prepared():
-    return tfds.core.read_only_builder.builder_from_files(
-      conversion_utils.to_tfds_name(repo), config=config and conversion_utils.to_tfds_name(config),
-      data_dir=data_dir, file_format="array_record",
-    )
-
+  open_prepared = functools.partial(
+    tfds.core.read_only_builder.builder_from_files, conversion_utils.to_tfds_name(repo),
+    config=config and conversion_utils.to_tfds_name(config), data_dir=data_dir, file_format="array_record")
   with contextlib.suppress(tfds.core.registered.DatasetNotFoundError):
     return open_prepared()
   if importlib.util.find_spec("datasets") is None:
@@ -96,16 +114,8 @@ def _hub_builder(repo, config, data_dir):
   _check_network(huggingface_hub.constants.ENDPOINT)
   datasets.disable_progress_bars()
   prepare(huggingface_dataset_builder.HuggingfaceDatasetBuilder(
-    hf_repo_id=repo, hf_config=config, data_dir=data_dir, file_format="array_record",
-  ))
+    hf_repo_id=repo, hf_config=config, data_dir=data_dir, file_format="array_record"))
   return open_prepared()
-
-
-def _only_split(builder):
-  splits = list(builder.info.splits)
-  if len(splits) != 1:
-    raise ValueError(f"say which split after #: {', '.join(splits)}")
-  return splits[0]
 
 
 def _check_network(url):
@@ -116,7 +126,7 @@ def _check_network(url):
     pass  # an answer, whatever it says
   except OSError as error:
     reason = getattr(error, "reason", error)
-    raise _NoNetworkError(f"no network to {urllib.parse.urlsplit(url).netloc} ({reason})") from error
+    raise NoNetworkError(f"no network to {urllib.parse.urlsplit(url).netloc} ({reason})") from error
 
 
 def _plain(value):
@@ -127,8 +137,3 @@ def _plain(value):
   if isinstance(value, dict):
     return {name: _plain(item) for name, item in value.items()}
   return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _first_line(error):
-  lines = str(error).strip().splitlines()
-  return lines[0] if lines else type(error).__name__
