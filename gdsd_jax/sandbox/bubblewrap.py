@@ -40,7 +40,6 @@ module.main(job)
 """
 _INTERPRETER = os.path.realpath(sys.executable)
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 # Each sandbox gets a user number that nobody has, because limits on processes are counted by user.
 _FIRST_USER = 2**30
 _counter = itertools.count()
@@ -68,12 +67,8 @@ class Limits:
 def start(main: str, job: dict, limits: Limits, pass_fds: tuple[int, ...], drop_user: bool) -> subprocess.Popen:
   """Starts Python in a sandbox of its own; killing the process ends all that runs in there.
 
-  Args:
-    main: the module of `inside` whose `main(job)` runs.
-    job: plain data for it. With `explain`, its standard error is kept.
-    limits: what the process may use.
-    pass_fds: file descriptors that the process inherits.
-    drop_user: whether to become another user inside, which only root can.
+  It runs `main(job)` of the module `main` of `inside`, whose job is plain data; with "explain" in it, standard error is
+  kept. With `drop_user`, which needs root, it becomes another user.
   """
   user = _FIRST_USER + os.getpid() % 2**18 * 2**10 + next(_counter) % 2**10 if drop_user else 0
   job = dict(job, user=user, modules=[(name, _code(name)) for name in ("wire", "names", main)], limits=[
@@ -135,7 +130,7 @@ def _command(drop_user, limits):
 def _readable():
   """Paths of the interpreter, its libraries and the system's libraries."""
   prefix = os.path.realpath(sys.base_prefix)
-  paths = [*_LIBRARIES, f"{prefix}/lib", f"{prefix}/lib64"]
+  paths = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", f"{prefix}/lib", f"{prefix}/lib64"]
   return [_INTERPRETER, *dict.fromkeys(path for path in paths if os.path.isdir(path))]
 
 

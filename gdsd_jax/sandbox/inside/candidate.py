@@ -88,7 +88,10 @@ def main(job) -> None:
   """Serves one test after the other: each comes as a socket on the control channel, each gets a process of its own."""
   control = _socket.socket(fileno=job["control"])
   for name in job["imports"]:
-    _preload(name)
+    try:
+      __import__(name)
+    except Exception:  # the program meets the same error when it runs
+      sys.modules.pop(name, None)
   while True:
     data, ancillary, _, _ = control.recvmsg(1, _socket.CMSG_SPACE(4))
     if not data or not ancillary:
@@ -98,13 +101,6 @@ def main(job) -> None:
     if os.fork() == 0:
       _serve(_socket.socket(fileno=fd), control, job)
     os.close(fd)
-
-
-def _preload(name):
-  try:
-    __import__(name)
-  except Exception:  # the program meets the same error when it runs
-    sys.modules.pop(name, None)
 
 
 def _kill_others():

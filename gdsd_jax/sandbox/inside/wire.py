@@ -7,7 +7,6 @@ Everything else crosses as a number that stands for an object on the sender's si
 
 import binascii
 import builtins
-import itertools
 import json
 import operator
 import struct
@@ -25,7 +24,6 @@ _BUILTINS = {value.__name__: value for value in (
   *PLAIN_TYPES, object, enumerate, filter, map, reversed, zip, abs, all, any, ascii, bin, callable, chr, divmod, format,
   hash, hex, isinstance, issubclass, iter, len, max, min, next, oct, ord, pow, repr, round, sorted, sum,
 )}
-_KINDS_OF_BUILTINS = (type, type(len))
 # Types of the standard library that are rebuilt: (module, name) -> what the constructor takes.
 _STANDARD = {
   ("collections", "Counter"): lambda value: (dict(value),),
@@ -72,7 +70,7 @@ def _split(value, kind, refer):
   if kind in _COLLECTIONS.values():
     return kind.__name__, value
   if kind is dict:
-    return "dict", itertools.chain.from_iterable(value.items())
+    return "dict", [part for item in value.items() for part in item]
   if kind is int:  # beyond what every JSON parser reads; hexadecimal, since Python limits decimal digits
     return "int", (f"{value:x}",)
   if kind is complex:
@@ -81,7 +79,7 @@ def _split(value, kind, refer):
     return kind.__name__, (binascii.b2a_base64(value, newline=False).decode(),)
   if kind is range:
     return "range", (value.start, value.stop, value.step)
-  if kind in _KINDS_OF_BUILTINS and _BUILTINS.get(value.__name__) is value:
+  if kind in (type, type(len)) and _BUILTINS.get(value.__name__) is value:
     return "builtin", (value.__name__,)
   name = (kind.__module__, kind.__name__)
   if name in _STANDARD and getattr(value, "tzinfo", None) is None:
