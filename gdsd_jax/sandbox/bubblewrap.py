@@ -47,21 +47,13 @@ _counter = itertools.count()
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What one program may use.
+  """What one program may use."""
 
-  Attributes:
-    test_seconds: CPU time of a test; a test that waits has twice that.
-    program_seconds: wall-clock time of all tests of a program, its start included.
-    memory_mb: memory of a process, and of all processes of a program together.
-    file_mb: size of a file, and of the private /tmp, which takes some thousands of files.
-    processes: processes and threads of a program.
-  """
-
-  test_seconds: float = 4.0
-  program_seconds: float = 10.0
-  memory_mb: int = 512
-  file_mb: int = 16
-  processes: int = 32
+  test_seconds: float = 4.0  # CPU time of a test; a test that waits has twice that
+  program_seconds: float = 10.0  # wall-clock time of all tests of a program, its start included
+  memory_mb: int = 512  # of a process, and of all processes of a program together
+  file_mb: int = 16  # size of a file, and of the private /tmp, which takes some thousands of files
+  processes: int = 32  # and threads
 
 
 def start(main: str, job: dict, limits: Limits, pass_fds: tuple[int, ...], drop_user: bool) -> subprocess.Popen:

@@ -22,19 +22,12 @@ _IMPORT = re.compile(r"^[ \t]*(?:from|import)[ \t]+([A-Za-z_][A-Za-z_0-9]*)", re
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A program and what is to be tested of it.
-
-  Attributes:
-    source: the untrusted program.
-    tests: Python code, each of which passes when it runs through; free names are the program's.
-    setup: Python code that runs before every test.
-    names: names that the program is known to define; only needed for those that Python defines, too, such as `sum`.
-  """
+  """A program and what is to be tested of it."""
 
   source: str
-  tests: tuple[str, ...]
-  setup: str = ""
-  names: tuple[str, ...] = ()
+  tests: tuple[str, ...]  # Python code, each of which passes when it runs through; free names are the program's
+  setup: str = ""  # Python code that runs before every test
+  names: tuple[str, ...] = ()  # what the program is known to define; only needed for names of Python's, such as `sum`
 
 
 @dataclasses.dataclass(frozen=True)

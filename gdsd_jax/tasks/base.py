@@ -9,15 +9,10 @@ SPLITS = ("train", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Grade:
-  """What one look at a completion finds. Numbers of any kind become floats, as JSON has them.
+  """What one look at a completion finds. Numbers of any kind become floats, as JSON has them."""
 
-  Attributes:
-    rewards: rewards by name; the reward of a completion is their sum.
-    accuracy: what the completion adds to the published accuracy, from 0 to 1.
-  """
-
-  rewards: Mapping[str, float]
-  accuracy: float
+  rewards: Mapping[str, float]  # by name; the reward of a completion is their sum
+  accuracy: float  # what the completion adds to the published accuracy, from 0 to 1
 
   def __post_init__(self):
     object.__setattr__(self, "rewards", {name: float(value) for name, value in self.rewards.items()})
@@ -31,12 +26,9 @@ class Task(Protocol):
   (`grade_one`). One whose grader is slow has a `grade` of its own instead, which grades side by side. No grader raises
   on any text. A task that tiny models are pretrained on has three things more, see `tasks/arithmetic.py`: `tags`,
   `solution` and `careless_solution`.
-
-  Attributes:
-    name: what `get_task` calls it.
   """
 
-  name: str
+  name: str  # what `get_task` calls it
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
     """Problems of split "train" or "test", by index; their fields are the task's own. ValueError on another split."""

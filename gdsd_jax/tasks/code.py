@@ -33,19 +33,13 @@ class CodeTask(SourcedTask):
   The columns of a source tell its kind: AceCode has `question` and `test_cases`; HumanEval has `prompt`, `entry_point`
   and `test`; MBPP has `text`, `code`, `test_list` and `test_setup_code`. Training has no default: the paper's subset of
   AceCode is on no hub.
-
-  Attributes:
-    test_seconds: CPU time of a test; a test that waits has twice that.
-    program_seconds: wall-clock time of all tests of a program.
-    memory_mb: memory of a program.
-    workers: programs run at a time; None for as many as there are CPUs.
   """
 
   test_source: str = "huggingface:openai/openai_humaneval#test"
-  test_seconds: float = 4.0
-  program_seconds: float = 10.0
-  memory_mb: int = 512
-  workers: int | None = None
+  test_seconds: float = 4.0  # CPU time of a test; a test that waits has twice that
+  program_seconds: float = 10.0  # wall-clock time of all tests of a program
+  memory_mb: int = 512  # of a program
+  workers: int | None = None  # programs run at a time; None for as many as there are CPUs
   name: ClassVar[str] = "code"
 
   def __post_init__(self):
@@ -165,22 +159,18 @@ def _humaneval(row):
     raise ValueError(f"column 'prompt' must hold the head of {name!r}, the column 'entry_point'")
   question = f"Write a solution to the following problem and make sure that it passes the tests:\n```{prompt}```"
   return {
-    "messages": _asked(question), "prompt": prompt, "tests": [f"{text_of(row, 'test')}\ncheck({name})\n"],
-    "names": [name],
+    "messages": _asked(question), "prompt": prompt, "names": [name],
+    "tests": [f"{text_of(row, 'test')}\ncheck({name})\n"],
     "setup": prompt[:head.start()],  # tests that use the prompt's helpers mean these, not what a program makes of them
   }
 
 
 def _mbpp(row):
   tests = _tests_of(row, "test_list")
-  question = (
-    f"You are an expert Python programmer, and here is your task: {text_of(row, 'text')} "
-    "Your code should pass these tests:\n\n" + "\n".join(tests)
-  )
-  return {
-    "messages": _asked(question), "tests": tests, "setup": text_of(row, "test_setup_code"),
-    "names": _DEFINITION.findall(text_of(row, "code")),
-  }
+  question = (f"You are an expert Python programmer, and here is your task: {text_of(row, 'text')} "
+              "Your code should pass these tests:\n\n" + "\n".join(tests))
+  names = _DEFINITION.findall(text_of(row, "code"))
+  return {"messages": _asked(question), "tests": tests, "setup": text_of(row, "test_setup_code"), "names": names}
 
 
 def _asked(question):

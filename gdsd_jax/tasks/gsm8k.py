@@ -34,7 +34,7 @@ class Gsm8kTask(SourcedTask):
 
   def read_row(self, row: Row) -> dict[str, str]:
     marker, answer = text_of(row, "answer").rpartition("####")[1:]
-    answer = _without_commas(answer.strip())
+    answer = answer.strip().replace(",", "")
     if not marker or not _REFERENCE.fullmatch(answer):
       raise ValueError(f"column 'answer' must end in '#### NUMBER', it ends in {row['answer'][-40:]!r}")
     return {"question": text_of(row, "question"), "answer": answer}
@@ -43,7 +43,7 @@ class Gsm8kTask(SourcedTask):
     return [{"role": "user", "content": f"{example['question']}\n{answers.BOXED_INSTRUCTION}"}]
 
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
-    reference = _without_commas(str(example["answer"]).rpartition("####")[2].strip())
+    reference = str(example["answer"]).rpartition("####")[2].strip().replace(",", "")
     return base.Grade(self._rewards(completion, reference), _has_number(completion, reference))
 
   def _rewards(self, completion: str, reference: str) -> dict[str, float]:
@@ -75,7 +75,7 @@ def announced_number(completion: str) -> str:
     match = announced.search(completion)
     if match:
       return _without_thousands_commas(match[1].rstrip(".,"))
-  return _without_commas((_INTEGER.findall(completion) or [""])[-1])
+  return (_INTEGER.findall(completion) or [""])[-1].replace(",", "")
 
 
 def _has_number(completion: str, reference: str) -> bool:
@@ -94,16 +94,12 @@ def _boxes(text: str) -> list[str]:
 
 
 def _number_in(text: str, position: int) -> float | None:
-  numbers = _NUMBER.findall(_without_commas(text))
+  numbers = _NUMBER.findall(text.replace(",", ""))
   return float(numbers[position]) if numbers else None
 
 
 def _without_thousands_commas(number: str) -> str:
-  return _without_commas(number) if _THOUSANDS.fullmatch(number) else number
-
-
-def _without_commas(number: str) -> str:
-  return number.replace(",", "")
+  return number.replace(",", "") if _THOUSANDS.fullmatch(number) else number
 
 
 # Rewards of the layout <reasoning>…</reasoning><answer>…</answer>, with the values of d1

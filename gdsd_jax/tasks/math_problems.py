@@ -54,11 +54,7 @@ class MathXmlTask(SourcedTask):
 
 @dataclasses.dataclass(frozen=True)
 class MathTask(MathXmlTask):
-  r"""The same problems, asked for a final `\boxed{…}` and graded by math-verify.
-
-  Raises:
-    ValueError: math-verify is not installed.
-  """
+  r"""The same problems, asked for a final `\boxed{…}` and graded by math-verify; ValueError where that is missing."""
 
   name: ClassVar[str] = "math"
 

@@ -22,17 +22,11 @@ _TEST_SHARE = 0.1  # share of the problems that are in the test split
 
 @dataclasses.dataclass(frozen=True)
 class PuzzleTask(SourcedTask):
-  """Puzzles with an answer in `<answer>` tags, generated unless there is a source.
-
-  Attributes:
-    train_source, test_source: "generated", or where the problems are, see `sources.open_source`.
-    data_dir: folder of TFDS datasets; None for the default of TFDS.
-    variant: "official", or "small", with prompts as short as models of under a million parameters need them.
-  """
+  """Puzzles with an answer in `<answer>` tags, generated unless there is a source."""
 
   train_source: str = GENERATED
   test_source: str = GENERATED
-  variant: str = "official"
+  variant: str = "official"  # or "small", with prompts as short as models of under a million parameters need them
   tags: ClassVar[tuple[str, ...]] = ("<answer>", "</answer>")
 
   def __post_init__(self):

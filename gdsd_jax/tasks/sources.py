@@ -17,11 +17,7 @@ _NAME_KINDS = "a TFDS name, NAME[/CONFIG][:VERSION][#SPLIT] or huggingface:OWNER
 
 
 class Row(dict):
-  """A problem as it was stored, column name -> value.
-
-  Attributes:
-    place: where it was read, for messages, such as "/data/train.jsonl, line 7".
-  """
+  """A problem as it was stored, column name -> value, and the `place` where it was, such as "/data/a.jsonl, line 7"."""
 
   def __init__(self, values: Mapping[str, Any], place: str):
     super().__init__(values)
@@ -55,18 +51,12 @@ def check_columns(names: Iterable[str], columns: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class SourcedTask(base.Task):
-  """A task whose problems are rows of a file or a dataset: `read_row` makes an example of each.
+  """A task whose problems are rows of a file or a dataset: `read_row` makes an example of each."""
 
-  Attributes:
-    train_source, test_source: where the problems of the splits are, see `open_source`.
-    data_dir: folder of TFDS datasets; None for the default of TFDS.
-    columns: what every row must have.
-  """
-
-  train_source: str | None = None
+  train_source: str | None = None  # where the problems of a split are, see `open_source`
   test_source: str | None = None
-  data_dir: str | None = None
-  columns: ClassVar[tuple[str, ...]] = ()
+  data_dir: str | None = None  # folder of TFDS datasets; None for the default of TFDS
+  columns: ClassVar[tuple[str, ...]] = ()  # what every row must have
 
   def rows(self, split: str) -> Sequence[Row]:
     """The rows of a split, as they are stored."""
@@ -133,8 +123,12 @@ def _open_file(source, kind, columns, field):
   # RuntimeError: the home of a user who is not there; ValueError: a zero byte in the path.
   except (OSError, EOFError, zlib.error, RuntimeError, ValueError) as error:
     raise OSError(f"{field}: cannot read {source}: {getattr(error, 'strerror', None) or error}") from error
+  rows = []
   try:
-    rows = [Row(values, f"{source}, {place}") for place, values in _READERS[kind](data)]
+    for place, values in _READERS[kind](data):
+      if not isinstance(values, dict):
+        raise ValueError(f"{place}: must be a JSON object with the columns as its keys")
+      rows.append(Row(values, f"{source}, {place}"))
   except ValueError as error:
     raise ValueError(f"{field}: {source}, {error}") from error
   examples_of(rows, lambda row: check_columns(row, columns), field=field)
@@ -144,18 +138,18 @@ def _open_file(source, kind, columns, field):
 # Readers yield (place, row), and raise ValueError with the place in front.
 
 
-def _read_json_lines(data: bytes) -> Iterator[tuple[str, dict]]:
+def _read_json_lines(data: bytes) -> Iterator[tuple[str, Any]]:
   for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
     if line.strip():
-      yield f"line {number}", _json_object(_json(line, f"line {number}"), f"line {number}")
+      yield f"line {number}", _json(line, f"line {number}")
 
 
-def _read_json_list(data: bytes) -> Iterator[tuple[str, dict]]:
+def _read_json_list(data: bytes) -> Iterator[tuple[str, Any]]:
   items = _json(data.removeprefix(b"\xef\xbb\xbf"), None)
   if not isinstance(items, list):
     raise ValueError("the whole file: must be a JSON list of objects")
   for number, item in enumerate(items, start=1):
-    yield f"item {number}", _json_object(item, f"item {number}")
+    yield f"item {number}", item
 
 
 def _json(data: bytes, place: str | None) -> Any:
@@ -169,12 +163,6 @@ def _json(data: bytes, place: str | None) -> Any:
     raise ValueError(f"{place or f'line {error.lineno}'}: not JSON: {error.msg} at column {error.colno}") from error
   except (ValueError, RecursionError) as error:
     raise ValueError(f"{place or 'the whole file'}: not JSON: {error}") from error
-
-
-def _json_object(value: Any, place: str) -> dict:
-  if not isinstance(value, dict):
-    raise ValueError(f"{place}: must be a JSON object with the columns as its keys")
-  return value
 
 
 def _read_csv(data: bytes) -> Iterator[tuple[str, dict]]:
