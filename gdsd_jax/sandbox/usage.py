@@ -14,7 +14,6 @@ def exceeds(pid: int, processes: int, memory: int, disk: int) -> bool:
   thousands of files: their /tmp of `disk` bytes counts no bytes for empty ones.
 
   Memory is address space: what processes share stays allocated when none of them has it resident any more.
-
   The sandbox's own processes, at most three, come on top. Sees nothing where the kernel lists no children in /proc.
   """
   count, total, waiting = 0, 0, [pid]

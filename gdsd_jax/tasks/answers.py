@@ -45,8 +45,7 @@ def lenient_answer(text: str) -> str:
 def unboxed(text: str) -> str | None:
   r"""What stands in the last `\boxed{…}`, after the last `\boxed ` up to a dollar sign, or else in the last `\fbox{…}`.
 
-  Returns:
-    The content; all of `text` where nothing is boxed; None where the last box is never closed.
+  It is all of `text` where nothing is boxed, and None where the last box is never closed.
   """
   if "\\boxed " in text:
     return text.rsplit("\\boxed ", 1)[1].split("$", 1)[0]

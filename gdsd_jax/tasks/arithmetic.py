@@ -104,12 +104,10 @@ def problems(split: str) -> list[dict[str, Any]]:
   """Problems of split "train" or "test", always in the same order.
 
   A problem is a calculation in a sentence template, told several times with different names and things. It belongs to
-  one split alone: test asks for known calculations in sentences that they were never seen in.
-
-  No two questions are equal, within a split or across splits.
+  one split alone: test asks for known calculations in sentences that they were never seen in. No two questions are
+  equal, within a split or across splits.
   """
-  people = list(itertools.product(NAMES, THINGS))
-  tellings = [_shuffled((*problem, *telling) for telling in people) for problem in _problems(split)]
+  tellings = [_shuffled((*problem, name, thing) for name in NAMES for thing in THINGS) for problem in _problems(split)]
   # Every problem once, then every problem again: all are equally frequent, to within one.
   chosen = list(itertools.islice(itertools.chain.from_iterable(zip(*tellings)), SPLIT_SIZES[split]))
   # TFDS shuffles a split by these digests. Runs draw problems by index, so the order is part of their results.

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 from fractions import Fraction
-import functools
 import re
 from typing import Any, ClassVar
 
@@ -53,13 +52,27 @@ class CountdownTask(puzzles.PuzzleTask):
     return examples
 
   def generated(self, split: str) -> Sequence[Mapping[str, Any]]:
-    return problems(split, self.variant)
+    size, options = SPLIT_SIZES[self.variant][split], (LARGEST_NUMBER[self.variant], OPERATORS[self.variant])
+    return puzzles.generate(self.name, split, size, _problem, key, *options)
 
   def read_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
-    return _example(row)
+    columns = next((columns for columns in _LAYOUTS if all(column in row for column in columns)), None)
+    if columns is None:
+      raise ValueError(
+        f"must have columns 'numbers' or 'nums', and 'target', or 'input' and 'output', it has {', '.join(row)}")
+    numbers, target = (row[column] for column in columns)
+    try:
+      if isinstance(numbers, str):  # CSV has lists as text, too: "[30, 100, 93]"
+        numbers = numbers.strip("[] ").replace(",", " ").split()
+      numbers, target = list(map(_number, numbers)), _number(target)
+    except (TypeError, OverflowError) as error:
+      raise ValueError(f"numbers must be a list or text such as '30,100,93', the target a number: {error}") from error
+    if any(not isinstance(number, int) or number < 0 for number in numbers):
+      raise ValueError(f"numbers must be whole and not negative, they are {numbers}")
+    return {"numbers": numbers, "target": target}
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
-    example = _example(example)
+    example = self.read_row(example)
     if self.variant == "small":
       return [{"role": "user", "content": f"{' '.join(map(str, example['numbers']))} = {example['target']}"}]
     return [{"role": "user", "content": answers.TAGS_INSTRUCTION + INSTRUCTION.format(**example)}]
@@ -67,8 +80,13 @@ class CountdownTask(puzzles.PuzzleTask):
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
     """The reward is for the last tagged answer; accuracy finds the expression elsewhere, too, see `_expression_in`."""
     answer = answers.last_answer(completion)
-    reward = 0.0 if answer is None else CORRECT_REWARD if _solves(answer, example) else ANSWER_REWARD
-    return base.Grade({"equation": reward}, _solves(_expression_in(completion), example))
+    reward = 0.0 if answer is None else CORRECT_REWARD if self._solves(answer, example) else ANSWER_REWARD
+    return base.Grade({"equation": reward}, self._solves(_expression_in(completion), example))
+
+  def _solves(self, expression: str, example: Mapping[str, Any]) -> bool:
+    example = self.read_row(example)
+    value = evaluate(expression) if uses_each_once(expression, example["numbers"]) else None
+    return value is not None and abs(value - example["target"]) < _TOLERANCE
 
   def solution(self, example: Mapping[str, Any]) -> str:
     """A completion that earns the full reward, for pretraining."""
@@ -88,20 +106,10 @@ class CountdownTask(puzzles.PuzzleTask):
     return solve(example["numbers"], example["target"], OPERATORS[self.variant])
 
 
-def _solves(expression: str, example: Mapping[str, Any]) -> bool:
-  example = _example(example)
-  if not uses_each_once(expression, example["numbers"]):
-    return False
-  value = evaluate(expression)
-  return value is not None and abs(value - example["target"]) < _TOLERANCE
-
-
 def _expression_in(completion: str) -> str:
   """The expression as d1 and GDSD find it: it may be boxed, in LaTeX, followed by its result, or untagged."""
-  text = answers.unboxed(completion) if "\\boxed" in completion else None
-  if text is None:
-    answer = answers.first_answer(completion)
-    text = completion if answer is None else answer
+  boxed = answers.unboxed(completion) if "\\boxed" in completion else None
+  text = next(text for text in (boxed, answers.first_answer(completion), completion) if text is not None)
   for latex, operator in _LATEX_OPERATORS:
     text = text.replace(latex, operator)
   return _left_side(text).strip()
@@ -113,23 +121,6 @@ def _left_side(text: str) -> str:
   return text if equals is None else text[len(text[:equals.start()].rstrip("0123456789+-*/() ")):equals.start()]
 
 
-def _example(row: Mapping[str, Any]) -> dict[str, Any]:
-  columns = next((columns for columns in _LAYOUTS if all(column in row for column in columns)), None)
-  if columns is None:
-    raise ValueError(
-      f"must have columns 'numbers' or 'nums', and 'target', or 'input' and 'output', it has {', '.join(row)}")
-  numbers, target = (row[column] for column in columns)
-  try:
-    if isinstance(numbers, str):  # CSV has lists as text, too: "[30, 100, 93]"
-      numbers = numbers.strip("[] ").replace(",", " ").split()
-    numbers, target = list(map(_number, numbers)), _number(target)
-  except (TypeError, OverflowError) as error:
-    raise ValueError(f"numbers must be a list or text such as '30,100,93', the target a number: {error}") from error
-  if any(not isinstance(number, int) or number < 0 for number in numbers):
-    raise ValueError(f"numbers must be whole and not negative, they are {numbers}")
-  return {"numbers": numbers, "target": target}
-
-
 def _number(value):
   number = int(value)
   return number if isinstance(value, str) or number == value else value
@@ -139,24 +130,15 @@ def _number(value):
 
 
 def key(numbers: Sequence[int], target: int) -> str:
-  """What makes two problems the same: target and numbers, in whatever order."""
+  """What makes two problems the same: the target and the numbers, which may be asked for in another order."""
   return f"{','.join(map(str, sorted(numbers)))}={target}"
 
 
-@functools.cache
-def problems(split: str, variant: str) -> tuple[dict[str, Any], ...]:
-  """Three numbers, and as the target the value of a random expression of them, see `puzzles.generate`.
-
-  The same numbers in another order may be asked for, in the same split.
-  """
-  largest, operators = LARGEST_NUMBER[variant], OPERATORS[variant]
-
-  def problem(draw: bytes):
-    numbers = [1 + int.from_bytes(draw[i:i + 4], "big") % largest for i in (0, 4, 8)]
-    target = _value(numbers, operators[draw[12] % len(operators)], operators[draw[13] % len(operators)], draw[14] % 2)
-    return {"numbers": numbers, "target": target} if target is not None and 1 <= target <= LARGEST_TARGET else None
-
-  return puzzles.generate(f"countdown {largest} {operators}", split, SPLIT_SIZES[variant][split], problem, key)
+def _problem(draw: bytes, largest: int, operators: str) -> dict[str, Any] | None:
+  """Three numbers up to `largest`, and as the target the value of a random expression of them."""
+  numbers = [1 + int.from_bytes(draw[i:i + 4], "big") % largest for i in (0, 4, 8)]
+  target = _value(numbers, operators[draw[12] % len(operators)], operators[draw[13] % len(operators)], draw[14] % 2)
+  return {"numbers": numbers, "target": target} if target is not None and 1 <= target <= LARGEST_TARGET else None
 
 
 def _value(numbers: Sequence[int], first: str, second: str, nested: int) -> int | None:

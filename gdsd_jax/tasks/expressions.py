@@ -7,25 +7,21 @@ import itertools
 import operator
 import re
 
-# Longer text is no expression of a few numbers. It bounds the work, however long a completion is.
-MAX_LENGTH = 1000
+MAX_LENGTH = 1000  # longer text is no expression of a few numbers; it bounds the work
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 _TEXT = re.compile(r"(?:[0-9]+\.?(?![0-9])|[-+*/()\s])*", re.ASCII)
 _NUMBER = re.compile(r"[0-9]+")
 _NODES = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
           ast.USub: operator.neg, ast.UAdd: operator.pos}
-_SHAPES = ("{} {} {} {} {}", "({} {} {}) {} {}", "{} {} ({} {} {})")
+_SHAPES = ("{}{}{}{}{}", "({}{}{}){}{}", "{}{}({}{}{})")
 
 
 def evaluate(text: str) -> Fraction | None:
   """Value of an expression, read as Python reads it but with exact fractions.
 
-  Powers, floor division and decimals are no part of it; a point after a number, as at the end of a sentence, is.
-
-  Returns:
-    None for what is no expression, is nested too deeply for Python, is longer than MAX_LENGTH, or divides by zero.
-    Never raises.
+  Powers, floor division and decimals are no part of it; a point after a number, as at the end of a sentence, is. None
+  for what is no expression, is nested too deeply for Python, is longer than MAX_LENGTH, or divides by zero.
   """
   if len(text) > MAX_LENGTH or not _TEXT.fullmatch(text):
     return None
@@ -58,10 +54,6 @@ def solve(numbers: Sequence[int], target: int, operators: str = "+-*/") -> str |
 
   The first one found: the numbers as far as possible in their order, parentheses only where needed.
   """
-  for ordered in itertools.permutations(numbers):
-    for shape in _SHAPES:
-      for first, second in itertools.product(operators, repeat=2):
-        text = shape.format(ordered[0], first, ordered[1], second, ordered[2]).replace(" ", "")
-        if evaluate(text) == target:
-          return text
-  return None
+  choices = itertools.product(itertools.permutations(numbers), _SHAPES, operators, operators)
+  texts = (shape.format(a, first, b, second, c) for (a, b, c), shape, first, second in choices)
+  return next((text for text in texts if evaluate(text) == target), None)

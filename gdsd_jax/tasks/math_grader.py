@@ -10,7 +10,7 @@ of one idle worker ends the pool, and tasks that are deaf to signals are stopped
 """
 
 import atexit
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent import futures
 import faulthandler
 import functools
@@ -40,7 +40,8 @@ def equal_batch(completions: Sequence[str], answers: Sequence[str]) -> list[bool
 
   Completions and answers are text with LaTeX. OSError where no worker can be started.
   """
-  return _pool().grade_batch(zip(completions, answers))
+  pool = _pool()
+  return list(pool.threads.map(pool.grade, zip(completions, answers)))
 
 
 class _Pool:
@@ -50,7 +51,7 @@ class _Pool:
     self._idle = queue.LifoQueue()  # last in, first out, so that single gradings keep one worker busy and start no more
     for _ in range(size):
       self._idle.put(None)
-    self._threads = futures.ThreadPoolExecutor(size, "math-grader")
+    self.threads = futures.ThreadPoolExecutor(size, "math-grader")
 
   def grade(self, pair: tuple[str, str]) -> bool:
     worker = self._idle.get()
@@ -65,11 +66,8 @@ class _Pool:
     finally:
       self._idle.put(worker)
 
-  def grade_batch(self, pairs: Iterable[tuple[str, str]]) -> list[bool]:
-    return list(self._threads.map(self.grade, pairs))
-
   def close(self) -> None:
-    self._threads.shutdown(cancel_futures=True)
+    self.threads.shutdown(cancel_futures=True)
     while not self._idle.empty():
       worker = self._idle.get()
       if worker is not None:

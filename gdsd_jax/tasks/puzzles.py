@@ -16,13 +16,12 @@ VARIANTS = ("official", "small")
 # Short digests of the public test problems, written by launch/digest_official_tests.py: problems are generated without
 # these at hand. Four bytes take one other problem in six million for one of them, which costs nothing.
 DIGESTS = Path(__file__).parent / "assets" / "official_test_digests.txt"
-_DIGEST_BYTES = 4
 _TEST_SHARE = 0.1  # share of the problems that are in the test split
 
 
 @dataclasses.dataclass(frozen=True)
 class PuzzleTask(SourcedTask):
-  """Puzzles with an answer in `<answer>` tags, generated unless there is a source."""
+  """Puzzles with an answer in `<answer>` tags, made by `generated(split)` unless they have a source."""
 
   train_source: str = GENERATED
   test_source: str = GENERATED
@@ -37,22 +36,19 @@ class PuzzleTask(SourcedTask):
     base.check_split(split)
     return self.generated(split) if getattr(self, f"{split}_source") == GENERATED else super().examples(split)
 
-  def generated(self, split: str) -> Sequence[Mapping[str, Any]]:
-    """The problems of a split that are made here, see `generate`."""
-    raise NotImplementedError
 
-
+@functools.cache
 def generate(
-  seed: str, split: str, size: int, make: Callable[[bytes], dict | None], key: Callable[..., str]
+  name: str, split: str, size: int, make: Callable[..., dict | None], key: Callable[..., str], *options
 ) -> tuple[dict[str, Any], ...]:
   """`size` different problems of the split "train" or "test", the same on every machine and Python release.
 
-  `make` makes a problem of 32 random bytes, or None. Problems with the same `key(**problem)` count as the same: they
-  belong to one split alone, by the digest of their key, and are none of the public tests.
+  `make(draw, *options)` makes a problem of 32 random bytes, or None. Problems with the same `key(**problem)` count as
+  the same: they belong to one split alone, by the digest of their key, and are none of the public tests.
   """
-  found = {}
+  found, series = {}, " ".join(map(str, (name, *options)))
   for number in itertools.count():
-    problem = make(hashlib.sha256(f"{seed} {number}".encode()).digest())
+    problem = make(hashlib.sha256(f"{series} {number}".encode()).digest(), *options)
     if problem is not None and _is_test(key(**problem)) == (split == "test") and not is_official_test(key(**problem)):
       found[str(problem)] = problem
     if len(found) == size:
@@ -75,4 +71,4 @@ def _official_digests() -> frozenset[str]:
 
 def digest(key: str) -> str:
   """What `DIGESTS` has of a problem with that key."""
-  return hashlib.sha256(key.encode()).digest()[:_DIGEST_BYTES].hex()
+  return hashlib.sha256(key.encode()).hexdigest()[:8]

@@ -69,7 +69,7 @@ class SudokuTask(puzzles.PuzzleTask):
   name: ClassVar[str] = "sudoku"
 
   def generated(self, split: str) -> Sequence[Mapping[str, Any]]:
-    return problems(split)
+    return puzzles.generate(self.name, split, SPLIT_SIZES[split], _problem, key)
 
   def read_row(self, row: Mapping[str, Any]) -> dict[str, str]:
     puzzle, solution = text_of(row, "Puzzle"), text_of(row, "Solution")
@@ -137,13 +137,8 @@ def key(puzzle: str, solution: str = "") -> str:
   return puzzle
 
 
-@functools.cache
-def problems(split: str) -> tuple[dict[str, str], ...]:
-  """Puzzles, each with its only solution, see `puzzles.generate`."""
-  return puzzles.generate("sudoku", split, SPLIT_SIZES[split], _problem, key)
-
-
 def _problem(draw: bytes) -> dict[str, str] | None:
+  """A puzzle with one solution alone, and that solution."""
   grid = grids()[int.from_bytes(draw[:8], "big") % len(grids())]
   filled = set(sorted(range(CELLS), key=lambda cell: (draw[8 + cell], cell))[:GIVENS])
   puzzle = "".join(digit if cell in filled else "0" for cell, digit in enumerate(grid))
@@ -170,7 +165,5 @@ def grids() -> tuple[str, ...]:
 @functools.cache
 def _grids_with() -> dict[tuple[int, str], int]:
   """(cell, digit) -> the grids that have it there, as bits: the grids with all givens are a bitwise AND."""
-  return {
-    (cell, digit): sum(1 << number for number, grid in enumerate(grids()) if grid[cell] == digit)
-    for cell in range(CELLS) for digit in "1234"
-  }
+  return {(cell, digit): sum(1 << number for number, grid in enumerate(grids()) if grid[cell] == digit)
+          for cell in range(CELLS) for digit in "1234"}

@@ -45,9 +45,8 @@ class Candidate(wire.Peer):
     self._operations = _OPERATIONS | {"load": self._load, "call": self._call}
 
   def refer(self, value):
-    number = self._numbers.get(id(value))
-    if number is None:
-      number = self._numbers[id(value)] = len(self._objects)
+    number = self._numbers.setdefault(id(value), len(self._objects))
+    if number == len(self._objects):
       self._objects.append(value)  # kept alive, so that its id stays its own
     if isinstance(value, wire.BASES):
       return "held", number
@@ -116,8 +115,7 @@ def _kill_others():
 def _serve(sock, control, job):
   try:
     control.close()
-    seconds = job["cpu_seconds"]
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_seconds"], job["cpu_seconds"] + 1))
     candidate = Candidate(sock, job["program"])
     while True:
       candidate.answer(candidate.receive())

@@ -58,11 +58,10 @@ class Remote:
   __setattr__, __len__, __bool__, __next__ = map(_asks, ("setattr", "len", "bool", "next"))
   __getitem__, __setitem__, __delitem__ = map(_asks, ("getitem", "setitem", "delitem"))
   __str__, __repr__ = map(_asks, ("str", "repr"))
+  __hash__ = object.__hash__
 
   def __eq__(self, other):
     return self is other
-
-  __hash__ = object.__hash__
 
 
 class _Held:

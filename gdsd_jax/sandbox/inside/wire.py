@@ -37,8 +37,7 @@ _STANDARD = {
   ("fractions", "Fraction"): operator.attrgetter("numerator", "denominator"),
 }
 _ARGUMENTS = {dict, list, int, str, type(None)}  # no range, with which a deque would fill the memory
-# Immutable types whose subclasses (named tuples, enumerations of numbers) cross as the value that they hold, with a
-# reference to the object itself.
+# Objects of their subclasses, such as named tuples, cross as the value that they hold, with a reference to the object.
 BASES = (int, float, str, bytes, tuple, frozenset)
 
 
