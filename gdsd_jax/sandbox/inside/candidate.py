@@ -1,6 +1,6 @@
 """Holds the untrusted program: runs it afresh for every test and does what the judge asks of it. Decides nothing.
 
-Nothing here is a defence. The program shares this process and may take all of it over; it then still has only what any
+Nothing here is a defence. The program shares this process and may take all of it over. It then still has only what any
 program has: a socket on which the judge asks for calls and takes nothing but plain data.
 """
 
