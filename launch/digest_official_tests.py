@@ -7,15 +7,13 @@ The arguments are the two files that GDSD evaluates on; the digests go to gdsd_j
 
 import sys
 
-from gdsd_jax.tasks import countdown_problems, official_digests, sudoku_problems
-from gdsd_jax.tasks.countdown import CountdownTask
-from gdsd_jax.tasks.sudoku import SudokuTask
+from gdsd_jax.tasks import countdown, puzzles, sudoku
 
 
 def main(sudoku_file: str, countdown_file: str) -> None:
-  keys = [sudoku_problems.key(**example) for example in SudokuTask(test_source=sudoku_file).examples("test")]
-  keys += [countdown_problems.key(**example) for example in CountdownTask(test_source=countdown_file).examples("test")]
-  official_digests.write(keys)
+  keys = [sudoku.key(**example) for example in sudoku.SudokuTask(test_source=sudoku_file).examples("test")]
+  keys += [countdown.key(**example) for example in countdown.CountdownTask(test_source=countdown_file).examples("test")]
+  puzzles.DIGESTS.write_text("\n".join(sorted(map(puzzles.digest, keys))) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import pytest
 import recipes
 
 from gdsd_jax import get_task
-from gdsd_jax.tasks import base, countdown, countdown_problems, expressions
-from gdsd_jax.tasks.official_digests import is_official_test
+from gdsd_jax.tasks import base, countdown, expressions, puzzles
+from gdsd_jax.tasks.puzzles import is_official_test
 
 TASK = get_task("countdown")
 EXAMPLE = {"numbers": [30, 100, 93], "target": 23}
@@ -236,13 +236,13 @@ def test_public_test_file_is_read(test_file):
 # Generated problems
 
 
-@pytest.fixture(scope="module", params=base.VARIANTS)
+@pytest.fixture(scope="module", params=puzzles.VARIANTS)
 def task(request):
   return get_task("countdown", variant=request.param)
 
 
 def keys(examples):
-  return {countdown_problems.key(**example) for example in examples}
+  return {countdown.key(**example) for example in examples}
 
 
 def test_generated_splits_share_no_problem(task):
@@ -275,9 +275,9 @@ def test_solutions_earn_the_full_reward(task):
 
 
 def test_generated_problems_never_change():
-  assert TASK.examples("train")[:2] == (
+  assert TASK.examples("train")[:2] == [
     {"numbers": [45, 24, 19], "target": 40}, {"numbers": [14, 86, 53], "target": 47},
-  )
+  ]
 
 
 @pytest.mark.parametrize("slips, share", [(0.0, 1.0), (0.5, 0.5), (1.0, 0.0)])

@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 import pytest
 
 from gdsd_jax import get_task
-from gdsd_jax.tasks import math_answers, math_grader
+from gdsd_jax.tasks import answers, math_grader
 from gdsd_jax.tasks.base import Grade
 
 needs_math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="no math-verify")
@@ -179,12 +179,12 @@ def test_math_xml_accuracy_counts_the_last_box_then_the_tag(completion, accuracy
   ("\\{.5\\}", "\\{0.5\\}"), ("1\n2", "12"),
 ])
 def test_answers_that_read_the_same(first, second):
-  assert math_answers.same_answer(first, second)
+  assert answers.same_answer(first, second)
 
 
 @pytest.mark.parametrize("first, second", [("1+x", "x+1"), ("abc=5", "5"), ("01/2", "1/2"), ("12", "21"), ("", "0")])
 def test_answers_that_read_differently(first, second):
-  assert not math_answers.same_answer(first, second)
+  assert not answers.same_answer(first, second)
 
 
 @pytest.mark.parametrize("text, content", [
@@ -192,7 +192,7 @@ def test_answers_that_read_differently(first, second):
   ("\\boxed{{}", None), ("\\boxed{}", ""), ("bare", "bare"), ("\\fbox{3}", "\\fbox{3}"), ("", ""),
 ])
 def test_unboxed(text, content):
-  assert math_answers.unboxed(text) == content
+  assert answers.unboxed(text) == content
 
 
 @pytest.mark.parametrize("completion, answer, expected", [
@@ -297,7 +297,7 @@ def test_solutions_of_the_training_problems_box_their_answers(benchmarks):
   examples = get_task("math_xml", train_source=str(benchmarks / "math" / "train.jsonl")).examples("train")
   assert len(examples) == 3682
   rows = map(json.loads, (benchmarks / "math" / "train.jsonl").read_text().splitlines())
-  assert [math_answers.unboxed(row["solution"]) for row in rows] == [example["answer"] for example in examples]
+  assert [answers.unboxed(row["solution"]) for row in rows] == [example["answer"] for example in examples]
 
 
 # The grader's processes
@@ -360,7 +360,7 @@ def test_dead_worker_is_replaced(pool):
 def test_worker_is_reused(pool):
   pool.grade(RIGHT)
   first = worker_of(pool).pid
-  pool.grade_batch([RIGHT] * 5)
+  assert all(pool.threads.map(pool.grade, [RIGHT] * 5))
   assert worker_of(pool).pid == first
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 import pytest
 
 from gdsd_jax.tasks import get_task, sources
-from gdsd_jax.tasks.rows import examples_of, FILE_KINDS, text_of
+from gdsd_jax.tasks.sources import examples_of, FILE_KINDS, text_of
 
 FIELD = "task.train_source"
 
@@ -238,15 +238,15 @@ def test_preparing_prints_nothing(tmp_path, capfd):
 
 
 def test_preparing_survives_another_process_that_is_faster(tmp_path, monkeypatch):
-  arithmetic_dataset = pytest.importorskip("gdsd_jax.tasks.arithmetic_dataset")
-  generate = arithmetic_dataset.Arithmetic._split_generators
+  tfds_source = pytest.importorskip("gdsd_jax.tasks.tfds_source")
+  generate = tfds_source.Arithmetic._split_generators
 
   def overtaken(builder, dl_manager):
     monkeypatch.undo()
     open_("arithmetic#train", data_dir=str(tmp_path))  # The other process: starts later, finishes first.
     return generate(builder, dl_manager)
 
-  monkeypatch.setattr(arithmetic_dataset.Arithmetic, "_split_generators", overtaken)
+  monkeypatch.setattr(tfds_source.Arithmetic, "_split_generators", overtaken)
   assert len(open_("arithmetic#test", data_dir=str(tmp_path))) == 400
 
 

@@ -14,8 +14,8 @@ import pytest
 import recipes
 
 from gdsd_jax import get_task
-from gdsd_jax.tasks import base, sudoku_problems
-from gdsd_jax.tasks.official_digests import is_official_test
+from gdsd_jax.tasks import base, sudoku
+from gdsd_jax.tasks.puzzles import is_official_test
 
 TASK = get_task("sudoku")
 PUZZLE, SOLUTION = "3102200002100320", "3142243142131324"
@@ -181,7 +181,7 @@ def puzzles(split):
 
 
 def test_there_are_288_grids():
-  assert sorted(sudoku_problems.grids()) == solutions("0" * 16)
+  assert sorted(sudoku.grids()) == solutions("0" * 16)
 
 
 def test_generated_puzzles_have_their_solution_alone():
@@ -191,7 +191,7 @@ def test_generated_puzzles_have_their_solution_alone():
 
 @pytest.mark.parametrize("puzzle", [PUZZLE, "0" * 16, "1" + "0" * 15, "12" + "0" * 14, "1231" + "0" * 12, SOLUTION])
 def test_number_of_solutions(puzzle):
-  assert sudoku_problems.num_solutions(puzzle) == len(solutions(puzzle))
+  assert sudoku.num_solutions(puzzle) == len(solutions(puzzle))
 
 
 def test_generated_puzzles_have_as_many_givens_as_the_public_test(test_file):
@@ -211,12 +211,12 @@ def test_generated_puzzles_are_none_of_the_public_test(test_file):
 
 def test_every_public_test_puzzle_is_known_by_digest(test_file):
   examples = get_task("sudoku", test_source=str(test_file)).examples("test")
-  assert all(is_official_test(sudoku_problems.key(**example)) for example in examples)
+  assert all(is_official_test(sudoku.key(**example)) for example in examples)
 
 
 @pytest.mark.parametrize("split", base.SPLITS)
 def test_no_two_generated_puzzles_are_equal(split):
-  assert len(puzzles(split)) == len(TASK.examples(split)) == sudoku_problems.SPLIT_SIZES[split]
+  assert len(puzzles(split)) == len(TASK.examples(split)) == sudoku.SPLIT_SIZES[split]
 
 
 def test_solutions_earn_the_full_reward():

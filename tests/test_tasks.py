@@ -10,7 +10,7 @@ import sys
 from hypothesis import given, strategies as st
 import pytest
 
-from gdsd_jax.tasks import arithmetic, arithmetic_problems, base, get_task
+from gdsd_jax.tasks import arithmetic, base, get_task
 
 TASK = get_task("arithmetic")
 EXAMPLE = {
@@ -35,8 +35,8 @@ def split_problems():
 
 def problem_of(example):
   """(calculation, sentence): the question with its name, thing and numbers blanked."""
-  sentence = re.sub("|".join(arithmetic_problems.NAMES), "NAME", example["question"])
-  sentence = re.sub(rf"\b({'|'.join(arithmetic_problems.THINGS)})s?\b", "THING", sentence)
+  sentence = re.sub("|".join(arithmetic.NAMES), "NAME", example["question"])
+  sentence = re.sub(rf"\b({'|'.join(arithmetic.THINGS)})s?\b", "THING", sentence)
   return example["reasoning"], re.sub(r"\d+", "NUMBER", sentence)
 
 
@@ -66,7 +66,7 @@ def digest(problems):
   ],
 )
 def test_extract_answer_reads_the_last_complete_pair(text, answer):
-  assert base.extract_answer(text) == answer
+  assert arithmetic.extract_answer(text) == answer
 
 
 @pytest.mark.parametrize(
@@ -205,16 +205,16 @@ def test_questions_are_short(split_problems, split):
 
 @pytest.mark.parametrize("split", base.SPLITS)
 def test_one_thing_is_singular(split_problems, split):
-  plurals = [f" 1 {thing}s" for thing in arithmetic_problems.THINGS]
+  plurals = [f" 1 {thing}s" for thing in arithmetic.THINGS]
   assert not any(plural in problem["question"] for problem in split_problems[split] for plural in plurals)
 
 
 @pytest.mark.parametrize("split", base.SPLITS)
 def test_problems_of_a_version_never_change(split_problems, split):
   pytest.importorskip("tensorflow_datasets")
-  from gdsd_jax.tasks import arithmetic_dataset
+  from gdsd_jax.tasks import tfds_source
 
-  assert digest(split_problems[split]) == DIGESTS[str(arithmetic_dataset.Arithmetic.VERSION), split]
+  assert digest(split_problems[split]) == DIGESTS[str(tfds_source.Arithmetic.VERSION), split]
 
 
 def test_examples_are_plain_python_values(split_problems):

@@ -2,7 +2,7 @@
 
 Two sandboxes for each program: the candidate's holds the program, the judge's holds the tests. The judge binds the
 names under test to stand-ins that ask the candidate over a socket and take back nothing but plain data
-(`inside/wire.py`); the verdict comes from the judge's own pipe, which the program never sees, like the tests and what
+(`inside/wire.py`). The verdict comes from the judge's own pipe, which the program never sees, like the tests and what
 they expect.
 """
 

@@ -38,8 +38,8 @@ for name, code in job["modules"]:
   exec(code, module.__dict__)
 module.main(job)
 """
+_INTERPRETER = os.path.realpath(sys.executable)
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 # Each sandbox gets a user number that nobody has, because limits on processes are counted by user.
 _FIRST_USER = 2**30
 _counter = itertools.count()
@@ -47,59 +47,35 @@ _counter = itertools.count()
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What one program may use.
+  """What one program may use."""
 
-  Attributes:
-    test_seconds: CPU time of a test; a test that waits has twice that.
-    program_seconds: wall-clock time of all tests of a program, its start included.
-    memory_mb: memory of a process, and of all processes of a program together.
-    file_mb: size of a file, and of the private /tmp, which takes some thousands of files.
-    processes: processes and threads of a program.
+  test_seconds: float = 4.0  # CPU time of a test; a test that waits has twice that
+  program_seconds: float = 10.0  # wall-clock time of all tests of a program, its start included
+  memory_mb: int = 512  # of a process, and of all processes of a program together
+  file_mb: int = 16  # size of a file, and of the private /tmp, which takes some thousands of files
+  processes: int = 32  # and threads
+
+
+def start(main: str, job: dict, limits: Limits, pass_fds: tuple[int, ...], drop_user: bool) -> subprocess.Popen:
+  """Starts Python in a sandbox of its own; killing the process ends all that runs in there.
+
+  It runs `main(job)` of the module `main` of `inside`, whose job is plain data; with "explain" in it, standard error is
+  kept. With `drop_user`, which needs root, it becomes another user.
   """
-
-  test_seconds: float = 4.0
-  program_seconds: float = 10.0
-  memory_mb: int = 512
-  file_mb: int = 16
-  processes: int = 32
-
-
-class Process:
-  """A Python process in a sandbox of its own.
-
-  Args:
-    main: the module of `inside` whose `main(job)` runs.
-    job: plain data for it, which may name descriptors of `pass_fds`.
-    limits: what the process may use.
-    pass_fds: file descriptors that the process inherits.
-    drop_user: whether to become another user inside, which only root can.
-
-  Attributes:
-    pid: the process number of bubblewrap, the parent of all that runs in the sandbox.
-  """
-
-  def __init__(self, main: str, job: dict, limits: Limits, pass_fds: tuple[int, ...], drop_user: bool):
-    mebibyte = 2**20
-    user = _FIRST_USER + os.getpid() % 2**18 * 2**10 + next(_counter) % 2**10 if drop_user else 0
-    job = dict(job, user=user, modules=[(name, _code(name)) for name in ("wire", "names", main)], limits=[
-      ("RLIMIT_AS", limits.memory_mb * mebibyte), ("RLIMIT_FSIZE", limits.file_mb * mebibyte), ("RLIMIT_CORE", 0),
-      ("RLIMIT_NPROC", limits.processes if drop_user or _namespaces_count() else resource.RLIM_INFINITY),
-      ("RLIMIT_NOFILE", 64), ("RLIMIT_MEMLOCK", 0), ("RLIMIT_MSGQUEUE", 0),
-    ])
-    with _memory_file(marshal.dumps(job)) as stdin, _memory_file(seccomp.program()) as rules:
-      self._process = subprocess.Popen(
-        [*_command(drop_user, limits), "--seccomp", str(rules.fileno()), "--", _interpreter(), "-s", "-S", "-c",
-         _BOOTSTRAP],
-        stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE if job.get("explain") else subprocess.DEVNULL,
-        pass_fds=(*pass_fds, rules.fileno()), env={}, cwd="/",
-        start_new_session=True,  # a trainer that is asked to stop may still finish its step
-      )
-    self.pid = self._process.pid
-
-  def kill(self) -> str:
-    """Ends the sandbox with all that runs in it; returns what it said on standard error, where that is kept."""
-    self._process.kill()
-    return (self._process.communicate()[1] or b"").decode(errors="replace").strip()
+  user = _FIRST_USER + os.getpid() % 2**18 * 2**10 + next(_counter) % 2**10 if drop_user else 0
+  job = dict(job, user=user, modules=[(name, _code(name)) for name in ("wire", "names", main)], limits=[
+    ("RLIMIT_AS", limits.memory_mb * 2**20), ("RLIMIT_FSIZE", limits.file_mb * 2**20), ("RLIMIT_CORE", 0),
+    ("RLIMIT_NPROC", limits.processes if drop_user or _namespaces_count() else resource.RLIM_INFINITY),
+    ("RLIMIT_NOFILE", 64), ("RLIMIT_MEMLOCK", 0), ("RLIMIT_MSGQUEUE", 0),
+  ])
+  with _memory_file(marshal.dumps(job)) as stdin, _memory_file(seccomp.program()) as rules:
+    python = [_INTERPRETER, "-s", "-S", "-c", _BOOTSTRAP]
+    return subprocess.Popen(
+      [*_command(drop_user, limits), "--seccomp", str(rules.fileno()), "--", *python],
+      stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE if job["explain"] else subprocess.DEVNULL,
+      pass_fds=(*pass_fds, rules.fileno()), env={}, cwd="/",
+      start_new_session=True,  # a trainer that is asked to stop may still finish its step
+    )
 
 
 @functools.cache
@@ -117,12 +93,7 @@ def _memory_file(data):
 
 @functools.cache
 def _code(name):
-  source = Path(__file__).with_name("inside") / f"{name}.py"
-  return compile(source.read_text(), f"<{name}>", "exec", optimize=0)
-
-
-def _interpreter():
-  return os.path.realpath(sys.executable)
+  return compile((Path(__file__).parent / "inside" / f"{name}.py").read_text(), f"<{name}>", "exec", optimize=0)
 
 
 @functools.cache
@@ -151,8 +122,8 @@ def _command(drop_user, limits):
 def _readable():
   """Paths of the interpreter, its libraries and the system's libraries."""
   prefix = os.path.realpath(sys.base_prefix)
-  paths = [*_LIBRARIES, f"{prefix}/lib", f"{prefix}/lib64"]
-  return [_interpreter(), *dict.fromkeys(path for path in paths if os.path.isdir(path))]
+  paths = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", f"{prefix}/lib", f"{prefix}/lib64"]
+  return [_INTERPRETER, *dict.fromkeys(path for path in paths if os.path.isdir(path))]
 
 
 def _hidden():

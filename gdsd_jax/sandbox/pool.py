@@ -15,8 +15,6 @@ import time
 
 from gdsd_jax.sandbox import bubblewrap, usage
 
-INSTALL = "install the Debian package bubblewrap (apt-get install bubblewrap)"
-
 _WATCH_SECONDS = 0.1
 _OWN_MEMORY = 64 * 2**20  # bytes, address space of a sandbox's own processes
 _IMPORT = re.compile(r"^[ \t]*(?:from|import)[ \t]+([A-Za-z_][A-Za-z_0-9]*)", re.MULTILINE)
@@ -24,29 +22,17 @@ _IMPORT = re.compile(r"^[ \t]*(?:from|import)[ \t]+([A-Za-z_][A-Za-z_0-9]*)", re
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A program and what is to be tested of it.
-
-  Attributes:
-    source: the untrusted program.
-    tests: Python code, each of which passes when it runs through; free names are the program's.
-    setup: Python code that runs before every test.
-    names: names that the program is known to define; only needed for those that Python defines, too, such as `sum`.
-  """
+  """A program and what is to be tested of it."""
 
   source: str
-  tests: tuple[str, ...]
-  setup: str = ""
-  names: tuple[str, ...] = ()
+  tests: tuple[str, ...]  # Python code, each of which passes when it runs through; free names are the program's
+  setup: str = ""  # Python code that runs before every test
+  names: tuple[str, ...] = ()  # what the program is known to define; only needed for names of Python's, such as `sum`
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What became of a program.
-
-  Attributes:
-    syntax: whether it is Python.
-    passed: for each test, whether it passed.
-  """
+  """What became of a program: whether it is Python, and for each test whether it passed."""
 
   syntax: bool
   passed: tuple[bool, ...]
@@ -58,18 +44,9 @@ def check_available() -> None:
 
 
 def run(programs: Sequence[Program], limits: bubblewrap.Limits, workers: int | None = None) -> list[Verdict]:
-  """Runs programs against their tests.
+  """The verdict on each program, run against its tests within the limits.
 
-  Args:
-    programs: what to run.
-    limits: what each program may use.
-    workers: how many programs run at a time; None for one for each CPU.
-
-  Returns:
-    The verdict on each program, in their order.
-
-  Raises:
-    RuntimeError: programs cannot be run here, see `check_available`.
+  `workers` programs run at a time; None for one for each CPU. RuntimeError where none can run, see `check_available`.
   """
   drop_user = _drops_user()
   workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(programs)))
@@ -81,7 +58,8 @@ def run(programs: Sequence[Program], limits: bubblewrap.Limits, workers: int | N
 def _drops_user():
   """Whether sandboxes become another user; one is tried to find out."""
   if shutil.which("bwrap") is None:
-    raise RuntimeError(f"programs run in bubblewrap, which is not here: {INSTALL}")
+    raise RuntimeError("programs run in bubblewrap, which is not here: install the Debian package bubblewrap "
+                       "(apt-get install bubblewrap)")
   program = Program("def one(): return 1", ("assert one() == 1",))
   for drop_user in ([True, False] if os.geteuid() == 0 else [False]):
     verdict, said = _run(program, bubblewrap.Limits(), drop_user, explain=True)
@@ -94,47 +72,42 @@ def _drops_user():
 
 def _run(program, limits, drop_user, explain=False):
   """Starts judge and program, each in a sandbox, joined by one socket; returns (verdict, what the sandboxes said)."""
-  seconds = math.ceil(limits.test_seconds)
+  imports = sorted(set(_IMPORT.findall(program.source)) & sys.stdlib_module_names - {"this", "antigravity"})
   for_judge, for_candidate = socket.socketpair()
-  reader, writer = os.pipe()
+  reader, writer = (open(end, mode, buffering=0) for end, mode in zip(os.pipe(), ("rb", "wb")))
   processes = []
-  try:
-    imports = sorted(set(_IMPORT.findall(program.source)) & sys.stdlib_module_names - {"this", "antigravity"})
-    processes.append(bubblewrap.Process("candidate", {
-      "control": for_candidate.fileno(), "program": program.source, "imports": imports, "cpu_seconds": seconds,
-      "explain": explain,
-    }, limits, (for_candidate.fileno(),), drop_user))
-    processes.append(bubblewrap.Process("judge", {
-      "control": for_judge.fileno(), "verdict": writer, "program": program.source, "tests": list(program.tests),
-      "setup": program.setup, "names": list(program.names), "wall_seconds": 2.0 * limits.test_seconds,
-      "explain": explain,
-    }, limits, (for_judge.fileno(), writer), drop_user))
-    os.close(writer)
-    writer = None
-    marks = _read_marks(reader, 1 + len(program.tests), limits, [process.pid for process in processes])
-  finally:
-    said = "\n".join(filter(None, [process.kill() for process in processes]))
-    for_judge.close()
-    for_candidate.close()
-    os.close(reader)
-    if writer is not None:
-      os.close(writer)
+  with for_judge, for_candidate, reader, writer:
+    try:
+      processes.append(bubblewrap.start("candidate", {
+        "control": for_candidate.fileno(), "program": program.source, "imports": imports,
+        "cpu_seconds": math.ceil(limits.test_seconds), "explain": explain,
+      }, limits, (for_candidate.fileno(),), drop_user))
+      processes.append(bubblewrap.start("judge", {
+        "control": for_judge.fileno(), "verdict": writer.fileno(), "program": program.source,
+        "tests": list(program.tests), "setup": program.setup, "names": list(program.names),
+        "wall_seconds": 2.0 * limits.test_seconds, "explain": explain,
+      }, limits, (for_judge.fileno(), writer.fileno()), drop_user))
+      writer.close()
+      marks = _read_marks(reader, 1 + len(program.tests), limits, [process.pid for process in processes])
+    finally:
+      for process in processes:
+        process.kill()
+      said = [(process.communicate()[1] or b"").decode(errors="replace").strip() for process in processes]
   marks = [mark == ord("1") for mark in marks.ljust(1 + len(program.tests), b"0")]
-  return Verdict(marks[0], tuple(marks[1:])), said
+  return Verdict(marks[0], tuple(marks[1:])), "\n".join(filter(None, said))
 
 
 def _read_marks(reader, count, limits, pids):
   """Reads the judge's bytes until they are all there, the time is up, or the program takes more than its share."""
-  marks = b""
+  marks, memory = b"", limits.memory_mb * 2**20 + _OWN_MEMORY
   start = watched = time.monotonic()
   while len(marks) < count and (left := start + limits.program_seconds - time.monotonic()) > 0:
     if select.select([reader], [], [], min(_WATCH_SECONDS, left))[0]:
-      data = os.read(reader, count - len(marks))
+      data = reader.read(count - len(marks))
       if not data:
         break
       marks += data
     if time.monotonic() - watched >= _WATCH_SECONDS:
-      memory = limits.memory_mb * 2**20 + _OWN_MEMORY
       if any(usage.exceeds(pid, limits.processes, memory, limits.file_mb * 2**20) for pid in pids):
         break
       watched = time.monotonic()

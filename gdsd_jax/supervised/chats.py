@@ -9,7 +9,6 @@ import numpy as np
 from gdsd_jax.huggingface.tokenizer import chat_prompt
 from gdsd_jax.supervised.config import ChatsConfig
 from gdsd_jax.tasks import sources
-from gdsd_jax.tasks.rows import examples_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +27,7 @@ def read_chats(config: ChatsConfig, tokenizer) -> tuple[list[Chat], int]:
   """
   field = "data.train_source"
   rows = sources.open_source(config.train_source, ["messages"], field=field, data_dir=config.data_dir)
-  pairs = examples_of(rows, lambda row: _split_turns(row, tokenizer), field=field)
+  pairs = sources.examples_of(rows, lambda row: _split_turns(row, tokenizer), field=field)
   encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]
   prompts, completions = (encode([pair[side] for pair in pairs]) for side in ("prompt", "completion"))
   chats = [Chat(prompt, completion) for prompt, completion in zip(prompts, completions)]

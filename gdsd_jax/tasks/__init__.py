@@ -19,11 +19,7 @@ _TASKS = {
 
 
 def get_task(name: str, **options) -> Task:
-  """The task of that name, e.g. `get_task("arithmetic", data_dir="/data")`.
-
-  Args:
-    name: one of the known tasks.
-    **options: fields of the task's dataclass.
+  """The task of that name, e.g. `get_task("arithmetic", data_dir="/data")`; options are fields of its dataclass.
 
   Raises:
     ValueError: unknown name or option.

@@ -2,21 +2,42 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import hashlib
+import itertools
 import re
 from typing import Any, ClassVar
 
-from gdsd_jax.tasks import arithmetic_problems, base
+from gdsd_jax.tasks import base
 
-# A right answer is what the task is about, so it outweighs any layout.
-CORRECTNESS_REWARD = 1.0
-# Small beside correctness, yet enough to tell apart the wrong completions of a group.
-FORMAT_REWARD = 0.25
+LEFT_OPERANDS, RIGHT_OPERANDS = range(1, 13), range(1, 10)
+SPLIT_SIZES = {"train": 9_000, "test": 400}
+TEST_FRACTION = 0.1  # share of the problems that test asks
 
+NAMES = ("Tom", "Ana", "Ben", "Mia", "Sam", "Eva")
+THINGS = ("apple", "book", "coin", "pen", "shell", "card")
+TEMPLATES = {
+  "+": (
+    "{name} has {left} and buys {right} more. How many {things} does {name} have?",
+    "{name} finds {left} and then {right} more. How many {things} did {name} find?",
+    "{name} gets {left} on Monday and {right} on Friday. How many {things} is that?",
+    "A box holds {left}. {name} adds {right} more. How many {things} are in the box?",
+  ),
+  "-": (
+    "{name} has {left} and gives away {right}. How many {things} does {name} have left?",
+    "{name} had {left} but lost {right}. How many {things} does {name} have now?",
+    "{name} buys {left} and then sells {right}. How many {things} does {name} keep?",
+    "A box holds {left}. {name} takes out {right}. How many {things} are in the box?",
+  ),
+}
+
+CORRECTNESS_REWARD = 1.0  # what the task is about, so it outweighs any layout
+FORMAT_REWARD = 0.25  # small, yet enough to tell apart the wrong completions of a group
+
+# No tag may stand inside, so of nested pairs this is the innermost, and an unclosed tag never matches.
+_ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 # ASCII digits only: str.isdigit and \d would let through digits of other scripts.
 _INTEGER = re.compile(r"(-?)0*(0|[1-9][0-9]*)")
-_FORMAT = re.compile(
-  r"<reasoning>(?:(?!</?(?:reasoning|answer)>).)*</reasoning>\s*<answer>-?[0-9]+</answer>", re.DOTALL
-)
+_FORMAT = re.compile(r"(?s)<reasoning>(?:(?!</?(?:reasoning|answer)>).)*</reasoning>\s*<answer>-?[0-9]+</answer>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +55,8 @@ class ArithmeticTask(base.Task):
   tags: ClassVar[tuple[str, ...]] = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
-    """Problems of a split, by index. ValueError on an unknown split."""
     base.check_split(split)
-    return arithmetic_problems.problems(split)
+    return problems(split)
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     # No instruction about the format: a model this small learns it in pretraining, and short prompts are cheap.
@@ -44,7 +64,7 @@ class ArithmeticTask(base.Task):
 
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
     """`correctness` and accuracy count the last answer, whatever its layout; `format` is for the exact layout."""
-    answer = base.extract_answer(completion)
+    answer = extract_answer(completion)
     right = answer is not None and _canonical_integer(answer) == str(example["answer"])
     well_formed = _FORMAT.fullmatch(completion.strip()) is not None
     return base.Grade({"correctness": CORRECTNESS_REWARD * right, "format": FORMAT_REWARD * well_formed}, right)
@@ -56,10 +76,7 @@ class ArithmeticTask(base.Task):
   def careless_solution(self, example: Mapping[str, Any], slips: float, rng) -> str:
     """A solution as a careless writer gives it: a share `slips` of the results is wrong, by up to five.
 
-    Args:
-      example: a problem.
-      slips: share of wrong results, the same in reasoning and answer.
-      rng: numpy.random.Generator.
+    Reasoning and answer have the same result. `rng` is a numpy.random.Generator.
     """
     answer = example["answer"]
     if rng.random() < slips:
@@ -68,10 +85,54 @@ class ArithmeticTask(base.Task):
     return self.solution({"reasoning": f"{equation}={answer}", "answer": answer})
 
 
+def extract_answer(text: str) -> str | None:
+  """Stripped text of the last complete `<answer>…</answer>`, the innermost of nested ones; None if there is none."""
+  answers = _ANSWER.findall(text)
+  return answers[-1].strip() if answers else None
+
+
 def _canonical_integer(text: str) -> str | None:
   # Text, not int(): a completion may hold more digits than int() is willing to read.
   match = _INTEGER.fullmatch(text)
-  if match is None:
-    return None
-  sign, digits = match.groups()
-  return digits if digits == "0" else sign + digits
+  return match and (match[2] if match[2] == "0" else match[1] + match[2])
+
+
+# Generated problems: the same ones on every machine and Python release
+
+
+def problems(split: str) -> list[dict[str, Any]]:
+  """Problems of split "train" or "test", always in the same order.
+
+  A problem is a calculation in a sentence template, told several times with different names and things. It belongs to
+  one split alone: test asks for known calculations in sentences that they were never seen in. No two questions are
+  equal, within a split or across splits.
+  """
+  tellings = [_shuffled((*problem, name, thing) for name in NAMES for thing in THINGS) for problem in _problems(split)]
+  # Every problem once, then every problem again: all are equally frequent, to within one.
+  chosen = list(itertools.islice(itertools.chain.from_iterable(zip(*tellings)), SPLIT_SIZES[split]))
+  # TFDS shuffles a split by these digests. Runs draw problems by index, so the order is part of their results.
+  order = sorted(range(len(chosen)), key=lambda index: hashlib.md5(f"{split}{index}".encode()).digest())
+  return [_example(*chosen[index]) for index in order]
+
+
+def _problems(split: str) -> list[tuple]:
+  every = _shuffled(
+    (operation, left, right, template)
+    for operation, templates in TEMPLATES.items()
+    for left, right, template in itertools.product(LEFT_OPERANDS, RIGHT_OPERANDS, templates)
+    if operation == "+" or left >= right
+  )
+  num_test = round(TEST_FRACTION * len(every))
+  return every[:num_test] if split == "test" else every[num_test:]
+
+
+def _shuffled(items) -> list[tuple]:
+  # By digest, since the shuffle of the random module may change between Python releases.
+  return sorted(items, key=lambda item: hashlib.sha256(repr(item).encode()).digest())
+
+
+def _example(operation: str, left: int, right: int, template: str, name: str, thing: str) -> dict[str, Any]:
+  first = f"{left} {thing}" if left == 1 else f"{left} {thing}s"
+  question = template.format(name=name, left=first, right=right, things=f"{thing}s")
+  answer = left + right if operation == "+" else left - right
+  return {"answer": answer, "question": question, "reasoning": f"{left}{operation}{right}={answer}"}

@@ -1,28 +1,18 @@
-"""What every task offers, and the parsing of answers that tasks share."""
+"""What every task offers."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import re
 from typing import Any, Protocol
 
 SPLITS = ("train", "test")
-VARIANTS = ("official", "small")
-
-# No tag may stand inside, so of nested pairs this is the innermost, and an unclosed tag never matches.
-_ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
 class Grade:
-  """What one look at a completion finds. Numbers of any kind become floats, as JSON has them.
+  """What one look at a completion finds. Numbers of any kind become floats, as JSON has them."""
 
-  Attributes:
-    rewards: rewards by name; the reward of a completion is their sum.
-    accuracy: what the completion adds to the published accuracy, from 0 to 1.
-  """
-
-  rewards: Mapping[str, float]
-  accuracy: float
+  rewards: Mapping[str, float]  # by name; the reward of a completion is their sum
+  accuracy: float  # what the completion adds to the published accuracy, from 0 to 1
 
   def __post_init__(self):
     object.__setattr__(self, "rewards", {name: float(value) for name, value in self.rewards.items()})
@@ -30,16 +20,15 @@ class Grade:
 
 
 class Task(Protocol):
-  """Problems with a checkable answer. Tasks are frozen dataclasses that inherit from it.
+  """Problems with a checkable answer. Tasks are frozen dataclasses that inherit from it; their fields are its options.
 
-  A task says how one completion is graded (`grade_one`). One whose grader is slow has a `grade` of its own instead,
-  which grades side by side. No grader raises on any text.
-
-  Attributes:
-    name: what `get_task` calls it.
+  A task says what its problems are (`examples`), how each is asked (`messages`), and how one completion is graded
+  (`grade_one`). One whose grader is slow has a `grade` of its own instead, which grades side by side. No grader raises
+  on any text. A task that tiny models are pretrained on has three things more, see `tasks/arithmetic.py`: `tags`,
+  `solution` and `careless_solution`.
   """
 
-  name: str
+  name: str  # what `get_task` calls it
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
     """Problems of split "train" or "test", by index; their fields are the task's own. ValueError on another split."""
@@ -67,15 +56,3 @@ def check_split(split: str) -> None:
   """Raises ValueError unless `split` is one of SPLITS."""
   if split not in SPLITS:
     raise ValueError(f"unknown split {split!r}, known are {', '.join(SPLITS)}")
-
-
-def check_variant(variant: str) -> None:
-  """Raises ValueError unless `variant`, of a task that has one for small models, is one of VARIANTS."""
-  if variant not in VARIANTS:
-    raise ValueError(f"task.variant={variant!r}: unknown, known are {', '.join(VARIANTS)}")
-
-
-def extract_answer(text: str) -> str | None:
-  """Stripped text of the last complete `<answer>…</answer>`, the innermost of nested ones; None if there is none."""
-  answers = _ANSWER.findall(text)
-  return answers[-1].strip() if answers else None

@@ -6,10 +6,8 @@ import re
 from typing import Any, ClassVar
 
 from gdsd_jax import sandbox
-from gdsd_jax.tasks import base, sources
-from gdsd_jax.tasks.rows import check_columns, examples_of, text_of
-
-TEST_SOURCE = "huggingface:openai/openai_humaneval#test"
+from gdsd_jax.tasks import base
+from gdsd_jax.tasks.sources import check_columns, examples_of, SourcedTask, text_of
 
 _SYSTEM_PROMPT = (
   "You are a helpful assistant. When you output code, it must be in a single fenced code block using triple backticks "
@@ -25,31 +23,23 @@ _MAX_PROGRAM = 2**16  # characters; longer ones are not run
 
 
 @dataclasses.dataclass(frozen=True)
-class CodeTask(base.Task):
+class CodeTask(SourcedTask):
   """Programs asked for in one fenced block, run in bubblewrap, where they never see their tests.
 
   An example has `messages` and `tests` (list of str). It may have `setup` (str, runs before every test) and `names`
   (list of str, what the program must define). It may also have `prompt` (str, the head of a function that the
   completion may go on with). A row of a file is as good as an example.
 
-  Attributes:
-    train_source, test_source: where the problems are, see `sources.open_source`. The columns tell the kind: AceCode has
-      `question` and `test_cases`; HumanEval has `prompt`, `entry_point` and `test`; MBPP has `text`, `code`,
-      `test_list` and `test_setup_code`. Training has no default: the paper's subset of AceCode is on no hub.
-    data_dir: folder of TFDS datasets; None for the default of TFDS.
-    test_seconds: CPU time of a test; a test that waits has twice that.
-    program_seconds: wall-clock time of all tests of a program.
-    memory_mb: memory of a program.
-    workers: programs run at a time; None for as many as there are CPUs.
+  The columns of a source tell its kind: AceCode has `question` and `test_cases`; HumanEval has `prompt`, `entry_point`
+  and `test`; MBPP has `text`, `code`, `test_list` and `test_setup_code`. Training has no default: the paper's subset of
+  AceCode is on no hub.
   """
 
-  train_source: str | None = None
-  test_source: str = TEST_SOURCE
-  data_dir: str | None = None
-  test_seconds: float = 4.0
-  program_seconds: float = 10.0
-  memory_mb: int = 512
-  workers: int | None = None
+  test_source: str = "huggingface:openai/openai_humaneval#test"
+  test_seconds: float = 4.0  # CPU time of a test; a test that waits has twice that
+  program_seconds: float = 10.0  # wall-clock time of all tests of a program
+  memory_mb: int = 512  # of a program
+  workers: int | None = None  # programs run at a time; None for as many as there are CPUs
   name: ClassVar[str] = "code"
 
   def __post_init__(self):
@@ -61,22 +51,21 @@ class CodeTask(base.Task):
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
     """As `Task.examples`; ValueError, too, where there is no bubblewrap to run programs in."""
     base.check_split(split)
+    field = f"{split}_source"
     try:
       sandbox.check_available()
     except RuntimeError as error:
       raise ValueError(f"task.name={self.name}: {error}") from error
-    field = f"{split}_source"
     if getattr(self, field) is None:
       raise ValueError(f"task.{field}: give a file of problems, such as ESPO's acecode_hard.jsonl, whose rows have "
                        "question and test_cases")
-    rows = sources.open_source(getattr(self, field), (), field=f"task.{field}", data_dir=self.data_dir)
-    make_example = _kind(rows[0])
-    if make_example is None:
-      known = "; ".join(", ".join(columns) for columns in _KINDS)
+    rows = self.rows(split)
+    columns = _kind(rows[0])
+    if columns is None:
+      known = "; ".join(map(", ".join, _KINDS))
       raise ValueError(
-        f"task.{field}: {rows[0].place}: columns {', '.join(rows[0])} are those of no known kind: {known}"
-      )
-    return examples_of(rows, make_example, field=f"task.{field}")
+        f"task.{field}: {rows[0].place}: columns {', '.join(rows[0])} are those of no known kind: {known}")
+    return examples_of(rows, lambda row: _read_row(row, columns), field=f"task.{field}")
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     return _example(example)["messages"]
@@ -87,9 +76,8 @@ class CodeTask(base.Task):
     `format` is 1 for one block of Python at the end, and a half where it is no Python; `correctness` is the share of
     tests passed, for completions whose format earns 1. Accuracy asks for all tests, whatever the format.
     """
-    programs = [
-      _program(completion, _example(example)) for completion, example in zip(completions, examples, strict=True)
-    ]
+    pairs = zip(completions, examples, strict=True)
+    programs = [_program(completion, _example(example)) for completion, example in pairs]
     distinct = list(dict.fromkeys(programs))  # completions of one group may well be the same
     limits = sandbox.Limits(self.test_seconds, self.program_seconds, self.memory_mb)
     verdicts = dict(zip(distinct, sandbox.run(distinct, limits, self.workers)))
@@ -111,7 +99,7 @@ def complete(prompt: str, name: str, code: str) -> str:
   Code that defines the function replaces it, and keeps what precedes it: imports and helpers. Any other code is its
   body, whose indentation may have been lost, as a whole or in its first line.
   """
-  head = re.compile(rf"^def[ \t]+{re.escape(name)}\b", re.MULTILINE)
+  head = _head_of(name)
   if head.search(code):
     return prompt[:head.search(prompt).start()] + "\n" + code
   lines = [line.expandtabs(4) for line in code.split("\n") if line.strip()] or ["pass"]
@@ -137,26 +125,27 @@ def _program(completion, example):
 def _grade(completion: str, verdict: sandbox.Verdict) -> base.Grade:
   share = sum(verdict.passed) / len(verdict.passed) if verdict.passed else 0.0
   formed = _FORMAT.fullmatch(completion) is not None
-  return base.Grade({
-    "format": (1.0 if verdict.syntax else 0.5) if formed else 0.0,
-    "correctness": share if formed and verdict.syntax else 0.0,
-  }, accuracy=share == 1.0)
+  layout = (1.0 if verdict.syntax else 0.5) if formed else 0.0
+  return base.Grade({"format": layout, "correctness": share if layout == 1.0 else 0.0}, accuracy=share == 1.0)
 
 
 def _example(row):
   """An example as it is, or one made of a row of a file."""
-  make_example = _kind(row)
-  return make_example(row) if make_example and "tests" not in row else row
+  columns = _kind(row)
+  return _read_row(row, columns) if columns and "tests" not in row else row
+
+
+def _read_row(row, columns):
+  check_columns(row, columns)
+  return _KINDS[columns](row)
 
 
 def _kind(row):
-  """What makes an example of a row with these columns; None where no kind has them."""
-  kinds = (make_example for columns, make_example in _KINDS.items() if all(column in row for column in columns))
-  return next(kinds, None)
+  """The columns that tell a row's kind; None where it has those of none."""
+  return next((columns for columns in _KINDS if all(column in row for column in columns)), None)
 
 
 def _acecode(row):
-  check_columns(list(row), ("question", "test_cases"))
   question, tests = text_of(row, "question"), _tests_of(row, "test_cases")
   # Questions with a block of code show the function's head already.
   question = question if "\n```\n" in question else f"{question}\nTest cases: {tests[0]}"
@@ -164,35 +153,32 @@ def _acecode(row):
 
 
 def _humaneval(row):
-  check_columns(list(row), ("prompt", "entry_point", "test"))
   prompt, name = text_of(row, "prompt"), text_of(row, "entry_point")
-  head = re.search(rf"^def[ \t]+{re.escape(name)}\b", prompt, re.MULTILINE)
+  head = _head_of(name).search(prompt)
   if not head:
     raise ValueError(f"column 'prompt' must hold the head of {name!r}, the column 'entry_point'")
+  question = f"Write a solution to the following problem and make sure that it passes the tests:\n```{prompt}```"
   return {
-    "messages": _asked(
-      f"Write a solution to the following problem and make sure that it passes the tests:\n```{prompt}```"
-    ),
-    "prompt": prompt, "tests": [f"{text_of(row, 'test')}\ncheck({name})\n"], "names": [name],
+    "messages": _asked(question), "prompt": prompt, "names": [name],
+    "tests": [f"{text_of(row, 'test')}\ncheck({name})\n"],
     "setup": prompt[:head.start()],  # tests that use the prompt's helpers mean these, not what a program makes of them
   }
 
 
 def _mbpp(row):
-  check_columns(list(row), ("text", "code", "test_list", "test_setup_code"))
   tests = _tests_of(row, "test_list")
-  return {
-    "messages": _asked(
-      f"You are an expert Python programmer, and here is your task: {text_of(row, 'text')} "
-      "Your code should pass these tests:\n\n" + "\n".join(tests)
-    ),
-    "tests": tests, "setup": text_of(row, "test_setup_code"),
-    "names": _DEFINITION.findall(text_of(row, "code")),
-  }
+  question = (f"You are an expert Python programmer, and here is your task: {text_of(row, 'text')} "
+              "Your code should pass these tests:\n\n" + "\n".join(tests))
+  names = _DEFINITION.findall(text_of(row, "code"))
+  return {"messages": _asked(question), "tests": tests, "setup": text_of(row, "test_setup_code"), "names": names}
 
 
 def _asked(question):
   return [{"role": "user", "content": question}]
+
+
+def _head_of(name):
+  return re.compile(rf"^def[ \t]+{re.escape(name)}\b", re.MULTILINE)
 
 
 def _tests_of(row, column):
@@ -202,6 +188,7 @@ def _tests_of(row, column):
   return list(tests)
 
 
+# The columns of each kind of source, and what makes an example of such a row.
 _KINDS = {
   ("question", "test_cases"): _acecode,
   ("prompt", "entry_point", "test"): _humaneval,

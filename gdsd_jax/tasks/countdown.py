@@ -3,21 +3,23 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 from fractions import Fraction
+import re
 from typing import Any, ClassVar
 
-from gdsd_jax.tasks import base, countdown_problems, expressions, math_answers, sources, xml_format
-from gdsd_jax.tasks.rows import examples_of
+from gdsd_jax.tasks import answers, base, puzzles
+from gdsd_jax.tasks.expressions import evaluate, OPERATIONS, solve, uses_each_once
 
-GENERATED = "generated"
 NUM_NUMBERS = 3
-SPLIT_SIZES = {"train": 10_000, "test": 500}
-SMALL_SIZES = {"train": 6_000, "test": 500}
-SMALL_LARGEST, SMALL_OPERATORS = 15, "+-"
+# The generated problems of each variant. Numbers and targets of the public test file go up to 100.
+SPLIT_SIZES = {"official": {"train": 10_000, "test": 500}, "small": {"train": 6_000, "test": 500}}
+LARGEST_NUMBER, LARGEST_TARGET = {"official": 100, "small": 15}, 100
+OPERATORS = {"official": "+-*/", "small": "+-"}
 
 CORRECT_REWARD, ANSWER_REWARD = 1.0, 0.1  # the latter for any answer in tags
 _TOLERANCE = Fraction(1, 100_000)  # matters for large targets only
 _LATEX_OPERATORS = (("\\div", "/"), ("\\times", "*"), ("\\cdot", "*"))
-_EXPRESSION_CHARACTERS = "0123456789+-*/() "
+_EQUALS = re.compile(r"(?<=[0-9+*/() -])=(?=[0-9. ])")
+_LAYOUTS = (("numbers", "target"), ("nums", "target"), ("input", "output"))  # columns of rows
 
 INSTRUCTION = (
   "\nUsing only the numbers {numbers}, create an arithmetic expression that evaluates to exactly {target}. You must "
@@ -29,60 +31,62 @@ INSTRUCTION = (
 
 
 @dataclasses.dataclass(frozen=True)
-class CountdownTask(base.Task):
+class CountdownTask(puzzles.PuzzleTask):
   """Three numbers and a target, asked for as an expression in `<answer>` tags.
 
-  An example has `numbers` (list of int) and `target` (int); for prompts and rewards, a row as below will do. An
-  expression may hold +, -, *, / and parentheses. The official code also lets pass what its prompt forbids but Python
-  evaluates: powers, floor division, and decimals made of the numbers, such as .5 or 1.5.
+  An example has `numbers` (list of int) and `target` (int); for prompts and rewards, a row will do. Rows have `numbers`
+  or `nums`, and `target`; or `input` ("30,100,93") and `output`. Those of three numbers are kept.
 
-  Attributes:
-    train_source, test_source: "generated" (`countdown_problems`), or where the problems are, see
-      `sources.open_source`; rows have `numbers` or `nums`, and `target`; or `input` ("30,100,93") and `output`. Those
-      of three numbers are kept.
-    data_dir: folder of TFDS datasets; None for the default of TFDS.
-    variant: "official", or "small" for models of under a million parameters: the prompt is "3 5 7 = 9", and generated
-      problems have numbers up to SMALL_LARGEST and are solved with SMALL_OPERATORS.
+  An expression may hold +, -, *, / and parentheses. The official code also lets pass what its prompt forbids but Python
+  evaluates: powers, floor division, and decimals made of the numbers, such as .5 or 1.5. The small variant asks
+  "3 5 7 = 9"; its generated problems have smaller numbers and fewer operators.
   """
 
-  train_source: str = GENERATED
-  test_source: str = GENERATED
-  data_dir: str | None = None
-  variant: str = "official"
   name: ClassVar[str] = "countdown"
-  tags: ClassVar[tuple[str, ...]] = ("<answer>", "</answer>")
-
-  def __post_init__(self):
-    base.check_variant(self.variant)
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
-    base.check_split(split)
-    field = f"{split}_source"
-    source = getattr(self, field)
-    if source == GENERATED:
-      if self.variant == "small":
-        return countdown_problems.problems(split, SMALL_SIZES[split], SMALL_LARGEST, SMALL_OPERATORS)
-      return countdown_problems.problems(split, SPLIT_SIZES[split])
-    rows = sources.open_source(source, (), field=f"task.{field}", data_dir=self.data_dir)
-    examples = examples_of(rows, _example, field=f"task.{field}")
-    examples = [example for example in examples if len(example["numbers"]) == NUM_NUMBERS]
+    examples = [example for example in super().examples(split) if len(example["numbers"]) == NUM_NUMBERS]
     if not examples:
-      raise ValueError(f"task.{field}: {source}: no problem of {NUM_NUMBERS} numbers in it")
+      field = f"{split}_source"
+      raise ValueError(f"task.{field}: {getattr(self, field)}: no problem of {NUM_NUMBERS} numbers in it")
     return examples
 
+  def generated(self, split: str) -> Sequence[Mapping[str, Any]]:
+    size, options = SPLIT_SIZES[self.variant][split], (LARGEST_NUMBER[self.variant], OPERATORS[self.variant])
+    return puzzles.generate(self.name, split, size, _problem, key, *options)
+
+  def read_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    columns = next((columns for columns in _LAYOUTS if all(column in row for column in columns)), None)
+    if columns is None:
+      raise ValueError(
+        f"must have columns 'numbers' or 'nums', and 'target', or 'input' and 'output', it has {', '.join(row)}")
+    numbers, target = (row[column] for column in columns)
+    try:
+      if isinstance(numbers, str):  # CSV has lists as text, too: "[30, 100, 93]"
+        numbers = numbers.strip("[] ").replace(",", " ").split()
+      numbers, target = list(map(_number, numbers)), _number(target)
+    except (TypeError, OverflowError) as error:
+      raise ValueError(f"numbers must be a list or text such as '30,100,93', the target a number: {error}") from error
+    if any(not isinstance(number, int) or number < 0 for number in numbers):
+      raise ValueError(f"numbers must be whole and not negative, they are {numbers}")
+    return {"numbers": numbers, "target": target}
+
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
-    example = _example(example)
+    example = self.read_row(example)
     if self.variant == "small":
       return [{"role": "user", "content": f"{' '.join(map(str, example['numbers']))} = {example['target']}"}]
-    content = xml_format.SYSTEM_PROMPT + INSTRUCTION.format(**example)
-    return [{"role": "user", "content": content}]
+    return [{"role": "user", "content": answers.TAGS_INSTRUCTION + INSTRUCTION.format(**example)}]
 
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
     """The reward is for the last tagged answer; accuracy finds the expression elsewhere, too, see `_expression_in`."""
-    answer, reward = xml_format.last_answer(completion), 0.0
-    if answer is not None:
-      reward = CORRECT_REWARD if _solves(answer, example) else ANSWER_REWARD
-    return base.Grade({"equation": reward}, _solves(_expression_in(completion), example))
+    answer = answers.last_answer(completion)
+    reward = 0.0 if answer is None else CORRECT_REWARD if self._solves(answer, example) else ANSWER_REWARD
+    return base.Grade({"equation": reward}, self._solves(_expression_in(completion), example))
+
+  def _solves(self, expression: str, example: Mapping[str, Any]) -> bool:
+    example = self.read_row(example)
+    value = evaluate(expression) if uses_each_once(expression, example["numbers"]) else None
+    return value is not None and abs(value - example["target"]) < _TOLERANCE
 
   def solution(self, example: Mapping[str, Any]) -> str:
     """A completion that earns the full reward, for pretraining."""
@@ -92,34 +96,20 @@ class CountdownTask(base.Task):
     """A solution as a careless writer gives it: with probability `slips`, one of its operators is wrong."""
     text = self._solve(example)
     if rng.random() < slips:
-      places = [place for place, character in enumerate(text) if character in expressions.OPERATORS]
+      places = [place for place, character in enumerate(text) if character in "+-*/"]
       place = int(rng.choice(places))
-      wrong = str(rng.choice([operator for operator in self._operators() if operator != text[place]]))
+      wrong = str(rng.choice([operator for operator in OPERATORS[self.variant] if operator != text[place]]))
       text = text[:place] + wrong + text[place + 1:]
     return f"<answer>{text}</answer>"
 
   def _solve(self, example):
-    return expressions.solve(example["numbers"], example["target"], self._operators())
-
-  def _operators(self):
-    return SMALL_OPERATORS if self.variant == "small" else expressions.OPERATORS
-
-
-def _solves(expression: str, example: Mapping[str, Any]) -> bool:
-  example = _example(example)
-  if not expressions.uses_each_once(expression, example["numbers"]):
-    return False
-  value = expressions.evaluate(expression)
-  return value is not None and abs(value - example["target"]) < _TOLERANCE
+    return solve(example["numbers"], example["target"], OPERATORS[self.variant])
 
 
 def _expression_in(completion: str) -> str:
   """The expression as d1 and GDSD find it: it may be boxed, in LaTeX, followed by its result, or untagged."""
-  text = math_answers.unboxed(completion) if "\\boxed" in completion else None
-  if text is None:
-    text = xml_format.first_answer(completion)
-  if text is None:
-    text = completion
+  boxed = answers.unboxed(completion) if "\\boxed" in completion else None
+  text = next(text for text in (boxed, answers.first_answer(completion), completion) if text is not None)
   for latex, operator in _LATEX_OPERATORS:
     text = text.replace(latex, operator)
   return _left_side(text).strip()
@@ -127,34 +117,36 @@ def _expression_in(completion: str) -> str:
 
 def _left_side(text: str) -> str:
   """The expression before the first `=` that stands between an expression and a number; all of `text` without one."""
-  place = text.find("=", 1)
-  while place > 0:
-    if text[place - 1] in _EXPRESSION_CHARACTERS and text[place + 1:place + 2] in (*"0123456789. ",):
-      start = len(text[:place].rstrip(_EXPRESSION_CHARACTERS))
-      return text[start:place]
-    place = text.find("=", place + 1)
-  return text
-
-
-def _example(row):
-  try:
-    if "target" in row and ("numbers" in row or "nums" in row):
-      numbers, target = row["numbers"] if "numbers" in row else row["nums"], row["target"]
-    elif "input" in row and "output" in row:
-      numbers, target = row["input"], row["output"]
-    else:
-      raise ValueError(
-        f"must have columns 'numbers' or 'nums', and 'target', or 'input' and 'output', it has {', '.join(row)}")
-    if isinstance(numbers, str):  # CSV has lists as text, too: "[30, 100, 93]"
-      numbers = numbers.strip("[] ").replace(",", " ").split()
-    numbers, target = list(map(_number, numbers)), _number(target)
-  except (TypeError, OverflowError) as error:
-    raise ValueError(f"numbers must be a list or text such as '30,100,93', the target a number: {error}") from error
-  if any(not isinstance(number, int) or number < 0 for number in numbers):
-    raise ValueError(f"numbers must be whole and not negative, they are {numbers}")
-  return {"numbers": numbers, "target": target}
+  equals = _EQUALS.search(text)
+  return text if equals is None else text[len(text[:equals.start()].rstrip("0123456789+-*/() ")):equals.start()]
 
 
 def _number(value):
   number = int(value)
   return number if isinstance(value, str) or number == value else value
+
+
+# Generated problems
+
+
+def key(numbers: Sequence[int], target: int) -> str:
+  """What makes two problems the same: the target and the numbers, which may be asked for in another order."""
+  return f"{','.join(map(str, sorted(numbers)))}={target}"
+
+
+def _problem(draw: bytes, largest: int, operators: str) -> dict[str, Any] | None:
+  """Three numbers up to `largest`, and as the target the value of a random expression of them."""
+  numbers = [1 + int.from_bytes(draw[i:i + 4], "big") % largest for i in (0, 4, 8)]
+  target = _value(numbers, operators[draw[12] % len(operators)], operators[draw[13] % len(operators)], draw[14] % 2)
+  return {"numbers": numbers, "target": target} if target is not None and 1 <= target <= LARGEST_TARGET else None
+
+
+def _value(numbers: Sequence[int], first: str, second: str, nested: int) -> int | None:
+  """(a ∘ b) ∘ c, or a ∘ (b ∘ c) if nested; None where a division leaves a remainder."""
+  a, b, c = map(Fraction, numbers)
+  try:
+    inner = OPERATIONS[second](b, c) if nested else OPERATIONS[first](a, b)
+    value = OPERATIONS[first](a, inner) if nested else OPERATIONS[second](inner, c)
+  except ZeroDivisionError:
+    return None
+  return int(value) if inner.denominator == value.denominator == 1 else None

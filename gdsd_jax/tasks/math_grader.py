@@ -1,18 +1,16 @@
 """Mathematical equality by math-verify, in processes of its own: what they cannot settle in time is wrong.
 
-math-verify limits its time by signals. These work in a main thread alone and do not interrupt one long multiplication,
-which a completion may well ask for: 9^{9^{9^9}}. So each grading runs in a worker that ends itself when its time or its
-memory is over, and the next grading gets a new one.
+math-verify limits its time by signals, which work in a main thread alone and do not interrupt one long multiplication,
+such as 9^{9^{9^9}}. So each grading runs in a worker that ends itself when its time or its memory is over, and the next
+grading gets a new one. A worker lives until this process closes its standard input, which it also does by ending.
 
-Workers are fresh interpreters rather than forks, because JAX keeps threads here. They are started by `subprocess`
-rather than by a pool of multiprocessing's kin. Those run the user's script again in every worker, with JAX where it
-imports JAX, and fail in scripts without a `__main__` guard. In pebble's pool, also, the death of one idle worker ends
-the pool, and tasks whose time is up are stopped one after the other, three seconds each where signals are ignored.
-A worker lives until this process closes its standard input, which it also does by ending.
+Workers are fresh interpreters rather than forks, because JAX keeps threads here. Pools of multiprocessing and its kin
+run the user's script again in every worker, and fail in scripts without a `__main__` guard. In pebble's pool the death
+of one idle worker ends the pool, and tasks that are deaf to signals are stopped one after the other, for seconds each.
 """
 
 import atexit
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent import futures
 import faulthandler
 import functools
@@ -40,12 +38,10 @@ def check_installed() -> None:
 def equal_batch(completions: Sequence[str], answers: Sequence[str]) -> list[bool]:
   """Whether math-verify finds the final expressions of each completion and its answer equal, many pairs at a time.
 
-  Completions and answers are text with LaTeX.
-
-  Raises:
-    OSError: no worker can be started.
+  Completions and answers are text with LaTeX. OSError where no worker can be started.
   """
-  return _pool().grade_batch(zip(completions, answers))
+  pool = _pool()
+  return list(pool.threads.map(pool.grade, zip(completions, answers)))
 
 
 class _Pool:
@@ -55,7 +51,7 @@ class _Pool:
     self._idle = queue.LifoQueue()  # last in, first out, so that single gradings keep one worker busy and start no more
     for _ in range(size):
       self._idle.put(None)
-    self._threads = futures.ThreadPoolExecutor(size, "math-grader")
+    self.threads = futures.ThreadPoolExecutor(size, "math-grader")
 
   def grade(self, pair: tuple[str, str]) -> bool:
     worker = self._idle.get()
@@ -70,11 +66,8 @@ class _Pool:
     finally:
       self._idle.put(worker)
 
-  def grade_batch(self, pairs: Iterable[tuple[str, str]]) -> list[bool]:
-    return list(self._threads.map(self.grade, pairs))
-
   def close(self) -> None:
-    self._threads.shutdown(cancel_futures=True)
+    self.threads.shutdown(cancel_futures=True)
     while not self._idle.empty():
       worker = self._idle.get()
       if worker is not None:

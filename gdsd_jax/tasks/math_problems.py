@@ -4,42 +4,57 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, ClassVar
 
-from gdsd_jax.tasks import base, math_answers, math_grader, sources, xml_format
-from gdsd_jax.tasks.rows import check_columns, examples_of, text_of
-
-TRAIN_SOURCE = "huggingface:ankner/math-500#train"  # MATH without the 500 test problems
-TEST_SOURCE = "huggingface:HuggingFaceH4/MATH-500#test"
+from gdsd_jax.tasks import answers, base, math_grader
+from gdsd_jax.tasks.sources import check_columns, Row, SourcedTask, text_of
 
 CORRECTNESS_REWARD = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class _MathProblems(base.Task):
-  train_source: str = TRAIN_SOURCE
-  test_source: str = TEST_SOURCE
-  data_dir: str | None = None
+class MathXmlTask(SourcedTask):
+  r"""Competition problems, asked for `<reasoning>` and a boxed `<answer>`, compared as text as the benchmark does.
 
-  def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
-    base.check_split(split)
-    field = f"{split}_source"
-    rows = sources.open_source(getattr(self, field), ("problem",), field=f"task.{field}", data_dir=self.data_dir)
-    return examples_of(rows, _example, field=f"task.{field}")
+  An example has `problem` (str) and `answer` (str, LaTeX). Rows have `problem`, and `answer` or a `solution` that boxes
+  it; for rewards a row will do.
+  """
+
+  train_source: str = "huggingface:ankner/math-500#train"  # MATH without the 500 test problems
+  test_source: str = "huggingface:HuggingFaceH4/MATH-500#test"
+  columns: ClassVar[tuple[str, ...]] = ("problem",)
+  name: ClassVar[str] = "math_xml"
+
+  def read_row(self, row: Row) -> dict[str, str]:
+    problem = text_of(row, "problem")
+    if "answer" in row:
+      answer = text_of(row, "answer")
+    else:
+      check_columns(row, ("solution",))
+      solution = text_of(row, "solution")
+      answer = answers.unboxed(solution) if "\\boxed" in solution else None
+      if answer is None:
+        raise ValueError("column 'solution' must end in \\boxed{…}")
+    if not answer.strip():
+      raise ValueError("the answer is empty")
+    return {"problem": problem, "answer": answer}
+
+  def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
+    request = "You are a math expert. Solve the problem step by step. Wrap the final answer in a \\boxed{}."
+    return [{"role": "user", "content": f"{answers.TAGS_INSTRUCTION}\n\n{request}\n\n{example['problem']}"}]
+
+  def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
+    """`correctness` is for what the first tag holds, closed or not; accuracy is for `_final_answer`."""
+    expected = answers.unboxed(_reference(example))
+    tagged = "<answer>" in completion
+    answer = completion.split("<answer>", 1)[1].split("</answer>", 1)[0] if tagged else completion
+    return base.Grade({
+      "correctness": CORRECTNESS_REWARD * answers.same_answer(answers.unboxed(answer), expected),
+      "format": (0.5 if tagged else 0.0) + (0.5 if "\\boxed" in answer else 0.25),
+    }, accuracy=answers.same_answer(_final_answer(completion), expected))
 
 
 @dataclasses.dataclass(frozen=True)
-class MathTask(_MathProblems):
-  r"""Competition problems, asked for a final `\boxed{…}` and graded by math-verify.
-
-  An example has `problem` (str) and `answer` (str, LaTeX); for rewards, a row with its `solution` alone will do.
-
-  Attributes:
-    train_source, test_source: where the problems are, see `sources.open_source`; rows have `problem`, and `answer` or
-      a `solution` that boxes it.
-    data_dir: folder of TFDS datasets; None for the default of TFDS.
-
-  Raises:
-    ValueError: math-verify is not installed.
-  """
+class MathTask(MathXmlTask):
+  r"""The same problems, asked for a final `\boxed{…}` and graded by math-verify; ValueError where that is missing."""
 
   name: ClassVar[str] = "math"
 
@@ -47,7 +62,7 @@ class MathTask(_MathProblems):
     math_grader.check_installed()
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
-    return [{"role": "user", "content": f"{example['problem']}\n{math_answers.BOXED_INSTRUCTION}"}]
+    return [{"role": "user", "content": f"{example['problem']}\n{answers.BOXED_INSTRUCTION}"}]
 
   def grade(self, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> list[base.Grade]:
     """Reward and accuracy are one verdict of math-verify, which grades side by side."""
@@ -55,50 +70,11 @@ class MathTask(_MathProblems):
     return [base.Grade({"correctness": CORRECTNESS_REWARD * verdict}, verdict) for verdict in verdicts]
 
 
-@dataclasses.dataclass(frozen=True)
-class MathXmlTask(_MathProblems):
-  r"""The same problems, asked for `<reasoning>` and a boxed `<answer>`, compared as text as the benchmark does."""
-
-  name: ClassVar[str] = "math_xml"
-
-  def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
-    request = (
-      "You are a math expert. Solve the problem step by step. Wrap the final answer in a \\boxed{}.\n\n"
-      + example["problem"]
-    )
-    return [{"role": "user", "content": f"{xml_format.SYSTEM_PROMPT}\n\n{request}"}]
-
-  def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
-    """`correctness` is for what the first tag holds, closed or not; accuracy is for `_final_answer`."""
-    expected = math_answers.unboxed(_reference(example))
-    tagged = "<answer>" in completion
-    answer = completion.split("<answer>", 1)[1].split("</answer>", 1)[0] if tagged else completion
-    return base.Grade({
-      "correctness": CORRECTNESS_REWARD * math_answers.same_answer(math_answers.unboxed(answer), expected),
-      "format": (0.5 if tagged else 0.0) + (0.5 if "\\boxed" in answer else 0.25),
-    }, accuracy=math_answers.same_answer(_final_answer(completion), expected))
-
-
 def _final_answer(completion: str) -> str | None:
   """The answer as d1 and GDSD find it: what the last box holds, wherever it stands, or else the tagged answer."""
-  boxed = math_answers.unboxed(completion) if "\\boxed" in completion else None
-  return boxed or xml_format.first_answer(completion)
+  boxed = answers.unboxed(completion) if "\\boxed" in completion else None
+  return boxed or answers.first_answer(completion)
 
 
 def _reference(example: Mapping[str, Any]) -> str:
   return str(example["answer"] if "answer" in example else example["solution"])
-
-
-def _example(row):
-  problem = text_of(row, "problem")
-  if "answer" in row:
-    answer = text_of(row, "answer")
-  else:
-    check_columns(list(row), ("solution",))
-    solution = text_of(row, "solution")
-    answer = math_answers.unboxed(solution) if "\\boxed" in solution else None
-    if answer is None:
-      raise ValueError("column 'solution' must end in \\boxed{…}")
-  if not answer.strip():
-    raise ValueError("the answer is empty")
-  return {"problem": problem, "answer": answer}

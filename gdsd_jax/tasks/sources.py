@@ -1,19 +1,75 @@
 """Opens the problems that a config names: a local file, a TFDS dataset, or a dataset of the Hugging Face hub."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import csv
+import dataclasses
 import gzip
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 import zlib
 
-from gdsd_jax.tasks.rows import check_columns, FILE_KINDS, Row
+from gdsd_jax.tasks import base
 
-NAME_KINDS = "a TFDS name, NAME[/CONFIG][:VERSION][#SPLIT] or huggingface:OWNER/NAME[/CONFIG][#SPLIT]"
+FILE_KINDS = (".jsonl", ".jsonl.gz", ".json", ".csv")  # endings of the files that rows are read from
+_NAME_KINDS = "a TFDS name, NAME[/CONFIG][:VERSION][#SPLIT] or huggingface:OWNER/NAME[/CONFIG][#SPLIT]"
 
-WHOLE_FILE = "the whole file"  # where no line can be blamed
+
+class Row(dict):
+  """A problem as it was stored, column name -> value, and the `place` where it was, such as "/data/a.jsonl, line 7"."""
+
+  def __init__(self, values: Mapping[str, Any], place: str):
+    super().__init__(values)
+    self.place = place
+
+
+def examples_of(rows: Sequence[Row], make_example: Callable[[Row], dict[str, Any]], *, field: str) -> list[dict]:
+  """`make_example` of every row; its ValueErrors are raised again with the field and the row's place in front."""
+  examples = []
+  for row in rows:
+    try:
+      examples.append(make_example(row))
+    except ValueError as error:
+      raise ValueError(f"{field}: {row.place}: {error}") from error
+  return examples
+
+
+def text_of(row: Mapping[str, Any], column: str) -> str:
+  """The text in a row's column. ValueError where it is not text."""
+  if not isinstance(row[column], str):
+    raise ValueError(f"column {column!r} must be text, it is {row[column]!r:.80}")
+  return row[column]
+
+
+def check_columns(names: Iterable[str], columns: Sequence[str]) -> None:
+  """Raises ValueError unless all `columns` are among `names`, such as a row."""
+  for column in columns:
+    if column not in names:
+      raise ValueError(f"no column {column!r}, it has {', '.join(map(repr, names)) or 'none'}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourcedTask(base.Task):
+  """A task whose problems are rows of a file or a dataset: `read_row` makes an example of each."""
+
+  train_source: str | None = None  # where the problems of a split are, see `open_source`
+  test_source: str | None = None
+  data_dir: str | None = None  # folder of TFDS datasets; None for the default of TFDS
+  columns: ClassVar[tuple[str, ...]] = ()  # what every row must have
+
+  def rows(self, split: str) -> Sequence[Row]:
+    """The rows of a split, as they are stored."""
+    base.check_split(split)
+    field = f"{split}_source"
+    return open_source(getattr(self, field), self.columns, field=f"task.{field}", data_dir=self.data_dir)
+
+  def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
+    return examples_of(self.rows(split), self.read_row, field=f"task.{split}_source")
+
+  def read_row(self, row: Row) -> dict[str, Any]:
+    """The example that a row holds. ValueError, told with the row's place, where it holds none."""
+    raise NotImplementedError
 
 
 def open_source(source: str, columns: Sequence[str], *, field: str, data_dir: str | None = None) -> Sequence[Row]:
@@ -31,14 +87,32 @@ def open_source(source: str, columns: Sequence[str], *, field: str, data_dir: st
     ValueError: what it holds is not rows with these columns. Both in one line that names the field and the place.
   """
   kind = next((kind for kind in FILE_KINDS if source.lower().endswith(kind)), None)
-  if kind is not None:
-    return _open_file(source, kind, columns, field)
-  # Late, because tensorflow_datasets takes a while to import and local files do without.
-  from gdsd_jax.tasks import tfds_source
+  rows = _open_file(source, kind, columns, field) if kind else _open_dataset(source, columns, field, data_dir)
+  if not rows:
+    raise ValueError(f"{field}: {source}: no problems in it")
+  return rows
+
+
+def _open_dataset(source, columns, field, data_dir):
+  from gdsd_jax.tasks import tfds_source  # it takes a while to import, and local files do without
 
   if not tfds_source.is_name(source):
-    raise ValueError(f"{field}: {source!r} is neither a file ending in {', '.join(FILE_KINDS)} nor {NAME_KINDS}")
-  return tfds_source.open_rows(source, columns, field, data_dir)
+    raise ValueError(f"{field}: {source!r} is neither a file ending in {', '.join(FILE_KINDS)} nor {_NAME_KINDS}")
+  try:
+    names, records = tfds_source.load(source, data_dir)
+    check_columns(names, columns)
+    return [Row(record, f"{source}, row {number}") for number, record in enumerate(records, start=1)]
+  except tfds_source.NoNetworkError as error:
+    raise OSError(f"{field}: {source}: {error}; give a local file ({', '.join(FILE_KINDS)})") from error
+  except OSError as error:
+    place = "the default folder of TFDS" if data_dir is None else repr(data_dir)
+    raise OSError(f"{field}: {source}, kept in {place}: {error.strerror or _first_line(error)}") from error
+  except Exception as error:  # TFDS and the hub raise nearly everything
+    raise ValueError(f"{field}: {source}: {_first_line(error.__cause__ or error)}") from error
+
+
+def _first_line(error):
+  return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _open_file(source, kind, columns, field):
@@ -52,52 +126,43 @@ def _open_file(source, kind, columns, field):
   rows = []
   try:
     for place, values in _READERS[kind](data):
+      if not isinstance(values, dict):
+        raise ValueError(f"{place}: must be a JSON object with the columns as its keys")
       rows.append(Row(values, f"{source}, {place}"))
-      try:
-        check_columns(list(values), columns)
-      except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
   except ValueError as error:
     raise ValueError(f"{field}: {source}, {error}") from error
-  if not rows:
-    raise ValueError(f"{field}: {source}: no problems in it")
+  examples_of(rows, lambda row: check_columns(row, columns), field=field)
   return rows
 
 
 # Readers yield (place, row), and raise ValueError with the place in front.
 
 
-def _read_json_lines(data: bytes) -> Iterator[tuple[str, dict]]:
+def _read_json_lines(data: bytes) -> Iterator[tuple[str, Any]]:
   for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
     if line.strip():
-      yield f"line {number}", _json_object(_json(line, f"line {number}"), f"line {number}")
+      yield f"line {number}", _json(line, f"line {number}")
 
 
-def _read_json_list(data: bytes) -> Iterator[tuple[str, dict]]:
+def _read_json_list(data: bytes) -> Iterator[tuple[str, Any]]:
   items = _json(data.removeprefix(b"\xef\xbb\xbf"), None)
   if not isinstance(items, list):
-    raise ValueError(f"{WHOLE_FILE}: must be a JSON list of objects")
+    raise ValueError("the whole file: must be a JSON list of objects")
   for number, item in enumerate(items, start=1):
-    yield f"item {number}", _json_object(item, f"item {number}")
+    yield f"item {number}", item
 
 
 def _json(data: bytes, place: str | None) -> Any:
+  """A JSON value; without a `place`, errors name the line that they come from, or the whole file."""
   try:
     value = json.loads(data.decode())
     if b"\\ud" in data.lower():
       json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is JSON, but no text
     return value
   except json.JSONDecodeError as error:
-    place = place or f"line {error.lineno}"
-    raise ValueError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+    raise ValueError(f"{place or f'line {error.lineno}'}: not JSON: {error.msg} at column {error.colno}") from error
   except (ValueError, RecursionError) as error:
-    raise ValueError(f"{place or WHOLE_FILE}: not JSON: {error}") from error
-
-
-def _json_object(value: Any, place: str) -> dict:
-  if not isinstance(value, dict):
-    raise ValueError(f"{place}: must be a JSON object with the columns as its keys")
-  return value
+    raise ValueError(f"{place or 'the whole file'}: not JSON: {error}") from error
 
 
 def _read_csv(data: bytes) -> Iterator[tuple[str, dict]]:
@@ -105,21 +170,16 @@ def _read_csv(data: bytes) -> Iterator[tuple[str, dict]]:
     text = data.decode("utf-8-sig")
   except UnicodeDecodeError as error:
     raise ValueError(f"line {data.count(10, 0, error.start) + 1}: not UTF-8 text: {error}") from error
-  reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+  reader = csv.reader(io.StringIO(text, newline=""), strict=True)
   try:
-    for row in reader:
+    header = next(reader, [])
+    for fields in filter(None, reader):
       place = f"line {reader.line_num}"
-      if None in row or None in row.values():
-        fields = len([value for value in row.values() if value is not None]) - (None in row) + len(row.get(None, []))
-        raise ValueError(f"{place}: {fields} fields, but the header names {len(reader.fieldnames)}")
-      yield place, row
+      if len(fields) != len(header):
+        raise ValueError(f"{place}: {len(fields)} fields, but the header names {len(header)}")
+      yield place, dict(zip(header, fields))
   except csv.Error as error:
-    raise ValueError(f"line {reader.reader.line_num}: not CSV: {error}") from error
+    raise ValueError(f"line {reader.line_num}: not CSV: {error}") from error
 
 
-_READERS = {
-  ".jsonl": _read_json_lines,
-  ".jsonl.gz": _read_json_lines,
-  ".json": _read_json_list,
-  ".csv": _read_csv,
-}
+_READERS = dict(zip(FILE_KINDS, (_read_json_lines, _read_json_lines, _read_json_list, _read_csv), strict=True))

@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import itertools
+import operator
 import re
 from typing import Any, ClassVar
 
-from gdsd_jax.tasks import base, sources, sudoku_problems, xml_format
-from gdsd_jax.tasks.rows import examples_of, text_of
+from gdsd_jax.tasks import answers, base, puzzles
+from gdsd_jax.tasks.sources import text_of
 
-GENERATED = "generated"
+CELLS = 16
+SPLIT_SIZES = {"train": 10_000, "test": 500}  # of generated puzzles
+GIVENS = 8  # as in every puzzle of the public test file
 SYSTEM_PROMPT = """
 Please solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character string reading left-to-right, \
 top-to-bottom, where '0' represents empty cells.
@@ -54,51 +58,40 @@ _BEFORE_TAG, _ALONE = re.compile(r"(\d{16})\s*</answer>"), re.compile(r"\b(\d{16
 
 
 @dataclasses.dataclass(frozen=True)
-class SudokuTask(base.Task):
-  """4x4 puzzles, asked for as 16 digits in `<answer>` tags.
+class SudokuTask(puzzles.PuzzleTask):
+  """4x4 puzzles, asked for as 16 digits in `<answer>` tags; the small variant asks without instructions.
 
-  An example has `puzzle` and `solution` (str), 16 digits row by row, 0 in empty cells; for prompts and
-  rewards, a row with `Puzzle` and `Solution` will do.
-
-  Attributes:
-    train_source, test_source: "generated" (`sudoku_problems`), or where the puzzles are, see `sources.open_source`;
-      rows have `Puzzle` and `Solution`.
-    data_dir: folder of TFDS datasets; None for the default of TFDS.
-    variant: "official", or "small" for models of under a million parameters: the same puzzles, without instructions.
+  An example has `puzzle` and `solution` (str), 16 digits row by row, 0 in empty cells. Rows have `Puzzle` and
+  `Solution`; for prompts and rewards they will do, too.
   """
 
-  train_source: str = GENERATED
-  test_source: str = GENERATED
-  data_dir: str | None = None
-  variant: str = "official"
+  columns: ClassVar[tuple[str, ...]] = ("Puzzle", "Solution")
   name: ClassVar[str] = "sudoku"
-  tags: ClassVar[tuple[str, ...]] = ("<answer>", "</answer>")
 
-  def __post_init__(self):
-    base.check_variant(self.variant)
+  def generated(self, split: str) -> Sequence[Mapping[str, Any]]:
+    return puzzles.generate(self.name, split, SPLIT_SIZES[split], _problem, key)
 
-  def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
-    base.check_split(split)
-    field = f"{split}_source"
-    source = getattr(self, field)
-    if source == GENERATED:
-      return sudoku_problems.problems(split)
-    rows = sources.open_source(source, ("Puzzle", "Solution"), field=f"task.{field}", data_dir=self.data_dir)
-    return examples_of(rows, _example, field=f"task.{field}")
+  def read_row(self, row: Mapping[str, Any]) -> dict[str, str]:
+    puzzle, solution = text_of(row, "Puzzle"), text_of(row, "Solution")
+    if not _PUZZLE.fullmatch(puzzle) or "0" not in puzzle:
+      raise ValueError(f"column 'Puzzle' must be 16 digits of 0 to 4, some of them 0, it is {puzzle!r:.80}")
+    kept = all(given in ("0", digit) for given, digit in zip(puzzle, solution))
+    if not kept or solution not in grids():
+      raise ValueError(f"column 'Solution' must be the puzzle {puzzle} filled by the rules, it is {solution!r:.80}")
+    return {"puzzle": puzzle, "solution": solution}
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
-    if self.variant == "small":
-      return [{"role": "user", "content": _puzzle_of(example)[0]}]
-    content = f"{SYSTEM_PROMPT}\n\nNow, solve the following Sudoku puzzle: {_puzzle_of(example)[0]}\n"
-    return [{"role": "user", "content": content}]
+    puzzle, _ = _puzzle_of(example)
+    content = f"{SYSTEM_PROMPT}\n\nNow, solve the following Sudoku puzzle: {puzzle}\n"
+    return [{"role": "user", "content": puzzle if self.variant == "small" else content}]
 
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
     """The share of the empty cells that are filled right.
 
     The reward counts the digits of the last answer; accuracy counts the grid wherever it stands, as d1 and GDSD do.
     """
-    answer = xml_format.last_answer(completion) or ""
-    digits = itertools.islice(filter(str.isdigit, answer), sudoku_problems.CELLS)
+    answer = answers.last_answer(completion) or ""
+    digits = itertools.islice(filter(str.isdigit, answer), CELLS)
     return base.Grade({"cells": _share_right("".join(digits), example)}, _share_right(_grid_in(completion), example))
 
   def solution(self, example: Mapping[str, Any]) -> str:
@@ -107,11 +100,10 @@ class SudokuTask(base.Task):
 
   def careless_solution(self, example: Mapping[str, Any], slips: float, rng) -> str:
     """A solution as a careless solver gives it: each empty cell is wrong with probability `slips`."""
-    grid = [
-      str(rng.choice([other for other in "1234" if other != digit]))
-      if given == "0" and rng.random() < slips else digit
-      for given, digit in zip(example["puzzle"], example["solution"])
-    ]
+    grid = list(example["solution"])
+    for cell, digit in enumerate(grid):
+      if example["puzzle"][cell] == "0" and rng.random() < slips:
+        grid[cell] = str(rng.choice([other for other in "1234" if other != digit]))
     return f"<answer>{''.join(grid)}</answer>"
 
 
@@ -123,8 +115,7 @@ def _share_right(grid: str, example: Mapping[str, Any]) -> float:
 
 
 def _puzzle_of(example: Mapping[str, Any]) -> tuple[str, str]:
-  names = ("puzzle", "solution") if "puzzle" in example else ("Puzzle", "Solution")
-  return example[names[0]], example[names[1]]
+  return tuple(example[name] for name in (("puzzle", "solution") if "puzzle" in example else ("Puzzle", "Solution")))
 
 
 def _grid_in(text: str) -> str:
@@ -138,11 +129,41 @@ def _grid_in(text: str) -> str:
   return next(("".join(candidate.split()) for candidate in candidates if candidate.strip()), "")
 
 
-def _example(row):
-  puzzle, solution = text_of(row, "Puzzle"), text_of(row, "Solution")
-  if not _PUZZLE.fullmatch(puzzle) or "0" not in puzzle:
-    raise ValueError(f"column 'Puzzle' must be 16 digits of 0 to 4, some of them 0, it is {puzzle!r:.80}")
-  kept = all(given in ("0", digit) for given, digit in zip(puzzle, solution))
-  if not kept or solution not in sudoku_problems.grids():
-    raise ValueError(f"column 'Solution' must be the puzzle {puzzle} filled by the rules, it is {solution!r:.80}")
-  return {"puzzle": puzzle, "solution": solution}
+# Generated puzzles
+
+
+def key(puzzle: str, solution: str = "") -> str:
+  """What makes two problems the same: the puzzle."""
+  return puzzle
+
+
+def _problem(draw: bytes) -> dict[str, str] | None:
+  """A puzzle with one solution alone, and that solution."""
+  grid = grids()[int.from_bytes(draw[:8], "big") % len(grids())]
+  filled = set(sorted(range(CELLS), key=lambda cell: (draw[8 + cell], cell))[:GIVENS])
+  puzzle = "".join(digit if cell in filled else "0" for cell, digit in enumerate(grid))
+  return {"puzzle": puzzle, "solution": grid} if num_solutions(puzzle) == 1 else None
+
+
+def num_solutions(puzzle: str) -> int:
+  """How many of all grids have the givens of the puzzle."""
+  fitting = [_grids_with()[cell, digit] for cell, digit in enumerate(puzzle) if digit != "0"]
+  return functools.reduce(operator.and_, fitting, (1 << len(grids())) - 1).bit_count()
+
+
+@functools.cache
+def grids() -> tuple[str, ...]:
+  """All 288 grids with the digits 1 to 4 once in each row, column and box."""
+  places = [{("row", cell // 4), ("column", cell % 4), ("box", cell // 8, cell % 4 // 2)} for cell in range(CELLS)]
+  partial = [""]
+  for cell in range(CELLS):
+    seen = [other for other in range(cell) if places[cell] & places[other]]
+    partial = [grid + digit for grid in partial for digit in "1234" if all(grid[other] != digit for other in seen)]
+  return tuple(partial)
+
+
+@functools.cache
+def _grids_with() -> dict[tuple[int, str], int]:
+  """(cell, digit) -> the grids that have it there, as bits: the grids with all givens are a bitwise AND."""
+  return {(cell, digit): sum(1 << number for number, grid in enumerate(grids()) if grid[cell] == digit)
+          for cell in range(CELLS) for digit in "1234"}

@@ -1,7 +1,8 @@
-"""Datasets of TFDS, and through TFDS those of the Hugging Face hub, as rows of plain Python values."""
+"""Datasets of TFDS, and through TFDS those of the Hugging Face hub, as records of plain Python values."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 import contextlib
+import functools
 import importlib
 import importlib.util
 import io
@@ -14,30 +15,40 @@ import urllib.request
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gdsd_jax.tasks import arithmetic_dataset  # noqa: F401  (its import makes the name `arithmetic` known)
-from gdsd_jax.tasks.rows import check_columns, FILE_KINDS, Row
+from gdsd_jax.tasks import arithmetic
 
 _HUB_NAME = re.compile(r"huggingface:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(#(?P<split>.+))?")
 _TFDS_NAME = re.compile(r"(?P<name>[a-zA-Z]\w*(/[\w+.-]+)?(:[\d.*]+)?)(#(?P<split>.+))?")
-NETWORK_TIMEOUT = 10  # seconds
+_NETWORK_TIMEOUT = 10  # seconds
 
 
-class _NoNetworkError(Exception):
-  pass
+class NoNetworkError(Exception):
+  """A dataset is not here, and nor is a network to fetch it."""
 
 
-class Rows(Sequence):
-  """Records of a TFDS data source as rows of str, int, float, bool, list and dict, decoded when asked for."""
+class Arithmetic(tfds.core.GeneratorBasedBuilder):
+  """The arithmetic word problems as a dataset that TFDS knows as `arithmetic`: an example of a builder."""
 
-  def __init__(self, data_source: Sequence[dict[str, Any]], source: str):
-    self._data_source, self._source = data_source, source
+  # Raise it whenever a generated problem changes: prepared copies of the same version are reused as they are.
+  VERSION = tfds.core.Version("1.0.0")
+  # Nothing is downloaded. TFDS would look for checksums by way of importlib_resources, which it fails to depend on.
+  url_infos = None
 
-  def __len__(self) -> int:
-    return len(self._data_source)
+  def _info(self):
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description="Addition and subtraction word problems; no calculation is in both splits in the same sentence.",
+      features=tfds.features.FeaturesDict({
+        "question": tfds.features.Text(), "answer": np.int32, "reasoning": tfds.features.Text(),
+      }),
+      disable_shuffling=True,  # the problems come in their final order
+    )
 
-  def __getitem__(self, index: int) -> Row:
-    index = range(len(self))[index]  # negative indices, and IndexError past the end
-    return Row(_plain(self._data_source[index]), f"{self._source}, row {index + 1}")
+  def _split_generators(self, dl_manager):
+    return {split: self._generate_examples(split) for split in arithmetic.SPLIT_SIZES}
+
+  def _generate_examples(self, split):
+    return enumerate(arithmetic.problems(split))
 
 
 def is_name(source: str) -> bool:
@@ -45,24 +56,18 @@ def is_name(source: str) -> bool:
   return bool(_HUB_NAME.fullmatch(source) or _TFDS_NAME.fullmatch(source))
 
 
-def open_rows(source: str, columns: Sequence[str], field: str, data_dir: str | None) -> Rows:
-  """The rows of a split; prepares the dataset as ArrayRecord files on first use. See `sources.open_source`."""
-  try:
-    hub, local = _HUB_NAME.fullmatch(source), _TFDS_NAME.fullmatch(source)
-    builder = _hub_builder(hub["repo"], hub["config"], data_dir) if hub else _tfds_builder(local["name"], data_dir)
-    split = (hub or local)["split"] or _only_split(builder)
-    check_columns(sorted(builder.info.features), columns)
-    rows = Rows(builder.as_data_source(split), source)
-  except _NoNetworkError as error:
-    raise OSError(f"{field}: {source}: {error}; give a local file ({', '.join(FILE_KINDS)})") from error
-  except OSError as error:
-    place = "the default folder of TFDS" if data_dir is None else repr(data_dir)
-    raise OSError(f"{field}: {source}, kept in {place}: {error.strerror or _first_line(error)}") from error
-  except Exception as error:  # TFDS and the hub raise nearly everything
-    raise ValueError(f"{field}: {source}: {_first_line(error.__cause__ or error)}") from error
-  if not rows:
-    raise ValueError(f"{field}: {source}: no problems in it")
-  return rows
+def load(source: str, data_dir: str | None) -> tuple[list[str], Iterator[dict[str, Any]]]:
+  """Column names and records of a split; prepares the dataset as ArrayRecord files on first use.
+
+  Raises NoNetworkError, OSError on a folder that cannot be used, and whatever else TFDS and the hub raise.
+  """
+  hub, local = _HUB_NAME.fullmatch(source), _TFDS_NAME.fullmatch(source)
+  builder = _hub_builder(hub["repo"], hub["config"], data_dir) if hub else _tfds_builder(local["name"], data_dir)
+  name = hub or local
+  splits = [name["split"]] if name["split"] else list(builder.info.splits)
+  if len(splits) != 1:
+    raise ValueError(f"say which split after #: {', '.join(splits)}")
+  return sorted(builder.info.features), map(_plain, builder.as_data_source(splits[0]))
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
@@ -82,10 +87,7 @@ def _tfds_builder(name, data_dir):
   # TFDS stops importing its builders at the first one whose packages are missing; those of texts need none.
   with contextlib.suppress(ImportError):
     importlib.import_module("tensorflow_datasets.text")
-
-  def open_builder():
-    return tfds.builder(name, data_dir=data_dir, file_format="array_record")
-
+  open_builder = functools.partial(tfds.builder, name, data_dir=data_dir, file_format="array_record")
   builder = open_builder()
   if builder.data_path.exists():
     return builder
@@ -98,12 +100,9 @@ def _tfds_builder(name, data_dir):
 def _hub_builder(repo, config, data_dir):
   from tensorflow_datasets.core.utils import conversion_utils
 
-  def open_prepared():
-    return tfds.core.read_only_builder.builder_from_files(
-      conversion_utils.to_tfds_name(repo), config=config and conversion_utils.to_tfds_name(config),
-      data_dir=data_dir, file_format="array_record",
-    )
-
+  open_prepared = functools.partial(
+    tfds.core.read_only_builder.builder_from_files, conversion_utils.to_tfds_name(repo),
+    config=config and conversion_utils.to_tfds_name(config), data_dir=data_dir, file_format="array_record")
   with contextlib.suppress(tfds.core.registered.DatasetNotFoundError):
     return open_prepared()
   if importlib.util.find_spec("datasets") is None:
@@ -115,42 +114,26 @@ def _hub_builder(repo, config, data_dir):
   _check_network(huggingface_hub.constants.ENDPOINT)
   datasets.disable_progress_bars()
   prepare(huggingface_dataset_builder.HuggingfaceDatasetBuilder(
-    hf_repo_id=repo, hf_config=config, data_dir=data_dir, file_format="array_record",
-  ))
+    hf_repo_id=repo, hf_config=config, data_dir=data_dir, file_format="array_record"))
   return open_prepared()
-
-
-def _only_split(builder):
-  splits = list(builder.info.splits)
-  if len(splits) != 1:
-    raise ValueError(f"say which split after #: {', '.join(splits)}")
-  return splits[0]
 
 
 def _check_network(url):
   """Fails at once where the downloaders would try again for minutes."""
   try:
-    urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=NETWORK_TIMEOUT).close()
+    urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_NETWORK_TIMEOUT).close()
   except urllib.error.HTTPError:
     pass  # an answer, whatever it says
   except OSError as error:
     reason = getattr(error, "reason", error)
-    raise _NoNetworkError(f"no network to {urllib.parse.urlsplit(url).netloc} ({reason})") from error
+    raise NoNetworkError(f"no network to {urllib.parse.urlsplit(url).netloc} ({reason})") from error
 
 
 def _plain(value):
+  if isinstance(value, np.ndarray | np.generic):
+    value = value.tolist()
   if isinstance(value, bytes):
     return value.decode()
   if isinstance(value, dict):
     return {name: _plain(item) for name, item in value.items()}
-  if isinstance(value, np.ndarray | np.generic):
-    value = value.tolist()
-    return _plain(value) if isinstance(value, list | bytes) else value
-  if isinstance(value, list | tuple):
-    return [_plain(item) for item in value]
-  return value
-
-
-def _first_line(error):
-  lines = str(error).strip().splitlines()
-  return lines[0] if lines else type(error).__name__
+  return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

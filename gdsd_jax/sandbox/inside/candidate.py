@@ -1,6 +1,6 @@
 """Holds the untrusted program: runs it afresh for every test and does what the judge asks of it. Decides nothing.
 
-Nothing here is a defence. The program shares this process and may take all of it over; it then still has only what any
+Nothing here is a defence. The program shares this process and may take all of it over. It then still has only what any
 program has: a socket on which the judge asks for calls and takes nothing but plain data.
 """
 
@@ -8,6 +8,7 @@ from _collections import deque
 import _socket
 import array
 import marshal
+import operator
 import os
 import resource
 import signal
@@ -19,6 +20,20 @@ import wire
 _CONTAINERS = (list, dict, set, bytearray, tuple, deque)
 
 
+def _await(value):
+  import asyncio  # which few programs need
+
+  return asyncio.run(value)
+
+
+# What the judge's stand-ins ask for, beside loading the program and calling what it defines.
+_OPERATIONS = {
+  "await": _await, "bool": bool, "delitem": operator.delitem, "getattr": getattr, "getitem": operator.getitem,
+  "isinstance": isinstance, "iter": iter, "len": len, "next": next, "repr": repr, "setattr": setattr,
+  "setitem": operator.setitem, "str": str,
+}
+
+
 class Candidate(wire.Peer):
   """The program's end of the channel."""
 
@@ -27,12 +42,11 @@ class Candidate(wire.Peer):
     self._objects = []
     self._numbers = {}
     self._program = program
-    self._module = None
+    self._operations = _OPERATIONS | {"load": self._load, "call": self._call}
 
   def refer(self, value):
-    number = self._numbers.get(id(value))
-    if number is None:
-      number = self._numbers[id(value)] = len(self._objects)
+    number = self._numbers.setdefault(id(value), len(self._objects))
+    if number == len(self._objects):
       self._objects.append(value)  # kept alive, so that its id stays its own
     if isinstance(value, wire.BASES):
       return "held", number
@@ -46,15 +60,15 @@ class Candidate(wire.Peer):
     return lambda *args, **kwargs: self.ask("call", number, args, kwargs)
 
   def handle(self, operation, arguments):
-    return getattr(self, f"do_{operation}")(*arguments)
+    return self._operations[operation](*arguments)
 
-  def do_load(self, names):
+  def _load(self, names):
     """Runs the program, but not what it does as a script; returns the values of those `names` that it defines."""
-    self._module = sys.modules["program"] = types.ModuleType("program")
-    exec(compile(self._program, "<program>", "exec"), self._module.__dict__)
-    return {name: getattr(self._module, name) for name in names if hasattr(self._module, name)}
+    module = sys.modules["program"] = types.ModuleType("program")
+    exec(compile(self._program, "<program>", "exec"), module.__dict__)
+    return {name: getattr(module, name) for name in names if hasattr(module, name)}
 
-  def do_call(self, function, args, kwargs):
+  def _call(self, function, args, kwargs):
     """Returns (result, what became of arguments that the call changed in place, by position or name)."""
     places = [*enumerate(args), *kwargs.items()]
     before = {place: self._snapshot(value) for place, value in places if isinstance(value, _CONTAINERS)}
@@ -68,53 +82,15 @@ class Candidate(wire.Peer):
     except ValueError:
       return wire.encode(value, self.refer)
 
-  def do_await(self, value):
-    import asyncio  # which few programs need
-
-    return asyncio.run(value)
-
-  def do_getattr(self, value, name):
-    return getattr(value, name)
-
-  def do_setattr(self, value, name, new):
-    setattr(value, name, new)
-
-  def do_getitem(self, value, key):
-    return value[key]
-
-  def do_setitem(self, value, key, new):
-    value[key] = new
-
-  def do_delitem(self, value, key):
-    del value[key]
-
-  def do_isinstance(self, value, kind):
-    return isinstance(value, kind)
-
-  def do_len(self, value):
-    return len(value)
-
-  def do_bool(self, value):
-    return bool(value)
-
-  def do_iter(self, value):
-    return iter(value)
-
-  def do_next(self, value):
-    return next(value)
-
-  def do_str(self, value):
-    return str(value)
-
-  def do_repr(self, value):
-    return repr(value)
-
 
 def main(job) -> None:
   """Serves one test after the other: each comes as a socket on the control channel, each gets a process of its own."""
   control = _socket.socket(fileno=job["control"])
   for name in job["imports"]:
-    _preload(name)
+    try:
+      __import__(name)
+    except Exception:  # the program meets the same error when it runs
+      sys.modules.pop(name, None)
   while True:
     data, ancillary, _, _ = control.recvmsg(1, _socket.CMSG_SPACE(4))
     if not data or not ancillary:
@@ -126,36 +102,22 @@ def main(job) -> None:
     os.close(fd)
 
 
-def _preload(name):
-  try:
-    __import__(name)
-  except Exception:  # the program meets the same error when it runs
-    sys.modules.pop(name, None)
-
-
 def _kill_others():
   """Ends whatever the tests before have left running in this PID namespace."""
   try:
     os.kill(-1, signal.SIGKILL)
-  except ProcessLookupError:
-    return
-  try:
     while True:
       os.waitpid(-1, 0)
-  except ChildProcessError:
+  except (ProcessLookupError, ChildProcessError):  # none is there, or left
     return
 
 
 def _serve(sock, control, job):
-  status = 1
   try:
     control.close()
-    seconds = job["cpu_seconds"]
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_seconds"], job["cpu_seconds"] + 1))
     candidate = Candidate(sock, job["program"])
     while True:
       candidate.answer(candidate.receive())
-  except EOFError:
-    status = 0
   finally:
-    os._exit(status)
+    os._exit(0)

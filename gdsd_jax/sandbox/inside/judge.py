@@ -25,6 +25,11 @@ _ONLY_SYNTAX = 0x400  # ast.PyCF_ONLY_AST
 _CLAIMS = {name for kind in wire.PLAIN_TYPES for name in dir(kind) if name.startswith("is") or name.endswith("swith")}
 
 
+def _asks(operation):
+  """A method that asks the program for an operation on the object."""
+  return lambda self, *arguments: self._peer.ask(operation, self, *arguments)
+
+
 class Remote:
   """An object of the program that is no plain data. It is equal to itself and to nothing else, whatever it says."""
 
@@ -43,43 +48,20 @@ class Remote:
       raise AttributeError(name)
     return self._peer.ask("getattr", self, name)
 
-  def __setattr__(self, name, value):
-    self._peer.ask("setattr", self, name, value)
-
-  def __getitem__(self, key):
-    return self._peer.ask("getitem", self, key)
-
-  def __setitem__(self, key, value):
-    self._peer.ask("setitem", self, key, value)
-
-  def __delitem__(self, key):
-    self._peer.ask("delitem", self, key)
-
   def __instancecheck__(self, value):
     return isinstance(value, (Remote, _Held)) and self._peer.ask("isinstance", value, self)
 
-  def __len__(self):
-    return self._peer.ask("len", self)
-
-  def __bool__(self):
-    return self._peer.ask("bool", self)
-
   def __iter__(self):
-    return _RemoteIterator(self._peer.ask("iter", self))
+    source = self._peer.ask("iter", self)
+    return source if isinstance(source, Remote) else iter(source)  # plain data when the program says so
 
-  def __next__(self):
-    return self._peer.ask("next", self)
-
-  def __str__(self):
-    return self._peer.ask("str", self)
-
-  def __repr__(self):
-    return self._peer.ask("repr", self)
+  __setattr__, __len__, __bool__, __next__ = map(_asks, ("setattr", "len", "bool", "next"))
+  __getitem__, __setitem__, __delitem__ = map(_asks, ("getitem", "setitem", "delitem"))
+  __str__, __repr__ = map(_asks, ("str", "repr"))
+  __hash__ = object.__hash__
 
   def __eq__(self, other):
     return self is other
-
-  __hash__ = object.__hash__
 
 
 class _Held:
@@ -99,19 +81,6 @@ _HELD = {base: type("Held", (_Held, base), {}) for base in wire.BASES}
 
 async def _awaited(remote):
   return remote._peer.ask("await", remote)
-
-
-class _RemoteIterator:
-  """`iter` of a remote object, which may be plain data when the program says so."""
-
-  def __init__(self, source):
-    self._source = source if isinstance(source, Remote) else iter(source)
-
-  def __iter__(self):
-    return self
-
-  def __next__(self):
-    return next(self._source)
 
 
 class Judge(wire.Peer):
@@ -146,13 +115,11 @@ class Judge(wire.Peer):
 
   def handle(self, operation, arguments):
     """The program may call the functions that a test handed to it, and nothing else."""
-    if operation != "call" or len(arguments) != 3:
+    if operation != "call" or [*map(type, arguments)] != [int, tuple, dict]:
       raise wire.Malformed("question")
     number, args, kwargs = arguments
-    if type(number) is not int or not 0 <= number < len(self._callbacks):
+    if not 0 <= number < len(self._callbacks):
       raise wire.Malformed("callback")
-    if type(args) is not tuple or type(kwargs) is not dict:
-      raise wire.Malformed("arguments")
     return self._callbacks[number](*args, **kwargs)
 
   def send(self, message):
@@ -219,7 +186,7 @@ def main(job) -> None:
   control = _socket.socket(fileno=job["control"])
   trees = [names.parse(job["setup"] + "\n" + test) for test in job["tests"]]
   bound = names.under_test(trees, job["names"])
-  tasks = [lambda: compile(job["program"], "<program>", "exec", _ONLY_SYNTAX)]
+  tasks = [functools.partial(compile, job["program"], "<program>", "exec", _ONLY_SYNTAX)]
   for test, tree in zip(job["tests"], trees):
     tasks.append(functools.partial(_run, job["setup"], test, control, bound & names.free(tree), names.helpers(tree)))
   for task in tasks:

@@ -17,11 +17,7 @@ def under_test(tests: list, known: list) -> set:
   """Names that tests take from the program.
 
   What Python itself defines is Python's, lest the program bring its own `all`, `set` or `isclose`: unless it is among
-  the `known` names, or the tests call nothing else.
-
-  Args:
-    tests: syntax trees.
-    known: names that the reference solution is known to define.
+  the `known` names, which the reference solution defines, or the tests call nothing else. Tests are syntax trees.
   """
   loaded = set().union(*map(free, tests))
   called = set().union(*map(_called, tests)) & loaded

@@ -6,8 +6,9 @@ Everything else crosses as a number that stands for an object on the sender's si
 """
 
 import binascii
-import itertools
+import builtins
 import json
+import operator
 import struct
 
 MAX_MESSAGE = 16 * 2**20  # bytes
@@ -17,31 +18,26 @@ _LENGTH = struct.Struct("<I")
 # Characters beyond ASCII stay as they are, because escapes would join the halves of a surrogate pair.
 _JSON = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":"))
 _COLLECTIONS = {kind.__name__: kind for kind in (list, tuple, set, frozenset)}
-PLAIN_TYPES = (
-  bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, type(None),
-)
+PLAIN_TYPES = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, type(None))
 # What crosses by its name: each side has its own.
 _BUILTINS = {value.__name__: value for value in (
   *PLAIN_TYPES, object, enumerate, filter, map, reversed, zip, abs, all, any, ascii, bin, callable, chr, divmod, format,
   hash, hex, isinstance, issubclass, iter, len, max, min, next, oct, ord, pow, repr, round, sorted, sum,
 )}
-_KINDS_OF_BUILTINS = (type, type(len))
 # Types of the standard library that are rebuilt: (module, name) -> what the constructor takes.
 _STANDARD = {
   ("collections", "Counter"): lambda value: (dict(value),),
   ("collections", "OrderedDict"): lambda value: (list(value.items()),),
   ("collections", "deque"): lambda value: (list(value), value.maxlen),
-  ("datetime", "date"): lambda value: (value.year, value.month, value.day),
-  ("datetime", "datetime"): lambda value: (value.year, value.month, value.day, value.hour, value.minute, value.second,
-                                           value.microsecond),
-  ("datetime", "time"): lambda value: (value.hour, value.minute, value.second, value.microsecond),
-  ("datetime", "timedelta"): lambda value: (value.days, value.seconds, value.microseconds),
+  ("datetime", "date"): operator.attrgetter("year", "month", "day"),
+  ("datetime", "datetime"): operator.attrgetter("year", "month", "day", "hour", "minute", "second", "microsecond"),
+  ("datetime", "time"): operator.attrgetter("hour", "minute", "second", "microsecond"),
+  ("datetime", "timedelta"): operator.attrgetter("days", "seconds", "microseconds"),
   ("decimal", "Decimal"): lambda value: (str(value),),
-  ("fractions", "Fraction"): lambda value: (value.numerator, value.denominator),
+  ("fractions", "Fraction"): operator.attrgetter("numerator", "denominator"),
 }
 _ARGUMENTS = {dict, list, int, str, type(None)}  # no range, with which a deque would fill the memory
-# Immutable types whose subclasses (named tuples, enumerations of numbers) cross as the value that they hold, with a
-# reference to the object itself.
+# Objects of their subclasses, such as named tuples, cross as the value that they hold, with a reference to the object.
 BASES = (int, float, str, bytes, tuple, frozenset)
 
 
@@ -73,7 +69,7 @@ def _split(value, kind, refer):
   if kind in _COLLECTIONS.values():
     return kind.__name__, value
   if kind is dict:
-    return "dict", itertools.chain.from_iterable(value.items())
+    return "dict", [part for item in value.items() for part in item]
   if kind is int:  # beyond what every JSON parser reads; hexadecimal, since Python limits decimal digits
     return "int", (f"{value:x}",)
   if kind is complex:
@@ -82,7 +78,7 @@ def _split(value, kind, refer):
     return kind.__name__, (binascii.b2a_base64(value, newline=False).decode(),)
   if kind is range:
     return "range", (value.start, value.stop, value.step)
-  if kind in _KINDS_OF_BUILTINS and _BUILTINS.get(value.__name__) is value:
+  if kind in (type, type(len)) and _BUILTINS.get(value.__name__) is value:
     return "builtin", (value.__name__,)
   name = (kind.__module__, kind.__name__)
   if name in _STANDARD and getattr(value, "tzinfo", None) is None:
@@ -149,24 +145,14 @@ def _join(tag, parts, resolve):
 class Peer:
   """One end of the channel. Both ends may ask, and answer what they are asked while they wait.
 
-  A message is a tuple: ("ask", operation, arguments), ("ok", value) or ("error", names, text).
+  A message is a tuple: ("ask", operation, arguments), ("ok", value) or ("error", names, text). The ends differ in
+  `refer(value)` and `resolve(tag, number, value)`, see `encode` and `decode`, and in `handle(operation, arguments)`,
+  which gives the value to answer a question with.
   """
 
   def __init__(self, sock):
     self._socket = sock
     self._buffer = bytearray()
-
-  def refer(self, value):
-    """The tag and number that stand for an object that is no plain data, see `encode`."""
-    raise NotImplementedError
-
-  def resolve(self, tag, number, value):
-    """The object that a tag and a number stand for, see `decode`."""
-    raise NotImplementedError
-
-  def handle(self, operation, arguments):
-    """The value to answer a question with."""
-    raise NotImplementedError
 
   def send(self, message) -> None:
     data = encode(message, self.refer)
@@ -213,30 +199,24 @@ class Peer:
       raise Malformed("no question")
     try:
       self.send(("ok", self.handle(message[1], message[2])))
-    except (Malformed, EOFError, OSError) as error:
+    except BaseException as error:  # whatever the other side's request raised is its answer
       if type(error) in (Malformed, EOFError):
         raise
-      self.send(describe(error))
-    except BaseException as error:  # whatever the other side's request raised is its answer
-      self.send(describe(error))
+      self.send(_describe(error))
 
   def error(self, names, text) -> Exception:
     """The exception to raise for an error of the other side: the first builtin of `names`, a RuntimeError without."""
-    import builtins
-
     if type(names) is not list or type(text) is not str:
       raise Malformed("no error")
-    for name in names:
-      kind = getattr(builtins, name, None) if type(name) is str else None
-      if isinstance(kind, type) and issubclass(kind, Exception):
-        try:
-          return kind(text)
-        except TypeError:  # such as UnicodeDecodeError, which takes more
-          return RuntimeError(text)
-    return RuntimeError(text)
+    kinds = (getattr(builtins, name, None) for name in names if type(name) is str)
+    kind = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)), RuntimeError)
+    try:
+      return kind(text)
+    except TypeError:  # such as UnicodeDecodeError, which takes more
+      return RuntimeError(text)
 
 
-def describe(error: BaseException) -> tuple:
+def _describe(error: BaseException) -> tuple:
   """The message about an exception."""
   try:
     text = str.__str__(str(error))[:1000]

@@ -1,11 +1,21 @@
-r"""Answers in LaTeX: what stands in the last \boxed{…}, and whether two answers read the same after clean-up.
+r"""Answers in completions: in `<answer>` tags or in \boxed{…}, and whether two in LaTeX read the same after clean-up.
 
-The rules are those of the MATH benchmark, as d1 and GDSD apply them.
+The rules are those of the MATH benchmark and of d1, as GDSD applies them. No regular expressions find tags: where many
+are never closed, they take quadratic time.
 """
 
 import re
 
 BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."  # after the problem
+TAGS_INSTRUCTION = """
+Respond in the following format:
+<reasoning>
+...
+</reasoning>
+<answer>
+...
+</answer>
+"""
 
 # In this order. Layout, degrees, dollars and percent signs say nothing about equality.
 _REPLACEMENTS = (
@@ -15,17 +25,31 @@ _REPLACEMENTS = (
 _CANONICAL_INTEGER = r"(0|-?[1-9][0-9]*)"
 
 
+def first_answer(text: str) -> str | None:
+  """Stripped text between the first `<answer>` and the next `</answer>`; None if they are not both there."""
+  answer, closed, _ = text.partition("<answer>")[2].partition("</answer>")
+  return answer.strip() if closed else None
+
+
+def last_answer(text: str) -> str | None:
+  """Stripped text of the last pair of `<answer>` and the next `</answer>`, pairs taken from the left; None without."""
+  answers = [part.partition("<answer>")[2] for part in text.split("</answer>")[:-1] if "<answer>" in part]
+  return answers[-1].strip() if answers else None
+
+
+def lenient_answer(text: str) -> str:
+  """Stripped text after the last `<answer>`, up to the next `</answer>`; of a text without tags all of it."""
+  return text.rsplit("<answer>", 1)[-1].split("</answer>", 1)[0].strip()
+
+
 def unboxed(text: str) -> str | None:
   r"""What stands in the last `\boxed{…}`, after the last `\boxed ` up to a dollar sign, or else in the last `\fbox{…}`.
 
-  Returns:
-    The content; all of `text` where nothing is boxed; None where the last box is never closed.
+  It is all of `text` where nothing is boxed, and None where the last box is never closed.
   """
   if "\\boxed " in text:
     return text.rsplit("\\boxed ", 1)[1].split("$", 1)[0]
-  start = text.rfind("\\boxed")
-  if start < 0:
-    start = text.rfind("\\fbox")
+  start = text.rfind("\\boxed" if "\\boxed" in text else "\\fbox")
   if start < 0:
     return text
   depth = 0
@@ -38,13 +62,11 @@ def unboxed(text: str) -> str | None:
 
 
 def same_answer(first: str | None, second: str | None) -> bool:
-  """Whether two answers are the same text after `cleaned`. No arithmetic: 1+x is not x+1."""
-  if first is None or second is None:
-    return False
-  return cleaned(first) == cleaned(second)
+  """Whether two answers are the same text after clean-up. No arithmetic: 1+x is not x+1."""
+  return first is not None and second is not None and _cleaned(first) == _cleaned(second)
 
 
-def cleaned(answer: str) -> str:
+def _cleaned(answer: str) -> str:
   r"""An answer without spaces, units and layout, with braces around the arguments of `\frac` and `\sqrt`."""
   for old, new in _REPLACEMENTS:
     answer = answer.replace(old, new)

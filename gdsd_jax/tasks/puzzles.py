@@ -1,0 +1,74 @@
+"""What Countdown and Sudoku share: problems that are generated, and never those of the public tests."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import hashlib
+import itertools
+from pathlib import Path
+from typing import Any, ClassVar
+
+from gdsd_jax.tasks import base
+from gdsd_jax.tasks.sources import SourcedTask
+
+GENERATED = "generated"
+VARIANTS = ("official", "small")
+# Short digests of the public test problems, written by launch/digest_official_tests.py: problems are generated without
+# these at hand. Four bytes take one other problem in six million for one of them, which costs nothing.
+DIGESTS = Path(__file__).parent / "assets" / "official_test_digests.txt"
+_TEST_SHARE = 0.1  # share of the problems that are in the test split
+
+
+@dataclasses.dataclass(frozen=True)
+class PuzzleTask(SourcedTask):
+  """Puzzles with an answer in `<answer>` tags, made by `generated(split)` unless they have a source."""
+
+  train_source: str = GENERATED
+  test_source: str = GENERATED
+  variant: str = "official"  # or "small", with prompts as short as models of under a million parameters need them
+  tags: ClassVar[tuple[str, ...]] = ("<answer>", "</answer>")
+
+  def __post_init__(self):
+    if self.variant not in VARIANTS:
+      raise ValueError(f"task.variant={self.variant!r}: unknown, known are {', '.join(VARIANTS)}")
+
+  def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
+    base.check_split(split)
+    return self.generated(split) if getattr(self, f"{split}_source") == GENERATED else super().examples(split)
+
+
+@functools.cache
+def generate(
+  name: str, split: str, size: int, make: Callable[..., dict | None], key: Callable[..., str], *options
+) -> tuple[dict[str, Any], ...]:
+  """`size` different problems of the split "train" or "test", the same on every machine and Python release.
+
+  `make(draw, *options)` makes a problem of 32 random bytes, or None. Problems with the same `key(**problem)` count as
+  the same: they belong to one split alone, by the digest of their key, and are none of the public tests.
+  """
+  found, series = {}, " ".join(map(str, (name, *options)))
+  for number in itertools.count():
+    problem = make(hashlib.sha256(f"{series} {number}".encode()).digest(), *options)
+    if problem is not None and _is_test(key(**problem)) == (split == "test") and not is_official_test(key(**problem)):
+      found[str(problem)] = problem
+    if len(found) == size:
+      return tuple(found.values())
+
+
+def _is_test(key: str) -> bool:
+  return hashlib.sha256(f"split {key}".encode()).digest()[0] < 256 * _TEST_SHARE
+
+
+def is_official_test(key: str) -> bool:
+  """Whether a problem with that key, see `countdown.key` and `sudoku.key`, is in a public test file."""
+  return digest(key) in _official_digests()
+
+
+@functools.cache
+def _official_digests() -> frozenset[str]:
+  return frozenset(DIGESTS.read_text().split())
+
+
+def digest(key: str) -> str:
+  """What `DIGESTS` has of a problem with that key."""
+  return hashlib.sha256(key.encode()).hexdigest()[:8]
