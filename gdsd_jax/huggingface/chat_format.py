@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import json
 from pathlib import Path
+import re
 
 # The formats of the published instruct models, as their model cards state them.
 PRESETS = {
@@ -18,19 +19,10 @@ PRESETS = {
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
   ),
 }
-_PRESET_TOKENS = {
-  "llada": ("<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-  "dream": ("<|im_start|>", "<|im_end|>"),
-}
 
 
 def choose_template(folder: Path, tokenizer, family: str) -> str:
-  """The chat template in the folder's tokenizer files, else in its chat_template.json, else that of the family.
-
-  Args:
-    folder: the model's folder.
-    tokenizer: its tokenizer, without a template that is settled yet.
-    family: the model's family, such as "llada".
+  """The chat template in the tokenizer's files, else in the folder's chat_template.json, else that of the family.
 
   Raises:
     ValueError: there is none, it is one of several without a default, or the vocabulary lacks the family's tokens.
@@ -44,8 +36,8 @@ def choose_template(folder: Path, tokenizer, family: str) -> str:
     return template
   if family not in PRESETS:
     raise ValueError(f"model.path: {folder} has no chat template (tokenizer_config.json or chat_template.jinja)")
-  lacking = [token for token in _PRESET_TOKENS[family] if token not in tokenizer.get_vocab()]
-  if lacking:
+  tokens = dict.fromkeys(re.findall(r"<\|\w+\|>", PRESETS[family]))
+  if lacking := [token for token in tokens if token not in tokenizer.get_vocab()]:
     raise ValueError(
       f"model.path: {folder} has no chat template, and its vocabulary lacks {', '.join(lacking)} of {family}'s format"
     )

@@ -1,16 +1,18 @@
 """A model's folder: where its files are, and what its config.json says. Never remote code."""
 
+from collections.abc import Iterator
+import contextlib
 import json
 import os
 from pathlib import Path
 import re
 from typing import Any
 
-from gdsd_jax.huggingface import dream_layout, llada_layout
+from safetensors import SafetensorError
+
+from gdsd_jax.huggingface.layouts import FAMILIES
 from gdsd_jax.models.config import DenoiserConfig
 
-# config.json's model_type -> the module that knows its layout.
-FAMILIES = {"llada": llada_layout, "dream": dream_layout}
 _ASSETS = Path(__file__).parents[1] / "models" / "assets"
 
 
@@ -44,6 +46,42 @@ def read_json_object(file: Path, field: str) -> dict[str, Any]:
   if not isinstance(fields, dict):
     raise ValueError(f"{field}: {file} holds no JSON object")
   return fields
+
+
+@contextlib.contextmanager
+def written_whole(path: Path, what: str, stale: tuple[str, ...] = ()) -> Iterator:
+  """Within it, files are written beside their final names, and move there at its end: a failed save changes nothing.
+
+  Args:
+    path: folder, made if it is missing.
+    what: what is saved, for the message.
+    stale: patterns of files that are removed, in this order, where they were not written.
+
+  Yields:
+    Function from a file's name to the path to write it at.
+
+  Raises:
+    OSError: one line naming the folder, when it cannot be written (a full disk, say).
+  """
+  written = {}  # final path -> temporary path
+
+  def temporary(name: str) -> Path:
+    written[path / name] = path / f".{name}.incomplete"
+    return written[path / name]
+
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    yield temporary
+    for final, incomplete in written.items():
+      os.replace(incomplete, final)
+    for file in [file for pattern in stale for file in path.glob(pattern) if file not in written]:
+      file.unlink(missing_ok=True)
+  except (OSError, SafetensorError) as error:
+    raise OSError(f"cannot save {what} to {path}: {error}") from error
+  finally:
+    with contextlib.suppress(OSError):
+      for incomplete in written.values():
+        incomplete.unlink(missing_ok=True)
 
 
 def load_config(path: Path) -> DenoiserConfig:

@@ -8,16 +8,8 @@ from ml_collections import ConfigDict
 
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.models.config import DenoiserConfig
-from gdsd_jax.runs.config import (
-  CheckpointConfig,
-  LogConfig,
-  MeshConfig,
-  ModelConfig,
-  OptimizerConfig,
-  require_at_least,
-  require_buckets,
-  TaskConfig,
-)
+from gdsd_jax.runs.config import CheckpointConfig, LogConfig, MeshConfig, ModelConfig, OptimizerConfig, TaskConfig
+from gdsd_jax.runs.config import require_at_least, require_buckets
 from gdsd_jax.runs.config_dict import made, typed
 
 
@@ -55,9 +47,7 @@ class FinetuningConfig:
   def __post_init__(self):
     require_at_least(self, "", seed=0, steps=1, batch_size=1)
     if self.batch_size % self.optimizer.accumulation:
-      raise ValueError(
-        f"optimizer.accumulation: {self.optimizer.accumulation} must divide batch_size, {self.batch_size}"
-      )
+      raise ValueError(f"optimizer.accumulation: {self.optimizer.accumulation} must divide batch_size, {self.batch_size}")
 
 
 @dataclasses.dataclass(frozen=True)

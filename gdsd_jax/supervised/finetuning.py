@@ -33,19 +33,8 @@ _log = logging.getLogger(__name__)
 @functools.partial(
   jax.jit, static_argnames=("denoiser", "optimizer", "prompt_length", "accumulation"), donate_argnames=("state",)
 )
-def finetuning_step(state: TrainState, batch, *, denoiser, optimizer, prompt_length: int, accumulation: int = 1):
-  """One update on a batch of chats.
-
-  Args:
-    state: donated.
-    batch: (tokens int[B, T], maskable bool[B, T], attention_mask bool[B, T]), B divisible by `accumulation`.
-    denoiser, optimizer: what is trained, and how.
-    prompt_length: P, the number of tokens of the padded prompts.
-    accumulation: microbatches whose gradients are averaged.
-
-  Returns:
-    (state, metrics): the state after the update, and float32 scalars.
-  """
+def _finetuning_step(state: TrainState, batch, *, denoiser, optimizer, prompt_length: int, accumulation: int):
+  """One update on a batch of chats (`joined`), whose gradient is averaged over `accumulation` microbatches."""
   next_key, key = jax.random.split(state.key)
 
   def loss_fn(params, part, key):
@@ -113,9 +102,7 @@ class _Finetuning(Training):
     _log.info("fine-tuning %s on %d chats (%d are too long and left out)", config.model.path, len(chats), left_out)
     self.stream = ExampleStream(chats, config.seed)
     self.optimizer = make_optimizer(config.optimizer)
-    self.state = init_state(
-      self.denoiser, params, self.optimizer, config.seed, with_reference=False, mesh=self.mesh
-    )
+    self.state = init_state(self.denoiser, params, self.optimizer, config.seed, with_reference=False, mesh=self.mesh)
     self._compiled = set()
 
   def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
@@ -127,7 +114,7 @@ class _Finetuning(Training):
       _log.info("compiling the step for %d chats of up to %d tokens", *arrays[0].shape)
     held = local_rows(self.mesh, config.batch_size)
     batch = tuple(spread(self.mesh, config.batch_size, array[held]) for array in arrays)
-    self.state, metrics = finetuning_step(
+    self.state, metrics = _finetuning_step(
       self.state, batch, denoiser=self.denoiser, optimizer=self.optimizer, prompt_length=width,
       accumulation=config.optimizer.accumulation,
     )

@@ -19,7 +19,7 @@ import optax
 from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.chat_format import PRESETS
-from gdsd_jax.huggingface.tokenizer import encode_prompts, load_tokenizer
+from gdsd_jax.huggingface.tokenizer import encode_prompts, load_tokenizer, token_ids
 from gdsd_jax.huggingface.weights import save_pretrained
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
@@ -30,6 +30,7 @@ from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import open_workdir, run_training, Training
 from gdsd_jax.runs.metrics import Progress, Stopwatch
 from gdsd_jax.runs.state import make_optimizer, TrainState
+from gdsd_jax.supervised.chats import joined
 from gdsd_jax.supervised.config import PretrainingConfig
 from gdsd_jax.tasks import get_task
 
@@ -52,9 +53,8 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...]
   ])
   bpe.decoder = tokenizers.decoders.ByteLevel()
   trainer = tokenizers.trainers.BpeTrainer(
-    vocab_size=vocab_size - len(_SPECIAL_TOKENS) - len(tags),
+    vocab_size=vocab_size - len(_SPECIAL_TOKENS) - len(tags), show_progress=False,
     initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-    show_progress=False,
   )
   bpe.train_from_iterator(texts, trainer)
   bpe.add_tokens([tokenizers.AddedToken(tag, normalized=False) for tag in tags])
@@ -78,23 +78,11 @@ def _train_step(denoiser, optimizer, state: TrainState, tokens, maskable, attent
   return state.replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss, **metrics}
 
 
-def _encode_completions(tokenizer, texts, length: int) -> np.ndarray:
-  """Texts as int32[N, length], each closed by the end of its turn and filled up with EOS."""
-  completions = np.full((len(texts), length), tokenizer.eos_token_id, np.int32)
-  encoded = tokenizer([text + END_OF_TURN for text in texts], add_special_tokens=False)["input_ids"]
-  for row, ids in zip(completions, encoded):
-    row[:len(ids)] = ids
-  return completions
-
-
 def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path) -> dict[str, float]:
   """Runs or resumes the pretraining of a model in `workdir` and writes its Hugging Face folder to `out`.
 
-  Args:
-    config: what to train, see configs/pretrain_tiny.py. Besides what every task has, config.task must offer `tags`
-      (texts that become single tokens), `solution(example)` and `careless_solution(example, slips, rng)`.
-    workdir: folder of the run.
-    out: folder of the model; it keeps what it holds until there is something better.
+  Besides what every task has, config.task must offer `tags` (texts that become single tokens), `solution(example)` and
+  `careless_solution(example, slips, rng)`. `out` keeps what it holds until there is something better.
 
   Returns:
     The last evaluation on held-out problems.
@@ -143,34 +131,29 @@ class _Pretraining(Training):
     with tempfile.TemporaryDirectory() as scratch:
       train_tokenizer(iter(texts), self.config.model.vocab_size, self.task.tags, Path(scratch))
       special = json.loads((Path(scratch) / "tokenizer.json").read_text())["added_tokens"]
-      token_ids = {token["content"]: token["id"] for token in special}
+      ids = {token["content"]: token["id"] for token in special}
       model_config = dataclasses.replace(
-        self.config.model, mask_token_id=token_ids[MASK], eos_token_id=token_ids[END], pad_token_id=token_ids[END]
+        self.config.model, mask_token_id=ids[MASK], eos_token_id=ids[END], pad_token_id=ids[END]
       )
       return model_config, load_tokenizer(scratch, model_config)
 
   def _encode(self, examples) -> None:
-    """Lays out the training data: `_tokens` with right and with careless solutions, and the masks of both."""
-    prompts, prompt_mask = encode_prompts(
+    """Lays out the training data, with right and with careless solutions: tokens and masks, see `joined`."""
+    prompts = encode_prompts(
       self.tokenizer, self.sampler.prompts(examples), self.sampler.prompt_buckets, self.denoiser.config.pad_token_id
     )
     right = [self.task.solution(example) for example in examples]
     careless = [self.task.careless_solution(example, self.config.slips, self._rng) for example in examples]
-    length = self.config.sampler.completion_length
-    self._tokens = [
-      np.concatenate([prompts, _encode_completions(self.tokenizer, texts, length)], axis=1)
-      for texts in (right, careless)
-    ]
-    self._attention_mask = np.concatenate([prompt_mask, np.ones((len(examples), length), bool)], axis=1)
-    self._maskable = np.zeros(self._attention_mask.shape, bool)
-    self._maskable[:, prompts.shape[1]:] = True
+    self._data = []
+    for texts in (right, careless):
+      completions = token_ids(self.tokenizer, [text + END_OF_TURN for text in texts])
+      length, eos_token_id = self.config.sampler.completion_length, self.tokenizer.eos_token_id
+      self._data.append(joined(*prompts, completions, length, eos_token_id))
 
   def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
-    tokens = self._tokens[int(number > self.config.careless_after)]
-    rows = self._rng.integers(0, len(tokens), self.config.batch_size)
-    self.state, metrics = _train_step(
-      self.denoiser, self.optimizer, self.state, tokens[rows], self._maskable[rows], self._attention_mask[rows]
-    )
+    data = self._data[int(number > self.config.careless_after)]
+    rows = self._rng.integers(0, len(data[0]), self.config.batch_size)
+    self.state, metrics = _train_step(self.denoiser, self.optimizer, self.state, *(part[rows] for part in data))
     return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
   def evaluate(self, number: int, watch: Stopwatch) -> dict[str, Any]:
