@@ -23,7 +23,7 @@ _PREFIX = "base_model.model."  # PEFT wraps the model twice
 # What PEFT can express and this adapter does not compute: refused, not miscomputed.
 _OFF = {"use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
         "fan_in_fan_out": False, "lora_bias": False}
-# Likewise, but newer than some releases of PEFT, so that exported files do not name them.
+# Exported files do not name these: they are newer than some releases of PEFT.
 _OFF_WHERE_KNOWN = {"alora_invocation_tokens": None, "use_qalora": False, "layer_replication": None,
                     "use_bdlora": None, "arrow_config": None, "kasa_config": None, "monteclora_config": None}
 # Ways to begin that leave the base weights alone. By the others (pissa, olora, loftq, ...) PEFT changes them, too.
@@ -44,10 +44,9 @@ def save_adapter(path, denoiser: Denoiser, params, base_model: str) -> None:
   lora, tensors = denoiser.lora, {}
   for leaf, factors in params["lora"].items():
     for layer in range(denoiser.config.num_layers):
-      module = _module_name(denoiser, leaf).format(layer=layer)
       a, b = np.asarray(factors["a"][layer]), np.asarray(factors["b"][layer])
-      tensors[f"{_PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(a.reshape(-1, lora.rank).T)
-      tensors[f"{_PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(b.reshape(lora.rank, -1).T)
+      tensors[_tensor_name(denoiser, leaf, layer, "A")] = np.ascontiguousarray(a.reshape(-1, lora.rank).T)
+      tensors[_tensor_name(denoiser, leaf, layer, "B")] = np.ascontiguousarray(b.reshape(lora.rank, -1).T)
   # A pattern, because LLaDA's LM head has the same last name as its down projection.
   modules = "|".join(re.escape(_module_name(denoiser, leaf)).replace(r"\{layer\}", r"\d+") for leaf in params["lora"])
   fields = {
@@ -69,11 +68,11 @@ def load_adapter(path, denoiser: Denoiser, params):
   Raises:
     FileNotFoundError, ValueError: one line naming the file, when it is missing or does not fit the base model.
   """
-  path = Path(path)
-  config, tensors = _read_config(path / _CONFIG), _read_tensors(path / _WEIGHTS)
+  config, file = _read_config(Path(path) / _CONFIG), Path(path) / _WEIGHTS
+  tensors = _read_tensors(file)
   found = [target for target, leaf in TARGETS.items() if _tensor_name(denoiser, leaf, 0, "A") in tensors]
   if not found:
-    raise ValueError(f"model.lora.path: {path / _WEIGHTS} adapts none of this model's projections")
+    raise ValueError(f"model.lora.path: {file} adapts none of this model's projections")
   lora = LoraConfig(config["r"], config["lora_alpha"], config["lora_dropout"], tuple(found))
   adapted = dataclasses.replace(denoiser, lora=lora)
   shardings = param_shardings(adapted.mesh, adapted)["lora"]
@@ -84,16 +83,14 @@ def load_adapter(path, denoiser: Denoiser, params):
     expected = np.empty(spec.shape[1:]).reshape(shape).shape[::-1]
     for tensor in layers:
       if tensor not in tensors:
-        raise ValueError(f"model.lora.path: {path / _WEIGHTS} lacks {tensor}; every layer must be adapted alike")
-      if tensors[tensor].shape != expected:
-        raise ValueError(
-          f"model.lora.path: {tensor} in {path / _WEIGHTS} has shape {tensors[tensor].shape}, not {expected}"
-        )
+        raise ValueError(f"model.lora.path: {file} lacks {tensor}; every layer must be adapted alike")
+      if (actual := tensors[tensor].shape) != expected:
+        raise ValueError(f"model.lora.path: {tensor} in {file} has shape {actual}, not {expected}")
     stacked = np.stack([tensors[tensor].T.astype(np.float32) for tensor in layers]).reshape(spec.shape)
     adapter[leaf, factor] = lay_out(spec.shape, shardings[leaf][factor], stacked.__getitem__)
     used.update(layers)
   if unknown := sorted(tensors.keys() - used):
-    raise ValueError(f"model.lora.path: {path / _WEIGHTS} holds {unknown[0]}, which this model has no place for")
+    raise ValueError(f"model.lora.path: {file} holds {unknown[0]}, which this model has no place for")
   return adapted, {**params, "lora": traverse_util.unflatten_dict(adapter)}
 
 

@@ -17,7 +17,7 @@ class Layout:
 
   Attributes:
     hub_name: the published model, whose layout its kin share.
-    code: published classes for `transformers` with trust_remote_code; this package never runs them.
+    classes: the published code, for `transformers` with trust_remote_code; this package never runs it.
     required: what config.json can express but this transformer does not compute otherwise: any other value is refused.
     config: all else that the published code reads in config.json: constants, and fields of DenoiserConfig.
     special: function from config.json to the fields of DenoiserConfig that it may leave out, or has other words for.
@@ -25,7 +25,7 @@ class Layout:
   """
 
   hub_name: str
-  code: Mapping[str, Any]
+  classes: Mapping[str, str]
   required: Mapping[str, Any]
   config: Mapping[str, Any]
   special: Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -49,8 +49,12 @@ class Layout:
 
   def format_config(self, config: DenoiserConfig, dtype: str) -> dict[str, Any]:
     """The fields of config.json, all that the published modelling code reads."""
+    code = {
+      "architectures": [self.classes["AutoModel"].partition(".")[2]],
+      "auto_map": {name: f"{self.hub_name}--{path}" for name, path in self.classes.items()},
+    }
     values = {k: getattr(config, v) if isinstance(v, _Field) else v for k, v in self.config.items()}
-    return {**self.code, **self.required, **values, "torch_dtype": dtype, "use_cache": False}
+    return {**code, **self.required, **values, "torch_dtype": dtype, "use_cache": False}
 
 
 def _weight_names(embedding: str, final_norm: str, head: str, block: str, **modules: str) -> dict[str, str]:
@@ -65,25 +69,17 @@ def _llada(fields: Mapping[str, Any]) -> dict[str, Any]:
     vocab_size=fields.get("embedding_size") or fields["vocab_size"],
     num_kv_heads=fields.get("n_kv_heads") or (1 if fields.get("multi_query_attention") else fields["n_heads"]),
     mlp_size=fields.get("mlp_hidden_size") or int(fields["mlp_ratio"] * fields["d_model"]),
-    rope_theta=fields.get("rope_theta", 10000.0),
-    norm_epsilon=fields.get("rms_norm_eps", 1e-5),
+    rope_theta=fields.get("rope_theta", 10000.0), norm_epsilon=fields.get("rms_norm_eps", 1e-5),
     pad_token_id=fields.get("pad_token_id", fields["eos_token_id"]),
-    qkv_bias=fields.get("include_qkv_bias") or False,
-    tied_head=fields.get("weight_tying") or False,
-    family="llada",
+    qkv_bias=fields.get("include_qkv_bias") or False, tied_head=fields.get("weight_tying") or False, family="llada",
   )
 
 
-_LLADA_HUB = "GSAI-ML/LLaDA-8B-Instruct"
 LLADA = Layout(
-  hub_name=_LLADA_HUB,
-  code={
-    "architectures": ["LLaDAModelLM"],
-    "auto_map": {
-      "AutoConfig": f"{_LLADA_HUB}--configuration_llada.LLaDAConfig",
-      "AutoModel": f"{_LLADA_HUB}--modeling_llada.LLaDAModelLM",
-      "AutoModelForCausalLM": f"{_LLADA_HUB}--modeling_llada.LLaDAModelLM",
-    },
+  hub_name="GSAI-ML/LLaDA-8B-Instruct",
+  classes={
+    "AutoConfig": "configuration_llada.LLaDAConfig", "AutoModel": "modeling_llada.LLaDAModelLM",
+    "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
   },
   required={
     "block_type": "llama", "activation_type": "silu", "layer_norm_type": "rms", "rope": True, "alibi": False,
@@ -120,27 +116,16 @@ def _dream(fields: Mapping[str, Any]) -> dict[str, Any]:
     theta = rope.get("rope_theta", theta)
   return dict(
     num_kv_heads=fields.get("num_key_value_heads") or fields["num_attention_heads"],
-    rope_theta=theta,
-    norm_epsilon=fields.get("rms_norm_eps", 1e-6),
+    rope_theta=theta, norm_epsilon=fields.get("rms_norm_eps", 1e-6),
     pad_token_id=fields["eos_token_id"] if pad is None else pad,
-    qkv_bias=True,
-    tied_head=fields.get("tie_word_embeddings") or False,
-    shifted_output=True,
-    positions_skip_padding=True,
-    family="dream",
+    qkv_bias=True, tied_head=fields.get("tie_word_embeddings") or False,
+    shifted_output=True, positions_skip_padding=True, family="dream",
   )
 
 
-_DREAM_HUB = "Dream-org/Dream-v0-Instruct-7B"
 DREAM = Layout(
-  hub_name=_DREAM_HUB,
-  code={
-    "architectures": ["DreamModel"],
-    "auto_map": {
-      "AutoConfig": f"{_DREAM_HUB}--configuration_dream.DreamConfig",
-      "AutoModel": f"{_DREAM_HUB}--modeling_dream.DreamModel",
-    },
-  },
+  hub_name="Dream-org/Dream-v0-Instruct-7B",
+  classes={"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
   required={"hidden_act": "silu", "use_sliding_window": False},
   config={
     "model_type": "Dream", "attention_dropout": 0.0, "hidden_size": _Field("hidden_size"),

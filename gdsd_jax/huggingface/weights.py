@@ -1,7 +1,6 @@
 """Hugging Face folders in and out: config.json and (sharded) safetensors. Never pickles, never remote code.
 
-Weights go one leaf at a time, and of a leaf only what lies on this process's devices is read, so that host memory never
-holds two copies of the model.
+Only what lies on this process's devices is read, a leaf at a time: host memory never holds two copies of the model.
 """
 
 import dataclasses
@@ -22,7 +21,7 @@ from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import param_shardings
 from gdsd_jax.parallel.rows import lay_out
 
-_INDEX = "model.safetensors.index.json"
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_dtype: str | None = None,
@@ -67,7 +66,7 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
   Args:
     path: folder, made if it is missing.
     denoiser, params: as `load_pretrained` returns them.
-    max_shard_bytes: size at which a further weight file is begun (more than one come with an index).
+    max_shard_bytes: size at which a further weight file is begun.
 
   Raises:
     ValueError: the layout has no place for the parameters' adapter, or for something in the config.
@@ -77,15 +76,13 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
     raise ValueError("the parameters have an adapter: merge it (lora.merge), or save it by itself (peft.save_adapter)")
   config, layout = denoiser.config, FAMILIES[denoiser.config.family]
   fields = layout.format_config(config, str(params["embedding"].dtype))
-  if (read_back := layout.parse_config(fields)) != config:
-    lost = [field.name for field in dataclasses.fields(config)
-            if getattr(read_back, field.name) != getattr(config, field.name)]
+  read_back = layout.parse_config(fields)
+  if lost := [name for name, value in vars(config).items() if getattr(read_back, name) != value]:
     raise ValueError(f"the layout of {config.family} has no place for this model's {', '.join(lost)}")
   leaves = traverse_util.flatten_dict(params, sep=".")
   plan = _plan_shards(config, leaves, max_shard_bytes)
   names = [f"model-{i + 1:05d}-of-{len(plan):05d}.safetensors" for i in range(len(plan))]
-  if len(plan) == 1:
-    names = ["model.safetensors"]
+  names = names if len(plan) > 1 else [_SINGLE]
   # The index is removed first: loading prefers it to the single file.
   stale = (_INDEX, "model*.safetensors", ".model*.incomplete")
   with written_whole(Path(path), "the model", stale) as temporary:
@@ -108,13 +105,13 @@ def _weight_names(config: DenoiserConfig, leaf: str) -> list[tuple[str, object]]
   return [(name.format(layer=layer), layer) for layer in range(config.num_layers)]
 
 
-# How many dimensions of a linear layer are its input. It is [out, in] where it is published, and [in…, out…] here.
-_INPUTS = {"query": 1, "key": 1, "value": 1, "output": 2, "gate": 1, "up": 1, "down": 1, "head": 1}
-
-
 def _inputs(leaf: str) -> int:
-  """0 of what is no linear layer."""
-  return _INPUTS.get(leaf.rpartition(".")[2], 0)
+  """How many dimensions are the input of a linear layer, which is [out, in] where it is published, [in…, out…] here.
+
+  It is 0 for any other weight.
+  """
+  inputs = {"query": 1, "key": 1, "value": 1, "output": 2, "gate": 1, "up": 1, "down": 1, "head": 1}
+  return inputs.get(leaf.rpartition(".")[2], 0)
 
 
 def _groups(leaf: str, rank: int) -> tuple[slice, ...]:
@@ -159,7 +156,7 @@ def _read_part(config: DenoiserConfig, files: dict[str, Path], leaf: str, spec, 
 
 def _check_files(path: Path, config: DenoiserConfig, abstract) -> dict[str, Path]:
   """The file of each weight, after every header was read and every shape compared with config.json's."""
-  index, files, where, shapes, dtypes = path / _INDEX, [path / "model.safetensors"], {}, {}, {}
+  index, files, where, shapes, dtypes = path / _INDEX, [path / _SINGLE], {}, {}, {}
   if index.is_file():
     try:
       files = sorted({path / file for file in json.loads(index.read_text())["weight_map"].values()})
@@ -169,7 +166,7 @@ def _check_files(path: Path, config: DenoiserConfig, abstract) -> dict[str, Path
       if file.parent != path or file.name == "..":
         raise ValueError(f"model.path: {index} names {file}, which is no file of its folder")
   elif not files[0].is_file():
-    raise FileNotFoundError(f"model.path: {path} has neither model.safetensors nor {_INDEX}")
+    raise FileNotFoundError(f"model.path: {path} has neither {_SINGLE} nor {_INDEX}")
   for file in files:
     if not file.is_file():
       raise FileNotFoundError(f"model.path: weight file {file} is missing, though {_INDEX} names it")
@@ -186,11 +183,9 @@ def _check_files(path: Path, config: DenoiserConfig, abstract) -> dict[str, Path
         raise ValueError(f"model.path: no weight file in {path} holds {name}")
       if dtypes[name] not in ("F64", "F32", "F16", "BF16"):
         raise ValueError(f"model.path: {name} in {where[name]} is {dtypes[name]}, no floating-point weight")
-      expected = _linear_shape(leaf, spec.shape if index is ... else spec.shape[1:])
-      if shapes[name] != expected:
-        raise ValueError(
-          f"model.path: {name} in {where[name]} has shape {shapes[name]}; config.json asks for {expected}"
-        )
+      shape, expected = shapes[name], _linear_shape(leaf, spec.shape if index is ... else spec.shape[1:])
+      if shape != expected:
+        raise ValueError(f"model.path: {name} in {where[name]} has shape {shape}; config.json asks for {expected}")
   return where
 
 
@@ -198,12 +193,11 @@ def _plan_shards(config: DenoiserConfig, leaves, max_shard_bytes: int):
   """Lists of (weight name, leaf, index), layer by layer, each list at most max_shard_bytes (or a single weight)."""
   weights = [(name, leaf, index) for leaf in leaves for name, index in _weight_names(config, leaf)]
   weights.sort(key=lambda weight: -1 if weight[2] is ... else weight[2])
-  shards, size = [[]], 0
+  shards, size = [], math.inf
   for name, leaf, index in weights:
     nbytes = leaves[leaf].nbytes // (1 if index is ... else config.num_layers)
-    if shards[-1] and size + nbytes > max_shard_bytes:
-      shards.append([])
-      size = 0
+    if size + nbytes > max_shard_bytes:
+      shards, size = [*shards, []], 0
     shards[-1].append((name, leaf, index))
     size += nbytes
   return shards

@@ -7,21 +7,13 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
-
-# Sequences are split over both of these: fsdp shards weights and batch alike.
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = ("data", "fsdp")  # sequences are split over both: fsdp shards weights and batch alike
 
 # Logical axis of a weight or activation (declared in models/parameters.py) -> mesh axis it is split over.
 AXIS_RULES = {
-  "batch": BATCH_AXES,
-  "batch_over_data": "data",
-  "layers": None,
-  "embed": "fsdp",
-  "vocab": "tensor",
-  "heads": "tensor",
-  "kv_heads": "tensor",
-  "head_dim": None,
-  "mlp": "tensor",
+  "batch": BATCH_AXES, "batch_over_data": "data",
+  "layers": None, "embed": "fsdp", "vocab": "tensor",
+  "heads": "tensor", "kv_heads": "tensor", "head_dim": None, "mlp": "tensor",
   "lora_rank": None,
   "lora_rank_of_b": "fsdp",  # B of most projections has no embed axis, and with its moments should not lie whole
 }
@@ -57,21 +49,20 @@ def partition(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) 
     mesh_axes = AXIS_RULES[axis] if axis else None
     names = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ()
     shards = math.prod(mesh.shape[name] for name in names)
-    if size % shards and axis in _MAY_STAY_WHOLE:
-      mesh_axes = None
-    elif size % shards:
+    if size % shards and axis not in _MAY_STAY_WHOLE:
       raise ValueError(f"mesh.{mesh_axes}={shards} does not divide the model's {axis} axis of {size}")
-    split.append(mesh_axes)
+    split.append(None if size % shards else mesh_axes)
   return PartitionSpec(*split)
 
 
 def param_shardings(mesh: Mesh | None, denoiser):
   """Tree of shardings for the parameters of a denoiser; without a mesh, the default device for each."""
+  def sharding(axes, leaf):
+    if mesh is None:
+      return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return NamedSharding(mesh, partition(axes, leaf.shape, mesh))
+
   is_axes = lambda leaf: isinstance(leaf, tuple)
-  if mesh is None:
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda _: place, denoiser.logical_axes(), is_leaf=is_axes)
-  sharding = lambda axes, leaf: NamedSharding(mesh, partition(axes, leaf.shape, mesh))
   return jax.tree.map(sharding, denoiser.logical_axes(), denoiser.abstract_params(), is_leaf=is_axes)
 
 
@@ -80,6 +71,11 @@ def constrain(x, mesh: Mesh | None, *axes: str | None):
   if mesh is None or mesh.size == 1:
     return x
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, x.shape, mesh)))
+
+
+def batch_shards(mesh: Mesh) -> int:
+  """Over how many devices the sequences of a batch are split."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,7 +1,4 @@
-"""The processes of a run: how they find each other, share host work and tell each other what they found.
-
-Every process runs the same program on its own devices.
-"""
+"""The processes of a run, all of one program: how they find each other, share host work and tell what they found."""
 
 from collections.abc import Callable
 import ctypes
@@ -41,7 +38,7 @@ def share_work(count: int, work: Callable[[list[int]], list], own: np.ndarray | 
 
   Args:
     count: how many items there are.
-    work: function from a list of items to their values. What it raises on one process, every process raises.
+    work: function from a list of items to their values.
     own: this process's items, `own_rows` if they lie on its devices; None deals them out evenly.
 
   Raises:
@@ -91,12 +88,10 @@ def join_processes() -> None:
     OSError: the others did not come.
   """
   names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-  values = [os.environ.get(name) for name in names]
-  arguments = {}
+  values, arguments = [os.environ.get(name) for name in names], {}
   if any(values):
-    if not all(values):
-      missing = names[[bool(value) for value in values].index(False)]
-      raise ValueError(f"{missing}: is not set; of several processes each needs all of {', '.join(names)}")
+    if missing := [name for name, value in zip(names, values) if not value]:
+      raise ValueError(f"{missing[0]}: is not set; of several processes each needs all of {', '.join(names)}")
     address, count, index = values
     if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
       raise ValueError(
@@ -123,7 +118,7 @@ def may_be_one_of_several() -> bool:
 
 def _in_known_cluster() -> bool:
   """Whether a cluster that JAX knows started this process, perhaps beside others."""
-  tasks = [os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
+  tasks = [os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
   if any(count.isdecimal() and int(count) > 1 for count in tasks):
     return True
   if "cpu" in os.environ.get("JAX_PLATFORMS", "") or importlib.util.find_spec("libtpu") is None:

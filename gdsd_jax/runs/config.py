@@ -13,6 +13,7 @@ from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.models.denoiser import REMAT
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.objective import Objective
+from gdsd_jax.parallel.mesh import batch_shards
 
 MOMENTS_DTYPES = ("float32", "bfloat16")
 
@@ -231,7 +232,7 @@ def evaluation_samplers(config: RunConfig) -> dict[int, SamplerConfig]:
 
 def validate_mesh(config: RunConfig, mesh) -> None:
   """Checks that batches split evenly over the mesh. Raises ValueError with the numbers."""
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  shards = batch_shards(mesh)
   rollouts = config.rollouts_per_step
   for name, size in (
     ("group_size × prompts_per_step / optimizer.accumulation", rollouts // config.optimizer.accumulation),

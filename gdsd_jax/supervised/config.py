@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.models.config import DenoiserConfig
-from gdsd_jax.runs.config import CheckpointConfig, LogConfig, MeshConfig, ModelConfig, OptimizerConfig, TaskConfig
+from gdsd_jax.runs import config as sections
 from gdsd_jax.runs.config import require_at_least, require_buckets
-from gdsd_jax.runs.config_dict import made, typed
+from gdsd_jax.runs.config_dict import made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,23 +31,25 @@ class ChatsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuningConfig:
-  """A fine-tuning run; `as_given` is the recipe's fields as a nested dict, which config.json holds."""
+  """A fine-tuning run (configs/sft.py); `as_given` is the recipe's fields as a nested dict, which config.json holds."""
 
   seed: int
   steps: int
   batch_size: int
-  model: ModelConfig
-  mesh: MeshConfig
+  model: sections.ModelConfig
+  mesh: sections.MeshConfig
   data: ChatsConfig
-  optimizer: OptimizerConfig
-  checkpoint: CheckpointConfig
-  log: LogConfig
+  optimizer: sections.OptimizerConfig
+  checkpoint: sections.CheckpointConfig
+  log: sections.LogConfig
   as_given: Mapping[str, Any]
 
   def __post_init__(self):
     require_at_least(self, "", seed=0, steps=1, batch_size=1)
     if self.batch_size % self.optimizer.accumulation:
-      raise ValueError(f"optimizer.accumulation: {self.optimizer.accumulation} must divide batch_size, {self.batch_size}")
+      raise ValueError(
+        f"optimizer.accumulation: {self.optimizer.accumulation} must divide batch_size, {self.batch_size}"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ class PretrainingConfig:
   """How a small model is made from nothing; `as_given` is the recipe's fields as a nested dict, as in config.json."""
 
   seed: int
-  task: TaskConfig
+  task: sections.TaskConfig
   slips: float  # share of wrong results in careless solutions
   model: DenoiserConfig  # its special tokens are 0 here: the tokenizer, which is trained first, says them
   sampler: SamplerConfig  # for the evaluations, and the length that the training solutions are filled up to with EOS
@@ -63,20 +65,15 @@ class PretrainingConfig:
   steps: int
   careless_after: int  # steps on right solutions before the careless ones
   batch_size: int
-  optimizer: OptimizerConfig
+  optimizer: sections.OptimizerConfig
   eval_every: int  # steps
   eval_examples: int
-  checkpoint: CheckpointConfig
-  log: LogConfig
+  checkpoint: sections.CheckpointConfig
+  log: sections.LogConfig
   as_given: Mapping[str, Any]
 
   def __post_init__(self):
     require_at_least(self, "", seed=0, steps=1, batch_size=1, eval_every=1, eval_examples=1)
-
-
-def finetuning_config(config: ConfigDict) -> FinetuningConfig:
-  """The fields of configs/sft.py, typed and checked. Raises ValueError, one line naming the field."""
-  return typed(FinetuningConfig, config)
 
 
 def pretraining_config(config: ConfigDict) -> PretrainingConfig:

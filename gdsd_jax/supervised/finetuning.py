@@ -14,7 +14,7 @@ import optax
 
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
-from gdsd_jax.parallel.mesh import make_mesh
+from gdsd_jax.parallel.mesh import batch_shards, make_mesh
 from gdsd_jax.parallel.processes import gather_json, is_first_process
 from gdsd_jax.parallel.rows import fetch_whole, local_rows, spread
 from gdsd_jax.runs.data import ExampleStream
@@ -51,13 +51,10 @@ def _finetuning_step(state: TrainState, batch, *, denoiser, optimizer, prompt_le
   zeros = jax.tree.map(jnp.zeros_like, state.params)
   gradient, metrics = jax.lax.scan(accumulate, zeros, (parts, jax.random.split(key, accumulation)))
   gradient = jax.tree.map(lambda g: g / accumulation, gradient)
-  metrics = jax.tree.map(jnp.mean, metrics)
-  metrics["grad_norm"] = optax.global_norm(gradient)
+  metrics = {**jax.tree.map(jnp.mean, metrics), "grad_norm": optax.global_norm(gradient)}
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-  state = state.replace(
-    step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state, key=next_key
-  )
-  return state, metrics
+  params = optax.apply_updates(state.params, updates)
+  return state.replace(step=state.step + 1, params=params, opt_state=opt_state, key=next_key), metrics
 
 
 def finetune(config: FinetuningConfig, workdir: epath.Path, out: Path) -> None:
@@ -84,8 +81,7 @@ class _Finetuning(Training):
   def __init__(self, config: FinetuningConfig, workdir: epath.Path, out: Path):
     self.config, self.workdir = config, workdir
     self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-    microbatch = config.batch_size // config.optimizer.accumulation
+    shards, microbatch = batch_shards(self.mesh), config.batch_size // config.optimizer.accumulation
     if microbatch % shards:
       raise ValueError(f"batch_size: {microbatch} chats of a microbatch cannot be split over {shards} devices")
     check_out(out, workdir, config.model)

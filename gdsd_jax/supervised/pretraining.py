@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
-import json
 import logging
 from pathlib import Path
 import tempfile
@@ -41,8 +40,11 @@ BEGIN, END, END_OF_TURN, MASK = "<|startoftext|>", "<|endoftext|>", "<|eot_id|>"
 _SPECIAL_TOKENS = (BEGIN, END, "<|start_header_id|>", "<|end_header_id|>", END_OF_TURN, MASK)
 
 
-def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...], path: Path) -> None:
-  """Trains a byte-level BPE tokenizer and writes it as Hugging Face files; digits and tags are single tokens."""
+def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...], path: Path):
+  """Trains a byte-level BPE tokenizer and writes it as Hugging Face files; digits and tags are single tokens.
+
+  Returns transformers.PreTrainedTokenizerFast.
+  """
   import tokenizers
   from transformers import PreTrainedTokenizerFast
 
@@ -64,6 +66,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...]
     chat_template=PRESETS["llada"], clean_up_tokenization_spaces=False,
   )
   tokenizer.save_pretrained(path)
+  return tokenizer
 
 
 @functools.partial(jax.jit, static_argnames=("denoiser", "optimizer"), donate_argnames=("state",))
@@ -129,11 +132,10 @@ class _Pretraining(Training):
     texts = [f"{message['role']}\n\n{message['content']}" for e in examples for message in self.task.messages(e)]
     texts += ["assistant\n\n"] * len(texts)
     with tempfile.TemporaryDirectory() as scratch:
-      train_tokenizer(iter(texts), self.config.model.vocab_size, self.task.tags, Path(scratch))
-      special = json.loads((Path(scratch) / "tokenizer.json").read_text())["added_tokens"]
-      ids = {token["content"]: token["id"] for token in special}
+      trained = train_tokenizer(iter(texts), self.config.model.vocab_size, self.task.tags, Path(scratch))
+      mask, end = trained.convert_tokens_to_ids([MASK, END])
       model_config = dataclasses.replace(
-        self.config.model, mask_token_id=ids[MASK], eos_token_id=ids[END], pad_token_id=ids[END]
+        self.config.model, mask_token_id=mask, eos_token_id=end, pad_token_id=end
       )
       return model_config, load_tokenizer(scratch, model_config)
 
@@ -144,11 +146,10 @@ class _Pretraining(Training):
     )
     right = [self.task.solution(example) for example in examples]
     careless = [self.task.careless_solution(example, self.config.slips, self._rng) for example in examples]
-    self._data = []
+    self._data, length = [], self.config.sampler.completion_length
     for texts in (right, careless):
       completions = token_ids(self.tokenizer, [text + END_OF_TURN for text in texts])
-      length, eos_token_id = self.config.sampler.completion_length, self.tokenizer.eos_token_id
-      self._data.append(joined(*prompts, completions, length, eos_token_id))
+      self._data.append(joined(*prompts, completions, length, self.tokenizer.eos_token_id))
 
   def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     data = self._data[int(number > self.config.careless_after)]
