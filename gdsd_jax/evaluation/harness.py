@@ -89,8 +89,7 @@ class DenoiserLM(LM):
       batch_size: prompts at a time, raised to a multiple of the devices that they are split over.
       max_gen_toks, steps_per_token, block_length: see `GenerationDefaults`.
       kind: which sampler; by default that of the model's family.
-      data, fsdp, tensor: the mesh.
-      seed: random seed of sampled completions.
+      data, fsdp, tensor, seed: the mesh, and the random seed of sampled completions.
       device, max_batch_size: not used; JAX chooses the device, and batches have one size.
     """
     super().__init__()

@@ -22,7 +22,7 @@ from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer
 from gdsd_jax.huggingface.weights import load_pretrained
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh, replicated
 from gdsd_jax.parallel.processes import gather_json, share_work
-from gdsd_jax.runs.config import evaluation_samplers, ModelConfig, RunConfig
+from gdsd_jax.runs.config import evaluation_samplers, ModelConfig, require_positions, RunConfig
 from gdsd_jax.runs.metrics import format_seconds
 from gdsd_jax.runs.weights import find_step, load_run, read_model_config
 from gdsd_jax.tasks import get_task
@@ -135,11 +135,8 @@ class _Evaluation:
     self.batch_size = min(self.batch_size, math.ceil(len(self.examples) / shards) * shards)
     self.plan = self.generator.plan(self.prompts, buckets, self.batch_size, field="eval.prompt_buckets")
     width, longest = self.plan[-1].width, max(self.samplers)
-    if width + longest > denoiser.config.max_positions:
-      raise ValueError(
-        f"eval.lengths: {longest} tokens after prompts of up to {width} (eval.prompt_buckets) exceed the"
-        f" {denoiser.config.max_positions} positions of {path}"
-      )
+    said = f"eval.lengths: {longest} tokens after prompts of up to {width} (eval.prompt_buckets)"
+    require_positions(said, width + longest, denoiser.config, path)
     problems = json.dumps([self.prompts, self.examples], default=str)
     self.settings = {
       "model": {**evaluated.describe(config.model), "weights": fingerprint(self.params)},

@@ -33,10 +33,7 @@ _INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 def save_adapter(path, denoiser: Denoiser, params, base_model: str) -> None:
   """Writes the adapter of `params`, for `peft.PeftModel.from_pretrained` on the published model.
 
-  Args:
-    path: folder, made if it is missing.
-    denoiser, params: with an adapter (`lora.add_adapter`).
-    base_model: name or path of the base model.
+  The folder is made if it is missing; `base_model` is the base model's name or path.
 
   Raises:
     OSError: one line naming the folder, when it cannot be written.

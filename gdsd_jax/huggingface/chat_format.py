@@ -37,9 +37,9 @@ def choose_template(folder: Path, tokenizer, family: str) -> str:
   if family not in PRESETS:
     raise ValueError(f"model.path: {folder} has no chat template (tokenizer_config.json or chat_template.jinja)")
   tokens = dict.fromkeys(re.findall(r"<\|\w+\|>", PRESETS[family]))
-  if lacking := [token for token in tokens if token not in tokenizer.get_vocab()]:
+  if lacking := ", ".join(token for token in tokens if token not in tokenizer.get_vocab()):
     raise ValueError(
-      f"model.path: {folder} has no chat template, and its vocabulary lacks {', '.join(lacking)} of {family}'s format"
+      f"model.path: {folder} has no chat template, and its vocabulary lacks {lacking} of {family}'s format"
     )
   return PRESETS[family]
 
@@ -65,17 +65,14 @@ def format_tokens(tokenizer) -> set[str]:
 
 def added_tokens_in(tokenizer, text: str) -> list[str]:
   """The added tokens in a text, in its order, special or not: older files do not tell which of them are special."""
-  added = tokenizer.added_tokens_decoder
-  encoded = tokenizer.encode(text, add_special_tokens=False)
+  added, encoded = tokenizer.added_tokens_decoder, tokenizer.encode(text, add_special_tokens=False)
   return tokenizer.convert_ids_to_tokens([index for index in encoded if index in added])
 
 
 def _processor_template(folder: Path) -> str | dict[str, str] | None:
   """The template of chat_template.json, which tokenizers do not read."""
   file = folder / "chat_template.json"
-  if not file.is_file():
-    return None
   try:
-    return json.loads(file.read_text("utf-8"))["chat_template"]
+    return json.loads(file.read_text("utf-8"))["chat_template"] if file.is_file() else None
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f"model.path: {file} holds no chat template: {error!r}") from None

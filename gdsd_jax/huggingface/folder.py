@@ -31,7 +31,7 @@ def resolve_path(path_or_hub_name: str | os.PathLike) -> Path:
   try:
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
   except Exception as error:  # many kinds, all of them "not to be had": name, network, permission
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise FileNotFoundError(f"model.path: {name!r} is no local folder, and the hub refused it: {reason}") from error
 
 
@@ -50,18 +50,10 @@ def read_json_object(file: Path, field: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def written_whole(path: Path, what: str, stale: tuple[str, ...] = ()) -> Iterator:
-  """Within it, files are written beside their final names, and move there at its end: a failed save changes nothing.
+  """Makes a folder, and yields a function from the name of one of its files to the path to write it at.
 
-  Args:
-    path: folder, made if it is missing.
-    what: what is saved, for the message.
-    stale: patterns of files that are removed, in this order, where they were not written.
-
-  Yields:
-    Function from a file's name to the path to write it at.
-
-  Raises:
-    OSError: one line naming the folder, when it cannot be written (a full disk, say).
+  The files move to their names at the end, so that a failed save changes nothing. Then the files of the `stale`
+  patterns that were not written are removed, in this order. Raises OSError, one line naming the folder and `what`.
   """
   written = {}  # final path -> temporary path
 

@@ -33,8 +33,7 @@ PUBLISHED = {
 def architecture(path_or_hub_name: str) -> DenoiserConfig:
   """DenoiserConfig of a folder with a config.json, of an embedded model, or of a published one by its hub name.
 
-  Raises:
-    ValueError, OSError: one line; nothing is downloaded.
+  Nothing is downloaded. Raises ValueError or OSError, one line.
   """
   if Path(path_or_hub_name).is_dir():
     return load_config(Path(path_or_hub_name))

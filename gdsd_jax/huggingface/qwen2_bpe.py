@@ -21,10 +21,7 @@ _SPLIT = (
 def load_backend(folder: Path):
   """Reads vocab.json, merges.txt and the added tokens in a folder's JSON files as a `tokenizers.Tokenizer`.
 
-  Added tokens keep their stated ids, wherever these lie and whatever gaps they leave.
-
-  Raises:
-    ValueError: a file is damaged, or two tokens claim one id.
+  Added tokens keep their stated ids. Raises ValueError where a file is damaged, or two tokens claim one id.
   """
   import tokenizers  # slow to import, and only text needs it
 

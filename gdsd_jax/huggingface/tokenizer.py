@@ -31,8 +31,7 @@ def load_tokenizer(path_or_hub_name, config: DenoiserConfig):
   """
   from transformers import PreTrainedTokenizerFast  # slow to import, and only tokenizers need it
 
-  path = Path(resolve_path(path_or_hub_name))
-  backend, special = {}, []
+  path, backend, special = resolve_path(path_or_hub_name), {}, []
   if not (path / "tokenizer.json").is_file():
     if config.family != "dream":
       raise FileNotFoundError(f"model.path: {path} has no tokenizer.json")
@@ -89,10 +88,8 @@ def stop_token_ids(tokenizer, config: DenoiserConfig) -> tuple[int, ...]:
 def _generation_stops(folder: Path) -> list[int]:
   """The ids in eos_token_id of generation_config.json, which holds one id or a list; none without that file."""
   file = folder / "generation_config.json"
-  if not file.is_file():
-    return []
   try:
-    stops = json.loads(file.read_text("utf-8")).get("eos_token_id")
+    stops = json.loads(file.read_text("utf-8")).get("eos_token_id") if file.is_file() else None
   except (ValueError, AttributeError) as error:
     raise ValueError(f"generation_config.json is not a JSON object: {error}") from None
   stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
@@ -105,10 +102,6 @@ def chat_prompt(tokenizer, messages: Sequence[dict[str, str]]) -> str:
   """The prompt's text for chat messages, ready for the assistant's turn.
 
   Special tokens within a message are encoded as such, as in the published models' own code.
-
-  Args:
-    tokenizer: see `load_tokenizer`.
-    messages: dicts with `role` and `content`.
 
   Raises:
     ValueError: a message holds the mask token, an end, or a token that the chat format itself writes.

@@ -13,7 +13,6 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-_TPU_VENDOR = "0x1ae0"  # PCI vendor of TPU chips
 _PR_SET_PDEATHSIG = 1  # Linux: a process whose parent is killed is killed too
 
 
@@ -81,11 +80,8 @@ def join_processes() -> None:
   """Joins the other processes of this run, if there are any, before any other use of JAX.
 
   JAX knows Slurm, Open MPI and Cloud TPU by itself; elsewhere each process has JAX_COORDINATOR_ADDRESS (host:port of
-  the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID in its environment.
-
-  Raises:
-    ValueError: some of these variables are missing or make no sense.
-    OSError: the others did not come.
+  the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID in its environment. Raises ValueError where some of these are missing
+  or make no sense, OSError where the others did not come.
   """
   names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
   values, arguments = [os.environ.get(name) for name in names], {}
@@ -123,8 +119,8 @@ def _in_known_cluster() -> bool:
     return True
   if "cpu" in os.environ.get("JAX_PLATFORMS", "") or importlib.util.find_spec("libtpu") is None:
     return False
-  vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
-  return any(vendor.read_text().strip() == _TPU_VENDOR for vendor in vendors)  # JAX asks the slice for its workers
+  vendors = Path("/sys/bus/pci/devices").glob("*/vendor")  # of TPU chips: JAX asks the slice for its workers
+  return any(vendor.read_text().strip() == "0x1ae0" for vendor in vendors)
 
 
 def end_with_parent() -> None:

@@ -10,6 +10,7 @@ import importlib.util
 from typing import Any
 
 from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import REMAT
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.objective import Objective
@@ -260,6 +261,12 @@ def require_whole(path: str, lengths: Sequence[int]) -> None:
   """Raises ValueError, one line with the field's path, where some length is no integer."""
   if not all(type(length) is int for length in lengths):  # flags do not look into tuples
     raise ValueError(f"{path}: must be whole numbers, not {tuple(lengths)}")
+
+
+def require_positions(said: str, tokens: int, model: DenoiserConfig, path) -> None:
+  """Raises ValueError, one line, where prompt and completion, as `said`, need more positions than the model has."""
+  if tokens > model.max_positions:
+    raise ValueError(f"{said} exceed the {model.max_positions} positions of {path}")
 
 
 def require_buckets(path: str, buckets: Sequence[int]) -> None:

@@ -1,8 +1,7 @@
 """Chats as training examples: what was said before the last turn is the prompt, the assistant's last turn is learnt."""
 
 from collections.abc import Mapping, Sequence
-import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,8 +11,7 @@ from gdsd_jax.tasks import sources
 from gdsd_jax.tasks.rows import examples_of
 
 
-@dataclasses.dataclass(frozen=True)
-class Chat:
+class Chat(NamedTuple):
   """A chat in tokens: `prompt` up to the assistant's last turn, `completion` with the end of that turn."""
 
   prompt: list[int]
@@ -30,7 +28,7 @@ def read_chats(config: ChatsConfig, tokenizer) -> tuple[list[Chat], int]:
   rows = sources.open_source(config.train_source, ["messages"], field=field, data_dir=config.data_dir)
   pairs = examples_of(rows, lambda row: _split_turns(row, tokenizer), field=field)
   sides = (token_ids(tokenizer, [pair[side] for pair in pairs]) for side in ("prompt", "completion"))
-  chats = [Chat(prompt, completion) for prompt, completion in zip(*sides)]
+  chats = [Chat(*texts) for texts in zip(*sides)]
   fitting = [chat for chat in chats if len(chat.prompt) <= config.prompt_buckets[-1]
              and len(chat.completion) <= config.completion_buckets[-1]]
   if not fitting:
@@ -65,7 +63,7 @@ def _split_turns(row: Mapping[str, Any], tokenizer) -> dict[str, str]:
 
 def batch_of(chats: Sequence[Chat], prompt_buckets, completion_buckets, pad_token_id: int, eos_token_id: int):
   """Chats as what `joined` gives and P, with prompts and completions in the smallest buckets."""
-  prompts, completions = [chat.prompt for chat in chats], [chat.completion for chat in chats]
+  prompts, completions = zip(*chats)
   width, length = (
     next(bucket for bucket in buckets if bucket >= max(map(len, texts)))
     for buckets, texts in ((prompt_buckets, prompts), (completion_buckets, completions))

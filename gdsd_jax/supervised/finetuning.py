@@ -17,6 +17,7 @@ from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh
 from gdsd_jax.parallel.processes import gather_json, is_first_process
 from gdsd_jax.parallel.rows import fetch_whole, local_rows, spread
+from gdsd_jax.runs.config import require_positions
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.export import check_out, write_model
 from gdsd_jax.runs.interruption import Interruption
@@ -60,9 +61,7 @@ def _finetuning_step(state: TrainState, batch, *, denoiser, optimizer, prompt_le
 def finetune(config: FinetuningConfig, workdir: epath.Path, out: Path) -> None:
   """Runs or resumes fine-tuning in `workdir` and writes the model, or the adapter of a LoRA run, to `out`.
 
-  Raises:
-    ValueError, OSError, CheckpointError: one line with the cause.
-    Interrupted: SIGTERM came, and the step that was under way is saved.
+  Raises as `run_training`.
   """
   with Interruption() as interruption:
     training = _Finetuning(config, workdir, out)
@@ -89,11 +88,8 @@ class _Finetuning(Training):
     self.denoiser, params = load_model(config.model, config.seed, self.mesh)
     tokenizer = load_tokenizer(config.model.path, self.denoiser.config)
     longest = config.data.prompt_buckets[-1] + config.data.completion_buckets[-1]
-    if longest > self.denoiser.config.max_positions:
-      raise ValueError(
-        f"data.prompt_buckets, data.completion_buckets: {longest} tokens exceed the"
-        f" {self.denoiser.config.max_positions} positions of {config.model.path}"
-      )
+    said = f"data.prompt_buckets, data.completion_buckets: {longest} tokens"
+    require_positions(said, longest, self.denoiser.config, config.model.path)
     chats, left_out = read_chats(config.data, tokenizer)
     _log.info("fine-tuning %s on %d chats (%d are too long and left out)", config.model.path, len(chats), left_out)
     self.stream = ExampleStream(chats, config.seed)

@@ -72,10 +72,8 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...]
 @functools.partial(jax.jit, static_argnames=("denoiser", "optimizer"), donate_argnames=("state",))
 def _train_step(denoiser, optimizer, state: TrainState, tokens, maskable, attention_mask):
   key = jax.random.fold_in(state.key, state.step)
-  loss_fn = functools.partial(masked_cross_entropy, denoiser)
-  (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-    state.params, key, tokens, maskable, attention_mask
-  )
+  loss_fn = jax.value_and_grad(functools.partial(masked_cross_entropy, denoiser), has_aux=True)
+  (loss, metrics), gradient = loss_fn(state.params, key, tokens, maskable, attention_mask)
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   return state.replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss, **metrics}
@@ -87,12 +85,7 @@ def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path) -> dict[
   Besides what every task has, config.task must offer `tags` (texts that become single tokens), `solution(example)` and
   `careless_solution(example, slips, rng)`. `out` keeps what it holds until there is something better.
 
-  Returns:
-    The last evaluation on held-out problems.
-
-  Raises:
-    ValueError, OSError, CheckpointError: one line with the cause.
-    Interrupted: SIGTERM came, and the step that was under way is saved.
+  Returns the last evaluation on held-out problems. Raises as `run_training`.
   """
   with Interruption() as interruption:
     check_folder(out, {workdir: "the run's own folder (--workdir)"})
@@ -109,8 +102,7 @@ class _Pretraining(Training):
 
   def __init__(self, config: PretrainingConfig, workdir: epath.Path):
     open_workdir(workdir, config)
-    self.config, self.workdir = config, workdir
-    self._rng = np.random.default_rng(config.seed)
+    self.config, self.workdir, self._rng = config, workdir, np.random.default_rng(config.seed)
     self.task = get_task(config.task.name, **config.task.options)
     train, test = self.task.examples("train"), self.task.examples("test")
     self.held_out = [test[i] for i in range(config.eval_examples)]
@@ -134,9 +126,7 @@ class _Pretraining(Training):
     with tempfile.TemporaryDirectory() as scratch:
       trained = train_tokenizer(iter(texts), self.config.model.vocab_size, self.task.tags, Path(scratch))
       mask, end = trained.convert_tokens_to_ids([MASK, END])
-      model_config = dataclasses.replace(
-        self.config.model, mask_token_id=mask, eos_token_id=end, pad_token_id=end
-      )
+      model_config = dataclasses.replace(self.config.model, mask_token_id=mask, eos_token_id=end, pad_token_id=end)
       return model_config, load_tokenizer(scratch, model_config)
 
   def _encode(self, examples) -> None:

@@ -14,7 +14,7 @@ from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.objectives.teacher import leave_one_out_advantages
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.parallel.rows import local_rows, spread
-from gdsd_jax.runs.config import RunConfig, validate_mesh
+from gdsd_jax.runs.config import require_positions, RunConfig, validate_mesh
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.loop import open_workdir, Training
 from gdsd_jax.runs.metrics import Stopwatch
@@ -47,11 +47,8 @@ class Trainer(Training):
     self.denoiser, params = load_model(config.model, config.seed, self.mesh)
     tokenizer = load_tokenizer(config.model.path, self.denoiser.config)
     longest = config.rollouts.prompt_buckets[-1] + config.sampler.completion_length
-    if longest > self.denoiser.config.max_positions:
-      raise ValueError(
-        f"sampler.prompt_buckets, sampler.completion_length: {longest} tokens exceed the"
-        f" {self.denoiser.config.max_positions} positions of {config.model.path}"
-      )
+    said = f"sampler.prompt_buckets, sampler.completion_length: {longest} tokens"
+    require_positions(said, longest, self.denoiser.config, config.model.path)
     self.sampler = RolloutSampler(
       self.denoiser, tokenizer, self.task, config.sampler, config.rollouts.prompt_buckets, self.mesh
     )
