@@ -1,5 +1,6 @@
 """The completions of an evaluation, in a folder that a killed one resumes from, and what they add up to."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -63,8 +64,10 @@ class Records:
     """Writes summary.json with the speeds (of an earlier call, where this one had nothing to generate)."""
     file = self.out / "summary.json"
     for length, values in summary["lengths"].items():
-      speed = speeds[int(length)]
-      values["tokens_per_second"] = _speed_of(file, length) if speed is None else speed
+      values["tokens_per_second"] = speeds[int(length)]
+      if speeds[int(length)] is None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # there may be no earlier summary
+          values["tokens_per_second"] = json.loads(file.read_text())["lengths"][length]["tokens_per_second"]
     if is_first_process():
       write_whole(file, json.dumps(summary, indent=2) + "\n")
     return summary
@@ -114,11 +117,3 @@ def confidence_interval(values) -> list[float]:
     return [float(wilson.low), float(wilson.high)]
   half = statistics.NormalDist().inv_cdf(0.975) * values.std(ddof=1) / math.sqrt(n) if n > 1 else 1.0
   return [float(max(mean - half, 0.0)), float(min(mean + half, 1.0))]
-
-
-def _speed_of(summary_file: Path, length: str) -> float | None:
-  """Tokens a second that a summary tells, None where it does not."""
-  try:
-    return json.loads(summary_file.read_text())["lengths"][length]["tokens_per_second"]
-  except (OSError, ValueError, KeyError, TypeError):
-    return None

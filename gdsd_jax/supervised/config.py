@@ -80,6 +80,6 @@ def pretraining_config(config: ConfigDict) -> PretrainingConfig:
   """The fields of configs/pretrain_tiny.py, typed and checked. Raises ValueError, one line naming the field."""
   fields = config.to_dict()
   shape, optimizer = fields["model"], {"clip": 1.0, **fields["optimizer"]}
-  special = dict.fromkeys(("mask_token_id", "eos_token_id", "pad_token_id"), 0)
-  fields["model"] = {**shape, **special, "head_dim": shape["hidden_size"] // shape["num_heads"]}
+  shape["head_dim"] = shape["hidden_size"] // shape["num_heads"]
+  shape |= dict.fromkeys(("mask_token_id", "eos_token_id", "pad_token_id"), 0)
   return made(PretrainingConfig, {**fields, "optimizer": optimizer, "as_given": config.to_dict()})
