@@ -142,11 +142,6 @@ def test_a_batch_is_split_over_data_and_fsdp():
   assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 3)}
 
 
-def test_the_batch_dimension_may_come_later():
-  batch = jax.device_put(np.zeros((3, 8)), batch_sharding(make_mesh(2, 2, 2), axis=1))
-  assert {shard.data.shape for shard in batch.addressable_shards} == {(3, 2)}
-
-
 def test_replicated_values_are_whole_on_every_device():
   value = jax.device_put(np.zeros((8, 3)), replicated(make_mesh(2, 2, 2)))
   assert [shard.data.shape for shard in value.addressable_shards] == [(8, 3)] * 8

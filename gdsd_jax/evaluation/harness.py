@@ -121,10 +121,8 @@ class DenoiserLM(LM):
     return self.tokenizer.chat_template if chat_template else ""
 
   def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-    return self.tokenizer.apply_chat_template(
-      chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
-      continue_final_message=not add_generation_prompt,
-    )
+    reply = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+    return self.tokenizer.apply_chat_template(chat_history, tokenize=False, **reply)
 
   def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
     """Completions of requests with args (context, gen_kwargs). A context that does not fit is refused, not cut."""

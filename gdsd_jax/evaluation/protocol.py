@@ -147,10 +147,7 @@ class _Evaluation:
     }
 
   def run(self, length: int, sampler: SamplerConfig, records: Records) -> float | None:
-    """Adds the records of one length that are missing.
-
-    Returns tokens a second, without batches that had to be compiled first; None where there were no others.
-    """
+    """Adds the records of one length that are missing; returns tokens a second of batches that needed no compiling."""
     tokens, seconds, shown = 0, 0.0, time.monotonic()
     pending = [batch for batch in self.plan if any((length, index) not in records.rows for index in batch.indices)]
     for number, batch in enumerate(pending, start=1):

@@ -161,9 +161,7 @@ def encode_prompts(tokenizer, prompts: Sequence[str], buckets: Sequence[int], pa
   longest = max(lengths)
   if longest > buckets[-1]:
     text = json.dumps(prompts[lengths.index(longest)][:200])
-    raise ValueError(
-      f"sampler.prompt_buckets: a prompt has {longest} tokens, the largest bucket {buckets[-1]}: {text}"
-    )
+    raise ValueError(f"sampler.prompt_buckets: a prompt has {longest} tokens, the largest bucket {buckets[-1]}: {text}")
   for text, ids in zip(prompts, encoded):
     if tokenizer.mask_token_id in ids:  # the sampler would take it for a position to be filled
       raise ValueError(f"a prompt holds the mask token {tokenizer.mask_token}: {json.dumps(text[:200])}")

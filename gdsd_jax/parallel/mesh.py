@@ -25,9 +25,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
   """Mesh of axes data, fsdp and tensor over `devices` (all by default); one size may be -1, "the rest".
 
   Neighbours on the last axis are neighbours on the interconnect (`mesh_utils`): tensor talks most, data least.
-
-  Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+  Raises ValueError where the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
   sizes = [data, fsdp, tensor]
@@ -83,6 +81,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-  """Sequences split over data and fsdp; `axis` is where the array has its batch dimension."""
-  return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Sequences, the first axis of an array, split over data and fsdp."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

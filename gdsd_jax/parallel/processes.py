@@ -13,7 +13,6 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-_PR_SET_PDEATHSIG = 1  # Linux: a process whose parent is killed is killed too
 
 
 def gather_json(value: Any) -> list:
@@ -35,13 +34,8 @@ class RemoteError(RuntimeError):
 def share_work(count: int, work: Callable[[list[int]], list], own: np.ndarray | None = None) -> list:
   """A JSON value for each of `count` items, known to every process: each works on its own items alone; collective.
 
-  Args:
-    count: how many items there are.
-    work: function from a list of items to their values.
-    own: this process's items, `own_rows` if they lie on its devices; None deals them out evenly.
-
-  Raises:
-    RemoteError: `work` raised on another process; what it raised here is raised as it is.
+  `work` gives the values for a list of items. `own` are this process's items: `own_rows` if they lie on its devices;
+  None deals them out evenly. Raises RemoteError where `work` raised on another process, and what it raised here as it is.
   """
   own = list(range(jax.process_index(), count, jax.process_count())) if own is None else own.tolist()
   try:
@@ -125,4 +119,4 @@ def _in_known_cluster() -> bool:
 
 def end_with_parent() -> None:
   """From now on this process is killed when the one that started it ends, however that ends."""
-  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+  ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of Linux

@@ -24,7 +24,6 @@ from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.runs.export import check_folder
-from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import open_workdir, run_training, Training
 from gdsd_jax.runs.metrics import Progress, Stopwatch
@@ -48,15 +47,12 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...]
   import tokenizers
   from transformers import PreTrainedTokenizerFast
 
-  bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-  bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
-    tokenizers.pre_tokenizers.Digits(individual_digits=True),
-    tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
-  ])
+  bpe, cuts = tokenizers.Tokenizer(tokenizers.models.BPE()), tokenizers.pre_tokenizers
+  bpe.pre_tokenizer = cuts.Sequence([cuts.Digits(individual_digits=True), cuts.ByteLevel(add_prefix_space=False)])
   bpe.decoder = tokenizers.decoders.ByteLevel()
   trainer = tokenizers.trainers.BpeTrainer(
     vocab_size=vocab_size - len(_SPECIAL_TOKENS) - len(tags), show_progress=False,
-    initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    initial_alphabet=cuts.ByteLevel.alphabet(),
   )
   bpe.train_from_iterator(texts, trainer)
   bpe.add_tokens([tokenizers.AddedToken(tag, normalized=False) for tag in tags])
@@ -79,13 +75,12 @@ def _train_step(denoiser, optimizer, state: TrainState, tokens, maskable, attent
   return state.replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss, **metrics}
 
 
-def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path) -> dict[str, float]:
+def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path) -> None:
   """Runs or resumes the pretraining of a model in `workdir` and writes its Hugging Face folder to `out`.
 
   Besides what every task has, config.task must offer `tags` (texts that become single tokens), `solution(example)` and
   `careless_solution(example, slips, rng)`. `out` keeps what it holds until there is something better.
-
-  Returns the last evaluation on held-out problems. Raises as `run_training`.
+  Raises as `run_training`.
   """
   with Interruption() as interruption:
     check_folder(out, {workdir: "the run's own folder (--workdir)"})
@@ -93,8 +88,6 @@ def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path) -> dict[
     run_training(training, interruption)
     save_pretrained(out, training.denoiser, training.state.params)
     training.tokenizer.save_pretrained(out)
-  last = read_rows(workdir / "metrics.jsonl")[-1]
-  return {name.removeprefix("eval/"): value for name, value in last.items() if name.startswith("eval/")}
 
 
 class _Pretraining(Training):
