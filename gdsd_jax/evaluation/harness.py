@@ -132,7 +132,7 @@ class DenoiserLM(LM):
     if ignored := {name for request in requests for name in request.args[1]} - _KNOWN:
       _log.warning("generation settings without effect on a denoiser: %s", ", ".join(sorted(ignored)))
     contexts = [request.args[0] for request in requests]
-    for sampler, indices in by_sampler.items():  # all of them are planned before one is generated: it may be too long
+    for sampler, indices in by_sampler.items():  # all before anything is generated: a context may be too long
       part, widths = [contexts[i] for i in indices], self._widths(sampler)
       for batch in self._generator.plan(part, widths, self.batch_size, field="--tasks"):
         plan.append((sampler, batch.width, [indices[i] for i in batch.indices]))

@@ -14,7 +14,6 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 
-
 def gather_json(value: Any) -> list:
   """The value that each process gave, in their order; floats arrive bit for bit. A JSON value; collective."""
   if jax.process_count() == 1:
@@ -35,7 +34,7 @@ def share_work(count: int, work: Callable[[list[int]], list], own: np.ndarray | 
   """A JSON value for each of `count` items, known to every process: each works on its own items alone; collective.
 
   `work` gives the values for a list of items. `own` are this process's items: `own_rows` if they lie on its devices;
-  None deals them out evenly. Raises RemoteError where `work` raised on another process, and what it raised here as it is.
+  None deals them out evenly. What `work` raises here is raised as it is; RemoteError, where it raised elsewhere.
   """
   own = list(range(jax.process_index(), count, jax.process_count())) if own is None else own.tolist()
   try:
