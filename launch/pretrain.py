@@ -27,10 +27,11 @@ def main():
     raise ValueError("--config: must be configs/pretrain_tiny.py or configs/sft.py; launch/train.py takes the others")
   workdir = epath.Path(_WORKDIR.value or f"{out}.run")
   if config.kind == "sft":
-    from gdsd_jax.supervised.config import finetuning_config
+    from gdsd_jax.runs.config_dict import typed
+    from gdsd_jax.supervised.config import FinetuningConfig
     from gdsd_jax.supervised.finetuning import finetune
 
-    finetune(finetuning_config(config), workdir, out)
+    finetune(typed(FinetuningConfig, config), workdir, out)
   else:
     from gdsd_jax.supervised.config import pretraining_config
     from gdsd_jax.supervised.pretraining import pretrain

@@ -18,10 +18,11 @@ from gdsd_jax.huggingface.folder import resolve_path
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.models.lora import merge
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
+from gdsd_jax.runs.config_dict import typed
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.weights import load_run
 from gdsd_jax.supervised.chats import batch_of, read_chats
-from gdsd_jax.supervised.config import finetuning_config
+from gdsd_jax.supervised.config import FinetuningConfig
 from gdsd_jax.supervised.finetuning import finetune
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
 
@@ -47,7 +48,7 @@ def sft_recipe(source, **changes):
 
 
 def sft_config(source, **changes):
-  return finetuning_config(sft_recipe(source, **changes))
+  return typed(FinetuningConfig, sft_recipe(source, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +159,7 @@ def test_bad_fields_are_named_before_anything_is_written(chats_file, tmp_path, c
     with (config if not section else config[section]).ignore_type():
       (config if not section else config[section])[field] = value
   with pytest.raises((ValueError, OSError), match=message):
-    finetune(finetuning_config(config), tmp_path / "run", tmp_path / "out")
+    finetune(typed(FinetuningConfig, config), tmp_path / "run", tmp_path / "out")
   assert not (tmp_path / "out").exists() and not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -8,8 +8,8 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
+from gdsd_jax.models.config import LoraConfig
 from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.parallel.mesh import AXIS_RULES, batch_sharding, make_mesh, MESH_AXES, param_shardings, replicated
 from gdsd_jax.parallel.processes import may_be_one_of_several
 from gdsd_jax.parallel.rows import owners
@@ -140,11 +140,6 @@ def test_rows_that_one_process_holds_are_its_own():
 def test_a_batch_is_split_over_data_and_fsdp():
   batch = jax.device_put(np.zeros((8, 3)), batch_sharding(make_mesh(2, 2, 2)))
   assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 3)}
-
-
-def test_the_batch_dimension_may_come_later():
-  batch = jax.device_put(np.zeros((3, 8)), batch_sharding(make_mesh(2, 2, 2), axis=1))
-  assert {shard.data.shape for shard in batch.addressable_shards} == {(3, 2)}
 
 
 def test_replicated_values_are_whole_on_every_device():

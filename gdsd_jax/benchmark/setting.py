@@ -8,9 +8,8 @@ from typing import Any
 from gdsd_jax.diffusion.blockwise import commit_plan
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.huggingface.published import architecture, HUB_NAMES
-from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.models.config import DenoiserConfig, LoraConfig
 from gdsd_jax.models.denoiser import DTYPES, REMAT
-from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.objective import Objective
 
 MEASUREMENTS = ("sampling", "training", "memory")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import dataclasses
 import inspect
 import logging
+import math
 import sys
 from typing import Any
 
@@ -19,8 +20,8 @@ from gdsd_jax.diffusion.config import KINDS, SamplerConfig
 from gdsd_jax.evaluation.protocol import Evaluated
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
-from gdsd_jax.parallel.mesh import make_mesh
-from gdsd_jax.runs.config import ModelConfig
+from gdsd_jax.parallel.mesh import batch_shards, make_mesh
+from gdsd_jax.runs.config import ModelConfig, require_at_least, require_one_of
 
 try:
   from lm_eval.api.model import LM
@@ -36,51 +37,36 @@ _log = logging.getLogger(__name__)
 _WIDTHS = tuple(2**power for power in range(5, 20))  # that prompts are padded to, as far as the model reaches
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # one setting under four names
 _KNOWN = {*_LIMITS, "until", "do_sample", "temperature", "top_p", "top_k"}
-_NO_LIKELIHOOD = (
-  "a masked diffusion model has no tractable likelihood, and bounds on it are not comparable with other models';"
-  " choose tasks with output_type: generate_until"
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationDefaults:
-  """How completions are sampled where a task does not say.
+  """How completions are sampled where a task does not say."""
 
-  Attributes:
-    max_gen_toks: longest completion.
-    steps_per_token: denoising steps for each token.
-    block_length: tokens of a block, for the llada sampler.
-    kind: which sampler, "llada" or "dream".
-  """
-
-  max_gen_toks: int
-  steps_per_token: float
-  block_length: int
-  kind: str
+  max_gen_toks: int  # longest completion
+  steps_per_token: float  # denoising steps for each token
+  block_length: int  # tokens of a block, for the llada sampler
+  kind: str  # which sampler, "llada" or "dream"
 
   def __post_init__(self):
-    for name in ("max_gen_toks", "block_length"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")
+    require_at_least(self, "", max_gen_toks=1, block_length=1)
     if not 0 < self.steps_per_token <= 1:
       raise ValueError(f"steps_per_token: must lie in (0, 1], not {self.steps_per_token}")
-    if self.kind not in KINDS:
-      raise ValueError(f"kind: {self.kind!r} is not one of {', '.join(KINDS)}")
+    require_one_of("kind", self.kind, KINDS)
 
   def sampler(self, gen_kwargs: Mapping[str, Any]) -> SamplerConfig:
     """The sampler of a request. Without do_sample and a temperature it is greedy. Raises ValueError."""
     limit = int(next((gen_kwargs[name] for name in _LIMITS if gen_kwargs.get(name)), self.max_gen_toks))
     block = min(self.block_length, limit) if self.kind == "llada" else limit
     blocks = limit // block  # the limit is a limit: never rounded up
-    temperature = gen_kwargs.get("temperature")
-    temperature = float(temperature) if temperature is not None else 1.0 if gen_kwargs.get("do_sample") else 0.0
-    if gen_kwargs.get("do_sample") is False:
-      temperature = 0.0
+    temperature, do_sample = gen_kwargs.get("temperature"), gen_kwargs.get("do_sample")
+    if do_sample is False or temperature is None:
+      temperature = 1.0 if do_sample else 0.0
     # To a greedy request top_p and top_k mean nothing, yet Dream's confidence would depend on them.
-    top_p, top_k = (gen_kwargs.get("top_p"), gen_kwargs.get("top_k")) if temperature else (None, None)
+    top_p, top_k = (gen_kwargs.get("top_p"), gen_kwargs.get("top_k")) if float(temperature) else (None, None)
     return SamplerConfig(
       kind=self.kind, completion_length=blocks * block, steps=blocks * max(round(block * self.steps_per_token), 1),
-      temperature=temperature, block_length=block, top_p=None if top_p == 1 else top_p, top_k=top_k or None,
+      temperature=float(temperature), block_length=block, top_p=None if top_p == 1 else top_p, top_k=top_k or None,
     )
 
 
@@ -103,8 +89,7 @@ class DenoiserLM(LM):
       batch_size: prompts at a time, raised to a multiple of the devices that they are split over.
       max_gen_toks, steps_per_token, block_length: see `GenerationDefaults`.
       kind: which sampler; by default that of the model's family.
-      data, fsdp, tensor: the mesh.
-      seed: random seed of sampled completions.
+      data, fsdp, tensor, seed: the mesh, and the random seed of sampled completions.
       device, max_batch_size: not used; JAX chooses the device, and batches have one size.
     """
     super().__init__()
@@ -123,8 +108,7 @@ class DenoiserLM(LM):
     evaluated = Evaluated(epath.Path(workdir) if workdir else None, str(step), pretrained)
     denoiser, self._params, path = evaluated.load(ModelConfig(dtype=dtype), mesh)
     self.tokenizer, self._path = load_tokenizer(path, denoiser.config), str(path)
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    self.batch_size = -(-int(batch_size) // shards) * shards
+    self.batch_size = math.ceil(int(batch_size) / batch_shards(mesh)) * batch_shards(mesh)
     self._generator = Generator(denoiser, self.tokenizer, mesh)
     self._defaults = defaults if kind else dataclasses.replace(defaults, kind=denoiser.config.family)
     self._key, self._batches = jax.random.key(seed), 0
@@ -137,55 +121,47 @@ class DenoiserLM(LM):
     return self.tokenizer.chat_template if chat_template else ""
 
   def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-    return self.tokenizer.apply_chat_template(
-      chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
-      continue_final_message=not add_generation_prompt,
-    )
+    reply = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+    return self.tokenizer.apply_chat_template(chat_history, tokenize=False, **reply)
 
   def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
     """Completions of requests with args (context, gen_kwargs). A context that does not fit is refused, not cut."""
-    by_sampler = {}
+    by_sampler, plan, texts = {}, [], [""] * len(requests)
     for index, request in enumerate(requests):
-      _, gen_kwargs = request.args
-      by_sampler.setdefault(self._defaults.sampler(gen_kwargs), []).append(index)
-    ignored = {name for request in requests for name in request.args[1]} - _KNOWN
-    if ignored:
+      by_sampler.setdefault(self._defaults.sampler(request.args[1]), []).append(index)
+    if ignored := {name for request in requests for name in request.args[1]} - _KNOWN:
       _log.warning("generation settings without effect on a denoiser: %s", ", ".join(sorted(ignored)))
     contexts = [request.args[0] for request in requests]
-    plans = {  # all of them before anything is generated: a context may be too long
-      sampler: self._generator.plan(
-        [contexts[i] for i in indices], self._widths(sampler), self.batch_size, field="--tasks"
+    for sampler, indices in by_sampler.items():  # all before anything is generated: a context may be too long
+      part, widths = [contexts[i] for i in indices], self._widths(sampler)
+      for batch in self._generator.plan(part, widths, self.batch_size, field="--tasks"):
+        plan.append((sampler, batch.width, [indices[i] for i in batch.indices]))
+    for sampler, width, indices in plan:
+      self._batches += 1
+      key = jax.random.fold_in(self._key, self._batches)
+      completions, _ = self._generator.generate(
+        self._params, [contexts[i] for i in indices], width, sampler, key, self.batch_size
       )
-      for sampler, indices in by_sampler.items()
-    }
-    texts = [""] * len(requests)
-    for sampler, plan in plans.items():
-      for batch in plan:
-        indices = [by_sampler[sampler][i] for i in batch.indices]
-        self._batches += 1
-        key = jax.random.fold_in(self._key, self._batches)
-        completions, _ = self._generator.generate(
-          self._params, [contexts[i] for i in indices], batch.width, sampler, key, self.batch_size
-        )
-        for index, completion in zip(indices, completions):
-          texts[index] = cut_at(completion, requests[index].args[1].get("until"))
-          self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
+      for index, completion in zip(indices, completions):
+        texts[index] = cut_at(completion, requests[index].args[1].get("until"))
+        self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
     return texts
 
   def _widths(self, sampler: SamplerConfig) -> list[int]:
-    room = self._generator.denoiser.config.max_positions - sampler.completion_length
-    if room < 1:
+    length, positions = sampler.completion_length, self._generator.denoiser.config.max_positions
+    if (room := positions - length) < 1:
       raise ValueError(
-        f"max_gen_toks: {sampler.completion_length} tokens leave no room for a prompt in the"
-        f" {self._generator.denoiser.config.max_positions} positions of {self._path}"
+        f"max_gen_toks: {length} tokens leave no room for a prompt in the {positions} positions of {self._path}"
       )
     return [*(width for width in _WIDTHS if width < room), room]
 
   def loglikelihood(self, requests):
-    raise NotImplementedError(_NO_LIKELIHOOD)
+    raise NotImplementedError(
+      "a masked diffusion model has no tractable likelihood, and bounds on it are not comparable with other models';"
+      " choose tasks with output_type: generate_until"
+    )
 
-  def loglikelihood_rolling(self, requests):
-    raise NotImplementedError(_NO_LIKELIHOOD)
+  loglikelihood_rolling = loglikelihood
 
 
 def cut_at(text: str, until: str | list[str] | None) -> str:

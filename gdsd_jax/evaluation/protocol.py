@@ -9,7 +9,6 @@ import logging
 import math
 from pathlib import Path
 import time
-from typing import Any
 import zlib
 
 import jax
@@ -17,16 +16,16 @@ import numpy as np
 
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.evaluation.records import Records, summarize
-from gdsd_jax.generation.generator import Batch, Generator
+from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.adapters import load_adapter
 from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer
 from gdsd_jax.huggingface.weights import load_pretrained
-from gdsd_jax.parallel.mesh import make_mesh, replicated
+from gdsd_jax.parallel.mesh import batch_shards, make_mesh, replicated
 from gdsd_jax.parallel.processes import gather_json, share_work
-from gdsd_jax.runs.config import evaluation_samplers, ModelConfig, RunConfig
+from gdsd_jax.runs.config import evaluation_samplers, ModelConfig, require_positions, RunConfig
 from gdsd_jax.runs.metrics import format_seconds
 from gdsd_jax.runs.weights import find_step, load_run, read_model_config
-from gdsd_jax.tasks import get_task, Task
+from gdsd_jax.tasks import get_task
 
 _log = logging.getLogger(__name__)
 
@@ -35,17 +34,11 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-  """Which model is evaluated: a run's checkpoint, else `model`, else that of the config.
+  """Which model is evaluated: a run's checkpoint, else `model`, else that of the config."""
 
-  Attributes:
-    workdir: folder of the run; None where no run is evaluated.
-    step: checkpoint of the run (latest, best, or a number).
-    model: folder or hub name; a PEFT adapter's folder stands for its base model with the adapter.
-  """
-
-  workdir: Path | None = None
-  step: str = "latest"
-  model: str | None = None
+  workdir: Path | None = None  # folder of the run; None where no run is evaluated
+  step: str = "latest"  # checkpoint of the run: latest, best, or a number
+  model: str | None = None  # folder or hub name; a PEFT adapter's folder stands for its base model with the adapter
 
   def resolved(self) -> "Evaluated":
     """The same with the number of its checkpoint: a run that goes on may soon have a later one."""
@@ -60,8 +53,12 @@ class Evaluated:
       path = read_model_config(self.workdir).path
       return *load_run(self.workdir, self.step, mesh), path
     path, adapter = self.model or default.path, None if self.model else default.lora_path
-    if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
-      adapter, path = path, _base_model(Path(path) / "adapter_config.json")
+    file = Path(path) / "adapter_config.json"
+    if file.is_file() and not (Path(path) / "config.json").is_file():
+      try:
+        adapter, path = path, json.loads(file.read_text())["base_model_name_or_path"]
+      except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--model: {file} names no base model: {error!r}") from None
     denoiser, params = load_pretrained(path, default.dtype, mesh)
     if adapter is not None:
       denoiser, params = load_adapter(adapter, denoiser, params)
@@ -75,11 +72,10 @@ class Evaluated:
 
 
 def evaluate_model(config: RunConfig, evaluated: Evaluated, out: Path, num_examples: int | None = None) -> dict:
-  """Evaluates a model on `config.task`'s test split, by the `eval` section of the config.
+  """Evaluates a model on the test split of `config.task`, by the `eval` section of the config, over its mesh.
 
   Args:
-    config: says the task, the evaluation and the mesh.
-    evaluated: says the model.
+    config, evaluated: the evaluation, and whose it is.
     out: folder for settings.json, generations.jsonl (a line for every length and example) and summary.json. What it
       holds already of the same evaluation is kept; the rest is generated.
     num_examples: the first of the test split; None for all.
@@ -90,69 +86,68 @@ def evaluate_model(config: RunConfig, evaluated: Evaluated, out: Path, num_examp
   Raises:
     ValueError, OSError: one line with the cause. Nothing was written unless it came up while generating.
   """
-  samplers, evaluated = evaluation_samplers(config), evaluated.resolved()
-  mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-  task, examples = _open_task(config, num_examples)
-  denoiser, params, path = evaluated.load(config.model, mesh)
-  if config.sampler.kind != denoiser.config.family:
-    _log.warning(
-      "sampler.kind is %s, yet %s is of the family %s, whose accuracy is published with --config.sampler.kind=%s",
-      config.sampler.kind, path, denoiser.config.family, denoiser.config.family,
-    )
-  tokenizer = load_tokenizer(path, denoiser.config)
-  prompts = _prompts(tokenizer, task, examples, config.eval.prefill)
-  generator, batch_size = Generator(denoiser, tokenizer, mesh), _batch_size(config, len(examples), mesh)
-  plan = generator.plan(prompts, config.eval.prompt_buckets, batch_size, field="eval.prompt_buckets")
-  longest = plan[-1].width + max(samplers)
-  if longest > denoiser.config.max_positions:
-    raise ValueError(
-      f"eval.lengths: {max(samplers)} tokens after prompts of up to {plan[-1].width} (eval.prompt_buckets) exceed the"
-      f" {denoiser.config.max_positions} positions of {path}"
-    )
-  settings = {
-    "model": {**evaluated.describe(config.model), "weights": fingerprint(params)},
-    "task": {"name": config.task.name, **config.task.options},
-    "examples": f"{zlib.crc32(json.dumps([prompts, examples], default=str).encode()):08x}",
-    "num_examples": len(examples),
-    "batch_size": batch_size,
-    "prompt_buckets": list(config.eval.prompt_buckets),
-    "prefill": config.eval.prefill,
-    "samplers": {str(length): dataclasses.asdict(sampler) for length, sampler in samplers.items()},
-  }
-  evaluation = _Evaluation(
-    task, examples, prompts, config.eval.prefill, generator, params, plan, batch_size, jax.random.key(config.seed)
-  )
+  evaluation = _Evaluation(config, evaluated.resolved(), num_examples)
+  samplers, settings, count = evaluation.samplers, evaluation.settings, len(evaluation.examples)
   records, speeds = Records(out, settings), {}
   _log.info(
-    "%s: %d problems × lengths %s with %s, %d of %d completions are there, in %s", task.name, len(examples),
-    ", ".join(map(str, samplers)), settings["model"]["source"], len(records.rows), len(examples) * len(samplers), out,
+    "%s: %d problems × lengths %s with %s, %d of %d completions are there, in %s", evaluation.task.name, count,
+    ", ".join(map(str, samplers)), settings["model"]["source"], len(records.rows), count * len(samplers), out,
   )
   for length, sampler in samplers.items():
     speeds[length] = evaluation.run(length, sampler, records)
-    accuracy = np.mean([row["accuracy"] for row in records.of_length(length)])
+    accuracy = np.mean([row["accuracy"] for (of, _), row in records.rows.items() if of == length])
     _log.info("length %d: accuracy %.4f", length, accuracy)
   return records.write_summary(summarize(records.rows, settings), speeds)
 
 
-@dataclasses.dataclass(frozen=True)
 class _Evaluation:
-  """The parts of an evaluation, and its loop over batches."""
+  """An evaluation's model, problems and batches, built and checked once, and its loop over them."""
 
-  task: Task
-  examples: list
-  prompts: list[str]
-  prefill: str
-  generator: Generator
-  params: Any
-  plan: list[Batch]
-  batch_size: int
-  key: jax.Array
+  def __init__(self, config: RunConfig, evaluated: Evaluated, num_examples: int | None):
+    self.samplers, self.prefill = evaluation_samplers(config), config.eval.prefill
+    self.key = jax.random.key(config.seed)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    if num_examples is not None and num_examples < 1:
+      raise ValueError(f"--num_examples: must be at least 1, not {num_examples}")
+    self.task = get_task(config.task.name, **config.task.options)
+    test = self.task.examples("test")
+    if not len(test):
+      raise ValueError(f"task.name: {config.task.name} has an empty test split")
+    self.examples = [test[i] for i in range(min(num_examples or len(test), len(test)))]
+    denoiser, self.params, path = evaluated.load(config.model, mesh)
+    family = denoiser.config.family
+    if config.sampler.kind != family:
+      _log.warning(
+        "sampler.kind is %s, yet %s is of the family %s, whose accuracy is published with --config.sampler.kind=%s",
+        config.sampler.kind, path, family, family,
+      )
+    tokenizer = load_tokenizer(path, denoiser.config)
+    try:
+      self.prompts = [chat_prompt(tokenizer, self.task.messages(example)) + self.prefill for example in self.examples]
+    except ValueError as error:  # a problem whose text forges the chat format
+      raise ValueError(f"task.test_source: {error}") from None
+    self.generator = Generator(denoiser, tokenizer, mesh)
+    shards, self.batch_size, buckets = batch_shards(mesh), config.eval.batch_size, config.eval.prompt_buckets
+    if self.batch_size % shards:
+      raise ValueError(
+        f"eval.batch_size: {self.batch_size} cannot be split over mesh.data × mesh.fsdp = {shards} devices"
+      )
+    self.batch_size = min(self.batch_size, math.ceil(len(self.examples) / shards) * shards)
+    self.plan = self.generator.plan(self.prompts, buckets, self.batch_size, field="eval.prompt_buckets")
+    width, longest = self.plan[-1].width, max(self.samplers)
+    said = f"eval.lengths: {longest} tokens after prompts of up to {width} (eval.prompt_buckets)"
+    require_positions(said, width + longest, denoiser.config, path)
+    problems = json.dumps([self.prompts, self.examples], default=str)
+    self.settings = {
+      "model": {**evaluated.describe(config.model), "weights": fingerprint(self.params)},
+      "task": {"name": config.task.name, **config.task.options},
+      "examples": f"{zlib.crc32(problems.encode()):08x}", "num_examples": len(self.examples),
+      "batch_size": self.batch_size, "prompt_buckets": list(buckets), "prefill": self.prefill,
+      "samplers": {str(length): dataclasses.asdict(sampler) for length, sampler in self.samplers.items()},
+    }
 
   def run(self, length: int, sampler: SamplerConfig, records: Records) -> float | None:
-    """Adds the records of one length that are missing.
-
-    Returns tokens a second, without batches that had to be compiled first; None where there were no others.
-    """
+    """Adds the records of one length that are missing; returns tokens a second of batches that needed no compiling."""
     tokens, seconds, shown = 0, 0.0, time.monotonic()
     pending = [batch for batch in self.plan if any((length, index) not in records.rows for index in batch.indices)]
     for number, batch in enumerate(pending, start=1):
@@ -188,46 +183,13 @@ class _Evaluation:
     ]
 
 
-def _open_task(config: RunConfig, num_examples):
-  if num_examples is not None and num_examples < 1:
-    raise ValueError(f"--num_examples: must be at least 1, not {num_examples}")
-  task = get_task(config.task.name, **config.task.options)
-  test = task.examples("test")
-  if not len(test):
-    raise ValueError(f"task.name: {config.task.name} has an empty test split")
-  return task, [test[i] for i in range(min(num_examples or len(test), len(test)))]
-
-
-def _prompts(tokenizer, task, examples, prefill) -> list[str]:
-  try:
-    return [chat_prompt(tokenizer, task.messages(example)) + prefill for example in examples]
-  except ValueError as error:  # a problem whose text forges the chat format
-    raise ValueError(f"task.test_source: {error}") from None
-
-
-def _batch_size(config: RunConfig, num_examples: int, mesh) -> int:
-  """eval.batch_size, or less when there are fewer examples; a multiple of what it is split over."""
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
-  if config.eval.batch_size % shards:
-    raise ValueError(
-      f"eval.batch_size: {config.eval.batch_size} cannot be split over mesh.data × mesh.fsdp = {shards} devices"
-    )
-  return min(config.eval.batch_size, math.ceil(num_examples / shards) * shards)
-
-
-def _base_model(file: Path) -> str:
-  try:
-    return json.loads(file.read_text())["base_model_name_or_path"]
-  except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f"--model: {file} names no base model: {error!r}") from None
-
-
 def fingerprint(params) -> str:
   """A short word that differs between trained weights, made of the first values of every leaf, wherever they lie."""
-  first = []
+  checksum = 0
   for leaf in jax.tree.leaves(params):
     everywhere = leaf.sharding
     if isinstance(everywhere, jax.sharding.NamedSharding):
       everywhere = replicated(everywhere.mesh)
-    first.append(np.asarray(jax.jit(lambda leaf: leaf[(0,) * (leaf.ndim - 1)][:64], out_shardings=everywhere)(leaf)))
-  return f"{zlib.crc32(b''.join(values.tobytes() for values in first)):08x}"
+    first = jax.jit(lambda leaf: leaf[(0,) * (leaf.ndim - 1)][:64], out_shardings=everywhere)(leaf)
+    checksum = zlib.crc32(np.asarray(first).tobytes(), checksum)
+  return f"{checksum:08x}"

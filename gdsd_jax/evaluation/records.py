@@ -1,5 +1,6 @@
 """The completions of an evaluation, in a folder that a killed one resumes from, and what they add up to."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -12,20 +13,16 @@ from gdsd_jax.runs.config_dict import flatten
 from gdsd_jax.runs.files import JsonLines, write_whole
 
 _FIELDS = ("length", "index", "prompt", "completion", "tokens", "rewards", "accuracy")
-_CONFIDENCE = 0.95
 
 
 class Records:
   """The completions of an evaluation, one line each in generations.jsonl, and the settings that they belong to.
 
-  Of several processes all know the rows, and the first alone reads and writes the files.
-
-  Attributes:
-    rows: (length, index) -> record.
+  All processes know the `rows`, (length, index) -> record; the first alone reads and writes the files.
   """
 
   def __init__(self, out: Path, settings: dict):
-    self.out, self.path, self.rows = out, out / "generations.jsonl", {}
+    self.out, self.path = out, out / "generations.jsonl"
     [rows] = share_work(1, lambda _: [self._open(settings)])
     self.rows = {(row["length"], row["index"]): row for row in rows}
 
@@ -35,30 +32,24 @@ class Records:
       self.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
       raise OSError(f"--out: cannot make {self.out}: {error}") from error
-    self._settle(settings)
+    file, now = self.out / "settings.json", flatten(settings)
+    if not file.is_file() and self.path.is_file():
+      raise ValueError(f"--out: {self.path} lacks its settings.json; choose another --out")
+    try:
+      saved = flatten(json.loads(file.read_text())) if file.is_file() else now
+    except (ValueError, AttributeError) as error:
+      raise ValueError(f"--out: {file} does not hold settings: {error}") from None
+    different = [name for name in sorted(saved.keys() | now.keys()) if saved.get(name) != now.get(name)]
+    if set(different) - {"model.source"}:  # the same weights may be called by another path
+      shown = "; ".join(f"{name}: {saved.get(name)!r} → {now.get(name)!r}" for name in different)
+      raise ValueError(f"--out: {self.out} holds an evaluation with other settings ({shown}); choose another --out")
+    if not file.is_file():
+      write_whole(file, json.dumps(settings, indent=2) + "\n")
     try:
       self._file = JsonLines(self.path, parse=_completion)
     except ValueError as error:
       raise ValueError(f"--out: {error}") from None
     return self._file.rows
-
-  def _settle(self, settings: dict) -> None:
-    file = self.out / "settings.json"
-    if not file.is_file():
-      if self.path.is_file():
-        raise ValueError(f"--out: {self.path} lacks its settings.json; choose another --out")
-      write_whole(file, json.dumps(settings, indent=2) + "\n")
-      return
-    try:
-      saved = flatten(json.loads(file.read_text()))
-    except (ValueError, AttributeError) as error:
-      raise ValueError(f"--out: {file} does not hold settings: {error}") from None
-    now = flatten(settings)
-    different = [name for name in sorted(saved.keys() | now.keys()) if saved.get(name) != now.get(name)]
-    # The same weights may be called by another path.
-    if set(different) - {"model.source"}:
-      shown = "; ".join(f"{name}: {saved.get(name)!r} → {now.get(name)!r}" for name in different)
-      raise ValueError(f"--out: {self.out} holds an evaluation with other settings ({shown}); choose another --out")
 
   def append(self, rows: list[dict]) -> None:
     """Adds records; returns once they are on the disk. Raises OSError when they cannot be."""
@@ -69,15 +60,14 @@ class Records:
       raise OSError(f"--out: cannot write {self.path} (is the disk full?): {error}") from error
     self.rows |= {(row["length"], row["index"]): row for row in rows}
 
-  def of_length(self, length: int) -> list[dict]:
-    return [row for (of, _), row in self.rows.items() if of == length]
-
   def write_summary(self, summary: dict, speeds: dict[int, float | None]) -> dict:
     """Writes summary.json with the speeds (of an earlier call, where this one had nothing to generate)."""
     file = self.out / "summary.json"
     for length, values in summary["lengths"].items():
-      speed = speeds[int(length)]
-      values["tokens_per_second"] = _speed_of(file, length) if speed is None else speed
+      values["tokens_per_second"] = speeds[int(length)]
+      if speeds[int(length)] is None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # there may be no earlier summary
+          values["tokens_per_second"] = json.loads(file.read_text())["lengths"][length]["tokens_per_second"]
     if is_first_process():
       write_whole(file, json.dumps(summary, indent=2) + "\n")
     return summary
@@ -93,27 +83,21 @@ def _completion(line: bytes) -> dict:
 
 
 def summarize(rows: dict[tuple[int, int], dict], settings: dict) -> dict:
-  """What an evaluation found.
-
-  Args:
-    rows: those of `Records`.
-    settings: the evaluation's settings.
+  """What an evaluation found, from its `Records.rows` and settings.
 
   Returns:
     `accuracy`, `interval` and `n` of `best_length`, the length with the highest accuracy (the shortest of equal ones;
     the interval does not account for that choice), `lengths` with the numbers of each, and `task` and `model`.
   """
-  lengths = {}
+  lengths, mean = {}, lambda values: float(np.mean(values))
   for length in sorted({length for length, _ in rows}):
     part = [rows[key] for key in sorted(rows) if key[0] == length]
     accuracies = [row["accuracy"] for row in part]
     lengths[str(length)] = {
-      "accuracy": float(np.mean(accuracies)),
-      "interval": confidence_interval(accuracies),
-      "n": len(part),
-      "reward": float(np.mean([sum(row["rewards"].values()) for row in part])),
-      "rewards": {name: float(np.mean([row["rewards"][name] for row in part])) for name in part[0]["rewards"]},
-      "tokens": float(np.mean([row["tokens"] for row in part])),
+      "accuracy": mean(accuracies), "interval": confidence_interval(accuracies), "n": len(part),
+      "reward": mean([sum(row["rewards"].values()) for row in part]),
+      "rewards": {name: mean([row["rewards"][name] for row in part]) for name in part[0]["rewards"]},
+      "tokens": mean([row["tokens"] for row in part]),
     }
   best = max(lengths, key=lambda length: lengths[length]["accuracy"])
   return {
@@ -129,16 +113,7 @@ def confidence_interval(values) -> list[float]:
   values = np.asarray(values, np.float64)
   n, mean = len(values), values.mean()
   if np.isin(values, (0, 1)).all():
-    wilson = stats.binomtest(int(values.sum()), n).proportion_ci(_CONFIDENCE, method="wilson")
+    wilson = stats.binomtest(int(values.sum()), n).proportion_ci(0.95, method="wilson")
     return [float(wilson.low), float(wilson.high)]
-  z = statistics.NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
-  half = z * values.std(ddof=1) / math.sqrt(n) if n > 1 else 1.0
+  half = statistics.NormalDist().inv_cdf(0.975) * values.std(ddof=1) / math.sqrt(n) if n > 1 else 1.0
   return [float(max(mean - half, 0.0)), float(min(mean + half, 1.0))]
-
-
-def _speed_of(summary_file: Path, length: str) -> float | None:
-  """Tokens a second that a summary tells, None where it does not: all else in it can be told again."""
-  try:
-    return json.loads(summary_file.read_text())["lengths"][length]["tokens_per_second"]
-  except (OSError, ValueError, KeyError, TypeError):
-    return None

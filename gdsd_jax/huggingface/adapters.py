@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 import re
 
@@ -12,10 +11,10 @@ import numpy as np
 from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
 
-from gdsd_jax.huggingface.folder import read_json_object
-from gdsd_jax.huggingface.weights import weight_names
+from gdsd_jax.huggingface.folder import read_json_object, written_whole
+from gdsd_jax.huggingface.layouts import FAMILIES
+from gdsd_jax.models.config import LoraConfig, TARGETS
 from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.models.lora import LoraConfig, TARGETS
 from gdsd_jax.parallel.mesh import param_shardings
 from gdsd_jax.parallel.rows import lay_out
 
@@ -24,7 +23,7 @@ _PREFIX = "base_model.model."  # PEFT wraps the model twice
 # What PEFT can express and this adapter does not compute: refused, not miscomputed.
 _OFF = {"use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
         "fan_in_fan_out": False, "lora_bias": False}
-# Likewise, but newer than some releases of PEFT, so that exported files do not name them.
+# Exported files do not name these: they are newer than some releases of PEFT.
 _OFF_WHERE_KNOWN = {"alora_invocation_tokens": None, "use_qalora": False, "layer_replication": None,
                     "use_bdlora": None, "arrow_config": None, "kasa_config": None, "monteclora_config": None}
 # Ways to begin that leave the base weights alone. By the others (pissa, olora, loftq, ...) PEFT changes them, too.
@@ -34,22 +33,17 @@ _INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 def save_adapter(path, denoiser: Denoiser, params, base_model: str) -> None:
   """Writes the adapter of `params`, for `peft.PeftModel.from_pretrained` on the published model.
 
-  Args:
-    path: folder, made if it is missing.
-    denoiser, params: with an adapter (`lora.add_adapter`).
-    base_model: name or path of the base model, which PEFT looks up by itself when given none.
+  The folder is made if it is missing; `base_model` is the base model's name or path.
 
   Raises:
     OSError: one line naming the folder, when it cannot be written.
   """
-  path, lora = Path(path), denoiser.lora
-  tensors = {}
+  lora, tensors = denoiser.lora, {}
   for leaf, factors in params["lora"].items():
     for layer in range(denoiser.config.num_layers):
-      module = _module_name(denoiser, leaf).format(layer=layer)
       a, b = np.asarray(factors["a"][layer]), np.asarray(factors["b"][layer])
-      tensors[f"{_PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(a.reshape(-1, lora.rank).T)
-      tensors[f"{_PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(b.reshape(lora.rank, -1).T)
+      tensors[_tensor_name(denoiser, leaf, layer, "A")] = np.ascontiguousarray(a.reshape(-1, lora.rank).T)
+      tensors[_tensor_name(denoiser, leaf, layer, "B")] = np.ascontiguousarray(b.reshape(lora.rank, -1).T)
   # A pattern, because LLaDA's LM head has the same last name as its down projection.
   modules = "|".join(re.escape(_module_name(denoiser, leaf)).replace(r"\{layer\}", r"\d+") for leaf in params["lora"])
   fields = {
@@ -57,22 +51,13 @@ def save_adapter(path, denoiser: Denoiser, params, base_model: str) -> None:
     "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": f"({modules})",
     "bias": "none", "init_lora_weights": True, **_OFF,
   }
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path / f".{_WEIGHTS}.incomplete", metadata={"format": "pt"})
-    (path / f".{_CONFIG}.incomplete").write_text(json.dumps(fields, indent=2) + "\n")
-    for name in (_WEIGHTS, _CONFIG):
-      os.replace(path / f".{name}.incomplete", path / name)
-  except (OSError, SafetensorError) as error:
-    raise OSError(f"cannot save the adapter to {path}: {error}") from error
+  with written_whole(Path(path), "the adapter") as temporary:
+    save_file(tensors, temporary(_WEIGHTS), metadata={"format": "pt"})
+    temporary(_CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
 
 
 def load_adapter(path, denoiser: Denoiser, params):
-  """Adds the adapter of a PEFT folder to a base model.
-
-  Args:
-    path: folder with adapter_config.json and adapter_model.safetensors.
-    denoiser, params: the base model, over whose mesh the adapter is laid.
+  """Adds the adapter of a PEFT folder to a base model, over whose mesh it is laid.
 
   Returns:
     (denoiser, params) as `lora.add_adapter` gives them, with the folder's weights.
@@ -80,38 +65,35 @@ def load_adapter(path, denoiser: Denoiser, params):
   Raises:
     FileNotFoundError, ValueError: one line naming the file, when it is missing or does not fit the base model.
   """
-  path = Path(path)
-  config, tensors = _read_config(path / _CONFIG), _read_tensors(path / _WEIGHTS)
+  config, file = _read_config(Path(path) / _CONFIG), Path(path) / _WEIGHTS
+  tensors = _read_tensors(file)
   found = [target for target, leaf in TARGETS.items() if _tensor_name(denoiser, leaf, 0, "A") in tensors]
   if not found:
-    raise ValueError(f"model.lora.path: {path / _WEIGHTS} adapts none of this model's projections")
-  lora = LoraConfig(config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0), tuple(found))
+    raise ValueError(f"model.lora.path: {file} adapts none of this model's projections")
+  lora = LoraConfig(config["r"], config["lora_alpha"], config["lora_dropout"], tuple(found))
   adapted = dataclasses.replace(denoiser, lora=lora)
   shardings = param_shardings(adapted.mesh, adapted)["lora"]
   adapter, used = {}, set()
-  for name, spec in traverse_util.flatten_dict(adapted.abstract_params()["lora"]).items():
-    leaf, factor = name
+  for (leaf, factor), spec in traverse_util.flatten_dict(adapted.abstract_params()["lora"]).items():
     layers = [_tensor_name(denoiser, leaf, layer, factor.upper()) for layer in range(denoiser.config.num_layers)]
     shape = (lora.rank, -1) if factor == "b" else (-1, lora.rank)
     expected = np.empty(spec.shape[1:]).reshape(shape).shape[::-1]
     for tensor in layers:
       if tensor not in tensors:
-        raise ValueError(f"model.lora.path: {path / _WEIGHTS} lacks {tensor}; every layer must be adapted alike")
-      if tensors[tensor].shape != expected:
-        raise ValueError(
-          f"model.lora.path: {tensor} in {path / _WEIGHTS} has shape {tensors[tensor].shape}, not {expected}"
-        )
+        raise ValueError(f"model.lora.path: {file} lacks {tensor}; every layer must be adapted alike")
+      if (actual := tensors[tensor].shape) != expected:
+        raise ValueError(f"model.lora.path: {tensor} in {file} has shape {actual}, not {expected}")
     stacked = np.stack([tensors[tensor].T.astype(np.float32) for tensor in layers]).reshape(spec.shape)
-    adapter[name] = lay_out(spec.shape, shardings[leaf][factor], stacked.__getitem__)
+    adapter[leaf, factor] = lay_out(spec.shape, shardings[leaf][factor], stacked.__getitem__)
     used.update(layers)
   if unknown := sorted(tensors.keys() - used):
-    raise ValueError(f"model.lora.path: {path / _WEIGHTS} holds {unknown[0]}, which this model has no place for")
+    raise ValueError(f"model.lora.path: {file} holds {unknown[0]}, which this model has no place for")
   return adapted, {**params, "lora": traverse_util.unflatten_dict(adapter)}
 
 
 def _module_name(denoiser: Denoiser, leaf: str) -> str:
   """The published module of an adapted weight, with {layer} in place of the layer's number."""
-  return weight_names(denoiser.config)[f"blocks.{leaf}"].removesuffix(".weight")
+  return FAMILIES[denoiser.config.family].weight_names[f"blocks.{leaf}"].removesuffix(".weight")
 
 
 def _tensor_name(denoiser: Denoiser, leaf: str, layer: int, factor: str) -> str:
@@ -130,10 +112,10 @@ def _read_config(file: Path) -> dict:
       f"model.lora.path: {file} has init_lora_weights = {fields['init_lora_weights']!r}, which changes the base model;"
       " let PEFT convert it to a plain adapter (save_pretrained's path_initial_model_for_weight_conversion)"
     )
+  fields = {"lora_dropout": 0.0, **fields}
   for name, kind, types in (("r", "an integer", (int,)), ("lora_alpha", "a finite number", (int, float)),
                             ("lora_dropout", "a number", (int, float))):
-    value = fields.get(name, 0.0 if name == "lora_dropout" else None)
-    if value is None:
+    if (value := fields.get(name)) is None:
       raise ValueError(f"model.lora.path: {file} lacks the field {name!r}")
     if type(value) not in types or not math.isfinite(value):
       raise ValueError(f"model.lora.path: {file}: {name} must be {kind}, not {value!r}")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import json
 from pathlib import Path
+import re
 
 # The formats of the published instruct models, as their model cards state them.
 PRESETS = {
@@ -18,19 +19,10 @@ PRESETS = {
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
   ),
 }
-_PRESET_TOKENS = {
-  "llada": ("<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-  "dream": ("<|im_start|>", "<|im_end|>"),
-}
 
 
 def choose_template(folder: Path, tokenizer, family: str) -> str:
-  """The chat template in the folder's tokenizer files, else in its chat_template.json, else that of the family.
-
-  Args:
-    folder: the model's folder.
-    tokenizer: its tokenizer, without a template that is settled yet.
-    family: the model's family, such as "llada".
+  """The chat template in the tokenizer's files, else in the folder's chat_template.json, else that of the family.
 
   Raises:
     ValueError: there is none, it is one of several without a default, or the vocabulary lacks the family's tokens.
@@ -44,10 +36,10 @@ def choose_template(folder: Path, tokenizer, family: str) -> str:
     return template
   if family not in PRESETS:
     raise ValueError(f"model.path: {folder} has no chat template (tokenizer_config.json or chat_template.jinja)")
-  lacking = [token for token in _PRESET_TOKENS[family] if token not in tokenizer.get_vocab()]
-  if lacking:
+  tokens = dict.fromkeys(re.findall(r"<\|\w+\|>", PRESETS[family]))
+  if lacking := ", ".join(token for token in tokens if token not in tokenizer.get_vocab()):
     raise ValueError(
-      f"model.path: {folder} has no chat template, and its vocabulary lacks {', '.join(lacking)} of {family}'s format"
+      f"model.path: {folder} has no chat template, and its vocabulary lacks {lacking} of {family}'s format"
     )
   return PRESETS[family]
 
@@ -73,17 +65,14 @@ def format_tokens(tokenizer) -> set[str]:
 
 def added_tokens_in(tokenizer, text: str) -> list[str]:
   """The added tokens in a text, in its order, special or not: older files do not tell which of them are special."""
-  added = tokenizer.added_tokens_decoder
-  encoded = tokenizer.encode(text, add_special_tokens=False)
+  added, encoded = tokenizer.added_tokens_decoder, tokenizer.encode(text, add_special_tokens=False)
   return tokenizer.convert_ids_to_tokens([index for index in encoded if index in added])
 
 
 def _processor_template(folder: Path) -> str | dict[str, str] | None:
   """The template of chat_template.json, which tokenizers do not read."""
   file = folder / "chat_template.json"
-  if not file.is_file():
-    return None
   try:
-    return json.loads(file.read_text("utf-8"))["chat_template"]
+    return json.loads(file.read_text("utf-8"))["chat_template"] if file.is_file() else None
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f"model.path: {file} holds no chat template: {error!r}") from None

@@ -1,16 +1,18 @@
 """A model's folder: where its files are, and what its config.json says. Never remote code."""
 
+from collections.abc import Iterator
+import contextlib
 import json
 import os
 from pathlib import Path
 import re
 from typing import Any
 
-from gdsd_jax.huggingface import dream_layout, llada_layout
+from safetensors import SafetensorError
+
+from gdsd_jax.huggingface.layouts import FAMILIES
 from gdsd_jax.models.config import DenoiserConfig
 
-# config.json's model_type -> the module that knows its layout.
-FAMILIES = {"llada": llada_layout, "dream": dream_layout}
 _ASSETS = Path(__file__).parents[1] / "models" / "assets"
 
 
@@ -29,7 +31,7 @@ def resolve_path(path_or_hub_name: str | os.PathLike) -> Path:
   try:
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
   except Exception as error:  # many kinds, all of them "not to be had": name, network, permission
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise FileNotFoundError(f"model.path: {name!r} is no local folder, and the hub refused it: {reason}") from error
 
 
@@ -44,6 +46,34 @@ def read_json_object(file: Path, field: str) -> dict[str, Any]:
   if not isinstance(fields, dict):
     raise ValueError(f"{field}: {file} holds no JSON object")
   return fields
+
+
+@contextlib.contextmanager
+def written_whole(path: Path, what: str, stale: tuple[str, ...] = ()) -> Iterator:
+  """Makes a folder, and yields a function from the name of one of its files to the path to write it at.
+
+  The files move to their names at the end, so that a failed save changes nothing. Then the files of the `stale`
+  patterns that were not written are removed, in this order. Raises OSError, one line naming the folder and `what`.
+  """
+  written = {}  # final path -> temporary path
+
+  def temporary(name: str) -> Path:
+    written[path / name] = path / f".{name}.incomplete"
+    return written[path / name]
+
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    yield temporary
+    for final, incomplete in written.items():
+      os.replace(incomplete, final)
+    for file in [file for pattern in stale for file in path.glob(pattern) if file not in written]:
+      file.unlink(missing_ok=True)
+  except (OSError, SafetensorError) as error:
+    raise OSError(f"cannot save {what} to {path}: {error}") from error
+  finally:
+    with contextlib.suppress(OSError):
+      for incomplete in written.values():
+        incomplete.unlink(missing_ok=True)
 
 
 def load_config(path: Path) -> DenoiserConfig:

@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-from gdsd_jax.huggingface import dream_layout as dream, llada_layout as llada
 from gdsd_jax.huggingface.folder import load_config, resolve_path
+from gdsd_jax.huggingface.layouts import DREAM, FAMILIES, LLADA
 from gdsd_jax.models.config import DenoiserConfig
 
 # Preset of the recipes -> hub name. Any other model of the same family goes by --config.model.path: a folder,
 # GSAI-ML/LLaDA-1.5, GSAI-ML/LLaDA-8B-Base, Dream-org/Dream-v0-Base-7B, apple/DiffuCoder-7B-Instruct.
-HUB_NAMES = {"llada_8b": llada.HUB_NAME, "dream_7b": dream.HUB_NAME}
+HUB_NAMES = {"llada_8b": LLADA.hub_name, "dream_7b": DREAM.hub_name}
 
 # What the hub's config.json files state, as far as shapes go.
 PUBLISHED = {
-  llada.HUB_NAME: {
+  LLADA.hub_name: {
     "model_type": "llada", "architectures": ["LLaDAModelLM"], "block_type": "llama", "activation_type": "silu",
     "layer_norm_type": "rms", "rope": True, "alibi": False, "include_bias": False, "include_qkv_bias": False,
     "d_model": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 32, "mlp_hidden_size": 12288, "mlp_ratio": 4,
@@ -20,7 +20,7 @@ PUBLISHED = {
     "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "mask_token_id": 126336, "eos_token_id": 126081,
     "pad_token_id": 126081,
   },
-  dream.HUB_NAME: {
+  DREAM.hub_name: {
     "model_type": "Dream", "architectures": ["DreamModel"], "hidden_act": "silu", "hidden_size": 3584,
     "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944,
     "vocab_size": 152064, "tie_word_embeddings": False, "max_position_embeddings": 131072, "rope_theta": 1000000.0,
@@ -33,13 +33,12 @@ PUBLISHED = {
 def architecture(path_or_hub_name: str) -> DenoiserConfig:
   """DenoiserConfig of a folder with a config.json, of an embedded model, or of a published one by its hub name.
 
-  Raises:
-    ValueError, OSError: one line; nothing is downloaded.
+  Nothing is downloaded. Raises ValueError or OSError, one line.
   """
   if Path(path_or_hub_name).is_dir():
     return load_config(Path(path_or_hub_name))
   if fields := PUBLISHED.get(path_or_hub_name):
-    return {"llada": llada, "Dream": dream}[fields["model_type"]].parse_config(fields)
+    return FAMILIES[fields["model_type"].lower()].parse_config(fields)
   if "/" in path_or_hub_name:
     raise ValueError(
       f"model.path: {path_or_hub_name!r} is no folder, and of the hub's models only {' and '.join(PUBLISHED)} are known"

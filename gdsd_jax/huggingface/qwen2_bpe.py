@@ -1,9 +1,8 @@
 """Qwen2's byte-level BPE from vocab.json and merges.txt, for models that ship it with a Python class of their own.
 
 transformers' Qwen2 tokenizer reads the same files, but numbers the added tokens one after the other from the end of
-vocab.json, whatever ids the files state. Where these leave a gap, text would silently become other tokens: the mask
-token 151666 behind a vocabulary of 317 came out as 322. It also leaves out what only added_tokens.json has. Hence
-this file.
+vocab.json, whatever ids the files state: where these leave a gap, text would silently become other tokens. It also
+leaves out what only added_tokens.json has. Hence this file.
 """
 
 from collections.abc import Mapping
@@ -22,10 +21,7 @@ _SPLIT = (
 def load_backend(folder: Path):
   """Reads vocab.json, merges.txt and the added tokens in a folder's JSON files as a `tokenizers.Tokenizer`.
 
-  Added tokens keep their stated ids, wherever these lie and whatever gaps they leave.
-
-  Raises:
-    ValueError: a file is damaged, or two tokens claim one id.
+  Added tokens keep their stated ids. Raises ValueError where a file is damaged, or two tokens claim one id.
   """
   import tokenizers  # slow to import, and only text needs it
 
@@ -55,11 +51,14 @@ def _added_tokens(folder: Path) -> dict[int, Any]:
   """Added tokens by id: those in tokenizer_config.json, and those that only added_tokens.json has."""
   from tokenizers import AddedToken
 
-  config, names = _read(folder / "tokenizer_config.json"), _read(folder / "special_tokens_map.json")
+  names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+  config, special_map, only_ids = (
+    json.loads((folder / name).read_text("utf-8")) if (folder / name).is_file() else {} for name in names
+  )
   added = {int(index): AddedToken(**token) for index, token in config.get("added_tokens_decoder", {}).items()}
-  special = _special_strings(config) | _special_strings(names)
+  special = _special_strings(config) | _special_strings(special_map)
   known = {token.content for token in added.values()}
-  for content, index in _read(folder / "added_tokens.json").items():
+  for content, index in only_ids.items():
     if content not in known:
       is_special = content in special
       added[index] = AddedToken(content, special=is_special, normalized=not is_special)
@@ -71,7 +70,3 @@ def _special_strings(fields: Mapping[str, Any]) -> set[str]:
   values = [value for name, value in fields.items() if name.endswith("_token")]
   values += fields.get("additional_special_tokens") or []
   return {value["content"] if isinstance(value, dict) else value for value in values if isinstance(value, (dict, str))}
-
-
-def _read(file: Path) -> dict[str, Any]:
-  return json.loads(file.read_text("utf-8")) if file.is_file() else {}

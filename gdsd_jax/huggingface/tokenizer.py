@@ -16,15 +16,11 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def load_tokenizer(path_or_hub_name, config: DenoiserConfig):
-  """Builds the tokenizer of a model's folder from its files alone: no code in the folder is ever run.
+  """The tokenizer of a model's folder or hub name, from its files alone: no code in the folder is ever run.
 
   It reads tokenizer.json, or for Dream's kin vocab.json and merges.txt, and with them tokenizer_config.json,
   special_tokens_map.json, added_tokens.json and the chat template. A base model without a template gets its family's.
-  Where the tokenizer's files name no `mask_token` or `eos_token`, config.json says which token it is.
-
-  Args:
-    path_or_hub_name: a local folder, or a model's name on the Hugging Face hub.
-    config: the configuration of the model that the tokenizer belongs to.
+  Where the tokenizer's files name no `mask_token` or `eos_token`, config.json, which is `config`, says which it is.
 
   Returns:
     transformers.PreTrainedTokenizerFast, with a chat template.
@@ -35,8 +31,7 @@ def load_tokenizer(path_or_hub_name, config: DenoiserConfig):
   """
   from transformers import PreTrainedTokenizerFast  # slow to import, and only tokenizers need it
 
-  path = Path(resolve_path(path_or_hub_name))
-  backend, special = {}, []
+  path, backend, special = resolve_path(path_or_hub_name), {}, []
   if not (path / "tokenizer.json").is_file():
     if config.family != "dream":
       raise FileNotFoundError(f"model.path: {path} has no tokenizer.json")
@@ -67,10 +62,8 @@ def _agree(tokenizer, config: DenoiserConfig, path: Path) -> None:
   if highest >= config.vocab_size:
     raise ValueError(f"model.path: {path}: {highest + 1} tokens do not fit the model's {config.vocab_size}")
   if tokenizer.mask_token_id not in (None, config.mask_token_id):
-    raise ValueError(
-      f"model.path: {path}: the mask token is {tokenizer.mask_token_id} in the tokenizer's files,"
-      f" {config.mask_token_id} in config.json"
-    )
+    raise ValueError(f"model.path: {path}: the mask token is {tokenizer.mask_token_id} in the tokenizer's files,"
+                     f" {config.mask_token_id} in config.json")
   mask = tokenizer.convert_ids_to_tokens(config.mask_token_id)
   if mask is not None:  # None: no text can hold it
     tokenizer.add_special_tokens({"mask_token": mask})
@@ -87,8 +80,7 @@ def stop_token_ids(tokenizer, config: DenoiserConfig) -> tuple[int, ...]:
   stops = {config.eos_token_id, tokenizer.eos_token_id, *_generation_stops(Path(tokenizer.name_or_path))}
   # Padding ends a text only where it is a special token: a model whose pad is an ordinary one may write that.
   stops |= {pad for pad in (config.pad_token_id, tokenizer.pad_token_id) if pad in tokenizer.all_special_ids}
-  end_of_turn = chat_format.end_of_turn(tokenizer)
-  if end_of_turn is not None:
+  if (end_of_turn := chat_format.end_of_turn(tokenizer)) is not None:
     stops.add(tokenizer.convert_tokens_to_ids(end_of_turn))
   return tuple(sorted(stops - {None, config.mask_token_id}))
 
@@ -96,10 +88,8 @@ def stop_token_ids(tokenizer, config: DenoiserConfig) -> tuple[int, ...]:
 def _generation_stops(folder: Path) -> list[int]:
   """The ids in eos_token_id of generation_config.json, which holds one id or a list; none without that file."""
   file = folder / "generation_config.json"
-  if not file.is_file():
-    return []
   try:
-    stops = json.loads(file.read_text("utf-8")).get("eos_token_id")
+    stops = json.loads(file.read_text("utf-8")).get("eos_token_id") if file.is_file() else None
   except (ValueError, AttributeError) as error:
     raise ValueError(f"generation_config.json is not a JSON object: {error}") from None
   stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
@@ -111,22 +101,17 @@ def _generation_stops(folder: Path) -> list[int]:
 def chat_prompt(tokenizer, messages: Sequence[dict[str, str]]) -> str:
   """The prompt's text for chat messages, ready for the assistant's turn.
 
-  Special tokens within a message are encoded as such, as in the published models' own code. A message may not hold
-  those that would forge a turn, an end or a masked position.
-
-  Args:
-    tokenizer: see `load_tokenizer`.
-    messages: dicts with `role` and `content`.
+  Special tokens within a message are encoded as such, as in the published models' own code.
 
   Raises:
     ValueError: a message holds the mask token, an end, or a token that the chat format itself writes.
   """
   for message in messages:
+    role, content = message["role"], message["content"]
     for token in _reserved_tokens(tokenizer):
-      if token in message["content"]:
+      if token in content:
         raise ValueError(
-          f"a {message['role']} message holds {token}, which only the chat format may write:"
-          f" {json.dumps(message['content'][:200])}"
+          f"a {role} message holds {token}, which only the chat format may write: {json.dumps(content[:200])}"
         )
   return chat_format.render(tokenizer, messages, for_reply=True)
 
@@ -139,16 +124,21 @@ def _reserved_tokens(tokenizer) -> tuple[str, ...]:
 
 def prompt_lengths(tokenizer, prompts: Sequence[str]) -> np.ndarray:
   """How many tokens each prompt has, int[B]; `encode_prompts` takes those that fit its last bucket."""
-  return np.array([len(tokens) for tokens in _encode(tokenizer, prompts)], int)
+  return np.array([len(tokens) for tokens in token_ids(tokenizer, prompts)], int)
 
 
-def _encode(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+def token_ids(tokenizer, texts: Sequence[str]) -> list[list[int]]:
   """Token ids for texts that hold their special tokens already; never cut or padded, whatever the files ask for."""
-  if not len(prompts):
-    return []
-  return tokenizer(
-    list(prompts), add_special_tokens=False, padding=False, truncation=False, return_attention_mask=False, verbose=False
-  )["input_ids"]
+  off = dict.fromkeys(("add_special_tokens", "padding", "truncation", "return_attention_mask", "verbose"), False)
+  return tokenizer(list(texts), **off)["input_ids"] if len(texts) else []
+
+
+def left_padded(prompts: Sequence[Sequence[int]], width: int, pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
+  """Token ids of prompts as (tokens int32[B, width], mask bool[B, width]), the mask False at padding."""
+  tokens, mask = np.full((len(prompts), width), pad_token_id, np.int32), np.zeros((len(prompts), width), bool)
+  for row, ids in enumerate(prompts):
+    tokens[row, width - len(ids):], mask[row, width - len(ids):] = ids, True
+  return tokens, mask
 
 
 def encode_prompts(tokenizer, prompts: Sequence[str], buckets: Sequence[int], pad_token_id: int):
@@ -161,31 +151,21 @@ def encode_prompts(tokenizer, prompts: Sequence[str], buckets: Sequence[int], pa
     pad_token_id: written before short prompts.
 
   Returns:
-    (tokens int32[B, P], mask bool[B, P]), the mask False at padding.
+    See `left_padded`.
 
   Raises:
     ValueError: a prompt is longer than the last bucket, or holds the mask token.
   """
-  encoded = _encode(tokenizer, prompts)
-  longest = max(map(len, encoded))
+  encoded = token_ids(tokenizer, prompts)
+  lengths = [len(ids) for ids in encoded]
+  longest = max(lengths)
   if longest > buckets[-1]:
-    text = prompts[[len(tokens) for tokens in encoded].index(longest)]
-    raise ValueError(
-      f"sampler.prompt_buckets: a prompt has {longest} tokens, the largest bucket {buckets[-1]}:"
-      f" {json.dumps(text[:200])}"
-    )
-  width = next(bucket for bucket in buckets if bucket >= longest)
-  tokens = np.full((len(encoded), width), pad_token_id, np.int32)
-  mask = np.zeros((len(encoded), width), bool)
-  for row, prompt in enumerate(encoded):
-    tokens[row, width - len(prompt):] = prompt
-    mask[row, width - len(prompt):] = True
-  if tokenizer.mask_token_id is not None:
-    masked = (mask & (tokens == tokenizer.mask_token_id)).any(axis=1)
-    if masked.any():  # the sampler would take it for a position to be filled
-      text = prompts[int(masked.argmax())]
+    text = json.dumps(prompts[lengths.index(longest)][:200])
+    raise ValueError(f"sampler.prompt_buckets: a prompt has {longest} tokens, the largest bucket {buckets[-1]}: {text}")
+  for text, ids in zip(prompts, encoded):
+    if tokenizer.mask_token_id in ids:  # the sampler would take it for a position to be filled
       raise ValueError(f"a prompt holds the mask token {tokenizer.mask_token}: {json.dumps(text[:200])}")
-  return tokens, mask
+  return left_padded(encoded, next(bucket for bucket in buckets if bucket >= longest), pad_token_id)
 
 
 def completion_lengths(tokens, stop_ids: Sequence[int]) -> np.ndarray:
@@ -197,16 +177,8 @@ def completion_lengths(tokens, stop_ids: Sequence[int]) -> np.ndarray:
 def decode_completions(tokenizer, tokens, stop_ids: Sequence[int]) -> list[str]:
   """The text of each completion, cut at its first stop token, without special tokens and ids that stand for no token.
 
-  A model can write such ids if its embedding has more rows than its tokenizer has tokens.
-
-  Args:
-    tokenizer: see `load_tokenizer`.
-    tokens: int[B, L].
-    stop_ids: see `stop_token_ids`.
+  A model can write such ids if its embedding has more rows than its tokenizer has tokens. tokens: int[B, L].
   """
   tokens = np.asarray(tokens)
-  lengths = completion_lengths(tokens, stop_ids)
-  return tokenizer.batch_decode(
-    [row[:length].tolist() for row, length in zip(tokens, lengths)],
-    skip_special_tokens=True, clean_up_tokenization_spaces=False,
-  )
+  cut = [row[:length].tolist() for row, length in zip(tokens, completion_lengths(tokens, stop_ids))]
+  return tokenizer.batch_decode(cut, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -7,21 +7,13 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
-
-# Sequences are split over both of these: fsdp shards weights and batch alike.
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = ("data", "fsdp")  # sequences are split over both: fsdp shards weights and batch alike
 
 # Logical axis of a weight or activation (declared in models/transformer.py) -> mesh axis it is split over.
 AXIS_RULES = {
-  "batch": BATCH_AXES,
-  "batch_over_data": "data",
-  "layers": None,
-  "embed": "fsdp",
-  "vocab": "tensor",
-  "heads": "tensor",
-  "kv_heads": "tensor",
-  "head_dim": None,
-  "mlp": "tensor",
+  "batch": BATCH_AXES, "batch_over_data": "data",
+  "layers": None, "embed": "fsdp", "vocab": "tensor",
+  "heads": "tensor", "kv_heads": "tensor", "head_dim": None, "mlp": "tensor",
   "lora_rank": None,
   "lora_rank_of_b": "fsdp",  # B of most projections has no embed axis, and with its moments should not lie whole
 }
@@ -33,9 +25,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
   """Mesh of axes data, fsdp and tensor over `devices` (all by default); one size may be -1, "the rest".
 
   Neighbours on the last axis are neighbours on the interconnect (`mesh_utils`): tensor talks most, data least.
-
-  Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+  Raises ValueError where the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
   sizes = [data, fsdp, tensor]
@@ -57,21 +47,20 @@ def partition(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) 
     mesh_axes = AXIS_RULES[axis] if axis else None
     names = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ()
     shards = math.prod(mesh.shape[name] for name in names)
-    if size % shards and axis in _MAY_STAY_WHOLE:
-      mesh_axes = None
-    elif size % shards:
+    if size % shards and axis not in _MAY_STAY_WHOLE:
       raise ValueError(f"mesh.{mesh_axes}={shards} does not divide the model's {axis} axis of {size}")
-    split.append(mesh_axes)
+    split.append(None if size % shards else mesh_axes)
   return PartitionSpec(*split)
 
 
 def param_shardings(mesh: Mesh | None, denoiser):
   """Tree of shardings for the parameters of a denoiser; without a mesh, the default device for each."""
+  def sharding(axes, leaf):
+    if mesh is None:
+      return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return NamedSharding(mesh, partition(axes, leaf.shape, mesh))
+
   is_axes = lambda leaf: isinstance(leaf, tuple)
-  if mesh is None:
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda _: place, denoiser.logical_axes(), is_leaf=is_axes)
-  sharding = lambda axes, leaf: NamedSharding(mesh, partition(axes, leaf.shape, mesh))
   return jax.tree.map(sharding, denoiser.logical_axes(), denoiser.abstract_params(), is_leaf=is_axes)
 
 
@@ -101,11 +90,16 @@ def gather_over_fsdp(weights, axes, x, mesh: Mesh | None):
   return jax.tree.map(gather, weights, axes), x
 
 
+def batch_shards(mesh: Mesh) -> int:
+  """Over how many devices the sequences of a batch are split."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """The same value on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-  """Sequences split over data and fsdp; `axis` is where the array has its batch dimension."""
-  return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Sequences, the first axis of an array, split over data and fsdp."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

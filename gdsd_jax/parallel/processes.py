@@ -1,7 +1,4 @@
-"""The processes of a run: how they find each other, share host work and tell each other what they found.
-
-Every process runs the same program on its own devices.
-"""
+"""The processes of a run, all of one program: how they find each other, share host work and tell what they found."""
 
 from collections.abc import Callable
 import ctypes
@@ -15,9 +12,6 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
-
-_TPU_VENDOR = "0x1ae0"  # PCI vendor of TPU chips
-_PR_SET_PDEATHSIG = 1  # Linux: a process whose parent is killed is killed too
 
 
 def gather_json(value: Any) -> list:
@@ -39,13 +33,8 @@ class RemoteError(RuntimeError):
 def share_work(count: int, work: Callable[[list[int]], list], own: np.ndarray | None = None) -> list:
   """A JSON value for each of `count` items, known to every process: each works on its own items alone; collective.
 
-  Args:
-    count: how many items there are.
-    work: function from a list of items to their values. What it raises on one process, every process raises.
-    own: this process's items, `own_rows` if they lie on its devices; None deals them out evenly.
-
-  Raises:
-    RemoteError: `work` raised on another process; what it raised here is raised as it is.
+  `work` gives the values for a list of items. `own` are this process's items: `own_rows` if they lie on its devices;
+  None deals them out evenly. What `work` raises here is raised as it is; RemoteError, where it raised elsewhere.
   """
   own = list(range(jax.process_index(), count, jax.process_count())) if own is None else own.tolist()
   try:
@@ -84,19 +73,14 @@ def join_processes() -> None:
   """Joins the other processes of this run, if there are any, before any other use of JAX.
 
   JAX knows Slurm, Open MPI and Cloud TPU by itself; elsewhere each process has JAX_COORDINATOR_ADDRESS (host:port of
-  the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID in its environment.
-
-  Raises:
-    ValueError: some of these variables are missing or make no sense.
-    OSError: the others did not come.
+  the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID in its environment. Raises ValueError where some of these are missing
+  or make no sense, OSError where the others did not come.
   """
   names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-  values = [os.environ.get(name) for name in names]
-  arguments = {}
+  values, arguments = [os.environ.get(name) for name in names], {}
   if any(values):
-    if not all(values):
-      missing = names[[bool(value) for value in values].index(False)]
-      raise ValueError(f"{missing}: is not set; of several processes each needs all of {', '.join(names)}")
+    if missing := [name for name, value in zip(names, values) if not value]:
+      raise ValueError(f"{missing[0]}: is not set; of several processes each needs all of {', '.join(names)}")
     address, count, index = values
     if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
       raise ValueError(
@@ -123,15 +107,15 @@ def may_be_one_of_several() -> bool:
 
 def _in_known_cluster() -> bool:
   """Whether a cluster that JAX knows started this process, perhaps beside others."""
-  tasks = [os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
+  tasks = [os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
   if any(count.isdecimal() and int(count) > 1 for count in tasks):
     return True
   if "cpu" in os.environ.get("JAX_PLATFORMS", "") or importlib.util.find_spec("libtpu") is None:
     return False
-  vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
-  return any(vendor.read_text().strip() == _TPU_VENDOR for vendor in vendors)  # JAX asks the slice for its workers
+  vendors = Path("/sys/bus/pci/devices").glob("*/vendor")  # of TPU chips: JAX asks the slice for its workers
+  return any(vendor.read_text().strip() == "0x1ae0" for vendor in vendors)
 
 
 def end_with_parent() -> None:
   """From now on this process is killed when the one that started it ends, however that ends."""
-  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+  ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of Linux

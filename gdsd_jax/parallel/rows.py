@@ -1,7 +1,4 @@
-"""Rows of a batch: which of them a process holds, and how they come to its devices and back.
-
-Arrays span the devices of all processes; a host holds, reads and scores only the rows that lie on its own devices.
-"""
+"""Rows of a batch: a host holds, reads and scores only those that lie on its own devices."""
 
 from collections.abc import Callable
 
@@ -16,12 +13,9 @@ from gdsd_jax.parallel.processes import is_first_process
 
 
 def lay_out(shape: tuple[int, ...], sharding, read: Callable) -> jax.Array:
-  """An array of which this process reads only what lies on its own devices, each piece once.
+  """An array of this shape, of which this process reads only what lies on its own devices, each piece once.
 
-  Args:
-    shape: the whole array's shape.
-    sharding: its layout.
-    read: function from a tuple of slices, one for each dimension, to the values there.
+  `read` gives the values at a tuple of slices, one for each dimension.
   """
   pieces, placed = {}, []
   for device, index in sharding.addressable_devices_indices_map(shape).items():
@@ -29,8 +23,8 @@ def lay_out(shape: tuple[int, ...], sharding, read: Callable) -> jax.Array:
     if bounds not in pieces:
       pieces[bounds] = read(tuple(slice(*bound) for bound in bounds))
     placed.append(jax.device_put(pieces[bounds], device))
-  array = jax.make_array_from_single_device_arrays(shape, sharding, placed)
-  return array.block_until_ready()  # the transfer reads from host memory, which is free after it
+  # The transfer reads from host memory, which is free after it.
+  return jax.make_array_from_single_device_arrays(shape, sharding, placed).block_until_ready()
 
 
 def local_rows(mesh: Mesh | None, rows: int) -> np.ndarray:
@@ -70,12 +64,8 @@ def fetch_rows(array: jax.Array, rows: np.ndarray) -> np.ndarray:
   """These rows of an array that is split over its first axis alone; all must lie on this process's devices."""
   if array.is_fully_addressable:
     return np.asarray(array)[rows]
-  fetched = {}
-  for shard in array.addressable_shards:
-    first = shard.index[0].indices(array.shape[0])[0]
-    if first not in fetched:
-      fetched[first] = np.asarray(shard.data)
-  held = {first + i: row for first, part in fetched.items() for i, row in enumerate(part)}
+  parts = {shard.index[0].indices(array.shape[0])[0]: shard.data for shard in array.addressable_shards}
+  held = {first + i: row for first, part in parts.items() for i, row in enumerate(np.asarray(part))}
   return np.stack([held[row] for row in rows]) if len(rows) else np.empty((0, *array.shape[1:]), array.dtype)
 
 

@@ -1,7 +1,7 @@
 """What a run is told: frozen dataclasses, which check themselves, with every field's default and explanation.
 
 Recipes and flags see an `ml_collections.ConfigDict` of the same fields (runs/config_dict.py). Samplers, objectives and
-adapters have their dataclasses beside them: diffusion/config.py, objectives/objective.py, models/lora.py.
+adapters have their dataclasses beside them: diffusion/config.py, objectives/objective.py, models/config.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,10 @@ import importlib.util
 from typing import Any
 
 from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.models.config import DenoiserConfig, LoraConfig
 from gdsd_jax.models.denoiser import REMAT
-from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.objective import Objective
+from gdsd_jax.parallel.mesh import batch_shards
 
 MOMENTS_DTYPES = ("float32", "bfloat16")
 
@@ -231,7 +232,7 @@ def evaluation_samplers(config: RunConfig) -> dict[int, SamplerConfig]:
 
 def validate_mesh(config: RunConfig, mesh) -> None:
   """Checks that batches split evenly over the mesh. Raises ValueError with the numbers."""
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  shards = batch_shards(mesh)
   rollouts = config.rollouts_per_step
   for name, size in (
     ("group_size × prompts_per_step / optimizer.accumulation", rollouts // config.optimizer.accumulation),
@@ -259,6 +260,12 @@ def require_whole(path: str, lengths: Sequence[int]) -> None:
   """Raises ValueError, one line with the field's path, where some length is no integer."""
   if not all(type(length) is int for length in lengths):  # flags do not look into tuples
     raise ValueError(f"{path}: must be whole numbers, not {tuple(lengths)}")
+
+
+def require_positions(said: str, tokens: int, model: DenoiserConfig, path) -> None:
+  """Raises ValueError, one line, where prompt and completion, as `said`, need more positions than the model has."""
+  if tokens > model.max_positions:
+    raise ValueError(f"{said} exceed the {model.max_positions} positions of {path}")
 
 
 def require_buckets(path: str, buckets: Sequence[int]) -> None:

@@ -1,18 +1,16 @@
 """Chats as training examples: what was said before the last turn is the prompt, the assistant's last turn is learnt."""
 
 from collections.abc import Mapping, Sequence
-import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gdsd_jax.huggingface.tokenizer import chat_prompt
+from gdsd_jax.huggingface.tokenizer import chat_prompt, left_padded, token_ids
 from gdsd_jax.supervised.config import ChatsConfig
 from gdsd_jax.tasks import sources
 
 
-@dataclasses.dataclass(frozen=True)
-class Chat:
+class Chat(NamedTuple):
   """A chat in tokens: `prompt` up to the assistant's last turn, `completion` with the end of that turn."""
 
   prompt: list[int]
@@ -28,9 +26,8 @@ def read_chats(config: ChatsConfig, tokenizer) -> tuple[list[Chat], int]:
   field = "data.train_source"
   rows = sources.open_source(config.train_source, ["messages"], field=field, data_dir=config.data_dir)
   pairs = sources.examples_of(rows, lambda row: _split_turns(row, tokenizer), field=field)
-  encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]
-  prompts, completions = (encode([pair[side] for pair in pairs]) for side in ("prompt", "completion"))
-  chats = [Chat(prompt, completion) for prompt, completion in zip(prompts, completions)]
+  sides = (token_ids(tokenizer, [pair[side] for pair in pairs]) for side in ("prompt", "completion"))
+  chats = [Chat(*texts) for texts in zip(*sides)]
   fitting = [chat for chat in chats if len(chat.prompt) <= config.prompt_buckets[-1]
              and len(chat.completion) <= config.completion_buckets[-1]]
   if not fitting:
@@ -64,24 +61,23 @@ def _split_turns(row: Mapping[str, Any], tokenizer) -> dict[str, str]:
 
 
 def batch_of(chats: Sequence[Chat], prompt_buckets, completion_buckets, pad_token_id: int, eos_token_id: int):
-  """Chats as (tokens int32[B, P+L], maskable bool[B, P+L], attention_mask bool[B, P+L], P), in the smallest buckets.
+  """Chats as what `joined` gives and P, with prompts and completions in the smallest buckets."""
+  prompts, completions = zip(*chats)
+  width, length = (
+    next(bucket for bucket in buckets if bucket >= max(map(len, texts)))
+    for buckets, texts in ((prompt_buckets, prompts), (completion_buckets, completions))
+  )
+  return *joined(*left_padded(prompts, width, pad_token_id), completions, length, eos_token_id), width
 
-  Prompts are padded on the left; completions are filled up with EOS, which is learnt like any token.
+
+def joined(prompts: np.ndarray, prompt_mask: np.ndarray, completions, length: int, eos_token_id: int):
+  """Prompts, int32[B, P], with their completions' ids: (tokens int32, maskable bool, attention_mask bool), [B, P+L].
+
+  Completions are filled up with EOS, which is learnt like any token.
   """
-  width = _bucket(prompt_buckets, (len(chat.prompt) for chat in chats))
-  length = _bucket(completion_buckets, (len(chat.completion) for chat in chats))
-  tokens = np.full((len(chats), width + length), eos_token_id, np.int32)
-  attention_mask = np.ones(tokens.shape, bool)
-  for row, chat in enumerate(chats):
-    padding = width - len(chat.prompt)
-    tokens[row, :padding], attention_mask[row, :padding] = pad_token_id, False
-    tokens[row, padding:width] = chat.prompt
-    tokens[row, width:width + len(chat.completion)] = chat.completion
-  maskable = np.zeros(tokens.shape, bool)
-  maskable[:, width:] = True
-  return tokens, maskable, attention_mask, width
-
-
-def _bucket(buckets: Sequence[int], lengths) -> int:
-  longest = max(lengths)
-  return next(bucket for bucket in buckets if bucket >= longest)
+  filled = np.full((len(completions), length), eos_token_id, np.int32)
+  for row, ids in zip(filled, completions):
+    row[:len(ids)] = ids
+  given, learnt = np.zeros(prompts.shape, bool), np.ones(filled.shape, bool)
+  pairs = ((prompts, filled), (given, learnt), (prompt_mask, learnt))
+  return tuple(np.concatenate(pair, axis=1) for pair in pairs)

@@ -8,17 +8,9 @@ from ml_collections import ConfigDict
 
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.models.config import DenoiserConfig
-from gdsd_jax.runs.config import (
-  CheckpointConfig,
-  LogConfig,
-  MeshConfig,
-  ModelConfig,
-  OptimizerConfig,
-  require_at_least,
-  require_buckets,
-  TaskConfig,
-)
-from gdsd_jax.runs.config_dict import made, typed
+from gdsd_jax.runs import config as sections
+from gdsd_jax.runs.config import require_at_least, require_buckets
+from gdsd_jax.runs.config_dict import made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,17 +31,17 @@ class ChatsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuningConfig:
-  """A fine-tuning run; `as_given` is the recipe's fields as a nested dict, which config.json holds."""
+  """A fine-tuning run (configs/sft.py); `as_given` is the recipe's fields as a nested dict, which config.json holds."""
 
   seed: int
   steps: int
   batch_size: int
-  model: ModelConfig
-  mesh: MeshConfig
+  model: sections.ModelConfig
+  mesh: sections.MeshConfig
   data: ChatsConfig
-  optimizer: OptimizerConfig
-  checkpoint: CheckpointConfig
-  log: LogConfig
+  optimizer: sections.OptimizerConfig
+  checkpoint: sections.CheckpointConfig
+  log: sections.LogConfig
   as_given: Mapping[str, Any]
 
   def __post_init__(self):
@@ -65,7 +57,7 @@ class PretrainingConfig:
   """How a small model is made from nothing; `as_given` is the recipe's fields as a nested dict, as in config.json."""
 
   seed: int
-  task: TaskConfig
+  task: sections.TaskConfig
   slips: float  # share of wrong results in careless solutions
   model: DenoiserConfig  # its special tokens are 0 here: the tokenizer, which is trained first, says them
   sampler: SamplerConfig  # for the evaluations, and the length that the training solutions are filled up to with EOS
@@ -73,26 +65,21 @@ class PretrainingConfig:
   steps: int
   careless_after: int  # steps on right solutions before the careless ones
   batch_size: int
-  optimizer: OptimizerConfig
+  optimizer: sections.OptimizerConfig
   eval_every: int  # steps
   eval_examples: int
-  checkpoint: CheckpointConfig
-  log: LogConfig
+  checkpoint: sections.CheckpointConfig
+  log: sections.LogConfig
   as_given: Mapping[str, Any]
 
   def __post_init__(self):
     require_at_least(self, "", seed=0, steps=1, batch_size=1, eval_every=1, eval_examples=1)
 
 
-def finetuning_config(config: ConfigDict) -> FinetuningConfig:
-  """The fields of configs/sft.py, typed and checked. Raises ValueError, one line naming the field."""
-  return typed(FinetuningConfig, config)
-
-
 def pretraining_config(config: ConfigDict) -> PretrainingConfig:
   """The fields of configs/pretrain_tiny.py, typed and checked. Raises ValueError, one line naming the field."""
   fields = config.to_dict()
   shape, optimizer = fields["model"], {"clip": 1.0, **fields["optimizer"]}
-  special = dict.fromkeys(("mask_token_id", "eos_token_id", "pad_token_id"), 0)
-  fields["model"] = {**shape, **special, "head_dim": shape["hidden_size"] // shape["num_heads"]}
+  shape["head_dim"] = shape["hidden_size"] // shape["num_heads"]
+  shape |= dict.fromkeys(("mask_token_id", "eos_token_id", "pad_token_id"), 0)
   return made(PretrainingConfig, {**fields, "optimizer": optimizer, "as_given": config.to_dict()})

@@ -14,9 +14,10 @@ import optax
 
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
-from gdsd_jax.parallel.mesh import make_mesh
+from gdsd_jax.parallel.mesh import batch_shards, make_mesh
 from gdsd_jax.parallel.processes import gather_json, is_first_process
 from gdsd_jax.parallel.rows import fetch_whole, local_rows, spread
+from gdsd_jax.runs.config import require_positions
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.export import check_out, write_model
 from gdsd_jax.runs.interruption import Interruption
@@ -33,19 +34,8 @@ _log = logging.getLogger(__name__)
 @functools.partial(
   jax.jit, static_argnames=("denoiser", "optimizer", "prompt_length", "accumulation"), donate_argnames=("state",)
 )
-def finetuning_step(state: TrainState, batch, *, denoiser, optimizer, prompt_length: int, accumulation: int = 1):
-  """One update on a batch of chats.
-
-  Args:
-    state: donated.
-    batch: (tokens int[B, T], maskable bool[B, T], attention_mask bool[B, T]), B divisible by `accumulation`.
-    denoiser, optimizer: what is trained, and how.
-    prompt_length: P, the number of tokens of the padded prompts.
-    accumulation: microbatches whose gradients are averaged.
-
-  Returns:
-    (state, metrics): the state after the update, and float32 scalars.
-  """
+def _finetuning_step(state: TrainState, batch, *, denoiser, optimizer, prompt_length: int, accumulation: int):
+  """One update on a batch of chats (`joined`), whose gradient is averaged over `accumulation` microbatches."""
   next_key, key = jax.random.split(state.key)
 
   def loss_fn(params, part, key):
@@ -62,21 +52,16 @@ def finetuning_step(state: TrainState, batch, *, denoiser, optimizer, prompt_len
   zeros = jax.tree.map(jnp.zeros_like, state.params)
   gradient, metrics = jax.lax.scan(accumulate, zeros, (parts, jax.random.split(key, accumulation)))
   gradient = jax.tree.map(lambda g: g / accumulation, gradient)
-  metrics = jax.tree.map(jnp.mean, metrics)
-  metrics["grad_norm"] = optax.global_norm(gradient)
+  metrics = {**jax.tree.map(jnp.mean, metrics), "grad_norm": optax.global_norm(gradient)}
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-  state = state.replace(
-    step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state, key=next_key
-  )
-  return state, metrics
+  params = optax.apply_updates(state.params, updates)
+  return state.replace(step=state.step + 1, params=params, opt_state=opt_state, key=next_key), metrics
 
 
 def finetune(config: FinetuningConfig, workdir: epath.Path, out: Path) -> None:
   """Runs or resumes fine-tuning in `workdir` and writes the model, or the adapter of a LoRA run, to `out`.
 
-  Raises:
-    ValueError, OSError, CheckpointError: one line with the cause.
-    Interrupted: SIGTERM came, and the step that was under way is saved.
+  Raises as `run_training`.
   """
   with Interruption() as interruption:
     training = _Finetuning(config, workdir, out)
@@ -95,8 +80,7 @@ class _Finetuning(Training):
   def __init__(self, config: FinetuningConfig, workdir: epath.Path, out: Path):
     self.config, self.workdir = config, workdir
     self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-    microbatch = config.batch_size // config.optimizer.accumulation
+    shards, microbatch = batch_shards(self.mesh), config.batch_size // config.optimizer.accumulation
     if microbatch % shards:
       raise ValueError(f"batch_size: {microbatch} chats of a microbatch cannot be split over {shards} devices")
     check_out(out, workdir, config.model)
@@ -104,18 +88,13 @@ class _Finetuning(Training):
     self.denoiser, params = load_model(config.model, config.seed, self.mesh)
     tokenizer = load_tokenizer(config.model.path, self.denoiser.config)
     longest = config.data.prompt_buckets[-1] + config.data.completion_buckets[-1]
-    if longest > self.denoiser.config.max_positions:
-      raise ValueError(
-        f"data.prompt_buckets, data.completion_buckets: {longest} tokens exceed the"
-        f" {self.denoiser.config.max_positions} positions of {config.model.path}"
-      )
+    said = f"data.prompt_buckets, data.completion_buckets: {longest} tokens"
+    require_positions(said, longest, self.denoiser.config, config.model.path)
     chats, left_out = read_chats(config.data, tokenizer)
     _log.info("fine-tuning %s on %d chats (%d are too long and left out)", config.model.path, len(chats), left_out)
     self.stream = ExampleStream(chats, config.seed)
     self.optimizer = make_optimizer(config.optimizer)
-    self.state = init_state(
-      self.denoiser, params, self.optimizer, config.seed, with_reference=False, mesh=self.mesh
-    )
+    self.state = init_state(self.denoiser, params, self.optimizer, config.seed, with_reference=False, mesh=self.mesh)
     self._compiled = set()
 
   def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
@@ -127,7 +106,7 @@ class _Finetuning(Training):
       _log.info("compiling the step for %d chats of up to %d tokens", *arrays[0].shape)
     held = local_rows(self.mesh, config.batch_size)
     batch = tuple(spread(self.mesh, config.batch_size, array[held]) for array in arrays)
-    self.state, metrics = finetuning_step(
+    self.state, metrics = _finetuning_step(
       self.state, batch, denoiser=self.denoiser, optimizer=self.optimizer, prompt_length=width,
       accumulation=config.optimizer.accumulation,
     )

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
-import json
 import logging
 from pathlib import Path
 import tempfile
@@ -19,17 +18,17 @@ import optax
 from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.chat_format import PRESETS
-from gdsd_jax.huggingface.tokenizer import encode_prompts, load_tokenizer
+from gdsd_jax.huggingface.tokenizer import encode_prompts, load_tokenizer, token_ids
 from gdsd_jax.huggingface.weights import save_pretrained
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.runs.export import check_folder
-from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import open_workdir, run_training, Training
 from gdsd_jax.runs.metrics import Progress, Stopwatch
 from gdsd_jax.runs.state import make_optimizer, TrainState
+from gdsd_jax.supervised.chats import joined
 from gdsd_jax.supervised.config import PretrainingConfig
 from gdsd_jax.tasks import get_task
 
@@ -40,21 +39,20 @@ BEGIN, END, END_OF_TURN, MASK = "<|startoftext|>", "<|endoftext|>", "<|eot_id|>"
 _SPECIAL_TOKENS = (BEGIN, END, "<|start_header_id|>", "<|end_header_id|>", END_OF_TURN, MASK)
 
 
-def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...], path: Path) -> None:
-  """Trains a byte-level BPE tokenizer and writes it as Hugging Face files; digits and tags are single tokens."""
+def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...], path: Path):
+  """Trains a byte-level BPE tokenizer and writes it as Hugging Face files; digits and tags are single tokens.
+
+  Returns transformers.PreTrainedTokenizerFast.
+  """
   import tokenizers
   from transformers import PreTrainedTokenizerFast
 
-  bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-  bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
-    tokenizers.pre_tokenizers.Digits(individual_digits=True),
-    tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
-  ])
+  bpe, cuts = tokenizers.Tokenizer(tokenizers.models.BPE()), tokenizers.pre_tokenizers
+  bpe.pre_tokenizer = cuts.Sequence([cuts.Digits(individual_digits=True), cuts.ByteLevel(add_prefix_space=False)])
   bpe.decoder = tokenizers.decoders.ByteLevel()
   trainer = tokenizers.trainers.BpeTrainer(
-    vocab_size=vocab_size - len(_SPECIAL_TOKENS) - len(tags),
-    initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-    show_progress=False,
+    vocab_size=vocab_size - len(_SPECIAL_TOKENS) - len(tags), show_progress=False,
+    initial_alphabet=cuts.ByteLevel.alphabet(),
   )
   bpe.train_from_iterator(texts, trainer)
   bpe.add_tokens([tokenizers.AddedToken(tag, normalized=False) for tag in tags])
@@ -64,44 +62,25 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...]
     chat_template=PRESETS["llada"], clean_up_tokenization_spaces=False,
   )
   tokenizer.save_pretrained(path)
+  return tokenizer
 
 
 @functools.partial(jax.jit, static_argnames=("denoiser", "optimizer"), donate_argnames=("state",))
 def _train_step(denoiser, optimizer, state: TrainState, tokens, maskable, attention_mask):
   key = jax.random.fold_in(state.key, state.step)
-  loss_fn = functools.partial(masked_cross_entropy, denoiser)
-  (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-    state.params, key, tokens, maskable, attention_mask
-  )
+  loss_fn = jax.value_and_grad(functools.partial(masked_cross_entropy, denoiser), has_aux=True)
+  (loss, metrics), gradient = loss_fn(state.params, key, tokens, maskable, attention_mask)
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   return state.replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss, **metrics}
 
 
-def _encode_completions(tokenizer, texts, length: int) -> np.ndarray:
-  """Texts as int32[N, length], each closed by the end of its turn and filled up with EOS."""
-  completions = np.full((len(texts), length), tokenizer.eos_token_id, np.int32)
-  encoded = tokenizer([text + END_OF_TURN for text in texts], add_special_tokens=False)["input_ids"]
-  for row, ids in zip(completions, encoded):
-    row[:len(ids)] = ids
-  return completions
-
-
-def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path) -> dict[str, float]:
+def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path) -> None:
   """Runs or resumes the pretraining of a model in `workdir` and writes its Hugging Face folder to `out`.
 
-  Args:
-    config: what to train, see configs/pretrain_tiny.py. Besides what every task has, config.task must offer `tags`
-      (texts that become single tokens), `solution(example)` and `careless_solution(example, slips, rng)`.
-    workdir: folder of the run.
-    out: folder of the model; it keeps what it holds until there is something better.
-
-  Returns:
-    The last evaluation on held-out problems.
-
-  Raises:
-    ValueError, OSError, CheckpointError: one line with the cause.
-    Interrupted: SIGTERM came, and the step that was under way is saved.
+  Besides what every task has, config.task must offer `tags` (texts that become single tokens), `solution(example)` and
+  `careless_solution(example, slips, rng)`. `out` keeps what it holds until there is something better.
+  Raises as `run_training`.
   """
   with Interruption() as interruption:
     check_folder(out, {workdir: "the run's own folder (--workdir)"})
@@ -109,8 +88,6 @@ def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path) -> dict[
     run_training(training, interruption)
     save_pretrained(out, training.denoiser, training.state.params)
     training.tokenizer.save_pretrained(out)
-  last = read_rows(workdir / "metrics.jsonl")[-1]
-  return {name.removeprefix("eval/"): value for name, value in last.items() if name.startswith("eval/")}
 
 
 class _Pretraining(Training):
@@ -118,8 +95,7 @@ class _Pretraining(Training):
 
   def __init__(self, config: PretrainingConfig, workdir: epath.Path):
     open_workdir(workdir, config)
-    self.config, self.workdir = config, workdir
-    self._rng = np.random.default_rng(config.seed)
+    self.config, self.workdir, self._rng = config, workdir, np.random.default_rng(config.seed)
     self.task = get_task(config.task.name, **config.task.options)
     train, test = self.task.examples("train"), self.task.examples("test")
     self.held_out = [test[i] for i in range(config.eval_examples)]
@@ -141,36 +117,27 @@ class _Pretraining(Training):
     texts = [f"{message['role']}\n\n{message['content']}" for e in examples for message in self.task.messages(e)]
     texts += ["assistant\n\n"] * len(texts)
     with tempfile.TemporaryDirectory() as scratch:
-      train_tokenizer(iter(texts), self.config.model.vocab_size, self.task.tags, Path(scratch))
-      special = json.loads((Path(scratch) / "tokenizer.json").read_text())["added_tokens"]
-      token_ids = {token["content"]: token["id"] for token in special}
-      model_config = dataclasses.replace(
-        self.config.model, mask_token_id=token_ids[MASK], eos_token_id=token_ids[END], pad_token_id=token_ids[END]
-      )
+      trained = train_tokenizer(iter(texts), self.config.model.vocab_size, self.task.tags, Path(scratch))
+      mask, end = trained.convert_tokens_to_ids([MASK, END])
+      model_config = dataclasses.replace(self.config.model, mask_token_id=mask, eos_token_id=end, pad_token_id=end)
       return model_config, load_tokenizer(scratch, model_config)
 
   def _encode(self, examples) -> None:
-    """Lays out the training data: `_tokens` with right and with careless solutions, and the masks of both."""
-    prompts, prompt_mask = encode_prompts(
+    """Lays out the training data, with right and with careless solutions: tokens and masks, see `joined`."""
+    prompts = encode_prompts(
       self.tokenizer, self.sampler.prompts(examples), self.sampler.prompt_buckets, self.denoiser.config.pad_token_id
     )
     right = [self.task.solution(example) for example in examples]
     careless = [self.task.careless_solution(example, self.config.slips, self._rng) for example in examples]
-    length = self.config.sampler.completion_length
-    self._tokens = [
-      np.concatenate([prompts, _encode_completions(self.tokenizer, texts, length)], axis=1)
-      for texts in (right, careless)
-    ]
-    self._attention_mask = np.concatenate([prompt_mask, np.ones((len(examples), length), bool)], axis=1)
-    self._maskable = np.zeros(self._attention_mask.shape, bool)
-    self._maskable[:, prompts.shape[1]:] = True
+    self._data, length = [], self.config.sampler.completion_length
+    for texts in (right, careless):
+      completions = token_ids(self.tokenizer, [text + END_OF_TURN for text in texts])
+      self._data.append(joined(*prompts, completions, length, self.tokenizer.eos_token_id))
 
   def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
-    tokens = self._tokens[int(number > self.config.careless_after)]
-    rows = self._rng.integers(0, len(tokens), self.config.batch_size)
-    self.state, metrics = _train_step(
-      self.denoiser, self.optimizer, self.state, tokens[rows], self._maskable[rows], self._attention_mask[rows]
-    )
+    data = self._data[int(number > self.config.careless_after)]
+    rows = self._rng.integers(0, len(data[0]), self.config.batch_size)
+    self.state, metrics = _train_step(self.denoiser, self.optimizer, self.state, *(part[rows] for part in data))
     return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
   def evaluate(self, number: int, watch: Stopwatch) -> dict[str, Any]:

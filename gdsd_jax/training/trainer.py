@@ -17,7 +17,7 @@ from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.objectives.gdsd import leave_one_out_advantages
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.parallel.rows import local_rows, spread
-from gdsd_jax.runs.config import RunConfig, validate_mesh
+from gdsd_jax.runs.config import require_positions, RunConfig, validate_mesh
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import open_workdir, run_training, Training, TrainingError
@@ -58,14 +58,10 @@ class Trainer(Training):
       raise ValueError(f"task.name: {config.task.name} has an empty split ({len(train)} train, {len(test)} test)")
 
     self.denoiser, params = load_model(config.model, config.seed, self.mesh)
-    buckets = config.rollouts.prompt_buckets
+    tokenizer, buckets = load_tokenizer(config.model.path, self.denoiser.config), config.rollouts.prompt_buckets
     longest = buckets[-1] + config.sampler.completion_length
-    if longest > self.denoiser.config.max_positions:
-      raise ValueError(
-        f"sampler.prompt_buckets, sampler.completion_length: {longest} tokens exceed the"
-        f" {self.denoiser.config.max_positions} positions of {config.model.path}"
-      )
-    tokenizer = load_tokenizer(config.model.path, self.denoiser.config)
+    said = f"sampler.prompt_buckets, sampler.completion_length: {longest} tokens"
+    require_positions(said, longest, self.denoiser.config, config.model.path)
     self.sampler = RolloutSampler(self.denoiser, tokenizer, self.task, config.sampler, buckets, self.mesh)
     train, test = self._fitting(train, "train"), self._fitting(test, "test")
     self.overlap = Overlap(self.sampler, ExampleStream(train, config.seed), config)

@@ -1,0 +1,150 @@
+"""The families' Hugging Face layouts: what their config.json says, and how their weights are called."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+from gdsd_jax.models.config import DenoiserConfig
+
+
+class _Field(str):
+  """A field of DenoiserConfig, in the place of its value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a family writes its models.
+
+  Attributes:
+    hub_name: the published model, whose layout its kin share.
+    classes: the published code, for `transformers` with trust_remote_code; this package never runs it.
+    required: what config.json can express but this transformer does not compute otherwise: any other value is refused.
+    config: all else that the published code reads in config.json: constants, and fields of DenoiserConfig.
+    special: function from config.json to the fields of DenoiserConfig that it may leave out, or has other words for.
+    weight_names: parameter path -> weight name; `{layer}` marks the ones that are stacked along `layers`.
+  """
+
+  hub_name: str
+  classes: Mapping[str, str]
+  required: Mapping[str, Any]
+  config: Mapping[str, Any]
+  special: Callable[[Mapping[str, Any]], dict[str, Any]]
+  weight_names: Mapping[str, str]
+
+  def parse_config(self, fields: Mapping[str, Any]) -> DenoiserConfig:
+    """DenoiserConfig from the fields of config.json. Raises ValueError on what the transformer cannot compute."""
+    for name, value in self.required.items():
+      if name in fields and (fields[name] or False) != value:  # None is a layout's own way to say "off"
+        raise ValueError(f"{name} is {fields[name]!r}; only {value!r} is supported")
+    names = {field: name for name, field in self.config.items() if isinstance(field, _Field)}
+    width, heads = fields[names["hidden_size"]], fields[names["num_heads"]]
+    for name in (names["hidden_size"], names["num_heads"]):
+      if type(fields[name]) is not int or fields[name] < 1:
+        raise ValueError(f"{name} must be a positive integer, not {fields[name]!r}")
+    head_dim = fields.get(names["head_dim"]) if "head_dim" in names else None
+    if width % heads and not head_dim:
+      raise ValueError(f"{names['hidden_size']} ({width}) must be a multiple of {names['num_heads']} ({heads})")
+    values = {"head_dim": head_dim or width // heads, **self.special(fields)}
+    return DenoiserConfig(**{field: fields[name] for field, name in names.items() if field not in values}, **values)
+
+  def format_config(self, config: DenoiserConfig, dtype: str) -> dict[str, Any]:
+    """The fields of config.json, all that the published modelling code reads."""
+    code = {
+      "architectures": [self.classes["AutoModel"].partition(".")[2]],
+      "auto_map": {name: f"{self.hub_name}--{path}" for name, path in self.classes.items()},
+    }
+    values = {k: getattr(config, v) if isinstance(v, _Field) else v for k, v in self.config.items()}
+    return {**code, **self.required, **values, "torch_dtype": dtype, "use_cache": False}
+
+
+def _weight_names(embedding: str, final_norm: str, head: str, block: str, **modules: str) -> dict[str, str]:
+  paths = {"embedding": embedding, "final_norm": final_norm, "head": head}
+  paths |= {f"blocks.{leaf}": f"{block}.{module}" for leaf, module in modules.items()}
+  biases = {f"blocks.{leaf}_bias": f"{block}.{modules[leaf]}.bias" for leaf in ("query", "key", "value")}
+  return {path: f"{module}.weight" for path, module in paths.items()} | biases
+
+
+def _llada(fields: Mapping[str, Any]) -> dict[str, Any]:
+  return dict(
+    vocab_size=fields.get("embedding_size") or fields["vocab_size"],
+    num_kv_heads=fields.get("n_kv_heads") or (1 if fields.get("multi_query_attention") else fields["n_heads"]),
+    mlp_size=fields.get("mlp_hidden_size") or int(fields["mlp_ratio"] * fields["d_model"]),
+    rope_theta=fields.get("rope_theta", 10000.0), norm_epsilon=fields.get("rms_norm_eps", 1e-5),
+    pad_token_id=fields.get("pad_token_id", fields["eos_token_id"]),
+    qkv_bias=fields.get("include_qkv_bias") or False, tied_head=fields.get("weight_tying") or False, family="llada",
+  )
+
+
+LLADA = Layout(
+  hub_name="GSAI-ML/LLaDA-8B-Instruct",
+  classes={
+    "AutoConfig": "configuration_llada.LLaDAConfig", "AutoModel": "modeling_llada.LLaDAModelLM",
+    "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
+  },
+  required={
+    "block_type": "llama", "activation_type": "silu", "layer_norm_type": "rms", "rope": True, "alibi": False,
+    "include_bias": False, "bias_for_layer_norm": False, "attention_layer_norm": False, "input_emb_norm": False,
+    "scale_logits": False,
+  },
+  config={
+    "model_type": "llada", "attention_dropout": 0.0, "residual_dropout": 0.0, "embedding_dropout": 0.0,
+    "attention_layer_norm_with_affine": True, "layer_norm_with_affine": True, "block_group_size": 1,
+    "d_model": _Field("hidden_size"), "embedding_size": _Field("vocab_size"), "vocab_size": _Field("vocab_size"),
+    "n_layers": _Field("num_layers"), "n_heads": _Field("num_heads"), "n_kv_heads": _Field("num_kv_heads"),
+    "mlp_hidden_size": _Field("mlp_size"), "mlp_ratio": 4, "max_sequence_length": _Field("max_positions"),
+    "rope_theta": _Field("rope_theta"), "rope_full_precision": True, "rms_norm_eps": _Field("norm_epsilon"),
+    "include_qkv_bias": _Field("qkv_bias"), "weight_tying": _Field("tied_head"), "flash_attention": False,
+    "init_device": "cpu", "precision": "amp_bf16", "mask_token_id": _Field("mask_token_id"),
+    "eos_token_id": _Field("eos_token_id"), "pad_token_id": _Field("pad_token_id"),
+  },
+  special=_llada,
+  weight_names=_weight_names(
+    embedding="model.transformer.wte", final_norm="model.transformer.ln_f", head="model.transformer.ff_out",
+    block="model.transformer.blocks.{layer}", attention_norm="attn_norm", query="q_proj", key="k_proj", value="v_proj",
+    output="attn_out", mlp_norm="ff_norm", gate="ff_proj", up="up_proj", down="ff_out",
+  ),
+)
+
+
+def _dream(fields: Mapping[str, Any]) -> dict[str, Any]:
+  pad, theta = fields.get("pad_token_id"), fields.get("rope_theta", 10000.0)
+  for name in ("rope_scaling", "rope_parameters"):  # transformers 5 writes the latter, with the base in it
+    rope = fields.get(name) or {}
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
+    if kind != "default" or rope.keys() - {"rope_theta", "rope_type", "type"}:
+      raise ValueError(f"{name} is {rope!r}; only unscaled positions are supported")
+    theta = rope.get("rope_theta", theta)
+  return dict(
+    num_kv_heads=fields.get("num_key_value_heads") or fields["num_attention_heads"],
+    rope_theta=theta, norm_epsilon=fields.get("rms_norm_eps", 1e-6),
+    pad_token_id=fields["eos_token_id"] if pad is None else pad,
+    qkv_bias=True, tied_head=fields.get("tie_word_embeddings") or False,
+    shifted_output=True, positions_skip_padding=True, family="dream",
+  )
+
+
+DREAM = Layout(
+  hub_name="Dream-org/Dream-v0-Instruct-7B",
+  classes={"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
+  required={"hidden_act": "silu", "use_sliding_window": False},
+  config={
+    "model_type": "Dream", "attention_dropout": 0.0, "hidden_size": _Field("hidden_size"),
+    "head_dim": _Field("head_dim"), "initializer_range": 0.02, "intermediate_size": _Field("mlp_size"),
+    "max_position_embeddings": _Field("max_positions"), "max_window_layers": _Field("num_layers"),
+    "num_attention_heads": _Field("num_heads"), "num_hidden_layers": _Field("num_layers"),
+    "num_key_value_heads": _Field("num_kv_heads"), "rms_norm_eps": _Field("norm_epsilon"), "rope_scaling": None,
+    "rope_theta": _Field("rope_theta"), "sliding_window": None, "tie_word_embeddings": _Field("tied_head"),
+    "vocab_size": _Field("vocab_size"), "mask_token_id": _Field("mask_token_id"),
+    "bos_token_id": _Field("eos_token_id"), "eos_token_id": _Field("eos_token_id"),
+    "pad_token_id": _Field("pad_token_id"),
+  },
+  special=_dream,
+  weight_names=_weight_names(
+    embedding="model.embed_tokens", final_norm="model.norm", head="lm_head", block="model.layers.{layer}",
+    attention_norm="input_layernorm", query="self_attn.q_proj", key="self_attn.k_proj", value="self_attn.v_proj",
+    output="self_attn.o_proj", mlp_norm="post_attention_layernorm", gate="mlp.gate_proj", up="mlp.up_proj",
+    down="mlp.down_proj",
+  ),
+)
+
+FAMILIES = {"llada": LLADA, "dream": DREAM}  # by the `model_type` of config.json, in small letters
