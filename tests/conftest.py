@@ -13,6 +13,7 @@ import resource
 REPOSITORY = Path(__file__).parent.parent
 _FAST_COMPILATION = (
   "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  " --xla_cpu_use_fusion_emitters=false --xla_cpu_enable_concurrency_optimized_scheduler=false"
   " --xla_cpu_parallel_codegen_split_count=1"  # tests run side by side: a program in many parts only takes longer
 )
 # In the environment, before JAX is imported, so that commands which tests start have them, too.
