@@ -12,7 +12,7 @@ _PUBLIC = {
   "save_pretrained": "gdsd_jax.huggingface.weights",
   "Rollout": "gdsd_jax.diffusion.config",
   "SamplerConfig": "gdsd_jax.diffusion.config",
-  "sample": "gdsd_jax.diffusion.sampling",
+  "sample": "gdsd_jax.diffusion.blockwise",
   "consistent_masks": "gdsd_jax.diffusion.forward",
   "Scores": "gdsd_jax.objectives.scores",
   "sequence_scores": "gdsd_jax.objectives.scores",

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gdsd_jax.diffusion.blockwise import choose
+from gdsd_jax.diffusion.blockwise import choose, sample
 from gdsd_jax.diffusion.config import SamplerConfig
-from gdsd_jax.diffusion.sampling import sample
 from gdsd_jax.models.config import DenoiserConfig, LoraConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings

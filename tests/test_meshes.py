@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.diffusion.config import SamplerConfig
-from gdsd_jax.diffusion.sampling import sample
 from gdsd_jax.huggingface.weights import load_pretrained
-from gdsd_jax.models import lm_head
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.scores import Scores
@@ -148,7 +147,7 @@ def test_samplers_keep_the_vocabulary_split(tiny_config, name):
 
 def test_pick_takes_one_entry_of_each_row():
   x = jnp.array([[1.0, -jnp.inf, 3.0], [4.0, 5.0, jnp.inf]])
-  np.testing.assert_array_equal(lm_head.pick(x, jnp.array([2, 1])), [3.0, 5.0])
+  np.testing.assert_array_equal(dream.pick(x, jnp.array([2, 1])), [3.0, 5.0])
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])

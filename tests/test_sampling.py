@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gdsd_jax.diffusion.blockwise import commit_plan, descending_rank
+from gdsd_jax.diffusion.blockwise import commit_plan, descending_rank, sample
 from gdsd_jax.diffusion.config import SamplerConfig
-from gdsd_jax.diffusion.sampling import sample
 
 CONFIG = SamplerConfig(completion_length=8, steps=8, block_length=4, temperature=1.0)
 PROMPT = jnp.arange(12).reshape(3, 4) + 1

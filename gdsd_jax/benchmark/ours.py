@@ -10,8 +10,8 @@ import numpy as np
 
 from gdsd_jax.benchmark.meter import kilobytes, measured, ProcessMemory, timed
 from gdsd_jax.benchmark.setting import REFERENCE_NORM, Setting
+from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.diffusion.forward import rollout_masks
-from gdsd_jax.diffusion.sampling import sample
 from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
 from gdsd_jax.huggingface.weights import load_pretrained, save_pretrained
 from gdsd_jax.models.config import LoraConfig

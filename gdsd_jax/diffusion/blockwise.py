@@ -27,16 +27,43 @@ from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.models.denoiser import Denoiser
 
 
-def denoise(denoiser: Denoiser, params, prompt, attention_mask, config: SamplerConfig, key) -> Rollout:
-  """Samples one completion for each prompt; see `sampling.sample`, which checks the arguments and compiles it.
+@functools.partial(jax.jit, static_argnames=("denoiser", "config"))
+def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: SamplerConfig) -> Rollout:
+  """Samples one completion for each prompt. Compiled once per shape, denoiser and config.
 
-  prompt is int32[B, P]; attention_mask is bool[B, P+L], or None without padding.
+  Args:
+    denoiser, params: the model, as `load_pretrained` returns it.
+    prompt: int[B, P], left-padded.
+    prompt_mask: bool[B, P], False at padding; None when no prompt is padded.
+    key: random key; ignored where the config leaves nothing to chance.
+    config: the sampler.
+
+  Returns:
+    The rollout of int32[B, L] tokens and float32[B, L] confidence.
+
+  Raises:
+    ValueError: prompt and completion exceed the model's positions, or prompt_mask has another shape than prompt. Or
+      there is no prompt, although a sampler of Fast-dLLM needs the output at the token before the completion.
   """
-  block_length = config.completion_length // config.num_blocks
+  batch, prompt_length = prompt.shape
+  length = config.completion_length
+  if prompt_length + length > denoiser.config.max_positions:
+    raise ValueError(
+      f"prompt ({prompt_length}) and completion ({length}) exceed the model's {denoiser.config.max_positions} positions"
+    )
+  attention_mask = None
+  if prompt_mask is not None:
+    if prompt_mask.shape != prompt.shape:
+      raise ValueError(f"prompt_mask {prompt_mask.shape} must have the shape of the prompt, {prompt.shape}")
+    attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones((batch, length), bool)], axis=1)
+  if config.is_fast and denoiser.config.shifted_output and prompt_length == 0:
+    raise ValueError("prompt: must have a token, by whose output this model predicts the first of the completion")
+  params, prompt = denoiser.cast(params), prompt.astype(jnp.int32)  # cast once, not in each of the steps
+  block_length = length // config.num_blocks
   denoise_block = functools.partial(_denoise_block, denoiser, params, prompt, attention_mask, config)
   if config.early_stop:
     denoise_block = _unless_ended(denoise_block, block_length, denoiser.config.eos_token_id)
-  shape = prompt.shape[0], config.completion_length
+  shape = batch, length
   rollout = Rollout(jnp.full(shape, denoiser.config.mask_token_id, jnp.int32), jnp.zeros(shape, jnp.float32))
   keys = jax.random.split(key, config.num_blocks) if config.is_blockwise else key[None]
   if config.cache == "prefix":  # What a step computes has another length in each block.
@@ -122,38 +149,17 @@ def _predict(denoiser: Denoiser, params, hidden, unconditional, key, config: Sam
 def commit_plan(config: SamplerConfig) -> np.ndarray:
   """What each step of a block commits: int32[steps] numbers of tokens.
 
-  LLaDA spreads the tokens of a block evenly, with the remainder on the first steps. Dream commits int(n · share) of n
-  masked ones, but its "origin" commits at random, and the plan is float32[steps] shares. Steps that commit nothing are
-  left out, because they change nothing. With a threshold or factor the plan is the least that a step commits, one.
+  LLaDA spreads the tokens of a block evenly, with the remainder on the first steps; for Dream see `dream.commit_plan`.
+  Steps that commit nothing are left out, because they change nothing. With a threshold or factor the plan is the least
+  that a step commits, one.
   """
   length, steps = config.completion_length // config.num_blocks, config.steps // config.num_blocks
   if config.is_parallel:
     return np.ones(length, np.int32)
   if config.kind == "dream":
-    shares = unmask_shares(steps, config.eps)
-    if config.alg == "origin":
-      return shares
-    commits, remaining = [], length
-    for share in shares:
-      commits.append(int(np.float32(remaining) * share))
-      remaining -= commits[-1]
-  else:
-    each, remainder = divmod(length, steps)
-    commits = [each + (step < remainder) for step in range(steps)]
-  return np.array([count for count in commits if count], np.int32)
-
-
-def unmask_shares(steps: int, eps: float) -> np.ndarray:
-  """Share of the masked tokens that each of Dream's steps commits: 1 − s/t, and 1 for the last. float32[steps]."""
-  # Times are float32 from both ends, as torch.linspace counts them in the published sampler: int(n · share) must fall
-  # on the same side of a whole number.
-  span = np.float32((np.float32(eps) - np.float32(1)) / np.float32(steps))
-  index = np.arange(steps + 1, dtype=np.float32)
-  times = np.where(index < (steps + 1) // 2, 1 + span * index, np.float32(eps) - span * (steps - index))
-  times = times.astype(np.float32)
-  shares = 1 - times[1:] / times[:-1]
-  shares[-1] = 1
-  return shares
+    return dream.commit_plan(length, steps, config)
+  each, remainder = divmod(length, steps)
+  return np.array([each + (step < remainder) for step in range(min(steps, length))], np.int32)
 
 
 def choose(confidence, masked, planned, key, config: SamplerConfig):

@@ -1,4 +1,4 @@
-"""Dream's prediction: a token for each position after the nucleus and top-k filters, and the confidence in it.
+"""Dream's own: how many tokens a step commits, and its prediction after the nucleus and top-k filters.
 
 Filters and entropy need the whole vocabulary of a position, so only some positions at a time have logits in memory.
 Source: arXiv 2508.15487 and its published `diffusion_generate`.
@@ -6,10 +6,12 @@ Source: arXiv 2508.15487 and its published `diffusion_generate`.
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
 
 from gdsd_jax.diffusion.config import SamplerConfig
-from gdsd_jax.models import lm_head
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.parallel.mesh import partition
 
 _POSITIONS = 32  # Positions whose logits are in memory at a time.
 _ENTROPY_OFFSET = 1e-10  # Added inside the logarithm, as published.
@@ -56,10 +58,10 @@ def predict_from_logits(logits, key, mask_id: int, config: SamplerConfig, mesh=N
   if config.alg == "entropy":
     confidence = jnp.sum(probabilities * jnp.log(probabilities + _ENTROPY_OFFSET), axis=-1)
   elif config.alg == "topk_margin":
-    top = lm_head.top_k(probabilities, 2, mesh)
+    top = largest(probabilities, 2, mesh)
     confidence = top[..., 0] - top[..., 1]
   else:
-    confidence = lm_head.pick(probabilities, tokens)
+    confidence = pick(probabilities, tokens)
   return tokens, confidence
 
 
@@ -69,7 +71,7 @@ def filter_logits(logits, top_p: float | None, top_k: int | None, mesh=None):
     probabilities = jax.nn.softmax(logits, axis=-1)
     logits = jnp.where(probabilities >= _nucleus_threshold(probabilities, top_p), logits, -jnp.inf)
   if top_k is not None and top_k < logits.shape[-1]:
-    least = lm_head.top_k(logits, top_k, mesh)[..., -1:]
+    least = largest(logits, top_k, mesh)[..., -1:]
     logits = jnp.where(logits < least, -jnp.inf, logits)
   return logits
 
@@ -94,3 +96,48 @@ def _nucleus_threshold(probabilities, top_p: float):
   bounds = jnp.zeros(shape, jnp.int32), jnp.full(shape, one)
   _, threshold = jax.lax.fori_loop(0, 30, halve, bounds)
   return jax.lax.bitcast_convert_type(threshold, jnp.float32)
+
+
+def pick(x, index):
+  """x[..., index] for x [..., V] and index int[...], as a masked sum, which leaves a split last axis where it lies."""
+  chosen = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1) == index[..., None]
+  return jnp.sum(jnp.where(chosen, x, 0), axis=-1)
+
+
+def largest(x, k: int, mesh: Mesh | None):
+  """The k largest of the last axis, [..., V] -> [..., k], descending; a chip that has a part of it sends k numbers."""
+  if mesh is None or mesh.shape["tensor"] == 1:
+    return jax.lax.top_k(x, k)[0]
+
+  def of_shares(part):
+    best = jax.lax.top_k(part, min(k, part.shape[-1]))[0]
+    return jax.lax.top_k(jax.lax.all_gather(best, "tensor", axis=-1, tiled=True), k)[0]
+
+  leading = ("batch", *[None] * (x.ndim - 2))
+  split, whole = partition((*leading, "vocab"), x.shape, mesh), partition((*leading, None), x.shape, mesh)
+  return jax.shard_map(of_shares, mesh=mesh, in_specs=split, out_specs=whole, check_vma=False)(x)
+
+
+def commit_plan(length: int, steps: int, config: SamplerConfig) -> np.ndarray:
+  """What each step commits: int(n · share) of n masked tokens; with "origin", at random, the shares float32[steps]."""
+  shares = unmask_shares(steps, config.eps)
+  if config.alg == "origin":
+    return shares
+  commits, remaining = [], length
+  for share in shares:
+    commits.append(int(np.float32(remaining) * share))
+    remaining -= commits[-1]
+  return np.array([count for count in commits if count], np.int32)
+
+
+def unmask_shares(steps: int, eps: float) -> np.ndarray:
+  """Share of the masked tokens that each of Dream's steps commits: 1 − s/t, and 1 for the last. float32[steps]."""
+  # Times are float32 from both ends, as torch.linspace counts them in the published sampler: int(n · share) must fall
+  # on the same side of a whole number.
+  span = np.float32((np.float32(eps) - np.float32(1)) / np.float32(steps))
+  index = np.arange(steps + 1, dtype=np.float32)
+  times = np.where(index < (steps + 1) // 2, 1 + span * index, np.float32(eps) - span * (steps - index))
+  times = times.astype(np.float32)
+  shares = 1 - times[1:] / times[:-1]
+  shares[-1] = 1
+  return shares

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
-from gdsd_jax.diffusion.sampling import sample
 from gdsd_jax.huggingface.tokenizer import (
   completion_lengths,
   decode_completions,

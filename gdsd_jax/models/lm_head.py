@@ -186,23 +186,3 @@ def largest(logits, k: int):
   values, places = jax.lax.top_k(members, k)
   member, group = jnp.divmod(places, k)
   return values, member * groups.shape[2] + jnp.take_along_axis(best, group, axis=1)
-
-
-def pick(x, index):
-  """x[..., index] for x [..., V] and index int[...], as a masked sum, which leaves a split last axis where it lies."""
-  chosen = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1) == index[..., None]
-  return jnp.sum(jnp.where(chosen, x, 0), axis=-1)
-
-
-def top_k(x, k: int, mesh: Mesh | None):
-  """The k largest of the last axis, [..., V] -> [..., k], descending; a chip that has a part of it sends k numbers."""
-  if mesh is None or mesh.shape["tensor"] == 1:
-    return jax.lax.top_k(x, k)[0]
-
-  def largest(part):
-    best = jax.lax.top_k(part, min(k, part.shape[-1]))[0]
-    return jax.lax.top_k(jax.lax.all_gather(best, "tensor", axis=-1, tiled=True), k)[0]
-
-  leading = ("batch", *[None] * (x.ndim - 2))
-  split, whole = partition((*leading, "vocab"), x.shape, mesh), partition((*leading, None), x.shape, mesh)
-  return jax.shard_map(largest, mesh=mesh, in_specs=split, out_specs=whole, check_vma=False)(x)

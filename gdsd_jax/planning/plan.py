@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gdsd_jax.diffusion.sampling import sample
+from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.huggingface.published import architecture
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.planning.chips import Chip, slice_devices
