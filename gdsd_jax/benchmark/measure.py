@@ -27,13 +27,9 @@ _CHECKED = ("loss", "grad_norm", "score")
 def measure(setting: Setting, say: Callable[[str], None] = print) -> dict[str, Any]:
   """Everything that a setting asks for, as JSON values.
 
-  Args:
-    setting: what is measured.
-    say: told what is being measured.
-
   Returns:
     The setting's fields; `parameters`; `device`; `versions`; `peak_flops_per_second` of a large matrix product by each
-    side; `sampling` and `training`, see `_sides`; `memory`, bytes that scoring one rollout takes at each vocabulary.
+    side; `sampling` and `training`, see `_sides`; `memory`, see `scoring_memory`.
 
   Raises:
     ValueError, OSError: one line; the device has too little memory, or PyTorch cannot use it.
@@ -41,9 +37,13 @@ def measure(setting: Setting, say: Callable[[str], None] = print) -> dict[str, A
   with tempfile.TemporaryDirectory(prefix="gdsd_benchmark_") as folder:
     say(f"making a {setting.model} model and its inputs")
     device, parameters = _in_own_process(ours.prepare, Path(folder), setting)
-    result = {**vars(setting), "parameters": parameters, "device": device, "versions": _versions(setting)}
+    libraries = ("jax", "torch") if setting.reference else ("jax",)
+    versions = {name: importlib.metadata.version(name) for name in libraries}
+    result = {**vars(setting), "parameters": parameters, "device": device, "versions": versions}
     if set(setting.only) & {"sampling", "training"}:
-      result["peak_flops_per_second"] = _peaks(setting, device["platform"])
+      peaks = result["peak_flops_per_second"] = {"ours": _in_own_process(ours.peak_flops, setting.dtype)}
+      if setting.reference:
+        peaks["reference"] = _in_own_process(_reference().peak_flops, setting.dtype, device["platform"])
     if "sampling" in setting.only:
       result["sampling"] = _sampling(setting, Path(folder), result, say)
     if "training" in setting.only:
@@ -62,18 +62,6 @@ def _in_own_process(function: Callable, *arguments):
       return pool.submit(function, *arguments).result()
     except BrokenProcessPool:
       raise OSError(f"the process of {function.__name__} was ended, as the system does when memory runs out") from None
-
-
-def _versions(setting: Setting) -> dict[str, str]:
-  names = ("jax", "torch") if setting.reference else ("jax",)
-  return {name: importlib.metadata.version(name) for name in names}
-
-
-def _peaks(setting: Setting, platform: str) -> dict[str, float]:
-  peaks = {"ours": _in_own_process(ours.peak_flops, setting.dtype)}
-  if setting.reference:
-    peaks["reference"] = _in_own_process(_reference().peak_flops, setting.dtype, platform)
-  return peaks
 
 
 def _reference():
