@@ -111,9 +111,8 @@ def _training(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
       side |= {check: runs[name][0][check] for check in _CHECKED}
   compared = _compared(sides)
   if compared:
-    compared["relative_difference"] = {
-      check: abs(sides["ours"][check] / sides["reference"][check] - 1) for check in _CHECKED
-    }
+    differences = {check: abs(sides["ours"][check] / sides["reference"][check] - 1) for check in _CHECKED}
+    compared["relative_difference"] = differences
   return {"flops": flops, **sides, **compared}
 
 

@@ -6,21 +6,13 @@ import gc
 import os
 from pathlib import Path
 import time
-from typing import Any, Protocol
-
-
-class Memory(Protocol):
-  """Where work has its memory: bytes held now, and the most that was held since `reset`."""
-
-  def reset(self) -> None: ...
-  def held(self) -> int: ...
-  def peak(self) -> int: ...
+from typing import Any
 
 
 class ProcessMemory:
-  """Resident memory of this process, files that it maps among it.
+  """Bytes that this process holds now, and the most that it held since `reset`; files that it maps among them.
 
-  It is read from /proc rather than getrusage, where a process begins with the peak of the one that started it.
+  They are read from /proc rather than getrusage, where a process begins with the peak of the one that started it.
   """
 
   def reset(self) -> None:
@@ -49,8 +41,8 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
   return result, time.perf_counter() - started
 
 
-def measured(work: Callable[[], Any], memory: Memory) -> tuple[Any, dict[str, float]]:
-  """(result, numbers) of work that returns when it is done.
+def measured(work: Callable[[], Any], memory) -> tuple[Any, dict[str, float]]:
+  """(result, numbers) of work that returns when it is done; `memory` as `ProcessMemory`, of whichever device.
 
   Numbers: `seconds`; `cpu_seconds` of all threads; `bytes_before`, `bytes_peak`; `load`, the threads that wanted to run
   in the last minute, its own among them: where that exceeds the cores, seconds depend on what else runs.
