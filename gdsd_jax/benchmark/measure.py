@@ -75,23 +75,22 @@ def _works(name: str, setting: Setting, folder: Path, platform: str) -> dict[str
   works = {"ours": (getattr(ours, name), folder, setting)}
   if setting.reference:
     works["reference"] = (getattr(_reference(), name), folder, setting, platform)
+  if setting.fast_sampler and name == "sampling":
+    works["fast_dllm"] = (ours.sampling, folder, setting, True)
   return works
 
 
 def _sampling(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
-  works = _works("sampling", setting, folder, result["device"]["platform"])
-  if setting.fast_sampler:
-    works["fast_dllm"] = (ours.sampling, folder, setting, True)
-  length = setting.prompt_length + setting.completion_length
+  steps, length = len(setting.masked_tokens), setting.prompt_length + setting.completion_length
   flops = sampling_flops(setting.architecture, setting.batch, length, setting.masked_tokens, setting.lora_rank)
+  works = _works("sampling", setting, folder, result["device"]["platform"])
   sides, runs = _sides("sampling", works, setting, flops, result["peak_flops_per_second"], say)
-  steps = len(setting.masked_tokens)
-  if "seconds" in sides.get("fast_dllm", {}) and "seconds" in sides["ours"]:
-    del sides["fast_dllm"]["utilisation"]  # it does not do what the exact algorithm needs
-    sides["fast_dllm"]["speedup_over_exact"] = sides["ours"]["seconds"] / sides["fast_dllm"]["seconds"]
   for name, side in sides.items():
     if "seconds" in side and name != "fast_dllm":
       side["seconds_per_denoising_step"] = side["seconds"] / steps
+  if "seconds" in sides.get("fast_dllm", {}) and "seconds" in sides["ours"]:
+    del sides["fast_dllm"]["utilisation"]  # it does not do what the exact algorithm needs
+    sides["fast_dllm"]["speedup_over_exact"] = sides["ours"]["seconds"] / sides["fast_dllm"]["seconds"]
   compared = _compared(sides)
   if compared and setting.temperature == 0:
     tokens = [runs[side][0]["tokens"] for side in ("ours", "reference")]
@@ -100,10 +99,8 @@ def _sampling(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
 
 
 def _training(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
-  flops = training_flops(
-    setting.architecture, setting.batch, setting.prompt_length, setting.completion_length, setting.num_mc,
-    setting.loss.beta > 0, setting.lora_rank,
-  )
+  flops = training_flops(setting.architecture, setting.batch, setting.prompt_length, setting.completion_length,
+                         setting.num_mc, setting.loss.beta > 0, setting.lora_rank)
   works = _works("training", setting, folder, result["device"]["platform"])
   sides, runs = _sides("training", works, setting, flops, result["peak_flops_per_second"], say)
   for name, side in sides.items():

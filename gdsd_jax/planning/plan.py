@@ -38,11 +38,9 @@ class Program:
   Attributes:
     name: sample, score_rollouts or distillation_step; evaluate where evaluation samples more at once than training.
     calls: how often an iteration calls it.
-    argument_bytes, output_bytes, alias_bytes, temporary_bytes, code_bytes: as XLA assigned them; aliased outputs lie
-      where donated arguments lay.
     resident_bytes: what of the run's state stays in memory meanwhile without being an argument.
+    alias_bytes: of outputs that lie where donated arguments lay; all such sizes are XLA's.
     cost: what one call costs.
-    compile_seconds: how long this machine took.
     error: why it did not compile, in one line: it needs more memory than a chip has. All else is empty then.
     hlo: its optimised HLO.
   """
@@ -152,9 +150,8 @@ class AbstractRun:
                                      with_reference=config.objective.beta > 0, mesh=mesh)
     state = jax.eval_shape(make, self.denoiser.abstract_params())
     lay_out = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    self.state: TrainState = jax.tree.map(
-      lay_out, state, state_shardings(state, self.denoiser, self.optimizer, mesh)
-    )
+    shardings = state_shardings(state, self.denoiser, self.optimizer, mesh)
+    self.state: TrainState = jax.tree.map(lay_out, state, shardings)
 
   @property
   def state_bytes(self) -> dict[str, int]:
