@@ -6,26 +6,31 @@ import gc
 import os
 from pathlib import Path
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 
-class ProcessMemory:
-  """Bytes that this process holds now, and the most that it held since `reset`; files that it maps among them.
+class Memory(NamedTuple):
+  """Where work has its memory: bytes held now, and the most that was held since `reset`."""
 
-  They are read from /proc rather than getrusage, where a process begins with the peak of the one that started it.
+  reset: Callable[[], None]
+  held: Callable[[], int]
+  peak: Callable[[], int]
+
+
+def process_memory() -> Memory:
+  """Resident memory of this process, files that it maps among it.
+
+  It is read from /proc rather than getrusage, where a process begins with the peak of the one that started it.
   """
 
-  def reset(self) -> None:
+  def reset():
     # What loading and compiling have freed, the C library keeps; PyTorch's side gives it back, too.
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
-  def held(self) -> int:
-    return kilobytes("/proc/self/status", "VmRSS") * 1024
-
-  def peak(self) -> int:
-    return kilobytes("/proc/self/status", "VmHWM") * 1024
+  status = lambda field: kilobytes("/proc/self/status", field) * 1024
+  return Memory(reset, held=lambda: status("VmRSS"), peak=lambda: status("VmHWM"))
 
 
 def kilobytes(file: str, field: str) -> int:
@@ -41,8 +46,8 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
   return result, time.perf_counter() - started
 
 
-def measured(work: Callable[[], Any], memory) -> tuple[Any, dict[str, float]]:
-  """(result, numbers) of work that returns when it is done; `memory` as `ProcessMemory`, of whichever device.
+def measured(work: Callable[[], Any], memory: Memory) -> tuple[Any, dict[str, float]]:
+  """(result, numbers) of work that returns when it is done.
 
   Numbers: `seconds`; `cpu_seconds` of all threads; `bytes_before`, `bytes_peak`; `load`, the threads that wanted to run
   in the last minute, its own among them: where that exceeds the cores, seconds depend on what else runs.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gdsd_jax.benchmark.meter import kilobytes, measured, ProcessMemory, timed
+from gdsd_jax.benchmark.meter import kilobytes, measured, Memory, process_memory, timed
 from gdsd_jax.benchmark.setting import REFERENCE_NORM, Setting
 from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.diffusion.sampling import sample
@@ -28,22 +28,6 @@ from gdsd_jax.training.step import distillation_step, score_rollouts
 _PEAK_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 VOCABULARIES = (8192, 32768, 131072)
 _MEMORY_RANK = 8  # where the setting has no adapter, the rank of one whose gradient's memory is told
-
-
-class DeviceMemory:
-  """Memory of an accelerator, as JAX allocates it; the peak is that since the process began."""
-
-  def __init__(self, device):
-    self.device = device
-
-  def reset(self) -> None:
-    pass  # JAX cannot
-
-  def held(self) -> int:
-    return self.device.memory_stats()["bytes_in_use"]
-
-  def peak(self) -> int:
-    return self.device.memory_stats()["peak_bytes_in_use"]
 
 
 def prepare(folder: Path, setting: Setting) -> tuple[dict[str, Any], int]:
@@ -170,10 +154,16 @@ def _load(folder: Path, setting: Setting):
   return denoiser, params, mesh, ScoringBatch(**arrays), advantages
 
 
+def _allocated(device) -> Memory:
+  """What JAX allocated on an accelerator; the peak is that since the process began, which JAX cannot reset."""
+  stats = device.memory_stats
+  return Memory(lambda: None, held=lambda: stats()["bytes_in_use"], peak=lambda: stats()["peak_bytes_in_use"])
+
+
 def _measured(work: Callable[[], Any], profile: str | None, name: str) -> tuple[Any, dict[str, float]]:
   """`measured`, and a trace of one more run in the folder `profile`."""
   device = jax.local_devices()[0]
-  found = measured(work, ProcessMemory() if device.platform == "cpu" else DeviceMemory(device))
+  found = measured(work, process_memory() if device.platform == "cpu" else _allocated(device))
   if profile:
     with jax.profiler.trace(str(Path(profile) / name)):
       work()
