@@ -113,25 +113,20 @@ class _Walk:
     inside = self.module.computations[computation]
     operand = sum(shape.nbytes for name in instruction.operands for shape in inside[name].shapes)
     n = _group_size(instruction.attributes, self.module.num_partitions)
-    share = {"all-gather": n - 1, "reduce-scatter": (n - 1) / n, "all-reduce": 2 * (n - 1) / n,
-             "all-to-all": (n - 1) / n, "collective-permute": 1}
-    return operand * share[kind]
+    share = {"all-gather": n - 1, "all-reduce": 2 * (n - 1) / n, "collective-permute": 1}
+    return operand * share.get(kind, (n - 1) / n)
 
   def _hbm_bytes(self, computation: str, instruction: Instruction) -> float:
     """Bytes that an instruction reads from HBM and writes to it."""
     opcode, inside = instruction.opcode, self.module.computations[computation]
     if opcode in _FREE and not _is_kernel(instruction):
       return 0
+    operands = [sum(shape.hbm_bytes for shape in inside[name].shapes) for name in instruction.operands]
     if opcode == "fusion":
       called = instruction.computation("calls")
-      read = sum(
-        min(self._read(called, position), 1) * sum(shape.nbytes for shape in inside[name].shapes if shape.in_hbm)
-        for position, name in enumerate(instruction.operands)
-      )
-      return read + sum(
-        shape.hbm_bytes * share for shape, share in zip(instruction.shapes, self._written(called, instruction.shapes))
-      )
-    operands = [sum(shape.hbm_bytes for shape in inside[name].shapes) for name in instruction.operands]
+      read = sum(min(self._read(called, i), 1) * held for i, held in enumerate(operands))
+      written = zip(instruction.shapes, self._written(called, instruction.shapes))
+      return read + sum(shape.hbm_bytes * share for shape, share in written)
     if opcode == "copy-start":  # (destination, source, context)
       return operands[0] + instruction.shapes[0].hbm_bytes
     if opcode in ("dynamic-slice", "gather", "slice", "slice-start"):  # reads what it takes; (source, taken, context)

@@ -80,10 +80,8 @@ def table(fields: dict[str, Any]) -> str:
   if iteration := fields["iteration"]:
     least, share = iteration["roofline_seconds"], iteration["utilisation"]
     lines.append(f"by the roofline an iteration takes {least:.3g} s or more, at {share:.0%} utilisation or less")
-  if fields["peak_bytes"] is None:
-    lines.append("DOES NOT FIT")
-  else:
-    lines.append(f"{'fits' if fields['fits'] else 'DOES NOT FIT'}: {fields['peak_bytes'] / _GB:.2f} of {hbm:.0f} GB")
+  peak = "" if fields["peak_bytes"] is None else f": {fields['peak_bytes'] / _GB:.2f} of {hbm:.0f} GB"
+  lines.append(("fits" if fields["fits"] else "DOES NOT FIT") + peak)
   return "\n".join(lines)
 
 
