@@ -13,6 +13,9 @@ import traceback
 
 from absl import app, flags, logging as absl_logging
 
+from gdsd_jax.parallel import processes
+from gdsd_jax.runs.interruption import Interrupted
+
 START_AGAIN = 75
 _GONE = "another process of this run is gone; the same command goes on from the latest checkpoint"
 TRACEBACK_VARIABLE = "GDSD_TRACEBACK"  # set it to see where an error comes from
@@ -25,44 +28,33 @@ def run(main: Callable[[], None]) -> None:
   A ValueError or OSError becomes one line on standard error and exit status 1; termination that was asked for, or the
   death of another process, one line and START_AGAIN.
   """
-
-  from gdsd_jax.parallel.processes import (
-    is_lost_process,
-    join_processes,
-    joined,
-    may_be_one_of_several,
-    RemoteError,
-  )
-
-  if several := may_be_one_of_several():
+  if several := processes.may_be_one_of_several():
     _go_on_in_a_child()
 
   def call(argv):
     if argv[1:]:
       sys.exit(f"error: {argv[1]!r} is no flag; flags begin with --")
-    from gdsd_jax.runs.interruption import Interrupted
-
     if several:
       faulthandler.disable()  # absl's: JAX's runtime aborts where others are gone, and says why
     absl_logging.set_verbosity(absl_logging.WARNING)  # JAX tells every step of its own
     try:
-      join_processes()
+      processes.join_processes()
       main()
     except Interrupted as interrupted:
       print(interrupted, file=sys.stderr, flush=True)
       sys.exit(START_AGAIN)
     except Exception as error:
-      if is_lost_process(error):
+      if processes.is_lost_process(error):
         _leave_at_once(f"{_GONE} ({_line(error)[:300]})", error)
-      if isinstance(error, (ValueError, OSError, RemoteError)):
+      if isinstance(error, (ValueError, OSError, processes.RemoteError)):
         _leave(error)
-      if joined():  # as in _leave
+      if processes.joined():  # as in _leave
         traceback.print_exception(error)
         _leave_at_once(f"error: {type(error).__name__}: {_line(error)[:_LONGEST_LINE]}", status=1)
       raise
     except KeyboardInterrupt as error:
       line = "interrupted; the same command resumes from the latest checkpoint"
-      if joined():  # as in _leave
+      if processes.joined():
         _leave_at_once(line, error, status=1)
       sys.exit(line)
 
@@ -75,13 +67,9 @@ def _go_on_in_a_child() -> None:
 
   When the first process of a run is gone, or the devices' own collectives hang, JAX's runtime aborts the others.
   """
-  from gdsd_jax.parallel.processes import (
-    end_with_parent,
-  )
-
   child = os.fork()
   if child == 0:
-    end_with_parent()
+    processes.end_with_parent()
     return
   signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both
@@ -129,11 +117,7 @@ def _origin(error: BaseException) -> BaseException:
 
 def _leave(error: Exception, message: str | None = None) -> None:
   line = f"error: {_line(message or error)[:_LONGEST_LINE]}"
-  from gdsd_jax.parallel.processes import (
-    joined,
-  )
-
-  if joined():  # leaving in order, it would wait for the others, who wait for it
+  if processes.joined():  # leaving in order, it would wait for the others, who wait for it
     _leave_at_once(line, error, status=1)
   if os.environ.get(TRACEBACK_VARIABLE):
     raise error

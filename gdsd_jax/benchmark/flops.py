@@ -39,12 +39,7 @@ def head_flops(config: DenoiserConfig, positions: int) -> float:
 def sampling_flops(config: DenoiserConfig, batch: int, length: int, masked: Sequence[int], lora_rank: int = 0) -> float:
   """A batch of completions: each step runs all `length` tokens, and the head only where it may commit a token.
 
-  Args:
-    config: the denoiser's architecture.
-    batch: how many completions.
-    length: tokens of prompt and completion together.
-    masked: for each denoising step, the tokens of a completion that it may commit.
-    lora_rank: the adapter's rank; 0 without one.
+  `length` counts prompt and completion; `masked` has, for each denoising step, the tokens that it may commit.
   """
   tokens, steps = batch * length, len(masked)
   step = projection_flops(config, tokens) + adapter_flops(config, tokens, lora_rank)

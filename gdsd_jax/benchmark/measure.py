@@ -27,13 +27,9 @@ _CHECKED = ("loss", "grad_norm", "score")
 def measure(setting: Setting, say: Callable[[str], None] = print) -> dict[str, Any]:
   """Everything that a setting asks for, as JSON values.
 
-  Args:
-    setting: what is measured.
-    say: told what is being measured.
-
   Returns:
     The setting's fields; `parameters`; `device`; `versions`; `peak_flops_per_second` of a large matrix product by each
-    side; `sampling` and `training`, see `_sides`; `memory`, bytes that scoring one rollout takes at each vocabulary.
+    side; `sampling` and `training`, see `_sides`; `memory`, see `scoring_memory`.
 
   Raises:
     ValueError, OSError: one line; the device has too little memory, or PyTorch cannot use it.
@@ -41,9 +37,13 @@ def measure(setting: Setting, say: Callable[[str], None] = print) -> dict[str, A
   with tempfile.TemporaryDirectory(prefix="gdsd_benchmark_") as folder:
     say(f"making a {setting.model} model and its inputs")
     device, parameters = _in_own_process(ours.prepare, Path(folder), setting)
-    result = {**vars(setting), "parameters": parameters, "device": device, "versions": _versions(setting)}
+    libraries = ("jax", "torch") if setting.reference else ("jax",)
+    versions = {name: importlib.metadata.version(name) for name in libraries}
+    result = {**vars(setting), "parameters": parameters, "device": device, "versions": versions}
     if set(setting.only) & {"sampling", "training"}:
-      result["peak_flops_per_second"] = _peaks(setting, device["platform"])
+      peaks = result["peak_flops_per_second"] = {"ours": _in_own_process(ours.peak_flops, setting.dtype)}
+      if setting.reference:
+        peaks["reference"] = _in_own_process(_reference().peak_flops, setting.dtype, device["platform"])
     if "sampling" in setting.only:
       result["sampling"] = _sampling(setting, Path(folder), result, say)
     if "training" in setting.only:
@@ -64,18 +64,6 @@ def _in_own_process(function: Callable, *arguments):
       raise OSError(f"the process of {function.__name__} was ended, as the system does when memory runs out") from None
 
 
-def _versions(setting: Setting) -> dict[str, str]:
-  names = ("jax", "torch") if setting.reference else ("jax",)
-  return {name: importlib.metadata.version(name) for name in names}
-
-
-def _peaks(setting: Setting, platform: str) -> dict[str, float]:
-  peaks = {"ours": _in_own_process(ours.peak_flops, setting.dtype)}
-  if setting.reference:
-    peaks["reference"] = _in_own_process(_reference().peak_flops, setting.dtype, platform)
-  return peaks
-
-
 def _reference():
   from gdsd_jax.benchmark import reference  # PyTorch is there only where somebody compares with it
 
@@ -87,23 +75,22 @@ def _works(name: str, setting: Setting, folder: Path, platform: str) -> dict[str
   works = {"ours": (getattr(ours, name), folder, setting)}
   if setting.reference:
     works["reference"] = (getattr(_reference(), name), folder, setting, platform)
+  if setting.fast_sampler and name == "sampling":
+    works["fast_dllm"] = (ours.sampling, folder, setting, True)
   return works
 
 
 def _sampling(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
-  works = _works("sampling", setting, folder, result["device"]["platform"])
-  if setting.fast_sampler:
-    works["fast_dllm"] = (ours.sampling, folder, setting, True)
-  length = setting.prompt_length + setting.completion_length
+  steps, length = len(setting.masked_tokens), setting.prompt_length + setting.completion_length
   flops = sampling_flops(setting.architecture, setting.batch, length, setting.masked_tokens, setting.lora_rank)
+  works = _works("sampling", setting, folder, result["device"]["platform"])
   sides, runs = _sides("sampling", works, setting, flops, result["peak_flops_per_second"], say)
-  steps = len(setting.masked_tokens)
-  if "seconds" in sides.get("fast_dllm", {}) and "seconds" in sides["ours"]:
-    del sides["fast_dllm"]["utilisation"]  # it does not do what the exact algorithm needs
-    sides["fast_dllm"]["speedup_over_exact"] = sides["ours"]["seconds"] / sides["fast_dllm"]["seconds"]
   for name, side in sides.items():
     if "seconds" in side and name != "fast_dllm":
       side["seconds_per_denoising_step"] = side["seconds"] / steps
+  if "seconds" in sides.get("fast_dllm", {}) and "seconds" in sides["ours"]:
+    del sides["fast_dllm"]["utilisation"]  # it does not do what the exact algorithm needs
+    sides["fast_dllm"]["speedup_over_exact"] = sides["ours"]["seconds"] / sides["fast_dllm"]["seconds"]
   compared = _compared(sides)
   if compared and setting.temperature == 0:
     tokens = [runs[side][0]["tokens"] for side in ("ours", "reference")]
@@ -112,10 +99,8 @@ def _sampling(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
 
 
 def _training(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
-  flops = training_flops(
-    setting.architecture, setting.batch, setting.prompt_length, setting.completion_length, setting.num_mc,
-    setting.loss.beta > 0, setting.lora_rank,
-  )
+  flops = training_flops(setting.architecture, setting.batch, setting.prompt_length, setting.completion_length,
+                         setting.num_mc, setting.loss.beta > 0, setting.lora_rank)
   works = _works("training", setting, folder, result["device"]["platform"])
   sides, runs = _sides("training", works, setting, flops, result["peak_flops_per_second"], say)
   for name, side in sides.items():
@@ -123,9 +108,8 @@ def _training(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
       side |= {check: runs[name][0][check] for check in _CHECKED}
   compared = _compared(sides)
   if compared:
-    compared["relative_difference"] = {
-      check: abs(sides["ours"][check] / sides["reference"][check] - 1) for check in _CHECKED
-    }
+    differences = {check: abs(sides["ours"][check] / sides["reference"][check] - 1) for check in _CHECKED}
+    compared["relative_difference"] = differences
   return {"flops": flops, **sides, **compared}
 
 

@@ -6,34 +6,31 @@ import gc
 import os
 from pathlib import Path
 import time
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 
-class Memory(Protocol):
+class Memory(NamedTuple):
   """Where work has its memory: bytes held now, and the most that was held since `reset`."""
 
-  def reset(self) -> None: ...
-  def held(self) -> int: ...
-  def peak(self) -> int: ...
+  reset: Callable[[], None]
+  held: Callable[[], int]
+  peak: Callable[[], int]
 
 
-class ProcessMemory:
+def process_memory() -> Memory:
   """Resident memory of this process, files that it maps among it.
 
   It is read from /proc rather than getrusage, where a process begins with the peak of the one that started it.
   """
 
-  def reset(self) -> None:
+  def reset():
     # What loading and compiling have freed, the C library keeps; PyTorch's side gives it back, too.
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
-  def held(self) -> int:
-    return kilobytes("/proc/self/status", "VmRSS") * 1024
-
-  def peak(self) -> int:
-    return kilobytes("/proc/self/status", "VmHWM") * 1024
+  status = lambda field: kilobytes("/proc/self/status", field) * 1024
+  return Memory(reset, held=lambda: status("VmRSS"), peak=lambda: status("VmHWM"))
 
 
 def kilobytes(file: str, field: str) -> int:

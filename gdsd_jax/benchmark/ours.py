@@ -1,5 +1,6 @@
 """Our sampling and training as a benchmark runs them, each in a process of its own, and the files they begin from."""
 
+from collections.abc import Callable
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gdsd_jax.benchmark.meter import kilobytes, measured, ProcessMemory, timed
+from gdsd_jax.benchmark.meter import kilobytes, measured, Memory, process_memory, timed
 from gdsd_jax.benchmark.setting import REFERENCE_NORM, Setting
 from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.diffusion.forward import rollout_masks
@@ -29,27 +30,6 @@ VOCABULARIES = (8192, 32768, 131072)
 _MEMORY_RANK = 8  # where the setting has no adapter, the rank of one whose gradient's memory is told
 
 
-class DeviceMemory:
-  """Memory of an accelerator, as JAX allocates it; the peak is that since the process began."""
-
-  def __init__(self, device):
-    self.device = device
-
-  def reset(self) -> None:
-    pass  # JAX cannot
-
-  def held(self) -> int:
-    return self.device.memory_stats()["bytes_in_use"]
-
-  def peak(self) -> int:
-    return self.device.memory_stats()["peak_bytes_in_use"]
-
-
-def _memory():
-  device = jax.local_devices()[0]
-  return ProcessMemory() if device.platform == "cpu" else DeviceMemory(device)
-
-
 def prepare(folder: Path, setting: Setting) -> tuple[dict[str, Any], int]:
   """Fills the folder that both sides begin from; returns what the device is, and the number of parameters.
 
@@ -64,8 +44,7 @@ def prepare(folder: Path, setting: Setting) -> tuple[dict[str, Any], int]:
   config = setting.architecture
   described = {"platform": device.platform, "kind": device.device_kind, "memory_bytes": memory}
   if set(setting.only) == {"memory"}:  # compiled alone: nothing begins from files
-    abstract = Denoiser(config, lora=setting.lora).abstract_params()
-    return described, sum(leaf.size for leaf in jax.tree.leaves(abstract))
+    return described, _size(Denoiser(config, lora=setting.lora).abstract_params())
   _check_memory(setting, memory)
   if setting.model == "tiny":
     denoiser, params = load_pretrained("tiny", setting.held_dtype)
@@ -87,7 +66,7 @@ def prepare(folder: Path, setting: Setting) -> tuple[dict[str, Any], int]:
   masks = rollout_masks(jax.random.key(2), confidence, setting.num_mc, **setting.sampler.forward_process)
   np.savez(folder / "inputs.npz", tokens=tokens, masks=np.asarray(masks),
            advantages=random.standard_normal(setting.batch, np.float32))
-  return described, sum(leaf.size for leaf in jax.tree.leaves(params))
+  return described, _size(params)
 
 
 def device_memory(device) -> int:
@@ -97,14 +76,18 @@ def device_memory(device) -> int:
   return kilobytes("/proc/meminfo", "MemAvailable") * 1024
 
 
+def _size(params) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def _check_memory(setting: Setting, available: int) -> None:
-  counts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree))
-            for name, tree in Denoiser(setting.architecture, lora=setting.lora).abstract_params().items()}
-  trained = counts.pop("lora", 0) or sum(counts.values())
-  needed = sum(counts.values()) * jnp.dtype(setting.held_dtype).itemsize
+  params = Denoiser(setting.architecture, lora=setting.lora).abstract_params()
+  adapter = _size(params.get("lora"))
+  base = _size(params) - adapter
+  needed = base * jnp.dtype(setting.held_dtype).itemsize
   if "training" in setting.only:
     # What is trained has, in float32, a gradient, two moments, and the weights of an adapter or of a reference.
-    needed += 4 * 4 * trained
+    needed += 4 * 4 * (adapter or base)
   if needed > available:
     raise ValueError(
       f"--model: {setting.model} needs more than {needed / 1e9:.0f} GB for its weights"
@@ -125,34 +108,24 @@ def peak_flops(dtype: str) -> float:
 def sampling(folder: Path, setting: Setting, fast: bool = False) -> dict[str, Any]:
   """One batch of completions, exact or by `setting.fast_sampler`: seconds, memory, tokens int[B, L]."""
   sampler = setting.fast_sampler if fast else setting.sampler
-  denoiser, params, mesh = _load(folder, setting)
-  inputs, split = np.load(folder / "inputs.npz"), batch_sharding(mesh)
-  tokens = jax.device_put(inputs["tokens"], split)
-  prompt = tokens[:, :setting.prompt_length]
-  prompt_mask = jax.device_put(np.ones(prompt.shape, bool), split)
-  arguments = params, prompt, prompt_mask, jax.random.key(0)
+  denoiser, params, _, rollouts, _ = _load(folder, setting)
+  prompt = rollouts.tokens[:, :setting.prompt_length]
+  arguments = params, prompt, rollouts.prompt_mask, jax.random.key(0)
   compiled = sample.lower(denoiser, *arguments, sampler).compile()
-  jax.block_until_ready(jax.jit(denoiser.hidden)(params, tokens))  # warm-up
+  jax.block_until_ready(jax.jit(denoiser.hidden)(params, rollouts.tokens))  # warm-up
   work = lambda: jax.block_until_ready(compiled(*arguments))
-  rollout, cost = measured(work, _memory())
-  if setting.profile and not fast:
-    with jax.profiler.trace(str(Path(setting.profile) / "sampling")):
-      work()
+  rollout, cost = _measured(work, None if fast else setting.profile, "sampling")
   return {**cost, "tokens": np.asarray(rollout.tokens)}
 
 
 def training(folder: Path, setting: Setting) -> dict[str, Any]:
   """The second of two updates: seconds, memory; and of the first its loss, gradient norm and mean old score."""
-  denoiser, params, mesh = _load(folder, setting)
+  denoiser, params, mesh, rollouts, advantages = _load(folder, setting)
   objective, optimizer = setting.loss, make_optimizer(OptimizerConfig())
   state = init_state(denoiser, params, optimizer, 0, with_reference=objective.beta > 0, mesh=mesh)
   del params
   if state.reference:
     state = state.replace(reference={**state.reference, "final_norm": REFERENCE_NORM * state.reference["final_norm"]})
-  inputs, split = np.load(folder / "inputs.npz"), batch_sharding(mesh)
-  tokens, masks, advantages = (jax.device_put(inputs[name], split) for name in ("tokens", "masks", "advantages"))
-  prompt_mask = jax.device_put(np.ones((setting.batch, setting.prompt_length), bool), split)
-  rollouts = ScoringBatch(tokens, prompt_mask, masks)
   static = dict(denoiser=denoiser, objective=objective, accumulation=setting.accumulation)
 
   def update():
@@ -164,20 +137,37 @@ def training(folder: Path, setting: Setting) -> dict[str, Any]:
     return jax.device_get({**metrics, "score": metrics["score"] * setting.completion_length})
 
   first = update()
-  _, cost = measured(update, _memory())
-  if setting.profile:
-    with jax.profiler.trace(str(Path(setting.profile) / "training")):
-      update()
+  _, cost = _measured(update, setting.profile, "training")
   return {**cost, **{name: float(first[name]) for name in ("loss", "grad_norm", "score")}}
 
 
 def _load(folder: Path, setting: Setting):
-  """(denoiser, params, mesh) as a run on one device has them."""
+  """(denoiser, params, mesh, rollouts, advantages) as a run on one device has them."""
   mesh = make_mesh(1, 1, 1, jax.local_devices()[:1])
   denoiser, params = load_pretrained(folder / "model", setting.dtype, mesh, setting.held_dtype, setting.remat)
   if setting.lora:
     denoiser, params = load_adapter(folder / "adapter", denoiser, params)
-  return denoiser, params, mesh
+  with np.load(folder / "inputs.npz") as inputs:
+    arrays = {**inputs, "prompt_mask": np.ones((setting.batch, setting.prompt_length), bool)}
+  arrays = jax.device_put(arrays, batch_sharding(mesh))
+  advantages = arrays.pop("advantages")
+  return denoiser, params, mesh, ScoringBatch(**arrays), advantages
+
+
+def _allocated(device) -> Memory:
+  """What JAX allocated on an accelerator; the peak is that since the process began, which JAX cannot reset."""
+  stats = device.memory_stats
+  return Memory(lambda: None, held=lambda: stats()["bytes_in_use"], peak=lambda: stats()["peak_bytes_in_use"])
+
+
+def _measured(work: Callable[[], Any], profile: str | None, name: str) -> tuple[Any, dict[str, float]]:
+  """`measured`, and a trace of one more run in the folder `profile`."""
+  device = jax.local_devices()[0]
+  found = measured(work, process_memory() if device.platform == "cpu" else _allocated(device))
+  if profile:
+    with jax.profiler.trace(str(Path(profile) / name)):
+      work()
+  return found
 
 
 def scoring_memory(setting: Setting) -> dict[int, dict[str, int]]:

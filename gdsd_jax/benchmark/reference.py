@@ -7,24 +7,11 @@ import numpy as np
 import torch
 
 from gdsd_jax.benchmark import torch_llada, torch_loops
-from gdsd_jax.benchmark.meter import measured, ProcessMemory, timed
+from gdsd_jax.benchmark.meter import measured, Memory, process_memory, timed
 from gdsd_jax.benchmark.setting import REFERENCE_NORM, Setting
 from gdsd_jax.runs.config import OptimizerConfig
 
 _PEAK_SIZE = {"cpu": 2048, "cuda": 8192}
-
-
-class CudaMemory:
-  """Memory of an NVIDIA GPU, as PyTorch allocates it."""
-
-  def reset(self) -> None:
-    torch.cuda.reset_peak_memory_stats()
-
-  def held(self) -> int:
-    return torch.cuda.memory_allocated()
-
-  def peak(self) -> int:
-    return torch.cuda.max_memory_allocated()
 
 
 def torch_device(platform: str) -> str:
@@ -48,14 +35,13 @@ def peak_flops(dtype: str, platform: str) -> float:
 def sampling(folder: Path, setting: Setting, platform: str) -> dict[str, Any]:
   """One batch of completions: seconds, memory, tokens int[B, L]."""
   model, inputs, device = _load(folder, setting, platform)
-  prompt = inputs["tokens"][:, :setting.prompt_length]
-  sampler = setting.sampler
+  prompt, sampler = inputs["tokens"][:, :setting.prompt_length], setting.sampler
   with torch.no_grad():
     model(inputs["tokens"])  # warm-up
   sample = lambda: torch_loops.sample(
     model, prompt, sampler.completion_length, sampler.block_length, sampler.steps, sampler.temperature
   )
-  tokens, cost = measured(lambda: _done(sample, device), _memory(device))
+  tokens, cost = _measured(sample, device)
   return {**cost, "tokens": tokens.cpu().numpy()}
 
 
@@ -65,7 +51,7 @@ def training(folder: Path, setting: Setting, platform: str) -> dict[str, Any]:
   updater = torch_loops.Updater(model, setting.loss, OptimizerConfig(), setting.accumulation, REFERENCE_NORM)
   update = lambda: updater(inputs["tokens"], inputs["masks"], inputs["advantages"])
   first = update()
-  _, cost = measured(lambda: _done(update, device), _memory(device))
+  _, cost = _measured(update, device)
   return {**cost, **first}
 
 
@@ -81,8 +67,10 @@ def _load(folder: Path, setting: Setting, platform: str):
   return model, inputs, device
 
 
-def _memory(device: str):
-  return ProcessMemory() if device == "cpu" else CudaMemory()
+def _measured(work, device: str):
+  """`measured`; on an NVIDIA GPU its memory is what PyTorch allocates there."""
+  on_gpu = Memory(torch.cuda.reset_peak_memory_stats, torch.cuda.memory_allocated, torch.cuda.max_memory_allocated)
+  return measured(lambda: _done(work, device), process_memory() if device == "cpu" else on_gpu)
 
 
 def _done(work, device: str):

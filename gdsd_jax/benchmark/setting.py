@@ -38,17 +38,12 @@ class Setting:
   Attributes:
     model: one of `MODELS`; "tiny" is the embedded one, the others have random weights.
     batch: completions that are sampled, and rollouts of an update.
-    prompt_length, completion_length: P and L.
-    block_length, steps, temperature: settings of the sampler.
     num_mc: mask samples of a rollout (M).
-    objective, center_top_k: what the update trains on.
     dtype: in which matrices are multiplied.
     lora_rank: rank of the adapter that is sampled with and trained; at 0 all weights are trained.
-    accumulation: microbatches of the update.
     remat: what our backward pass computes again, see `Denoiser`.
     cache, threshold: Fast-dLLM's, for a sampler that is measured beside the exact one; "none" and None for no such.
     repeats: times that each side is measured, one after the other in turn.
-    only: what is measured, of `MEASUREMENTS`.
     reference: whether the PyTorch version is measured, too.
     profile: folder for traces of ours, or None.
   """

@@ -119,13 +119,7 @@ def load(config: DenoiserConfig, model_folder, dtype: str, adapter_folder=None, 
          device: str = "cpu") -> Llada:
   """The network of a Hugging Face folder; with a PEFT folder adapted by it and otherwise frozen.
 
-  Args:
-    config: the folder's architecture, a LLaDA layout without tied weights or biases.
-    model_folder: folder with safetensors. Weights keep the type they have there.
-    dtype: "float32" or "bfloat16", in which matrices are multiplied.
-    adapter_folder: PEFT folder, or None.
-    lora_scale: alpha / rank of the adapter.
-    device: PyTorch's name of the device.
+  Matrices are multiplied in `dtype`, "float32" or "bfloat16"; weights keep the type they have in the folder.
   """
   with torch.device("meta"):
     model = Llada(config, dtype)

@@ -18,22 +18,15 @@ from gdsd_jax.benchmark.torch_llada import Llada
 def sample(model: Llada, prompt, completion_length: int, block_length: int, steps: int, temperature: float = 0.0):
   """LLaDA's published sampler with low-confidence remasking; the mask token is never chosen.
 
-  Args:
-    model: the network.
-    prompt: int[B, P], without padding.
-    completion_length, block_length, steps, temperature: those of `SamplerConfig`.
-
-  Returns:
-    int[B, L] tokens of the completions.
+  Takes prompts int[B, P] without padding; returns the completions' tokens int[B, L].
   """
   batch, prompt_length = prompt.shape
   mask_id = model.config.mask_token_id
-  blank = torch.full((batch, completion_length), mask_id, device=prompt.device)
-  x = torch.cat([prompt, blank], dim=1)
+  x = torch.cat([prompt, torch.full((batch, completion_length), mask_id, device=prompt.device)], dim=1)
   num_blocks = completion_length // block_length
+  steps_of_block = steps // num_blocks
   for block in range(num_blocks):
     end = prompt_length + (block + 1) * block_length
-    steps_of_block = steps // num_blocks
     for step in range(steps_of_block):
       commit = block_length // steps_of_block + (step < block_length % steps_of_block)
       masked = x == mask_id
@@ -66,7 +59,6 @@ class Updater:
     model: the network. The reference is the base model where it has an adapter, otherwise a copy.
     objective: `Objective` named gdsd or gdsd_tlc, with `center_gradient` off.
     optimizer: an `OptimizerConfig` without warm-up.
-    accumulation: how many microbatches make an update.
     reference_norm: what the final norm's weights are multiplied by in the copy.
   """
 
@@ -83,18 +75,11 @@ class Updater:
     )
 
   def __call__(self, tokens, masks, advantages) -> dict[str, float]:
-    """Updates the model.
+    """Updates the model on tokens int[N, P+L], masks bool[N, M, L] (the first of each pair) and advantages float[N].
 
-    Args:
-      tokens: int[N, P+L].
-      masks: bool[N, M, L], the first of each pair.
-      advantages: float[N].
-
-    Returns:
-      loss, grad_norm (before the clip), and the mean old score.
+    Returns loss, grad_norm (before the clip) and the mean old score.
     """
-    parts = [(tokens[i::self.accumulation], masks[i::self.accumulation], advantages[i::self.accumulation])
-             for i in range(self.accumulation)]
+    parts = [[array[i::self.accumulation] for array in (tokens, masks, advantages)] for i in range(self.accumulation)]
     with torch.no_grad():
       old = [self._scores(self.model, *part[:2]) for part in parts]
       references = [self._reference_scores(*part[:2]) for part in parts]

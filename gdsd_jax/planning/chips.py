@@ -9,22 +9,13 @@ from jax.experimental import topologies
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What one chip has. Gigabytes are 10^9 bytes.
+  """What one chip has. Gigabytes are 10^9 bytes."""
 
-  Attributes:
-    name: the generation, as in the names of topologies.
-    hbm_bytes: memory.
-    hbm_bytes_per_second: memory bandwidth.
-    flops_per_second: the peak in bfloat16 matrix products.
-    ici_bytes_per_second: interconnect bandwidth of all links of a chip, one way; half of the published bidirectional
-      figure.
-  """
-
-  name: str
+  name: str  # the generation, as in the names of topologies
   hbm_bytes: float
   hbm_bytes_per_second: float
-  flops_per_second: float
-  ici_bytes_per_second: float
+  flops_per_second: float  # the peak in bfloat16 matrix products
+  ici_bytes_per_second: float  # all links of the chip, one way: half of the published bidirectional figure
 
 
 # JAX's device_kind -> chip. Source: the system architecture pages of the Cloud TPU documentation,
@@ -39,11 +30,8 @@ CHIPS = {
 def slice_devices(topology: str) -> tuple[list, Chip]:
   """Devices of a TPU slice that is not there, and what each of its chips has.
 
-  Args:
-    topology: generation and chips along each axis of the torus, such as v5e:4x4, v6e:16x16 or v5p:2x2x4.
-
-  Raises:
-    ValueError: libtpu is missing, or it knows no such slice.
+  A topology is a generation and the chips along each axis of the torus: v5e:4x4, v6e:16x16 or v5p:2x2x4. Raises
+  ValueError if libtpu is missing or knows no such slice.
   """
   if importlib.util.find_spec("libtpu") is None:
     raise ValueError("--topology: needs libtpu, which compiles for TPUs without one: pip install libtpu"

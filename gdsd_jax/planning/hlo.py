@@ -33,7 +33,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line of HLO: its result (several arrays of a tuple), operation, the names of its operands, and attributes."""
+  """One line of HLO; `shapes` has several arrays where the result is a tuple."""
 
   name: str
   shapes: tuple[Shape, ...]
@@ -85,16 +85,14 @@ class Module:
           users.setdefault(operand, []).append((instruction, position))
     return self._users[computation].get(name, [])
 
-  def parameter(self, computation: str, position: int) -> Instruction | None:
-    parameters = (i for i in self.computations[computation].values() if i.opcode == "parameter")
-    return next((parameter for parameter in parameters if parameter.literal == str(position)), None)
-
   @functools.cached_property
   def started_channels(self) -> set[str]:
     """Channels of collectives that TPU's compiler spreads over several fusions: a start, others, a done."""
-    starts = (c.values() for c in self.computations.values() if any("AsyncCollectiveStart" in i.attributes
-                                                                    for i in c.values()))
-    return {channel(i) for instructions in starts for i in instructions if channel(i)}
+    starts = filter(self.starts_collective, self.computations)
+    return {number for name in starts for i in self.computations[name].values() if (number := channel(i))}
+
+  def starts_collective(self, computation: str) -> bool:
+    return any("AsyncCollectiveStart" in i.attributes for i in self.computations[computation].values())
 
 
 def _parse(line: str) -> Instruction | None:
@@ -163,10 +161,8 @@ def trip_count(module: Module, computation: str, loop: Instruction) -> int | Non
 def _comparison(module: Module, condition: str) -> tuple[Instruction | None, tuple[str, ...]]:
   """The compare at a condition's root, and its operands' names in the condition; it may be fused."""
   root = module.root(condition)
-  if root.opcode == "compare":
-    return root, root.operands
   if root.opcode != "fusion":
-    return None, ()
+    return (root, root.operands) if root.opcode == "compare" else (None, ())
   called = root.computation("calls")
   compare = module.root(called)
   names = [module.computations[called][name] for name in compare.operands]
@@ -220,12 +216,10 @@ def _step(module: Module, body: str, index: int) -> int | None:
     value = module.computations[body][value.operands[0]]
   if value.opcode == "fusion":  # the addition may be fused with others
     called = value.computation("calls")
-    root = module.root(called)
-    constants = [i for i in module.computations[called].values() if i.opcode == "constant"]
-    given = [_loop_value(module, body, name) for name in value.operands]
-    numbers = [int(c.literal) for c in constants if c.shapes[0].dtype == "s32"] + [g for g in given if type(g) is int]
-    return numbers[0] if root.opcode == "add" and len(numbers) == 1 else None
-  if value.opcode != "add":
-    return None
-  steps = [step for name in value.operands if isinstance(step := _loop_value(module, body, name), int)]
-  return steps[0] if len(steps) == 1 else None
+    inside = module.computations[called].values()
+    steps = [int(i.literal) for i in inside if i.opcode == "constant" and i.shapes[0].dtype == "s32"]
+    added = module.root(called)
+  else:
+    steps, added = [], value
+  steps += [step for name in value.operands if isinstance(step := _loop_value(module, body, name), int)]
+  return steps[0] if added.opcode == "add" and len(steps) == 1 else None

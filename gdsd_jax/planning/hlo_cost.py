@@ -33,7 +33,6 @@ class Cost:
 
   Attributes:
     flops: two for each multiply-add in a matrix product.
-    hbm_bytes: read from HBM and written to it.
     collectives: kind -> (how many, bytes that the chip sends over the interconnect by a ring).
     loops_of_unknown_length: loops whose trip count the text does not tell; they are counted once.
   """
@@ -93,9 +92,8 @@ class _Walk:
         cost.add(self.computation(instruction.computation(attribute)), 1 if trips is None else trips)
     elif opcode == "conditional":  # the dearest branch
       branches = re.search(r"branch_computations={([^}]*)}", instruction.attributes)
-      names = re.findall(r"[\w.\-]+", branches[1]) if branches else [
-        instruction.computation(f"{side}_computation") for side in ("true", "false")
-      ]
+      names = (re.findall(r"[\w.\-]+", branches[1]) if branches else
+               [instruction.computation(f"{side}_computation") for side in ("true", "false")])
       cost.add(max((self.computation(name) for name in names), key=lambda branch: (branch.flops, branch.hbm_bytes)))
     elif opcode in ("fusion", "call", "async-start"):
       called = instruction.computation("calls") or instruction.computation("to_apply")
@@ -108,34 +106,27 @@ class _Walk:
     return cost
 
   def _starts_here(self, computation: str, instruction: Instruction) -> bool:
-    if channel(instruction) not in self.module.started_channels:
-      return True
-    return any("AsyncCollectiveStart" in other.attributes for other in self.module.computations[computation].values())
+    return channel(instruction) not in self.module.started_channels or self.module.starts_collective(computation)
 
   def _sent_bytes(self, computation: str, kind: str, instruction: Instruction) -> float:
     """Bytes that a chip in a group of n sends around a ring: each piece n − 1 times, or twice that to sum and share."""
     inside = self.module.computations[computation]
     operand = sum(shape.nbytes for name in instruction.operands for shape in inside[name].shapes)
     n = _group_size(instruction.attributes, self.module.num_partitions)
-    share = {"all-gather": n - 1, "reduce-scatter": (n - 1) / n, "all-reduce": 2 * (n - 1) / n,
-             "all-to-all": (n - 1) / n, "collective-permute": 1}
-    return operand * share[kind]
+    share = {"all-gather": n - 1, "all-reduce": 2 * (n - 1) / n, "collective-permute": 1}
+    return operand * share.get(kind, (n - 1) / n)
 
   def _hbm_bytes(self, computation: str, instruction: Instruction) -> float:
     """Bytes that an instruction reads from HBM and writes to it."""
     opcode, inside = instruction.opcode, self.module.computations[computation]
     if opcode in _FREE and not _is_kernel(instruction):
       return 0
+    operands = [sum(shape.hbm_bytes for shape in inside[name].shapes) for name in instruction.operands]
     if opcode == "fusion":
       called = instruction.computation("calls")
-      read = sum(
-        min(self._read(called, position), 1) * sum(shape.nbytes for shape in inside[name].shapes if shape.in_hbm)
-        for position, name in enumerate(instruction.operands)
-      )
-      return read + sum(
-        shape.hbm_bytes * share for shape, share in zip(instruction.shapes, self._written(called, instruction.shapes))
-      )
-    operands = [sum(shape.hbm_bytes for shape in inside[name].shapes) for name in instruction.operands]
+      read = sum(min(self._read(called, i), 1) * held for i, held in enumerate(operands))
+      written = zip(instruction.shapes, self._written(called, instruction.shapes))
+      return read + sum(shape.hbm_bytes * share for shape, share in written)
     if opcode == "copy-start":  # (destination, source, context)
       return operands[0] + instruction.shapes[0].hbm_bytes
     if opcode in ("dynamic-slice", "gather", "slice", "slice-start"):  # reads what it takes; (source, taken, context)
@@ -150,10 +141,10 @@ class _Walk:
 
   def _read(self, computation: str, position: int) -> float:
     """Share of its operand at `position` that a fusion reads: slices of it alone, if that is all it uses."""
-    parameter = self.module.parameter(computation, position)
-    if parameter is None:
-      return 0
-    return self._read_value(computation, parameter.name, sum(shape.nbytes for shape in parameter.shapes))
+    for name, value in self.module.computations[computation].items():
+      if value.opcode == "parameter" and value.literal == str(position):
+        return self._read_value(computation, name, sum(shape.nbytes for shape in value.shapes))
+    return 0
 
   def _read_value(self, computation: str, name: str, whole: int) -> float:
     read = 0.0
@@ -174,12 +165,10 @@ class _Walk:
 
   def _written(self, computation: str, shapes: tuple[Shape, ...]) -> list[float]:
     """Share of each of its results that a fusion writes: the update of one that is updated in place."""
-    inside = self.module.computations[computation]
-    root = self.module.root(computation)
+    inside, root = self.module.computations[computation], self.module.root(computation)
     values = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    if len(values) != len(shapes):
-      return [1.0] * len(shapes)
-    return [self._written_value(inside, value) for value in values]
+    known = len(values) == len(shapes)
+    return [self._written_value(inside, value) for value in values] if known else [1.0] * len(shapes)
 
   def _written_value(self, inside: dict[str, Instruction], value: Instruction) -> float:
     while value.opcode == "bitcast":
@@ -224,10 +213,8 @@ def _convolution_flops(convolution: Instruction, lhs: Shape, rhs: Shape) -> floa
   padding = re.search(r"window={[^}]*\bpad=([\d_x\-]+)", convolution.attributes)
   low = [int(pad.split("_")[0]) for pad in padding[1].split("x")] if padding else [0] * rank
   window = zip(low, *(convolution.window(field, rank, 1) for field in ("stride", "lhs_dilate", "rhs_dilate")))
-  pairs = [
-    _pairs_on_input(output[axis], kernel[axis], inputs[axis], *numbers)
-    for axis, numbers in zip(map(str, range(rank)), window)
-  ]
+  sizes = ((output[str(axis)], kernel[str(axis)], inputs[str(axis)]) for axis in range(rank))
+  pairs = [_pairs_on_input(*of_axis, *numbers) for of_axis, numbers in zip(sizes, window)]
   features = kernel["i"] * output["f"] * output["b"] / group("batch_group_count")
   return 2.0 * features * math.prod(pairs)
 

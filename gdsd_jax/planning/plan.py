@@ -38,11 +38,9 @@ class Program:
   Attributes:
     name: sample, score_rollouts or distillation_step; evaluate where evaluation samples more at once than training.
     calls: how often an iteration calls it.
-    argument_bytes, output_bytes, alias_bytes, temporary_bytes, code_bytes: as XLA assigned them; aliased outputs lie
-      where donated arguments lay.
     resident_bytes: what of the run's state stays in memory meanwhile without being an argument.
+    alias_bytes: of outputs that lie where donated arguments lay; all such sizes are XLA's.
     cost: what one call costs.
-    compile_seconds: how long this machine took.
     error: why it did not compile, in one line: it needs more memory than a chip has. All else is empty then.
     hlo: its optimised HLO.
   """
@@ -63,9 +61,7 @@ class Program:
   @property
   def peak_bytes(self) -> int:
     """While it runs, without the programs themselves."""
-    return (
-      self.resident_bytes + self.argument_bytes + self.output_bytes - self.alias_bytes + self.temporary_bytes
-    )
+    return self.resident_bytes + self.argument_bytes + self.output_bytes - self.alias_bytes + self.temporary_bytes
 
   def seconds(self, chip: Chip) -> dict[str, float]:
     """Time of one call if nothing but its FLOPs, its memory traffic or its collectives took time, each at its peak."""
@@ -81,22 +77,19 @@ class PodPlan:
   """What a run needs of each chip of a slice.
 
   Attributes:
-    topology: name of the slice.
-    chip: what each chip has.
     mesh: axis -> size.
-    parameters, trained: numbers of the whole model.
+    parameters, trained_parameters: numbers of the whole model.
     rollouts, microbatch: how many rollouts a step has, and each of its parts.
     prompt_length, completion_length: tokens, the longest that are compiled.
     prompt_buckets: how many prompt lengths are compiled; each has its own programs.
     state_bytes: what of the state -> bytes on a chip.
-    programs: see `Program`.
   """
 
   topology: str
   chip: Chip
   mesh: dict[str, int]
   parameters: int
-  trained: int
+  trained_parameters: int
   rollouts: int
   microbatch: int
   prompt_length: int
@@ -123,42 +116,26 @@ class PodPlan:
 
 
 def plan(config: RunConfig, topology: str) -> PodPlan:
-  """Compiles a run's programs for a slice.
+  """Compiles a run's programs for a slice, at the longest prompt length; `topology` as in `slice_devices`.
 
-  Its state is made by the run's own functions, and its programs are called as `Trainer` calls them, at the longest
-  prompt length. What a run holds beside them, the tokens, masks and scores of a step's rollouts, is left out: some
-  thirty bytes a token.
-
-  Args:
-    config: the run's.
-    topology: see `slice_devices`.
-
-  Raises:
-    ValueError, OSError: one line, naming the field.
+  What a run holds beside them, the tokens, masks and scores of a step's rollouts, is left out: some thirty bytes a
+  token. Raises ValueError or OSError, one line that names the field.
   """
   devices, chip = slice_devices(topology)
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
   validate_mesh(config, mesh)
   run = AbstractRun(config, mesh)
-  compiled = []
-  for name, times, function, arguments, keywords in run.calls():
+  programs = []
+  for name, calls, function, arguments, keywords in run.calls():
     _log.info("compiling %s for %s", name, topology)
     lowered = function.lower(*arguments, **keywords)
-    compiled.append(_compile(name, times, run.resident_bytes(name), lowered))
+    programs.append(_compile(name, calls, run.resident_bytes(name), lowered))
   counts = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (run.state.student_params, run.state.params)]
+  rollouts, buckets = config.rollouts_per_step, config.rollouts.prompt_buckets
   return PodPlan(
-    topology=topology,
-    chip=chip,
-    mesh=dict(mesh.shape),
-    parameters=counts[0],
-    trained=counts[1],
-    rollouts=run.rows,
-    microbatch=run.rows // config.optimizer.accumulation,
-    prompt_length=run.prompt_length,
-    completion_length=run.sampler.completion_length,
-    prompt_buckets=len(config.rollouts.prompt_buckets),
-    state_bytes=run.state_bytes,
-    programs=tuple(compiled),
+    topology, chip, dict(mesh.shape), *counts, rollouts=rollouts, microbatch=rollouts // config.optimizer.accumulation,
+    prompt_length=buckets[-1], completion_length=config.sampler.completion_length, prompt_buckets=len(buckets),
+    state_bytes=run.state_bytes, programs=tuple(programs),
   )
 
 
@@ -168,24 +145,19 @@ class AbstractRun:
   def __init__(self, config: RunConfig, mesh):
     self.config, self.mesh = config, mesh
     self.denoiser = make_denoiser(config.model, architecture(config.model.path), mesh)
-    self.objective, self.optimizer = config.objective, make_optimizer(config.optimizer)
-    self.sampler = config.sampler
-    self.rows = config.rollouts_per_step
-    self.prompt_length = config.rollouts.prompt_buckets[-1]
-    self.static = dict(denoiser=self.denoiser, objective=self.objective, accumulation=config.optimizer.accumulation)
-    make = lambda params: init_state(
-      self.denoiser, params, self.optimizer, config.seed, with_reference=self.objective.beta > 0, mesh=mesh
-    )
+    self.optimizer = make_optimizer(config.optimizer)
+    make = lambda params: init_state(self.denoiser, params, self.optimizer, config.seed,
+                                     with_reference=config.objective.beta > 0, mesh=mesh)
     state = jax.eval_shape(make, self.denoiser.abstract_params())
-    self.state: TrainState = _laid_out(state, state_shardings(state, self.denoiser, self.optimizer, mesh))
-
-  def _batch(self, shape, dtype):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh))
+    lay_out = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    shardings = state_shardings(state, self.denoiser, self.optimizer, mesh)
+    self.state: TrainState = jax.tree.map(lay_out, state, shardings)
 
   @property
   def state_bytes(self) -> dict[str, int]:
-    names = ("params", "frozen", "opt_state", "reference")
-    return {name: _bytes_on_a_chip(getattr(self.state, name)) for name in names}
+    on_a_chip = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return {name: sum(map(on_a_chip, jax.tree.leaves(getattr(self.state, name))))
+            for name in ("params", "frozen", "opt_state", "reference")}
 
   def resident_bytes(self, program: str) -> int:
     """Bytes of the state that a program does not take as arguments."""
@@ -199,44 +171,37 @@ class AbstractRun:
 
   def calls(self) -> Iterator[tuple[str, int, Callable, tuple, dict[str, Any]]]:
     """(name, times in an iteration, jitted function, arguments, keywords) of each of the run's programs."""
-    config, state, width = self.config, self.state, self.prompt_length
-    length, updates = self.sampler.completion_length, config.distillation.num_iterations
+    config, state, sampler = self.config, self.state, self.config.sampler
+    rows, width, length = config.rollouts_per_step, config.rollouts.prompt_buckets[-1], sampler.completion_length
 
-    def prompts(rows):
-      return self._batch((rows, width), jnp.int32), self._batch((rows, width), bool)
+    def batch(dtype, *shape):
+      return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh))
 
-    of_student = self.denoiser, state.student_params
+    def sampling(rows, sampler):
+      prompts = batch(jnp.int32, rows, width), batch(bool, rows, width)
+      return (self.denoiser, state.student_params, *prompts, state.key, sampler), {}
+
     parts = config.rollouts.microbatches
-    yield "sample", parts, sample, (*of_student, *prompts(self.rows // parts), state.key, self.sampler), {}
-    if (rows := config.eval.batch_size) > self.rows // parts:
-      greedy = dataclasses.replace(self.sampler, temperature=0.0)
-      yield "evaluate", 0, sample, (*of_student, *prompts(rows), state.key, greedy), {}
+    yield "sample", parts, sample, *sampling(rows // parts, sampler)
+    if config.eval.batch_size > rows // parts:
+      greedy = dataclasses.replace(sampler, temperature=0.0)
+      yield "evaluate", 0, sample, *sampling(config.eval.batch_size, greedy)
 
     rollouts = ScoringBatch(
-      self._batch((self.rows, width + length), jnp.int32), prompts(self.rows)[1],
-      self._batch((self.rows, config.distillation.num_mc, length), bool),
+      batch(jnp.int32, rows, width + length), batch(bool, rows, width),
+      batch(bool, rows, config.distillation.num_mc, length),
     )
+    static = dict(denoiser=self.denoiser, objective=config.objective, accumulation=config.optimizer.accumulation)
+    updates = config.distillation.num_iterations
     # Old scores, the reference's, and from the second update on current ones.
     times = updates + updates * (state.reference is not None) + updates - 1
-    yield "score_rollouts", times, score_rollouts, (state.student_params, rollouts), self.static
+    yield "score_rollouts", times, score_rollouts, (state.student_params, rollouts), static
 
-    scores = jax.eval_shape(functools.partial(score_rollouts, **self.static), state.student_params, rollouts)
-    scores = jax.tree.map(lambda leaf: self._batch(leaf.shape, leaf.dtype), scores)
+    scores = jax.eval_shape(functools.partial(score_rollouts, **static), state.student_params, rollouts)
+    scores = jax.tree.map(lambda leaf: batch(leaf.dtype, *leaf.shape), scores)
     reference = None if state.reference is None else scores
-    batch = DistillationBatch(rollouts, self._batch((self.rows,), jnp.float32), scores, reference, scores)
-    yield "distillation_step", updates, distillation_step, (state, batch), {"optimizer": self.optimizer, **self.static}
-
-
-def _laid_out(tree, shardings):
-  return jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
-  )
-
-
-def _bytes_on_a_chip(tree) -> int:
-  return sum(
-    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
-  )
+    scored = DistillationBatch(rollouts, batch(jnp.float32, rows), scores, reference, scores)
+    yield "distillation_step", updates, distillation_step, (state, scored), {"optimizer": self.optimizer, **static}
 
 
 def _compile(name: str, calls: int, resident_bytes: int, lowered: jax.stages.Lowered) -> Program:
@@ -248,23 +213,16 @@ def _compile(name: str, calls: int, resident_bytes: int, lowered: jax.stages.Low
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" not in str(error):
         raise
-      return Program(name, calls, resident_bytes, error=_out_of_memory(str(error)),
-                     compile_seconds=time.monotonic() - started)
+      seconds = time.monotonic() - started
+      return Program(name, calls, resident_bytes, compile_seconds=seconds, error=_out_of_memory(str(error)))
     dumped = Path(folder).glob("*after_optimizations.txt")
     hlo = max(dumped, key=lambda file: file.stat().st_size).read_text()
   memory = compiled.memory_analysis()
   return Program(
-    name=name,
-    calls=calls,
-    resident_bytes=resident_bytes,
-    argument_bytes=memory.argument_size_in_bytes,
-    output_bytes=memory.output_size_in_bytes,
-    alias_bytes=memory.alias_size_in_bytes,
-    temporary_bytes=memory.temp_size_in_bytes,
-    code_bytes=memory.generated_code_size_in_bytes,
-    cost=program_cost(hlo),
-    compile_seconds=time.monotonic() - started,
-    hlo=hlo,
+    name, calls, resident_bytes, argument_bytes=memory.argument_size_in_bytes,
+    output_bytes=memory.output_size_in_bytes, alias_bytes=memory.alias_size_in_bytes,
+    temporary_bytes=memory.temp_size_in_bytes, code_bytes=memory.generated_code_size_in_bytes,
+    cost=program_cost(hlo), compile_seconds=time.monotonic() - started, hlo=hlo,
   )
 
 

@@ -5,10 +5,9 @@ import dataclasses
 import math
 from typing import Any
 
-from gdsd_jax.planning.plan import PodPlan
+from gdsd_jax.planning.plan import PodPlan, Program
 
 _GB = 1e9
-_BYTES = ("argument_bytes", "output_bytes", "alias_bytes", "temporary_bytes", "code_bytes", "resident_bytes")
 
 
 def report(plan: PodPlan) -> dict[str, Any]:
@@ -18,45 +17,37 @@ def report(plan: PodPlan) -> dict[str, Any]:
   published peak and the others hidden behind it: no program is faster. Utilisation is the share of it that FLOPs take,
   recomputed ones among them.
   """
-  programs = {}
-  for program in plan.programs:
-    seconds = program.seconds(plan.chip)
-    bound = max(seconds.values())
-    programs[program.name] = {
-      "calls": program.calls,
-      **{name: getattr(program, name) for name in _BYTES},
-      "peak_bytes": None if program.error else program.peak_bytes + plan.code_bytes,
-      "flops": program.cost.flops,
-      "hbm_bytes": program.cost.hbm_bytes,
-      "collective_bytes": program.cost.collective_bytes,
-      "collectives": {
-        kind: {"count": count, "bytes": sent} for kind, (count, sent) in sorted(program.cost.collectives.items())
-      },
-      "loops_of_unknown_length": program.cost.loops_of_unknown_length,
-      "seconds": seconds,
-      "roofline_seconds": bound,
-      "utilisation": seconds["compute"] / bound if bound else None,
-      "compile_seconds": round(program.compile_seconds, 1),
-      "error": program.error,
-    }
+  programs = {program.name: _program(plan, program) for program in plan.programs}
   return {
-    "topology": plan.topology,
+    **_without(vars(plan), "prompt_buckets"),
     "chip": dataclasses.asdict(plan.chip),
     "chips": math.prod(plan.mesh.values()),
-    "mesh": plan.mesh,
-    "parameters": plan.parameters,
-    "trained_parameters": plan.trained,
-    "rollouts": plan.rollouts,
-    "microbatch": plan.microbatch,
-    "prompt_length": plan.prompt_length,
-    "completion_length": plan.completion_length,
-    "state_bytes": plan.state_bytes,
     "code_bytes": plan.code_bytes,
     "peak_bytes": plan.peak_bytes,
     "fits": plan.fits,
     "programs": programs,
     "iteration": None if plan.peak_bytes is None else _iteration(plan, programs),
   }
+
+
+def _program(plan: PodPlan, program: Program) -> dict[str, Any]:
+  cost, seconds = program.cost, program.seconds(plan.chip)
+  bound = max(seconds.values())
+  return {
+    **_without(vars(program), "name", "cost", "hlo"),
+    **vars(cost),
+    "peak_bytes": None if program.error else program.peak_bytes + plan.code_bytes,
+    "collective_bytes": cost.collective_bytes,
+    "collectives": {kind: {"count": count, "bytes": sent} for kind, (count, sent) in sorted(cost.collectives.items())},
+    "seconds": seconds,
+    "roofline_seconds": bound,
+    "utilisation": seconds["compute"] / bound if bound else None,
+    "compile_seconds": round(program.compile_seconds, 1),
+  }
+
+
+def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
+  return {name: value for name, value in fields.items() if name not in names}
 
 
 def _iteration(plan: PodPlan, programs: dict[str, Any]) -> dict[str, float]:
@@ -89,10 +80,8 @@ def table(fields: dict[str, Any]) -> str:
   if iteration := fields["iteration"]:
     least, share = iteration["roofline_seconds"], iteration["utilisation"]
     lines.append(f"by the roofline an iteration takes {least:.3g} s or more, at {share:.0%} utilisation or less")
-  if fields["peak_bytes"] is None:
-    lines.append("DOES NOT FIT")
-  else:
-    lines.append(f"{'fits' if fields['fits'] else 'DOES NOT FIT'}: {fields['peak_bytes'] / _GB:.2f} of {hbm:.0f} GB")
+  peak = "" if fields["peak_bytes"] is None else f": {fields['peak_bytes'] / _GB:.2f} of {hbm:.0f} GB"
+  lines.append(("fits" if fields["fits"] else "DOES NOT FIT") + peak)
   return "\n".join(lines)
 
 
