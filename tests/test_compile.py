@@ -310,7 +310,7 @@ def test_a_plan_of_the_embedded_run(chips):
   sample, score, step = plan.programs
   assert (sample.name, score.name, step.name) == ("sample", "score_rollouts", "distillation_step")
   assert (sample.calls, score.calls, step.calls) == (1, 2 + 2 + 1, 2)
-  assert plan.parameters == plan.trained == 412_320
+  assert plan.parameters == plan.trained_parameters == 412_320
   share = 4 * plan.parameters / 2  # float32, over fsdp
   assert plan.state_bytes == pytest.approx(
     {"params": share, "frozen": 0, "opt_state": 2 * share, "reference": share}, rel=0.01
