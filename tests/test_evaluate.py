@@ -186,7 +186,7 @@ def test_killed_evaluation_ends_as_an_undisturbed_one(straight, tmp_path):
 
 
 def test_finished_evaluation_generates_nothing_more(straight, monkeypatch):
-  monkeypatch.setattr(Generator, "generate", lambda *args: pytest.fail("generated again"))
+  monkeypatch.setattr(Generator, "sample", lambda *args: pytest.fail("generated again"))
   assert evaluate(straight[0]) == straight[1]
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from gdsd_jax.diffusion.blockwise import choose, sample
 from gdsd_jax.diffusion.config import SamplerConfig
-from gdsd_jax.models.config import DenoiserConfig, LoraConfig
+from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 
 LLADA = DenoiserConfig(

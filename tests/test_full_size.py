@@ -12,7 +12,7 @@ import pytest
 
 import gdsd_jax
 from gdsd_jax.huggingface import published, weights as huggingface
-from gdsd_jax.models.config import TARGETS
+from gdsd_jax.models.lora import TARGETS
 from gdsd_jax.parallel.mesh import make_mesh, param_shardings
 from gdsd_jax.runs import state as training_state
 from gdsd_jax.runs.config_dict import run_config

@@ -14,8 +14,7 @@ from safetensors.numpy import save_file
 
 import gdsd_jax
 from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
-from gdsd_jax.models.config import LoraConfig, TARGETS
-from gdsd_jax.models.lora import add_adapter, merge
+from gdsd_jax.models.lora import add_adapter, LoraConfig, merge, TARGETS
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.config import OptimizerConfig

@@ -8,8 +8,8 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from gdsd_jax.models.config import LoraConfig
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.parallel.mesh import AXIS_RULES, batch_sharding, make_mesh, MESH_AXES, param_shardings, replicated
 from gdsd_jax.parallel.processes import may_be_one_of_several
 from gdsd_jax.parallel.rows import owners

@@ -6,8 +6,7 @@ import pytest
 
 import gdsd_jax
 from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
-from gdsd_jax.models.config import LoraConfig
-from gdsd_jax.models.lora import add_adapter, merge
+from gdsd_jax.models.lora import add_adapter, LoraConfig, merge
 
 torch = pytest.importorskip("torch", reason="needs torch (and peft) to compare with")
 peft = pytest.importorskip("peft", reason="needs peft to compare with")

@@ -15,9 +15,8 @@ from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
 from gdsd_jax.huggingface.weights import load_pretrained, save_pretrained
-from gdsd_jax.models.config import LoraConfig
 from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.models.lora import add_adapter
+from gdsd_jax.models.lora import add_adapter, LoraConfig
 from gdsd_jax.objectives.scores import sequence_scores
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.runs.config import OptimizerConfig

@@ -5,11 +5,13 @@ import importlib.util
 import re
 from typing import Any
 
+from gdsd_jax.checks import require, require_at_least, require_one_of
 from gdsd_jax.diffusion.blockwise import commit_plan
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.huggingface.published import architecture, HUB_NAMES
-from gdsd_jax.models.config import DenoiserConfig, LoraConfig
+from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import DTYPES, REMAT
+from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.objective import Objective
 
 MEASUREMENTS = ("sampling", "training", "memory")
@@ -70,32 +72,28 @@ class Setting:
   profile: str | None = None
 
   def __post_init__(self):
-    for name in ("batch", "prompt_length", "num_mc", "accumulation", "repeats"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"--{name}: must be at least 1, not {getattr(self, name)}")
-    if self.lora_rank < 0:
-      raise ValueError(f"--lora_rank: must not be negative, not {self.lora_rank}")
-    for name, values in (("dtype", DTYPES), ("remat", REMAT)):
-      if getattr(self, name) not in values:
-        raise ValueError(f"--{name}: {getattr(self, name)!r} is not one of {', '.join(values)}")
-    if not self.only or not set(self.only) <= set(MEASUREMENTS):
-      raise ValueError(f"--only: must name some of {', '.join(MEASUREMENTS)}, not {','.join(self.only)!r}")
-    if self.batch % self.accumulation:
-      raise ValueError(f"--accumulation: {self.accumulation} must divide the batch of {self.batch}")
+    require_at_least(self, "--", batch=1, prompt_length=1, num_mc=1, accumulation=1, repeats=1)
+    require(self.lora_rank >= 0, "--lora_rank", f"must not be negative, not {self.lora_rank}")
+    require_one_of("--dtype", self.dtype, DTYPES)
+    require_one_of("--remat", self.remat, REMAT)
+    require(0 < len(self.only) and set(self.only) <= set(MEASUREMENTS), "--only",
+            f"must name some of {', '.join(MEASUREMENTS)}, not {','.join(self.only)!r}")
+    require(self.batch % self.accumulation == 0, "--accumulation",
+            f"{self.accumulation} must divide the batch of {self.batch}")
     longest = self.architecture.max_positions
-    if self.prompt_length + self.completion_length > longest:
-      raise ValueError(f"--prompt_length, --completion_length: their sum exceeds the {longest} positions of the model")
+    require(self.prompt_length + self.completion_length <= longest, "--prompt_length, --completion_length",
+            f"their sum exceeds the {longest} positions of the model")
     _ = self.sampler, self.fast_sampler, self.loss  # which check their own fields
     if self.reference:
       self._check_reference()
 
   def _check_reference(self):
-    if importlib.util.find_spec("torch") is None:
-      raise ValueError("--reference: PyTorch is not installed; pip install torch, or leave --reference out")
-    if self.architecture.family != "llada":
-      raise ValueError(f"--reference: it is a version of LLaDA's loops; --model={self.model} is no LLaDA")
-    if self.loss.name == "espo" and "training" in self.only:
-      raise ValueError("--reference: it knows the objectives gdsd and gdsd_tlc, not espo")
+    require(importlib.util.find_spec("torch") is not None, "--reference",
+            "PyTorch is not installed; pip install torch, or leave --reference out")
+    require(self.architecture.family == "llada", "--reference",
+            f"it is a version of LLaDA's loops; --model={self.model} is no LLaDA")
+    require(self.loss.name != "espo" or "training" not in self.only, "--reference",
+            "it knows the objectives gdsd and gdsd_tlc, not espo")
 
   @property
   def architecture(self) -> DenoiserConfig:

@@ -7,6 +7,8 @@ from numbers import Integral, Real
 from flax import struct
 import jax
 
+from gdsd_jax.checks import require, require_one_of
+
 KINDS = ("llada", "dream")
 REMASKING = ("low_confidence", "random")
 ALGORITHMS = ("entropy", "maskgit_plus", "topk_margin", "origin")
@@ -82,27 +84,32 @@ class SamplerConfig:
 
   def __post_init__(self):
     for field, known in (("kind", KINDS), ("remasking", REMASKING), ("alg", ALGORITHMS), ("cache", CACHES)):
-      value = getattr(self, field)
-      _require(value in known, field, f"{value!r} is not one of {', '.join(known)}")
+      require_one_of(f"sampler.{field}", getattr(self, field), known)
     for field in ("completion_length", "steps", "block_length", "top_k"):
       value = getattr(self, field)
-      counts = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
-      _require(counts or (field == "top_k" and value is None), field,
-               f"must be an integer of at least 1, not {value!r}")
+      fits = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+      fits |= field == "top_k" and value is None
+      _require(fits, field, f"must be an integer of at least 1, not {value!r}")
     for field in ("temperature", "cfg_scale", "alg_temp"):
       value = getattr(self, field)
-      _require(isinstance(value, Real) and 0 <= value < math.inf, field,
-               f"must be a number and not negative, not {value!r}")
-    if self.is_fast:
-      self._check_fast()
-    if self.kind == "llada":
-      for field in ("top_p", "top_k"):
-        _require(getattr(self, field) is None, field, "only the dream sampler has it (sampler.kind is 'llada')")
-    else:
-      self._check_dream()
-    if self.is_blockwise:
-      self._check_blocks()
+      fits = isinstance(value, Real) and 0 <= value < math.inf
+      _require(fits, field, f"must be a number and not negative, not {value!r}")
+    self._check_fast()
+    dream = self.kind == "dream"
+    _require(not (dream and self.cfg_scale), "cfg_scale", "only the llada sampler has it (sampler.kind is 'dream')")
+    for field in ("top_p", "top_k"):
+      unset = getattr(self, field) is None
+      _require(dream or unset, field, "only the dream sampler has it (sampler.kind is 'llada')")
+    fits = self.top_p is None or isinstance(self.top_p, Real) and 0 < self.top_p <= 1
+    _require(fits, "top_p", f"must lie in (0, 1], not {self.top_p!r}")
+    fits = not dream or isinstance(self.eps, Real) and 0 < self.eps < 1
+    _require(fits, "eps", f"must lie between 0 and 1, not {self.eps!r}")
     _require(isinstance(self.early_stop, bool), "early_stop", f"must be True or False, not {self.early_stop!r}")
+    if self.is_blockwise:
+      _require(self.completion_length % self.block_length == 0, "block_length",
+               f"{self.block_length} must divide completion_length, {self.completion_length}")
+      _require(self.is_parallel or self.steps % self.num_blocks == 0, "steps",
+               f"{self.steps} must be a multiple of the {self.num_blocks} blocks (completion_length / block_length)")
     _require(self.is_blockwise or not self.early_stop, "early_stop",
              "the dream sampler has no blocks without sampler.cache, threshold or factor")
 
@@ -110,11 +117,11 @@ class SamplerConfig:
     threshold, factor = self.threshold, self.factor
     _require(threshold is None or factor is None, "factor",
              "sampler.threshold says already what a step commits; give one of them")
-    _require(threshold is None or isinstance(threshold, Real) and 0 <= threshold <= 1, "threshold",
-             f"must lie in [0, 1], not {threshold!r}")
-    _require(factor is None or isinstance(factor, Real) and 0 < factor < math.inf, "factor",
-             f"must be a positive number, not {factor!r}")
-    _require(not self.cfg_scale, "cfg_scale", "must be 0 with sampler.cache, threshold or factor")
+    fits = threshold is None or isinstance(threshold, Real) and 0 <= threshold <= 1
+    _require(fits, "threshold", f"must lie in [0, 1], not {threshold!r}")
+    fits = factor is None or isinstance(factor, Real) and 0 < factor < math.inf
+    _require(fits, "factor", f"must be a positive number, not {factor!r}")
+    _require(not (self.is_fast and self.cfg_scale), "cfg_scale", "must be 0 with sampler.cache, threshold or factor")
     if self.is_parallel:
       _require(self.kind != "llada" or self.remasking == "low_confidence", "remasking",
                f"must be 'low_confidence' with sampler.threshold or factor, not {self.remasking!r}")
@@ -122,18 +129,6 @@ class SamplerConfig:
                f"must be one of {', '.join(PROBABILITIES)} with sampler.threshold or factor, whose confidence"
                f" lies between 0 and 1, not {self.alg!r}")
       _require(not self.alg_temp, "alg_temp", "must be 0 with sampler.threshold or factor, which draw no positions")
-
-  def _check_dream(self):
-    _require(not self.cfg_scale, "cfg_scale", "only the llada sampler has it (sampler.kind is 'dream')")
-    _require(self.top_p is None or isinstance(self.top_p, Real) and 0 < self.top_p <= 1, "top_p",
-             f"must lie in (0, 1], not {self.top_p!r}")
-    _require(isinstance(self.eps, Real) and 0 < self.eps < 1, "eps", f"must lie between 0 and 1, not {self.eps!r}")
-
-  def _check_blocks(self):
-    _require(self.completion_length % self.block_length == 0, "block_length",
-             f"{self.block_length} must divide completion_length, {self.completion_length}")
-    _require(self.is_parallel or self.steps % self.num_blocks == 0, "steps",
-             f"{self.steps} must be a multiple of the {self.num_blocks} blocks (completion_length / block_length)")
 
   @property
   def is_parallel(self) -> bool:
@@ -165,5 +160,4 @@ class SamplerConfig:
 
 
 def _require(holds: bool, field: str, message: str) -> None:
-  if not holds:
-    raise ValueError(f"sampler.{field}: {message}")
+  require(holds, f"sampler.{field}", message)

@@ -14,19 +14,10 @@ def stratified_counts(key, batch_size: int, length: int):
 
 
 def masks_from_counts(key, counts, confidence, block_length: int | None = None, remasking: str = "low_confidence"):
-  """Masks with a given number of masked tokens, where a block-wise sampler would have left them.
+  """Masks of `counts` tokens, int[B], where a block-wise sampler would have left them: bool[B, L], True where masked.
 
-  With n = q K + r: the last q blocks are masked, and r tokens of the block before them.
-
-  Args:
-    key: random key (unused for low_confidence).
-    counts: int[B], the number n of masked tokens of each sequence, in 0…L.
-    confidence: float[B, L] that the rollout's tokens had when they were unmasked.
-    block_length: K; None for one block as long as the completion.
-    remasking: whether the r tokens of the partial block are the least confident ("low_confidence") or any ("random").
-
-  Returns:
-    bool[B, L], True where masked.
+  With n = q K + r tokens, the last q blocks are masked, and r tokens of the block before them: the least confident ones
+  ("low_confidence"), or any ("random"). Other arguments are as in `consistent_masks`.
   """
   batch, length = confidence.shape
   K = length if block_length is None else block_length

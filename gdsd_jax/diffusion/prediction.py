@@ -13,17 +13,11 @@ _MOST_SHARES = 8  # The vocabulary may be split over so many chips without a cha
 
 
 class _Best(NamedTuple):
-  """The best tile so far of each of R rows.
+  """The best tile so far of each of R rows."""
 
-  Attributes:
-    score: float32[R], by which tiles are compared.
-    first: int32[R], the tile's first token.
-    logits: float32[R, tile], the tile's logits.
-  """
-
-  score: jax.Array
-  first: jax.Array
-  logits: jax.Array
+  score: jax.Array  # float32[R], by which tiles are compared
+  first: jax.Array  # int32[R], the tile's first token
+  logits: jax.Array  # float32[R, tile]
 
 
 def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, unconditional=None, cfg_scale: float = 0.0):
@@ -46,8 +40,11 @@ def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, uncondi
     (tokens, probability): int32[B, K] and float32[B, K].
   """
   tile = _tile_size(head)
-  # Noise is drawn before the vocabulary is split, so that it is the same on every mesh.
-  noise = _noise(key, hidden.shape[:2], head.vocab_size // tile, tile) if temperature > 0 else None
+  noise = None
+  if temperature > 0:  # Drawn before the vocabulary is split, so that it is the same on every mesh.
+    tile_key, token_key = jax.random.split(key)
+    of_tiles, of_tokens = (*hidden.shape[:2], head.vocab_size // tile), (*hidden.shape[:2], tile)
+    noise = jax.random.gumbel(tile_key, of_tiles), jax.random.gumbel(token_key, of_tokens)
 
   def compute(share: Share, rows):
     hidden, unconditional, noise = rows
@@ -61,7 +58,8 @@ def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, uncondi
       best, top, total = carry
       logits = multiply(flat, weight)
       if unconditional is not None:
-        logits = _guided(logits[:count], logits[count:], cfg_scale)
+        given, not_given = logits[:count], logits[count:]
+        logits = not_given + (cfg_scale + 1) * (given - not_given)
       highest = jnp.maximum(top, jnp.max(logits, axis=1))
       total = total * jnp.exp(top - highest) + jnp.sum(jnp.exp(logits - highest[:, None]), axis=1)
       columns = share.first + start + jnp.arange(logits.shape[1])
@@ -86,17 +84,6 @@ def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, uncondi
     return tokens.reshape(hidden.shape[:2]), probability.reshape(hidden.shape[:2])
 
   return over_vocabulary(compute, head, (hidden, unconditional, noise))
-
-
-def _noise(key, shape: tuple[int, int], tiles: int, tile: int):
-  """Gumbel noise of each position's tiles, and of the tokens of the tile that will win."""
-  tile_key, token_key = jax.random.split(key)
-  return jax.random.gumbel(tile_key, (*shape, tiles)), jax.random.gumbel(token_key, (*shape, tile))
-
-
-def _guided(given, not_given, scale: float):
-  """Logits by classifier-free guidance, from those with the prompt and those without."""
-  return not_given + (scale + 1) * (given - not_given)
 
 
 def _tile_size(head: LMHead) -> int:

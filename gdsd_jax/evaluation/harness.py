@@ -16,12 +16,14 @@ from typing import Any
 from etils import epath
 import jax
 
+from gdsd_jax.checks import require, require_at_least, require_one_of
 from gdsd_jax.diffusion.config import KINDS, SamplerConfig
+from gdsd_jax.evaluation.batches import generate, plan_batches
 from gdsd_jax.evaluation.protocol import Evaluated
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh
-from gdsd_jax.runs.config import ModelConfig, require_at_least, require_one_of
+from gdsd_jax.runs.config import ModelConfig
 
 try:
   from lm_eval.api.model import LM
@@ -50,8 +52,8 @@ class GenerationDefaults:
 
   def __post_init__(self):
     require_at_least(self, "", max_gen_toks=1, block_length=1)
-    if not 0 < self.steps_per_token <= 1:
-      raise ValueError(f"steps_per_token: must lie in (0, 1], not {self.steps_per_token}")
+    share = self.steps_per_token
+    require(0 < share <= 1, "steps_per_token", f"must lie in (0, 1], not {share}")
     require_one_of("kind", self.kind, KINDS)
 
   def sampler(self, gen_kwargs: Mapping[str, Any]) -> SamplerConfig:
@@ -134,14 +136,13 @@ class DenoiserLM(LM):
     contexts = [request.args[0] for request in requests]
     for sampler, indices in by_sampler.items():  # all before anything is generated: a context may be too long
       part, widths = [contexts[i] for i in indices], self._widths(sampler)
-      for batch in self._generator.plan(part, widths, self.batch_size, field="--tasks"):
+      for batch in plan_batches(self.tokenizer, part, widths, self.batch_size, field="--tasks"):
         plan.append((sampler, batch.width, [indices[i] for i in batch.indices]))
     for sampler, width, indices in plan:
       self._batches += 1
       key = jax.random.fold_in(self._key, self._batches)
-      completions, _ = self._generator.generate(
-        self._params, [contexts[i] for i in indices], width, sampler, key, self.batch_size
-      )
+      prompts = [contexts[i] for i in indices]
+      completions, _ = generate(self._generator, self._params, prompts, width, sampler, key, self.batch_size)
       for index, completion in zip(indices, completions):
         texts[index] = cut_at(completion, requests[index].args[1].get("until"))
         self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])

@@ -14,7 +14,9 @@ import zlib
 import jax
 import numpy as np
 
+from gdsd_jax.checks import require, require_positions
 from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.evaluation.batches import generate, plan_batches
 from gdsd_jax.evaluation.records import Records, summarize
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.adapters import load_adapter
@@ -22,7 +24,7 @@ from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer
 from gdsd_jax.huggingface.weights import load_pretrained
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh, replicated
 from gdsd_jax.parallel.processes import gather_json, share_work
-from gdsd_jax.runs.config import evaluation_samplers, ModelConfig, require_positions, RunConfig
+from gdsd_jax.runs.config import evaluation_samplers, ModelConfig, RunConfig
 from gdsd_jax.runs.metrics import format_seconds
 from gdsd_jax.runs.weights import find_step, load_run, read_model_config
 from gdsd_jax.tasks import get_task
@@ -107,12 +109,10 @@ class _Evaluation:
     self.samplers, self.prefill = evaluation_samplers(config), config.eval.prefill
     self.key = jax.random.key(config.seed)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    if num_examples is not None and num_examples < 1:
-      raise ValueError(f"--num_examples: must be at least 1, not {num_examples}")
+    require(num_examples is None or num_examples >= 1, "--num_examples", f"must be at least 1, not {num_examples}")
     self.task = get_task(config.task.name, **config.task.options)
     test = self.task.examples("test")
-    if not len(test):
-      raise ValueError(f"task.name: {config.task.name} has an empty test split")
+    require(len(test) > 0, "task.name", f"{config.task.name} has an empty test split")
     self.examples = [test[i] for i in range(min(num_examples or len(test), len(test)))]
     denoiser, self.params, path = evaluated.load(config.model, mesh)
     family = denoiser.config.family
@@ -128,15 +128,13 @@ class _Evaluation:
       raise ValueError(f"task.test_source: {error}") from None
     self.generator = Generator(denoiser, tokenizer, mesh)
     shards, self.batch_size, buckets = batch_shards(mesh), config.eval.batch_size, config.eval.prompt_buckets
-    if self.batch_size % shards:
-      raise ValueError(
-        f"eval.batch_size: {self.batch_size} cannot be split over mesh.data × mesh.fsdp = {shards} devices"
-      )
+    require(self.batch_size % shards == 0, "eval.batch_size",
+            f"{self.batch_size} cannot be split over mesh.data × mesh.fsdp = {shards} devices")
     self.batch_size = min(self.batch_size, math.ceil(len(self.examples) / shards) * shards)
-    self.plan = self.generator.plan(self.prompts, buckets, self.batch_size, field="eval.prompt_buckets")
+    self.plan = plan_batches(tokenizer, self.prompts, buckets, self.batch_size, field="eval.prompt_buckets")
     width, longest = self.plan[-1].width, max(self.samplers)
     said = f"eval.lengths: {longest} tokens after prompts of up to {width} (eval.prompt_buckets)"
-    require_positions(said, width + longest, denoiser.config, path)
+    require_positions(said, width + longest, denoiser.config.max_positions, path)
     problems = json.dumps([self.prompts, self.examples], default=str)
     self.settings = {
       "model": {**evaluated.describe(config.model), "weights": fingerprint(self.params)},
@@ -153,8 +151,9 @@ class _Evaluation:
     for number, batch in enumerate(pending, start=1):
       compiled, started = (sampler, (self.batch_size, batch.width)) in self.generator.compiled, time.monotonic()
       # A batch that was cut short is generated whole, as it was the first time, and the missing part is kept.
-      texts, counts = self.generator.generate(
-        self.params, [self.prompts[i] for i in batch.indices], batch.width, sampler, self.key, self.batch_size
+      texts, counts = generate(
+        self.generator, self.params, [self.prompts[i] for i in batch.indices], batch.width, sampler, self.key,
+        self.batch_size,
       )
       if compiled:
         tokens, seconds = tokens + length * len(texts), seconds + time.monotonic() - started

@@ -1,8 +1,6 @@
 """Text to completions over a mesh: prompts are encoded, sampled and decoded here for training and evaluation alike."""
 
 from collections.abc import Callable, Sequence
-import dataclasses
-import json
 import logging
 from typing import Any
 
@@ -11,13 +9,7 @@ import numpy as np
 
 from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
-from gdsd_jax.huggingface.tokenizer import (
-  completion_lengths,
-  decode_completions,
-  encode_prompts,
-  prompt_lengths,
-  stop_token_ids,
-)
+from gdsd_jax.huggingface import tokenizer as text
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.processes import gather_json, share_work
 from gdsd_jax.parallel.rows import fetch_rows, local_rows, own_rows, spread
@@ -25,24 +17,8 @@ from gdsd_jax.parallel.rows import fetch_rows, local_rows, own_rows, spread
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Batch:
-  """Prompts that are sampled together.
-
-  Attributes:
-    width: tokens that each prompt is padded to.
-    indices: places of the prompts among all of them.
-  """
-
-  width: int
-  indices: tuple[int, ...]
-
-
 class Generator:
-  """Samples completions of texts by one denoiser over one mesh.
-
-  Prompts are texts that hold their special tokens already. The parameters are an argument of every call, because
-  training changes them.
+  """Samples completions of texts, which hold their special tokens already, by one denoiser over one mesh.
 
   Attributes:
     compiled: (SamplerConfig, shape of the prompts) sampled so far.
@@ -50,16 +26,10 @@ class Generator:
 
   def __init__(self, denoiser: Denoiser, tokenizer, mesh=None):
     self.denoiser, self.tokenizer, self.mesh = denoiser, tokenizer, mesh
-    self.stop_ids = stop_token_ids(tokenizer, denoiser.config)
+    self.stop_ids = text.stop_token_ids(tokenizer, denoiser.config)
     self.compiled = set()
 
-  def lengths(self, prompts: Sequence[str]) -> np.ndarray:
-    """Tokens of each prompt. Returns int[B]."""
-    return prompt_lengths(self.tokenizer, prompts)
-
-  def encode(
-    self, prompts: Sequence[str], parts: Sequence[np.ndarray], buckets: Sequence[int]
-  ) -> list[tuple[jax.Array, jax.Array]]:
+  def encode(self, prompts: Sequence[str], parts: Sequence[np.ndarray], buckets: Sequence[int]):
     """Prompts as arrays over the mesh, in parts that are each as wide as their own longest prompt needs. Collective.
 
     Args:
@@ -75,7 +45,7 @@ class Generator:
     """
     pad_token_id, laid_out = self.denoiser.config.pad_token_id, []
     local = [rows[local_rows(self.mesh, len(rows))] for rows in parts]
-    encoded = [encode_prompts(self.tokenizer, [prompts[i] for i in rows], buckets, pad_token_id) for rows in local]
+    encoded = [text.encode_prompts(self.tokenizer, [prompts[i] for i in rows], buckets, pad_token_id) for rows in local]
     # Asked for all parts at once, before any is sampled: between several processes this is a program of their devices,
     # and would wait for what these are at.
     widths = np.max(gather_json([tokens.shape[1] for tokens, _ in encoded]), axis=0).tolist()
@@ -98,10 +68,7 @@ class Generator:
   def decode(
     self, parts: Sequence[tuple[np.ndarray, jax.Array]], look: Callable[[np.ndarray, list[str]], list] | None = None
   ) -> tuple[list[str], np.ndarray, list[Any]]:
-    """Texts of sampled completions, each process reading its own. Collective.
-
-    The texts of a part are looked at on the host while the device samples the next one. Processes tell each other of
-    all parts at once, after the last: that is a program of their devices, which would wait for these.
+    """Texts of sampled completions, each process reading its own; a part is read while the next is sampled. Collective.
 
     Args:
       parts: what was sampled at a time, in that order: rows, int[b] of the B completions, and tokens, int32[b, L]. Of
@@ -121,59 +88,12 @@ class Generator:
       values = []
       for (rows, tokens), share in zip(parts, shares):
         tokens = fetch_rows(tokens, share)
-        texts = decode_completions(self.tokenizer, tokens, self.stop_ids)
-        lengths = completion_lengths(tokens, self.stop_ids).tolist()
+        texts = text.decode_completions(self.tokenizer, tokens, self.stop_ids)
+        lengths = text.completion_lengths(tokens, self.stop_ids).tolist()
         values += zip(texts, lengths, look(rows[share], texts) if look else [None] * len(texts))
       return values
 
+    # Processes tell each other of all parts at once, after the last: that is a program of their devices, too.
     own = np.concatenate([rows[share] for (rows, _), share in zip(parts, shares)])
     texts, lengths, values = zip(*share_work(sum(len(rows) for rows, _ in parts), work, own))
     return list(texts), np.array(lengths), list(values)
-
-  def plan(self, prompts: Sequence[str], widths: Sequence[int], batch_size: int, field: str) -> list[Batch]:
-    """Batches of all prompts, narrow ones first. They depend on nothing but the arguments.
-
-    Args:
-      prompts: N texts.
-      widths: allowed widths, ascending; each that is needed is compiled once for every sampler.
-      batch_size: the most prompts of a batch.
-      field: what the widths are called, for the message.
-
-    Raises:
-      ValueError: a prompt exceeds the last width.
-    """
-    by_width = {}
-    for index, length in enumerate(self.lengths(prompts).tolist()):
-      width = next((width for width in widths if width >= length), None)
-      if width is None:
-        raise ValueError(
-          f"{field}: a prompt has {length} tokens, at most {widths[-1]} are allowed: {json.dumps(prompts[index][:200])}"
-        )
-      by_width.setdefault(width, []).append(index)
-    return [
-      Batch(width, tuple(indices[start:start + batch_size]))
-      for width, indices in sorted(by_width.items())
-      for start in range(0, len(indices), batch_size)
-    ]
-
-  def generate(
-    self, params, prompts: Sequence[str], width: int, config: SamplerConfig, key, batch_size: int
-  ) -> tuple[list[str], np.ndarray]:
-    """Completions of at most `batch_size` prompts, which are filled up to it: few shapes are compiled. Collective.
-
-    Args:
-      params: parameters of the denoiser.
-      prompts: B texts of at most `width` tokens.
-      width: tokens that they are padded to.
-      config: how they are sampled.
-      key: random key.
-      batch_size: prompts that the device is given.
-
-    Returns:
-      B texts up to their end, and int[B] tokens up to there.
-    """
-    filled = np.arange(batch_size) % len(prompts)
-    [(prompt, mask)] = self.encode(prompts, [filled], (width,))
-    tokens = self.sample(params, prompt, mask, key, config).tokens
-    texts, lengths, _ = self.decode([(np.arange(len(prompts)), tokens)])
-    return texts, lengths

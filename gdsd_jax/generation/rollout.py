@@ -13,7 +13,7 @@ import numpy as np
 
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.generation.generator import Generator
-from gdsd_jax.huggingface.tokenizer import chat_prompt
+from gdsd_jax.huggingface.tokenizer import chat_prompt, prompt_lengths
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import batch_sharding
 from gdsd_jax.parallel.processes import RemoteError
@@ -49,11 +49,9 @@ class GradedCompletions:
   """B completions with their text, rewards and accuracy.
 
   Attributes:
-    prompt, prompt_mask: int32[B, P] and bool[B, P], left-padded.
-    rollout: tokens and confidence, on the device.
+    prompt, prompt_mask, rollout: as in `PendingCompletions`.
     sampling_seconds: from the beginning of sampling until the last text was read on the host.
-    completions: text of each completion, up to its end.
-    lengths: int[B] tokens of each completion, up to its end.
+    completions, lengths: text of each completion up to its end, and int[B] tokens up to there.
     rewards: named rewards, float32[B] each.
     accuracy: float64[B], what each adds to the published accuracy.
   """
@@ -95,20 +93,14 @@ class RolloutSampler:
 
   def prompt_lengths(self, examples: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Tokens of each example's prompt. Returns int[N]."""
-    return self.generator.lengths(self.prompts(examples))
+    return prompt_lengths(self.generator.tokenizer, self.prompts(examples))
 
   def sample(self, params, examples: Sequence[Mapping[str, Any]], key, microbatches: int = 1) -> PendingCompletions:
     """One completion for each example, on the device. Returns before it is computed.
 
-    Args:
-      params: parameters of the denoiser.
-      examples: B examples.
-      key: random key.
-      microbatches: equal parts, sampled one after the other, each with a key of its own. Each holds prompts of like
-        length, and is padded to the bucket that its own longest one needs.
-
-    Raises:
-      ValueError: a prompt exceeds the largest bucket.
+    The microbatches are equal parts of the examples, sampled one after the other, each with a key of its own. Each
+    holds prompts of like length, and is padded to the bucket that its own longest one needs. Raises ValueError for a
+    prompt that exceeds the largest bucket.
     """
     started, prompts = time.monotonic(), self.prompts(examples)
     parts = self._parts(prompts, microbatches)
@@ -132,15 +124,11 @@ class RolloutSampler:
     """Rows of each part, ascending; the part of the shortest prompts first. Rollouts of one prompt stay neighbours."""
     if microbatches == 1:
       return [np.arange(len(prompts))]
-    by_length = np.argsort(self.generator.lengths(prompts), kind="stable")
+    by_length = np.argsort(prompt_lengths(self.generator.tokenizer, prompts), kind="stable")
     return [np.sort(rows) for rows in np.split(by_length, microbatches)]
 
   def grade(self, pending: PendingCompletions) -> GradedCompletions:
-    """Reads and grades completions, those of a part while the device samples the next; each process its own.
-
-    Raises:
-      RewardError: the task's grader raised, in any process.
-    """
+    """Reads and grades completions, each process its own. Raises RewardError if the grader did in any of them."""
     seen = [time.monotonic()]  # when each part was
 
     def look(rows, texts):
@@ -152,16 +140,9 @@ class RolloutSampler:
     except RemoteError as error:
       raise RewardError(str(error)) from error
     rewards, accuracy = zip(*grades)
-    return GradedCompletions(
-      prompt=pending.prompt,
-      prompt_mask=pending.prompt_mask,
-      rollout=pending.rollout,
-      sampling_seconds=seen[-1] - pending.started,
-      completions=completions,
-      lengths=lengths,
-      rewards={name: np.array([each[name] for each in rewards], np.float32) for name in rewards[0]},
-      accuracy=np.array(accuracy),
-    )
+    rewards = {name: np.array([each[name] for each in rewards], np.float32) for name in rewards[0]}
+    sampled = pending.prompt, pending.prompt_mask, pending.rollout, seen[-1] - pending.started
+    return GradedCompletions(*sampled, completions, lengths, rewards, np.array(accuracy))
 
   def _grade(self, texts: list[str], examples: list[Mapping[str, Any]]) -> list[tuple[dict[str, float], float]]:
     """(rewards, accuracy) of each text."""
@@ -177,9 +158,6 @@ class RolloutSampler:
 def _join(pad_token_id: int, parts, order) -> tuple[jax.Array, jax.Array, Rollout]:
   """Parts of (prompt, prompt_mask, rollout) as one, all prompts as wide as the widest. order: int[B], which rows."""
   width = max(prompt.shape[1] for prompt, _, _ in parts)
-
-  def widen(array, value):
-    return jnp.pad(array, [(0, 0), (width - array.shape[1], 0)], constant_values=value)
-
+  widen = lambda x, value: jnp.pad(x, [(0, 0), (width - x.shape[1], 0)], constant_values=value)
   parts = [(widen(prompt, pad_token_id), widen(mask, False), rollout) for prompt, mask, rollout in parts]
   return jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[order], *parts)

@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 
 from gdsd_jax.huggingface.folder import read_json_object, written_whole
 from gdsd_jax.huggingface.layouts import FAMILIES
-from gdsd_jax.models.config import LoraConfig, TARGETS
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.models.lora import LoraConfig, TARGETS
 from gdsd_jax.parallel.mesh import param_shardings
 from gdsd_jax.parallel.rows import lay_out
 

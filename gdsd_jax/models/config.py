@@ -1,4 +1,4 @@
-"""What a denoiser is: the sizes and special tokens that its config.json states, and the shape of its adapter."""
+"""What a denoiser is: the sizes and special tokens that its config.json states."""
 
 import dataclasses
 import math
@@ -68,42 +68,3 @@ class DenoiserConfig:
     for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
       if not 0 <= getattr(self, name) < self.vocab_size:
         raise ValueError(f"{name} ({getattr(self, name)}) must lie in the vocabulary of {self.vocab_size}")
-
-
-# Canonical target names, the same for every family -> the weights of a block that they stand for.
-TARGETS = {"q": "query", "k": "key", "v": "value", "o": "output", "gate": "gate", "up": "up", "down": "down"}
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-  """Shape of an adapter. Hashable, so it can be a static argument of `jax.jit`.
-
-  Attributes:
-    rank: columns of A and rows of B.
-    alpha: the update is scaled by alpha / rank.
-    dropout: share of the adapter's inputs that training sets to zero.
-    targets: adapted projections, a subset of q, k, v, o, gate, up, down.
-  """
-
-  rank: int = 128
-  alpha: float = 64.0
-  dropout: float = 0.05
-  targets: tuple[str, ...] = tuple(TARGETS)
-
-  def __post_init__(self):
-    unknown = [name for name in self.targets if name not in TARGETS]
-    if unknown:
-      raise ValueError(f"model.lora.targets: {unknown[0]!r} is not one of {', '.join(TARGETS)}")
-    if not self.targets:
-      raise ValueError(f"model.lora.targets: must name at least one of {', '.join(TARGETS)}")
-    object.__setattr__(self, "targets", tuple(name for name in TARGETS if name in self.targets))  # order is no matter
-    if self.rank < 1:
-      raise ValueError(f"model.lora.rank: must be at least 1, not {self.rank}")
-    if self.alpha <= 0:
-      raise ValueError(f"model.lora.alpha: must be positive, not {self.alpha}")
-    if not 0 <= self.dropout < 1:
-      raise ValueError(f"model.lora.dropout: must lie in [0, 1), not {self.dropout}")
-
-  @property
-  def scale(self) -> float:
-    return self.alpha / self.rank

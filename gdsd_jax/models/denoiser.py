@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from gdsd_jax.models.config import DenoiserConfig, LoraConfig
+from gdsd_jax.checks import require_one_of
+from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.lm_head import LMHead
-from gdsd_jax.models.lora import adapter_weights
+from gdsd_jax.models.lora import adapter_weights, LoraConfig
 from gdsd_jax.models.transformer import (
   block,
   block_weights,
@@ -53,22 +54,21 @@ class Denoiser:
   mesh: Mesh | None = None
 
   def __post_init__(self):
-    for name, values in (("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT)):
-      if (value := getattr(self, name)) not in values:
-        raise ValueError(f"model.{name}: {value!r} is not one of {', '.join(values)}")
+    for name, known in (("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT)):
+      require_one_of(f"model.{name}", getattr(self, name), known)
 
   def _tree(self, leaf):
     """The parameters' tree with leaf(weight) for each `Weight` of the network."""
-    V, D = self.config.vocab_size, self.config.hidden_size
+    V, D, layer = self.config.vocab_size, self.config.hidden_size, block_weights(self.config)
     weights = {
       "embedding": Weight((V, D), ("vocab", "embed"), normal(D)),
-      **stacked(block_weights(self.config), "blocks", self.config),
+      **stacked(layer, "blocks", self.config),
       "final_norm": Weight((D,), ("embed",), ones),
     }
     if not self.config.tied_head:
       weights["head"] = Weight((D, V), ("embed", "vocab"), normal(D))
     if self.lora is not None:
-      weights |= adapter_weights(self.config, self.lora)
+      weights |= stacked(adapter_weights(layer, self.lora), "lora", self.config)
     return unflatten_dict({path: leaf(weight) for path, weight in weights.items()}, sep=".")
 
   def init(self, key):

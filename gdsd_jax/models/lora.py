@@ -14,27 +14,63 @@ from flax.nnx import initializers
 import jax
 import jax.numpy as jnp
 
-from gdsd_jax.models.config import DenoiserConfig, LoraConfig, TARGETS
-from gdsd_jax.models.transformer import block_weights, stacked, Weight
+from gdsd_jax.checks import require, require_at_least, require_one_of
 from gdsd_jax.parallel.mesh import param_shardings
 
+# Canonical target names, the same for every family -> the weights of a block that they stand for.
+TARGETS = {"q": "query", "k": "key", "v": "value", "o": "output", "gate": "gate", "up": "up", "down": "down"}
 
-def adapter_weights(config: DenoiserConfig, lora: LoraConfig) -> dict[str, Weight]:
-  """A and B of all adapted projections, by their paths in the tree of parameters, such as "lora.query.a".
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Shape of an adapter. Hashable, so it can be a static argument of `jax.jit`.
+
+  Attributes:
+    rank: columns of A and rows of B.
+    alpha: the update is scaled by alpha / rank.
+    dropout: share of the adapter's inputs that training sets to zero.
+    targets: adapted projections, a subset of q, k, v, o, gate, up, down.
+  """
+
+  rank: int = 128
+  alpha: float = 64.0
+  dropout: float = 0.05
+  targets: tuple[str, ...] = tuple(TARGETS)
+
+  def __post_init__(self):
+    for name in self.targets:
+      require_one_of("model.lora.targets", name, tuple(TARGETS))
+    require(len(self.targets) > 0, "model.lora.targets", f"must name at least one of {', '.join(TARGETS)}")
+    object.__setattr__(self, "targets", tuple(name for name in TARGETS if name in self.targets))  # order is no matter
+    require_at_least(self, "model.lora.", rank=1)
+    require(self.alpha > 0, "model.lora.alpha", f"must be positive, not {self.alpha}")
+    require(0 <= self.dropout < 1, "model.lora.dropout", f"must lie in [0, 1), not {self.dropout}")
+
+  @property
+  def scale(self) -> float:
+    return self.alpha / self.rank
+
+
+def adapter_weights(block: Mapping[str, Any], lora: LoraConfig) -> dict[str, Any]:
+  """A and B of the adapted projections among a block's weights (`block_weights`), as "query.a" and so on.
 
   They are float32 whatever the base is. A starts as in PEFT; B = 0 makes the adapted model start as the base model.
   """
-  block, a, b = block_weights(config), {}, {}
+  a, b = {}, {}
   for name in (TARGETS[target] for target in lora.targets):
-    shape, axes = block[name].shape, block[name].axes
-    inputs = 2 if name == "output" else 1  # dimensions
+    weight = block[name]._replace(dtype="float32")
+    (shape, axes), inputs = weight[:2], 2 if name == "output" else 1  # dimensions
     bound = 1 / math.sqrt(math.prod(shape[:inputs]))
     uniform = functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
-    a[f"{name}.a"] = Weight((*shape[:inputs], lora.rank), (*axes[:inputs], "lora_rank"), uniform, "float32")
     # The outputs of o and down are split over fsdp already.
     rank = "lora_rank" if "embed" in axes[inputs:] else "lora_rank_of_b"
-    b[f"{name}.b"] = Weight((lora.rank, *shape[inputs:]), (rank, *axes[inputs:]), initializers.zeros, "float32")
-  return stacked({**a, **b}, "lora", config)
+    a[f"{name}.a"] = weight._replace(
+      shape=(*shape[:inputs], lora.rank), axes=(*axes[:inputs], "lora_rank"), initializer=uniform
+    )
+    b[f"{name}.b"] = weight._replace(
+      shape=(lora.rank, *shape[inputs:]), axes=(rank, *axes[inputs:]), initializer=initializers.zeros
+    )
+  return {**a, **b}
 
 
 def merge(params: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:

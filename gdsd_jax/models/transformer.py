@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gdsd_jax.models.attention import attend
-from gdsd_jax.models.config import DenoiserConfig, LoraConfig, TARGETS
+from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.models.lora import LoraConfig, TARGETS
 from gdsd_jax.parallel.mesh import constrain
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from gdsd_jax.checks import require, require_at_least, require_one_of
 from gdsd_jax.objectives.espo import espo_loss
 from gdsd_jax.objectives.gdsd import gdsd_loss
 from gdsd_jax.objectives.scores import Scores
@@ -36,22 +37,21 @@ class Objective:
   weighted: bool = True
 
   def __post_init__(self):
-    if self.name not in OBJECTIVES:
-      raise ValueError(f"objective.name: {self.name!r} is not one of {', '.join(OBJECTIVES)}")
+    require_one_of("objective.name", self.name, OBJECTIVES)
+    defaults = {"epsilon": _DEFAULT_EPSILON[self.name]}
     if self.name == "gdsd_tlc":
-      object.__setattr__(self, "center_top_k", _DEFAULT_TOP_K if self.center_top_k is None else self.center_top_k)
-      if self.center_top_k < 1:
-        raise ValueError(f"objective.center_top_k: must be at least 1, not {self.center_top_k}")
-    elif self.center_top_k is not None:
-      raise ValueError(f"objective.center_top_k: {self.name} has no centre; set objective.name to gdsd_tlc")
-    if self.epsilon is None:
-      object.__setattr__(self, "epsilon", _DEFAULT_EPSILON[self.name])
-    if not 0 < self.epsilon < 1:
-      raise ValueError(f"objective.epsilon: must lie between 0 and 1, not {self.epsilon}")
-    if self.psi <= 0:
-      raise ValueError(f"objective.psi: must be positive, not {self.psi}")
-    if self.beta < 0:
-      raise ValueError(f"objective.beta: must not be negative, not {self.beta}")
+      defaults["center_top_k"] = _DEFAULT_TOP_K
+    for field, default in defaults.items():
+      if getattr(self, field) is None:
+        object.__setattr__(self, field, default)
+    if self.name == "gdsd_tlc":
+      require_at_least(self, "objective.", center_top_k=1)
+    else:
+      require(self.center_top_k is None, "objective.center_top_k",
+              f"{self.name} has no centre; set objective.name to gdsd_tlc")
+    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
+    require(self.psi > 0, "objective.psi", f"must be positive, not {self.psi}")
+    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
 
   @property
   def scoring(self) -> Scoring:

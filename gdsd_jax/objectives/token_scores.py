@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gdsd_jax.checks import require
 from gdsd_jax.models.lm_head import accumulator, largest, LMHead, multiply, over_vocabulary, Share
 
 
@@ -36,8 +37,8 @@ class Scoring:
   with_plain: bool = True
 
   def __post_init__(self):
-    if self.center_top_k is not None and self.center_top_k < 1:
-      raise ValueError(f"center_top_k: must be None or at least 1, not {self.center_top_k}")
+    require(self.center_top_k is None or self.center_top_k >= 1, "center_top_k",
+            f"must be None or at least 1, not {self.center_top_k}")
 
 
 PLAIN = Scoring()

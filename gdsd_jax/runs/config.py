@@ -4,14 +4,15 @@ Recipes and flags see an `ml_collections.ConfigDict` of the same fields (runs/co
 adapters have their dataclasses beside them: diffusion/config.py, objectives/objective.py, models/config.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 import importlib.util
 from typing import Any
 
+from gdsd_jax.checks import require, require_at_least, require_buckets, require_one_of, require_whole
 from gdsd_jax.diffusion.config import SamplerConfig
-from gdsd_jax.models.config import DenoiserConfig, LoraConfig
 from gdsd_jax.models.denoiser import REMAT
+from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.parallel.mesh import batch_shards
 
@@ -32,8 +33,7 @@ class ModelConfig:
 
   def __post_init__(self):
     require_one_of("model.remat", self.remat, REMAT)
-    if self.lora_path and self.lora is None:
-      raise ValueError("model.lora.path: needs model.lora.rank > 0")
+    require(self.lora is not None or not self.lora_path, "model.lora.path", "needs model.lora.rank > 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +70,8 @@ class DistillationConfig:
 
   def __post_init__(self):
     require_at_least(self, "objective.", num_mc=1, num_iterations=1, reference_sync_every=0)
-    if not 0 <= self.reference_sync_mix <= 1:
-      raise ValueError(f"objective.reference_sync_mix: must lie between 0 and 1, not {self.reference_sync_mix}")
+    mix = self.reference_sync_mix
+    require(0 <= mix <= 1, "objective.reference_sync_mix", f"must lie between 0 and 1, not {mix}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +92,10 @@ class OptimizerConfig:
   def __post_init__(self):
     require_one_of("optimizer.moments_dtype", self.moments_dtype, MOMENTS_DTYPES)
     require_at_least(self, "optimizer.", warmup_steps=0, accumulation=1, weight_decay=0)
-    for name in ("learning_rate", "clip"):
-      if getattr(self, name) <= 0:
-        raise ValueError(f"optimizer.{name}: must be positive, not {getattr(self, name)}")
-    for name in ("b1", "b2"):
-      if not 0 <= getattr(self, name) < 1:
-        raise ValueError(f"optimizer.{name}: must lie in [0, 1), not {getattr(self, name)}")
+    for name, value in (("learning_rate", self.learning_rate), ("clip", self.clip)):
+      require(value > 0, f"optimizer.{name}", f"must be positive, not {value}")
+    for name, value in (("b1", self.b1), ("b2", self.b2)):
+      require(0 <= value < 1, f"optimizer.{name}", f"must lie in [0, 1), not {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +115,10 @@ class EvalConfig:
   def __post_init__(self):
     require_at_least(self, "eval.", every=1, num_examples=1, batch_size=1)
     require_whole("eval.lengths", self.lengths)
-    if not self.lengths or len(set(self.lengths)) < len(self.lengths):
-      raise ValueError(f"eval.lengths: must be different lengths, at least one, not {tuple(self.lengths)}")
-    if not 0 < self.steps_per_token <= 1:
-      raise ValueError(f"eval.steps_per_token: must lie in (0, 1], not {self.steps_per_token}")
+    different = len(self.lengths) > 0 and len(set(self.lengths)) == len(self.lengths)
+    require(different, "eval.lengths", f"must be different lengths, at least one, not {tuple(self.lengths)}")
+    share = self.steps_per_token
+    require(0 < share <= 1, "eval.steps_per_token", f"must lie in (0, 1], not {share}")
     require_buckets("eval.prompt_buckets", self.prompt_buckets)
 
 
@@ -156,8 +154,8 @@ class LogConfig:
 
   def __post_init__(self):
     require_at_least(self, "log.", every=1, rollouts_every=0)
-    if self.wandb_project and importlib.util.find_spec("wandb") is None:
-      raise ValueError("log.wandb_project: wandb is not installed; pip install 'gdsd_jax[wandb]'")
+    installed = not self.wandb_project or importlib.util.find_spec("wandb") is not None
+    require(installed, "log.wandb_project", "wandb is not installed; pip install 'gdsd_jax[wandb]'")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,17 +185,13 @@ class RunConfig:
 
   def __post_init__(self):
     require_at_least(self, "", seed=0, steps=1, group_size=2, prompts_per_step=1, max_skipped_steps=1)
-    if self.model.lora and self.distillation.reference_sync_every:
-      raise ValueError(
-        "objective.reference_sync_every: must be 0 with model.lora.rank > 0, whose reference is the base model"
-      )
+    require(not (self.model.lora and self.distillation.reference_sync_every), "objective.reference_sync_every",
+            "must be 0 with model.lora.rank > 0, whose reference is the base model")
     parts = {"sampler.microbatches": self.rollouts.microbatches, "optimizer.accumulation": self.optimizer.accumulation}
+    rollouts = self.rollouts_per_step
     for field, count in parts.items():
-      if self.rollouts_per_step % count:
-        raise ValueError(
-          f"{field}: {count} must divide the {self.rollouts_per_step} rollouts of a step"
-          " (group_size × prompts_per_step)"
-        )
+      require(rollouts % count == 0, field,
+              f"{count} must divide the {rollouts} rollouts of a step (group_size × prompts_per_step)")
     evaluation_samplers(self)
 
   @property
@@ -239,37 +233,4 @@ def validate_mesh(config: RunConfig, mesh) -> None:
     ("group_size × prompts_per_step / sampler.microbatches", rollouts // config.rollouts.microbatches),
     ("eval.batch_size", config.eval.batch_size),
   ):
-    if size % shards:
-      raise ValueError(f"{name}: {size} rollouts cannot be split over mesh.data × mesh.fsdp = {shards} devices")
-
-
-def require_at_least(config, prefix: str, **least: float) -> None:
-  """Raises ValueError, one line with the field's path, where a field of `config` is smaller than it may be."""
-  for name, limit in least.items():
-    if getattr(config, name) < limit:
-      raise ValueError(f"{prefix}{name}: must be at least {limit}, not {getattr(config, name)}")
-
-
-def require_one_of(path: str, value: str, known: Sequence[str]) -> None:
-  """Raises ValueError, one line with the field's path, where a value is none of the known ones."""
-  if value not in known:
-    raise ValueError(f"{path}: {value!r} is not one of {', '.join(known)}")
-
-
-def require_whole(path: str, lengths: Sequence[int]) -> None:
-  """Raises ValueError, one line with the field's path, where some length is no integer."""
-  if not all(type(length) is int for length in lengths):  # flags do not look into tuples
-    raise ValueError(f"{path}: must be whole numbers, not {tuple(lengths)}")
-
-
-def require_positions(said: str, tokens: int, model: DenoiserConfig, path) -> None:
-  """Raises ValueError, one line, where prompt and completion, as `said`, need more positions than the model has."""
-  if tokens > model.max_positions:
-    raise ValueError(f"{said} exceed the {model.max_positions} positions of {path}")
-
-
-def require_buckets(path: str, buckets: Sequence[int]) -> None:
-  """Raises ValueError, one line with the field's path, where buckets are no ascending positive integers."""
-  require_whole(path, buckets)
-  if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
-    raise ValueError(f"{path}: must be ascending positive lengths, not {tuple(buckets)}")
+    require(size % shards == 0, name, f"{size} rollouts cannot be split over mesh.data × mesh.fsdp = {shards} devices")

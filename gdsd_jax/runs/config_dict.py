@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 from ml_collections import config_dict, ConfigDict
 
-from gdsd_jax.models.config import LoraConfig
+from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.runs.config import ModelConfig, RunConfig, TaskConfig
 
 # Fields that may change when a run resumes: they do not change what the run computes.

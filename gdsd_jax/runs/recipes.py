@@ -2,6 +2,7 @@
 
 import ml_collections
 
+from gdsd_jax.checks import require
 from gdsd_jax.huggingface.published import HUB_NAMES
 from gdsd_jax.runs.config_dict import base_config
 
@@ -12,10 +13,9 @@ _DEVICES = 8  # The official runs had so many, and their batch sizes are per dev
 
 def check_preset(preset: str, without_tiny: str | None = None) -> None:
   """Raises ValueError unless `preset` is known; `without_tiny` says why a recipe has none for the embedded model."""
-  if preset not in PRESETS:
-    raise ValueError(f"--config: unknown preset {preset!r}, known are {', '.join(PRESETS)}")
-  if preset == "tiny" and without_tiny:
-    raise ValueError(f"--config: no preset tiny here, {without_tiny}; there are {', '.join(HUB_NAMES)}")
+  require(preset in PRESETS, "--config", f"unknown preset {preset!r}, known are {', '.join(PRESETS)}")
+  require(preset != "tiny" or not without_tiny, "--config",
+          f"no preset tiny here, {without_tiny}; there are {', '.join(HUB_NAMES)}")
 
 
 def published_config(preset: str, per_device_batch: int, accumulation: int) -> ml_collections.ConfigDict:

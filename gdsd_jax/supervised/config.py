@@ -6,10 +6,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from gdsd_jax.checks import require, require_at_least, require_buckets
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.runs import config as sections
-from gdsd_jax.runs.config import require_at_least, require_buckets
 from gdsd_jax.runs.config_dict import made
 
 
@@ -23,8 +23,8 @@ class ChatsConfig:
   completion_buckets: tuple[int, ...]  # completions are filled up with EOS, which is learnt: so a model learns to end
 
   def __post_init__(self):
-    if self.train_source is None:
-      raise ValueError("data.train_source: name a file of chats, rows with `messages` (or a TFDS name)")
+    require(self.train_source is not None, "data.train_source",
+            "name a file of chats, rows with `messages` (or a TFDS name)")
     require_buckets("data.prompt_buckets", self.prompt_buckets)
     require_buckets("data.completion_buckets", self.completion_buckets)
 
@@ -46,10 +46,9 @@ class FinetuningConfig:
 
   def __post_init__(self):
     require_at_least(self, "", seed=0, steps=1, batch_size=1)
-    if self.batch_size % self.optimizer.accumulation:
-      raise ValueError(
-        f"optimizer.accumulation: {self.optimizer.accumulation} must divide batch_size, {self.batch_size}"
-      )
+    parts = self.optimizer.accumulation
+    require(self.batch_size % parts == 0, "optimizer.accumulation",
+            f"{parts} must divide batch_size, {self.batch_size}")
 
 
 @dataclasses.dataclass(frozen=True)

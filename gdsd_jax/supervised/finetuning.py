@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gdsd_jax.checks import require_positions
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh
 from gdsd_jax.parallel.processes import gather_json, is_first_process
 from gdsd_jax.parallel.rows import fetch_whole, local_rows, spread
-from gdsd_jax.runs.config import require_positions
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.export import check_out, write_model
 from gdsd_jax.runs.interruption import Interruption
@@ -89,7 +89,7 @@ class _Finetuning(Training):
     tokenizer = load_tokenizer(config.model.path, self.denoiser.config)
     longest = config.data.prompt_buckets[-1] + config.data.completion_buckets[-1]
     said = f"data.prompt_buckets, data.completion_buckets: {longest} tokens"
-    require_positions(said, longest, self.denoiser.config, config.model.path)
+    require_positions(said, longest, self.denoiser.config.max_positions, config.model.path)
     chats, left_out = read_chats(config.data, tokenizer)
     _log.info("fine-tuning %s on %d chats (%d are too long and left out)", config.model.path, len(chats), left_out)
     self.stream = ExampleStream(chats, config.seed)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gdsd_jax.checks import require, require_positions
 from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import GradedCompletions, RewardError, RolloutSampler
@@ -17,7 +18,7 @@ from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.objectives.gdsd import leave_one_out_advantages
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.parallel.rows import local_rows, spread
-from gdsd_jax.runs.config import require_positions, RunConfig, validate_mesh
+from gdsd_jax.runs.config import RunConfig, validate_mesh
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import open_workdir, run_training, Training, TrainingError
@@ -54,14 +55,14 @@ class Trainer(Training):
     validate_mesh(config, self.mesh)
     self.task = get_task(config.task.name, **config.task.options)
     train, test = self.task.examples("train"), self.task.examples("test")
-    if not len(train) or not len(test):
-      raise ValueError(f"task.name: {config.task.name} has an empty split ({len(train)} train, {len(test)} test)")
+    require(len(train) > 0 and len(test) > 0, "task.name",
+            f"{config.task.name} has an empty split ({len(train)} train, {len(test)} test)")
 
     self.denoiser, params = load_model(config.model, config.seed, self.mesh)
     tokenizer, buckets = load_tokenizer(config.model.path, self.denoiser.config), config.rollouts.prompt_buckets
     longest = buckets[-1] + config.sampler.completion_length
     said = f"sampler.prompt_buckets, sampler.completion_length: {longest} tokens"
-    require_positions(said, longest, self.denoiser.config, config.model.path)
+    require_positions(said, longest, self.denoiser.config.max_positions, config.model.path)
     self.sampler = RolloutSampler(self.denoiser, tokenizer, self.task, config.sampler, buckets, self.mesh)
     train, test = self._fitting(train, "train"), self._fitting(test, "test")
     self.overlap = Overlap(self.sampler, ExampleStream(train, config.seed), config)

@@ -1,0 +1,37 @@
+"""Checks of what users set: each raises ValueError, one line with the field's path and what it may be."""
+
+from collections.abc import Sequence
+
+
+def require(holds: bool, field: str, message: str) -> None:
+  if not holds:
+    raise ValueError(f"{field}: {message}")
+
+
+def require_at_least(config, prefix: str, **least: float) -> None:
+  """No field of `config` may be smaller than its limit."""
+  for name, limit in least.items():
+    value = getattr(config, name)
+    require(value >= limit, f"{prefix}{name}", f"must be at least {limit}, not {value}")
+
+
+def require_one_of(field: str, value: str, known: Sequence[str]) -> None:
+  require(value in known, field, f"{value!r} is not one of {', '.join(known)}")
+
+
+def require_whole(field: str, lengths: Sequence[int]) -> None:
+  whole = all(type(length) is int for length in lengths)  # flags do not look into tuples
+  require(whole, field, f"must be whole numbers, not {tuple(lengths)}")
+
+
+def require_buckets(field: str, buckets: Sequence[int]) -> None:
+  """Buckets are ascending positive integers, one at least."""
+  require_whole(field, buckets)
+  ascending = len(buckets) > 0 and list(buckets) == sorted(set(buckets)) and buckets[0] >= 1
+  require(ascending, field, f"must be ascending positive lengths, not {tuple(buckets)}")
+
+
+def require_positions(said: str, tokens: int, limit: int, path) -> None:
+  """Prompt and completion, as `said`, may not need more positions than the model at `path` has."""
+  if tokens > limit:
+    raise ValueError(f"{said} exceed the {limit} positions of {path}")
