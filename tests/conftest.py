@@ -58,11 +58,28 @@ def files_of_at_most(nbytes):
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled_functions():
-  """Drops each module's compiled functions: they are mapped memory, and of all modules together the system refuses it
-  (65,530 mappings a process, vm.max_map_count), by which XLA crashes.
+  """Drops compiled functions before they are too many: they are mapped memory, and of all modules together the system
+  refuses it (65,530 mappings a process, vm.max_map_count), by which XLA crashes.
   """
   yield
-  jax.clear_caches()
+  maps = Path("/proc/self/maps")
+  if not maps.is_file() or len(maps.read_bytes().splitlines()) > 20_000:
+    jax.clear_caches()
+
+
+@contextlib.contextmanager
+def only_devices(count: int):
+  """JAX shows so few of the devices: what has nothing to do with meshes compiles and runs faster without."""
+  devices = jax.devices()[:count]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, "devices", lambda *_: devices)
+    yield
+
+
+@pytest.fixture(scope="module")
+def one_device():
+  with only_devices(1):
+    yield
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from gdsd_jax import get_task
 from gdsd_jax.tasks import base, countdown, expressions, puzzles
 from gdsd_jax.tasks.puzzles import is_official_test
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 TASK = get_task("countdown")
 EXAMPLE = {"numbers": [30, 100, 93], "target": 23}
 

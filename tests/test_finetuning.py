@@ -26,6 +26,8 @@ from gdsd_jax.supervised.config import FinetuningConfig
 from gdsd_jax.supervised.finetuning import finetune
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def chats_file(tmp_path_factory):

@@ -1,6 +1,7 @@
 """Runs with LoRA from start to export: they resume exactly, keep the base, and leave as adapter or full model."""
 
 import chex
+from conftest import only_devices
 import jax
 import numpy as np
 import pytest
@@ -21,8 +22,14 @@ SMALL = {
   "steps": 4, "group_size": 4, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4,
   "sampler.steps": 4, "sampler.prompt_buckets": (40,), "objective.num_iterations": 2, "objective.num_mc": 1,
   "eval.every": 100, "eval.num_examples": 8, "eval.batch_size": 8, "checkpoint.every": 2, "log.plot_seconds": 1000.0,
-  "log.tensorboard": False, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "optimizer.learning_rate": 1e-3,
+  "log.tensorboard": False, "mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2, "optimizer.learning_rate": 1e-3,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def four_devices():
+  with only_devices(4):
+    yield
 
 
 def small_config(**changes):
@@ -76,7 +83,7 @@ def test_checkpoints_hold_the_adapter_alone(lora_run):
   assert resume(trainer, Checkpoints(lora_run / "checkpoints", 2))
   adapter = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.state.params))
   stored = sum(file.stat().st_size for file in (lora_run / "checkpoints" / "4").rglob("*") if file.is_file())
-  assert stored < 4 * adapter + 100_000  # adapter, two moments, and metadata; the base would be 1.6 MB
+  assert stored < 4 * adapter + 400_000  # adapter, two moments, and metadata; the base would be 1.6 MB
   _, base = gdsd_jax.load_pretrained("tiny")
   chex.assert_trees_all_equal(jax.device_get(trainer.state.frozen), jax.device_get(base))
 

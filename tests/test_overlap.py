@@ -29,6 +29,8 @@ from gdsd_jax.tasks.arithmetic import ArithmeticTask
 from gdsd_jax.training.overlap import Overlap
 from gdsd_jax.training.trainer import train, Trainer
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 REPOSITORY = Path(__file__).parent.parent
 SAMPLER = gdsd_jax.SamplerConfig(completion_length=8, steps=4, block_length=4)
 SMALL = {
@@ -253,8 +255,9 @@ def test_an_async_run_goes_on_after_its_last_step_as_if_it_had_never_ended(tmp_p
 
 @pytest.mark.parametrize("changes", [
   {"async_rollouts": True, "sampler.microbatches": 2, "optimizer.moments_dtype": "bfloat16"},
-  pytest.param({"sampler.microbatches": 2}, marks=pytest.mark.slow),
+  {"sampler.microbatches": 2},
 ])
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, changes):
   changes = {**SMALL, **changes, "steps": 16, "checkpoint.every": 3}
   overrides = [f"--config.{name}={value}" for name, value in changes.items()]

@@ -17,15 +17,17 @@ from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.weights import load_run
 from gdsd_jax.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SMALL_SHAPE = {
   "llada_8b": dict(d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, mlp_hidden_size=24),
   "dream_7b": dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
                    intermediate_size=24),
 }
 SMALL_RUN = {
-  "steps": 1, "group_size": 8, "prompts_per_step": 1, "optimizer.accumulation": 1, "sampler.completion_length": 8,
-  "sampler.steps": 2, "sampler.prompt_buckets": (1024,), "objective.num_iterations": 2, "eval.every": 100,
-  "eval.num_examples": 1, "eval.batch_size": 8, "log.tensorboard": False, "model.lora.rank": 4,
+  "steps": 1, "group_size": 2, "prompts_per_step": 1, "optimizer.accumulation": 1, "sampler.completion_length": 4,
+  "sampler.steps": 2, "sampler.prompt_buckets": (320,), "objective.num_iterations": 1, "eval.every": 100,
+  "eval.num_examples": 1, "eval.batch_size": 1, "log.tensorboard": False, "model.lora.rank": 4,
   "log.plot_seconds": 1000.0,
 }
 ROWS = {
@@ -57,7 +59,7 @@ def test_recipes_run_on_the_published_layouts(model, recipe, tmp_path):
   data.write_text(json.dumps(ROWS[recipe]) + "\n" + json.dumps(ROWS[recipe]) + "\n")
   config = load_recipe(f"gdsd_{recipe}").get_config(preset)
   if preset == "llada_8b":
-    config.sampler.block_length = 4
+    config.sampler.block_length = 2
   config.update_from_flattened_dict({**SMALL_RUN, "model.path": str(path), "task.train_source": str(data),
                                      "task.test_source": str(data)})
   train(run_config(config), tmp_path / "run")

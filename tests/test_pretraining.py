@@ -12,6 +12,8 @@ from gdsd_jax.supervised.config import pretraining_config
 from gdsd_jax.supervised.pretraining import pretrain
 from gdsd_jax.tasks.sudoku import SudokuTask
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def small_config():
   config = recipes.load("pretrain_tiny", "sudoku")

@@ -38,8 +38,8 @@ class Processes:
       free.bind(("localhost", 0))
       port = free.getsockname()[1]
     environment = {
-      **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-      "PYTHONPATH": str(REPOSITORY),
+      **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY),
+      "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
     }
     names = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
     identity = lambda i: {**names, "JAX_PROCESS_ID": str(i)} if count > 1 else {}
@@ -130,6 +130,7 @@ def test_the_first_process_alone_tells_of_the_run(two):
   assert "step" not in two[1][1]
 
 
+@pytest.mark.slow
 def test_one_that_is_asked_to_stop_stops_all_at_the_same_saved_step(tmp_path):
   with train(tmp_path, **{"steps": 500, "checkpoint.every": 1000}) as processes:
     wait_for_step(tmp_path, 2, processes)
@@ -142,7 +143,8 @@ def test_one_that_is_asked_to_stop_stops_all_at_the_same_saved_step(tmp_path):
   assert lines == [f"asked to stop: saved step {last} of 500; the same command goes on from there"] * 2
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_the_death_of_one_ends_the_other_within_a_minute_in_one_line(tmp_path, victim):
   with train(tmp_path, **{"steps": 500}) as processes:
     wait_for_step(tmp_path, 2, processes)

@@ -17,6 +17,8 @@ from gdsd_jax import get_task
 from gdsd_jax.tasks import base, sudoku
 from gdsd_jax.tasks.puzzles import is_official_test
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 TASK = get_task("sudoku")
 PUZZLE, SOLUTION = "3102200002100320", "3142243142131324"
 EXAMPLE = {"puzzle": PUZZLE, "solution": SOLUTION}

@@ -23,6 +23,8 @@ from gdsd_jax.runs.files import read_rows
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
 from gdsd_jax.training.trainer import train, TrainingError
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 REPOSITORY = Path(__file__).parent.parent
 # Seconds instead of minutes: short completions, few rollouts.
 SMALL = {

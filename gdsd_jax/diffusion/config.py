@@ -18,68 +18,48 @@ CACHES = ("none", "prefix", "dual")
 
 @struct.dataclass
 class Rollout:
-  """Completions and how sure the denoiser was of them.
+  """Completions and how sure the denoiser was of them."""
 
-  Attributes:
-    tokens: int32[B, L] completion tokens; the mask token is never among them.
-    confidence: float32[B, L], what the sampler ordered its commits by at the moment that each token was unmasked. With
-      LLaDA it is the probability of the token (full softmax, without temperature, after guidance), with Dream that of
-      `alg`.
-  """
-
-  tokens: jax.Array
+  tokens: jax.Array  # int32[B, L], the mask token never among them
+  # float32[B, L], what the sampler ordered its commits by when each token was unmasked: with LLaDA the probability of
+  # the token (full softmax, without temperature, after guidance), with Dream that of `alg`.
   confidence: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-  """How completions are sampled.
+  """How completions are sampled. Hashable, so it can be a static argument of `jax.jit`.
 
-  With `cache`, `threshold` or `factor` (Fast-dLLM, arXiv 2505.22618; see blockwise.py) dream, too, goes block by block,
-  and completions are no longer what the exact sampler's would be.
-
-  Attributes:
-    kind: "llada" denoises blocks from left to right (arXiv 2502.09992, section 2.4 and its appendix), "dream" the whole
-      completion at once (arXiv 2508.15487 and its published `diffusion_generate`).
-    completion_length: tokens of a completion (L).
-    steps: denoising steps of the whole completion, spread evenly over the blocks where there are any. With threshold or
-      factor they do not count: a block takes at least one, and at most as many as it has tokens.
-    temperature: temperature at which tokens are sampled; 0 is greedy.
-    block_length: tokens of a block (K); equal to completion_length for a single block. Dream without cache, threshold
-      and factor has none.
-    remasking: which predictions of a step llada keeps: "low_confidence" remasks the least confident, "random" any.
-    cfg_scale: llada's classifier-free guidance. 0 is off; otherwise a second pass with the prompt masked doubles the
-      cost.
-    alg: the confidence that dream orders its commits by: "entropy" (the least first), "maskgit_plus" (the probability),
-      "topk_margin" (the lead over the runner-up), or "origin" (none: positions are drawn at random).
-    alg_temp: above 0, dream draws positions with probability softmax(confidence / alg_temp).
-    top_p, top_k: dream samples no token outside the nucleus, or beyond the k most probable; None is off.
-    eps: time of dream's last step. Times run evenly from 1 to eps, in each block where there are any.
-    cache: keys and values that the first step of each block keeps for its other steps. With "prefix", these compute the
-      block and what is behind it; with "dual", the block alone; with "none", the whole sequence.
-    threshold: a step commits every token of the block whose confidence exceeds it, and the surest one anyway.
-    factor: a step commits the n surest tokens of the block, for the largest n with (n + 1)(1 - c) < factor, where c is
-      the confidence of the nth; and the surest one anyway.
-    early_stop: once every completion of the batch has an end of text in its finished blocks, the other blocks are not
-      computed but filled with it, at confidence 1. Texts up to their end stay the same. What is behind it, which
-      training masks and scores, does not.
+  LLaDA's sampler is from arXiv 2502.09992 (section 2.4 and its appendix), Dream's from arXiv 2508.15487 and its
+  published `diffusion_generate`. With `cache`, `threshold` or `factor` (Fast-dLLM, arXiv 2505.22618; see blockwise.py)
+  dream, too, goes block by block, and completions are no longer what the exact sampler's would be.
   """
 
-  kind: str = "llada"
-  completion_length: int = 256
+  kind: str = "llada"  # denoises blocks from left to right; or "dream", the whole completion at once
+  completion_length: int = 256  # tokens of a completion (L)
+  # Denoising steps of the whole completion, spread evenly over the blocks where there are any. With threshold or factor
+  # they do not count: a block takes at least one, and at most as many as it has tokens.
   steps: int = 256
-  temperature: float = 1.0
-  block_length: int = 32
-  remasking: str = "low_confidence"
-  cfg_scale: float = 0.0
+  temperature: float = 1.0  # at which tokens are sampled; 0 is greedy
+  block_length: int = 32  # tokens of a block (K); completion_length for a single one. Dream's exact sampler has none.
+  remasking: str = "low_confidence"  # llada keeps a step's most confident predictions; or "random", any
+  cfg_scale: float = 0.0  # llada's guidance; above 0, a second pass with the prompt masked doubles the cost
+  # The confidence that dream orders its commits by: "entropy" (the least first), "maskgit_plus" (the probability),
+  # "topk_margin" (the lead over the runner-up), or "origin" (none: positions are drawn at random).
   alg: str = "entropy"
-  alg_temp: float = 0.0
-  top_p: float | None = None
-  top_k: int | None = None
-  eps: float = 1e-3
+  alg_temp: float = 0.0  # above 0, dream draws positions with probability softmax(confidence / alg_temp)
+  top_p: float | None = None  # dream samples no token outside the nucleus; None is off
+  top_k: int | None = None  # nor beyond the k most probable; None is off
+  eps: float = 1e-3  # time of dream's last step; times run evenly from 1 to eps, in each block where there are any
+  # Keys and values that the first step of each block keeps for its other steps. With "prefix", these compute the block
+  # and what is behind it; with "dual", the block alone; with "none", the whole sequence.
   cache: str = "none"
-  threshold: float | None = None
+  threshold: float | None = None  # a step commits all tokens of the block that are surer, and the surest one anyway
+  # A step commits the n surest tokens of the block, for the largest n with (n + 1)(1 - c) < factor, where c is the
+  # confidence of the nth; and the surest one anyway.
   factor: float | None = None
+  # Once every completion of the batch has an end of text in its finished blocks, the others are not computed but filled
+  # with it, at confidence 1. Texts up to their end stay the same; what is behind it, which training scores, does not.
   early_stop: bool = False
 
   def __post_init__(self):

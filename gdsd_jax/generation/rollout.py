@@ -26,44 +26,28 @@ class RewardError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class PendingCompletions:
-  """B completions that nobody has read: the device may still be at work on them.
+  """B completions that nobody has read: the device may still be at work on them."""
 
-  Attributes:
-    examples: the example that each of them answers.
-    prompt, prompt_mask: int32[B, P] and bool[B, P], left-padded.
-    rollout: tokens and confidence, on the device.
-    parts: what was sampled at a time, in that order: rows, int[b] of the B, and their tokens, int32[b, L].
-    started: when sampling began, by time.monotonic.
-  """
-
-  examples: Sequence[Mapping[str, Any]]
-  prompt: jax.Array
-  prompt_mask: jax.Array
-  rollout: Rollout
-  parts: Sequence[tuple[np.ndarray, jax.Array]]
-  started: float
+  examples: Sequence[Mapping[str, Any]]  # what each of them answers
+  prompt: jax.Array  # int32[B, P], left-padded
+  prompt_mask: jax.Array  # bool[B, P], False at padding
+  rollout: Rollout  # tokens and confidence, on the device
+  parts: Sequence[tuple[np.ndarray, jax.Array]]  # sampled one after the other: rows int[b], and tokens int32[b, L]
+  started: float  # when sampling began, by time.monotonic
 
 
 @dataclasses.dataclass(frozen=True)
 class GradedCompletions:
-  """B completions with their text, rewards and accuracy.
+  """B completions with their text, rewards and accuracy."""
 
-  Attributes:
-    prompt, prompt_mask, rollout: as in `PendingCompletions`.
-    sampling_seconds: from the beginning of sampling until the last text was read on the host.
-    completions, lengths: text of each completion up to its end, and int[B] tokens up to there.
-    rewards: named rewards, float32[B] each.
-    accuracy: float64[B], what each adds to the published accuracy.
-  """
-
-  prompt: jax.Array
+  prompt: jax.Array  # this and the next two as in `PendingCompletions`
   prompt_mask: jax.Array
   rollout: Rollout
-  sampling_seconds: float
-  completions: list[str]
-  lengths: np.ndarray
-  rewards: dict[str, np.ndarray]
-  accuracy: np.ndarray
+  sampling_seconds: float  # from the beginning of sampling until the last text was read on the host
+  completions: list[str]  # text of each, up to its end
+  lengths: np.ndarray  # int[B] tokens up to there
+  rewards: dict[str, np.ndarray]  # by name, float32[B] each
+  accuracy: np.ndarray  # float64[B], what each adds to the published accuracy
 
   @functools.cached_property
   def total_reward(self) -> np.ndarray:

@@ -11,19 +11,8 @@ from jax.sharding import Mesh
 from gdsd_jax.checks import require_one_of
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.lm_head import LMHead
-from gdsd_jax.models.lora import adapter_weights, LoraConfig
-from gdsd_jax.models.transformer import (
-  block,
-  block_weights,
-  Context,
-  KeysAndValues,
-  Layer,
-  normal,
-  ones,
-  rms_norm,
-  stacked,
-  Weight,
-)
+from gdsd_jax.models.lora import LoraConfig
+from gdsd_jax.models.transformer import block, Context, KeysAndValues, Layer, rms_norm, weights_of
 from gdsd_jax.parallel.mesh import constrain, gather_over_fsdp
 
 DTYPES = ("float32", "bfloat16")
@@ -32,26 +21,18 @@ REMAT = ("none", "products", "full")
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-  """A denoiser without its weights: pure functions of `params`, hashable, so it can be a static argument of `jax.jit`.
-
-  Attributes:
-    config: the architecture (`DenoiserConfig`).
-    dtype: the matrix products' ("float32" or "bfloat16"), to which weights are cast where they are used. Norms, rotary
-      positions, softmax and logits are float32 always.
-    param_dtype: the parameters', as `init` makes them and files are read; an adapter's are float32 always.
-    remat: what the backward pass computes again of a block: "none" keeps all activations, "products" those of products
-      with weights, "full" only the block's input.
-    lora: shape of the adapter, the entry "lora" of the parameters; None when there is none. Parameters without that
-      entry give the base model.
-    mesh: the mesh that the parameters lie on, for the layout of activations; None leaves them to the compiler.
-  """
+  """A denoiser without its weights: pure functions of `params`. Hashable: it can be a static argument of `jax.jit`."""
 
   config: DenoiserConfig
+  # The matrix products' ("float32" or "bfloat16"), to which weights are cast where they are used. Norms, rotary
+  # positions, softmax and logits are float32 always.
   dtype: str = "float32"
-  param_dtype: str = "float32"
+  param_dtype: str = "float32"  # as `init` makes the parameters and files are read; an adapter's are float32 always
+  # What the backward pass computes again of a block: "none" keeps all activations, "products" those of products with
+  # weights, "full" only the block's input.
   remat: str = "none"
-  lora: LoraConfig | None = None
-  mesh: Mesh | None = None
+  lora: LoraConfig | None = None  # the adapter, entry "lora" of the parameters; those without it give the base model
+  mesh: Mesh | None = None  # that the parameters lie on, for the layout of activations; None leaves it to the compiler
 
   def __post_init__(self):
     for name, known in (("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT)):
@@ -59,16 +40,7 @@ class Denoiser:
 
   def _tree(self, leaf):
     """The parameters' tree with leaf(weight) for each `Weight` of the network."""
-    V, D, layer = self.config.vocab_size, self.config.hidden_size, block_weights(self.config)
-    weights = {
-      "embedding": Weight((V, D), ("vocab", "embed"), normal(D)),
-      **stacked(layer, "blocks", self.config),
-      "final_norm": Weight((D,), ("embed",), ones),
-    }
-    if not self.config.tied_head:
-      weights["head"] = Weight((D, V), ("embed", "vocab"), normal(D))
-    if self.lora is not None:
-      weights |= stacked(adapter_weights(layer, self.lora), "lora", self.config)
+    weights = weights_of(self.config, self.lora)
     return unflatten_dict({path: leaf(weight) for path, weight in weights.items()}, sep=".")
 
   def init(self, key):

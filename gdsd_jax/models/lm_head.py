@@ -23,17 +23,11 @@ _GROUP = 16  # members of a group in `largest`
 
 @struct.dataclass
 class LMHead:
-  """The LM head as a pytree: its one leaf is the weight, by which it can be differentiated.
+  """The LM head as a pytree: its one leaf is the weight, by which it can be differentiated."""
 
-  Attributes:
-    weight: [D, V], or [V, D] if it is tied: the embedding.
-    tied: whether the weight is the embedding.
-    mesh: the mesh that the weight lies on, or None.
-  """
-
-  weight: jax.Array
-  tied: bool = struct.field(pytree_node=False, default=False)
-  mesh: Mesh | None = struct.field(pytree_node=False, default=None)
+  weight: jax.Array  # [D, V], or [V, D] if it is tied
+  tied: bool = struct.field(pytree_node=False, default=False)  # whether the weight is the embedding
+  mesh: Mesh | None = struct.field(pytree_node=False, default=None)  # that the weight lies on
 
   @property
   def axis(self) -> int:
@@ -75,17 +69,11 @@ class LMHead:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-  """The part of the vocabulary that a chip holds, as `over_vocabulary` hands it to a computation.
+  """The part of the vocabulary that a chip holds, as `over_vocabulary` hands it to a computation."""
 
-  Attributes:
-    head: the head with this chip's part of the weight, which tensor splits by vocabulary, fsdp by hidden dimension.
-    mesh: the mesh whose chips share the vocabulary; None where this is all of it.
-    batch_axes: the mesh axes that sequences are split over.
-  """
-
-  head: LMHead
-  mesh: Mesh | None = None
-  batch_axes: tuple[str, ...] = ()
+  head: LMHead  # with this chip's part of the weight, which tensor splits by vocabulary, fsdp by hidden dimension
+  mesh: Mesh | None = None  # whose chips share the vocabulary; None where this is all of it
+  batch_axes: tuple[str, ...] = ()  # of the mesh, that sequences are split over
 
   @property
   def first(self):

@@ -23,19 +23,12 @@ TARGETS = {"q": "query", "k": "key", "v": "value", "o": "output", "gate": "gate"
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """Shape of an adapter. Hashable, so it can be a static argument of `jax.jit`.
+  """Shape of an adapter. Hashable, so it can be a static argument of `jax.jit`."""
 
-  Attributes:
-    rank: columns of A and rows of B.
-    alpha: the update is scaled by alpha / rank.
-    dropout: share of the adapter's inputs that training sets to zero.
-    targets: adapted projections, a subset of q, k, v, o, gate, up, down.
-  """
-
-  rank: int = 128
-  alpha: float = 64.0
-  dropout: float = 0.05
-  targets: tuple[str, ...] = tuple(TARGETS)
+  rank: int = 128  # columns of A and rows of B
+  alpha: float = 64.0  # the update is scaled by alpha / rank
+  dropout: float = 0.05  # share of the adapter's inputs that training sets to zero
+  targets: tuple[str, ...] = tuple(TARGETS)  # adapted projections, some of q, k, v, o, gate, up, down
 
   def __post_init__(self):
     for name in self.targets:

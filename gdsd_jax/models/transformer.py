@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from gdsd_jax.models.attention import attend
 from gdsd_jax.models.config import DenoiserConfig
-from gdsd_jax.models.lora import LoraConfig, TARGETS
+from gdsd_jax.models.lora import adapter_weights, LoraConfig, TARGETS
 from gdsd_jax.parallel.mesh import constrain
 
 
@@ -65,10 +65,23 @@ def block_weights(config: DenoiserConfig) -> dict[str, Weight]:
   }
 
 
-def stacked(weights: dict[str, Weight], place: str, config: DenoiserConfig) -> dict[str, Weight]:
+def weights_of(config: DenoiserConfig, lora: LoraConfig | None) -> dict[str, Weight]:
+  """All weights by their paths in the tree of parameters, such as "blocks.query" and "lora.query.a"."""
+  V, D, layer = config.vocab_size, config.hidden_size, block_weights(config)
+  # `init` draws them in this order.
+  weights = {"embedding": Weight((V, D), ("vocab", "embed"), normal(D)), **_stacked(layer, "blocks", config)}
+  weights["final_norm"] = Weight((D,), ("embed",), ones)
+  if not config.tied_head:
+    weights["head"] = Weight((D, V), ("embed", "vocab"), normal(D))
+  if lora is not None:
+    weights |= _stacked(adapter_weights(layer, lora), "lora", config)
+  return weights
+
+
+def _stacked(weights: dict[str, Weight], place: str, config: DenoiserConfig) -> dict[str, Weight]:
   """One layer's weights as those of all layers, along a leading axis; their paths begin with `place`."""
   L = config.num_layers
-  return {f"{place}.{name}": Weight((L, *weight.shape), ("layers", *weight.axes), weight.initializer, weight.dtype)
+  return {f"{place}.{name}": weight._replace(shape=(L, *weight.shape), axes=("layers", *weight.axes))
           for name, weight in weights.items()}
 
 

@@ -16,25 +16,15 @@ _DEFAULT_TOP_K = 64
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """What the student is trained on. Hashable, so it can be a static argument of `jax.jit`.
+  """What the student is trained on. Hashable, so it can be a static argument of `jax.jit`."""
 
-  Attributes:
-    name: "gdsd", "gdsd_tlc" or "espo".
-    psi: guidance strength per token (GDSD).
-    epsilon: trust region; None for the objective's own.
-    beta: weight of the KL to the reference.
-    center_top_k: k of the logit centre (gdsd_tlc; None for 64); V or more is the whole vocabulary.
-    center_gradient: whether the gradient flows through the centre.
-    weighted: whether tokens have the weights of the forward process; False is the official code's first release.
-  """
-
-  name: str = "gdsd"
-  psi: float = 0.04
-  epsilon: float | None = None
-  beta: float = 1e-3
-  center_top_k: int | None = None
-  center_gradient: bool = False
-  weighted: bool = True
+  name: str = "gdsd"  # or "gdsd_tlc", "espo"
+  psi: float = 0.04  # guidance strength per token (GDSD)
+  epsilon: float | None = None  # trust region; None for the objective's own
+  beta: float = 1e-3  # weight of the KL to the reference
+  center_top_k: int | None = None  # k of the logit centre (gdsd_tlc; None for 64); V or more is the whole vocabulary
+  center_gradient: bool = False  # whether the gradient flows through the centre
+  weighted: bool = True  # whether tokens have the weights of the forward process; False: the official first release
 
   def __post_init__(self):
     require_one_of("objective.name", self.name, OBJECTIVES)

@@ -15,15 +15,10 @@ from gdsd_jax.objectives.token_scores import Scoring, token_scores
 
 @struct.dataclass
 class Scores:
-  """Scores of B rollouts under one denoiser, one for each of M mask samples.
+  """Scores of B rollouts under one denoiser, one for each of M mask samples."""
 
-  Attributes:
-    plain: float32[B, M] from log-probabilities; None if nothing needs them.
-    centered: float32[B, M] from centred logits (TLC); None when no centre was asked for.
-  """
-
-  plain: jax.Array | None
-  centered: jax.Array | None = None
+  plain: jax.Array | None  # float32[B, M] from log-probabilities; None if nothing needs them
+  centered: jax.Array | None = None  # float32[B, M] from centred logits (TLC); None when no centre was asked for
 
   @property
   def policy(self):

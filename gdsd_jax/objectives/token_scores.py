@@ -19,22 +19,18 @@ from gdsd_jax.models.lm_head import accumulator, largest, LMHead, multiply, over
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:
-  """Which scores are made, and how. Hashable, so it can be a static argument of `jax.jit`.
+  """Which scores are made, and how. Hashable, so it can be a static argument of `jax.jit`."""
 
-  Attributes:
-    weighted: whether tokens have the weights of the forward process (`token_weights`); False weighs all tokens alike,
-      as the official code's first release does.
-    center_top_k: k of the token-level logit centre (TLC), the mean of the k largest logits. The vocabulary's size or
-      more is the mean of all logits (GDSD's Eq. 8); None makes no centred scores.
-    center_gradient: whether the gradient flows through the centre. If not, the centred score is
-      log p_y − sg[mean_{v in top-k} log p_v]: the same value, but the gradient of the log-probability.
-    with_plain: False leaves plain scores out where centred ones need no logits.
-  """
-
+  # Whether tokens have the weights of the forward process (`token_weights`); False weighs all tokens alike, as the
+  # official code's first release does.
   weighted: bool = True
+  # k of the token-level logit centre (TLC), the mean of the k largest logits. The vocabulary's size or more is the mean
+  # of all logits (GDSD's Eq. 8); None makes no centred scores.
   center_top_k: int | None = None
+  # Whether the gradient flows through the centre. If not, the centred score is log p_y − sg[mean_{v in top-k} log p_v]:
+  # the same value, but the gradient of the log-probability.
   center_gradient: bool = False
-  with_plain: bool = True
+  with_plain: bool = True  # False leaves plain scores out where centred ones need no logits
 
   def __post_init__(self):
     require(self.center_top_k is None or self.center_top_k >= 1, "center_top_k",

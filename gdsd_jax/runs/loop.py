@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from etils import epath
 
+from gdsd_jax.checks import require
 from gdsd_jax.parallel.processes import is_first_process
 from gdsd_jax.runs.checkpoints import Checkpoints
 from gdsd_jax.runs.config_dict import config_json, contradictions, refuse_contradictions
@@ -28,17 +29,11 @@ class TrainingError(ValueError):
 
 
 class Training(Protocol):
-  """What the loop goes through step by step. Every process calls the same methods in the same order.
+  """What the loop goes through step by step. Every process calls the same methods in the same order."""
 
-  Attributes:
-    config: the run's config; the loop reads `steps`, `checkpoint` and `log`.
-    workdir: the run's folder, which `open_workdir` has checked and made.
-    state: what the next step starts from; `state.step` counts the steps that are done.
-  """
-
-  config: Any
-  workdir: epath.Path
-  state: TrainState
+  config: Any  # of which the loop reads `steps`, `checkpoint` and `log`
+  workdir: epath.Path  # which `open_workdir` has checked and made
+  state: TrainState  # what the next step starts from; `state.step` counts the steps that are done
 
   def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     """Makes one step and returns its numbers. Raises TrainingError, ValueError or OSError when none can follow."""
@@ -73,9 +68,8 @@ def open_workdir(workdir: epath.Path, config) -> None:
 def run_training(training: Training, interruption: Interruption) -> None:
   """Runs or resumes a training in its workdir: metrics.jsonl, config.json, checkpoints/, reward.png.
 
-  Raises:
-    ValueError, OSError, CheckpointError, TrainingError: one line with the cause.
-    Interrupted: SIGTERM came, and the step that was under way is saved.
+  Raises ValueError, OSError, CheckpointError or TrainingError, one line with the cause. Raises Interrupted if SIGTERM
+  came; the step that was under way is saved then.
   """
   config, workdir = training.config, training.workdir
   checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
@@ -147,10 +141,8 @@ def resume(training: Training, checkpoints: Checkpoints) -> bool:
 
   def check(values):
     different = contradictions(values["config"], training.config)
-    if different:
-      raise ValueError(
-        f"--workdir: the checkpoint in {training.workdir} has another config: {'; '.join(different)}"
-      )
+    require(not different, "--workdir",
+            f"the checkpoint in {training.workdir} has another config: {'; '.join(different)}")
 
   restored = checkpoints.restore(training.saved()[0], check)
   if restored is None:

@@ -15,26 +15,17 @@ from gdsd_jax.runs.config import OptimizerConfig
 
 @struct.dataclass
 class TrainState:
-  """State of a run between iterations.
+  """State of a run between iterations."""
 
-  Attributes:
-    step: int32 scalar, iterations done.
-    params: what is trained: the student's parameters, or of a LoRA run its adapter, {"lora": …}.
-    frozen: the rest of the student's parameters; {} when all of them are trained. It never changes, so that checkpoints
-      leave it out.
-    opt_state: the optimizer's state.
-    reference: what the reference denoiser has in place of `params`: a copy of them, or {} of a LoRA run, whose
-      reference is the base model; None when the objective has no KL.
-    key: random key that the next iteration starts from.
-    ahead: in a checkpoint of a run with async_rollouts, the rollouts that the next iteration trains on; None elsewhere.
-  """
-
-  step: jax.Array
-  params: Any
-  frozen: Any
-  opt_state: Any
+  step: jax.Array  # int32 scalar, iterations done
+  params: Any  # what is trained: the student's parameters, or of a LoRA run its adapter, {"lora": …}
+  frozen: Any  # the rest of them, {} when all are trained; it never changes, so that checkpoints leave it out
+  opt_state: Any  # the optimizer's
+  # What the reference denoiser has in place of `params`: a copy of them, or {} of a LoRA run, whose reference is the
+  # base model; None when the objective has no KL.
   reference: Any
-  key: jax.Array
+  key: jax.Array  # random key that the next iteration starts from
+  # In a checkpoint of a run with async_rollouts, the rollouts that the next iteration trains on; None elsewhere.
   ahead: Rollout | None = None
 
   @property
@@ -53,17 +44,13 @@ class TrainState:
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
   """AdamW after a global-norm clip, constant rate after a linear warm-up; updates that are not finite are left out."""
-  rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-  if config.warmup_steps == 0:
-    rate = config.learning_rate
-  # None: that of the parameters, which are float32.
-  moments_dtype = None if config.moments_dtype == "float32" else config.moments_dtype
-  adamw = optax.chain(
-    optax.clip_by_global_norm(config.clip),
-    optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mu_dtype=moments_dtype),
-  )
+  rate = config.learning_rate
+  if config.warmup_steps:
+    rate = optax.linear_schedule(0.0, rate, config.warmup_steps)
+  adamw = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mu_dtype=config.moments_dtype)
+  clipped = optax.chain(optax.clip_by_global_norm(config.clip), adamw)
   # The loop gives up after a number of such updates in a row; optax itself must never let one through.
-  return optax.apply_if_finite(adamw, max_consecutive_errors=jnp.iinfo(jnp.int32).max)
+  return optax.apply_if_finite(clipped, max_consecutive_errors=jnp.iinfo(jnp.int32).max)
 
 
 def init_state(denoiser: Denoiser, params, optimizer, seed: int, with_reference: bool, mesh) -> TrainState:
@@ -80,14 +67,8 @@ def init_state(denoiser: Denoiser, params, optimizer, seed: int, with_reference:
 
   def make(trained):
     reference = {} if denoiser.lora else jax.tree.map(jnp.copy, trained)  # a copy: student buffers are donated
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=trained,
-      frozen={},
-      opt_state=optimizer.init(trained),
-      reference=reference if with_reference else None,
-      key=jax.random.key(seed),
-    )
+    step, key = jnp.zeros((), jnp.int32), jax.random.key(seed)
+    return TrainState(step, trained, {}, optimizer.init(trained), reference if with_reference else None, key)
 
   shardings = state_shardings(jax.eval_shape(make, trained), denoiser, optimizer, mesh)
   state = jax.jit(make, out_shardings=shardings.replace(frozen={}))(trained)
@@ -109,9 +90,7 @@ def state_shardings(state: TrainState, denoiser: Denoiser, optimizer, mesh) -> T
     optimizer, lambda _, sharding: sharding, state.opt_state, params, transform_non_params=lambda _: everywhere
   )
   reference = params if state.reference else state.reference  # a LoRA run's is empty
-  return TrainState(
-    step=everywhere, params=params, frozen=frozen, opt_state=moments, reference=reference, key=everywhere
-  )
+  return TrainState(everywhere, params, frozen, moments, reference, everywhere)
 
 
 def sync_reference(reference, params, mix: float):

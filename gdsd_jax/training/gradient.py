@@ -24,17 +24,11 @@ from gdsd_jax.runs.state import TrainState
 
 @struct.dataclass
 class ScoringBatch:
-  """What scoring needs of N rollouts; cut into single samples, its arrays have no axis M (`single_samples`).
+  """What scoring needs of N rollouts; cut into single samples, its arrays have no axis M (`single_samples`)."""
 
-  Attributes:
-    tokens: int32[N, P+L], prompts (left-padded) and completions.
-    prompt_mask: bool[N, P], False at padding.
-    masks: bool[N, M, L], the first mask of each coupled pair.
-  """
-
-  tokens: jax.Array
-  prompt_mask: jax.Array
-  masks: jax.Array
+  tokens: jax.Array  # int32[N, P+L], prompts (left-padded) and completions
+  prompt_mask: jax.Array  # bool[N, P], False at padding
+  masks: jax.Array  # bool[N, M, L], the first mask of each coupled pair
 
   @property
   def completion(self):
@@ -43,22 +37,14 @@ class ScoringBatch:
 
 @struct.dataclass
 class DistillationBatch:
-  """N rollouts with everything that one update needs.
-
-  Attributes:
-    rollouts: tokens and masks, see `ScoringBatch`.
-    advantages: float32[N].
-    old: scores under the student before the first of the updates on these rollouts.
-    ref: scores under the reference, or None.
-    current: scores under the student as it is now, made by `score_rollouts` as old and ref are. The loss takes its
-      values from these and only its gradient from the step's own forward pass: two compilations of one forward pass
-      round differently, and in bf16 that noise would drown the log-ratio.
-  """
+  """N rollouts with everything that one update needs; all scores are made by `score_rollouts`."""
 
   rollouts: ScoringBatch
-  advantages: jax.Array
-  old: Scores
-  ref: Scores | None
+  advantages: jax.Array  # float32[N]
+  old: Scores  # under the student before the first of the updates on these rollouts
+  ref: Scores | None  # under the reference
+  # Under the student as it is now. The loss takes its values from these and only its gradient from the step's own
+  # forward pass: two compilations of one pass round differently, and in bf16 that would drown the log-ratio.
   current: Scores
 
 
