@@ -34,8 +34,8 @@ pytestmark = pytest.mark.usefixtures("one_device")
 REPOSITORY = Path(__file__).parent.parent
 SAMPLER = gdsd_jax.SamplerConfig(completion_length=8, steps=4, block_length=4)
 SMALL = {
-  "steps": 4, "group_size": 8, "prompts_per_step": 2, "sampler.completion_length": 16, "sampler.block_length": 8,
-  "sampler.steps": 8, "objective.num_iterations": 1, "objective.num_mc": 1, "optimizer.learning_rate": 1e-3,
+  "steps": 4, "group_size": 8, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4,
+  "sampler.steps": 4, "objective.num_iterations": 1, "objective.num_mc": 1, "optimizer.learning_rate": 1e-3,
   "eval.every": 100, "eval.num_examples": 8, "eval.batch_size": 8, "checkpoint.every": 2, "log.plot_seconds": 1000.0,
   "log.tensorboard": False,
 }

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from gdsd_jax.models import lm_head
-from gdsd_jax.models.lm_head import largest, LMHead
+from gdsd_jax.models.largest import largest
+from gdsd_jax.models.lm_head import LMHead
 from gdsd_jax.objectives import token_scores as token_scores_module
 from gdsd_jax.objectives.token_scores import Scoring, token_scores
 from gdsd_jax.parallel.mesh import make_mesh, partition

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gdsd_jax.checks import require
 from gdsd_jax.diffusion import dream, prediction
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.models.denoiser import Denoiser
@@ -45,26 +46,23 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     ValueError: prompt and completion exceed the model's positions, or prompt_mask has another shape than prompt. Or
       there is no prompt, although a sampler of Fast-dLLM needs the output at the token before the completion.
   """
-  batch, prompt_length = prompt.shape
-  length = config.completion_length
-  if prompt_length + length > denoiser.config.max_positions:
-    raise ValueError(
-      f"prompt ({prompt_length}) and completion ({length}) exceed the model's {denoiser.config.max_positions} positions"
-    )
+  (batch, prompt_length), length, limit = prompt.shape, config.completion_length, denoiser.config.max_positions
+  if prompt_length + length > limit:
+    raise ValueError(f"prompt ({prompt_length}) and completion ({length}) exceed the model's {limit} positions")
   attention_mask = None
   if prompt_mask is not None:
     if prompt_mask.shape != prompt.shape:
       raise ValueError(f"prompt_mask {prompt_mask.shape} must have the shape of the prompt, {prompt.shape}")
     attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones((batch, length), bool)], axis=1)
-  if config.is_fast and denoiser.config.shifted_output and prompt_length == 0:
-    raise ValueError("prompt: must have a token, by whose output this model predicts the first of the completion")
+  readable = prompt_length > 0 or not (config.is_fast and denoiser.config.shifted_output)
+  require(readable, "prompt", "must have a token, by whose output this model predicts the first of the completion")
   params, prompt = denoiser.cast(params), prompt.astype(jnp.int32)  # cast once, not in each of the steps
   block_length = length // config.num_blocks
   denoise_block = functools.partial(_denoise_block, denoiser, params, prompt, attention_mask, config)
   if config.early_stop:
     denoise_block = _unless_ended(denoise_block, block_length, denoiser.config.eos_token_id)
-  shape = batch, length
-  rollout = Rollout(jnp.full(shape, denoiser.config.mask_token_id, jnp.int32), jnp.zeros(shape, jnp.float32))
+  masks = jnp.full((batch, length), denoiser.config.mask_token_id, jnp.int32)
+  rollout = Rollout(masks, jnp.zeros((batch, length), jnp.float32))
   keys = jax.random.split(key, config.num_blocks) if config.is_blockwise else key[None]
   if config.cache == "prefix":  # What a step computes has another length in each block.
     for index in range(config.num_blocks):
@@ -82,9 +80,7 @@ def _unless_ended(denoise_block: Callable, block_length: int, eos_token_id: int)
 
     def fill(rollout):
       block = jnp.ones((rollout.tokens.shape[0], block_length), jnp.int32)
-      filled = Rollout(eos_token_id * block, block.astype(jnp.float32))
-      put = lambda whole, block: jax.lax.dynamic_update_slice_in_dim(whole, block, start, axis=1)
-      return jax.tree.map(put, rollout, filled)
+      return _put(rollout, Rollout(eos_token_id * block, block.astype(jnp.float32)), start)
 
     ended = jnp.all(jnp.any(rollout.tokens == eos_token_id, axis=1))
     # `start` is closed over, because it may have to stay a plain number.
@@ -112,8 +108,8 @@ def _denoise_block(denoiser: Denoiser, params, prompt, attention_mask, config: S
     token_key, position_key = jax.random.split(keys[index])
     predicted = Rollout(*_predict(denoiser, params, hidden, unconditional, token_key, config))
     chosen = choose(predicted.confidence, masked(rollout), plan[index], position_key, config)
-    put = lambda whole, block: jax.lax.dynamic_update_slice_in_dim(whole, block, start, axis=1)
-    return jax.tree.map(lambda whole, new: put(whole, jnp.where(chosen, new, of_block(whole))), rollout, predicted)
+    new = jax.tree.map(lambda new, whole: jnp.where(chosen, new, of_block(whole)), predicted, rollout)
+    return _put(rollout, new, start)
 
   first = 0
   if config.cache == "none":
@@ -138,6 +134,11 @@ def _denoise_block(denoiser: Denoiser, params, prompt, attention_mask, config: S
   return rollout
 
 
+def _put(rollout: Rollout, block: Rollout, start) -> Rollout:
+  """The rollout with a block of its completions replaced from `start` on."""
+  return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, axis=1), rollout, block)
+
+
 def _predict(denoiser: Denoiser, params, hidden, unconditional, key, config: SamplerConfig):
   """A token for each position of hidden states [B, K, D], int32[B, K], and the confidence in it, float32[B, K]."""
   if config.kind == "dream":
@@ -147,11 +148,10 @@ def _predict(denoiser: Denoiser, params, hidden, unconditional, key, config: Sam
 
 
 def commit_plan(config: SamplerConfig) -> np.ndarray:
-  """What each step of a block commits: int32[steps] numbers of tokens.
+  """What each step of a block commits: int32[steps] numbers of tokens, without steps that would commit none.
 
   LLaDA spreads the tokens of a block evenly, with the remainder on the first steps; for Dream see `dream.commit_plan`.
-  Steps that commit nothing are left out, because they change nothing. With a threshold or factor the plan is the least
-  that a step commits, one.
+  With a threshold or factor the plan is the least that a step commits, one.
   """
   length, steps = config.completion_length // config.num_blocks, config.steps // config.num_blocks
   if config.is_parallel:
@@ -163,17 +163,10 @@ def commit_plan(config: SamplerConfig) -> np.ndarray:
 
 
 def choose(confidence, masked, planned, key, config: SamplerConfig):
-  """Positions of a block that a step commits.
+  """Positions of a block that a step commits, bool[B, K].
 
-  Args:
-    confidence: float32[B, K] in the predictions.
-    masked: bool[B, K], which positions are still open.
-    planned: the step's entry of `commit_plan`, int[] or float[].
-    key: random key of samplers that choose at random.
-    config: the sampler.
-
-  Returns:
-    bool[B, K].
+  They are some of the masked ones, bool[B, K], by float32[B, K] confidence in the predictions, or drawn by the random
+  key. `planned` is the step's entry of `commit_plan`.
   """
   if config.kind == "dream" and config.alg == "origin":
     return masked & (jax.random.uniform(key, masked.shape) < planned)

@@ -28,8 +28,7 @@ def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, uncondi
   and which token it belongs to does not depend on it. So a sample takes V / tile + tile random numbers, not V.
 
   Args:
-    head: the LM head.
-    hidden: [B, K, D] hidden states, aligned.
+    head, hidden: the LM head, and [B, K, D] hidden states, aligned.
     key: random key; unused at temperature 0.
     mask_id: the mask token.
     temperature: T, at which tokens are drawn. It does not count for their probability.

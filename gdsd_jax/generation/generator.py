@@ -30,18 +30,10 @@ class Generator:
     self.compiled = set()
 
   def encode(self, prompts: Sequence[str], parts: Sequence[np.ndarray], buckets: Sequence[int]):
-    """Prompts as arrays over the mesh, in parts that are each as wide as their own longest prompt needs. Collective.
+    """Prompts over the mesh: for each part, left-padded tokens int32[b, P] and mask bool[b, P], False at padding.
 
-    Args:
-      prompts: B texts.
-      parts: rows of the prompts in each part, int[b].
-      buckets: allowed widths, ascending.
-
-    Returns:
-      For each part, left-padded tokens int32[b, P] and their mask bool[b, P], False at padding.
-
-    Raises:
-      ValueError: a prompt exceeds the largest bucket.
+    A part is rows of the prompts, int[b], and as wide as its own longest one needs; buckets are the allowed widths,
+    ascending. Collective. Raises ValueError if a prompt exceeds the largest.
     """
     pad_token_id, laid_out = self.denoiser.config.pad_token_id, []
     local = [rows[local_rows(self.mesh, len(rows))] for rows in parts]
@@ -77,9 +69,7 @@ class Generator:
 
     Returns:
       Texts up to their end, int[B] tokens up to there, and the values of `look`, known to every process.
-
-    Raises:
-      RemoteError: `look` raised in another process. What it raises in this one is raised as it is.
+      Where `look` raises, so does this, and in the other processes RemoteError.
     """
     shares = [own_rows(self.mesh, len(tokens)) for _, tokens in parts]
     shares = [share[share < len(rows)] for share, (rows, _) in zip(shares, parts)]

@@ -66,8 +66,8 @@ class RolloutSampler:
     self._join = jax.jit(functools.partial(_join, denoiser.config.pad_token_id), out_shardings=split)
 
   def with_config(self, **changes) -> "RolloutSampler":
-    """The same sampler with other settings (greedy, say)."""
-    other = copy.copy(self)  # shares the generator, and with it the record of what is compiled
+    """The same sampler with other settings (greedy, say), and the same record of what is compiled."""
+    other = copy.copy(self)
     other.config = dataclasses.replace(self.config, **changes)
     return other
 

@@ -12,7 +12,8 @@ from gdsd_jax.checks import require_one_of
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.lm_head import LMHead
 from gdsd_jax.models.lora import LoraConfig
-from gdsd_jax.models.transformer import block, Context, KeysAndValues, Layer, rms_norm, weights_of
+from gdsd_jax.models.transformer import block, Context, KeysAndValues, Layer, rms_norm
+from gdsd_jax.models.weights import weights_of
 from gdsd_jax.parallel.mesh import constrain, gather_over_fsdp
 
 DTYPES = ("float32", "bfloat16")
@@ -84,16 +85,10 @@ class Denoiser:
     return LMHead(params["embedding" if tied else "head"], tied, self.mesh)
 
   def hidden(self, params, tokens, attention_mask=None, dropout_key=None):
-    """Hidden states, aligned: position i's predicts token i.
+    """Hidden states, aligned: position i's predicts token i. Arguments are those of `apply`.
 
-    Args:
-      params: parameters of this denoiser.
-      tokens: int[B, T].
-      attention_mask: bool or int[B, T], zero at padding, which nobody attends to; None when there is none.
-      dropout_key: random key of the adapter's dropout, for training; None drops nothing.
-
-    Returns:
-      [B, T, D] in the denoiser's dtype. At padding positions the values mean nothing.
+    With a random key, the adapter's dropout takes part, for training. Returns [B, T, D] in the denoiser's dtype; at
+    padding positions, which nobody attends to, the values mean nothing.
     """
     x, _ = self._blocks(params, tokens, self._context(tokens, attention_mask), dropout_key)
     return self._aligned(params, x)
@@ -108,12 +103,10 @@ class Denoiser:
     """Hidden states of a part of the sequence, at the cost of that part; exact if nothing else changed since `cache`.
 
     Args:
-      params: parameters of this denoiser.
-      tokens: int[B, T]; only those from `start` on, and the one before of a shifted output, are read.
+      params, tokens, attention_mask: as in `apply`; of the tokens only the window's are read, and the one before.
       start: first position of the window, int or int[]; at least 1 where the output is shifted.
       width: tokens of the window; start + width is at most T.
       cache: what a pass over the whole sequence left; its entries for the window's own tokens are not used.
-      attention_mask: bool or int[B, T], zero at padding; None when there is none.
 
     Returns:
       [B, width, D], aligned.

@@ -18,7 +18,6 @@ from gdsd_jax.parallel.mesh import BATCH_AXES, constrain, gather_over_fsdp, part
 # Columns of the head that are multiplied at a time. They are enough for matrix units, and a chunk's logits of some
 # hundred positions still fit a CPU's cache. Memory depends on this number, not on the vocabulary.
 CHUNK = 4096
-_GROUP = 16  # members of a group in `largest`
 
 
 @struct.dataclass
@@ -123,14 +122,10 @@ class Share:
 
 
 def over_vocabulary(compute: Callable, head: LMHead, rows: Any, gives_weight: bool = False):
-  """compute(share, rows) on every chip that holds a share of the vocabulary.
+  """compute(share, rows) on every chip that holds a share of the vocabulary, for a tree of arrays [B, ...].
 
-  Args:
-    compute: takes a `Share` and the chip's rows. It merges what the shares give, so that all chips that hold the same
-      rows return the same.
-    head: the LM head.
-    rows: tree of arrays [B, ...].
-    gives_weight: whether compute returns an array that lies as the weight does, not a tree of arrays [B, ...].
+  It merges what the shares give, so that all chips that hold the same rows return the same: a tree of arrays [B, ...],
+  or, if it `gives_weight`, an array that lies as the weight does.
   """
   mesh = head.mesh
   # Tied together, since JAX would otherwise make all chunks of a frozen head before the rows are known, and keep them.
@@ -156,21 +151,3 @@ def accumulator(dtype):
 def multiply(x, y):
   """x @ y in the accumulator's dtype."""
   return jnp.matmul(x, y, preferred_element_type=accumulator(x.dtype))
-
-
-def largest(logits, k: int):
-  """(logits [R, k], columns int[R, k]): the k largest of each row [R, C], descending; exact.
-
-  They lie in the k groups of columns with the largest maxima. To find these and sort their members is several times
-  faster than to sort the row.
-  """
-  rows, columns = logits.shape
-  if columns % _GROUP or columns <= 2 * k * _GROUP:
-    return jax.lax.top_k(logits, k)
-  # A group takes columns at even distances, so that the maximum over its members is one of long vectors.
-  groups = logits.reshape(rows, _GROUP, -1)
-  _, best = jax.lax.top_k(jnp.max(groups, axis=1), k)
-  members = jnp.take_along_axis(groups, best[:, None], axis=2).reshape(rows, -1)
-  values, places = jax.lax.top_k(members, k)
-  member, group = jnp.divmod(places, k)
-  return values, member * groups.shape[2] + jnp.take_along_axis(best, group, axis=1)

@@ -37,14 +37,8 @@ def token_weights(mask):
 def masked_hidden(denoiser: Denoiser, params, tokens, mask, prompt_mask=None, dropout_key=None):
   """Hidden state [B, L, D] of each completion token, from that pass of a coupled pair in which it is masked.
 
-  Each token is predicted in one of the two passes, so L positions go through the LM head, not 2 L.
-
-  Args:
-    denoiser, params: the denoiser and its parameters.
-    tokens: int[B, P+L], prompts (left-padded) and completions.
-    mask: bool[B, L], the first mask of the pair.
-    prompt_mask: bool[B, P], False at padding; None when no prompt is padded.
-    dropout_key: random key of an adapter's dropout; None drops nothing.
+  So L positions go through the LM head, not 2 L. The mask is bool[B, L], the first of the pair; without a random key,
+  an adapter's dropout drops nothing; other arguments are those of `sequence_scores`.
   """
   batch, length = mask.shape
   both = lambda x: jnp.broadcast_to(x[:, None], (batch, 2, *x.shape[1:]))

@@ -13,8 +13,10 @@ from typing import Any
 from etils import epath
 from ml_collections import config_dict, ConfigDict
 
+from gdsd_jax.checks import require
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.runs.config import ModelConfig, RunConfig, TaskConfig
+from gdsd_jax.runs.files import check_workdir
 
 # Fields that may change when a run resumes: they do not change what the run computes.
 RESUMABLE = (
@@ -119,20 +121,20 @@ def contradictions(saved: Mapping[str, Any], current) -> list[str]:
   ]
 
 
-def refuse_contradictions(workdir: epath.Path, current) -> None:
-  """Raises ValueError if `workdir` holds a run whose config.json a resumed run would contradict."""
-  file = workdir / "config.json"
-  if not file.is_file():
-    return
+def open_workdir(workdir: epath.Path, config) -> None:
+  """Makes the folder of a run. Raises ValueError or OSError if it cannot, or if a run with another config is there."""
+  check_workdir(workdir)
+  if (file := workdir / "config.json").is_file():
+    try:
+      different = contradictions(json.loads(file.read_text()), config)
+    except (ValueError, AttributeError) as error:
+      raise ValueError(f"--workdir: {file} is not the config of a run: {error}") from None
+    require(not different, "--workdir", f"{workdir} holds a run with another config ({'; '.join(different)});"
+                                        " restore these fields or choose another --workdir")
   try:
-    different = contradictions(json.loads(file.read_text()), current)
-  except (ValueError, AttributeError) as error:
-    raise ValueError(f"--workdir: {file} is not the config of a run: {error}") from None
-  if different:
-    raise ValueError(
-      f"--workdir: {workdir} holds a run with another config ({'; '.join(different)});"
-      " restore these fields or choose another --workdir"
-    )
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise OSError(f"--workdir: cannot make {workdir}: {error}") from error
 
 
 def config_json(config) -> str:

@@ -11,8 +11,8 @@ from etils import epath
 from gdsd_jax.checks import require
 from gdsd_jax.parallel.processes import is_first_process
 from gdsd_jax.runs.checkpoints import Checkpoints
-from gdsd_jax.runs.config_dict import config_json, contradictions, refuse_contradictions
-from gdsd_jax.runs.files import check_workdir, write_whole
+from gdsd_jax.runs.config_dict import config_json, contradictions
+from gdsd_jax.runs.files import write_whole
 from gdsd_jax.runs.interruption import Interrupted, Interruption
 from gdsd_jax.runs.metrics import format_seconds, MetricsWriter, Progress, Stopwatch
 from gdsd_jax.runs.state import TrainState
@@ -53,16 +53,6 @@ class Training(Protocol):
 
   def restore(self, state: TrainState, values: Mapping[str, Any]) -> None:
     """Goes on from what a checkpoint kept."""
-
-
-def open_workdir(workdir: epath.Path, config) -> None:
-  """Makes the folder of a run. Raises ValueError or OSError if it cannot, or if a run with another config is there."""
-  check_workdir(workdir)
-  refuse_contradictions(workdir, config)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise OSError(f"--workdir: cannot make {workdir}: {error}") from error
 
 
 def run_training(training: Training, interruption: Interruption) -> None:

@@ -1,5 +1,6 @@
 """Everything that the future of a run depends on, and the optimizer that moves it."""
 
+import functools
 from typing import Any
 
 from flax import struct
@@ -42,6 +43,7 @@ class TrainState:
     return {**self.frozen, **adapter_off}
 
 
+@functools.cache  # one object for equal configs: a compiled step is found again by it
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
   """AdamW after a global-norm clip, constant rate after a linear warm-up; updates that are not finite are left out."""
   rate = config.learning_rate
@@ -56,12 +58,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 def init_state(denoiser: Denoiser, params, optimizer, seed: int, with_reference: bool, mesh) -> TrainState:
   """State before the first iteration, laid over the mesh as the parameters are; nothing is ever whole on one device.
 
-  Args:
-    denoiser, params: the model that the run starts from. An adapter among the parameters leaves the rest frozen.
-    optimizer: see `make_optimizer`.
-    seed: the seed of the run's random key.
-    with_reference: whether the objective has a KL to a reference.
-    mesh: the mesh of all devices.
+  An adapter among the parameters leaves the rest frozen. A reference is there if the objective has a KL to one.
   """
   trained, frozen = (params, {}) if denoiser.lora is None else split_adapter(params)
 

@@ -18,10 +18,11 @@ from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh
 from gdsd_jax.parallel.processes import gather_json, is_first_process
 from gdsd_jax.parallel.rows import fetch_whole, local_rows, spread
+from gdsd_jax.runs.config_dict import open_workdir
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.export import check_out, write_model
 from gdsd_jax.runs.interruption import Interruption
-from gdsd_jax.runs.loop import open_workdir, run_training, Training
+from gdsd_jax.runs.loop import run_training, Training
 from gdsd_jax.runs.metrics import Progress, Stopwatch
 from gdsd_jax.runs.state import init_state, make_optimizer, TrainState
 from gdsd_jax.runs.weights import load_model

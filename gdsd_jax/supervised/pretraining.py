@@ -23,9 +23,10 @@ from gdsd_jax.huggingface.weights import save_pretrained
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
+from gdsd_jax.runs.config_dict import open_workdir
 from gdsd_jax.runs.export import check_folder
 from gdsd_jax.runs.interruption import Interruption
-from gdsd_jax.runs.loop import open_workdir, run_training, Training
+from gdsd_jax.runs.loop import run_training, Training
 from gdsd_jax.runs.metrics import Progress, Stopwatch
 from gdsd_jax.runs.state import make_optimizer, TrainState
 from gdsd_jax.supervised.chats import joined

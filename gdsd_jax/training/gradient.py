@@ -50,20 +50,12 @@ class DistillationBatch:
 
 def loss_and_gradient(denoiser: Denoiser, objective: Objective, state: TrainState, batch: DistillationBatch,
                       accumulation: int, dropout_key=None):
-  """Loss of a batch, and its gradient.
+  """((loss, metrics), gradient): a scalar, a dict of scalars, and a tree like `state.params`.
 
-  Args:
-    denoiser, objective, state, batch, accumulation: as in `distillation_step`.
-    dropout_key: random key of the adapter's dropout; None drops nothing.
-
-  Returns:
-    ((loss, metrics), gradient): a scalar, a dict of scalars, and a tree like `state.params`.
+  The arguments are those of `distillation_step`; without a random key, the adapter's dropout drops nothing.
   """
   length = batch.rollouts.masks.shape[-1]
-
-  def loss_fn(scores):
-    return objective.loss(scores, batch.old, batch.ref, batch.advantages, length)
-
+  loss_fn = lambda scores: objective.loss(scores, batch.old, batch.ref, batch.advantages, length)
   loss_and_metrics, cotangents = jax.value_and_grad(loss_fn, has_aux=True)(batch.current)
   samples, cotangents = single_samples(batch.rollouts, accumulation), cut(cotangents, accumulation)
   dropout_keys = None if dropout_key is None else jax.random.split(dropout_key, len(samples.masks))

@@ -9,7 +9,8 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from gdsd_jax.generation.rollout import GradedCompletions
+from gdsd_jax.generation.held_out import evaluate
+from gdsd_jax.generation.rollout import GradedCompletions, RewardError
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.state import TrainState
 
@@ -41,6 +42,17 @@ def rollout_metrics(scored: GradedCompletions, group_size: int) -> dict[str, flo
     "diversity": float(np.mean([len(set(group)) for group in texts]) / group_size),
     "tokens_per_second": scored.rollout.tokens.size / scored.sampling_seconds,
   }
+
+
+def evaluation_row(step: int, *arguments) -> dict[str, float]:
+  """What `evaluate` finds after a step, shown, and named as in metrics.jsonl; none if the task's grader raises."""
+  try:
+    found = evaluate(*arguments)
+  except RewardError as error:
+    _log.info("evaluation after step %d left out: %s", step, error)
+    return {}
+  _log.info("evaluation after step %d: %s", step, "  ".join(f"{name} {value:.3f}" for name, value in found.items()))
+  return {f"eval/{name}": value for name, value in found.items()}
 
 
 def numbers_of(row: Mapping[str, Any]) -> str:

@@ -17,16 +17,9 @@ from gdsd_jax.training.gradient import DistillationBatch, join, loss_and_gradien
 def score_rollouts(
   params, rollouts: ScoringBatch, *, denoiser: Denoiser, objective: Objective, accumulation: int = 1
 ) -> Scores:
-  """Scores of N rollouts under a denoiser: student, old and reference scores all come from this compiled function.
+  """Scores of N rollouts, float32[N, M] each: student, old and reference scores all come from this compiled function.
 
-  Args:
-    params: parameters of the denoiser.
-    rollouts: N rollouts, N divisible by `accumulation`.
-    denoiser, objective: whose scores, and which.
-    accumulation: number of microbatches, which are scored one after the other, as are their mask samples.
-
-  Returns:
-    Scores of float32[N, M] each.
+  They are made in `accumulation` microbatches, one after the other, as are their mask samples; it divides N.
   """
   params = denoiser.cast(params)
 

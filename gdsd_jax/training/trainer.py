@@ -1,4 +1,4 @@
-"""An RL run: its parts, built and checked once, and its steps: rollouts, rewards, advantages, scores, updates."""
+"""The steps of an RL run: rollouts, rewards, advantages, scores, updates."""
 
 from collections.abc import Mapping
 import functools
@@ -10,25 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gdsd_jax.checks import require, require_positions
 from gdsd_jax.diffusion.forward import rollout_masks
-from gdsd_jax.generation.held_out import evaluate
-from gdsd_jax.generation.rollout import GradedCompletions, RewardError, RolloutSampler
-from gdsd_jax.huggingface.tokenizer import load_tokenizer
+from gdsd_jax.generation.rollout import GradedCompletions, RewardError
 from gdsd_jax.objectives.gdsd import leave_one_out_advantages
-from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
+from gdsd_jax.parallel.mesh import batch_sharding
 from gdsd_jax.parallel.rows import local_rows, spread
-from gdsd_jax.runs.config import RunConfig, validate_mesh
+from gdsd_jax.runs.config import RunConfig
+from gdsd_jax.runs.config_dict import open_workdir
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.interruption import Interruption
-from gdsd_jax.runs.loop import open_workdir, run_training, Training, TrainingError
+from gdsd_jax.runs.loop import run_training, Training, TrainingError
 from gdsd_jax.runs.metrics import Progress, Stopwatch
-from gdsd_jax.runs.state import init_state, make_optimizer, sync_reference, TrainState
-from gdsd_jax.runs.weights import load_model
-from gdsd_jax.tasks import get_task
+from gdsd_jax.runs.state import sync_reference, TrainState
 from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.overlap import Overlap
-from gdsd_jax.training.report import announce, numbers_of, rollout_metrics, show_rollouts
+from gdsd_jax.training.prepare import prepare
+from gdsd_jax.training.report import announce, evaluation_row, numbers_of, rollout_metrics, show_rollouts
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
 _log = logging.getLogger(__name__)
@@ -43,66 +40,23 @@ def train(config: RunConfig, workdir: epath.Path) -> None:
 
 
 class Trainer(Training):
-  """A run: everything that its steps need, built and checked once.
-
-  Raises ValueError or OSError, one line with the cause, before anything is compiled or overwritten.
-  """
+  """A run in its folder. Raises as `prepare` does, and as `open_workdir`; nothing is overwritten then."""
 
   def __init__(self, config: RunConfig, workdir: epath.Path):
     open_workdir(workdir, config)
-    self.config, self.workdir = config, workdir
-    self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    validate_mesh(config, self.mesh)
-    self.task = get_task(config.task.name, **config.task.options)
-    train, test = self.task.examples("train"), self.task.examples("test")
-    require(len(train) > 0 and len(test) > 0, "task.name",
-            f"{config.task.name} has an empty split ({len(train)} train, {len(test)} test)")
-
-    self.denoiser, params = load_model(config.model, config.seed, self.mesh)
-    tokenizer, buckets = load_tokenizer(config.model.path, self.denoiser.config), config.rollouts.prompt_buckets
-    longest = buckets[-1] + config.sampler.completion_length
-    said = f"sampler.prompt_buckets, sampler.completion_length: {longest} tokens"
-    require_positions(said, longest, self.denoiser.config.max_positions, config.model.path)
-    self.sampler = RolloutSampler(self.denoiser, tokenizer, self.task, config.sampler, buckets, self.mesh)
-    train, test = self._fitting(train, "train"), self._fitting(test, "test")
-    self.overlap = Overlap(self.sampler, ExampleStream(train, config.seed), config)
-    self.held_out = [test[i] for i in range(min(config.eval.num_examples, len(test)))]
-    self.optimizer = make_optimizer(config.optimizer)
-    with_reference = config.objective.beta > 0
-    self.state = init_state(self.denoiser, params, self.optimizer, config.seed, with_reference, self.mesh)
-    self._static = dict(
-      denoiser=self.denoiser, objective=config.objective, accumulation=config.optimizer.accumulation
-    )
+    self.config, self.workdir, start = config, workdir, prepare(config)
+    self.mesh, self.denoiser, self.sampler, self.held_out = start.mesh, start.denoiser, start.sampler, start.held_out
+    self.optimizer, self.state = start.optimizer, start.state
+    self.overlap = Overlap(self.sampler, ExampleStream(start.train, config.seed), config)
+    self._static = dict(denoiser=self.denoiser, objective=config.objective, accumulation=config.optimizer.accumulation)
     self._compiled = set()
     self._failures = 0  # steps in a row that were skipped
     self._scored: GradedCompletions | None = None  # what the last step trained on, None if its rewards failed
     split = batch_sharding(self.mesh)
     self._concatenate = jax.jit(lambda *parts: jnp.concatenate(parts, axis=1), out_shardings=split)
-    num_mc, forward_process = config.distillation.num_mc, config.sampler.forward_process
-    self._draw_masks = jax.jit(
-      lambda key, confidence: rollout_masks(key, confidence, num_mc, **forward_process), out_shardings=split
-    )
+    masks = functools.partial(rollout_masks, num_samples=config.distillation.num_mc, **config.sampler.forward_process)
+    self._draw_masks = jax.jit(masks, out_shardings=split)
     self._sync_reference = jax.jit(functools.partial(sync_reference, mix=config.distillation.reference_sync_mix))
-
-  def _fitting(self, examples, split: str):
-    """The examples whose prompts fit the largest bucket, as the official code filters them; says how many do not."""
-    try:
-      lengths, limit = self.sampler.prompt_lengths(examples), self.sampler.prompt_buckets[-1]
-    except ValueError as error:  # a problem whose text forges the chat format
-      raise ValueError(f"task.{split}_source: {error}") from None
-    fitting = np.flatnonzero(lengths <= limit)
-    if not len(fitting):
-      raise ValueError(
-        f"sampler.prompt_buckets: none of the {len(examples)} {split} prompts fits {limit} tokens; the shortest has"
-        f" {lengths.min()}"
-      )
-    if len(fitting) == len(examples):
-      return examples
-    _log.info(
-      "%d of %d %s problems are left out: their prompts exceed %d tokens (sampler.prompt_buckets), up to %d",
-      len(examples) - len(fitting), len(examples), split, limit, lengths.max(),
-    )
-    return [examples[int(i)] for i in fitting]
 
   def saved(self) -> tuple[TrainState, dict[str, int]]:
     return self.state.replace(ahead=self.overlap.saved()), {"data_position": self.overlap.position}
@@ -189,15 +143,9 @@ class Trainer(Training):
     """Held-out accuracy and rewards; the same problems and random key every time; none if the task's grader raises."""
     if number % self.config.eval.every and number < self.config.steps:
       return {}
-    key, batch_size, row = jax.random.key(self.config.seed), self.config.eval.batch_size, {}
-    try:
-      with watch.phase("evaluate"):
-        found = evaluate(self.sampler, self.state.student_params, self.held_out, key, batch_size)
-      shown = "  ".join(f"{name} {value:.3f}" for name, value in found.items())
-      _log.info("evaluation after step %d: %s", number, shown)
-      row = {f"eval/{name}": value for name, value in found.items()}
-    except RewardError as error:
-      _log.info("evaluation after step %d left out: %s", number, error)
+    key, batch_size = jax.random.key(self.config.seed), self.config.eval.batch_size
+    with watch.phase("evaluate"):
+      row = evaluation_row(number, self.sampler, self.state.student_params, self.held_out, key, batch_size)
     # There are no rollouts before the first step, whose reward its row would have.
     return row if number else {"reward": row.get("eval/sampled_reward", row.get("eval/reward")), **row}
 
