@@ -398,7 +398,7 @@ def test_grader_that_cannot_start_is_an_error(pool, monkeypatch):
 
 
 def test_without_math_verify_the_task_says_how_to_get_it(monkeypatch):
-  monkeypatch.setattr(math_grader.importlib.util, "find_spec", lambda package: None)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
   with pytest.raises(ValueError, match=r"^task.name='math': .* pip install 'gdsd_jax\[math\]'$"):
     get_task("math")
   assert get_task("math_xml").score("\\boxed{1}", {"answer": "1"})["correctness"] == 2.0

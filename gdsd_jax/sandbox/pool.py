@@ -79,12 +79,11 @@ def _run(program, limits, drop_user, explain=False):
   with for_judge, for_candidate, reader, writer:
     try:
       processes.append(bubblewrap.start("candidate", {
-        "control": for_candidate.fileno(), "program": program.source, "imports": imports,
+        "control": for_candidate.fileno(), "source": program.source, "imports": imports,
         "cpu_seconds": math.ceil(limits.test_seconds), "explain": explain,
       }, limits, (for_candidate.fileno(),), drop_user))
       processes.append(bubblewrap.start("judge", {
-        "control": for_judge.fileno(), "verdict": writer.fileno(), "program": program.source,
-        "tests": list(program.tests), "setup": program.setup, "names": list(program.names),
+        "control": for_judge.fileno(), "verdict": writer.fileno(), **dataclasses.asdict(program),
         "wall_seconds": 2.0 * limits.test_seconds, "explain": explain,
       }, limits, (for_judge.fileno(), writer.fileno()), drop_user))
       writer.close()

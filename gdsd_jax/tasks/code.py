@@ -6,6 +6,7 @@ import re
 from typing import Any, ClassVar
 
 from gdsd_jax import sandbox
+from gdsd_jax.checks import require
 from gdsd_jax.tasks import base
 from gdsd_jax.tasks.sources import check_columns, examples_of, SourcedTask, text_of
 
@@ -45,8 +46,8 @@ class CodeTask(SourcedTask):
   def __post_init__(self):
     for field, least in (("test_seconds", 0.01), ("program_seconds", 0.01), ("memory_mb", 64), ("workers", 1)):
       value = getattr(self, field)
-      if not (value is None and field == "workers") and not value >= least:
-        raise ValueError(f"task.{field}={value!r}: must be at least {least}")
+      unset = value is None and field == "workers"
+      require(unset or value >= least, f"task.{field}={value!r}", f"must be at least {least}")
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
     """As `Task.examples`; ValueError, too, where there is no bubblewrap to run programs in."""
@@ -56,15 +57,12 @@ class CodeTask(SourcedTask):
       sandbox.check_available()
     except RuntimeError as error:
       raise ValueError(f"task.name={self.name}: {error}") from error
-    if getattr(self, field) is None:
-      raise ValueError(f"task.{field}: give a file of problems, such as ESPO's acecode_hard.jsonl, whose rows have "
-                       "question and test_cases")
+    require(getattr(self, field) is not None, f"task.{field}",
+            "give a file of problems, such as ESPO's acecode_hard.jsonl, whose rows have question and test_cases")
     rows = self.rows(split)
-    columns = _kind(rows[0])
-    if columns is None:
-      known = "; ".join(map(", ".join, _KINDS))
-      raise ValueError(
-        f"task.{field}: {rows[0].place}: columns {', '.join(rows[0])} are those of no known kind: {known}")
+    columns, known = _kind(rows[0]), "; ".join(map(", ".join, _KINDS))
+    require(columns is not None, f"task.{field}",
+            f"{rows[0].place}: columns {', '.join(rows[0])} are those of no known kind: {known}")
     return examples_of(rows, lambda row: _read_row(row, columns), field=f"task.{field}")
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ from fractions import Fraction
 import re
 from typing import Any, ClassVar
 
+from gdsd_jax.checks import require
 from gdsd_jax.tasks import answers, base, puzzles
 from gdsd_jax.tasks.expressions import evaluate, OPERATIONS, solve, uses_each_once
 
@@ -46,9 +47,8 @@ class CountdownTask(puzzles.PuzzleTask):
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
     examples = [example for example in super().examples(split) if len(example["numbers"]) == NUM_NUMBERS]
-    if not examples:
-      field = f"{split}_source"
-      raise ValueError(f"task.{field}: {getattr(self, field)}: no problem of {NUM_NUMBERS} numbers in it")
+    source = getattr(self, f"{split}_source")
+    require(len(examples) > 0, f"task.{split}_source", f"{source}: no problem of {NUM_NUMBERS} numbers in it")
     return examples
 
   def generated(self, split: str) -> Sequence[Mapping[str, Any]]:
@@ -108,17 +108,15 @@ class CountdownTask(puzzles.PuzzleTask):
 
 def _expression_in(completion: str) -> str:
   """The expression as d1 and GDSD find it: it may be boxed, in LaTeX, followed by its result, or untagged."""
-  boxed = answers.unboxed(completion) if "\\boxed" in completion else None
-  text = next(text for text in (boxed, answers.first_answer(completion), completion) if text is not None)
+  found = answers.boxed(completion), answers.first_answer(completion), completion
+  text = next(text for text in found if text is not None)
   for latex, operator in _LATEX_OPERATORS:
     text = text.replace(latex, operator)
-  return _left_side(text).strip()
-
-
-def _left_side(text: str) -> str:
-  """The expression before the first `=` that stands between an expression and a number; all of `text` without one."""
   equals = _EQUALS.search(text)
-  return text if equals is None else text[len(text[:equals.start()].rstrip("0123456789+-*/() ")):equals.start()]
+  if equals is not None:
+    before = text[:equals.start()]
+    text = before[len(before.rstrip("0123456789+-*/() ")):]
+  return text.strip()
 
 
 def _number(value):

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from concurrent import futures
 import faulthandler
 import functools
-import importlib.util
 import json
 import os
 import queue
@@ -27,12 +26,6 @@ OPERATION_SECONDS = 2  # math-verify's own limit for reading a completion, readi
 GRADING_SECONDS = 10  # the worker's limit for all of it
 MEMORY_BYTES = 2**31
 MAX_WORKERS = 16
-
-
-def check_installed() -> None:
-  """Raises ValueError, with what to install, where math-verify is missing."""
-  if any(importlib.util.find_spec(package) is None for package in ("math_verify", "antlr4")):
-    raise ValueError("task.name='math': it needs math-verify to grade: pip install 'gdsd_jax[math]'")
 
 
 def equal_batch(completions: Sequence[str], answers: Sequence[str]) -> list[bool]:

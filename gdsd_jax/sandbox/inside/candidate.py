@@ -116,7 +116,7 @@ def _serve(sock, control, job):
   try:
     control.close()
     resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_seconds"], job["cpu_seconds"] + 1))
-    candidate = Candidate(sock, job["program"])
+    candidate = Candidate(sock, job["source"])
     while True:
       candidate.answer(candidate.receive())
   finally:

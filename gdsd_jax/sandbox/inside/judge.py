@@ -186,7 +186,7 @@ def main(job) -> None:
   control = _socket.socket(fileno=job["control"])
   trees = [names.parse(job["setup"] + "\n" + test) for test in job["tests"]]
   bound = names.under_test(trees, job["names"])
-  tasks = [functools.partial(compile, job["program"], "<program>", "exec", _ONLY_SYNTAX)]
+  tasks = [functools.partial(compile, job["source"], "<program>", "exec", _ONLY_SYNTAX)]
   for test, tree in zip(job["tests"], trees):
     tasks.append(functools.partial(_run, job["setup"], test, control, bound & names.free(tree), names.helpers(tree)))
   for task in tasks:

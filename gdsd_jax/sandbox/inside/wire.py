@@ -106,16 +106,11 @@ def decode(data: bytes, resolve):
 def _from_json(node, resolve, depth):
   if depth > MAX_DEPTH:
     raise Malformed("nested too deeply")
+  if type(node) is dict:
+    raise Malformed("an object of JSON")
   if type(node) is not list:
-    if type(node) is dict:
-      raise Malformed("an object of JSON")
     return node
-  tag, *parts = node
-  return _join(tag, [_from_json(part, resolve, depth + 1) for part in parts], resolve)
-
-
-def _join(tag, parts, resolve):
-  """The value that a tag and the values after it stand for."""
+  tag, parts = node[0], [_from_json(part, resolve, depth + 1) for part in node[1:]]
   if tag in _COLLECTIONS:
     return _COLLECTIONS[tag](parts)
   match tag, parts:
