@@ -102,10 +102,10 @@ def _command(drop_user, limits):
     arguments += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
   else:
     arguments += ["--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"]
-  prefix, library = os.path.realpath(sys.base_prefix), os.path.dirname(os.path.realpath(os.__file__))
+  prefix, lib = os.path.realpath(sys.base_prefix), os.path.dirname(os.path.realpath(os.__file__))
   folders = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", f"{prefix}/lib", f"{prefix}/lib64"]
   readable = [_INTERPRETER, *dict.fromkeys(filter(os.path.isdir, folders))]
-  packages = [f"{library}/site-packages", f"{library}/dist-packages", f"{os.path.dirname(library)}/python3/dist-packages"]
+  packages = [f"{lib}/site-packages", f"{lib}/dist-packages", f"{os.path.dirname(lib)}/python3/dist-packages"]
   parents = {str(parent) for path in (*readable, *_DEVICES) for parent in Path(path).parents}
   for folder in sorted(parents - {"/"}):
     arguments += ["--perms", "0755", "--dir", folder]  # bubblewrap alone would make them private to root

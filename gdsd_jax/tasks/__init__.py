@@ -22,8 +22,7 @@ _TASKS = {
 def get_task(name: str, **options) -> Task:
   """The task of that name, e.g. `get_task("arithmetic", data_dir="/data")`; options are fields of its dataclass.
 
-  Raises:
-    ValueError: unknown name or option.
+  ValueError on an unknown name or option.
   """
   require(name in _TASKS, f"task.name={name!r}", f"unknown task, known are {', '.join(sorted(_TASKS))}")
   module, class_name = _TASKS[name]

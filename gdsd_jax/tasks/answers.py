@@ -77,8 +77,7 @@ def _cleaned(answer: str) -> str:
     answer = answer.replace(old, new)
   answer = answer.split("\\text{ ", 1)[0]  # a unit
   answer = answer.replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
-  if answer.startswith("."):
-    answer = "0" + answer
+  answer = "0" + answer if answer.startswith(".") else answer
   name, *values = answer.split("=")
   if len(values) == 1 and len(name) <= 2:  # x = …
     answer = values[0]

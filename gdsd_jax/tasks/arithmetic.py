@@ -33,8 +33,7 @@ TEMPLATES = {
 CORRECTNESS_REWARD = 1.0  # what the task is about, so it outweighs any layout
 FORMAT_REWARD = 0.25  # small, yet enough to tell apart the wrong completions of a group
 
-# ASCII digits only: str.isdigit and \d would let through digits of other scripts.
-_INTEGER = re.compile(r"(-?)0*(0|[1-9][0-9]*)")
+# ASCII digits only, here and below: str.isdigit and \d would let through digits of other scripts.
 _FORMAT = re.compile(r"(?s)<reasoning>(?:(?!</?(?:reasoning|answer)>).)*</reasoning>\s*<answer>-?[0-9]+</answer>")
 
 
@@ -88,7 +87,7 @@ def extract_answer(text: str) -> str | None:
 
 def _canonical_integer(text: str) -> str | None:
   # Text, not int(): a completion may hold more digits than int() is willing to read.
-  match = _INTEGER.fullmatch(text)
+  match = re.fullmatch(r"(-?)0*(0|[1-9][0-9]*)", text)
   return match and (match[2] if match[2] == "0" else match[1] + match[2])
 
 

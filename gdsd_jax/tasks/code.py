@@ -18,8 +18,6 @@ _SYSTEM_PROMPT = (
 )
 # The whole completion: text, one block, and at most a line's end.
 _FORMAT = re.compile(r"(?:(?!```).)*```python\n(?:(?!```).)*```\n?", re.DOTALL)
-_FENCE = re.compile(r"```[^\n`]*\n")
-_DEFINITION = re.compile(r"^(?:async[ \t]+def|def|class)[ \t]+(\w+)", re.MULTILINE)
 _MAX_PROGRAM = 2**16  # characters; longer ones are not run
 
 
@@ -87,7 +85,7 @@ def extract_code(completion: str) -> str:
   _, _, rest = completion.partition("```python\n")
   if "```" in rest:
     return rest[:rest.index("```")]
-  fence = _FENCE.search(completion)
+  fence = re.search(r"```[^\n`]*\n", completion)
   return completion[fence.end():].partition("```")[0] if fence else completion
 
 
@@ -167,7 +165,7 @@ def _mbpp(row):
   tests = _tests_of(row, "test_list")
   question = (f"You are an expert Python programmer, and here is your task: {text_of(row, 'text')} "
               "Your code should pass these tests:\n\n" + "\n".join(tests))
-  names = _DEFINITION.findall(text_of(row, "code"))
+  names = re.findall(r"^(?:async[ \t]+def|def|class)[ \t]+(\w+)", text_of(row, "code"), re.MULTILINE)
   return {"messages": _asked(question), "tests": tests, "setup": text_of(row, "test_setup_code"), "names": names}
 
 

@@ -43,10 +43,7 @@ class MathXmlTask(SourcedTask):
     return [{"role": "user", "content": f"{answers.TAGS_INSTRUCTION}\n\n{request}\n\n{example['problem']}"}]
 
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
-    """`correctness` is for what the first tag holds, closed or not.
-
-    Accuracy is for what the last box holds, wherever it stands, or else the tagged answer, as in d1 and GDSD.
-    """
+    """`correctness` is for the first tag's text, closed or not; accuracy for the last box, else the tagged answer."""
     expected = answers.unboxed(_reference(example))
     tagged = "<answer>" in completion
     answer = completion.split("<answer>", 1)[1].split("</answer>", 1)[0] if tagged else completion

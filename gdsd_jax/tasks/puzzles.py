@@ -52,22 +52,18 @@ def generate(
     if problem is not None:
       its_key = key(**problem)
       in_test = hashlib.sha256(f"split {its_key}".encode()).digest()[0] < 256 * _TEST_SHARE
-      if in_test == (split == "test") and not is_official_test(its_key):
+      if in_test == (split == "test") and digest(its_key) not in official_digests():
         found[str(problem)] = problem
     if len(found) == size:
       return tuple(found.values())
 
 
-def is_official_test(key: str) -> bool:
-  """Whether a problem with that key, see `countdown.key` and `sudoku.key`, is in a public test file."""
-  return digest(key) in _official_digests()
-
-
 @functools.cache
-def _official_digests() -> frozenset[str]:
+def official_digests() -> frozenset[str]:
+  """The digests of the problems in the public test files."""
   return frozenset(DIGESTS.read_text().split())
 
 
 def digest(key: str) -> str:
-  """What `DIGESTS` has of a problem with that key."""
+  """What `DIGESTS` has of a problem with that key, see `countdown.key` and `sudoku.key`."""
   return hashlib.sha256(key.encode()).hexdigest()[:8]

@@ -75,16 +75,15 @@ class SourcedTask(base.Task):
 def open_source(source: str, columns: Sequence[str], *, field: str, data_dir: str | None = None) -> Sequence[Row]:
   """The rows of a local file or of a split of a TFDS dataset.
 
+  OSError where it cannot be read or fetched, ValueError where it holds no rows with these columns: one line each, with
+  the field and the place.
+
   Args:
     source: path of a .jsonl, .jsonl.gz, .json (a list of objects) or .csv file, or a TFDS name with the split after
       `#` (which may be left out where there is but one). `huggingface:` names are read through TFDS, too.
     columns: what every row must have; it may have more. Values keep their JSON types; those of CSV are text.
     field: config field that holds `source`, for messages.
     data_dir: folder where TFDS keeps prepared datasets; None for its default. What lies there needs no network.
-
-  Raises:
-    OSError: the source cannot be read, or there is no network to fetch it.
-    ValueError: what it holds is not rows with these columns. Both in one line that names the field and the place.
   """
   kind = next((kind for kind in FILE_KINDS if source.lower().endswith(kind)), None)
   rows = _open_file(source, kind, columns, field) if kind else _open_dataset(source, columns, field, data_dir)

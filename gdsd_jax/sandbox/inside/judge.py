@@ -1,7 +1,6 @@
 """Runs the tests, in a sandbox that the untrusted program never enters, and writes the verdict.
 
-The names under test are bound to stand-ins that send arguments to the program's process and take plain data back, so
-that every comparison is made here, by Python's own types.
+Tests see stand-ins for what the program defines, and plain data: every comparison is made here, by Python's own types.
 """
 
 import _socket

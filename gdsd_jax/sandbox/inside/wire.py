@@ -147,7 +147,6 @@ class Peer:
 
   def __init__(self, sock):
     self._socket = sock
-    self._buffer = bytearray()
 
   def send(self, message) -> None:
     data = encode(message, self.refer)
@@ -166,14 +165,13 @@ class Peer:
     return message
 
   def _read(self, size):
-    while len(self._buffer) < size:
-      chunk = self._socket.recv(2**16)
+    data = bytearray()
+    while len(data) < size:
+      chunk = self._socket.recv(min(size - len(data), 2**16))
       if not chunk:
         raise EOFError
-      self._buffer += chunk
-    data = bytes(self._buffer[:size])
-    del self._buffer[:size]
-    return data
+      data += chunk
+    return bytes(data)
 
   def ask(self, operation, *arguments):
     """The other side's answer. Its errors are raised by `error`."""
