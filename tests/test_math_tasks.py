@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 from conftest import REPOSITORY
@@ -304,29 +305,26 @@ def test_solutions_of_the_training_problems_box_their_answers(benchmarks):
 
 
 @pytest.fixture
-def pool():
+def own(monkeypatch):
+  """What this thread holds of the grader: its `worker`, from the first grading on."""
   pytest.importorskip("math_verify")
-  pool = math_grader._Pool(1)
-  yield pool
-  pool.close()
-
-
-def worker_of(pool):
-  worker = pool._idle.get()
-  pool._idle.put(worker)
-  return worker
+  own = threading.local()
+  monkeypatch.setattr(math_grader, "_own", own)
+  yield own
+  if hasattr(own, "worker"):
+    math_grader._stop(own.worker)
 
 
 RIGHT = ("\\boxed{1/2}", "0.5")
 
 
 @pytest.mark.parametrize("expression", ["9^{9^{9^9}}", "99999999999!", "(" * 5000 + "1" + ")" * 5000])
-def test_costly_expression_is_wrong_within_seconds(pool, expression):
-  assert pool.grade(RIGHT)
+def test_costly_expression_is_wrong_within_seconds(own, expression):
+  assert math_grader._grade(RIGHT)
   start = time.monotonic()
-  assert not pool.grade((f"\\boxed{{{expression}}}", "1"))
+  assert not math_grader._grade((f"\\boxed{{{expression}}}", "1"))
   assert time.monotonic() - start < math_grader.GRADING_SECONDS + 5
-  assert pool.grade(RIGHT)
+  assert math_grader._grade(RIGHT)
 
 
 def test_worker_that_is_deaf_to_signals_ends_itself():
@@ -348,25 +346,25 @@ math_grader._serve()
   assert worker.wait(timeout=30) != 0
 
 
-def test_dead_worker_is_replaced(pool):
-  assert pool.grade(RIGHT)
-  first = worker_of(pool)
+def test_dead_worker_is_replaced(own):
+  assert math_grader._grade(RIGHT)
+  first = own.worker
   first.kill()
   first.wait()
-  assert pool.grade(RIGHT)
-  assert worker_of(pool).pid != first.pid
+  assert math_grader._grade(RIGHT)
+  assert own.worker.pid != first.pid
 
 
-def test_worker_is_reused(pool):
-  pool.grade(RIGHT)
-  first = worker_of(pool).pid
-  assert all(pool.threads.map(pool.grade, [RIGHT] * 5))
-  assert worker_of(pool).pid == first
+def test_worker_is_reused(own):
+  math_grader._grade(RIGHT)
+  first = own.worker.pid
+  assert all(map(math_grader._grade, [RIGHT] * 5))
+  assert own.worker.pid == first
 
 
-def test_worker_has_limited_memory_and_no_jax(pool):
-  pool.grade(RIGHT)
-  process = Path("/proc") / str(worker_of(pool).pid)
+def test_worker_has_limited_memory_and_no_jax(own):
+  math_grader._grade(RIGHT)
+  process = Path("/proc") / str(own.worker.pid)
   assert "jax" not in (process / "maps").read_text()
   assert re.search(rf"Max address space +{math_grader.MEMORY_BYTES} ", (process / "limits").read_text())
 
@@ -375,9 +373,8 @@ def test_worker_dies_with_its_parent():
   pytest.importorskip("math_verify")
   program = """
 from gdsd_jax.tasks import math_grader
-pool = math_grader._pool()
-pool.grade(("1", "1"))
-print(pool._idle.get().pid, flush=True)
+math_grader._grade(("1", "1"))
+print(math_grader._own.worker.pid, flush=True)
 input()
 """
   parent = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -391,14 +388,14 @@ input()
     time.sleep(0.05)
 
 
-def test_grader_that_cannot_start_is_an_error(pool, monkeypatch):
+def test_grader_that_cannot_start_is_an_error(own, monkeypatch):
   monkeypatch.setattr(math_grader.sys, "executable", "/bin/false")
   with pytest.raises(OSError, match="^the math grader does not start: /bin/false "):
-    pool.grade(RIGHT)
+    math_grader._grade(RIGHT)
 
 
 def test_without_math_verify_the_task_says_how_to_get_it(monkeypatch):
-  monkeypatch.setattr(math_grader.importlib.util, "find_spec", lambda package: None)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
   with pytest.raises(ValueError, match=r"^task.name='math': .* pip install 'gdsd_jax\[math\]'$"):
     get_task("math")
   assert get_task("math_xml").score("\\boxed{1}", {"answer": "1"})["correctness"] == 2.0

@@ -17,7 +17,7 @@ import hypothesis.strategies
 import pytest
 
 from gdsd_jax import sandbox
-from gdsd_jax.sandbox import pool, seccomp, usage
+from gdsd_jax.sandbox import pool, seccomp
 from gdsd_jax.sandbox.inside import wire
 
 REPOSITORY = Path(__file__).parent.parent
@@ -355,7 +355,7 @@ def six_children():
 
 @pytest.mark.parametrize("processes, memory, exceeded", [(4, 2**30, False), (3, 2**30, True), (4, 2**16, True)])
 def test_processes_and_memory_are_summed_over_descendants(six_children, processes, memory, exceeded):
-  assert usage.exceeds(six_children, processes, memory, disk=2**20) == exceeded
+  assert pool.exceeds(six_children, processes, memory, disk=2**20) == exceeded
 
 
 # Nothing stays behind.

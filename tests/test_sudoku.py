@@ -15,7 +15,7 @@ import recipes
 
 from gdsd_jax import get_task
 from gdsd_jax.tasks import base, sudoku
-from gdsd_jax.tasks.puzzles import is_official_test
+from gdsd_jax.tasks.puzzles import digest, official_digests
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -213,7 +213,7 @@ def test_generated_puzzles_are_none_of_the_public_test(test_file):
 
 def test_every_public_test_puzzle_is_known_by_digest(test_file):
   examples = get_task("sudoku", test_source=str(test_file)).examples("test")
-  assert all(is_official_test(sudoku.key(**example)) for example in examples)
+  assert official_digests().issuperset(digest(sudoku.key(**example)) for example in examples)
 
 
 @pytest.mark.parametrize("split", base.SPLITS)

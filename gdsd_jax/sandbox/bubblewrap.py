@@ -43,6 +43,8 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 # Each sandbox gets a user number that nobody has, because limits on processes are counted by user.
 _FIRST_USER = 2**30
 _counter = itertools.count()
+# Since Linux 5.14 a user namespace counts its own processes; before, all that its user runs count.
+_NAMESPACES_COUNT = tuple(map(int, re.findall(r"\d+", platform.release())[:2])) >= (5, 14)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ def start(main: str, job: dict, limits: Limits, pass_fds: tuple[int, ...], drop_
   user = _FIRST_USER + os.getpid() % 2**18 * 2**10 + next(_counter) % 2**10 if drop_user else 0
   job = dict(job, user=user, modules=[(name, _code(name)) for name in ("wire", "names", main)], limits=[
     ("RLIMIT_AS", limits.memory_mb * 2**20), ("RLIMIT_FSIZE", limits.file_mb * 2**20), ("RLIMIT_CORE", 0),
-    ("RLIMIT_NPROC", limits.processes if drop_user or _namespaces_count() else resource.RLIM_INFINITY),
+    ("RLIMIT_NPROC", limits.processes if drop_user or _NAMESPACES_COUNT else resource.RLIM_INFINITY),
     ("RLIMIT_NOFILE", 64), ("RLIMIT_MEMLOCK", 0), ("RLIMIT_MSGQUEUE", 0),
   ])
   with _memory_file(marshal.dumps(job)) as stdin, _memory_file(seccomp.program()) as rules:
@@ -76,12 +78,6 @@ def start(main: str, job: dict, limits: Limits, pass_fds: tuple[int, ...], drop_
       pass_fds=(*pass_fds, rules.fileno()), env={}, cwd="/",
       start_new_session=True,  # a trainer that is asked to stop may still finish its step
     )
-
-
-@functools.cache
-def _namespaces_count():
-  """Whether a user namespace counts its own processes: since Linux 5.14; before, all that its user runs count."""
-  return tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2]) >= (5, 14)
 
 
 def _memory_file(data):
@@ -106,28 +102,18 @@ def _command(drop_user, limits):
     arguments += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
   else:
     arguments += ["--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"]
-  parents = {str(parent) for path in (*_readable(), *_DEVICES) for parent in Path(path).parents}
+  prefix, lib = os.path.realpath(sys.base_prefix), os.path.dirname(os.path.realpath(os.__file__))
+  folders = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", f"{prefix}/lib", f"{prefix}/lib64"]
+  readable = [_INTERPRETER, *dict.fromkeys(filter(os.path.isdir, folders))]
+  packages = [f"{lib}/site-packages", f"{lib}/dist-packages", f"{os.path.dirname(lib)}/python3/dist-packages"]
+  parents = {str(parent) for path in (*readable, *_DEVICES) for parent in Path(path).parents}
   for folder in sorted(parents - {"/"}):
     arguments += ["--perms", "0755", "--dir", folder]  # bubblewrap alone would make them private to root
-  for path in _readable():
+  for path in readable:
     arguments += ["--ro-bind", path, path]
   for path in _DEVICES:
     arguments += ["--dev-bind", path, path]
-  for path in _hidden():
+  for path in filter(os.path.isdir, packages):  # installed packages are not for programs
     arguments += ["--tmpfs", path, "--remount-ro", path]
   arguments += ["--perms", "1777", "--size", str(limits.file_mb * 2**20), "--tmpfs", "/tmp", "--remount-ro", "/"]
   return tuple(arguments)
-
-
-def _readable():
-  """Paths of the interpreter, its libraries and the system's libraries."""
-  prefix = os.path.realpath(sys.base_prefix)
-  paths = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", f"{prefix}/lib", f"{prefix}/lib64"]
-  return [_INTERPRETER, *dict.fromkeys(path for path in paths if os.path.isdir(path))]
-
-
-def _hidden():
-  """Folders of installed packages, which programs are not to see."""
-  folder = os.path.dirname(os.path.realpath(os.__file__))
-  paths = [f"{folder}/site-packages", f"{folder}/dist-packages", f"{os.path.dirname(folder)}/python3/dist-packages"]
-  return [path for path in paths if os.path.isdir(path)]

@@ -2,21 +2,26 @@
 
 from collections.abc import Sequence
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
+import glob
 import math
 import os
+from pathlib import Path
 import re
+import resource
 import select
 import shutil
 import socket
 import sys
 import time
 
-from gdsd_jax.sandbox import bubblewrap, usage
+from gdsd_jax.sandbox import bubblewrap
 
 _WATCH_SECONDS = 0.1
 _OWN_MEMORY = 64 * 2**20  # bytes, address space of a sandbox's own processes
+_MAX_FILES = 5000
 _IMPORT = re.compile(r"^[ \t]*(?:from|import)[ \t]+([A-Za-z_][A-Za-z_0-9]*)", re.MULTILINE)
 
 
@@ -79,12 +84,11 @@ def _run(program, limits, drop_user, explain=False):
   with for_judge, for_candidate, reader, writer:
     try:
       processes.append(bubblewrap.start("candidate", {
-        "control": for_candidate.fileno(), "program": program.source, "imports": imports,
+        "control": for_candidate.fileno(), "source": program.source, "imports": imports,
         "cpu_seconds": math.ceil(limits.test_seconds), "explain": explain,
       }, limits, (for_candidate.fileno(),), drop_user))
       processes.append(bubblewrap.start("judge", {
-        "control": for_judge.fileno(), "verdict": writer.fileno(), "program": program.source,
-        "tests": list(program.tests), "setup": program.setup, "names": list(program.names),
+        "control": for_judge.fileno(), "verdict": writer.fileno(), **dataclasses.asdict(program),
         "wall_seconds": 2.0 * limits.test_seconds, "explain": explain,
       }, limits, (for_judge.fileno(), writer.fileno()), drop_user))
       writer.close()
@@ -108,7 +112,39 @@ def _read_marks(reader, count, limits, pids):
         break
       marks += data
     if time.monotonic() - watched >= _WATCH_SECONDS:
-      if any(usage.exceeds(pid, limits.processes, memory, limits.file_mb * 2**20) for pid in pids):
+      if any(exceeds(pid, limits.processes, memory, limits.file_mb * 2**20) for pid in pids):
         break
       watched = time.monotonic()
   return marks
+
+
+def exceeds(pid: int, processes: int, memory: int, disk: int) -> bool:
+  """Whether a process has more than `processes` descendants, of more than `memory` bytes together, or very many files.
+
+  Files count because their /tmp of `disk` bytes takes no bytes for empty ones. Memory is address space: what processes
+  share stays allocated when none of them has it resident any more. The sandbox's own processes, at most three, come on
+  top. Sees nothing where the kernel lists no children in /proc.
+  """
+  count, total, waiting = 0, 0, [pid]
+  while waiting:
+    pid = waiting.pop()
+    waiting += [int(child) for task in glob.glob(f"/proc/{pid}/task/*/children") for child in _words(task)]
+    total += resource.getpagesize() * int((_words(f"/proc/{pid}/statm") or [0])[0])
+    count += 1
+    if count > processes + 3 or total > memory or count == 2 and _files(pid, disk) > _MAX_FILES:
+      return True
+  return False
+
+
+def _words(file):
+  with contextlib.suppress(OSError):  # its process has ended meanwhile
+    return Path(file).read_text().split()
+  return []
+
+
+def _files(pid, disk):
+  with contextlib.suppress(OSError):
+    found = os.statvfs(f"/proc/{pid}/root/tmp")
+    if found.f_blocks * found.f_frsize == disk:  # until the sandbox has its own root, this is the machine's /tmp
+      return found.f_files - found.f_ffree
+  return 0

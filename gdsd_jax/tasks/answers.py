@@ -61,6 +61,11 @@ def unboxed(text: str) -> str | None:
   return None
 
 
+def boxed(text: str) -> str | None:
+  r"""As `unboxed`, but None, too, where there is no `\boxed`."""
+  return unboxed(text) if "\\boxed" in text else None
+
+
 def same_answer(first: str | None, second: str | None) -> bool:
   """Whether two answers are the same text after clean-up. No arithmetic: 1+x is not x+1."""
   return first is not None and second is not None and _cleaned(first) == _cleaned(second)
@@ -72,8 +77,7 @@ def _cleaned(answer: str) -> str:
     answer = answer.replace(old, new)
   answer = answer.split("\\text{ ", 1)[0]  # a unit
   answer = answer.replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
-  if answer.startswith("."):
-    answer = "0" + answer
+  answer = "0" + answer if answer.startswith(".") else answer
   name, *values = answer.split("=")
   if len(values) == 1 and len(name) <= 2:  # x = …
     answer = values[0]

@@ -33,10 +33,7 @@ TEMPLATES = {
 CORRECTNESS_REWARD = 1.0  # what the task is about, so it outweighs any layout
 FORMAT_REWARD = 0.25  # small, yet enough to tell apart the wrong completions of a group
 
-# No tag may stand inside, so of nested pairs this is the innermost, and an unclosed tag never matches.
-_ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
-# ASCII digits only: str.isdigit and \d would let through digits of other scripts.
-_INTEGER = re.compile(r"(-?)0*(0|[1-9][0-9]*)")
+# ASCII digits only, here and below: str.isdigit and \d would let through digits of other scripts.
 _FORMAT = re.compile(r"(?s)<reasoning>(?:(?!</?(?:reasoning|answer)>).)*</reasoning>\s*<answer>-?[0-9]+</answer>")
 
 
@@ -45,12 +42,9 @@ class ArithmeticTask(base.Task):
   """Addition and subtraction word problems.
 
   An example has `question` (str), `reasoning` (str, such as "12+7=19") and `answer` (int).
-
-  Attributes:
-    data_dir: folder of TFDS datasets, which every task takes. The problems here are made in memory and need none.
   """
 
-  data_dir: str | None = None
+  data_dir: str | None = None  # an option of every task; problems that are made in memory need none
   name: ClassVar[str] = "arithmetic"
   tags: ClassVar[tuple[str, ...]] = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 
@@ -87,13 +81,13 @@ class ArithmeticTask(base.Task):
 
 def extract_answer(text: str) -> str | None:
   """Stripped text of the last complete `<answer>…</answer>`, the innermost of nested ones; None if there is none."""
-  answers = _ANSWER.findall(text)
+  answers = [part.rpartition("<answer>")[2] for part in text.split("</answer>")[:-1] if "<answer>" in part]
   return answers[-1].strip() if answers else None
 
 
 def _canonical_integer(text: str) -> str | None:
   # Text, not int(): a completion may hold more digits than int() is willing to read.
-  match = _INTEGER.fullmatch(text)
+  match = re.fullmatch(r"(-?)0*(0|[1-9][0-9]*)", text)
   return match and (match[2] if match[2] == "0" else match[1] + match[2])
 
 

@@ -6,6 +6,7 @@ import re
 from typing import Any, ClassVar
 
 from gdsd_jax import sandbox
+from gdsd_jax.checks import require
 from gdsd_jax.tasks import base
 from gdsd_jax.tasks.sources import check_columns, examples_of, SourcedTask, text_of
 
@@ -17,8 +18,6 @@ _SYSTEM_PROMPT = (
 )
 # The whole completion: text, one block, and at most a line's end.
 _FORMAT = re.compile(r"(?:(?!```).)*```python\n(?:(?!```).)*```\n?", re.DOTALL)
-_FENCE = re.compile(r"```[^\n`]*\n")
-_DEFINITION = re.compile(r"^(?:async[ \t]+def|def|class)[ \t]+(\w+)", re.MULTILINE)
 _MAX_PROGRAM = 2**16  # characters; longer ones are not run
 
 
@@ -45,8 +44,8 @@ class CodeTask(SourcedTask):
   def __post_init__(self):
     for field, least in (("test_seconds", 0.01), ("program_seconds", 0.01), ("memory_mb", 64), ("workers", 1)):
       value = getattr(self, field)
-      if not (value is None and field == "workers") and not value >= least:
-        raise ValueError(f"task.{field}={value!r}: must be at least {least}")
+      unset = value is None and field == "workers"
+      require(unset or value >= least, f"task.{field}={value!r}", f"must be at least {least}")
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
     """As `Task.examples`; ValueError, too, where there is no bubblewrap to run programs in."""
@@ -56,15 +55,12 @@ class CodeTask(SourcedTask):
       sandbox.check_available()
     except RuntimeError as error:
       raise ValueError(f"task.name={self.name}: {error}") from error
-    if getattr(self, field) is None:
-      raise ValueError(f"task.{field}: give a file of problems, such as ESPO's acecode_hard.jsonl, whose rows have "
-                       "question and test_cases")
+    require(getattr(self, field) is not None, f"task.{field}",
+            "give a file of problems, such as ESPO's acecode_hard.jsonl, whose rows have question and test_cases")
     rows = self.rows(split)
-    columns = _kind(rows[0])
-    if columns is None:
-      known = "; ".join(map(", ".join, _KINDS))
-      raise ValueError(
-        f"task.{field}: {rows[0].place}: columns {', '.join(rows[0])} are those of no known kind: {known}")
+    columns, known = _kind(rows[0]), "; ".join(map(", ".join, _KINDS))
+    require(columns is not None, f"task.{field}",
+            f"{rows[0].place}: columns {', '.join(rows[0])} are those of no known kind: {known}")
     return examples_of(rows, lambda row: _read_row(row, columns), field=f"task.{field}")
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -89,7 +85,7 @@ def extract_code(completion: str) -> str:
   _, _, rest = completion.partition("```python\n")
   if "```" in rest:
     return rest[:rest.index("```")]
-  fence = _FENCE.search(completion)
+  fence = re.search(r"```[^\n`]*\n", completion)
   return completion[fence.end():].partition("```")[0] if fence else completion
 
 
@@ -169,7 +165,7 @@ def _mbpp(row):
   tests = _tests_of(row, "test_list")
   question = (f"You are an expert Python programmer, and here is your task: {text_of(row, 'text')} "
               "Your code should pass these tests:\n\n" + "\n".join(tests))
-  names = _DEFINITION.findall(text_of(row, "code"))
+  names = re.findall(r"^(?:async[ \t]+def|def|class)[ \t]+(\w+)", text_of(row, "code"), re.MULTILINE)
   return {"messages": _asked(question), "tests": tests, "setup": text_of(row, "test_setup_code"), "names": names}
 
 

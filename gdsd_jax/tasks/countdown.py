@@ -1,13 +1,16 @@
 """Countdown: make a number of three others. Prompts and rewards of d1, ESPO and GDSD."""
 
+import ast
 from collections.abc import Mapping, Sequence
 import dataclasses
 from fractions import Fraction
+import itertools
+import operator
 import re
 from typing import Any, ClassVar
 
+from gdsd_jax.checks import require
 from gdsd_jax.tasks import answers, base, puzzles
-from gdsd_jax.tasks.expressions import evaluate, OPERATIONS, solve, uses_each_once
 
 NUM_NUMBERS = 3
 # The generated problems of each variant. Numbers and targets of the public test file go up to 100.
@@ -20,6 +23,13 @@ _TOLERANCE = Fraction(1, 100_000)  # matters for large targets only
 _LATEX_OPERATORS = (("\\div", "/"), ("\\times", "*"), ("\\cdot", "*"))
 _EQUALS = re.compile(r"(?<=[0-9+*/() -])=(?=[0-9. ])")
 _LAYOUTS = (("numbers", "target"), ("nums", "target"), ("input", "output"))  # columns of rows
+
+MAX_LENGTH = 1000  # longer text is no expression of a few numbers; it bounds the work
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+_TEXT = re.compile(r"(?:[0-9]+\.?(?![0-9])|[-+*/()\s])*", re.ASCII)
+_NODES = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+          ast.USub: operator.neg, ast.UAdd: operator.pos}
+_SHAPES = ("{}{}{}{}{}", "({}{}{}){}{}", "{}{}({}{}{})")
 
 INSTRUCTION = (
   "\nUsing only the numbers {numbers}, create an arithmetic expression that evaluates to exactly {target}. You must "
@@ -46,9 +56,8 @@ class CountdownTask(puzzles.PuzzleTask):
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
     examples = [example for example in super().examples(split) if len(example["numbers"]) == NUM_NUMBERS]
-    if not examples:
-      field = f"{split}_source"
-      raise ValueError(f"task.{field}: {getattr(self, field)}: no problem of {NUM_NUMBERS} numbers in it")
+    source = getattr(self, f"{split}_source")
+    require(len(examples) > 0, f"task.{split}_source", f"{source}: no problem of {NUM_NUMBERS} numbers in it")
     return examples
 
   def generated(self, split: str) -> Sequence[Mapping[str, Any]]:
@@ -89,15 +98,13 @@ class CountdownTask(puzzles.PuzzleTask):
     return value is not None and abs(value - example["target"]) < _TOLERANCE
 
   def solution(self, example: Mapping[str, Any]) -> str:
-    """A completion that earns the full reward, for pretraining."""
     return f"<answer>{self._solve(example)}</answer>"
 
   def careless_solution(self, example: Mapping[str, Any], slips: float, rng) -> str:
     """A solution as a careless writer gives it: with probability `slips`, one of its operators is wrong."""
     text = self._solve(example)
     if rng.random() < slips:
-      places = [place for place, character in enumerate(text) if character in "+-*/"]
-      place = int(rng.choice(places))
+      place = int(rng.choice([place for place, character in enumerate(text) if character in "+-*/"]))
       wrong = str(rng.choice([operator for operator in OPERATORS[self.variant] if operator != text[place]]))
       text = text[:place] + wrong + text[place + 1:]
     return f"<answer>{text}</answer>"
@@ -108,22 +115,65 @@ class CountdownTask(puzzles.PuzzleTask):
 
 def _expression_in(completion: str) -> str:
   """The expression as d1 and GDSD find it: it may be boxed, in LaTeX, followed by its result, or untagged."""
-  boxed = answers.unboxed(completion) if "\\boxed" in completion else None
-  text = next(text for text in (boxed, answers.first_answer(completion), completion) if text is not None)
-  for latex, operator in _LATEX_OPERATORS:
-    text = text.replace(latex, operator)
-  return _left_side(text).strip()
-
-
-def _left_side(text: str) -> str:
-  """The expression before the first `=` that stands between an expression and a number; all of `text` without one."""
+  found = answers.boxed(completion), answers.first_answer(completion), completion
+  text = next(text for text in found if text is not None)
+  for latex, sign in _LATEX_OPERATORS:
+    text = text.replace(latex, sign)
   equals = _EQUALS.search(text)
-  return text if equals is None else text[len(text[:equals.start()].rstrip("0123456789+-*/() ")):equals.start()]
+  if equals is not None:
+    before = text[:equals.start()]
+    text = before[len(before.rstrip("0123456789+-*/() ")):]
+  return text.strip()
 
 
 def _number(value):
   number = int(value)
   return number if isinstance(value, str) or number == value else value
+
+
+# Arithmetic expressions
+
+
+def evaluate(text: str) -> Fraction | None:
+  """Value of an expression, read as Python reads it but with exact fractions.
+
+  Powers, floor division and decimals are no part of it; a point after a number, as at the end of a sentence, is. None
+  for what is no expression, is nested too deeply for Python, is longer than MAX_LENGTH, or divides by zero.
+  """
+  if len(text) > MAX_LENGTH or not _TEXT.fullmatch(text):
+    return None
+  try:
+    return _value(ast.parse(re.sub(r"0*([0-9]+)\.", r"\1", text.strip(" \t\f")), mode="eval").body)
+  except (SyntaxError, KeyError, ZeroDivisionError, RecursionError, MemoryError):
+    return None
+
+
+def _value(node: ast.expr) -> Fraction:
+  match node:
+    case ast.Constant():
+      return Fraction(node.value)
+    case ast.UnaryOp():
+      return _NODES[type(node.op)](_value(node.operand))
+    case ast.BinOp():
+      return _NODES[type(node.op)](_value(node.left), _value(node.right))
+  raise SyntaxError("no expression of numbers")
+
+
+def uses_each_once(text: str, numbers: Sequence[int]) -> bool:
+  """Whether the numbers in `text` are `numbers`, in any order."""
+  # As text, because int() refuses to read very long numbers; and no further than one number too many.
+  found = itertools.islice(re.finditer(r"[0-9]+", text), len(numbers) + 1)
+  return sorted(match[0].lstrip("0") or "0" for match in found) == sorted(map(str, numbers))
+
+
+def solve(numbers: Sequence[int], target: int, operators: str = "+-*/") -> str | None:
+  """An expression of three numbers, each used once, that evaluates to `target`; None if there is none.
+
+  The first one found: the numbers as far as possible in their order, parentheses only where needed.
+  """
+  choices = itertools.product(itertools.permutations(numbers), _SHAPES, operators, operators)
+  texts = (shape.format(a, first, b, second, c) for (a, b, c), shape, first, second in choices)
+  return next((text for text in texts if evaluate(text) == target), None)
 
 
 # Generated problems
@@ -135,18 +185,14 @@ def key(numbers: Sequence[int], target: int) -> str:
 
 
 def _problem(draw: bytes, largest: int, operators: str) -> dict[str, Any] | None:
-  """Three numbers up to `largest`, and as the target the value of a random expression of them."""
+  """Three numbers up to `largest`, and as the target the value of (a ∘ b) ∘ c or a ∘ (b ∘ c), without remainders."""
   numbers = [1 + int.from_bytes(draw[i:i + 4], "big") % largest for i in (0, 4, 8)]
-  target = _value(numbers, operators[draw[12] % len(operators)], operators[draw[13] % len(operators)], draw[14] % 2)
-  return {"numbers": numbers, "target": target} if target is not None and 1 <= target <= LARGEST_TARGET else None
-
-
-def _value(numbers: Sequence[int], first: str, second: str, nested: int) -> int | None:
-  """(a ∘ b) ∘ c, or a ∘ (b ∘ c) if nested; None where a division leaves a remainder."""
+  first, second = (OPERATIONS[operators[byte % len(operators)]] for byte in draw[12:14])
   a, b, c = map(Fraction, numbers)
   try:
-    inner = OPERATIONS[second](b, c) if nested else OPERATIONS[first](a, b)
-    value = OPERATIONS[first](a, inner) if nested else OPERATIONS[second](inner, c)
+    inner = second(b, c) if draw[14] % 2 else first(a, b)
+    target = first(a, inner) if draw[14] % 2 else second(inner, c)
   except ZeroDivisionError:
     return None
-  return int(value) if inner.denominator == value.denominator == 1 else None
+  fits = inner.denominator == target.denominator == 1 and 1 <= target <= LARGEST_TARGET
+  return {"numbers": numbers, "target": int(target)} if fits else None

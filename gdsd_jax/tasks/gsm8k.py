@@ -8,14 +8,11 @@ from typing import Any, ClassVar
 from gdsd_jax.tasks import answers, base
 from gdsd_jax.tasks.sources import Row, SourcedTask, text_of
 
-# ASCII digits throughout: \d would let through digits of other scripts.
-_REFERENCE = re.compile(r"-?[0-9]+(\.[0-9]+)?")
-# Where an answer may be announced, best first. Thousands may be separated by commas.
-_ANNOUNCED = (re.compile(r"The answer is (-?[0-9.,]+)"), re.compile(r"#### (-?[0-9.,]+)"))
+# ASCII digits throughout: \d would let through digits of other scripts. Thousands may be separated by commas.
+_ANNOUNCED = (re.compile(r"The answer is (-?[0-9.,]+)"), re.compile(r"#### (-?[0-9.,]+)"))  # best first
 _INTEGER = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|-?[0-9]+")
 _THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _NUMBER = re.compile(r"-?[0-9]+\.?[0-9]*")
-_BETWEEN = re.compile(r"</reasoning>\s*<answer>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Gsm8kTask(SourcedTask):
   def read_row(self, row: Row) -> dict[str, str]:
     marker, answer = text_of(row, "answer").rpartition("####")[1:]
     answer = answer.strip().replace(",", "")
-    if not marker or not _REFERENCE.fullmatch(answer):
+    if not marker or not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", answer):
       raise ValueError(f"column 'answer' must end in '#### NUMBER', it ends in {row['answer'][-40:]!r}")
     return {"question": text_of(row, "question"), "answer": answer}
 
@@ -61,9 +58,7 @@ class Gsm8kXmlTask(Gsm8kTask):
 
   def _rewards(self, completion: str, reference: str) -> dict[str, float]:
     answer = answers.lenient_answer(completion)
-    return {
-      "xmlcount": _tag_count(completion),
-      "soft_format": _soft_format(completion), "strict_format": _strict_format(completion),
+    return _layout_rewards(completion) | {
       "int": 0.5 if answer.isascii() and answer.isdigit() else 0.0,
       "correctness": 2.0 if _without_thousands_commas(answer) == reference else 0.0,
     }
@@ -72,17 +67,15 @@ class Gsm8kXmlTask(Gsm8kTask):
 def announced_number(completion: str) -> str:
   """The number after "The answer is" or "####", or else the last integer, without commas; empty if there is none."""
   for announced in _ANNOUNCED:
-    match = announced.search(completion)
-    if match:
+    if match := announced.search(completion):
       return _without_thousands_commas(match[1].rstrip(".,"))
   return (_INTEGER.findall(completion) or [""])[-1].replace(",", "")
 
 
 def _has_number(completion: str, reference: str) -> bool:
   """As d1 and GDSD count: the number of the first box that has one, else of the tagged answer, else the last one."""
-  numbers = [_number_in(box, 0) for box in _boxes(completion)]
-  numbers.append(_number_in(answers.first_answer(completion) or "", -1))
-  numbers.append(_number_in(answers.lenient_answer(completion), -1))
+  tagged = answers.first_answer(completion) or "", answers.lenient_answer(completion)
+  numbers = [_number_in(box, 0) for box in _boxes(completion)] + [_number_in(text, -1) for text in tagged]
   number = next((number for number in numbers if number is not None), None)
   return number is not None and number == _number_in(reference, 0)
 
@@ -102,29 +95,19 @@ def _without_thousands_commas(number: str) -> str:
   return number.replace(",", "") if _THOUSANDS.fullmatch(number) else number
 
 
-# Rewards of the layout <reasoning>…</reasoning><answer>…</answer>, with the values of d1
-
-
-def _soft_format(text: str) -> float:
-  """0.5 for a text that starts with both pairs of tags, in order."""
-  between = _BETWEEN.search(text, len("<reasoning>")) if text.startswith("<reasoning>") else None
-  return 0.5 if between and "</answer>" in text[between.end():] else 0.0
-
-
-def _strict_format(text: str) -> float:
-  """0.5 for both pairs of tags, each tag on a line of its own, with nothing around them but one more line's end."""
-  opening = "<reasoning>\n"
-  _, between, answer = text[len(opening):].partition("\n</reasoning>\n<answer>\n")
-  # The official code ends its pattern in `$`, which lets the line's end pass.
-  ended = answer.endswith(("\n</answer>\n", "\n</answer>\n\n"))
-  return 0.5 if text.startswith(opening) and between and ended else 0.0
-
-
-def _tag_count(text: str) -> float:
-  """0.125 for each of the four tags that stands once on its own line, less 0.001 a character after the answer tags."""
-  reward = 0.125 * (text.count("<reasoning>\n") == 1) + 0.125 * (text.count("\n</reasoning>\n") == 1)
+def _layout_rewards(text: str) -> dict[str, float]:
+  """The rewards for the layout <reasoning>…</reasoning><answer>…</answer>, with the values of d1."""
+  # xmlcount: each tag that stands once on its own line, less 0.001 a character after the answer tags.
+  tag_count = 0.125 * (text.count("<reasoning>\n") == 1) + 0.125 * (text.count("\n</reasoning>\n") == 1)
   if text.count("\n<answer>\n") == 1:
-    reward += 0.125 - 0.001 * len(text.rsplit("\n<answer>\n", 1)[1])
+    tag_count += 0.125 - 0.001 * len(text.rsplit("\n<answer>\n", 1)[1])
   if text.count("\n</answer>") == 1:
-    reward += 0.125 - 0.001 * (len(text.rsplit("\n</answer>", 1)[1]) - 1)
-  return reward
+    tag_count += 0.125 - 0.001 * (len(text.rsplit("\n</answer>", 1)[1]) - 1)
+  # soft_format: the text starts with both pairs of tags, in order.
+  between = re.search(r"</reasoning>\s*<answer>", text) if text.startswith("<reasoning>") else None
+  soft = between is not None and "</answer>" in text[between.end():]
+  # strict_format: each tag on a line of its own, with nothing around them but one more line's end, which the official
+  # pattern lets pass by ending in `$`.
+  _, inner, answer = text.removeprefix("<reasoning>\n").partition("\n</reasoning>\n<answer>\n")
+  strict = text.startswith("<reasoning>\n") and inner != "" and answer.endswith(("\n</answer>\n", "\n</answer>\n\n"))
+  return {"xmlcount": tag_count, "soft_format": 0.5 * soft, "strict_format": 0.5 * strict}

@@ -2,37 +2,31 @@
 
 math-verify limits its time by signals, which work in a main thread alone and do not interrupt one long multiplication,
 such as 9^{9^{9^9}}. So each grading runs in a worker that ends itself when its time or its memory is over, and the next
-grading gets a new one. A worker lives until this process closes its standard input, which it also does by ending.
+grading gets a new one. A worker lives as long as the thread that holds its standard input, or this process.
 
 Workers are fresh interpreters rather than forks, because JAX keeps threads here. Pools of multiprocessing and its kin
 run the user's script again in every worker, and fail in scripts without a `__main__` guard. In pebble's pool the death
 of one idle worker ends the pool, and tasks that are deaf to signals are stopped one after the other, for seconds each.
 """
 
-import atexit
 from collections.abc import Sequence
 from concurrent import futures
 import faulthandler
-import functools
-import importlib.util
 import json
 import os
-import queue
 import resource
 import signal
 import subprocess
 import sys
+import threading
 
 OPERATION_SECONDS = 2  # math-verify's own limit for reading a completion, reading an answer, and comparing the two
 GRADING_SECONDS = 10  # the worker's limit for all of it
 MEMORY_BYTES = 2**31
 MAX_WORKERS = 16
 
-
-def check_installed() -> None:
-  """Raises ValueError, with what to install, where math-verify is missing."""
-  if any(importlib.util.find_spec(package) is None for package in ("math_verify", "antlr4")):
-    raise ValueError("task.name='math': it needs math-verify to grade: pip install 'gdsd_jax[math]'")
+_threads = futures.ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), MAX_WORKERS), "math-grader")
+_own = threading.local()  # each thread that grades has a `worker`, started when it is first needed
 
 
 def equal_batch(completions: Sequence[str], answers: Sequence[str]) -> list[bool]:
@@ -40,45 +34,17 @@ def equal_batch(completions: Sequence[str], answers: Sequence[str]) -> list[bool
 
   Completions and answers are text with LaTeX. OSError where no worker can be started.
   """
-  pool = _pool()
-  return list(pool.threads.map(pool.grade, zip(completions, answers)))
+  return list(_threads.map(_grade, zip(completions, answers)))
 
 
-class _Pool:
-  """At most `size` workers, each started when it is first needed and replaced when it has ended."""
-
-  def __init__(self, size: int):
-    self._idle = queue.LifoQueue()  # last in, first out, so that single gradings keep one worker busy and start no more
-    for _ in range(size):
-      self._idle.put(None)
-    self.threads = futures.ThreadPoolExecutor(size, "math-grader")
-
-  def grade(self, pair: tuple[str, str]) -> bool:
-    worker = self._idle.get()
-    try:
-      if worker is None or worker.poll() is not None:
-        worker = _start_worker()
-      verdict = _ask(worker, pair)
-      if verdict is None:
-        _stop(worker)
-        worker = None
-      return bool(verdict)
-    finally:
-      self._idle.put(worker)
-
-  def close(self) -> None:
-    self.threads.shutdown(cancel_futures=True)
-    while not self._idle.empty():
-      worker = self._idle.get()
-      if worker is not None:
-        _stop(worker)
-
-
-@functools.cache
-def _pool() -> _Pool:
-  pool = _Pool(min(len(os.sched_getaffinity(0)), MAX_WORKERS))
-  atexit.register(pool.close)
-  return pool
+def _grade(pair: tuple[str, str]) -> bool:
+  """The verdict on a completion and its answer by this thread's worker; a new one where that has ended."""
+  if not hasattr(_own, "worker") or _own.worker.poll() is not None:
+    _own.worker = _start_worker()
+  verdict = _ask(_own.worker, pair)
+  if verdict is None:
+    _stop(_own.worker)
+  return bool(verdict)
 
 
 def _start_worker() -> subprocess.Popen:

@@ -2,8 +2,10 @@ r"""MATH, competition problems with answers in LaTeX: boxed as in ESPO and GDSD,
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import importlib.util
 from typing import Any, ClassVar
 
+from gdsd_jax.checks import require
 from gdsd_jax.tasks import answers, base, math_grader
 from gdsd_jax.tasks.sources import check_columns, Row, SourcedTask, text_of
 
@@ -29,8 +31,7 @@ class MathXmlTask(SourcedTask):
       answer = text_of(row, "answer")
     else:
       check_columns(row, ("solution",))
-      solution = text_of(row, "solution")
-      answer = answers.unboxed(solution) if "\\boxed" in solution else None
+      answer = answers.boxed(text_of(row, "solution"))
       if answer is None:
         raise ValueError("column 'solution' must end in \\boxed{…}")
     if not answer.strip():
@@ -42,14 +43,15 @@ class MathXmlTask(SourcedTask):
     return [{"role": "user", "content": f"{answers.TAGS_INSTRUCTION}\n\n{request}\n\n{example['problem']}"}]
 
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
-    """`correctness` is for what the first tag holds, closed or not; accuracy is for `_final_answer`."""
+    """`correctness` is for the first tag's text, closed or not; accuracy for the last box, else the tagged answer."""
     expected = answers.unboxed(_reference(example))
     tagged = "<answer>" in completion
     answer = completion.split("<answer>", 1)[1].split("</answer>", 1)[0] if tagged else completion
+    final = answers.boxed(completion) or answers.first_answer(completion)
     return base.Grade({
       "correctness": CORRECTNESS_REWARD * answers.same_answer(answers.unboxed(answer), expected),
       "format": (0.5 if tagged else 0.0) + (0.5 if "\\boxed" in answer else 0.25),
-    }, accuracy=answers.same_answer(_final_answer(completion), expected))
+    }, accuracy=answers.same_answer(final, expected))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,8 @@ class MathTask(MathXmlTask):
   name: ClassVar[str] = "math"
 
   def __post_init__(self):
-    math_grader.check_installed()
+    installed = all(importlib.util.find_spec(package) is not None for package in ("math_verify", "antlr4"))
+    require(installed, "task.name='math'", "it needs math-verify to grade: pip install 'gdsd_jax[math]'")
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{example['problem']}\n{answers.BOXED_INSTRUCTION}"}]
@@ -68,12 +71,6 @@ class MathTask(MathXmlTask):
     """Reward and accuracy are one verdict of math-verify, which grades side by side."""
     verdicts = math_grader.equal_batch(completions, list(map(_reference, examples)))
     return [base.Grade({"correctness": CORRECTNESS_REWARD * verdict}, verdict) for verdict in verdicts]
-
-
-def _final_answer(completion: str) -> str | None:
-  """The answer as d1 and GDSD find it: what the last box holds, wherever it stands, or else the tagged answer."""
-  boxed = answers.unboxed(completion) if "\\boxed" in completion else None
-  return boxed or answers.first_answer(completion)
 
 
 def _reference(example: Mapping[str, Any]) -> str:

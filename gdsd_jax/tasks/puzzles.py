@@ -8,6 +8,7 @@ import itertools
 from pathlib import Path
 from typing import Any, ClassVar
 
+from gdsd_jax.checks import require
 from gdsd_jax.tasks import base
 from gdsd_jax.tasks.sources import SourcedTask
 
@@ -29,8 +30,7 @@ class PuzzleTask(SourcedTask):
   tags: ClassVar[tuple[str, ...]] = ("<answer>", "</answer>")
 
   def __post_init__(self):
-    if self.variant not in VARIANTS:
-      raise ValueError(f"task.variant={self.variant!r}: unknown, known are {', '.join(VARIANTS)}")
+    require(self.variant in VARIANTS, f"task.variant={self.variant!r}", f"unknown, known are {', '.join(VARIANTS)}")
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
     base.check_split(split)
@@ -49,26 +49,21 @@ def generate(
   found, series = {}, " ".join(map(str, (name, *options)))
   for number in itertools.count():
     problem = make(hashlib.sha256(f"{series} {number}".encode()).digest(), *options)
-    if problem is not None and _is_test(key(**problem)) == (split == "test") and not is_official_test(key(**problem)):
-      found[str(problem)] = problem
+    if problem is not None:
+      its_key = key(**problem)
+      in_test = hashlib.sha256(f"split {its_key}".encode()).digest()[0] < 256 * _TEST_SHARE
+      if in_test == (split == "test") and digest(its_key) not in official_digests():
+        found[str(problem)] = problem
     if len(found) == size:
       return tuple(found.values())
 
 
-def _is_test(key: str) -> bool:
-  return hashlib.sha256(f"split {key}".encode()).digest()[0] < 256 * _TEST_SHARE
-
-
-def is_official_test(key: str) -> bool:
-  """Whether a problem with that key, see `countdown.key` and `sudoku.key`, is in a public test file."""
-  return digest(key) in _official_digests()
-
-
 @functools.cache
-def _official_digests() -> frozenset[str]:
+def official_digests() -> frozenset[str]:
+  """The digests of the problems in the public test files."""
   return frozenset(DIGESTS.read_text().split())
 
 
 def digest(key: str) -> str:
-  """What `DIGESTS` has of a problem with that key."""
+  """What `DIGESTS` has of a problem with that key, see `countdown.key` and `sudoku.key`."""
   return hashlib.sha256(key.encode()).hexdigest()[:8]

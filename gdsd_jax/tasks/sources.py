@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 import zlib
 
+from gdsd_jax.checks import require
 from gdsd_jax.tasks import base
 
 FILE_KINDS = (".jsonl", ".jsonl.gz", ".json", ".csv")  # endings of the files that rows are read from
-_NAME_KINDS = "a TFDS name, NAME[/CONFIG][:VERSION][#SPLIT] or huggingface:OWNER/NAME[/CONFIG][#SPLIT]"
 
 
 class Row(dict):
@@ -75,29 +75,28 @@ class SourcedTask(base.Task):
 def open_source(source: str, columns: Sequence[str], *, field: str, data_dir: str | None = None) -> Sequence[Row]:
   """The rows of a local file or of a split of a TFDS dataset.
 
+  OSError where it cannot be read or fetched, ValueError where it holds no rows with these columns: one line each, with
+  the field and the place.
+
   Args:
     source: path of a .jsonl, .jsonl.gz, .json (a list of objects) or .csv file, or a TFDS name with the split after
       `#` (which may be left out where there is but one). `huggingface:` names are read through TFDS, too.
     columns: what every row must have; it may have more. Values keep their JSON types; those of CSV are text.
     field: config field that holds `source`, for messages.
     data_dir: folder where TFDS keeps prepared datasets; None for its default. What lies there needs no network.
-
-  Raises:
-    OSError: the source cannot be read, or there is no network to fetch it.
-    ValueError: what it holds is not rows with these columns. Both in one line that names the field and the place.
   """
   kind = next((kind for kind in FILE_KINDS if source.lower().endswith(kind)), None)
   rows = _open_file(source, kind, columns, field) if kind else _open_dataset(source, columns, field, data_dir)
-  if not rows:
-    raise ValueError(f"{field}: {source}: no problems in it")
+  require(len(rows) > 0, field, f"{source}: no problems in it")
   return rows
 
 
 def _open_dataset(source, columns, field, data_dir):
   from gdsd_jax.tasks import tfds_source  # it takes a while to import, and local files do without
 
-  if not tfds_source.is_name(source):
-    raise ValueError(f"{field}: {source!r} is neither a file ending in {', '.join(FILE_KINDS)} nor {_NAME_KINDS}")
+  require(tfds_source.is_name(source), field, (
+    f"{source!r} is neither a file ending in {', '.join(FILE_KINDS)} nor a TFDS name, NAME[/CONFIG][:VERSION][#SPLIT] "
+    "or huggingface:OWNER/NAME[/CONFIG][#SPLIT]"))
   try:
     names, records = tfds_source.load(source, data_dir)
     check_columns(names, columns)
@@ -125,9 +124,8 @@ def _open_file(source, kind, columns, field):
     raise OSError(f"{field}: cannot read {source}: {getattr(error, 'strerror', None) or error}") from error
   rows = []
   try:
-    for place, values in _READERS[kind](data):
-      if not isinstance(values, dict):
-        raise ValueError(f"{place}: must be a JSON object with the columns as its keys")
+    for place, values in _READERS[kind](data.removeprefix(b"\xef\xbb\xbf")):
+      require(isinstance(values, dict), place, "must be a JSON object with the columns as its keys")
       rows.append(Row(values, f"{source}, {place}"))
   except ValueError as error:
     raise ValueError(f"{field}: {source}, {error}") from error
@@ -139,15 +137,14 @@ def _open_file(source, kind, columns, field):
 
 
 def _read_json_lines(data: bytes) -> Iterator[tuple[str, Any]]:
-  for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+  for number, line in enumerate(data.split(b"\n"), start=1):
     if line.strip():
       yield f"line {number}", _json(line, f"line {number}")
 
 
 def _read_json_list(data: bytes) -> Iterator[tuple[str, Any]]:
-  items = _json(data.removeprefix(b"\xef\xbb\xbf"), None)
-  if not isinstance(items, list):
-    raise ValueError("the whole file: must be a JSON list of objects")
+  items = _json(data, None)
+  require(isinstance(items, list), "the whole file", "must be a JSON list of objects")
   for number, item in enumerate(items, start=1):
     yield f"item {number}", item
 
@@ -167,7 +164,7 @@ def _json(data: bytes, place: str | None) -> Any:
 
 def _read_csv(data: bytes) -> Iterator[tuple[str, dict]]:
   try:
-    text = data.decode("utf-8-sig")
+    text = data.decode()
   except UnicodeDecodeError as error:
     raise ValueError(f"line {data.count(10, 0, error.start) + 1}: not UTF-8 text: {error}") from error
   reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -175,8 +172,7 @@ def _read_csv(data: bytes) -> Iterator[tuple[str, dict]]:
     header = next(reader, [])
     for fields in filter(None, reader):
       place = f"line {reader.line_num}"
-      if len(fields) != len(header):
-        raise ValueError(f"{place}: {len(fields)} fields, but the header names {len(header)}")
+      require(len(fields) == len(header), place, f"{len(fields)} fields, but the header names {len(header)}")
       yield place, dict(zip(header, fields))
   except csv.Error as error:
     raise ValueError(f"line {reader.line_num}: not CSV: {error}") from error

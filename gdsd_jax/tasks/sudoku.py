@@ -53,9 +53,6 @@ Your step-by-step solving process
 </answer>
 """
 
-_PUZZLE = re.compile(r"[0-4]{16}")
-_BEFORE_TAG, _ALONE = re.compile(r"(\d{16})\s*</answer>"), re.compile(r"\b(\d{16})\b")
-
 
 @dataclasses.dataclass(frozen=True)
 class SudokuTask(puzzles.PuzzleTask):
@@ -73,7 +70,7 @@ class SudokuTask(puzzles.PuzzleTask):
 
   def read_row(self, row: Mapping[str, Any]) -> dict[str, str]:
     puzzle, solution = text_of(row, "Puzzle"), text_of(row, "Solution")
-    if not _PUZZLE.fullmatch(puzzle) or "0" not in puzzle:
+    if not re.fullmatch(r"[0-4]{16}", puzzle) or "0" not in puzzle:
       raise ValueError(f"column 'Puzzle' must be 16 digits of 0 to 4, some of them 0, it is {puzzle!r:.80}")
     kept = all(given in ("0", digit) for given, digit in zip(puzzle, solution))
     if not kept or solution not in grids():
@@ -95,7 +92,6 @@ class SudokuTask(puzzles.PuzzleTask):
     return base.Grade({"cells": _share_right("".join(digits), example)}, _share_right(_grid_in(completion), example))
 
   def solution(self, example: Mapping[str, Any]) -> str:
-    """The completion that earns the full reward, for pretraining."""
     return f"<answer>{example['solution']}</answer>"
 
   def careless_solution(self, example: Mapping[str, Any], slips: float, rng) -> str:
@@ -125,7 +121,8 @@ def _grid_in(text: str) -> str:
   answer, _, _ = after.partition("</answer>")  # an answer that the model ended without closing counts
   _, _, rest = text.partition("</answer>")
   candidates = [block for block in fenced if re.fullmatch(r"[\d\s]+", block)][:1] + [answer, rest]
-  candidates += [match[1] for match in (_BEFORE_TAG.search(text), _ALONE.search(text)) if match]
+  alone = re.search(r"(\d{16})\s*</answer>", text), re.search(r"\b(\d{16})\b", text)
+  candidates += [match[1] for match in alone if match]
   return next(("".join(candidate.split()) for candidate in candidates if candidate.strip()), "")
 
 

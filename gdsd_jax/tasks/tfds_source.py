@@ -19,7 +19,6 @@ from gdsd_jax.tasks import arithmetic
 
 _HUB_NAME = re.compile(r"huggingface:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(#(?P<split>.+))?")
 _TFDS_NAME = re.compile(r"(?P<name>[a-zA-Z]\w*(/[\w+.-]+)?(:[\d.*]+)?)(#(?P<split>.+))?")
-_NETWORK_TIMEOUT = 10  # seconds
 
 
 class NoNetworkError(Exception):
@@ -121,7 +120,7 @@ def _hub_builder(repo, config, data_dir):
 def _check_network(url):
   """Fails at once where the downloaders would try again for minutes."""
   try:
-    urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_NETWORK_TIMEOUT).close()
+    urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
   except urllib.error.HTTPError:
     pass  # an answer, whatever it says
   except OSError as error:

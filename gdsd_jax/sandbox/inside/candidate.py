@@ -1,7 +1,6 @@
 """Holds the untrusted program: runs it afresh for every test and does what the judge asks of it. Decides nothing.
 
-Nothing here is a defence. The program shares this process and may take all of it over. It then still has only what any
-program has: a socket on which the judge asks for calls and takes nothing but plain data.
+Nothing here is a defence: a program may take this process over, and then has what any program has, the judge's socket.
 """
 
 from _collections import deque
@@ -18,17 +17,10 @@ import types
 import wire
 
 _CONTAINERS = (list, dict, set, bytearray, tuple, deque)
-
-
-def _await(value):
-  import asyncio  # which few programs need
-
-  return asyncio.run(value)
-
-
 # What the judge's stand-ins ask for, beside loading the program and calling what it defines.
 _OPERATIONS = {
-  "await": _await, "bool": bool, "delitem": operator.delitem, "getattr": getattr, "getitem": operator.getitem,
+  "await": lambda value: __import__("asyncio").run(value),  # imported late, as few programs need it
+  "bool": bool, "delitem": operator.delitem, "getattr": getattr, "getitem": operator.getitem,
   "isinstance": isinstance, "iter": iter, "len": len, "next": next, "repr": repr, "setattr": setattr,
   "setitem": operator.setitem, "str": str,
 }
@@ -116,7 +108,7 @@ def _serve(sock, control, job):
   try:
     control.close()
     resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_seconds"], job["cpu_seconds"] + 1))
-    candidate = Candidate(sock, job["program"])
+    candidate = Candidate(sock, job["source"])
     while True:
       candidate.answer(candidate.receive())
   finally:

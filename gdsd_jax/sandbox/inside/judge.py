@@ -1,7 +1,6 @@
 """Runs the tests, in a sandbox that the untrusted program never enters, and writes the verdict.
 
-The names under test are bound to stand-ins that send arguments to the program's process and take plain data back, so
-that every comparison is made here, by Python's own types.
+Tests see stand-ins for what the program defines, and plain data: every comparison is made here, by Python's own types.
 """
 
 import _socket
@@ -186,7 +185,7 @@ def main(job) -> None:
   control = _socket.socket(fileno=job["control"])
   trees = [names.parse(job["setup"] + "\n" + test) for test in job["tests"]]
   bound = names.under_test(trees, job["names"])
-  tasks = [functools.partial(compile, job["program"], "<program>", "exec", _ONLY_SYNTAX)]
+  tasks = [functools.partial(compile, job["source"], "<program>", "exec", _ONLY_SYNTAX)]
   for test, tree in zip(job["tests"], trees):
     tasks.append(functools.partial(_run, job["setup"], test, control, bound & names.free(tree), names.helpers(tree)))
   for task in tasks:

@@ -21,7 +21,9 @@ def under_test(tests: list, known: list) -> set:
   """
   loaded = set().union(*map(free, tests))
   called = set().union(*map(_called, tests)) & loaded
-  own = {name for name in loaded if name in known or not _is_python(name, name in called)}
+  of_python = {name for name in loaded
+               if hasattr(builtins, name) or name in _PACKAGES - called or _helper(name, name in called) is not None}
+  own = loaded - of_python | loaded.intersection(known)
   if own:
     return own
   of_modules = {name for name in called if not hasattr(builtins, name)} - _COMPARERS
@@ -56,10 +58,6 @@ def parse(source: str) -> ast.Module:
     return ast.parse(source)
   except (SyntaxError, ValueError, RecursionError, MemoryError):
     return ast.Module(body=[], type_ignores=[])
-
-
-def _is_python(name, called):
-  return hasattr(builtins, name) or name in _PACKAGES and not called or _helper(name, called) is not None
 
 
 def _helper(name, called):

@@ -106,16 +106,11 @@ def decode(data: bytes, resolve):
 def _from_json(node, resolve, depth):
   if depth > MAX_DEPTH:
     raise Malformed("nested too deeply")
+  if type(node) is dict:
+    raise Malformed("an object of JSON")
   if type(node) is not list:
-    if type(node) is dict:
-      raise Malformed("an object of JSON")
     return node
-  tag, *parts = node
-  return _join(tag, [_from_json(part, resolve, depth + 1) for part in parts], resolve)
-
-
-def _join(tag, parts, resolve):
-  """The value that a tag and the values after it stand for."""
+  tag, parts = node[0], [_from_json(part, resolve, depth + 1) for part in node[1:]]
   if tag in _COLLECTIONS:
     return _COLLECTIONS[tag](parts)
   match tag, parts:
@@ -152,7 +147,6 @@ class Peer:
 
   def __init__(self, sock):
     self._socket = sock
-    self._buffer = bytearray()
 
   def send(self, message) -> None:
     data = encode(message, self.refer)
@@ -171,14 +165,13 @@ class Peer:
     return message
 
   def _read(self, size):
-    while len(self._buffer) < size:
-      chunk = self._socket.recv(2**16)
+    data = bytearray()
+    while len(data) < size:
+      chunk = self._socket.recv(min(size - len(data), 2**16))
       if not chunk:
         raise EOFError
-      self._buffer += chunk
-    data = bytes(self._buffer[:size])
-    del self._buffer[:size]
-    return data
+      data += chunk
+    return bytes(data)
 
   def ask(self, operation, *arguments):
     """The other side's answer. Its errors are raised by `error`."""
