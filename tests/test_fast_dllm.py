@@ -29,6 +29,9 @@ SAMPLERS = {
 }
 families = pytest.mark.parametrize("family", MODELS)
 caches = pytest.mark.parametrize("cache", ["prefix", "dual"])
+# With "prefix" each block is compiled by itself: a case takes three times as long.
+slow_prefix = pytest.param("prefix", marks=pytest.mark.slow)
+dual = pytest.mark.parametrize("cache", [slow_prefix, "dual"])
 
 
 def made(family, **changes):
@@ -133,14 +136,14 @@ def test_a_cache_is_an_approximation(family, cache):
 
 
 @pytest.mark.parametrize("alg, alg_temp", [("entropy", 0.0), ("entropy", 0.5), ("origin", 0.0), ("topk_margin", 0.0)])
-@caches
+@dual
 def test_dream_with_a_cache_goes_block_by_block_with_every_algorithm(alg, alg_temp, cache):
   rollout = run("dream", alg=alg, alg_temp=alg_temp, cache=cache, threshold=None, steps=6, top_p=0.9)
   assert (np.asarray(rollout.tokens) != 20).all() and (np.asarray(rollout.tokens) < 24).all()
   assert np.isfinite(rollout.confidence).all()
 
 
-@caches
+@dual
 def test_dream_in_one_block_and_one_layer_is_the_exact_sampler(cache):
   same = dict(model=of_one_layer("dream"), alg="entropy", temperature=0.0, threshold=None, block_length=8, steps=5)
   assert_same(run("dream", **same), run("dream", cache=cache, **same))
@@ -256,7 +259,7 @@ def test_the_mask_token_is_never_chosen_even_when_it_is_the_most_likely(family, 
 
 
 @families
-@caches
+@dual
 def test_an_adapter_takes_part(family, cache):
   """Weights with an adapter give what weights with the adapter merged into them give, and not what the base gives."""
   denoiser, params = made(family, lora=LoraConfig(2, 2.0, 0.05, ("q", "v")))
@@ -275,7 +278,7 @@ def test_an_adapter_takes_part(family, cache):
 
 
 @families
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("cache", ["none", slow_prefix, "dual"])
 def test_eight_devices_sample_what_one_does(family, cache):
   options = dict(temperature=1.0, threshold=0.4, cache=cache, early_stop=True)
   alone = run(family, **options)
@@ -287,13 +290,13 @@ def test_eight_devices_sample_what_one_does(family, cache):
 
 
 @families
-@caches
+@dual
 def test_bfloat16_completions_are_whole(family, cache):
   rollout = run(family, model=made(family, dtype="bfloat16", param_dtype="bfloat16"), threshold=0.4, cache=cache)
   assert (np.asarray(rollout.tokens) != 20).all() and rollout.confidence.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("cache", ["none", slow_prefix, "dual"])
 def test_no_host_round_trip(cache):
   denoiser, params = made("llada")
   config = dataclasses.replace(SAMPLERS["llada"], cache=cache, threshold=0.4)
@@ -322,7 +325,7 @@ def text(tokens):
 
 @pytest.mark.parametrize("family, options", [
   ("llada", {}), ("llada", dict(threshold=0.5)), ("dream", dict(cache="dual")),
-  ("llada", dict(cache="prefix", block_length=4)),  # its blocks are compiled one by one: fewer of them
+  pytest.param("llada", dict(cache="prefix", block_length=4), marks=pytest.mark.slow),
 ])
 def test_an_early_stop_leaves_texts_as_they_are_and_fills_what_is_behind(family, options):
   options = {"block_length": 2, **options, "completion_length": 16, "steps": 16, "model": ending(family)}
