@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from gdsd_jax.checks import require
 from gdsd_jax.huggingface.layouts import FAMILIES
 from gdsd_jax.models.config import DenoiserConfig
 
@@ -43,8 +44,7 @@ def read_json_object(file: Path, field: str) -> dict[str, Any]:
     raise FileNotFoundError(f"{field}: {file} is missing") from None
   except ValueError as error:
     raise ValueError(f"{field}: {file} is not JSON: {error}") from None
-  if not isinstance(fields, dict):
-    raise ValueError(f"{field}: {file} holds no JSON object")
+  require(isinstance(fields, dict), field, f"{file} holds no JSON object")
   return fields
 
 
@@ -81,8 +81,8 @@ def load_config(path: Path) -> DenoiserConfig:
   file = path / "config.json"
   fields = read_json_object(file, "model.path")
   family = str(fields.get("model_type", "")).lower()
-  if family not in FAMILIES:
-    raise ValueError(f"model.path: {file} has model_type {family!r}; known are {', '.join(sorted(FAMILIES))}")
+  known = ", ".join(sorted(FAMILIES))
+  require(family in FAMILIES, "model.path", f"{file} has model_type {family!r}; known are {known}")
   try:
     return FAMILIES[family].parse_config(fields)
   except KeyError as error:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gdsd_jax.checks import require
 from gdsd_jax.huggingface.folder import load_config, resolve_path
 from gdsd_jax.huggingface.layouts import DREAM, FAMILIES, LLADA
 from gdsd_jax.models.config import DenoiserConfig
@@ -35,13 +36,10 @@ def architecture(path_or_hub_name: str) -> DenoiserConfig:
 
   Nothing is downloaded. Raises ValueError or OSError, one line.
   """
-  if Path(path_or_hub_name).is_dir():
-    return load_config(Path(path_or_hub_name))
-  if fields := PUBLISHED.get(path_or_hub_name):
+  is_folder, name = Path(path_or_hub_name).is_dir(), path_or_hub_name
+  if not is_folder and name in PUBLISHED:
+    fields = PUBLISHED[name]
     return FAMILIES[fields["model_type"].lower()].parse_config(fields)
-  if "/" in path_or_hub_name:
-    raise ValueError(
-      f"model.path: {path_or_hub_name!r} is no folder, and of the hub's models only {' and '.join(PUBLISHED)} are known"
-      " without their files; name a folder that holds its config.json"
-    )
-  return load_config(resolve_path(path_or_hub_name))
+  require(is_folder or "/" not in name, "model.path", f"{name!r} is no folder, and of the hub's models only"
+          f" {' and '.join(PUBLISHED)} are known without their files; name a folder that holds its config.json")
+  return load_config(resolve_path(name))
