@@ -35,10 +35,7 @@ _INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 def save_adapter(path, denoiser: Denoiser, params, base_model: str) -> None:
   """Writes the adapter of `params`, for `peft.PeftModel.from_pretrained` on the published model.
 
-  The folder is made if it is missing; `base_model` is the base model's name or path.
-
-  Raises:
-    OSError: one line naming the folder, when it cannot be written.
+  `base_model` is the base model's name or path. Raises OSError, one line naming the folder, when it cannot be written.
   """
   lora, tensors = denoiser.lora, {}
   for leaf, factors in params["lora"].items():
@@ -59,13 +56,9 @@ def save_adapter(path, denoiser: Denoiser, params, base_model: str) -> None:
 
 
 def load_adapter(path, denoiser: Denoiser, params):
-  """Adds the adapter of a PEFT folder to a base model, over whose mesh it is laid.
+  """(denoiser, params) of a base model with the adapter of a PEFT folder, laid over the model's mesh.
 
-  Returns:
-    (denoiser, params) as `lora.add_adapter` gives them, with the folder's weights.
-
-  Raises:
-    FileNotFoundError, ValueError: one line naming the file, when it is missing or does not fit the base model.
+  Raises FileNotFoundError or ValueError, one line naming the file, when it is missing or does not fit the base model.
   """
   config, file = _read_config(Path(path) / _CONFIG), Path(path) / _WEIGHTS
   tensors = _read_tensors(file)

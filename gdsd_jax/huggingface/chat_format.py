@@ -26,8 +26,7 @@ PRESETS = {
 def choose_template(folder: Path, tokenizer, family: str) -> str:
   """The chat template in the tokenizer's files, else in the folder's chat_template.json, else that of the family.
 
-  Raises:
-    ValueError: there is none, it is one of several without a default, or the vocabulary lacks the family's tokens.
+  Raises ValueError: there is none, it is one of several without a default, or the vocabulary lacks the family's tokens.
   """
   template = tokenizer.chat_template or _processor_template(folder)
   if isinstance(template, dict):  # named templates

@@ -49,10 +49,8 @@ def _added_tokens(folder: Path) -> dict[int, Any]:
   """Added tokens by id: those in tokenizer_config.json, and those that only added_tokens.json has."""
   from tokenizers import AddedToken
 
-  names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-  config, special_map, only_ids = (
-    json.loads((folder / name).read_text("utf-8")) if (folder / name).is_file() else {} for name in names
-  )
+  read = lambda name: json.loads((folder / name).read_text("utf-8")) if (folder / name).is_file() else {}
+  config, special_map, only_ids = map(read, ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"))
   added = {int(index): AddedToken(**token) for index, token in config.get("added_tokens_decoder", {}).items()}
   special = _special_strings(config) | _special_strings(special_map)
   known = {token.content for token in added.values()}

@@ -22,11 +22,9 @@ def load_tokenizer(path_or_hub_name, config: DenoiserConfig):
   It reads tokenizer.json, or for Dream's kin vocab.json and merges.txt, and with them tokenizer_config.json,
   special_tokens_map.json, added_tokens.json and the chat template. A base model without a template gets its family's.
   Where the tokenizer's files name no `mask_token` or `eos_token`, config.json, which is `config`, says which it is.
-  Returns a transformers.PreTrainedTokenizerFast.
 
-  Raises:
-    FileNotFoundError: a file is missing.
-    ValueError: a file is damaged or disagrees with `config`, or no chat template can be used.
+  Returns a transformers.PreTrainedTokenizerFast. Raises FileNotFoundError where a file is missing, ValueError where one
+  is damaged or disagrees with `config`, or no chat template can be used.
   """
   from transformers import PreTrainedTokenizerFast  # slow to import, and only tokenizers need it
 
