@@ -77,7 +77,6 @@ def evaluate_model(config: RunConfig, evaluated: Evaluated, out: Path, num_examp
   """Evaluates a model on the test split of `config.task`, by the `eval` section of the config, over its mesh.
 
   Args:
-    config, evaluated: what to evaluate, and whose model.
     out: folder for settings.json, generations.jsonl (a line for every length and example) and summary.json. What it
       holds already of the same evaluation is kept; the rest is generated.
     num_examples: the first of the test split; None for all.

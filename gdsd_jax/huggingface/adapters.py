@@ -61,7 +61,12 @@ def load_adapter(path, denoiser: Denoiser, params):
   Raises FileNotFoundError or ValueError, one line naming the file, when it is missing or does not fit the base model.
   """
   config, file = _read_config(Path(path) / _CONFIG), Path(path) / _WEIGHTS
-  tensors = _read_tensors(file)
+  if not file.is_file():
+    raise FileNotFoundError(f"{_FIELD}: {file} is missing")
+  try:
+    tensors = load_file(file)
+  except SafetensorError as error:
+    raise ValueError(f"{_FIELD}: {file} is damaged or truncated: {error}") from None
   found = [target for target, leaf in TARGETS.items() if _tensor_name(denoiser, leaf, 0, "A") in tensors]
   require(bool(found), _FIELD, f"{file} adapts none of this model's projections")
   lora = LoraConfig(config["r"], config["lora_alpha"], config["lora_dropout"], tuple(found))
@@ -70,8 +75,8 @@ def load_adapter(path, denoiser: Denoiser, params):
   adapter, used = {}, set()
   for (leaf, factor), spec in traverse_util.flatten_dict(adapted.abstract_params()["lora"]).items():
     layers = [_tensor_name(denoiser, leaf, layer, factor.upper()) for layer in range(denoiser.config.num_layers)]
-    shape = (lora.rank, -1) if factor == "b" else (-1, lora.rank)
-    expected = np.empty(spec.shape[1:]).reshape(shape).shape[::-1]
+    size = math.prod(spec.shape[1:]) // lora.rank
+    expected = (size, lora.rank) if factor == "b" else (lora.rank, size)
     for tensor in layers:
       require(tensor in tensors, _FIELD, f"{file} lacks {tensor}; every layer must be adapted alike")
       actual = tensors[tensor].shape
@@ -108,12 +113,3 @@ def _read_config(file: Path) -> dict:
     require(value is not None, _FIELD, f"{file} lacks the field {name!r}")
     require(type(value) in types and math.isfinite(value), _FIELD, f"{file}: {name} must be {kind}, not {value!r}")
   return fields
-
-
-def _read_tensors(file: Path) -> dict[str, np.ndarray]:
-  if not file.is_file():
-    raise FileNotFoundError(f"{_FIELD}: {file} is missing")
-  try:
-    return load_file(file)
-  except SafetensorError as error:
-    raise ValueError(f"{_FIELD}: {file} is damaged or truncated: {error}") from None

@@ -35,10 +35,9 @@ def load_backend(folder: Path):
   except Exception as error:  # the library raises bare Exception
     raise ValueError(f"model.path: {folder} has no readable vocab.json, merges.txt and added tokens: {error}") from None
   backend.normalizer = tokenizers.normalizers.NFC()
-  backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
-    tokenizers.pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated"),
-    tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-  ])
+  cuts = tokenizers.pre_tokenizers
+  split = cuts.Split(tokenizers.Regex(_SPLIT), behavior="isolated")
+  backend.pre_tokenizer = cuts.Sequence([split, cuts.ByteLevel(add_prefix_space=False, use_regex=False)])
   backend.decoder = tokenizers.decoders.ByteLevel()
   backend.add_tokens([token for token in added.values() if not token.special])
   backend.add_special_tokens([token for token in added.values() if token.special])

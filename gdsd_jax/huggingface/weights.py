@@ -179,7 +179,6 @@ def _check_files(path: Path, config: DenoiserConfig, abstract) -> dict[str, Path
     for name in _weight_names(config, leaf):
       require(name in where, "model.path", f"no weight file in {path} holds {name}")
       (shape, dtype), said = found[name], f"{name} in {where[name]}"
-      floating = dtype in ("F64", "F32", "F16", "BF16")
-      require(floating, "model.path", f"{said} is {dtype}, no floating-point weight")
+      require(dtype in ("F64", "F32", "F16", "BF16"), "model.path", f"{said} is {dtype}, no floating-point weight")
       require(shape == expected, "model.path", f"{said} has shape {shape}; config.json asks for {expected}")
   return where
