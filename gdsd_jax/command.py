@@ -63,10 +63,8 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _go_on_in_a_child() -> None:
-  """Returns in a child process. This one waits for it, and tells its end where it can no longer do so itself.
-
-  When the first process of a run is gone, or the devices' own collectives hang, JAX's runtime aborts the others.
-  """
+  """Returns in a child process; this one waits for it, and tells its end where it can no longer do so itself."""
+  # When the first process of a run is gone, or the devices' own collectives hang, JAX's runtime aborts the others.
   child = os.fork()
   if child == 0:
     processes.end_with_parent()

@@ -49,8 +49,9 @@ def test_shapes_of_the_published_weights(full_size):
   shapes = {}
   for path, spec in leaves:
     leaf = ".".join(key.key for key in path)
-    for weight, index in huggingface._weight_names(denoiser.config, leaf):
-      shapes[weight] = huggingface._linear_shape(leaf, spec.shape if index is ... else spec.shape[1:])
+    shape = spec.shape[1:] if huggingface._is_stacked(leaf) else spec.shape
+    for weight in huggingface._weight_names(denoiser.config, leaf):
+      shapes[weight] = huggingface._linear_shape(leaf, shape)
   if name == "llada_8b":
     assert len(shapes) == 3 + 32 * 9
     assert shapes["model.transformer.blocks.31.ff_out.weight"] == (4096, 12288)

@@ -1,7 +1,6 @@
 """Batches of prompts that are evaluated together: few shapes, so that few are compiled."""
 
 from collections.abc import Sequence
-import dataclasses
 import json
 
 import numpy as np
@@ -11,37 +10,23 @@ from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.tokenizer import prompt_lengths
 
 
-@dataclasses.dataclass(frozen=True)
-class Batch:
-  """Prompts that are sampled together: the tokens that each is padded to, and their places among all prompts."""
+def plan_batches(
+  tokenizer, prompts: Sequence[str], widths: Sequence[int], batch_size: int, field: str
+) -> list[tuple[int, list[int]]]:
+  """Batches of at most `batch_size` prompts, narrow ones first. They depend on nothing but the arguments.
 
-  width: int
-  indices: tuple[int, ...]
-
-
-def plan_batches(tokenizer, prompts: Sequence[str], widths: Sequence[int], batch_size: int, field: str) -> list[Batch]:
-  """Batches of all prompts, narrow ones first. They depend on nothing but the arguments.
-
-  Args:
-    tokenizer: counts their tokens.
-    prompts: N texts.
-    widths: allowed widths, ascending; each that is needed is compiled once for every sampler.
-    batch_size: the most prompts of a batch.
-    field: what the widths are called, for the message.
-
-  Raises:
-    ValueError: a prompt exceeds the last width.
+  Each is the tokens that its prompts are padded to, one of the `widths` (ascending), and their indices. Raises
+  ValueError, naming `field`, where a prompt exceeds the last width.
   """
   by_width = {}
   for index, length in enumerate(prompt_lengths(tokenizer, prompts).tolist()):
     width = next((width for width in widths if width >= length), None)
     if width is None:
-      raise ValueError(
-        f"{field}: a prompt has {length} tokens, at most {widths[-1]} are allowed: {json.dumps(prompts[index][:200])}"
-      )
+      shown = json.dumps(prompts[index][:200])
+      raise ValueError(f"{field}: a prompt has {length} tokens, at most {widths[-1]} are allowed: {shown}")
     by_width.setdefault(width, []).append(index)
   return [
-    Batch(width, tuple(indices[start:start + batch_size]))
+    (width, indices[start:start + batch_size])
     for width, indices in sorted(by_width.items())
     for start in range(0, len(indices), batch_size)
   ]
@@ -50,10 +35,9 @@ def plan_batches(tokenizer, prompts: Sequence[str], widths: Sequence[int], batch
 def generate(
   generator: Generator, params, prompts: Sequence[str], width: int, config: SamplerConfig, key, batch_size: int
 ) -> tuple[list[str], np.ndarray]:
-  """Completions of a batch, which is filled up to `batch_size` with its own prompts. Collective.
+  """Texts of a batch's completions up to their end, and their tokens up to there, int[B]. Collective.
 
-  Returns:
-    Texts up to their end, and their tokens up to there, int[B].
+  The batch is filled up to `batch_size` with its own prompts.
   """
   filled = np.arange(batch_size) % len(prompts)
   [(prompt, mask)] = generator.encode(prompts, [filled], (width,))

@@ -87,7 +87,6 @@ class DenoiserLM(LM):
     Args:
       pretrained: model folder (also of a PEFT adapter) or hub name.
       workdir, step: instead of it, a run and its checkpoint: latest, best, or a number.
-      dtype: number format of the weights.
       batch_size: prompts at a time, raised to a multiple of the devices that they are split over.
       max_gen_toks, steps_per_token, block_length: see `GenerationDefaults`.
       kind: which sampler; by default that of the model's family.
@@ -95,13 +94,13 @@ class DenoiserLM(LM):
       device, max_batch_size: not used; JAX chooses the device, and batches have one size.
     """
     super().__init__()
-    if unknown:
-      known = ", ".join(list(inspect.signature(type(self)).parameters)[:-1])
-      raise ValueError(f"--model_args: no setting {next(iter(unknown))!r}, known are {known}")
-    if (pretrained is None) == (workdir is None):
-      raise ValueError("--model_args: needs pretrained=FOLDER_OR_HUB_NAME, or workdir=RUN")
-    if not str(batch_size).isdecimal() or int(batch_size) < 1:
-      raise ValueError(f"--batch_size: must be a positive number, not {batch_size!r}")
+    known = ", ".join(list(inspect.signature(type(self)).parameters)[:-1])
+    for name in unknown:
+      raise ValueError(f"--model_args: no setting {name!r}, known are {known}")
+    given_one = (pretrained is None) != (workdir is None)
+    require(given_one, "--model_args", "needs pretrained=FOLDER_OR_HUB_NAME, or workdir=RUN")
+    is_number = str(batch_size).isdecimal() and int(batch_size) >= 1
+    require(is_number, "--batch_size", f"must be a positive number, not {batch_size!r}")
     try:
       defaults = GenerationDefaults(int(max_gen_toks), float(steps_per_token), int(block_length), kind or KINDS[0])
     except ValueError as error:
@@ -129,38 +128,34 @@ class DenoiserLM(LM):
   def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
     """Completions of requests with args (context, gen_kwargs). A context that does not fit is refused, not cut."""
     by_sampler, plan, texts = {}, [], [""] * len(requests)
-    for index, request in enumerate(requests):
-      by_sampler.setdefault(self._defaults.sampler(request.args[1]), []).append(index)
-    if ignored := {name for request in requests for name in request.args[1]} - _KNOWN:
+    contexts, settings = [request.args[0] for request in requests], [request.args[1] for request in requests]
+    for index, gen_kwargs in enumerate(settings):
+      by_sampler.setdefault(self._defaults.sampler(gen_kwargs), []).append(index)
+    if ignored := set().union(*settings) - _KNOWN:
       _log.warning("generation settings without effect on a denoiser: %s", ", ".join(sorted(ignored)))
-    contexts = [request.args[0] for request in requests]
     for sampler, indices in by_sampler.items():  # all before anything is generated: a context may be too long
-      part, widths = [contexts[i] for i in indices], self._widths(sampler)
-      for batch in plan_batches(self.tokenizer, part, widths, self.batch_size, field="--tasks"):
-        plan.append((sampler, batch.width, [indices[i] for i in batch.indices]))
+      part = [contexts[i] for i in indices]
+      batches = plan_batches(self.tokenizer, part, self._widths(sampler), self.batch_size, field="--tasks")
+      plan += [(sampler, width, [indices[i] for i in batch]) for width, batch in batches]
     for sampler, width, indices in plan:
       self._batches += 1
-      key = jax.random.fold_in(self._key, self._batches)
-      prompts = [contexts[i] for i in indices]
+      key, prompts = jax.random.fold_in(self._key, self._batches), [contexts[i] for i in indices]
       completions, _ = generate(self._generator, self._params, prompts, width, sampler, key, self.batch_size)
       for index, completion in zip(indices, completions):
-        texts[index] = cut_at(completion, requests[index].args[1].get("until"))
+        texts[index] = cut_at(completion, settings[index].get("until"))
         self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
     return texts
 
   def _widths(self, sampler: SamplerConfig) -> list[int]:
     length, positions = sampler.completion_length, self._generator.denoiser.config.max_positions
-    if (room := positions - length) < 1:
-      raise ValueError(
-        f"max_gen_toks: {length} tokens leave no room for a prompt in the {positions} positions of {self._path}"
-      )
+    room = positions - length
+    require(room >= 1, "max_gen_toks",
+            f"{length} tokens leave no room for a prompt in the {positions} positions of {self._path}")
     return [*(width for width in _WIDTHS if width < room), room]
 
   def loglikelihood(self, requests):
-    raise NotImplementedError(
-      "a masked diffusion model has no tractable likelihood, and bounds on it are not comparable with other models';"
-      " choose tasks with output_type: generate_until"
-    )
+    raise NotImplementedError("a masked diffusion model has no tractable likelihood, and bounds on it are not"
+                              " comparable with other models'; choose tasks with output_type: generate_until")
 
   loglikelihood_rolling = loglikelihood
 

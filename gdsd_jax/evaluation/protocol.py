@@ -77,16 +77,12 @@ def evaluate_model(config: RunConfig, evaluated: Evaluated, out: Path, num_examp
   """Evaluates a model on the test split of `config.task`, by the `eval` section of the config, over its mesh.
 
   Args:
-    config, evaluated: the evaluation, and whose it is.
     out: folder for settings.json, generations.jsonl (a line for every length and example) and summary.json. What it
       holds already of the same evaluation is kept; the rest is generated.
     num_examples: the first of the test split; None for all.
 
-  Returns:
-    The summary, see `summarize`.
-
-  Raises:
-    ValueError, OSError: one line with the cause. Nothing was written unless it came up while generating.
+  Returns the summary, see `summarize`. Raises ValueError or OSError, one line with the cause; nothing was written
+  unless it came up while generating.
   """
   evaluation = _Evaluation(config, evaluated.resolved(), num_examples)
   samplers, settings, count = evaluation.samplers, evaluation.settings, len(evaluation.examples)
@@ -115,12 +111,10 @@ class _Evaluation:
     require(len(test) > 0, "task.name", f"{config.task.name} has an empty test split")
     self.examples = [test[i] for i in range(min(num_examples or len(test), len(test)))]
     denoiser, self.params, path = evaluated.load(config.model, mesh)
-    family = denoiser.config.family
-    if config.sampler.kind != family:
-      _log.warning(
-        "sampler.kind is %s, yet %s is of the family %s, whose accuracy is published with --config.sampler.kind=%s",
-        config.sampler.kind, path, family, family,
-      )
+    kind, family = config.sampler.kind, denoiser.config.family
+    if kind != family:
+      _log.warning("sampler.kind is %s, yet %s is of the family %s, whose accuracy is published with"
+                   " --config.sampler.kind=%s", kind, path, family, family)
     tokenizer = load_tokenizer(path, denoiser.config)
     try:
       self.prompts = [chat_prompt(tokenizer, self.task.messages(example)) + self.prefill for example in self.examples]
@@ -132,7 +126,7 @@ class _Evaluation:
             f"{self.batch_size} cannot be split over mesh.data × mesh.fsdp = {shards} devices")
     self.batch_size = min(self.batch_size, math.ceil(len(self.examples) / shards) * shards)
     self.plan = plan_batches(tokenizer, self.prompts, buckets, self.batch_size, field="eval.prompt_buckets")
-    width, longest = self.plan[-1].width, max(self.samplers)
+    width, longest = self.plan[-1][0], max(self.samplers)
     said = f"eval.lengths: {longest} tokens after prompts of up to {width} (eval.prompt_buckets)"
     require_positions(said, width + longest, denoiser.config.max_positions, path)
     problems = json.dumps([self.prompts, self.examples], default=str)
@@ -147,17 +141,15 @@ class _Evaluation:
   def run(self, length: int, sampler: SamplerConfig, records: Records) -> float | None:
     """Adds the records of one length that are missing; returns tokens a second of batches that needed no compiling."""
     tokens, seconds, shown = 0, 0.0, time.monotonic()
-    pending = [batch for batch in self.plan if any((length, index) not in records.rows for index in batch.indices)]
-    for number, batch in enumerate(pending, start=1):
-      compiled, started = (sampler, (self.batch_size, batch.width)) in self.generator.compiled, time.monotonic()
+    pending = [(width, batch) for width, batch in self.plan if any((length, i) not in records.rows for i in batch)]
+    for number, (width, indices) in enumerate(pending, start=1):
+      compiled, started = (sampler, (self.batch_size, width)) in self.generator.compiled, time.monotonic()
       # A batch that was cut short is generated whole, as it was the first time, and the missing part is kept.
-      texts, counts = generate(
-        self.generator, self.params, [self.prompts[i] for i in batch.indices], batch.width, sampler, self.key,
-        self.batch_size,
-      )
+      prompts = [self.prompts[i] for i in indices]
+      texts, counts = generate(self.generator, self.params, prompts, width, sampler, self.key, self.batch_size)
       if compiled:
         tokens, seconds = tokens + length * len(texts), seconds + time.monotonic() - started
-      rows = self._grade(length, batch.indices, [self.prefill + text for text in texts], counts)
+      rows = self._grade(length, indices, [self.prefill + text for text in texts], counts)
       records.append([row for row in rows if (length, row["index"]) not in records.rows])
       if time.monotonic() - shown > _SECONDS_BETWEEN_LINES:
         shown = time.monotonic()
@@ -175,10 +167,10 @@ class _Evaluation:
         raise ValueError(f"task.name: scoring {self.task.name} raised {type(error).__name__}: {error}") from error
       return [dataclasses.asdict(grade) for grade in grades]
 
+    grades = share_work(len(completions), grade)
     return [
-      {"length": length, "index": index, "prompt": self.prompts[index], "completion": completion, "tokens": int(count),
-       **grade}
-      for index, completion, count, grade in zip(indices, completions, counts, share_work(len(completions), grade))
+      {"length": length, "index": i, "prompt": self.prompts[i], "completion": text, "tokens": int(count), **grade}
+      for i, text, count, grade in zip(indices, completions, counts, grades)
     ]
 
 
@@ -186,9 +178,8 @@ def fingerprint(params) -> str:
   """A short word that differs between trained weights, made of the first values of every leaf, wherever they lie."""
   checksum = 0
   for leaf in jax.tree.leaves(params):
-    everywhere = leaf.sharding
-    if isinstance(everywhere, jax.sharding.NamedSharding):
-      everywhere = replicated(everywhere.mesh)
+    lies = leaf.sharding
+    everywhere = replicated(lies.mesh) if isinstance(lies, jax.sharding.NamedSharding) else lies
     first = jax.jit(lambda leaf: leaf[(0,) * (leaf.ndim - 1)][:64], out_shardings=everywhere)(leaf)
     checksum = zlib.crc32(np.asarray(first).tobytes(), checksum)
   return f"{checksum:08x}"

@@ -8,6 +8,7 @@ import statistics
 
 import numpy as np
 
+from gdsd_jax.checks import require
 from gdsd_jax.parallel.processes import is_first_process, share_work
 from gdsd_jax.runs.config_dict import flatten
 from gdsd_jax.runs.files import JsonLines, write_whole
@@ -33,16 +34,16 @@ class Records:
     except OSError as error:
       raise OSError(f"--out: cannot make {self.out}: {error}") from error
     file, now = self.out / "settings.json", flatten(settings)
-    if not file.is_file() and self.path.is_file():
-      raise ValueError(f"--out: {self.path} lacks its settings.json; choose another --out")
+    whole = file.is_file() or not self.path.is_file()
+    require(whole, "--out", f"{self.path} lacks its settings.json; choose another --out")
     try:
       saved = flatten(json.loads(file.read_text())) if file.is_file() else now
     except (ValueError, AttributeError) as error:
       raise ValueError(f"--out: {file} does not hold settings: {error}") from None
     different = [name for name in sorted(saved.keys() | now.keys()) if saved.get(name) != now.get(name)]
-    if set(different) - {"model.source"}:  # the same weights may be called by another path
-      shown = "; ".join(f"{name}: {saved.get(name)!r} → {now.get(name)!r}" for name in different)
-      raise ValueError(f"--out: {self.out} holds an evaluation with other settings ({shown}); choose another --out")
+    shown = "; ".join(f"{name}: {saved.get(name)!r} → {now.get(name)!r}" for name in different)
+    same = set(different) <= {"model.source"}  # the same weights may be called by another path
+    require(same, "--out", f"{self.out} holds an evaluation with other settings ({shown}); choose another --out")
     if not file.is_file():
       write_whole(file, json.dumps(settings, indent=2) + "\n")
     try:
@@ -85,9 +86,8 @@ def _completion(line: bytes) -> dict:
 def summarize(rows: dict[tuple[int, int], dict], settings: dict) -> dict:
   """What an evaluation found, from its `Records.rows` and settings.
 
-  Returns:
-    `accuracy`, `interval` and `n` of `best_length`, the length with the highest accuracy (the shortest of equal ones;
-    the interval does not account for that choice), `lengths` with the numbers of each, and `task` and `model`.
+  It holds `accuracy`, `interval` and `n` of `best_length`, the length with the highest accuracy (the shortest of equal
+  ones; the interval does not account for that choice), `lengths` with the numbers of each, and `task` and `model`.
   """
   lengths, mean = {}, lambda values: float(np.mean(values))
   for length in sorted({length for length, _ in rows}):

@@ -8,9 +8,10 @@ import re
 
 from flax import traverse_util
 import numpy as np
-from safetensors import safe_open, SafetensorError
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
+from gdsd_jax.checks import require
 from gdsd_jax.huggingface.folder import read_json_object, written_whole
 from gdsd_jax.huggingface.layouts import FAMILIES
 from gdsd_jax.models.denoiser import Denoiser
@@ -18,6 +19,7 @@ from gdsd_jax.models.lora import LoraConfig, TARGETS
 from gdsd_jax.parallel.mesh import param_shardings
 from gdsd_jax.parallel.rows import lay_out
 
+_FIELD = "model.lora.path"
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # PEFT wraps the model twice
 # What PEFT can express and this adapter does not compute: refused, not miscomputed.
@@ -33,10 +35,7 @@ _INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 def save_adapter(path, denoiser: Denoiser, params, base_model: str) -> None:
   """Writes the adapter of `params`, for `peft.PeftModel.from_pretrained` on the published model.
 
-  The folder is made if it is missing; `base_model` is the base model's name or path.
-
-  Raises:
-    OSError: one line naming the folder, when it cannot be written.
+  `base_model` is the base model's name or path. Raises OSError, one line naming the folder, when it cannot be written.
   """
   lora, tensors = denoiser.lora, {}
   for leaf, factors in params["lora"].items():
@@ -57,37 +56,36 @@ def save_adapter(path, denoiser: Denoiser, params, base_model: str) -> None:
 
 
 def load_adapter(path, denoiser: Denoiser, params):
-  """Adds the adapter of a PEFT folder to a base model, over whose mesh it is laid.
+  """(denoiser, params) of a base model with the adapter of a PEFT folder, laid over the model's mesh.
 
-  Returns:
-    (denoiser, params) as `lora.add_adapter` gives them, with the folder's weights.
-
-  Raises:
-    FileNotFoundError, ValueError: one line naming the file, when it is missing or does not fit the base model.
+  Raises FileNotFoundError or ValueError, one line naming the file, when it is missing or does not fit the base model.
   """
   config, file = _read_config(Path(path) / _CONFIG), Path(path) / _WEIGHTS
-  tensors = _read_tensors(file)
+  if not file.is_file():
+    raise FileNotFoundError(f"{_FIELD}: {file} is missing")
+  try:
+    tensors = load_file(file)
+  except SafetensorError as error:
+    raise ValueError(f"{_FIELD}: {file} is damaged or truncated: {error}") from None
   found = [target for target, leaf in TARGETS.items() if _tensor_name(denoiser, leaf, 0, "A") in tensors]
-  if not found:
-    raise ValueError(f"model.lora.path: {file} adapts none of this model's projections")
+  require(bool(found), _FIELD, f"{file} adapts none of this model's projections")
   lora = LoraConfig(config["r"], config["lora_alpha"], config["lora_dropout"], tuple(found))
   adapted = dataclasses.replace(denoiser, lora=lora)
   shardings = param_shardings(adapted.mesh, adapted)["lora"]
   adapter, used = {}, set()
   for (leaf, factor), spec in traverse_util.flatten_dict(adapted.abstract_params()["lora"]).items():
     layers = [_tensor_name(denoiser, leaf, layer, factor.upper()) for layer in range(denoiser.config.num_layers)]
-    shape = (lora.rank, -1) if factor == "b" else (-1, lora.rank)
-    expected = np.empty(spec.shape[1:]).reshape(shape).shape[::-1]
+    size = math.prod(spec.shape[1:]) // lora.rank
+    expected = (size, lora.rank) if factor == "b" else (lora.rank, size)
     for tensor in layers:
-      if tensor not in tensors:
-        raise ValueError(f"model.lora.path: {file} lacks {tensor}; every layer must be adapted alike")
-      if (actual := tensors[tensor].shape) != expected:
-        raise ValueError(f"model.lora.path: {tensor} in {file} has shape {actual}, not {expected}")
+      require(tensor in tensors, _FIELD, f"{file} lacks {tensor}; every layer must be adapted alike")
+      actual = tensors[tensor].shape
+      require(actual == expected, _FIELD, f"{tensor} in {file} has shape {actual}, not {expected}")
     stacked = np.stack([tensors[tensor].T.astype(np.float32) for tensor in layers]).reshape(spec.shape)
     adapter[leaf, factor] = lay_out(spec.shape, shardings[leaf][factor], stacked.__getitem__)
     used.update(layers)
-  if unknown := sorted(tensors.keys() - used):
-    raise ValueError(f"model.lora.path: {file} holds {unknown[0]}, which this model has no place for")
+  for unknown in sorted(tensors.keys() - used):
+    raise ValueError(f"{_FIELD}: {file} holds {unknown}, which this model has no place for")
   return adapted, {**params, "lora": traverse_util.unflatten_dict(adapter)}
 
 
@@ -101,32 +99,17 @@ def _tensor_name(denoiser: Denoiser, leaf: str, layer: int, factor: str) -> str:
 
 
 def _read_config(file: Path) -> dict:
-  fields = read_json_object(file, "model.lora.path")
-  if fields.get("peft_type") != "LORA":
-    raise ValueError(f"model.lora.path: {file} describes no LoRA adapter (peft_type {fields.get('peft_type')!r})")
+  fields = {"lora_dropout": 0.0, **read_json_object(file, _FIELD)}
+  kind, start = fields.get("peft_type"), fields.get("init_lora_weights")
+  require(kind == "LORA", _FIELD, f"{file} describes no LoRA adapter (peft_type {kind!r})")
   for name, off in {**_OFF, **_OFF_WHERE_KNOWN, "bias": "none"}.items():
-    if fields.get(name, off) not in (off, None) and fields[name] != []:
-      raise ValueError(f"model.lora.path: {file} has {name} = {fields[name]!r}, which is not supported")
-  if fields.get("init_lora_weights") not in _INITS:
-    raise ValueError(
-      f"model.lora.path: {file} has init_lora_weights = {fields['init_lora_weights']!r}, which changes the base model;"
-      " let PEFT convert it to a plain adapter (save_pretrained's path_initial_model_for_weight_conversion)"
-    )
-  fields = {"lora_dropout": 0.0, **fields}
+    value = fields.get(name, off)
+    require(value in (off, None, []), _FIELD, f"{file} has {name} = {value!r}, which is not supported")
+  require(start in _INITS, _FIELD, f"{file} has init_lora_weights = {start!r}, which changes the base model; let PEFT"
+          " convert it to a plain adapter (save_pretrained's path_initial_model_for_weight_conversion)")
   for name, kind, types in (("r", "an integer", (int,)), ("lora_alpha", "a finite number", (int, float)),
                             ("lora_dropout", "a number", (int, float))):
-    if (value := fields.get(name)) is None:
-      raise ValueError(f"model.lora.path: {file} lacks the field {name!r}")
-    if type(value) not in types or not math.isfinite(value):
-      raise ValueError(f"model.lora.path: {file}: {name} must be {kind}, not {value!r}")
+    value = fields.get(name)
+    require(value is not None, _FIELD, f"{file} lacks the field {name!r}")
+    require(type(value) in types and math.isfinite(value), _FIELD, f"{file}: {name} must be {kind}, not {value!r}")
   return fields
-
-
-def _read_tensors(file: Path) -> dict[str, np.ndarray]:
-  if not file.is_file():
-    raise FileNotFoundError(f"model.lora.path: {file} is missing")
-  try:
-    with safe_open(file, "np") as tensors:
-      return {name: tensors.get_tensor(name) for name in tensors.keys()}
-  except SafetensorError as error:
-    raise ValueError(f"model.lora.path: {file} is damaged or truncated: {error}") from None

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 import re
 
+from gdsd_jax.checks import require
+
 # The formats of the published instruct models, as their model cards state them.
 PRESETS = {
   "llada": (
@@ -24,23 +26,20 @@ PRESETS = {
 def choose_template(folder: Path, tokenizer, family: str) -> str:
   """The chat template in the tokenizer's files, else in the folder's chat_template.json, else that of the family.
 
-  Raises:
-    ValueError: there is none, it is one of several without a default, or the vocabulary lacks the family's tokens.
+  Raises ValueError: there is none, it is one of several without a default, or the vocabulary lacks the family's tokens.
   """
   template = tokenizer.chat_template or _processor_template(folder)
   if isinstance(template, dict):  # named templates
-    if "default" not in template and len(template) > 1:
-      raise ValueError(f"model.path: {folder} has chat templates {', '.join(sorted(template))}, but none named default")
+    require("default" in template or len(template) <= 1, "model.path",
+            f"{folder} has chat templates {', '.join(sorted(template))}, but none named default")
     template = template.get("default") or next(iter(template.values()), None)
   if template:
     return template
-  if family not in PRESETS:
-    raise ValueError(f"model.path: {folder} has no chat template (tokenizer_config.json or chat_template.jinja)")
+  lacks = f"{folder} has no chat template"
+  require(family in PRESETS, "model.path", f"{lacks} (tokenizer_config.json or chat_template.jinja)")
   tokens = dict.fromkeys(re.findall(r"<\|\w+\|>", PRESETS[family]))
-  if lacking := ", ".join(token for token in tokens if token not in tokenizer.get_vocab()):
-    raise ValueError(
-      f"model.path: {folder} has no chat template, and its vocabulary lacks {lacking} of {family}'s format"
-    )
+  lacking = ", ".join(token for token in tokens if token not in tokenizer.get_vocab())
+  require(not lacking, "model.path", f"{lacks}, and its vocabulary lacks {lacking} of {family}'s format")
   return PRESETS[family]
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import re
 from typing import Any
 
+import huggingface_hub
 from safetensors import SafetensorError
 
+from gdsd_jax.checks import require
 from gdsd_jax.huggingface.layouts import FAMILIES
 from gdsd_jax.models.config import DenoiserConfig
 
@@ -26,8 +28,6 @@ def resolve_path(path_or_hub_name: str | os.PathLike) -> Path:
     return _ASSETS / name
   if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.exists():
     raise FileNotFoundError(f"model.path: {name!r} is neither a folder nor a hub name (ORGANISATION/NAME)")
-  import huggingface_hub  # its import and the network are only for hub names
-
   try:
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
   except Exception as error:  # many kinds, all of them "not to be had": name, network, permission
@@ -43,8 +43,7 @@ def read_json_object(file: Path, field: str) -> dict[str, Any]:
     raise FileNotFoundError(f"{field}: {file} is missing") from None
   except ValueError as error:
     raise ValueError(f"{field}: {file} is not JSON: {error}") from None
-  if not isinstance(fields, dict):
-    raise ValueError(f"{field}: {file} holds no JSON object")
+  require(isinstance(fields, dict), field, f"{file} holds no JSON object")
   return fields
 
 
@@ -81,8 +80,8 @@ def load_config(path: Path) -> DenoiserConfig:
   file = path / "config.json"
   fields = read_json_object(file, "model.path")
   family = str(fields.get("model_type", "")).lower()
-  if family not in FAMILIES:
-    raise ValueError(f"model.path: {file} has model_type {family!r}; known are {', '.join(sorted(FAMILIES))}")
+  known = ", ".join(sorted(FAMILIES))
+  require(family in FAMILIES, "model.path", f"{file} has model_type {family!r}; known are {known}")
   try:
     return FAMILIES[family].parse_config(fields)
   except KeyError as error:

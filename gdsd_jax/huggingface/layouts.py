@@ -13,23 +13,15 @@ class _Field(str):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How a family writes its models.
+  """How a family writes its models."""
 
-  Attributes:
-    hub_name: the published model, whose layout its kin share.
-    classes: the published code, for `transformers` with trust_remote_code; this package never runs it.
-    required: what config.json can express but this transformer does not compute otherwise: any other value is refused.
-    config: all else that the published code reads in config.json: constants, and fields of DenoiserConfig.
-    special: function from config.json to the fields of DenoiserConfig that it may leave out, or has other words for.
-    weight_names: parameter path -> weight name; `{layer}` marks the ones that are stacked along `layers`.
-  """
-
-  hub_name: str
-  classes: Mapping[str, str]
-  required: Mapping[str, Any]
-  config: Mapping[str, Any]
+  hub_name: str  # the published model, whose layout its kin share
+  classes: Mapping[str, str]  # the published code, for `transformers` with trust_remote_code: never run here
+  required: Mapping[str, Any]  # what this transformer computes in no other way: any other value is refused
+  config: Mapping[str, Any]  # all else that the published code reads: constants, and fields of DenoiserConfig
+  # From config.json to the fields of DenoiserConfig that it may leave out, or has other words for.
   special: Callable[[Mapping[str, Any]], dict[str, Any]]
-  weight_names: Mapping[str, str]
+  weight_names: Mapping[str, str]  # parameter path -> weight name, with {layer} where it is stacked along `layers`
 
   def parse_config(self, fields: Mapping[str, Any]) -> DenoiserConfig:
     """DenoiserConfig from the fields of config.json. Raises ValueError on what the transformer cannot compute."""
@@ -49,12 +41,11 @@ class Layout:
 
   def format_config(self, config: DenoiserConfig, dtype: str) -> dict[str, Any]:
     """The fields of config.json, all that the published modelling code reads."""
-    code = {
-      "architectures": [self.classes["AutoModel"].partition(".")[2]],
-      "auto_map": {name: f"{self.hub_name}--{path}" for name, path in self.classes.items()},
-    }
+    architectures = [self.classes["AutoModel"].partition(".")[2]]
+    auto_map = {name: f"{self.hub_name}--{path}" for name, path in self.classes.items()}
     values = {k: getattr(config, v) if isinstance(v, _Field) else v for k, v in self.config.items()}
-    return {**code, **self.required, **values, "torch_dtype": dtype, "use_cache": False}
+    return {"architectures": architectures, "auto_map": auto_map, **self.required, **values,
+            "torch_dtype": dtype, "use_cache": False}
 
 
 def _weight_names(embedding: str, final_norm: str, head: str, block: str, **modules: str) -> dict[str, str]:

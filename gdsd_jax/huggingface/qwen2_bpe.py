@@ -12,10 +12,8 @@ from typing import Any
 
 # Pieces that BPE never joins: contractions, words with one leading mark or space, single digits, runs of other marks,
 # line breaks, blanks. The models were trained on these: with any other rule the same text gives other tokens.
-_SPLIT = (
-  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-  r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+          r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 
 def load_backend(folder: Path):
@@ -37,10 +35,9 @@ def load_backend(folder: Path):
   except Exception as error:  # the library raises bare Exception
     raise ValueError(f"model.path: {folder} has no readable vocab.json, merges.txt and added tokens: {error}") from None
   backend.normalizer = tokenizers.normalizers.NFC()
-  backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
-    tokenizers.pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated"),
-    tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-  ])
+  cuts = tokenizers.pre_tokenizers
+  split = cuts.Split(tokenizers.Regex(_SPLIT), behavior="isolated")
+  backend.pre_tokenizer = cuts.Sequence([split, cuts.ByteLevel(add_prefix_space=False, use_regex=False)])
   backend.decoder = tokenizers.decoders.ByteLevel()
   backend.add_tokens([token for token in added.values() if not token.special])
   backend.add_special_tokens([token for token in added.values() if token.special])
@@ -51,10 +48,8 @@ def _added_tokens(folder: Path) -> dict[int, Any]:
   """Added tokens by id: those in tokenizer_config.json, and those that only added_tokens.json has."""
   from tokenizers import AddedToken
 
-  names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-  config, special_map, only_ids = (
-    json.loads((folder / name).read_text("utf-8")) if (folder / name).is_file() else {} for name in names
-  )
+  read = lambda name: json.loads((folder / name).read_text("utf-8")) if (folder / name).is_file() else {}
+  config, special_map, only_ids = map(read, ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"))
   added = {int(index): AddedToken(**token) for index, token in config.get("added_tokens_decoder", {}).items()}
   special = _special_strings(config) | _special_strings(special_map)
   known = {token.content for token in added.values()}

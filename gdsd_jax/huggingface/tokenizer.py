@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gdsd_jax.checks import require
 from gdsd_jax.huggingface import chat_format, qwen2_bpe
 from gdsd_jax.huggingface.folder import resolve_path
 from gdsd_jax.models.config import DenoiserConfig
@@ -22,12 +23,8 @@ def load_tokenizer(path_or_hub_name, config: DenoiserConfig):
   special_tokens_map.json, added_tokens.json and the chat template. A base model without a template gets its family's.
   Where the tokenizer's files name no `mask_token` or `eos_token`, config.json, which is `config`, says which it is.
 
-  Returns:
-    transformers.PreTrainedTokenizerFast, with a chat template.
-
-  Raises:
-    FileNotFoundError: a file is missing.
-    ValueError: a file is damaged or disagrees with `config`, or no chat template can be used.
+  Returns a transformers.PreTrainedTokenizerFast. Raises FileNotFoundError where a file is missing, ValueError where one
+  is damaged or disagrees with `config`, or no chat template can be used.
   """
   from transformers import PreTrainedTokenizerFast  # slow to import, and only tokenizers need it
 
@@ -58,13 +55,12 @@ def load_tokenizer(path_or_hub_name, config: DenoiserConfig):
 
 def _agree(tokenizer, config: DenoiserConfig, path: Path) -> None:
   """Refuses ids beyond the model's vocabulary and another mask token than the model's; names mask and end of text."""
-  highest = max(tokenizer.get_vocab().values())
-  if highest >= config.vocab_size:
-    raise ValueError(f"model.path: {path}: {highest + 1} tokens do not fit the model's {config.vocab_size}")
-  if tokenizer.mask_token_id not in (None, config.mask_token_id):
-    raise ValueError(f"model.path: {path}: the mask token is {tokenizer.mask_token_id} in the tokenizer's files,"
-                     f" {config.mask_token_id} in config.json")
-  mask = tokenizer.convert_ids_to_tokens(config.mask_token_id)
+  tokens, size = max(tokenizer.get_vocab().values()) + 1, config.vocab_size
+  require(tokens <= size, "model.path", f"{path}: {tokens} tokens do not fit the model's {size}")
+  told, mask_id = tokenizer.mask_token_id, config.mask_token_id
+  require(told in (None, mask_id), "model.path",
+          f"{path}: the mask token is {told} in the tokenizer's files, {mask_id} in config.json")
+  mask = tokenizer.convert_ids_to_tokens(mask_id)
   if mask is not None:  # None: no text can hold it
     tokenizer.add_special_tokens({"mask_token": mask})
   end = tokenizer.convert_ids_to_tokens(config.eos_token_id)
@@ -101,18 +97,15 @@ def _generation_stops(folder: Path) -> list[int]:
 def chat_prompt(tokenizer, messages: Sequence[dict[str, str]]) -> str:
   """The prompt's text for chat messages, ready for the assistant's turn.
 
-  Special tokens within a message are encoded as such, as in the published models' own code.
-
-  Raises:
-    ValueError: a message holds the mask token, an end, or a token that the chat format itself writes.
+  Special tokens within a message are encoded as such, as in the published models' own code. Raises ValueError where a
+  message holds the mask token, an end, or a token that the chat format itself writes.
   """
   for message in messages:
     role, content = message["role"], message["content"]
     for token in _reserved_tokens(tokenizer):
       if token in content:
-        raise ValueError(
-          f"a {role} message holds {token}, which only the chat format may write: {json.dumps(content[:200])}"
-        )
+        shown = json.dumps(content[:200])
+        raise ValueError(f"a {role} message holds {token}, which only the chat format may write: {shown}")
   return chat_format.render(tokenizer, messages, for_reply=True)
 
 
@@ -142,19 +135,10 @@ def left_padded(prompts: Sequence[Sequence[int]], width: int, pad_token_id: int)
 
 
 def encode_prompts(tokenizer, prompts: Sequence[str], buckets: Sequence[int], pad_token_id: int):
-  """Prompts as left-padded tokens; the width is the smallest bucket that holds all of them.
+  """Prompts, which hold their special tokens already, as `left_padded` tokens and mask.
 
-  Args:
-    tokenizer: see `load_tokenizer`.
-    prompts: texts that hold their special tokens already.
-    buckets: allowed widths, ascending. Few of them: every width is compiled once.
-    pad_token_id: written before short prompts.
-
-  Returns:
-    See `left_padded`.
-
-  Raises:
-    ValueError: a prompt is longer than the last bucket, or holds the mask token.
+  The width is the smallest of the `buckets`, ascending, that holds all. Few of them: every width is compiled once.
+  Raises ValueError where a prompt is longer than the last bucket, or holds the mask token.
   """
   encoded = token_ids(tokenizer, prompts)
   lengths = [len(ids) for ids in encoded]

@@ -10,10 +10,12 @@ import math
 from pathlib import Path
 
 from flax import traverse_util
+from huggingface_hub import split_state_dict_into_shards_factory
 import numpy as np
 from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
 
+from gdsd_jax.checks import require
 from gdsd_jax.huggingface.folder import load_config, resolve_path, written_whole
 from gdsd_jax.huggingface.layouts import FAMILIES
 from gdsd_jax.models.config import DenoiserConfig
@@ -26,16 +28,13 @@ _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_dtype: str | None = None,
                     remat: str = "none"):
-  """Loads a denoiser from a Hugging Face folder or hub name.
+  """Loads (denoiser, params) from a Hugging Face folder or hub name.
 
   Args:
     path_or_hub_name: folder with config.json and safetensors, hub name, or "tiny", the embedded model.
     dtype: "float32" or "bfloat16", for matrix products and, unless `param_dtype` is given, for the parameters.
     mesh: `jax.sharding.Mesh` to lay the parameters over (`make_mesh`); None for the default device.
     param_dtype, remat: see `Denoiser`.
-
-  Returns:
-    (denoiser, params).
 
   Raises:
     FileNotFoundError, ValueError: a file is missing, damaged or does not fit config.json; nothing was allocated yet.
@@ -48,25 +47,20 @@ def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_d
 def load_weights(path: Path, denoiser: Denoiser):
   """Parameters of a denoiser's base model from a local folder, laid over its mesh. Raises as `load_pretrained`."""
   base = dataclasses.replace(denoiser, lora=None)
-  abstract, shardings = (
-    traverse_util.flatten_dict(tree, sep=".") for tree in (base.abstract_params(), param_shardings(base.mesh, base))
-  )
+  abstract = traverse_util.flatten_dict(base.abstract_params(), sep=".")
+  shardings = traverse_util.flatten_dict(param_shardings(base.mesh, base), sep=".")
   files, params = _check_files(path, base.config, abstract), {}
   for leaf, spec in abstract.items():
-    read = functools.partial(_read_part, base.config, files, leaf, spec)
-    params[leaf] = lay_out(spec.shape, shardings[leaf], read)
+    weights = [(name, files[name]) for name in _weight_names(base.config, leaf)]
+    params[leaf] = lay_out(spec.shape, shardings[leaf], functools.partial(_read_part, weights, leaf, spec))
   return traverse_util.unflatten_dict(params, sep=".")
 
 
 def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 * 2**30) -> None:
   """Writes config.json and safetensors in the layout of the model's family; `load_pretrained` gives back every bit.
 
-  A failed save leaves an earlier one whole.
-
-  Args:
-    path: folder, made if it is missing.
-    denoiser, params: as `load_pretrained` returns them.
-    max_shard_bytes: size at which a further weight file is begun.
+  The folder is made if it is missing, and a further weight file is begun at `max_shard_bytes`. A failed save leaves an
+  earlier one whole.
 
   Raises:
     ValueError: the layout has no place for the parameters' adapter, or for something in the config.
@@ -80,36 +74,40 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
   if lost := [name for name, value in vars(config).items() if getattr(read_back, name) != value]:
     raise ValueError(f"the layout of {config.family} has no place for this model's {', '.join(lost)}")
   leaves = traverse_util.flatten_dict(params, sep=".")
-  plan = _plan_shards(config, leaves, max_shard_bytes)
-  names = [f"model-{i + 1:05d}-of-{len(plan):05d}.safetensors" for i in range(len(plan))]
-  names = names if len(plan) > 1 else [_SINGLE]
+  places = {name: (leaf, layer) for leaf in leaves for layer, name in enumerate(_weight_names(config, leaf))}
+  places = dict(sorted(places.items(), key=lambda item: (_is_stacked(item[1][0]), item[1][1])))  # layer by layer
+  size = lambda place: leaves[place[0]].nbytes // (config.num_layers if _is_stacked(place[0]) else 1)
+  split = split_state_dict_into_shards_factory(
+    places, get_storage_size=size, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_bytes
+  )
+
+  def published(leaf: str, layer: int) -> np.ndarray:
+    weight = np.asarray(leaves[leaf][layer] if _is_stacked(leaf) else leaves[leaf])
+    return np.ascontiguousarray(_as_linear(leaf, weight))
+
   # The index is removed first: loading prefers it to the single file.
   stale = (_INDEX, "model*.safetensors", ".model*.incomplete")
   with written_whole(Path(path), "the model", stale) as temporary:
-    for name, shard in zip(names, plan):
-      tensors = {weight: _to_linear(leaf, np.asarray(leaves[leaf][index])) for weight, leaf, index in shard}
-      save_file(tensors, temporary(name), metadata={"format": "pt"})
-      del tensors
-    if len(plan) > 1:
-      weight_map = {weight: name for name, shard in zip(names, plan) for weight, _, _ in shard}
-      total = sum(leaf.nbytes for leaf in leaves.values())
-      temporary(_INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+    for file, names in split.filename_to_tensors.items():
+      save_file({name: published(*places[name]) for name in names}, temporary(file), metadata={"format": "pt"})
+    if split.is_sharded:
+      index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+      temporary(_INDEX).write_text(json.dumps(index, indent=2))
     temporary("config.json").write_text(json.dumps(fields, indent=2) + "\n")
 
 
-def _weight_names(config: DenoiserConfig, leaf: str) -> list[tuple[str, object]]:
-  """(weight name, index into the leaf) of every weight that a leaf is made of."""
-  name = FAMILIES[config.family].weight_names[leaf]
-  if "{layer}" not in name:
-    return [(name, ...)]
-  return [(name.format(layer=layer), layer) for layer in range(config.num_layers)]
+def _is_stacked(leaf: str) -> bool:
+  return leaf.startswith("blocks.")
+
+
+def _weight_names(config: DenoiserConfig, leaf: str) -> list[str]:
+  """The weights that a leaf is made of: one, or one of each layer."""
+  layers = range(config.num_layers) if _is_stacked(leaf) else range(1)
+  return [FAMILIES[config.family].weight_names[leaf].format(layer=layer) for layer in layers]
 
 
 def _inputs(leaf: str) -> int:
-  """How many dimensions are the input of a linear layer, which is [out, in] where it is published, [in…, out…] here.
-
-  It is 0 for any other weight.
-  """
+  """Dimensions of a linear layer's input, here [in…, out…] and published as [out, in]; 0 for any other weight."""
   inputs = {"query": 1, "key": 1, "value": 1, "output": 2, "gate": 1, "up": 1, "down": 1, "head": 1}
   return inputs.get(leaf.rpartition(".")[2], 0)
 
@@ -135,36 +133,35 @@ def _linear_index(leaf: str, shape: tuple[int, ...], index: tuple[slice, ...]) -
   return tuple(joined(group) for group in _groups(leaf, len(shape)))
 
 
-def _to_linear(leaf: str, array: np.ndarray) -> np.ndarray:
-  shape = _linear_shape(leaf, array.shape)
-  return np.ascontiguousarray(array.reshape(shape[::-1]).T if _inputs(leaf) else array.reshape(shape))
+def _as_linear(leaf: str, weight: np.ndarray) -> np.ndarray:
+  """A view of one layer's weight in the published shape."""
+  shape = _linear_shape(leaf, weight.shape)
+  return weight.reshape(shape[::-1]).T if _inputs(leaf) else weight.reshape(shape)
 
 
-def _read_part(config: DenoiserConfig, files: dict[str, Path], leaf: str, spec, index: tuple[slice, ...]) -> np.ndarray:
+def _read_part(weights: list[tuple[str, Path]], leaf: str, spec, index: tuple[slice, ...]) -> np.ndarray:
   """The part `index` of a leaf (slices with a start and a stop), in the leaf's dtype; nothing else is read."""
   part = np.empty([dimension.stop - dimension.start for dimension in index], spec.dtype)
-  names = _weight_names(config, leaf)
-  stacked = names[0][1] is not ...
-  for row, (name, _) in enumerate(names[index[0]] if stacked else names):
-    shape, wanted = (spec.shape[1:], index[1:]) if stacked else (spec.shape, index)
-    destination = part[row] if stacked else part
-    with safe_open(files[name], "np") as tensors:
-      weight = tensors.get_slice(name)[_linear_index(leaf, shape, wanted)]
-    destination[...] = (weight.T if _inputs(leaf) else weight).reshape(destination.shape)
+  shape, rows = spec.shape, part[None]
+  if _is_stacked(leaf):
+    weights, shape, index, rows = weights[index[0]], shape[1:], index[1:], part
+  for row, (name, file) in zip(rows, weights):
+    with safe_open(file, "np") as tensors:
+      _as_linear(leaf, row)[...] = tensors.get_slice(name)[_linear_index(leaf, shape, index)]
   return part
 
 
 def _check_files(path: Path, config: DenoiserConfig, abstract) -> dict[str, Path]:
   """The file of each weight, after every header was read and every shape compared with config.json's."""
-  index, files, where, shapes, dtypes = path / _INDEX, [path / _SINGLE], {}, {}, {}
+  index, files, where, found = path / _INDEX, [path / _SINGLE], {}, {}
   if index.is_file():
     try:
       files = sorted({path / file for file in json.loads(index.read_text())["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise ValueError(f"model.path: {index} is no index of weights: {error!r}") from None
     for file in files:
-      if file.parent != path or file.name == "..":
-        raise ValueError(f"model.path: {index} names {file}, which is no file of its folder")
+      inside = file.parent == path and file.name != ".."
+      require(inside, "model.path", f"{index} names {file}, which is no file of its folder")
   elif not files[0].is_file():
     raise FileNotFoundError(f"model.path: {path} has neither {_SINGLE} nor {_INDEX}")
   for file in files:
@@ -174,30 +171,14 @@ def _check_files(path: Path, config: DenoiserConfig, abstract) -> dict[str, Path
       with safe_open(file, "np") as tensors:
         for name in tensors.keys():
           weight = tensors.get_slice(name)
-          where[name], shapes[name], dtypes[name] = file, tuple(weight.get_shape()), weight.get_dtype()
+          where[name], found[name] = file, (tuple(weight.get_shape()), weight.get_dtype())
     except SafetensorError as error:
       raise ValueError(f"model.path: weight file {file} is damaged or truncated: {error}") from None
   for leaf, spec in abstract.items():
-    for name, index in _weight_names(config, leaf):
-      if name not in where:
-        raise ValueError(f"model.path: no weight file in {path} holds {name}")
-      if dtypes[name] not in ("F64", "F32", "F16", "BF16"):
-        raise ValueError(f"model.path: {name} in {where[name]} is {dtypes[name]}, no floating-point weight")
-      shape, expected = shapes[name], _linear_shape(leaf, spec.shape if index is ... else spec.shape[1:])
-      if shape != expected:
-        raise ValueError(f"model.path: {name} in {where[name]} has shape {shape}; config.json asks for {expected}")
+    expected = _linear_shape(leaf, spec.shape[1:] if _is_stacked(leaf) else spec.shape)
+    for name in _weight_names(config, leaf):
+      require(name in where, "model.path", f"no weight file in {path} holds {name}")
+      (shape, dtype), said = found[name], f"{name} in {where[name]}"
+      require(dtype in ("F64", "F32", "F16", "BF16"), "model.path", f"{said} is {dtype}, no floating-point weight")
+      require(shape == expected, "model.path", f"{said} has shape {shape}; config.json asks for {expected}")
   return where
-
-
-def _plan_shards(config: DenoiserConfig, leaves, max_shard_bytes: int):
-  """Lists of (weight name, leaf, index), layer by layer, each list at most max_shard_bytes (or a single weight)."""
-  weights = [(name, leaf, index) for leaf in leaves for name, index in _weight_names(config, leaf)]
-  weights.sort(key=lambda weight: -1 if weight[2] is ... else weight[2])
-  shards, size = [], math.inf
-  for name, leaf, index in weights:
-    nbytes = leaves[leaf].nbytes // (1 if index is ... else config.num_layers)
-    if size + nbytes > max_shard_bytes:
-      shards, size = [*shards, []], 0
-    shards[-1].append((name, leaf, index))
-    size += nbytes
-  return shards

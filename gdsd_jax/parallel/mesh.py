@@ -6,6 +6,8 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gdsd_jax.checks import require
+
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # sequences are split over both: fsdp shards weights and batch alike
 
@@ -30,12 +32,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
   devices = jax.devices() if devices is None else devices
   sizes = [data, fsdp, tensor]
   named = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes))
-  if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-    raise ValueError(f"{named}: sizes are positive, and at most one is -1 (the rest)")
+  valid = sizes.count(-1) <= 1 and all(size >= 1 or size == -1 for size in sizes)
+  require(valid, named, "sizes are positive, and at most one is -1 (the rest)")
   if -1 in sizes:
     sizes[sizes.index(-1)] = max(len(devices) // math.prod(size for size in sizes if size != -1), 1)
-  if math.prod(sizes) != len(devices):
-    raise ValueError(f"{named}: their product must be the number of devices, {len(devices)}")
+  require(math.prod(sizes) == len(devices), named, f"their product must be the number of devices, {len(devices)}")
   # Where an axis is no product of the slice's own axes, one of these is split between two of the mesh.
   return Mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), MESH_AXES)
 

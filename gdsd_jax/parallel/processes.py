@@ -13,6 +13,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from gdsd_jax.checks import require
+
 
 def gather_json(value: Any) -> list:
   """The value that each process gave, in their order; floats arrive bit for bit. A JSON value; collective."""
@@ -79,13 +81,11 @@ def join_processes() -> None:
   names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
   values, arguments = [os.environ.get(name) for name in names], {}
   if any(values):
-    if missing := [name for name, value in zip(names, values) if not value]:
-      raise ValueError(f"{missing[0]}: is not set; of several processes each needs all of {', '.join(names)}")
+    for name, value in zip(names, values):
+      require(bool(value), name, f"is not set; of several processes each needs all of {', '.join(names)}")
     address, count, index = values
-    if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
-      raise ValueError(
-        f"JAX_PROCESS_ID, JAX_NUM_PROCESSES: must be a number from 0 and the count above it, not {index!r}, {count!r}"
-      )
+    require(count.isdecimal() and index.isdecimal() and int(index) < int(count), "JAX_PROCESS_ID, JAX_NUM_PROCESSES",
+            f"must be a number from 0 and the count above it, not {index!r}, {count!r}")
     arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
   elif not _in_known_cluster():
     return

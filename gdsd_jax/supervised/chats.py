@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gdsd_jax.checks import require
 from gdsd_jax.huggingface.tokenizer import chat_prompt, left_padded, token_ids
 from gdsd_jax.supervised.config import ChatsConfig
 from gdsd_jax.tasks import sources
@@ -20,21 +21,16 @@ class Chat(NamedTuple):
 def read_chats(config: ChatsConfig, tokenizer) -> tuple[list[Chat], int]:
   """The chats of a run's `data` section that fit its buckets, and how many do not.
 
-  Raises:
-    ValueError, OSError: one line naming the field, or the file and line of a row that is no chat.
+  Raises ValueError or OSError, one line naming the field, or the file and line of a row that is no chat.
   """
-  field = "data.train_source"
+  field, width, length = "data.train_source", config.prompt_buckets[-1], config.completion_buckets[-1]
   rows = sources.open_source(config.train_source, ["messages"], field=field, data_dir=config.data_dir)
   pairs = sources.examples_of(rows, lambda row: _split_turns(row, tokenizer), field=field)
   sides = (token_ids(tokenizer, [pair[side] for pair in pairs]) for side in ("prompt", "completion"))
   chats = [Chat(*texts) for texts in zip(*sides)]
-  fitting = [chat for chat in chats if len(chat.prompt) <= config.prompt_buckets[-1]
-             and len(chat.completion) <= config.completion_buckets[-1]]
-  if not fitting:
-    raise ValueError(
-      f"data.prompt_buckets, data.completion_buckets: none of the {len(chats)} chats fits"
-      f" {config.prompt_buckets[-1]} and {config.completion_buckets[-1]} tokens"
-    )
+  fitting = [chat for chat in chats if len(chat.prompt) <= width and len(chat.completion) <= length]
+  require(bool(fitting), "data.prompt_buckets, data.completion_buckets",
+          f"none of the {len(chats)} chats fits {width} and {length} tokens")
   return fitting, len(chats) - len(fitting)
 
 
@@ -63,10 +59,8 @@ def _split_turns(row: Mapping[str, Any], tokenizer) -> dict[str, str]:
 def batch_of(chats: Sequence[Chat], prompt_buckets, completion_buckets, pad_token_id: int, eos_token_id: int):
   """Chats as what `joined` gives and P, with prompts and completions in the smallest buckets."""
   prompts, completions = zip(*chats)
-  width, length = (
-    next(bucket for bucket in buckets if bucket >= max(map(len, texts)))
-    for buckets, texts in ((prompt_buckets, prompts), (completion_buckets, completions))
-  )
+  smallest = lambda buckets, texts: next(bucket for bucket in buckets if bucket >= max(map(len, texts)))
+  width, length = smallest(prompt_buckets, prompts), smallest(completion_buckets, completions)
   return *joined(*left_padded(prompts, width, pad_token_id), completions, length, eos_token_id), width
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gdsd_jax.checks import require_positions
+from gdsd_jax.checks import require, require_positions
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh
@@ -41,9 +41,8 @@ def _finetuning_step(state: TrainState, batch, *, denoiser, optimizer, prompt_le
 
   def loss_fn(params, part, key):
     noise_key, dropout_key = jax.random.split(key)
-    return masked_cross_entropy(
-      denoiser, {**state.frozen, **params}, noise_key, *part, prompt_length=prompt_length, dropout_key=dropout_key
-    )
+    options = {"prompt_length": prompt_length, "dropout_key": dropout_key}
+    return masked_cross_entropy(denoiser, {**state.frozen, **params}, noise_key, *part, **options)
 
   def accumulate(total, scanned):
     (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, *scanned)
@@ -60,10 +59,7 @@ def _finetuning_step(state: TrainState, batch, *, denoiser, optimizer, prompt_le
 
 
 def finetune(config: FinetuningConfig, workdir: epath.Path, out: Path) -> None:
-  """Runs or resumes fine-tuning in `workdir` and writes the model, or the adapter of a LoRA run, to `out`.
-
-  Raises as `run_training`.
-  """
+  """Runs or resumes fine-tuning in `workdir` and writes the model, or adapter, to `out`. Raises as `run_training`."""
   with Interruption() as interruption:
     training = _Finetuning(config, workdir, out)
     run_training(training, interruption)
@@ -82,8 +78,8 @@ class _Finetuning(Training):
     self.config, self.workdir = config, workdir
     self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     shards, microbatch = batch_shards(self.mesh), config.batch_size // config.optimizer.accumulation
-    if microbatch % shards:
-      raise ValueError(f"batch_size: {microbatch} chats of a microbatch cannot be split over {shards} devices")
+    require(microbatch % shards == 0, "batch_size",
+            f"{microbatch} chats of a microbatch cannot be split over {shards} devices")
     check_out(out, workdir, config.model)
     open_workdir(workdir, config)
     self.denoiser, params = load_model(config.model, config.seed, self.mesh)
@@ -107,14 +103,11 @@ class _Finetuning(Training):
       _log.info("compiling the step for %d chats of up to %d tokens", *arrays[0].shape)
     held = local_rows(self.mesh, config.batch_size)
     batch = tuple(spread(self.mesh, config.batch_size, array[held]) for array in arrays)
-    self.state, metrics = _finetuning_step(
-      self.state, batch, denoiser=self.denoiser, optimizer=self.optimizer, prompt_length=width,
-      accumulation=config.optimizer.accumulation,
-    )
+    static = {"denoiser": self.denoiser, "optimizer": self.optimizer, "accumulation": config.optimizer.accumulation}
+    self.state, metrics = _finetuning_step(self.state, batch, prompt_length=width, **static)
     row = {name: float(value) for name, value in jax.device_get(metrics).items()}
     for name in ("loss", "grad_norm"):
-      if not math.isfinite(row[name]):
-        raise ValueError(f"step {number}: {name} is {row[name]}; lower optimizer.learning_rate")
+      require(math.isfinite(row[name]), f"step {number}", f"{name} is {row[name]}; lower optimizer.learning_rate")
     return row
 
   def show(self, row: Mapping[str, Any], progress: Progress) -> None:

@@ -41,19 +41,16 @@ _SPECIAL_TOKENS = (BEGIN, END, "<|start_header_id|>", "<|end_header_id|>", END_O
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...], path: Path):
-  """Trains a byte-level BPE tokenizer and writes it as Hugging Face files; digits and tags are single tokens.
-
-  Returns transformers.PreTrainedTokenizerFast.
-  """
+  """A PreTrainedTokenizerFast by byte-level BPE, also written to `path`; digits and tags are single tokens."""
   import tokenizers
   from transformers import PreTrainedTokenizerFast
 
   bpe, cuts = tokenizers.Tokenizer(tokenizers.models.BPE()), tokenizers.pre_tokenizers
   bpe.pre_tokenizer = cuts.Sequence([cuts.Digits(individual_digits=True), cuts.ByteLevel(add_prefix_space=False)])
   bpe.decoder = tokenizers.decoders.ByteLevel()
+  size = vocab_size - len(_SPECIAL_TOKENS) - len(tags)
   trainer = tokenizers.trainers.BpeTrainer(
-    vocab_size=vocab_size - len(_SPECIAL_TOKENS) - len(tags), show_progress=False,
-    initial_alphabet=cuts.ByteLevel.alphabet(),
+    vocab_size=size, show_progress=False, initial_alphabet=cuts.ByteLevel.alphabet()
   )
   bpe.train_from_iterator(texts, trainer)
   bpe.add_tokens([tokenizers.AddedToken(tag, normalized=False) for tag in tags])
@@ -80,8 +77,7 @@ def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path) -> None:
   """Runs or resumes the pretraining of a model in `workdir` and writes its Hugging Face folder to `out`.
 
   Besides what every task has, config.task must offer `tags` (texts that become single tokens), `solution(example)` and
-  `careless_solution(example, slips, rng)`. `out` keeps what it holds until there is something better.
-  Raises as `run_training`.
+  `careless_solution(example, slips, rng)`. `out` keeps what it holds until the end. Raises as `run_training`.
   """
   with Interruption() as interruption:
     check_folder(out, {workdir: "the run's own folder (--workdir)"})
@@ -125,9 +121,8 @@ class _Pretraining(Training):
 
   def _encode(self, examples) -> None:
     """Lays out the training data, with right and with careless solutions: tokens and masks, see `joined`."""
-    prompts = encode_prompts(
-      self.tokenizer, self.sampler.prompts(examples), self.sampler.prompt_buckets, self.denoiser.config.pad_token_id
-    )
+    texts, pad_token_id = self.sampler.prompts(examples), self.denoiser.config.pad_token_id
+    prompts = encode_prompts(self.tokenizer, texts, self.sampler.prompt_buckets, pad_token_id)
     right = [self.task.solution(example) for example in examples]
     careless = [self.task.careless_solution(example, self.config.slips, self._rng) for example in examples]
     self._data, length = [], self.config.sampler.completion_length
