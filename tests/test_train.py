@@ -174,7 +174,7 @@ def test_unknown_preset_lists_the_known_ones(tmp_path):
 
 
 def test_full_disk_on_save_is_one_clear_line(tmp_path):
-  result = launch(tmp_path, limit_file_size=100_000, steps=6, **{"log.plot_seconds": 1e9})
+  result = launch(tmp_path, limit_file_size=100_000, steps=3, **{"log.plot_seconds": 1e9})
   assert result.returncode != 0
   assert "cannot save" in result.stderr.strip().splitlines()[-1]
   assert "Traceback" not in result.stderr
