@@ -63,14 +63,6 @@ class Program:
     """While it runs, without the programs themselves."""
     return self.resident_bytes + self.argument_bytes + self.output_bytes - self.alias_bytes + self.temporary_bytes
 
-  def seconds(self, chip: Chip) -> dict[str, float]:
-    """Time of one call if nothing but its FLOPs, its memory traffic or its collectives took time, each at its peak."""
-    return {
-      "compute": self.cost.flops / chip.flops_per_second,
-      "memory": self.cost.hbm_bytes / chip.hbm_bytes_per_second,
-      "interconnect": self.cost.collective_bytes / chip.ici_bytes_per_second,
-    }
-
 
 @dataclasses.dataclass(frozen=True)
 class PodPlan:
