@@ -3,6 +3,17 @@
 from typing import Any
 
 _GB = 1e9
+_ROWS = (  # label, field of a side, format, unit
+  ("  seconds", "seconds", ".3f", 1),
+  ("  seconds of all threads", "cpu_seconds", ".3f", 1),
+  ("  threads that wanted to run", "load", ".1f", 1),
+  ("  seconds a denoising step", "seconds_per_denoising_step", ".4f", 1),
+  ("  speed over exact sampling", "speedup_over_exact", ".2f", 1),
+  ("  completion tokens/s", "tokens_per_second", ",.1f", 1),
+  ("  needed FLOP/s over the peak", "utilisation", ".1%", 1),
+  ("  memory before, GB", "bytes_before", ".3f", _GB),
+  ("  peak memory, GB", "bytes_peak", ".3f", _GB),
+)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -29,21 +40,10 @@ def _compared(name: str, found: dict[str, Any]) -> list[str]:
   ratios = {"seconds": found.get("speedup"), "cpu_seconds": found.get("cpu_speedup"),
             "bytes_peak": found.get("memory_ratio")}
   lines = [_row(name, *sides, *(["ratio"] if ratios["seconds"] else []))]
-
-  def row(label, field, form):
-    cells = [form(found[side][field]) if field in found[side] else "" for side in sides]
+  for label, field, form, unit in _ROWS:
+    cells = [f"{found[side][field] / unit:{form}}" if field in found[side] else "" for side in sides]
     if any(cells):
       lines.append(_row(label, *cells, *([f"{ratios[field]:.2f}"] if ratios.get(field) else [])))
-
-  row("  seconds", "seconds", lambda value: f"{value:.3f}")
-  row("  seconds of all threads", "cpu_seconds", lambda value: f"{value:.3f}")
-  row("  threads that wanted to run", "load", lambda value: f"{value:.1f}")
-  row("  seconds a denoising step", "seconds_per_denoising_step", lambda value: f"{value:.4f}")
-  row("  speed over exact sampling", "speedup_over_exact", lambda value: f"{value:.2f}")
-  row("  completion tokens/s", "tokens_per_second", lambda value: f"{value:,.1f}")
-  row("  needed FLOP/s over the peak", "utilisation", lambda value: f"{value:.1%}")
-  row("  memory before, GB", "bytes_before", lambda value: f"{value / _GB:.3f}")
-  row("  peak memory, GB", "bytes_peak", lambda value: f"{value / _GB:.3f}")
   lines += [f"  {side}: {found[side]['error']}" for side in sides if "error" in found[side]]
   if "equal_tokens" in found:
     lines.append(f"  equal tokens: {found['equal_tokens']:.2%}")

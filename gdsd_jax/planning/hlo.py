@@ -32,23 +32,17 @@ class Shape:
 
 @dataclasses.dataclass(eq=False)
 class Instruction:
-  """One line of HLO.
+  """One line of HLO."""
 
-  Attributes:
-    computation: name of the computation that it stands in.
-    shapes: several arrays where the result is a tuple.
-    literal: what stands between the parentheses.
-    users: instructions that read it, with the position of the operand.
-  """
-
-  computation: str
+  computation: str  # name of the one that it stands in
   name: str
-  shapes: tuple[Shape, ...]
+  shapes: tuple[Shape, ...]  # several arrays where the result is a tuple
   opcode: str
   operands: tuple["Instruction", ...] = dataclasses.field(repr=False)
-  literal: str
+  literal: str  # what stands between the parentheses
   attributes: str
   is_root: bool
+  # Instructions that read it, with the position of the operand.
   users: list[tuple["Instruction", int]] = dataclasses.field(default_factory=list, repr=False)
 
   @property
@@ -94,6 +88,10 @@ class Module:
 
   def root(self, computation: str) -> Instruction:
     return next(i for i in self.computations[computation].values() if i.is_root)
+
+  def parameters(self, computation: str) -> list[Instruction]:
+    found = [i for i in self.computations[computation].values() if i.opcode == "parameter"]
+    return sorted(found, key=lambda parameter: int(parameter.literal))
 
   @functools.cached_property
   def loops(self) -> list[Instruction]:

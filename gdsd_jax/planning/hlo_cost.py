@@ -29,18 +29,13 @@ _KERNEL_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4
 
 @dataclasses.dataclass
 class Cost:
-  """What one chip does in one execution.
+  """What one chip does in one execution."""
 
-  Attributes:
-    flops: two for each multiply-add in a matrix product.
-    collectives: kind -> (how many, bytes that the chip sends over the interconnect by a ring).
-    loops_of_unknown_length: loops whose trip count the text does not tell; they are counted once.
-  """
-
-  flops: float = 0.0
+  flops: float = 0.0  # two for each multiply-add in a matrix product
   hbm_bytes: float = 0.0
+  # Kind -> (how many, bytes that the chip sends over the interconnect by a ring).
   collectives: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-  loops_of_unknown_length: int = 0
+  loops_of_unknown_length: int = 0  # whose trip count the text does not tell; they are counted once
 
   @property
   def collective_bytes(self) -> float:
@@ -115,7 +110,8 @@ class _Walk:
     operands = [operand.hbm_bytes for operand in instruction.operands]
     if opcode == "fusion":
       called = instruction.called("calls")
-      read = sum(min(self._read(called, i), 1) * held for i, held in enumerate(operands))
+      parameters = self.module.parameters(called)
+      read = sum(min(self._read(parameter), 1) * held for parameter, held in zip(parameters, operands))
       return read + sum(shape.hbm_bytes * share for shape, share in zip(shapes, self._written(called, len(shapes))))
     if opcode == "copy-start":  # (destination, source, context)
       return operands[0] + shapes[0].hbm_bytes
@@ -129,26 +125,20 @@ class _Walk:
       return sum(operands) + received.hbm_bytes
     return sum(operands) + instruction.hbm_bytes
 
-  def _read(self, computation: str, position: int) -> float:
-    """Share of its operand at `position` that a fusion reads: slices of it alone, if that is all it uses."""
-    for value in self.module.computations[computation].values():
-      if value.opcode == "parameter" and value.literal == str(position):
-        return self._read_value(value, value.nbytes)
-    return 0
-
-  def _read_value(self, value: Instruction, whole: int) -> float:
+  def _read(self, value: Instruction) -> float:
+    """Share of its operand, the parameter `value`, that a fusion reads: slices of it alone, if that is all it uses."""
     read = 0.0
     for user, position in value.users:
       if user.opcode == "bitcast":
-        read += self._read_value(user, whole)
+        read += self._read(user)
       elif user.opcode in ("dynamic-slice", "slice", "gather") and position == 0:
-        read += user.nbytes / max(whole, 1)
+        read += user.nbytes / max(value.nbytes, 1)
       elif user.opcode == "dynamic-update-slice" and position == 0 or user.opcode in ("tuple", "custom-call"):
         continue  # what is updated in place, or handed through
       elif user.opcode.removesuffix("-start") in COLLECTIVES and not self._starts_here(user):
         continue
       elif user.opcode == "fusion":
-        read += self._read(user.called("calls"), position)
+        read += self._read(self.module.parameters(user.called("calls"))[position])
       else:
         read += 1
     return read
