@@ -27,12 +27,9 @@ _CHECKED = ("loss", "grad_norm", "score")
 def measure(setting: Setting, say: Callable[[str], None] = print) -> dict[str, Any]:
   """Everything that a setting asks for, as JSON values.
 
-  Returns:
-    The setting's fields; `parameters`; `device`; `versions`; `peak_flops_per_second` of a large matrix product by each
-    side; `sampling` and `training`, see `_sides`; `memory`, see `scoring_memory`.
-
-  Raises:
-    ValueError, OSError: one line; the device has too little memory, or PyTorch cannot use it.
+  They are the setting's fields; `parameters`; `device`; `versions`; `peak_flops_per_second` of a large matrix product
+  by each side; `sampling` and `training`, see `_sides`; `memory`, see `scoring_memory`. Raises ValueError or OSError,
+  one line, where the device has too little memory or PyTorch cannot use it.
   """
   with tempfile.TemporaryDirectory(prefix="gdsd_benchmark_") as folder:
     say(f"making a {setting.model} model and its inputs")
@@ -43,10 +40,9 @@ def measure(setting: Setting, say: Callable[[str], None] = print) -> dict[str, A
     if set(setting.only) & {"sampling", "training"}:
       works = _works("peak_flops", setting, device["platform"], setting.dtype)
       result["peak_flops_per_second"] = {side: _in_own_process(*work) for side, work in works.items()}
-    if "sampling" in setting.only:
-      result["sampling"] = _sampling(setting, Path(folder), result, say)
-    if "training" in setting.only:
-      result["training"] = _training(setting, Path(folder), result, say)
+    for name, measurement in (("sampling", _sampling), ("training", _training)):
+      if name in setting.only:
+        result[name] = measurement(setting, Path(folder), result, say)
   if "memory" in setting.only:
     say("compiling scores at several vocabularies")
     result["memory"] = _in_own_process(ours.scoring_memory, setting)
@@ -101,8 +97,7 @@ def _training(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
   for name, side in sides.items():
     if "seconds" in side:
       side |= {check: runs[name][0][check] for check in _CHECKED}
-  compared = _compared(sides)
-  if compared:
+  if compared := _compared(sides):
     differences = {check: abs(sides["ours"][check] / sides["reference"][check] - 1) for check in _CHECKED}
     compared["relative_difference"] = differences
   return {"flops": flops, **sides, **compared}

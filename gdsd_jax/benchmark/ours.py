@@ -25,8 +25,7 @@ from gdsd_jax.runs.state import init_state, make_optimizer, split_adapter
 from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
-VOCABULARIES = (8192, 32768, 131072)
-_MEMORY_RANK = 8  # where the setting has no adapter, the rank of one whose gradient's memory is told
+_VOCABULARIES = (8192, 32768, 131072)
 
 
 def prepare(folder: Path, setting: Setting) -> tuple[dict[str, Any], int]:
@@ -146,16 +145,13 @@ def _load(folder: Path, setting: Setting):
   return denoiser, params, mesh, ScoringBatch(**arrays), advantages
 
 
-def _allocated(device) -> Memory:
-  """What JAX allocated on an accelerator; the peak is that since the process began, which JAX cannot reset."""
-  stats = device.memory_stats
-  return Memory(lambda: None, held=lambda: stats()["bytes_in_use"], peak=lambda: stats()["peak_bytes_in_use"])
-
-
 def _measured(work: Callable[[], Any], profile: str | None, name: str) -> tuple[Any, dict[str, float]]:
   """`measured`, and a trace of one more run in the folder `profile`."""
   device = jax.local_devices()[0]
-  found = measured(work, process_memory() if device.platform == "cpu" else _allocated(device))
+  allocated = lambda field: device.memory_stats()[field]
+  # The peak is that since the process began: JAX cannot reset it.
+  on_device = Memory(lambda: None, lambda: allocated("bytes_in_use"), lambda: allocated("peak_bytes_in_use"))
+  found = measured(work, process_memory() if device.platform == "cpu" else on_device)
   if profile:
     with jax.profiler.trace(str(Path(profile) / name)):
       work()
@@ -165,13 +161,13 @@ def _measured(work: Callable[[], Any], profile: str | None, name: str) -> tuple[
 def scoring_memory(setting: Setting) -> dict[int, dict[str, int]]:
   """Vocabulary -> peak temporary bytes of the scores of one rollout, and of these with the gradient of an adapter.
 
-  As XLA assigned them to the compiled programs; nothing is run.
+  XLA assigned them to the compiled programs; nothing is run. The adapter has rank 8 where the setting has none.
   """
   found = {}
-  for vocabulary in VOCABULARIES:
+  for vocabulary in _VOCABULARIES:
     special = dict.fromkeys(("mask_token_id", "eos_token_id", "pad_token_id"), 0)
     config = dataclasses.replace(setting.architecture, vocab_size=vocabulary, **special)
-    lora = setting.lora or LoraConfig(_MEMORY_RANK, dropout=0.0)
+    lora = setting.lora or LoraConfig(rank=8, dropout=0.0)
     denoiser = Denoiser(config, setting.dtype, setting.dtype, setting.remat, lora)
     adapter, params = split_adapter(denoiser.abstract_params())
     tokens = jax.ShapeDtypeStruct((1, setting.prompt_length + setting.completion_length), jnp.int32)

@@ -9,16 +9,15 @@ import torch
 from gdsd_jax.benchmark import torch_llada, torch_loops
 from gdsd_jax.benchmark.meter import measured, Memory, process_memory, product_flops, PRODUCT_SIZE
 from gdsd_jax.benchmark.setting import REFERENCE_NORM, Setting
+from gdsd_jax.checks import require
 from gdsd_jax.runs.config import OptimizerConfig
 
 
 def torch_device(platform: str) -> str:
   """PyTorch's name of the device that JAX calls `platform`. Raises ValueError if it cannot use it."""
-  if platform == "cpu":
-    return "cpu"
-  if platform == "gpu" and torch.cuda.is_available():
-    return "cuda"
-  raise ValueError(f"--reference: PyTorch {torch.__version__} cannot use the {platform} that JAX uses")
+  usable = {"cpu": "cpu", "gpu": "cuda"} if torch.cuda.is_available() else {"cpu": "cpu"}
+  require(platform in usable, "--reference", f"PyTorch {torch.__version__} cannot use the {platform} that JAX uses")
+  return usable[platform]
 
 
 def peak_flops(dtype: str, platform: str) -> float:

@@ -71,15 +71,12 @@ class Setting:
             f"their sum exceeds the {longest} positions of the model")
     _ = self.sampler, self.fast_sampler, self.loss  # which check their own fields
     if self.reference:
-      self._check_reference()
-
-  def _check_reference(self):
-    require(importlib.util.find_spec("torch") is not None, "--reference",
-            "PyTorch is not installed; pip install torch, or leave --reference out")
-    require(self.architecture.family == "llada", "--reference",
-            f"it is a version of LLaDA's loops; --model={self.model} is no LLaDA")
-    require(self.loss.name != "espo" or "training" not in self.only, "--reference",
-            "it knows the objectives gdsd and gdsd_tlc, not espo")
+      require(importlib.util.find_spec("torch") is not None, "--reference",
+              "PyTorch is not installed; pip install torch, or leave --reference out")
+      require(self.architecture.family == "llada", "--reference",
+              f"it is a version of LLaDA's loops; --model={self.model} is no LLaDA")
+      require(self.loss.name != "espo" or "training" not in self.only, "--reference",
+              "it knows the objectives gdsd and gdsd_tlc, not espo")
 
   @property
   def architecture(self) -> DenoiserConfig:

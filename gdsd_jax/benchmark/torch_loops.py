@@ -29,14 +29,13 @@ def sample(model: Llada, prompt, sampler: SamplerConfig):
     end = prompt_length + (block + 1) * block_length
     for step in range(steps_of_block):
       commit = block_length // steps_of_block + (step < block_length % steps_of_block)
-      masked = x == mask_id
       logits = model(x)
       probabilities = logits.double().softmax(dim=-1)
       logits[..., mask_id] = -math.inf
       predicted = _with_gumbel_noise(logits, sampler.temperature).argmax(dim=-1)
       confidence = probabilities.gather(-1, predicted[..., None]).squeeze(-1)
       confidence[:, end:] = -math.inf
-      confidence = torch.where(masked, confidence, -math.inf)
+      confidence = torch.where(x == mask_id, confidence, -math.inf)
       for row in range(batch):
         chosen = confidence[row].topk(commit).indices
         x[row, chosen] = predicted[row, chosen]

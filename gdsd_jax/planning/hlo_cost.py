@@ -121,8 +121,7 @@ class _Walk:
     if opcode == "dynamic-update-slice":
       return 2 * operands[1]
     if opcode.removesuffix("-start") in COLLECTIVES:
-      received = shapes[-1 if opcode == "all-gather-start" else 0]
-      return sum(operands) + received.hbm_bytes
+      return sum(operands) + shapes[-1 if opcode == "all-gather-start" else 0].hbm_bytes
     return sum(operands) + instruction.hbm_bytes
 
   def _read(self, value: Instruction) -> float:
