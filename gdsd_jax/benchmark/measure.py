@@ -27,12 +27,9 @@ _CHECKED = ("loss", "grad_norm", "score")
 def measure(setting: Setting, say: Callable[[str], None] = print) -> dict[str, Any]:
   """Everything that a setting asks for, as JSON values.
 
-  Returns:
-    The setting's fields; `parameters`; `device`; `versions`; `peak_flops_per_second` of a large matrix product by each
-    side; `sampling` and `training`, see `_sides`; `memory`, see `scoring_memory`.
-
-  Raises:
-    ValueError, OSError: one line; the device has too little memory, or PyTorch cannot use it.
+  They are the setting's fields; `parameters`; `device`; `versions`; `peak_flops_per_second` of a large matrix product
+  by each side; `sampling` and `training`, see `_sides`; `memory`, see `scoring_memory`. Raises ValueError or OSError,
+  one line, where the device has too little memory or PyTorch cannot use it.
   """
   with tempfile.TemporaryDirectory(prefix="gdsd_benchmark_") as folder:
     say(f"making a {setting.model} model and its inputs")
@@ -41,13 +38,11 @@ def measure(setting: Setting, say: Callable[[str], None] = print) -> dict[str, A
     versions = {name: importlib.metadata.version(name) for name in libraries}
     result = {**vars(setting), "parameters": parameters, "device": device, "versions": versions}
     if set(setting.only) & {"sampling", "training"}:
-      peaks = result["peak_flops_per_second"] = {"ours": _in_own_process(ours.peak_flops, setting.dtype)}
-      if setting.reference:
-        peaks["reference"] = _in_own_process(_reference().peak_flops, setting.dtype, device["platform"])
-    if "sampling" in setting.only:
-      result["sampling"] = _sampling(setting, Path(folder), result, say)
-    if "training" in setting.only:
-      result["training"] = _training(setting, Path(folder), result, say)
+      works = _works("peak_flops", setting, device["platform"], setting.dtype)
+      result["peak_flops_per_second"] = {side: _in_own_process(*work) for side, work in works.items()}
+    for name, measurement in (("sampling", _sampling), ("training", _training)):
+      if name in setting.only:
+        result[name] = measurement(setting, Path(folder), result, say)
   if "memory" in setting.only:
     say("compiling scores at several vocabularies")
     result["memory"] = _in_own_process(ours.scoring_memory, setting)
@@ -64,26 +59,22 @@ def _in_own_process(function: Callable, *arguments):
       raise OSError(f"the process of {function.__name__} was ended, as the system does when memory runs out") from None
 
 
-def _reference():
-  from gdsd_jax.benchmark import reference  # PyTorch is there only where somebody compares with it
-
-  return reference
-
-
-def _works(name: str, setting: Setting, folder: Path, platform: str) -> dict[str, tuple]:
-  """Side -> (function, arguments) of the measurement `name`, "sampling" or "training"."""
-  works = {"ours": (getattr(ours, name), folder, setting)}
+def _works(name: str, setting: Setting, platform: str, *arguments) -> dict[str, tuple]:
+  """Side -> (its function `name`, arguments)."""
+  works = {"ours": (getattr(ours, name), *arguments)}
   if setting.reference:
-    works["reference"] = (getattr(_reference(), name), folder, setting, platform)
-  if setting.fast_sampler and name == "sampling":
-    works["fast_dllm"] = (ours.sampling, folder, setting, True)
+    from gdsd_jax.benchmark import reference  # PyTorch is there only where somebody compares with it
+
+    works["reference"] = (getattr(reference, name), *arguments, platform)
   return works
 
 
 def _sampling(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
   steps, length = len(setting.masked_tokens), setting.prompt_length + setting.completion_length
   flops = sampling_flops(setting.architecture, setting.batch, length, setting.masked_tokens, setting.lora_rank)
-  works = _works("sampling", setting, folder, result["device"]["platform"])
+  works = _works("sampling", setting, result["device"]["platform"], folder, setting)
+  if setting.fast_sampler:
+    works["fast_dllm"] = (ours.sampling, folder, setting, True)
   sides, runs = _sides("sampling", works, setting, flops, result["peak_flops_per_second"], say)
   for name, side in sides.items():
     if "seconds" in side and name != "fast_dllm":
@@ -101,13 +92,12 @@ def _sampling(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
 def _training(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
   flops = training_flops(setting.architecture, setting.batch, setting.prompt_length, setting.completion_length,
                          setting.num_mc, setting.loss.beta > 0, setting.lora_rank)
-  works = _works("training", setting, folder, result["device"]["platform"])
+  works = _works("training", setting, result["device"]["platform"], folder, setting)
   sides, runs = _sides("training", works, setting, flops, result["peak_flops_per_second"], say)
   for name, side in sides.items():
     if "seconds" in side:
       side |= {check: runs[name][0][check] for check in _CHECKED}
-  compared = _compared(sides)
-  if compared:
+  if compared := _compared(sides):
     differences = {check: abs(sides["ours"][check] / sides["reference"][check] - 1) for check in _CHECKED}
     compared["relative_difference"] = differences
   return {"flops": flops, **sides, **compared}

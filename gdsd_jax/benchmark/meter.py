@@ -8,6 +8,8 @@ from pathlib import Path
 import time
 from typing import Any, NamedTuple
 
+PRODUCT_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # of the matrices whose product is the peak of a platform
+
 
 class Memory(NamedTuple):
   """Where work has its memory: bytes held now, and the most that was held since `reset`."""
@@ -20,7 +22,7 @@ class Memory(NamedTuple):
 def process_memory() -> Memory:
   """Resident memory of this process, files that it maps among it.
 
-  It is read from /proc rather than getrusage, where a process begins with the peak of the one that started it.
+  Read from /proc: in getrusage a process begins with the peak of the one that started it.
   """
 
   def reset():
@@ -44,6 +46,12 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
   started = time.perf_counter()
   result = work()
   return result, time.perf_counter() - started
+
+
+def product_flops(size: int, product: Callable[[], Any]) -> float:
+  """FLOP/s of a product of square matrices: the best of several."""
+  seconds = [timed(product)[1] for _ in range(6)]
+  return 2 * size**3 / min(seconds[1:])
 
 
 def measured(work: Callable[[], Any], memory: Memory) -> tuple[Any, dict[str, float]]:

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gdsd_jax.benchmark.meter import kilobytes, measured, Memory, process_memory, timed
+from gdsd_jax.benchmark.meter import kilobytes, measured, Memory, process_memory, product_flops, PRODUCT_SIZE
 from gdsd_jax.benchmark.setting import REFERENCE_NORM, Setting
+from gdsd_jax.checks import require
 from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
@@ -20,23 +21,18 @@ from gdsd_jax.models.lora import add_adapter, LoraConfig
 from gdsd_jax.objectives.scores import sequence_scores
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.runs.config import OptimizerConfig
-from gdsd_jax.runs.state import init_state, make_optimizer
+from gdsd_jax.runs.state import init_state, make_optimizer, split_adapter
 from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
-_PEAK_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
-VOCABULARIES = (8192, 32768, 131072)
-_MEMORY_RANK = 8  # where the setting has no adapter, the rank of one whose gradient's memory is told
+_VOCABULARIES = (8192, 32768, 131072)
 
 
 def prepare(folder: Path, setting: Setting) -> tuple[dict[str, Any], int]:
   """Fills the folder that both sides begin from; returns what the device is, and the number of parameters.
 
   It gets `model/` and, for LoRA, `adapter/` in the published layouts, and `inputs.npz` of tokens int[B, P+L], masks
-  bool[B, M, L] and advantages float[B].
-
-  Raises:
-    ValueError: the device has too little memory.
+  bool[B, M, L] and advantages float[B]. Raises ValueError if the device has too little memory.
   """
   device = jax.local_devices()[0]
   memory = device_memory(device)
@@ -87,21 +83,17 @@ def _check_memory(setting: Setting, available: int) -> None:
   if "training" in setting.only:
     # What is trained has, in float32, a gradient, two moments, and the weights of an adapter or of a reference.
     needed += 4 * 4 * (adapter or base)
-  if needed > available:
-    raise ValueError(
-      f"--model: {setting.model} needs more than {needed / 1e9:.0f} GB for its weights"
-      f"{' and their training' * ('training' in setting.only)}, the device has {available / 1e9:.0f} GB;"
-      " choose a smaller model, --lora_rank or --only=sampling"
-    )
+  require(needed <= available, "--model",
+          f"{setting.model} needs more than {needed / 1e9:.0f} GB for its weights"
+          f"{' and their training' * ('training' in setting.only)}, the device has {available / 1e9:.0f} GB;"
+          " choose a smaller model, --lora_rank or --only=sampling")
 
 
 def peak_flops(dtype: str) -> float:
-  """FLOP/s of a large matrix product: the best of several."""
-  size = _PEAK_SIZE[jax.default_backend()]
-  x = jnp.full((size, size), 0.5, dtype)
-  product = jax.jit(jnp.matmul)
-  seconds = [timed(lambda: jax.block_until_ready(product(x, x)))[1] for _ in range(6)]
-  return 2 * size**3 / min(seconds[1:])
+  """FLOP/s of a large matrix product."""
+  size = PRODUCT_SIZE[jax.default_backend()]
+  x, product = jnp.full((size, size), 0.5, dtype), jax.jit(jnp.matmul)
+  return product_flops(size, lambda: jax.block_until_ready(product(x, x)))
 
 
 def sampling(folder: Path, setting: Setting, fast: bool = False) -> dict[str, Any]:
@@ -153,16 +145,13 @@ def _load(folder: Path, setting: Setting):
   return denoiser, params, mesh, ScoringBatch(**arrays), advantages
 
 
-def _allocated(device) -> Memory:
-  """What JAX allocated on an accelerator; the peak is that since the process began, which JAX cannot reset."""
-  stats = device.memory_stats
-  return Memory(lambda: None, held=lambda: stats()["bytes_in_use"], peak=lambda: stats()["peak_bytes_in_use"])
-
-
 def _measured(work: Callable[[], Any], profile: str | None, name: str) -> tuple[Any, dict[str, float]]:
   """`measured`, and a trace of one more run in the folder `profile`."""
   device = jax.local_devices()[0]
-  found = measured(work, process_memory() if device.platform == "cpu" else _allocated(device))
+  allocated = lambda field: device.memory_stats()[field]
+  # The peak is that since the process began: JAX cannot reset it.
+  on_device = Memory(lambda: None, lambda: allocated("bytes_in_use"), lambda: allocated("peak_bytes_in_use"))
+  found = measured(work, process_memory() if device.platform == "cpu" else on_device)
   if profile:
     with jax.profiler.trace(str(Path(profile) / name)):
       work()
@@ -172,16 +161,15 @@ def _measured(work: Callable[[], Any], profile: str | None, name: str) -> tuple[
 def scoring_memory(setting: Setting) -> dict[int, dict[str, int]]:
   """Vocabulary -> peak temporary bytes of the scores of one rollout, and of these with the gradient of an adapter.
 
-  As XLA assigned them to the compiled programs; nothing is run.
+  XLA assigned them to the compiled programs; nothing is run. The adapter has rank 8 where the setting has none.
   """
   found = {}
-  for vocabulary in VOCABULARIES:
+  for vocabulary in _VOCABULARIES:
     special = dict.fromkeys(("mask_token_id", "eos_token_id", "pad_token_id"), 0)
     config = dataclasses.replace(setting.architecture, vocab_size=vocabulary, **special)
-    lora = setting.lora or LoraConfig(_MEMORY_RANK, dropout=0.0)
+    lora = setting.lora or LoraConfig(rank=8, dropout=0.0)
     denoiser = Denoiser(config, setting.dtype, setting.dtype, setting.remat, lora)
-    params = dict(denoiser.abstract_params())
-    adapter = {"lora": params.pop("lora")}
+    adapter, params = split_adapter(denoiser.abstract_params())
     tokens = jax.ShapeDtypeStruct((1, setting.prompt_length + setting.completion_length), jnp.int32)
     masks = jax.ShapeDtypeStruct((setting.num_mc, 1, setting.completion_length), bool)
 

@@ -7,41 +7,33 @@ import numpy as np
 import torch
 
 from gdsd_jax.benchmark import torch_llada, torch_loops
-from gdsd_jax.benchmark.meter import measured, Memory, process_memory, timed
+from gdsd_jax.benchmark.meter import measured, Memory, process_memory, product_flops, PRODUCT_SIZE
 from gdsd_jax.benchmark.setting import REFERENCE_NORM, Setting
+from gdsd_jax.checks import require
 from gdsd_jax.runs.config import OptimizerConfig
-
-_PEAK_SIZE = {"cpu": 2048, "cuda": 8192}
 
 
 def torch_device(platform: str) -> str:
   """PyTorch's name of the device that JAX calls `platform`. Raises ValueError if it cannot use it."""
-  if platform == "cpu":
-    return "cpu"
-  if platform == "gpu" and torch.cuda.is_available():
-    return "cuda"
-  raise ValueError(f"--reference: PyTorch {torch.__version__} cannot use the {platform} that JAX uses")
+  usable = {"cpu": "cpu", "gpu": "cuda"} if torch.cuda.is_available() else {"cpu": "cpu"}
+  require(platform in usable, "--reference", f"PyTorch {torch.__version__} cannot use the {platform} that JAX uses")
+  return usable[platform]
 
 
 def peak_flops(dtype: str, platform: str) -> float:
-  """FLOP/s of a large matrix product: the best of several."""
-  device = torch_device(platform)
-  size = _PEAK_SIZE[device]
+  """FLOP/s of a large matrix product."""
+  device, size = torch_device(platform), PRODUCT_SIZE[platform]
   x = torch.full((size, size), 0.5, dtype=getattr(torch, dtype), device=device)
-  seconds = [timed(lambda: _done(lambda: x @ x, device))[1] for _ in range(6)]
-  return 2 * size**3 / min(seconds[1:])
+  return product_flops(size, lambda: _done(lambda: x @ x, device))
 
 
 def sampling(folder: Path, setting: Setting, platform: str) -> dict[str, Any]:
   """One batch of completions: seconds, memory, tokens int[B, L]."""
   model, inputs, device = _load(folder, setting, platform)
-  prompt, sampler = inputs["tokens"][:, :setting.prompt_length], setting.sampler
+  prompt = inputs["tokens"][:, :setting.prompt_length]
   with torch.no_grad():
     model(inputs["tokens"])  # warm-up
-  sample = lambda: torch_loops.sample(
-    model, prompt, sampler.completion_length, sampler.block_length, sampler.steps, sampler.temperature
-  )
-  tokens, cost = _measured(sample, device)
+  tokens, cost = _measured(lambda: torch_loops.sample(model, prompt, setting.sampler), device)
   return {**cost, "tokens": tokens.cpu().numpy()}
 
 

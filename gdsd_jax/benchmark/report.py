@@ -3,6 +3,17 @@
 from typing import Any
 
 _GB = 1e9
+_ROWS = (  # label, field of a side, format, unit, field of the ratio
+  ("  seconds", "seconds", ".3f", 1, "speedup"),
+  ("  seconds of all threads", "cpu_seconds", ".3f", 1, "cpu_speedup"),
+  ("  threads that wanted to run", "load", ".1f", 1, None),
+  ("  seconds a denoising step", "seconds_per_denoising_step", ".4f", 1, None),
+  ("  speed over exact sampling", "speedup_over_exact", ".2f", 1, None),
+  ("  completion tokens/s", "tokens_per_second", ",.1f", 1, None),
+  ("  needed FLOP/s over the peak", "utilisation", ".1%", 1, None),
+  ("  memory before, GB", "bytes_before", ".3f", _GB, None),
+  ("  peak memory, GB", "bytes_peak", ".3f", _GB, "memory_ratio"),
+)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -26,24 +37,11 @@ def table(result: dict[str, Any]) -> str:
 
 def _compared(name: str, found: dict[str, Any]) -> list[str]:
   sides = [side for side in ("ours", "reference", "fast_dllm") if side in found]
-  ratios = {"seconds": found.get("speedup"), "cpu_seconds": found.get("cpu_speedup"),
-            "bytes_peak": found.get("memory_ratio")}
-  lines = [_row(name, *sides, *(["ratio"] if ratios["seconds"] else []))]
-
-  def row(label, field, form):
-    cells = [form(found[side][field]) if field in found[side] else "" for side in sides]
+  lines = [_row(name, *sides, *(["ratio"] if "speedup" in found else []))]
+  for label, field, form, unit, ratio in _ROWS:
+    cells = [f"{found[side][field] / unit:{form}}" if field in found[side] else "" for side in sides]
     if any(cells):
-      lines.append(_row(label, *cells, *([f"{ratios[field]:.2f}"] if ratios.get(field) else [])))
-
-  row("  seconds", "seconds", lambda value: f"{value:.3f}")
-  row("  seconds of all threads", "cpu_seconds", lambda value: f"{value:.3f}")
-  row("  threads that wanted to run", "load", lambda value: f"{value:.1f}")
-  row("  seconds a denoising step", "seconds_per_denoising_step", lambda value: f"{value:.4f}")
-  row("  speed over exact sampling", "speedup_over_exact", lambda value: f"{value:.2f}")
-  row("  completion tokens/s", "tokens_per_second", lambda value: f"{value:,.1f}")
-  row("  needed FLOP/s over the peak", "utilisation", lambda value: f"{value:.1%}")
-  row("  memory before, GB", "bytes_before", lambda value: f"{value / _GB:.3f}")
-  row("  peak memory, GB", "bytes_peak", lambda value: f"{value / _GB:.3f}")
+      lines.append(_row(label, *cells, *([f"{found[ratio]:.2f}"] if ratio in found else [])))
   lines += [f"  {side}: {found[side]['error']}" for side in sides if "error" in found[side]]
   if "equal_tokens" in found:
     lines.append(f"  equal tokens: {found['equal_tokens']:.2%}")

@@ -15,7 +15,6 @@ from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.objective import Objective
 
 MEASUREMENTS = ("sampling", "training", "memory")
-MODELS = ("tiny", "100m", "8b", "8b_dream")
 # The reference's final norm over the student's, without an adapter: of equal models the KL would have no gradient.
 REFERENCE_NORM = 0.99
 _100M = DenoiserConfig(  # LLaDA's layout, vocabulary and special tokens on a small body
@@ -25,7 +24,7 @@ _100M = DenoiserConfig(  # LLaDA's layout, vocabulary and special tokens on a sm
 )
 _8B = dict(batch=16, prompt_length=400, completion_length=256, block_length=32, steps=256, dtype="bfloat16",
            lora_rank=128)
-_DEFAULTS = {
+_DEFAULTS = {  # of each model
   "tiny": dict(batch=16, prompt_length=64, completion_length=64, block_length=16, steps=64),
   "100m": dict(batch=8, prompt_length=128, completion_length=128, block_length=32, steps=128),
   "8b": _8B,
@@ -35,41 +34,28 @@ _DEFAULTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """One setting of `launch/benchmark.py`, checked.
+  """One setting of `launch/benchmark.py`, checked."""
 
-  Attributes:
-    model: one of `MODELS`; "tiny" is the embedded one, the others have random weights.
-    batch: completions that are sampled, and rollouts of an update.
-    num_mc: mask samples of a rollout (M).
-    dtype: in which matrices are multiplied.
-    lora_rank: rank of the adapter that is sampled with and trained; at 0 all weights are trained.
-    remat: what our backward pass computes again, see `Denoiser`.
-    cache, threshold: Fast-dLLM's, for a sampler that is measured beside the exact one; "none" and None for no such.
-    repeats: times that each side is measured, one after the other in turn.
-    reference: whether the PyTorch version is measured, too.
-    profile: folder for traces of ours, or None.
-  """
-
-  model: str
-  batch: int
+  model: str  # "tiny" is the embedded one; "100m", "8b" and "8b_dream" have random weights
+  batch: int  # completions that are sampled, and rollouts of an update
   prompt_length: int
   completion_length: int
   block_length: int
   steps: int
   temperature: float = 0.0
-  num_mc: int = 2
+  num_mc: int = 2  # mask samples of a rollout (M)
   objective: str = "gdsd_tlc"
   center_top_k: int | None = None
-  dtype: str = "float32"
-  lora_rank: int = 0
+  dtype: str = "float32"  # in which matrices are multiplied
+  lora_rank: int = 0  # of the adapter that is sampled with and trained; at 0 all weights are trained
   accumulation: int = 1
-  remat: str = "full"
-  cache: str = "none"
+  remat: str = "full"  # what our backward pass computes again, see `Denoiser`
+  cache: str = "none"  # Fast-dLLM's, as `threshold`: for a sampler that is measured beside the exact one
   threshold: float | None = None
-  repeats: int = 1
+  repeats: int = 1  # times that each side is measured, one after the other in turn
   only: tuple[str, ...] = MEASUREMENTS
-  reference: bool = False
-  profile: str | None = None
+  reference: bool = False  # whether the PyTorch version is measured, too
+  profile: str | None = None  # folder for traces of ours
 
   def __post_init__(self):
     require_at_least(self, "--", batch=1, prompt_length=1, num_mc=1, accumulation=1, repeats=1)
@@ -85,15 +71,12 @@ class Setting:
             f"their sum exceeds the {longest} positions of the model")
     _ = self.sampler, self.fast_sampler, self.loss  # which check their own fields
     if self.reference:
-      self._check_reference()
-
-  def _check_reference(self):
-    require(importlib.util.find_spec("torch") is not None, "--reference",
-            "PyTorch is not installed; pip install torch, or leave --reference out")
-    require(self.architecture.family == "llada", "--reference",
-            f"it is a version of LLaDA's loops; --model={self.model} is no LLaDA")
-    require(self.loss.name != "espo" or "training" not in self.only, "--reference",
-            "it knows the objectives gdsd and gdsd_tlc, not espo")
+      require(importlib.util.find_spec("torch") is not None, "--reference",
+              "PyTorch is not installed; pip install torch, or leave --reference out")
+      require(self.architecture.family == "llada", "--reference",
+              f"it is a version of LLaDA's loops; --model={self.model} is no LLaDA")
+      require(self.loss.name != "espo" or "training" not in self.only, "--reference",
+              "it knows the objectives gdsd and gdsd_tlc, not espo")
 
   @property
   def architecture(self) -> DenoiserConfig:
@@ -104,10 +87,8 @@ class Setting:
 
   @property
   def sampler(self) -> SamplerConfig:
-    return SamplerConfig(
-      kind=self.architecture.family, completion_length=self.completion_length, steps=self.steps,
-      block_length=self.block_length, temperature=self.temperature,
-    )
+    return SamplerConfig(kind=self.architecture.family, completion_length=self.completion_length, steps=self.steps,
+                         block_length=self.block_length, temperature=self.temperature)
 
   @property
   def fast_sampler(self) -> SamplerConfig | None:
@@ -141,8 +122,7 @@ class Setting:
 
 def setting(model: str, **fields: Any) -> Setting:
   """Setting of a model with its defaults where a field is None. Raises ValueError, one line naming the flag."""
-  if model not in MODELS:
-    raise ValueError(f"--model: {model!r} is not one of {', '.join(MODELS)}")
+  require_one_of("--model", model, tuple(_DEFAULTS))
   given = {name: value for name, value in fields.items() if value is not None}
   try:
     return Setting(model=model, **{**_DEFAULTS[model], **given})

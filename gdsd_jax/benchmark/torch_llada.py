@@ -3,8 +3,6 @@
 It reads the Hugging Face and PEFT folders that this package writes.
 """
 
-import contextlib
-
 from safetensors.torch import load_file
 import torch
 from torch import nn
@@ -12,7 +10,6 @@ import torch.nn.functional as F
 
 from gdsd_jax.models.config import DenoiserConfig
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _MODULE = "model.transformer."
 
 
@@ -32,7 +29,7 @@ class Norm(nn.Module):
 class Linear(nn.Linear):
   """A projection in its input's dtype, whatever its weight is held in, and the low-rank update where there is one."""
 
-  lora_scale = 0.0  # alpha / rank; 0 without an adapter, or with it switched off
+  lora_scale = 0.0  # alpha / rank; 0 without an adapter
 
   def __init__(self, inputs: int, outputs: int):
     super().__init__(inputs, outputs, bias=False)
@@ -87,9 +84,9 @@ def rotate(x, theta: float):
 class Llada(nn.Module):
   """LLaDA's network: int[B, T] tokens to float32[B, T, V] logits of every position."""
 
-  def __init__(self, config: DenoiserConfig, dtype: str):
+  def __init__(self, config: DenoiserConfig, dtype: torch.dtype):
     super().__init__()
-    self.config, self.dtype = config, _DTYPES[dtype]
+    self.config, self.dtype = config, dtype
     self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
     self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
     self.ln_f = Norm(config.hidden_size, config.norm_epsilon)
@@ -101,18 +98,12 @@ class Llada(nn.Module):
       x = block(x)
     return self.ff_out(self.ln_f(x)).float()
 
-  @contextlib.contextmanager
-  def base_model(self):
-    """Switches the adapter off."""
-    adapted = [module for module in self.modules() if isinstance(module, Linear) and module.lora_scale]
-    scales = [module.lora_scale for module in adapted]
-    for module in adapted:
-      module.lora_scale = 0.0
-    try:
-      yield self
-    finally:
-      for module, scale in zip(adapted, scales):
-        module.lora_scale = scale
+  def base_model(self) -> "Llada":
+    """The network without its adapter; the other weights are shared."""
+    with torch.device("meta"):
+      base = Llada(self.config, self.dtype)
+    base.load_state_dict(self.state_dict(), strict=False, assign=True)
+    return base.requires_grad_(False)
 
 
 def load(config: DenoiserConfig, model_folder, dtype: str, adapter_folder=None, lora_scale: float = 0.0,
@@ -122,7 +113,7 @@ def load(config: DenoiserConfig, model_folder, dtype: str, adapter_folder=None, 
   Matrices are multiplied in `dtype`, "float32" or "bfloat16"; weights keep the type they have in the folder.
   """
   with torch.device("meta"):
-    model = Llada(config, dtype)
+    model = Llada(config, getattr(torch, dtype))
   state = {}
   for file in sorted(model_folder.glob("*.safetensors")):
     loaded = load_file(file, device=device)

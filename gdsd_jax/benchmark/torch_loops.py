@@ -12,31 +12,30 @@ import torch
 from torch import nn
 
 from gdsd_jax.benchmark.torch_llada import Llada
+from gdsd_jax.diffusion.config import SamplerConfig
 
 
 @torch.no_grad()
-def sample(model: Llada, prompt, completion_length: int, block_length: int, steps: int, temperature: float = 0.0):
+def sample(model: Llada, prompt, sampler: SamplerConfig):
   """LLaDA's published sampler with low-confidence remasking; the mask token is never chosen.
 
   Takes prompts int[B, P] without padding; returns the completions' tokens int[B, L].
   """
   batch, prompt_length = prompt.shape
-  mask_id = model.config.mask_token_id
-  x = torch.cat([prompt, torch.full((batch, completion_length), mask_id, device=prompt.device)], dim=1)
-  num_blocks = completion_length // block_length
-  steps_of_block = steps // num_blocks
-  for block in range(num_blocks):
+  mask_id, block_length = model.config.mask_token_id, sampler.block_length
+  x = torch.cat([prompt, torch.full((batch, sampler.completion_length), mask_id, device=prompt.device)], dim=1)
+  steps_of_block = sampler.steps // sampler.num_blocks
+  for block in range(sampler.num_blocks):
     end = prompt_length + (block + 1) * block_length
     for step in range(steps_of_block):
       commit = block_length // steps_of_block + (step < block_length % steps_of_block)
-      masked = x == mask_id
       logits = model(x)
       probabilities = logits.double().softmax(dim=-1)
       logits[..., mask_id] = -math.inf
-      predicted = _with_gumbel_noise(logits, temperature).argmax(dim=-1)
+      predicted = _with_gumbel_noise(logits, sampler.temperature).argmax(dim=-1)
       confidence = probabilities.gather(-1, predicted[..., None]).squeeze(-1)
       confidence[:, end:] = -math.inf
-      confidence = torch.where(masked, confidence, -math.inf)
+      confidence = torch.where(x == mask_id, confidence, -math.inf)
       for row in range(batch):
         chosen = confidence[row].topk(commit).indices
         x[row, chosen] = predicted[row, chosen]
@@ -67,7 +66,9 @@ class Updater:
     self.clip, self.accumulation = optimizer.clip, accumulation
     self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     self.reference = None
-    if len(self.trained) == len(list(model.parameters())) and objective.beta:
+    if objective.beta and len(self.trained) < len(list(model.parameters())):
+      self.reference = model.base_model()
+    elif objective.beta:
       self.reference = copy.deepcopy(model).requires_grad_(False)
       self.reference.ln_f.weight.mul_(reference_norm)
     self.optimizer = torch.optim.AdamW(
@@ -82,7 +83,7 @@ class Updater:
     parts = [[array[i::self.accumulation] for array in (tokens, masks, advantages)] for i in range(self.accumulation)]
     with torch.no_grad():
       old = [self._scores(self.model, *part[:2]) for part in parts]
-      references = [self._reference_scores(*part[:2]) for part in parts]
+      references = [self._scores(self.reference, *part[:2]) if self.reference else None for part in parts]
     losses = []
     for part, previous, reference in zip(parts, old, references):
       loss = self._loss(self._scores(self.model, *part[:2]), previous, reference, part[2], part[1].shape[-1])
@@ -91,22 +92,13 @@ class Updater:
     grad_norm = nn.utils.clip_grad_norm_(self.trained, self.clip)
     self.optimizer.step()
     self.optimizer.zero_grad()
-    score = torch.cat([_policy(scores) for scores in old]).mean()
+    score = torch.cat([policy for _, policy in old]).mean()
     return {"loss": sum(losses) / len(losses), "grad_norm": grad_norm.item(), "score": score.item()}
 
-  def _reference_scores(self, tokens, masks):
-    if not self.objective.beta:
-      return None
-    if self.reference is not None:
-      return self._scores(self.reference, tokens, masks)
-    with self.model.base_model() as base:
-      return self._scores(base, tokens, masks)
-
   def _scores(self, model: Llada, tokens, masks):
-    """(plain, centered): float32[N, M] each; centered is None for plain GDSD."""
+    """[plain scores, those of the policy]: float32[N, M] each; they differ by the centre, where there is one."""
     samples = [self._scores_of_sample(model, tokens, masks[:, m]) for m in range(masks.shape[1])]
-    plain, centered = zip(*samples)
-    return torch.stack(plain, dim=1), None if centered[0] is None else torch.stack(centered, dim=1)
+    return [torch.stack(scores, dim=1) for scores in zip(*samples)]
 
   def _scores_of_sample(self, model: Llada, tokens, mask):
     batch, length = mask.shape
@@ -121,21 +113,16 @@ class Updater:
       weights = (length + 1) / torch.where(mask, masked, length - masked).clamp(min=1)
     score = lambda values: 0.5 * (weights * torch.where(mask, values[:batch], values[batch:])).sum(dim=1)
     if self.objective.center_top_k is None:
-      return score(plain), None
+      return score(plain), score(plain)
     k = min(self.objective.center_top_k, log_probs.shape[-1])
     center = log_probs.detach().topk(k, dim=-1).values.mean(dim=-1)
     return score(plain), score(plain - center)
 
   def _loss(self, scores, old, reference, advantages, length: int):
     objective = self.objective
-    log_ratio = _policy(scores) - _policy(old)
+    log_ratio = scores[1] - old[1]
     log_ratio = log_ratio.clamp(math.log1p(-objective.epsilon), math.log1p(objective.epsilon))
     loss = (log_ratio / length - objective.psi * advantages[:, None]).square().sum() / len(advantages)
     if reference is not None:
       loss = loss + objective.beta * 0.5 * (scores[0] - reference[0]).square().mean() / length
     return loss
-
-
-def _policy(scores):
-  plain, centered = scores
-  return plain if centered is None else centered

@@ -6,6 +6,8 @@ import importlib.util
 import jax
 from jax.experimental import topologies
 
+from gdsd_jax.checks import require
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -33,12 +35,11 @@ def slice_devices(topology: str) -> tuple[list, Chip]:
   A topology is a generation and the chips along each axis of the torus: v5e:4x4, v6e:16x16 or v5p:2x2x4. Raises
   ValueError if libtpu is missing or knows no such slice.
   """
-  if importlib.util.find_spec("libtpu") is None:
-    raise ValueError("--topology: needs libtpu, which compiles for TPUs without one: pip install libtpu"
-                     " (or pip install 'gdsd_jax[tpu]')")
-  known = ", ".join(chip.name for chip in CHIPS.values())
-  if topology.partition(":")[0] not in known.split(", "):
-    raise ValueError(f"--topology: {topology!r} is no slice of {known}: a generation and its chips, as v5e:4x4")
+  require(importlib.util.find_spec("libtpu") is not None, "--topology",
+          "needs libtpu, which compiles for TPUs without one: pip install libtpu (or pip install 'gdsd_jax[tpu]')")
+  known = [chip.name for chip in CHIPS.values()]
+  require(topology.partition(":")[0] in known, "--topology",
+          f"{topology!r} is no slice of {', '.join(known)}: a generation and its chips, as v5e:4x4")
   try:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
   except jax.errors.JaxRuntimeError as error:

@@ -6,7 +6,6 @@ import math
 import re
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0}  # all others state theirs: f32, bf16, s4, f8e4m3fn
-_RENAMES = ("bitcast", "copy", "get-tuple-element", "convert")  # through which a loop counter is followed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,82 +30,100 @@ class Shape:
     return self.nbytes if self.in_hbm else 0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class Instruction:
-  """One line of HLO; `shapes` has several arrays where the result is a tuple."""
+  """One line of HLO."""
 
+  computation: str  # name of the one that it stands in
   name: str
-  shapes: tuple[Shape, ...]
+  shapes: tuple[Shape, ...]  # several arrays where the result is a tuple
   opcode: str
-  operands: tuple[str, ...]
+  operands: tuple["Instruction", ...] = dataclasses.field(repr=False)
   literal: str  # what stands between the parentheses
   attributes: str
   is_root: bool
+  # Instructions that read it, with the position of the operand.
+  users: list[tuple["Instruction", int]] = dataclasses.field(default_factory=list, repr=False)
 
-  def computation(self, attribute: str) -> str | None:
+  @property
+  def hbm_bytes(self) -> int:
+    return sum(shape.hbm_bytes for shape in self.shapes)
+
+  @property
+  def nbytes(self) -> int:
+    return sum(shape.nbytes for shape in self.shapes)
+
+  @property
+  def channel(self) -> str | None:
+    """Number that the parts of one collective share; None for any other instruction."""
+    return self.attribute(r"channel_id=(\d+)")
+
+  def attribute(self, pattern: str, default: str | None = None) -> str | None:
+    """What the group of a regular expression finds in the attributes."""
+    found = re.search(pattern, self.attributes)
+    return found[1] if found else default
+
+  def called(self, attribute: str) -> str | None:
     """The computation that an attribute such as `calls` or `body` names."""
-    found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
-    return found and found[1]
-
-  def window(self, field: str, rank: int, default: int) -> list[int]:
-    """A field of `window={…}`, one number for each of `rank` spatial dimensions."""
-    found = re.search(rf"window={{[^}}]*\b{field}=([\dx]+)", self.attributes)
-    return [int(size) for size in found[1].split("x")] if found else [default] * rank
+    return self.attribute(rf"\b{attribute}=%?([\w.\-]+)")
 
 
 class Module:
-  """The computations of an HLO module by name."""
+  """The computations of an HLO module by name, and in each its instructions by name."""
 
   def __init__(self, text: str):
     self.computations: dict[str, dict[str, Instruction]] = {}
-    self.entry = None
-    self._users: dict[str, dict[str, list[tuple[Instruction, int]]]] = {}
+    self.entry = name = None
     partitions = re.search(r"num_partitions=(\d+)", text[:200_000])
     self.num_partitions = int(partitions[1]) if partitions else 1
-    current = None
     for line in text.splitlines():
       if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-        current = self.computations.setdefault(header[2], {})
-        self.entry = header[2] if header[1] else self.entry
-      elif current is not None and (instruction := _parse(line)):
-        current[instruction.name] = instruction
+        name = header[2]
+        self.computations[name] = {}
+        self.entry = name if header[1] else self.entry
+      elif name is not None:
+        _parse(line, name, self.computations[name])
     if self.entry is None:
       raise ValueError("the text is no HLO module: it has no ENTRY computation")
 
   def root(self, computation: str) -> Instruction:
     return next(i for i in self.computations[computation].values() if i.is_root)
 
-  def users(self, computation: str, name: str) -> list[tuple[Instruction, int]]:
-    """Instructions of the computation that read `name`, with the position of the operand."""
-    if computation not in self._users:
-      users = self._users[computation] = {}
-      for instruction in self.computations[computation].values():
-        for position, operand in enumerate(instruction.operands):
-          users.setdefault(operand, []).append((instruction, position))
-    return self._users[computation].get(name, [])
+  def parameters(self, computation: str) -> list[Instruction]:
+    found = [i for i in self.computations[computation].values() if i.opcode == "parameter"]
+    return sorted(found, key=lambda parameter: int(parameter.literal))
+
+  @functools.cached_property
+  def loops(self) -> list[Instruction]:
+    return [i for inside in self.computations.values() for i in inside.values() if i.opcode == "while"]
 
   @functools.cached_property
   def started_channels(self) -> set[str]:
     """Channels of collectives that TPU's compiler spreads over several fusions: a start, others, a done."""
     starts = filter(self.starts_collective, self.computations)
-    return {number for name in starts for i in self.computations[name].values() if (number := channel(i))}
+    return {i.channel for name in starts for i in self.computations[name].values() if i.channel}
 
   def starts_collective(self, computation: str) -> bool:
     return any("AsyncCollectiveStart" in i.attributes for i in self.computations[computation].values())
 
 
-def _parse(line: str) -> Instruction | None:
+def _parse(line: str, computation: str, known: dict[str, Instruction]) -> None:
+  """Adds the line's instruction, if it has one, to the `known` ones before it."""
   head = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
   if not head:
-    return None
+    return
   rest = line[head.end():]
   end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
   result, rest = rest[:end], rest[end:].lstrip()
   opcode, _, _ = rest.partition("(")
   end = _closing(rest, len(opcode))
   literal, attributes = rest[len(opcode) + 1:end], rest[end + 1:]
-  operands = () if opcode in ("constant", "parameter") else tuple(re.findall(r"%([\w.\-]+)", literal))
-  return Instruction(head[2], _shapes(result), opcode, operands, literal, attributes, bool(head[1]))
+  names = () if opcode in ("constant", "parameter") else re.findall(r"%([\w.\-]+)", literal)
+  operands = tuple(known[name] for name in names)
+  instruction = Instruction(computation, head[2], _shapes(result), opcode, operands, literal, attributes, bool(head[1]))
+  for position, operand in enumerate(operands):
+    operand.users.append((instruction, position))
+  known[instruction.name] = instruction
 
 
 def _closing(text: str, start: int) -> int:
@@ -127,99 +144,74 @@ def _shapes(text: str) -> tuple[Shape, ...]:
   )
 
 
-def channel(instruction: Instruction) -> str | None:
-  """Number that the parts of one collective share; None for any other instruction."""
-  found = re.search(r"channel_id=(\d+)", instruction.attributes)
-  return found and found[1]
-
-
-def trip_count(module: Module, computation: str, loop: Instruction) -> int | None:
+def trip_count(module: Module, loop: Instruction) -> int | None:
   """How often a loop's body runs: as XLA noted it, or from the counter that its condition compares with a constant."""
-  if noted := re.search(r'known_trip_count\W+n\W+(\d+)', loop.attributes):
-    return int(noted[1])
-  condition, body = loop.computation("condition"), loop.computation("body")
-  compare, operands = _comparison(module, condition)
-  if compare is None:
+  if noted := loop.attribute(r"known_trip_count\W+n\W+(\d+)"):
+    return int(noted)
+  compare, fusion = _source(module, module.root(loop.called("condition")))
+  if compare.opcode != "compare":
     return None
-  direction = re.search(r"direction=(\w+)", compare.attributes)[1]
-  sides = [_loop_value(module, condition, name) for name in operands]
-  if isinstance(sides[0], int):  # constant first: turned round
-    sides, direction = sides[::-1], {"GT": "LT", "GE": "LE"}.get(direction, direction)
-  counter, limit = sides
+  direction = compare.attribute(r"direction=(\w+)")
+  counter, limit = (_loop_value(module, side, fusion) for side in compare.operands)
+  if isinstance(counter, int):  # constant first: turned round
+    counter, limit, direction = limit, counter, {"GT": "LT", "GE": "LE"}.get(direction, direction)
   if not isinstance(counter, tuple) or direction not in ("LT", "LE", "NE"):
     return None
-  carried = _carried(module, computation, loop)
   if isinstance(limit, tuple):  # a constant that the loop carries
-    limit = _constant(module, computation, carried[limit[0]]) if _keeps(module, body, limit[0]) else None
-  first = _constant(module, computation, carried[counter[0]])
-  step = _step(module, body, counter[0])
+    limit = _constant(module, loop, *limit) if _keeps(module, loop, *limit) else None
+  first, step = _constant(module, loop, *counter), _step(module, loop, *counter)
   if None in (limit, first, step):
     return None
   return max(0, -(-(limit + (direction == "LE") - first) // step))
 
 
-def _comparison(module: Module, condition: str) -> tuple[Instruction | None, tuple[str, ...]]:
-  """The compare at a condition's root, and its operands' names in the condition; it may be fused."""
-  root = module.root(condition)
-  if root.opcode != "fusion":
-    return (root, root.operands) if root.opcode == "compare" else (None, ())
-  called = root.computation("calls")
-  compare = module.root(called)
-  names = [module.computations[called][name] for name in compare.operands]
-  if compare.opcode != "compare" or any(name.opcode != "parameter" for name in names):
-    return None, ()
-  return compare, tuple(root.operands[int(name.literal)] for name in names)
+def _source(module: Module, value: Instruction, fusion: Instruction | None = None):
+  """(where a value is computed, the fusion that this is inside of or None), through copies, into fusions and out."""
+  while True:
+    if value.opcode in ("bitcast", "copy", "convert"):
+      value = value.operands[0]
+    elif value.opcode == "fusion" and fusion is None:
+      value, fusion = module.root(value.called("calls")), value
+    elif value.opcode == "parameter" and fusion is not None:
+      value, fusion = fusion.operands[int(value.literal)], None
+    else:
+      return value, fusion
 
 
-def _loop_value(module: Module, computation: str, name: str) -> int | tuple[int] | None:
+def _loop_value(module: Module, value: Instruction, fusion: Instruction | None = None) -> int | tuple[int] | None:
   """A constant's value, or (index,) of an element of the loop's state, in its condition or body."""
-  value = module.computations[computation][name]
-  if value.opcode == "constant":
-    return int(value.literal) if re.fullmatch(r"-?\d+", value.literal) else None
-  if value.opcode == "get-tuple-element" and module.computations[computation][value.operands[0]].opcode == "parameter":
-    return (int(re.search(r"index=(\d+)", value.attributes)[1]),)
-  if value.opcode in _RENAMES:
-    return _loop_value(module, computation, value.operands[0])
+  value, fusion = _source(module, value, fusion)
+  if value.opcode == "constant" and re.fullmatch(r"-?\d+", value.literal):
+    return int(value.literal)
+  if value.opcode == "get-tuple-element" and value.operands[0].opcode == "parameter" and fusion is None:
+    return (int(value.attribute(r"index=(\d+)")),)
   return None
 
 
-def _carried(module: Module, computation: str, loop: Instruction) -> tuple[str, ...]:
-  """Names of the elements of the state that a loop begins with."""
-  return module.computations[computation][loop.operands[0]].operands
-
-
-def _constant(module: Module, computation: str, name: str) -> int | None:
-  """Value of an integer that is constant where a loop begins; followed out of enclosing loops that only carry it."""
-  value = _loop_value(module, computation, name)
+def _constant(module: Module, loop: Instruction, index: int) -> int | None:
+  """The integer that element `index` of a loop's state begins with; followed out of loops that only carry it."""
+  value = _loop_value(module, loop.operands[0].operands[index])
   if not isinstance(value, tuple):
     return value
-  for outer, instructions in module.computations.items():
-    for loop in instructions.values():
-      if loop.opcode == "while" and loop.computation("body") == computation and _keeps(module, computation, value[0]):
-        return _constant(module, outer, _carried(module, outer, loop)[value[0]])
+  for outer in module.loops:
+    if outer.called("body") == loop.computation and _keeps(module, outer, *value):
+      return _constant(module, outer, *value)
   return None
 
 
-def _keeps(module: Module, body: str, index: int) -> bool:
-  """Whether a loop leaves element `index` of its state as it was."""
-  root = module.root(body)
-  return root.opcode == "tuple" and _loop_value(module, body, root.operands[index]) == (index,)
+def _after(module: Module, loop: Instruction, index: int) -> Instruction:
+  """What a loop's body makes of element `index` of its state."""
+  root = module.root(loop.called("body"))
+  return root.operands[index] if root.opcode == "tuple" else root
 
 
-def _step(module: Module, body: str, index: int) -> int | None:
+def _keeps(module: Module, loop: Instruction, index: int) -> bool:
+  return _loop_value(module, _after(module, loop, index)) == (index,)
+
+
+def _step(module: Module, loop: Instruction, index: int) -> int | None:
   """What a loop adds to its counter, element `index` of its state."""
-  root = module.root(body)
-  if root.opcode != "tuple":
-    return None
-  value = module.computations[body][root.operands[index]]
-  while value.opcode in ("bitcast", "copy"):
-    value = module.computations[body][value.operands[0]]
-  if value.opcode == "fusion":  # the addition may be fused with others
-    called = value.computation("calls")
-    inside = module.computations[called].values()
-    steps = [int(i.literal) for i in inside if i.opcode == "constant" and i.shapes[0].dtype == "s32"]
-    added = module.root(called)
-  else:
-    steps, added = [], value
-  steps += [step for name in value.operands if isinstance(step := _loop_value(module, body, name), int)]
-  return steps[0] if added.opcode == "add" and len(steps) == 1 else None
+  added, fusion = _source(module, _after(module, loop, index))
+  terms = [_loop_value(module, term, fusion) for term in added.operands] if added.opcode == "add" else []
+  steps = [term for term in terms if isinstance(term, int)]
+  return steps[0] if len(steps) == 1 and (index,) in terms else None

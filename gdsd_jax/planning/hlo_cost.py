@@ -13,7 +13,7 @@ import re
 
 import numpy as np
 
-from gdsd_jax.planning.hlo import channel, Instruction, Module, Shape, trip_count
+from gdsd_jax.planning.hlo import Instruction, Module, trip_count
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
@@ -29,18 +29,13 @@ _KERNEL_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4
 
 @dataclasses.dataclass
 class Cost:
-  """What one chip does in one execution.
+  """What one chip does in one execution."""
 
-  Attributes:
-    flops: two for each multiply-add in a matrix product.
-    collectives: kind -> (how many, bytes that the chip sends over the interconnect by a ring).
-    loops_of_unknown_length: loops whose trip count the text does not tell; they are counted once.
-  """
-
-  flops: float = 0.0
+  flops: float = 0.0  # two for each multiply-add in a matrix product
   hbm_bytes: float = 0.0
+  # Kind -> (how many, bytes that the chip sends over the interconnect by a ring).
   collectives: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-  loops_of_unknown_length: int = 0
+  loops_of_unknown_length: int = 0  # whose trip count the text does not tell; they are counted once
 
   @property
   def collective_bytes(self) -> float:
@@ -57,7 +52,8 @@ class Cost:
 
 def program_cost(hlo_text: str) -> Cost:
   """Cost of a compiled program, `compiled.as_text()`, to each chip. Raises ValueError if the text is no HLO module."""
-  return _Walk(Module(hlo_text)).computation(None)
+  module = Module(hlo_text)
+  return _Walk(module).computation(module.entry)
 
 
 class _Walk:
@@ -66,121 +62,103 @@ class _Walk:
   def __init__(self, module: Module):
     self.module, self.known = module, {}
 
-  def computation(self, name: str | None, fused: bool = False) -> Cost:
+  def computation(self, name: str, fused: bool = False) -> Cost:
     """Cost of one execution; inside a fusion (`fused`) values between instructions never reach HBM."""
-    name = name or self.module.entry
     if (name, fused) not in self.known:
-      total = Cost()
+      total = self.known[name, fused] = Cost()
       for instruction in self.module.computations[name].values():
-        total.add(self._instruction(name, instruction, fused))
-      self.known[name, fused] = total
+        total.add(self._instruction(instruction, fused))
     return self.known[name, fused]
 
-  def _instruction(self, computation: str, instruction: Instruction, fused: bool) -> Cost:
-    opcode, cost = instruction.opcode, Cost()
-    if not fused:
-      cost.hbm_bytes = self._hbm_bytes(computation, instruction)
-    if opcode in ("dot", "convolution"):
-      shapes = [self.module.computations[computation][operand].shapes[0] for operand in instruction.operands]
-      cost.flops = (_dot_flops if opcode == "dot" else _convolution_flops)(instruction, *shapes)
-    elif _is_kernel(instruction):
-      cost.flops = _kernel_flops(instruction, [self.module.computations[computation][o] for o in instruction.operands])
-    elif opcode == "while":
-      trips = trip_count(self.module, computation, instruction)
+  def _instruction(self, instruction: Instruction, fused: bool) -> Cost:
+    opcode, kind = instruction.opcode, instruction.opcode.removesuffix("-start")
+    cost = Cost(_flops(instruction), 0 if fused else self._hbm_bytes(instruction))
+    if opcode == "while":
+      trips = trip_count(self.module, instruction)
       cost.loops_of_unknown_length = int(trips is None)
       for attribute in ("condition", "body"):
-        cost.add(self.computation(instruction.computation(attribute)), 1 if trips is None else trips)
+        cost.add(self.computation(instruction.called(attribute)), 1 if trips is None else trips)
     elif opcode == "conditional":  # the dearest branch
-      branches = re.search(r"branch_computations={([^}]*)}", instruction.attributes)
-      names = (re.findall(r"[\w.\-]+", branches[1]) if branches else
-               [instruction.computation(f"{side}_computation") for side in ("true", "false")])
+      branches = instruction.attribute(r"branch_computations={([^}]*)}")
+      names = (re.findall(r"[\w.\-]+", branches) if branches else
+               [instruction.called(f"{side}_computation") for side in ("true", "false")])
       cost.add(max((self.computation(name) for name in names), key=lambda branch: (branch.flops, branch.hbm_bytes)))
     elif opcode in ("fusion", "call", "async-start"):
-      called = instruction.computation("calls") or instruction.computation("to_apply")
+      called = instruction.called("calls") or instruction.called("to_apply")
       cost.add(self.computation(called, fused or opcode == "fusion"))
-    kind = opcode.removesuffix("-start")
-    if kind in COLLECTIVES and self._starts_here(computation, instruction):
-      if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):  # TPU's reduce-scatter
+    elif kind in COLLECTIVES and self._starts_here(instruction):
+      if kind == "all-reduce" and instruction.computation.startswith("all-reduce-scatter"):  # TPU's reduce-scatter
         kind = "reduce-scatter"
-      cost.collectives = {kind: (1, self._sent_bytes(computation, kind, instruction))}
+      cost.collectives = {kind: (1, self._sent_bytes(kind, instruction))}
     return cost
 
-  def _starts_here(self, computation: str, instruction: Instruction) -> bool:
-    return channel(instruction) not in self.module.started_channels or self.module.starts_collective(computation)
+  def _starts_here(self, collective: Instruction) -> bool:
+    spread = collective.channel in self.module.started_channels
+    return not spread or self.module.starts_collective(collective.computation)
 
-  def _sent_bytes(self, computation: str, kind: str, instruction: Instruction) -> float:
+  def _sent_bytes(self, kind: str, collective: Instruction) -> float:
     """Bytes that a chip in a group of n sends around a ring: each piece n − 1 times, or twice that to sum and share."""
-    inside = self.module.computations[computation]
-    operand = sum(shape.nbytes for name in instruction.operands for shape in inside[name].shapes)
-    n = _group_size(instruction.attributes, self.module.num_partitions)
+    n = _group_size(collective, self.module.num_partitions)
     share = {"all-gather": n - 1, "all-reduce": 2 * (n - 1) / n, "collective-permute": 1}
-    return operand * share.get(kind, (n - 1) / n)
+    return sum(operand.nbytes for operand in collective.operands) * share.get(kind, (n - 1) / n)
 
-  def _hbm_bytes(self, computation: str, instruction: Instruction) -> float:
+  def _hbm_bytes(self, instruction: Instruction) -> float:
     """Bytes that an instruction reads from HBM and writes to it."""
-    opcode, inside = instruction.opcode, self.module.computations[computation]
+    opcode, shapes = instruction.opcode, instruction.shapes
     if opcode in _FREE and not _is_kernel(instruction):
       return 0
-    operands = [sum(shape.hbm_bytes for shape in inside[name].shapes) for name in instruction.operands]
+    operands = [operand.hbm_bytes for operand in instruction.operands]
     if opcode == "fusion":
-      called = instruction.computation("calls")
-      read = sum(min(self._read(called, i), 1) * held for i, held in enumerate(operands))
-      written = zip(instruction.shapes, self._written(called, instruction.shapes))
-      return read + sum(shape.hbm_bytes * share for shape, share in written)
+      called = instruction.called("calls")
+      parameters = self.module.parameters(called)
+      read = sum(min(self._read(parameter), 1) * held for parameter, held in zip(parameters, operands))
+      return read + sum(shape.hbm_bytes * share for shape, share in zip(shapes, self._written(called, len(shapes))))
     if opcode == "copy-start":  # (destination, source, context)
-      return operands[0] + instruction.shapes[0].hbm_bytes
+      return operands[0] + shapes[0].hbm_bytes
     if opcode in ("dynamic-slice", "gather", "slice", "slice-start"):  # reads what it takes; (source, taken, context)
-      taken = instruction.shapes[1 if opcode == "slice-start" else 0]
+      taken = shapes[1 if opcode == "slice-start" else 0]
       return (taken.nbytes if operands[0] else 0) + taken.hbm_bytes + sum(operands[1:])
     if opcode == "dynamic-update-slice":
       return 2 * operands[1]
     if opcode.removesuffix("-start") in COLLECTIVES:
-      received = instruction.shapes[-1] if opcode == "all-gather-start" else None
-      return sum(operands) + (received.hbm_bytes if received else sum(s.hbm_bytes for s in instruction.shapes[:1]))
-    return sum(operands) + sum(shape.hbm_bytes for shape in instruction.shapes)
+      return sum(operands) + shapes[-1 if opcode == "all-gather-start" else 0].hbm_bytes
+    return sum(operands) + instruction.hbm_bytes
 
-  def _read(self, computation: str, position: int) -> float:
-    """Share of its operand at `position` that a fusion reads: slices of it alone, if that is all it uses."""
-    for name, value in self.module.computations[computation].items():
-      if value.opcode == "parameter" and value.literal == str(position):
-        return self._read_value(computation, name, sum(shape.nbytes for shape in value.shapes))
-    return 0
-
-  def _read_value(self, computation: str, name: str, whole: int) -> float:
+  def _read(self, value: Instruction) -> float:
+    """Share of its operand, the parameter `value`, that a fusion reads: slices of it alone, if that is all it uses."""
     read = 0.0
-    for user, position in self.module.users(computation, name):
+    for user, position in value.users:
       if user.opcode == "bitcast":
-        read += self._read_value(computation, user.name, whole)
+        read += self._read(user)
       elif user.opcode in ("dynamic-slice", "slice", "gather") and position == 0:
-        read += sum(shape.nbytes for shape in user.shapes) / max(whole, 1)
+        read += user.nbytes / max(value.nbytes, 1)
       elif user.opcode == "dynamic-update-slice" and position == 0 or user.opcode in ("tuple", "custom-call"):
         continue  # what is updated in place, or handed through
-      elif user.opcode.removesuffix("-start") in COLLECTIVES and not self._starts_here(computation, user):
+      elif user.opcode.removesuffix("-start") in COLLECTIVES and not self._starts_here(user):
         continue
       elif user.opcode == "fusion":
-        read += self._read(user.computation("calls"), position)
+        read += self._read(self.module.parameters(user.called("calls"))[position])
       else:
         read += 1
     return read
 
-  def _written(self, computation: str, shapes: tuple[Shape, ...]) -> list[float]:
+  def _written(self, computation: str, results: int) -> list[float]:
     """Share of each of its results that a fusion writes: the update of one that is updated in place."""
-    inside, root = self.module.computations[computation], self.module.root(computation)
-    values = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    known = len(values) == len(shapes)
-    return [self._written_value(inside, value) for value in values] if known else [1.0] * len(shapes)
+    root = self.module.root(computation)
+    values = root.operands if root.opcode == "tuple" else (root,)
+    return [self._written_value(value) for value in values] if len(values) == results else [1.0] * results
 
-  def _written_value(self, inside: dict[str, Instruction], value: Instruction) -> float:
+  def _written_value(self, value: Instruction) -> float:
     while value.opcode == "bitcast":
-      value = inside[value.operands[0]]
+      value = value.operands[0]
     if value.opcode == "parameter":
       return 0.0  # handed through
     if value.opcode == "dynamic-update-slice":
-      return inside[value.operands[1]].shapes[0].size / max(value.shapes[0].size, 1)
-    if value.opcode in COLLECTIVES and channel(value) in self.module.started_channels:
+      return value.operands[1].shapes[0].size / max(value.shapes[0].size, 1)
+    if value.opcode in COLLECTIVES and value.channel in self.module.started_channels:
       return 0.0  # written where it starts
     if value.opcode == "fusion" and len(value.shapes) == 1:
-      return self._written(value.computation("calls"), value.shapes)[0]
+      return self._written(value.called("calls"), 1)[0]
     return 1.0
 
 
@@ -189,34 +167,37 @@ def _is_kernel(instruction: Instruction) -> bool:
   return instruction.opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in instruction.attributes
 
 
-def _kernel_flops(kernel: Instruction, operands: list[Instruction]) -> float:
-  products = next((n for name, n in _KERNEL_PRODUCTS.items() if kernel.name.startswith(name)), 0)
-  if not products:
+def _flops(instruction: Instruction) -> float:
+  """FLOPs of a matrix product or an attention kernel; 0 of all else."""
+  if instruction.opcode == "dot":
+    contracted = re.findall(r"\d+", instruction.attribute(r"lhs_contracting_dims={([\d,]*)}", ""))
+    left = instruction.operands[0].shapes[0].dimensions
+    return 2.0 * instruction.shapes[0].size * math.prod(left[int(axis)] for axis in contracted)
+  if instruction.opcode == "convolution":
+    return _convolution_flops(instruction)
+  products = next((n for name, n in _KERNEL_PRODUCTS.items() if instruction.name.startswith(name)), 0)
+  if not products or not _is_kernel(instruction):
     return 0.0
-  query, key = (operand.shapes[0].dimensions for operand in operands[2:4])  # [B, heads, tokens, width] each
+  query, key = (operand.shapes[0].dimensions for operand in instruction.operands[2:4])  # [B, heads, tokens, width]
   return 2.0 * products * math.prod(query) * key[2]
 
 
-def _dot_flops(dot: Instruction, lhs: Shape, rhs: Shape) -> float:
-  contracted = re.search(r"lhs_contracting_dims={([\d,]*)}", dot.attributes)
-  sizes = [lhs.dimensions[int(axis)] for axis in re.findall(r"\d+", contracted[1])] if contracted else []
-  return 2.0 * dot.shapes[0].size * math.prod(sizes)
-
-
-def _convolution_flops(convolution: Instruction, lhs: Shape, rhs: Shape) -> float:
+def _convolution_flops(convolution: Instruction) -> float:
   """As many multiply-adds as fall on the input: TPU's compiler writes batched dots as padded, dilated convolutions."""
-  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
-  of = lambda labelled, shape: dict(zip(labelled, shape.dimensions))
-  inputs, kernel, output = of(labels[1], lhs), of(labels[2], rhs), of(labels[3], convolution.shapes[0])
-  rank = sum(label.isdigit() for label in labels[1])
-  group = lambda name: int((re.search(rf"{name}=(\d+)", convolution.attributes) or [0, 1])[1])
-  padding = re.search(r"window={[^}]*\bpad=([\d_x\-]+)", convolution.attributes)
-  low = [int(pad.split("_")[0]) for pad in padding[1].split("x")] if padding else [0] * rank
-  window = zip(low, *(convolution.window(field, rank, 1) for field in ("stride", "lhs_dilate", "rhs_dilate")))
-  sizes = ((output[str(axis)], kernel[str(axis)], inputs[str(axis)]) for axis in range(rank))
-  pairs = [_pairs_on_input(*of_axis, *numbers) for of_axis, numbers in zip(sizes, window)]
-  features = kernel["i"] * output["f"] * output["b"] / group("batch_group_count")
-  return 2.0 * features * math.prod(pairs)
+  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes).groups()
+  arrays = [value.shapes[0].dimensions for value in (*convolution.operands, convolution)]
+  inputs, kernel, output = (dict(zip(label, array)) for label, array in zip(labels, arrays))
+  axes = sorted(filter(str.isdigit, inputs))
+
+  def window(field: str, default: int) -> list[int]:
+    """A number for each spatial axis; of a padding `low_high` the low one."""
+    text = convolution.attribute(rf"window={{[^}}]*\b{field}=([\d_x\-]+)")
+    return [int(size.partition("_")[0]) for size in text.split("x")] if text else [default] * len(axes)
+
+  numbers = zip(window("pad", 0), window("stride", 1), window("lhs_dilate", 1), window("rhs_dilate", 1))
+  pairs = [_pairs_on_input(output[axis], kernel[axis], inputs[axis], *of_axis) for axis, of_axis in zip(axes, numbers)]
+  groups = int(convolution.attribute(r"batch_group_count=(\d+)", "1"))
+  return 2.0 * kernel["i"] * output["f"] * output["b"] / groups * math.prod(pairs)
 
 
 @functools.cache
@@ -226,10 +207,9 @@ def _pairs_on_input(outputs: int, kernel: int, inputs: int, low: int, stride: in
   return int(np.sum((at >= 0) & (at % base == 0) & (at // base < inputs)))
 
 
-def _group_size(attributes: str, num_partitions: int) -> int:
+def _group_size(collective: Instruction, num_partitions: int) -> int:
   """Chips of one group of a collective, noted as {{0,1},{2,3}}, [2,2]<=[4] or mesh['a'=2,'b'=2] {'b'}."""
-  groups = re.search(r"replica_groups=(\{\{.*?\}\}|\[[\d,]+\]<=|\{\}|mesh\[.*?\{.*?\})", attributes)
-  text = groups[1] if groups else "{}"
+  text = collective.attribute(r"replica_groups=(\{\{.*?\}\}|\[[\d,]+\]<=|\{\}|mesh\[.*?\{.*?\})", "{}")
   if text.startswith("{{"):
     return len(text[2:].partition("}")[0].split(","))
   if text.startswith("["):  # groups, size

@@ -33,29 +33,19 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """One program of a run, compiled; bytes, FLOPs and seconds are of one chip.
+  """One program of a run, compiled; bytes (XLA's), FLOPs and seconds are of one chip."""
 
-  Attributes:
-    name: sample, score_rollouts or distillation_step; evaluate where evaluation samples more at once than training.
-    calls: how often an iteration calls it.
-    resident_bytes: what of the run's state stays in memory meanwhile without being an argument.
-    alias_bytes: of outputs that lie where donated arguments lay; all such sizes are XLA's.
-    cost: what one call costs.
-    error: why it did not compile, in one line: it needs more memory than a chip has. All else is empty then.
-    hlo: its optimised HLO.
-  """
-
-  name: str
-  calls: int
-  resident_bytes: int
+  name: str  # sample, score_rollouts, distillation_step; evaluate where evaluation samples more at once than training
+  calls: int  # how often an iteration calls it
+  resident_bytes: int  # what of the run's state stays in memory meanwhile without being an argument
   argument_bytes: int = 0
   output_bytes: int = 0
-  alias_bytes: int = 0
+  alias_bytes: int = 0  # of outputs that lie where donated arguments lay
   temporary_bytes: int = 0
   code_bytes: int = 0
-  cost: Cost = dataclasses.field(default_factory=Cost)
+  cost: Cost = dataclasses.field(default_factory=Cost)  # of one call
   compile_seconds: float = 0.0
-  error: str | None = None
+  error: str | None = None  # why it did not compile, in one line: it needs more memory than a chip has
   hlo: str = dataclasses.field(default="", repr=False)
 
   @property
@@ -63,39 +53,22 @@ class Program:
     """While it runs, without the programs themselves."""
     return self.resident_bytes + self.argument_bytes + self.output_bytes - self.alias_bytes + self.temporary_bytes
 
-  def seconds(self, chip: Chip) -> dict[str, float]:
-    """Time of one call if nothing but its FLOPs, its memory traffic or its collectives took time, each at its peak."""
-    return {
-      "compute": self.cost.flops / chip.flops_per_second,
-      "memory": self.cost.hbm_bytes / chip.hbm_bytes_per_second,
-      "interconnect": self.cost.collective_bytes / chip.ici_bytes_per_second,
-    }
-
 
 @dataclasses.dataclass(frozen=True)
 class PodPlan:
-  """What a run needs of each chip of a slice.
-
-  Attributes:
-    mesh: axis -> size.
-    parameters, trained_parameters: numbers of the whole model.
-    rollouts, microbatch: how many rollouts a step has, and each of its parts.
-    prompt_length, completion_length: tokens, the longest that are compiled.
-    prompt_buckets: how many prompt lengths are compiled; each has its own programs.
-    state_bytes: what of the state -> bytes on a chip.
-  """
+  """What a run needs of each chip of a slice. Parameters and rollouts are those of the whole run."""
 
   topology: str
   chip: Chip
-  mesh: dict[str, int]
+  mesh: dict[str, int]  # axis -> size
   parameters: int
   trained_parameters: int
-  rollouts: int
-  microbatch: int
-  prompt_length: int
+  rollouts: int  # of a step
+  microbatch: int  # rollouts of each of its parts
+  prompt_length: int  # tokens of the longest prompts that are compiled
   completion_length: int
-  prompt_buckets: int
-  state_bytes: dict[str, int]
+  prompt_buckets: int  # how many prompt lengths are compiled; each has its own programs
+  state_bytes: dict[str, int]  # what of the state -> bytes on a chip
   programs: tuple[Program, ...]
 
   @property
@@ -161,13 +134,11 @@ class AbstractRun:
 
   def resident_bytes(self, program: str) -> int:
     """Bytes of the state that a program does not take as arguments."""
-    state = self.state_bytes
     if program == "distillation_step":
       return 0
-    if program == "score_rollouts" and self.state.reference is not None:
-      # The argument is either student or reference. A LoRA run's reference has zeros for an adapter.
-      return state["opt_state"] + state["params"]
-    return state["opt_state"] + state["reference"]
+    # Scored is either student or reference. A LoRA run's reference has zeros for an adapter.
+    scores_reference = program == "score_rollouts" and self.state.reference is not None
+    return self.state_bytes["opt_state"] + self.state_bytes["params" if scores_reference else "reference"]
 
   def calls(self) -> Iterator[tuple[str, int, Callable, tuple, dict[str, Any]]]:
     """(name, times in an iteration, jitted function, arguments, keywords) of each of the run's programs."""
@@ -179,18 +150,15 @@ class AbstractRun:
 
     def sampling(rows, sampler):
       prompts = batch(jnp.int32, rows, width), batch(bool, rows, width)
-      return (self.denoiser, state.student_params, *prompts, state.key, sampler), {}
+      return sample, (self.denoiser, state.student_params, *prompts, state.key, sampler), {}
 
-    parts = config.rollouts.microbatches
-    yield "sample", parts, sample, *sampling(rows // parts, sampler)
-    if config.eval.batch_size > rows // parts:
-      greedy = dataclasses.replace(sampler, temperature=0.0)
-      yield "evaluate", 0, sample, *sampling(config.eval.batch_size, greedy)
+    parts, evaluated = config.rollouts.microbatches, config.eval.batch_size
+    yield "sample", parts, *sampling(rows // parts, sampler)
+    if evaluated > rows // parts:
+      yield "evaluate", 0, *sampling(evaluated, dataclasses.replace(sampler, temperature=0.0))
 
-    rollouts = ScoringBatch(
-      batch(jnp.int32, rows, width + length), batch(bool, rows, width),
-      batch(bool, rows, config.distillation.num_mc, length),
-    )
+    masks = batch(bool, rows, config.distillation.num_mc, length)
+    rollouts = ScoringBatch(batch(jnp.int32, rows, width + length), batch(bool, rows, width), masks)
     static = dict(denoiser=self.denoiser, objective=config.objective, accumulation=config.optimizer.accumulation)
     updates = config.distillation.num_iterations
     # Old scores, the reference's, and from the second update on current ones.

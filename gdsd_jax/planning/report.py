@@ -1,6 +1,5 @@
 """What a pod plan says, as JSON values and as a table."""
 
-from collections.abc import Iterator
 import dataclasses
 import math
 from typing import Any
@@ -18,24 +17,28 @@ def report(plan: PodPlan) -> dict[str, Any]:
   recomputed ones among them.
   """
   programs = {program.name: _program(plan, program) for program in plan.programs}
-  return {
-    **_without(vars(plan), "prompt_buckets"),
+  fields = vars(plan) | {
     "chip": dataclasses.asdict(plan.chip),
+    "programs": programs,
     "chips": math.prod(plan.mesh.values()),
     "code_bytes": plan.code_bytes,
     "peak_bytes": plan.peak_bytes,
     "fits": plan.fits,
-    "programs": programs,
     "iteration": None if plan.peak_bytes is None else _iteration(plan, programs),
   }
+  del fields["prompt_buckets"]
+  return fields
 
 
 def _program(plan: PodPlan, program: Program) -> dict[str, Any]:
-  cost, seconds = program.cost, program.seconds(plan.chip)
+  cost, chip = program.cost, plan.chip
+  seconds = {
+    "compute": cost.flops / chip.flops_per_second,
+    "memory": cost.hbm_bytes / chip.hbm_bytes_per_second,
+    "interconnect": cost.collective_bytes / chip.ici_bytes_per_second,
+  }
   bound = max(seconds.values())
-  return {
-    **_without(vars(program), "name", "cost", "hlo"),
-    **vars(cost),
+  fields = vars(program) | vars(cost) | {
     "peak_bytes": None if program.error else program.peak_bytes + plan.code_bytes,
     "collective_bytes": cost.collective_bytes,
     "collectives": {kind: {"count": count, "bytes": sent} for kind, (count, sent) in sorted(cost.collectives.items())},
@@ -44,19 +47,13 @@ def _program(plan: PodPlan, program: Program) -> dict[str, Any]:
     "utilisation": seconds["compute"] / bound if bound else None,
     "compile_seconds": round(program.compile_seconds, 1),
   }
-
-
-def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
-  return {name: value for name, value in fields.items() if name not in names}
+  return {name: value for name, value in fields.items() if name not in ("name", "cost", "hlo")}
 
 
 def _iteration(plan: PodPlan, programs: dict[str, Any]) -> dict[str, float]:
-  total = lambda name: sum(program["calls"] * program[name] for program in programs.values())
-  bound = total("roofline_seconds")
-  return {
-    **{name: total(name) for name in ("flops", "hbm_bytes", "collective_bytes", "roofline_seconds")},
-    "utilisation": total("flops") / plan.chip.flops_per_second / bound,
-  }
+  names = ("flops", "hbm_bytes", "collective_bytes", "roofline_seconds")
+  total = {name: sum(program["calls"] * program[name] for program in programs.values()) for name in names}
+  return {**total, "utilisation": total["flops"] / plan.chip.flops_per_second / total["roofline_seconds"]}
 
 
 def table(fields: dict[str, Any]) -> str:
@@ -70,11 +67,12 @@ def table(fields: dict[str, Any]) -> str:
     f" microbatches of {fields['microbatch']}",
     "",
   ]
-  rows = [("each chip", list(programs)), *_rows(list(programs.values()))]
-  widths = [max(map(len, column)) for column in zip(*([label, *values] for label, values in rows))]
-  for label, values in rows:
-    cells = [label.ljust(widths[0]), *(value.rjust(width) for value, width in zip(values, widths[1:]))]
-    lines.append("  ".join(cells).rstrip())
+  kinds = sorted({kind for program in programs.values() for kind in program["collectives"]})
+  columns = [_column(name, program, kinds) for name, program in programs.items()]
+  rows = [(label, *(column[label] for column in columns)) for label in columns[0]]
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  for label, *cells in rows:
+    lines.append("  ".join([label.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip())
   lines.append("")
   lines += [f"{name} {program['error']}" for name, program in programs.items() if program["error"]]
   if iteration := fields["iteration"]:
@@ -85,42 +83,29 @@ def table(fields: dict[str, Any]) -> str:
   return "\n".join(lines)
 
 
+def _column(name: str, program: dict[str, Any], kinds: list[str]) -> dict[str, str]:
+  """Label -> cell of one program; all empty where it did not compile."""
+  gigabytes = lambda nbytes: f"{(nbytes or 0) / _GB:.3f}"
+  moved = {kind: f"{_figure(found['bytes'] / _GB)} in {found['count']:,.0f}"
+           for kind, found in program["collectives"].items()}
+  cells = {
+    "calls an iteration": _figure(program["calls"]),
+    "memory, GB": "",
+    "  arguments": gigabytes(program["argument_bytes"]),
+    "  outputs not in place": gigabytes(program["output_bytes"] - program["alias_bytes"]),
+    "  temporaries": gigabytes(program["temporary_bytes"]),
+    "  the rest of the run's state": gigabytes(program["resident_bytes"]),
+    "  with the programs themselves": gigabytes(program["peak_bytes"]),
+    "one call": "",
+    "  TFLOP": _figure(program["flops"] / 1e12),
+    "  memory traffic, GB": _figure(program["hbm_bytes"] / _GB),
+    "  sent to other chips, GB": _figure(program["collective_bytes"] / _GB),
+    **{f"    {kind}": moved.get(kind, "") for kind in kinds},
+    "  seconds at the chip's peak": "",
+    **{f"    {part}": f"{seconds:.3g}" for part, seconds in program["seconds"].items()},
+  }
+  return {"each chip": name, **(dict.fromkeys(cells, "") if program["error"] else cells)}
+
+
 def _figure(value: float) -> str:
   return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-
-
-def _rows(programs: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
-  """(label, a cell for each program) of the table; a program that did not compile has none."""
-
-  def row(label, cell):
-    return label, ["" if program["error"] else cell(program) for program in programs]
-
-  def number(label, name, unit=1.0):
-    return row(label, lambda program: _figure(program[name] / unit))
-
-  def gigabytes(label, nbytes):
-    return row(label, lambda program: f"{nbytes(program) / _GB:.3f}")
-
-  def collective(kind):
-    def cell(program):
-      found = program["collectives"].get(kind)
-      return f"{_figure(found['bytes'] / _GB)} in {found['count']:,.0f}" if found else ""
-
-    return row(f"    {kind}", cell)
-
-  yield number("calls an iteration", "calls")
-  yield row("memory, GB", lambda program: "")
-  yield gigabytes("  arguments", lambda program: program["argument_bytes"])
-  yield gigabytes("  outputs not in place", lambda program: program["output_bytes"] - program["alias_bytes"])
-  yield gigabytes("  temporaries", lambda program: program["temporary_bytes"])
-  yield gigabytes("  the rest of the run's state", lambda program: program["resident_bytes"])
-  yield gigabytes("  with the programs themselves", lambda program: program["peak_bytes"])
-  yield row("one call", lambda program: "")
-  yield number("  TFLOP", "flops", 1e12)
-  yield number("  memory traffic, GB", "hbm_bytes", _GB)
-  yield number("  sent to other chips, GB", "collective_bytes", _GB)
-  for kind in sorted({kind for program in programs for kind in program["collectives"]}):
-    yield collective(kind)
-  yield row("  seconds at the chip's peak", lambda program: "")
-  for part in ("compute", "memory", "interconnect"):
-    yield row(f"    {part}", lambda program, part=part: f"{program['seconds'][part]:.3g}")
