@@ -29,9 +29,8 @@ def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, uncondi
 
   Args:
     head, hidden: the LM head, and [B, K, D] hidden states, aligned.
-    key: random key; unused at temperature 0.
+    key, temperature: random key, and T at which tokens are drawn with it; 0 draws none. The probability is without T.
     mask_id: the mask token.
-    temperature: T, at which tokens are drawn. It does not count for their probability.
     unconditional: [B, K, D] hidden states without the prompt, for classifier-free guidance; None for none.
     cfg_scale: c of the guided logits u + (c + 1) (z − u).
 
@@ -41,9 +40,8 @@ def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, uncondi
   tile = _tile_size(head)
   noise = None
   if temperature > 0:  # Drawn before the vocabulary is split, so that it is the same on every mesh.
-    tile_key, token_key = jax.random.split(key)
-    of_tiles, of_tokens = (*hidden.shape[:2], head.vocab_size // tile), (*hidden.shape[:2], tile)
-    noise = jax.random.gumbel(tile_key, of_tiles), jax.random.gumbel(token_key, of_tokens)
+    sizes = head.vocab_size // tile, tile  # one number for each tile, and for each token of the tile that will win
+    noise = tuple(jax.random.gumbel(key, (*hidden.shape[:2], size)) for key, size in zip(jax.random.split(key), sizes))
 
   def compute(share: Share, rows):
     hidden, unconditional, noise = rows
@@ -57,8 +55,8 @@ def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, uncondi
       best, top, total = carry
       logits = multiply(flat, weight)
       if unconditional is not None:
-        given, not_given = logits[:count], logits[count:]
-        logits = not_given + (cfg_scale + 1) * (given - not_given)
+        logits, without = logits[:count], logits[count:]
+        logits = without + (cfg_scale + 1) * (logits - without)
       highest = jnp.maximum(top, jnp.max(logits, axis=1))
       total = total * jnp.exp(top - highest) + jnp.sum(jnp.exp(logits - highest[:, None]), axis=1)
       columns = share.first + start + jnp.arange(logits.shape[1])
@@ -76,11 +74,10 @@ def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, uncondi
     best = _best_of_shares(share, best)
     highest = share.max(top)
     normalizer = highest + jnp.log(share.sum(total * jnp.exp(top - highest)))
-    perturbed = best.logits if of_tokens is None else best.logits / temperature + of_tokens
-    place = jnp.argmax(perturbed, axis=1)
+    place = jnp.argmax(best.logits if of_tokens is None else best.logits / temperature + of_tokens, axis=1)
     chosen = jnp.take_along_axis(best.logits, place[:, None], axis=1)[:, 0]
-    tokens, probability = (best.first + place).astype(jnp.int32), jnp.exp(chosen - normalizer)
-    return tokens.reshape(hidden.shape[:2]), probability.reshape(hidden.shape[:2])
+    found = (best.first + place).astype(jnp.int32), jnp.exp(chosen - normalizer)
+    return tuple(x.reshape(hidden.shape[:2]) for x in found)
 
   return over_vocabulary(compute, head, (hidden, unconditional, noise))
 
