@@ -8,7 +8,7 @@ from pathlib import Path
 import time
 from typing import Any, NamedTuple
 
-PRODUCT_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # of the matrices whose product is the peak of a platform
+PRODUCT_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # width of the matrices whose product is the peak
 
 
 class Memory(NamedTuple):

@@ -65,7 +65,7 @@ def prepare(folder: Path, setting: Setting) -> tuple[dict[str, Any], int]:
 
 
 def device_memory(device) -> int:
-  """Bytes that this process may use: of the accelerator, or of the machine where that is the CPU."""
+  """Bytes of the accelerator that this process may use, or of the machine where that is the CPU."""
   if device.platform != "cpu":
     return device.memory_stats()["bytes_limit"]
   return kilobytes("/proc/meminfo", "MemAvailable") * 1024

@@ -15,7 +15,7 @@ from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.objective import Objective
 
 MEASUREMENTS = ("sampling", "training", "memory")
-# The reference's final norm over the student's, without an adapter: of equal models the KL would have no gradient.
+# The reference's final norm over the student's, without an adapter. With equal models the KL would have no gradient.
 REFERENCE_NORM = 0.99
 _100M = DenoiserConfig(  # LLaDA's layout, vocabulary and special tokens on a small body
   vocab_size=126464, hidden_size=320, num_layers=14, num_heads=5, num_kv_heads=5, head_dim=64, mlp_size=960,
@@ -24,7 +24,7 @@ _100M = DenoiserConfig(  # LLaDA's layout, vocabulary and special tokens on a sm
 )
 _8B = dict(batch=16, prompt_length=400, completion_length=256, block_length=32, steps=256, dtype="bfloat16",
            lora_rank=128)
-_DEFAULTS = {  # of each model
+_DEFAULTS = {  # for each model
   "tiny": dict(batch=16, prompt_length=64, completion_length=64, block_length=16, steps=64),
   "100m": dict(batch=8, prompt_length=128, completion_length=128, block_length=32, steps=128),
   "8b": _8B,
@@ -47,7 +47,7 @@ class Setting:
   objective: str = "gdsd_tlc"
   center_top_k: int | None = None
   dtype: str = "float32"  # in which matrices are multiplied
-  lora_rank: int = 0  # of the adapter that is sampled with and trained; at 0 all weights are trained
+  lora_rank: int = 0  # adapter that is sampled with and trained; at 0 all weights are trained
   accumulation: int = 1
   remat: str = "full"  # what our backward pass computes again, see `Denoiser`
   cache: str = "none"  # Fast-dLLM's, as `threshold`: for a sampler that is measured beside the exact one

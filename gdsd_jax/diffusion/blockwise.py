@@ -1,7 +1,7 @@
 """The block-wise sampler: LLaDA's, Dream's, and Fast-dLLM's variants of both.
 
-A completion begins as masks and is denoised block by block, from left to right. Each step predicts every masked token
-of the block and commits some of the predictions. Nothing returns to the host before the completion is whole.
+A completion begins as masks and is denoised block by block, from left to right. Each step predicts all masked tokens of
+the block and commits some of the predictions. Nothing returns to the host before the completion is whole.
 
 LLaDA (arXiv 2502.09992, section 2.4 and its appendix) commits equally many tokens in every step, the surest first.
 

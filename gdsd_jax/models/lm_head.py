@@ -72,7 +72,7 @@ class Share:
 
   head: LMHead  # with this chip's part of the weight, which tensor splits by vocabulary, fsdp by hidden dimension
   mesh: Mesh | None = None  # whose chips share the vocabulary; None where this is all of it
-  batch_axes: tuple[str, ...] = ()  # of the mesh, that sequences are split over
+  batch_axes: tuple[str, ...] = ()  # axes of the mesh that sequences are split over
 
   @property
   def first(self):

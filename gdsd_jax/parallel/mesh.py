@@ -79,7 +79,7 @@ def gather_over_fsdp(weights, axes, x, mesh: Mesh | None):
   and back for each. `axes` is the tree of logical axes of the weights, or of their stack; vectors stay as they are.
   """
   if mesh is not None and mesh.size > 1:
-    # Tied to x: of frozen weights JAX would otherwise gather all layers' before the first, and keep them.
+    # Tied to x, since JAX would otherwise gather all layers' frozen weights before the first layer, and keep them.
     weights, x = jax.lax.optimization_barrier((weights, x))
 
   def gather(weight, axes):

@@ -59,7 +59,7 @@ def joined() -> bool:
 
 
 def is_lost_process(error: Exception) -> bool:
-  """Whether an error comes of another process's end: of the collectives or of the coordination service."""
+  """Whether an error of the collectives or the coordination service comes of another process's end."""
   # As they are written there: a path may well have "gloo" in it, and "temporarily unavailable" is a full process table.
   signs = ("Gloo", "gloo/transport", "NCCL", "oordination", "eartbeat", "barrier", "Barrier", "onnection reset",
            "ocket closed", "UNAVAILABLE", "DEADLINE_EXCEEDED")
@@ -112,7 +112,7 @@ def _in_known_cluster() -> bool:
     return True
   if "cpu" in os.environ.get("JAX_PLATFORMS", "") or importlib.util.find_spec("libtpu") is None:
     return False
-  vendors = Path("/sys/bus/pci/devices").glob("*/vendor")  # of TPU chips: JAX asks the slice for its workers
+  vendors = Path("/sys/bus/pci/devices").glob("*/vendor")  # where TPU chips show; JAX asks the slice for its workers
   return any(vendor.read_text().strip() == "0x1ae0" for vendor in vendors)
 
 

@@ -43,7 +43,7 @@ def own_rows(mesh: Mesh | None, rows: int) -> np.ndarray:
 
 
 def owners(indices, rows: int) -> np.ndarray:
-  """Process that owns each of `rows` rows, int[rows]. indices: of a sharding, device -> (slice of rows,)."""
+  """Process that owns each of `rows` rows, int[rows]. indices: device -> (slice of rows,), as a sharding gives them."""
   holders = [set() for _ in range(rows)]
   for device, (part,) in indices.items():
     for row in range(*part.indices(rows)):

@@ -40,10 +40,10 @@ class Program:
   resident_bytes: int  # what of the run's state stays in memory meanwhile without being an argument
   argument_bytes: int = 0
   output_bytes: int = 0
-  alias_bytes: int = 0  # of outputs that lie where donated arguments lay
+  alias_bytes: int = 0  # outputs that lie where donated arguments lay
   temporary_bytes: int = 0
   code_bytes: int = 0
-  cost: Cost = dataclasses.field(default_factory=Cost)  # of one call
+  cost: Cost = dataclasses.field(default_factory=Cost)  # what one call costs
   compile_seconds: float = 0.0
   error: str | None = None  # why it did not compile, in one line: it needs more memory than a chip has
   hlo: str = dataclasses.field(default="", repr=False)
@@ -63,7 +63,7 @@ class PodPlan:
   mesh: dict[str, int]  # axis -> size
   parameters: int
   trained_parameters: int
-  rollouts: int  # of a step
+  rollouts: int  # in a step
   microbatch: int  # rollouts of each of its parts
   prompt_length: int  # tokens of the longest prompts that are compiled
   completion_length: int

@@ -31,7 +31,7 @@ class TrainingError(ValueError):
 class Training(Protocol):
   """What the loop goes through step by step. Every process calls the same methods in the same order."""
 
-  config: Any  # of which the loop reads `steps`, `checkpoint` and `log`
+  config: Any  # the loop reads its `steps`, `checkpoint` and `log`
   workdir: epath.Path  # which `open_workdir` has checked and made
   state: TrainState  # what the next step starts from; `state.step` counts the steps that are done
 

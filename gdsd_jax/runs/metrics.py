@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 def log_to_stdout() -> None:
   """Shows this package's messages as plain lines on standard output, in a terminal or a log file alike.
 
-  Of several processes the first shows them; the others only warnings.
+  Among several processes the first shows them; the others only warnings.
   """
   handler = logging.StreamHandler(sys.stdout)
   handler.setFormatter(logging.Formatter("%(message)s"))

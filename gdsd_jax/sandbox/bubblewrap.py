@@ -53,7 +53,7 @@ class Limits:
 
   test_seconds: float = 4.0  # CPU time of a test; a test that waits has twice that
   program_seconds: float = 10.0  # wall-clock time of all tests of a program, its start included
-  memory_mb: int = 512  # of a process, and of all processes of a program together
+  memory_mb: int = 512  # limit for a process, and for all processes of a program together
   file_mb: int = 16  # size of a file, and of the private /tmp, which takes some thousands of files
   processes: int = 32  # and threads
 

@@ -5,8 +5,8 @@ such as 9^{9^{9^9}}. So each grading runs in a worker that ends itself when its 
 grading gets a new one. A worker lives as long as the thread that holds its standard input, or this process.
 
 Workers are fresh interpreters rather than forks, because JAX keeps threads here. Pools of multiprocessing and its kin
-run the user's script again in every worker, and fail in scripts without a `__main__` guard. In pebble's pool the death
-of one idle worker ends the pool, and tasks that are deaf to signals are stopped one after the other, for seconds each.
+run the user's script again in every worker, and fail in scripts without a `__main__` guard. In pebble's pool one idle
+worker's death ends the pool, and tasks that are deaf to signals are stopped one after the other, for seconds each.
 """
 
 from collections.abc import Sequence
