@@ -70,10 +70,14 @@ def forget_compiled_functions():
 @contextlib.contextmanager
 def only_devices(count: int):
   """JAX shows so few of the devices: what has nothing to do with meshes compiles and runs faster without."""
-  devices = jax.devices()[:count]
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, "devices", lambda *_: devices)
+    patch.setattr(jax, "devices", lambda *_: jax.local_devices()[:count])
     yield
+
+
+def all_devices():
+  """All of them again, in a module that has only a few."""
+  return only_devices(8)
 
 
 @pytest.fixture(scope="module")

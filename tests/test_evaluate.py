@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from conftest import files_of_at_most
+from conftest import all_devices, files_of_at_most
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +33,8 @@ from gdsd_jax.runs.weights import find_step, load_run
 from gdsd_jax.tasks import get_task
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
 from gdsd_jax.training.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 REPOSITORY = Path(__file__).parent.parent
 EXAMPLES = 40
@@ -253,7 +255,8 @@ def test_sampler_of_another_family_is_told(tmp_path, caplog, monkeypatch):
 
 
 def test_any_mesh_gives_the_same_completions(straight, tmp_path):
-  evaluate(tmp_path, **{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2})
+  with all_devices():
+    evaluate(tmp_path, **{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2})
   assert (tmp_path / "generations.jsonl").read_bytes() == (straight[0] / "generations.jsonl").read_bytes()
 
 
@@ -266,13 +269,15 @@ def test_prefill_begins_every_completion(tmp_path):
 
 @pytest.mark.parametrize("mesh_sizes", [None, (2, 2, 2)])
 def test_weights_of_a_run_are_those_it_would_continue_with(run, mesh_sizes):
-  denoiser, params = load_run(run, "latest", mesh_sizes and make_mesh(*mesh_sizes))
+  with all_devices():
+    denoiser, params = load_run(run, "latest", mesh_sizes and make_mesh(*mesh_sizes))
   assert_trees_equal(params, state_of(run))
   assert denoiser.lora is None
 
 
 def test_weights_of_a_lora_run_are_base_and_adapter(lora_run):
-  denoiser, params = load_run(lora_run, 4, make_mesh())
+  with all_devices():
+    denoiser, params = load_run(lora_run, 4, make_mesh())
   expected = state_of(lora_run, **LORA)
   assert_trees_equal(params, expected)
   assert denoiser.lora.rank == 2 and np.abs(params["lora"]["query"]["b"]).max() > 0
@@ -311,7 +316,7 @@ def test_exported_folder_evaluates_as_its_run(kind, run, lora_run, tmp_path):
   ({"num_examples": 0}, "--num_examples"),
 ])
 def test_bad_fields_are_refused_before_anything_is_written(tmp_path, changes, words):
-  with pytest.raises((ValueError, OSError), match=words) as caught:
+  with all_devices(), pytest.raises((ValueError, OSError), match=words) as caught:
     evaluate(tmp_path / "out", **changes)
   assert "\n" not in str(caught.value)
   assert not (tmp_path / "out").exists()

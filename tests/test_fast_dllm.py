@@ -109,7 +109,7 @@ def test_a_window_sees_its_own_changes(family):
 
 
 @caches
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_a_cache_that_lives_for_one_step_changes_nothing(cache, temperature):
   exact = run("llada", steps=2, temperature=temperature)
   cached = run("llada", steps=2, temperature=temperature, cache=cache)
@@ -118,14 +118,14 @@ def test_a_cache_that_lives_for_one_step_changes_nothing(cache, temperature):
 
 
 @families
-@caches
+@dual
 def test_a_cache_that_is_never_stale_changes_nothing(family, cache):
   model = of_one_layer(family)
   assert_same(run(family, model=model, threshold=0.5), run(family, model=model, threshold=0.5, cache=cache))
 
 
 @families
-@caches
+@dual
 def test_a_cache_is_an_approximation(family, cache):
   """In a model of two layers, what the block commits changes the others' keys and values."""
   exact = run(family, temperature=0.0, threshold=1.0)
@@ -135,7 +135,10 @@ def test_a_cache_is_an_approximation(family, cache):
   assert first.any(axis=1).all()  # the first step is exact
 
 
-@pytest.mark.parametrize("alg, alg_temp", [("entropy", 0.0), ("entropy", 0.5), ("origin", 0.0), ("topk_margin", 0.0)])
+@pytest.mark.parametrize("alg, alg_temp", [
+  ("entropy", 0.5), ("origin", 0.0), pytest.param("entropy", 0.0, marks=pytest.mark.slow),
+  pytest.param("topk_margin", 0.0, marks=pytest.mark.slow),
+])
 @dual
 def test_dream_with_a_cache_goes_block_by_block_with_every_algorithm(alg, alg_temp, cache):
   rollout = run("dream", alg=alg, alg_temp=alg_temp, cache=cache, threshold=None, steps=6, top_p=0.9)
@@ -195,8 +198,10 @@ def test_without_a_cache_every_step_is_a_full_pass(family, threshold, steps):
   assert count_steps(family, threshold=threshold)[1:] == (steps, 0)
 
 
-@families
-@caches
+@pytest.mark.parametrize("family, cache", [
+  ("llada", "prefix"), ("dream", "dual"), pytest.param("llada", "dual", marks=pytest.mark.slow),
+  pytest.param("dream", "prefix", marks=pytest.mark.slow),
+])
 def test_with_a_cache_one_step_of_each_block_is_a_full_pass(family, cache):
   assert count_steps(family, threshold=1.0, cache=cache)[1:] == (2, 6)
 
@@ -338,7 +343,8 @@ def test_an_early_stop_leaves_texts_as_they_are_and_fills_what_is_behind(family,
 
 
 @pytest.mark.parametrize("family, options", [
-  ("llada", {}), ("llada", dict(threshold=0.0)), ("dream", dict(cache="dual")),
+  ("llada", {}), pytest.param("llada", dict(threshold=0.0), marks=pytest.mark.slow),
+  pytest.param("dream", dict(cache="dual"), marks=pytest.mark.slow),
 ])
 def test_an_early_stop_saves_steps(family, options):
   options = dict(options, block_length=2, completion_length=16, steps=16, params=ending(family)[1])

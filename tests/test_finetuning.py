@@ -104,6 +104,7 @@ def run(source, tmp_path, *arguments):
                         timeout=300, env={**os.environ, "JAX_PLATFORMS": "cpu"})
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_an_undisturbed_one(chats_file, tmp_path):
   straight, killed = tmp_path / "straight", tmp_path / "killed"
   assert run(chats_file, straight).returncode == 0

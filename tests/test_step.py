@@ -102,7 +102,7 @@ def test_step_is_adamw_on_the_gradient_of_the_loss(tiny_denoiser, optimizer, one
   assert max(jax.tree.leaves(distance)) < 1e-6 and min(jax.tree.leaves(moved)) > 1e-4
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("objective", [
   GDSD, Objective("gdsd_tlc", center_top_k=8, center_gradient=True), Objective("gdsd_tlc", center_top_k=10**6),
   Objective("gdsd_tlc", center_top_k=10**6, center_gradient=True, beta=0.0), Objective("espo"),

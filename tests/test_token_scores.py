@@ -62,7 +62,7 @@ def assert_close(actual, expected, tolerance=1e-5):
     assert np.linalg.norm(np.asarray(a, np.float64) - e) <= tolerance * np.linalg.norm(e)
 
 
-@pytest.fixture(params=[96, 4096])
+@pytest.fixture(params=[96, pytest.param(4096, marks=pytest.mark.slow)])
 def chunk(request, monkeypatch):
   """Chunks with a rest, and one that is larger than the vocabulary."""
   monkeypatch.setattr(lm_head, "CHUNK", request.param)
@@ -85,7 +85,9 @@ def exact_values_and_gradients(tied, center_gradient, top_k):
     return jax.tree.map(np.asarray, values_and_gradients(whole_scores, *exact, targets, top_k, center_gradient, tied))
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 4, 2), (2, 1, 4), (2, 2, 2), (1, 1, 8)])
+@pytest.mark.parametrize("sizes", [
+  (2, 2, 2), (1, 1, 8), *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in ((8, 1, 1), (1, 4, 2), (2, 1, 4))),
+])
 @pytest.mark.parametrize("top_k, center_gradient", [(None, False), (8, False), (8, True), (V, True), (V, False)])
 def test_a_split_vocabulary_gives_what_a_whole_one_gives(monkeypatch, sizes, top_k, center_gradient):
   monkeypatch.setattr(lm_head, "CHUNK", 96)

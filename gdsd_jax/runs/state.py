@@ -49,7 +49,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
   rate = config.learning_rate
   if config.warmup_steps:
     rate = optax.linear_schedule(0.0, rate, config.warmup_steps)
-  adamw = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mu_dtype=config.moments_dtype)
+  dtype = None if config.moments_dtype == "float32" else config.moments_dtype  # None is that of the parameters
+  adamw = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mu_dtype=dtype)
   clipped = optax.chain(optax.clip_by_global_norm(config.clip), adamw)
   # The loop gives up after a number of such updates in a row; optax itself must never let one through.
   return optax.apply_if_finite(clipped, max_consecutive_errors=jnp.iinfo(jnp.int32).max)
