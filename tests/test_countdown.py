@@ -16,7 +16,7 @@ import recipes
 from gdsd_jax import get_task
 from gdsd_jax.tasks import base, countdown, puzzles
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 TASK = get_task("countdown")
 EXAMPLE = {"numbers": [30, 100, 93], "target": 23}

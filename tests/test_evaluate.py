@@ -34,7 +34,7 @@ from gdsd_jax.tasks import get_task
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
 from gdsd_jax.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 REPOSITORY = Path(__file__).parent.parent
 EXAMPLES = 40

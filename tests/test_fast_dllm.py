@@ -283,7 +283,7 @@ def test_an_adapter_takes_part(family, cache):
 
 
 @families
-@pytest.mark.parametrize("cache", ["none", slow_prefix, "dual"])
+@pytest.mark.parametrize("cache", ["none", slow_prefix, pytest.param("dual", marks=pytest.mark.slow)])
 def test_eight_devices_sample_what_one_does(family, cache):
   options = dict(temperature=1.0, threshold=0.4, cache=cache, early_stop=True)
   alone = run(family, **options)

@@ -26,7 +26,7 @@ from gdsd_jax.supervised.config import FinetuningConfig
 from gdsd_jax.supervised.finetuning import finetune
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 @pytest.fixture(scope="module")

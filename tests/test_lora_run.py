@@ -1,7 +1,7 @@
 """Runs with LoRA from start to export: they resume exactly, keep the base, and leave as adapter or full model."""
 
 import chex
-from conftest import only_devices
+from conftest import few_problems, only_devices
 import jax
 import numpy as np
 import pytest
@@ -22,13 +22,13 @@ SMALL = {
   "steps": 4, "group_size": 4, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4,
   "sampler.steps": 4, "sampler.prompt_buckets": (40,), "objective.num_iterations": 2, "objective.num_mc": 1,
   "eval.every": 100, "eval.num_examples": 8, "eval.batch_size": 8, "checkpoint.every": 2, "log.plot_seconds": 1000.0,
-  "log.tensorboard": False, "mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2, "optimizer.learning_rate": 1e-3,
+  "log.tensorboard": False, "mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 1, "optimizer.learning_rate": 1e-3,
 }
 
 
 @pytest.fixture(scope="module", autouse=True)
-def four_devices():
-  with only_devices(4):
+def two_devices():
+  with only_devices(2), few_problems():
     yield
 
 
@@ -161,7 +161,7 @@ def test_rl_starts_from_an_exported_adapter(lora_run, tmp_path):
   ({"model.lora.targets": ("q", "x")}, "model.lora.targets: 'x'"),
   ({"objective.reference_sync_every": 5}, "objective.reference_sync_every: must be 0 with model.lora.rank"),
   ({"model.lora.rank": 0, "model.lora.path": "somewhere"}, "model.lora.path: needs model.lora.rank > 0"),
-  ({"sampler.prompt_buckets": (5,)}, "none of the 9000 train prompts fits 5 tokens"),
+  ({"sampler.prompt_buckets": (5,)}, "none of the 500 train prompts fits 5 tokens"),
 ])
 def test_bad_fields_are_named(tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
@@ -172,5 +172,5 @@ def test_problems_with_long_prompts_are_left_out_and_counted(tmp_path, caplog):
   with caplog.at_level("INFO", logger="gdsd_jax"):
     trainer = Trainer(lora_config(**{"sampler.prompt_buckets": (30,)}), tmp_path)
   lengths = trainer.sampler.prompt_lengths(trainer.overlap.stream.examples)
-  assert 0 < len(lengths) < 9000 and lengths.max() <= 30
-  assert f"{9000 - len(lengths)} of 9000 train problems are left out" in caplog.text
+  assert 0 < len(lengths) < 500 and lengths.max() <= 30
+  assert f"{500 - len(lengths)} of 500 train problems are left out" in caplog.text

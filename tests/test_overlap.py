@@ -29,7 +29,7 @@ from gdsd_jax.tasks.arithmetic import ArithmeticTask
 from gdsd_jax.training.overlap import Overlap
 from gdsd_jax.training.trainer import train, Trainer
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 REPOSITORY = Path(__file__).parent.parent
 SAMPLER = gdsd_jax.SamplerConfig(completion_length=8, steps=4, block_length=4)

@@ -17,7 +17,7 @@ from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.weights import load_run
 from gdsd_jax.training.trainer import train
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 SMALL_SHAPE = {
   "llada_8b": dict(d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, mlp_hidden_size=24),

@@ -12,7 +12,7 @@ from gdsd_jax.supervised.config import pretraining_config
 from gdsd_jax.supervised.pretraining import pretrain
 from gdsd_jax.tasks.sudoku import SudokuTask
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def small_config():

@@ -17,7 +17,7 @@ from gdsd_jax import get_task
 from gdsd_jax.tasks import base, sudoku
 from gdsd_jax.tasks.puzzles import digest, official_digests
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 TASK = get_task("sudoku")
 PUZZLE, SOLUTION = "3102200002100320", "3142243142131324"
