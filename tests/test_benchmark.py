@@ -143,6 +143,7 @@ def test_command_ends_with_a_line_of_json(tmp_path):
   assert {"device", "versions", "parameters", "peak_flops_per_second"} <= result.keys()
 
 
+@pytest.mark.slow
 def test_memory_of_scores_does_not_grow_with_the_vocabulary():
   found = benchmark_ours.scoring_memory(setting("tiny", **SMALL))
   assert found.keys() == {8192, 32768, 131072}

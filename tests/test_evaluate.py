@@ -254,6 +254,7 @@ def test_sampler_of_another_family_is_told(tmp_path, caplog, monkeypatch):
   assert "sampler.kind is dream, yet tiny is of the family llada" in caplog.text
 
 
+@pytest.mark.slow
 def test_any_mesh_gives_the_same_completions(straight, tmp_path):
   with all_devices():
     evaluate(tmp_path, **{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2})

@@ -74,7 +74,7 @@ window = jax.jit(Denoiser.window, static_argnums=(0, 4))
 
 
 @families
-@pytest.mark.parametrize("start, width", [(1, 3), (4, 4), (9, 2)])
+@pytest.mark.parametrize("start, width", [(1, 3), (9, 2), pytest.param(4, 4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_window_of_an_unchanged_sequence_is_the_full_pass(family, start, width, padded):
   denoiser, params = made(family)
@@ -245,7 +245,8 @@ def test_threshold_commits_what_exceeds_it_and_the_surest_of_each_row():
 
 @families
 @pytest.mark.parametrize("options", [
-  dict(cache="prefix", threshold=0.4), dict(cache="dual", factor=1.0, threshold=None),
+  pytest.param(dict(cache="prefix", threshold=0.4), marks=pytest.mark.slow),
+  dict(cache="dual", factor=1.0, threshold=None),
 ])
 def test_left_padding_changes_nothing(family, options):
   padded = np.concatenate([np.full((4, 3), 21), PROMPT], axis=1)
@@ -329,7 +330,7 @@ def text(tokens):
 
 
 @pytest.mark.parametrize("family, options", [
-  ("llada", {}), ("llada", dict(threshold=0.5)), ("dream", dict(cache="dual")),
+  ("llada", dict(threshold=0.5)), ("dream", dict(cache="dual")), pytest.param("llada", {}, marks=pytest.mark.slow),
   pytest.param("llada", dict(cache="prefix", block_length=4), marks=pytest.mark.slow),
 ])
 def test_an_early_stop_leaves_texts_as_they_are_and_fills_what_is_behind(family, options):

@@ -37,7 +37,7 @@ compiled = jax.jit(masks_from_counts, static_argnums=(3, 4))
 
 
 @given(SHAPES, st.sampled_from(["low_confidence", "random"]))
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 def test_masks_look_like_states_of_the_sampler(shape, remasking):
   """Exactly n masked tokens; the last n // K blocks whole, n mod K in the block before, earlier ones clean."""
   batch, blocks, block_length, seed = shape

@@ -56,6 +56,7 @@ def full_run(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_undisturbed_one(lora_run, tmp_path):
   train(lora_config(steps=2), tmp_path)
   train(lora_config(), tmp_path)
@@ -67,6 +68,7 @@ def test_a_resumed_run_is_the_undisturbed_one(lora_run, tmp_path):
   chex.assert_trees_all_equal(load_run(tmp_path, "latest")[1], load_run(lora_run, "latest")[1])
 
 
+@pytest.mark.slow
 def test_full_training_in_bfloat16_keeps_float32_weights(tmp_path):
   """At this rate, bfloat16 would round most updates away."""
   train(small_config(steps=1, **{"model.dtype": "bfloat16", "optimizer.learning_rate": 1e-5}), tmp_path / "run")

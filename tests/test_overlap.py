@@ -246,6 +246,7 @@ def test_async_rollouts_whose_reward_raises_cost_one_step(tmp_path, monkeypatch)
   assert [row["skipped"] for row in read_rows(tmp_path / "metrics.jsonl")[1:]] == [0, 1, 0, 0]
 
 
+@pytest.mark.slow
 def test_an_async_run_goes_on_after_its_last_step_as_if_it_had_never_ended(tmp_path):
   for workdir, ends in ((tmp_path / "straight", [4]), (tmp_path / "twice", [2, 4])):
     for steps in ends:

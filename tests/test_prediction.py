@@ -54,7 +54,9 @@ def test_the_first_of_equal_tokens_is_predicted():
   assert tokens[0, 0] == 200
 
 
-@pytest.mark.parametrize("vocabulary, temperature", [(512, 1.0), (512, 0.5), (501, 1.0)])
+@pytest.mark.parametrize("vocabulary, temperature", [
+  (512, 1.0), (512, 0.5), pytest.param(501, 1.0, marks=pytest.mark.slow),
+])
 def test_sampled_tokens_have_the_distribution_of_the_softmax(vocabulary, temperature):
   """Over 60,000 draws, each token's count within five standard deviations, and chi-square within its own."""
   logits = 2 * jax.random.normal(jax.random.key(1), (vocabulary,))
@@ -72,7 +74,9 @@ def test_sampled_tokens_have_the_distribution_of_the_softmax(vocabulary, tempera
   assert abs(np.sum(deviations**2) - often.sum()) < 5 * np.sqrt(2 * often.sum())
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 4, 2), (2, 1, 4), (1, 1, 8)])
+@pytest.mark.parametrize("sizes", [
+  (1, 4, 2), (1, 1, 8), *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in ((8, 1, 1), (2, 1, 4))),
+])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_mesh_draws_the_same_tokens(sizes, temperature):
   weight, hidden, unconditional = random_case()

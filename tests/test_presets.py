@@ -52,8 +52,9 @@ def model(request, tmp_path, llada_folder, dream_folder):  # noqa: F811
   return preset, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model, recipe", [
-  ("llada_8b", "gsm8k"), pytest.param("dream_7b", "math", marks=pytest.mark.slow),
+  ("llada_8b", "gsm8k"), ("dream_7b", "math"),
 ], indirect=["model"])
 def test_recipes_run_on_the_published_layouts(model, recipe, tmp_path):
   preset, path = model

@@ -52,6 +52,7 @@ def test_the_model_loads(straight):
   assert denoiser.config.vocab_size == small_config().model.vocab_size
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_bit_for_bit(straight, tmp_path, monkeypatch):
   workdir, out = straight
   with monkeypatch.context() as asked:

@@ -115,6 +115,7 @@ def one(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_computes(one, two):
   rows, other = (read_rows(workdir / "metrics.jsonl") for workdir in (one, two[0]))
   assert [row["step"] for row in other] == [0, 1, 2, 3, 4]
@@ -125,6 +126,7 @@ def test_two_processes_compute_what_one_computes(one, two):
     np.testing.assert_allclose(other_first[name], first[name], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_first_process_alone_tells_of_the_run(two):
   assert "step 4/4" in two[1][0]
   assert "step" not in two[1][1]

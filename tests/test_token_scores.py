@@ -68,7 +68,7 @@ def chunk(request, monkeypatch):
   monkeypatch.setattr(lm_head, "CHUNK", request.param)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("center_gradient", [False, True])
 @pytest.mark.parametrize("top_k", [None, 1, 8, 64, V, 5 * V])
 def test_scores_and_all_gradients_are_those_of_whole_logits(chunk, tied, center_gradient, top_k):

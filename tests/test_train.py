@@ -179,6 +179,7 @@ def test_unknown_preset_lists_the_known_ones(tmp_path):
   assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_full_disk_on_save_is_one_clear_line(tmp_path):
   result = launch(tmp_path, limit_file_size=100_000, steps=3, **{"log.plot_seconds": 1e9})
   assert result.returncode != 0
