@@ -25,6 +25,7 @@ setup(
     "array-record>=0.5.1",  # TFDS reads and writes its files without TensorFlow
     "chex>=0.1.88",
     "flax>=0.12.0",
+    "huggingface_hub>=0.30",
     "importlib-resources>=6.0",  # tensorflow-datasets imports it without asking for it
     "jax>=0.9.0",
     "jinja2>=3.1",  # chat templates

@@ -67,7 +67,8 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
     OSError: one line naming the file, when it cannot be written (a full disk, say).
   """
   if "lora" in params:
-    raise ValueError("the parameters have an adapter: merge it (lora.merge), or save it by itself (peft.save_adapter)")
+    raise ValueError("the parameters have an adapter: merge it (models.lora.merge), or save it by itself"
+                     " (huggingface.adapters.save_adapter)")
   config, layout = denoiser.config, FAMILIES[denoiser.config.family]
   fields = layout.format_config(config, str(params["embedding"].dtype))
   read_back = layout.parse_config(fields)
