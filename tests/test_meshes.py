@@ -41,7 +41,7 @@ def iterations(tmp_path, monkeypatch, sizes, count, **changes):
   for _ in range(count):
     row, scored = trainer.iterate(training.Stopwatch())
     metrics.append(row)
-    tokens = np.asarray(scored.rollout.tokens) if tokens is None else tokens
+    tokens = np.asarray(scored.sampled.rollout.tokens) if tokens is None else tokens
   return tokens, metrics
 
 

@@ -209,7 +209,7 @@ def test_async_rollouts_are_of_the_parameters_one_iteration_before(tmp_path, cal
     before.append(jax.tree.map(np.array, trainer.state.student_params))
     _, scored = trainer.iterate(Stopwatch())
     trainer.begin(Stopwatch())
-    trained_on.append(np.asarray(scored.rollout.tokens))
+    trained_on.append(np.asarray(scored.sampled.rollout.tokens))
   assert not np.array_equal(before[0]["embedding"], before[1]["embedding"])
   for iteration, tokens in enumerate(trained_on):
     params, prompt, mask, key, _ = calls[iteration]

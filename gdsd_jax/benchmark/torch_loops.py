@@ -113,7 +113,7 @@ class Updater:
       weights = (length + 1) / torch.where(mask, masked, length - masked).clamp(min=1)
     score = lambda values: 0.5 * (weights * torch.where(mask, values[:batch], values[batch:])).sum(dim=1)
     if self.objective.center_top_k is None:
-      return score(plain), score(plain)
+      return (score(plain),) * 2
     k = min(self.objective.center_top_k, log_probs.shape[-1])
     center = log_probs.detach().topk(k, dim=-1).values.mean(dim=-1)
     return score(plain), score(plain - center)

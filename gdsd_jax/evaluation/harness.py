@@ -94,9 +94,9 @@ class DenoiserLM(LM):
       device, max_batch_size: not used; JAX chooses the device, and batches have one size.
     """
     super().__init__()
-    known = ", ".join(list(inspect.signature(type(self)).parameters)[:-1])
-    for name in unknown:
-      raise ValueError(f"--model_args: no setting {name!r}, known are {known}")
+    if unknown:
+      known = ", ".join(list(inspect.signature(type(self)).parameters)[:-1])
+      raise ValueError(f"--model_args: no setting {next(iter(unknown))!r}, known are {known}")
     given_one = (pretrained is None) != (workdir is None)
     require(given_one, "--model_args", "needs pretrained=FOLDER_OR_HUB_NAME, or workdir=RUN")
     is_number = str(batch_size).isdecimal() and int(batch_size) >= 1

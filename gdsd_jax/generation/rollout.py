@@ -40,9 +40,7 @@ class PendingCompletions:
 class GradedCompletions:
   """B completions with their text, rewards and accuracy."""
 
-  prompt: jax.Array  # this and the next two as in `PendingCompletions`
-  prompt_mask: jax.Array
-  rollout: Rollout
+  sampled: PendingCompletions
   sampling_seconds: float  # from the beginning of sampling until the last text was read on the host
   completions: list[str]  # text of each, up to its end
   lengths: np.ndarray  # int[B] tokens up to there
@@ -125,8 +123,7 @@ class RolloutSampler:
       raise RewardError(str(error)) from error
     rewards, accuracy = zip(*grades)
     rewards = {name: np.array([each[name] for each in rewards], np.float32) for name in rewards[0]}
-    sampled = pending.prompt, pending.prompt_mask, pending.rollout, seen[-1] - pending.started
-    return GradedCompletions(*sampled, completions, lengths, rewards, np.array(accuracy))
+    return GradedCompletions(pending, seen[-1] - pending.started, completions, lengths, rewards, np.array(accuracy))
 
   def _grade(self, texts: list[str], examples: list[Mapping[str, Any]]) -> list[tuple[dict[str, float], float]]:
     """(rewards, accuracy) of each text."""

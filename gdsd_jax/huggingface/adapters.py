@@ -84,8 +84,8 @@ def load_adapter(path, denoiser: Denoiser, params):
     stacked = np.stack([tensors[tensor].T.astype(np.float32) for tensor in layers]).reshape(spec.shape)
     adapter[leaf, factor] = lay_out(spec.shape, shardings[leaf][factor], stacked.__getitem__)
     used.update(layers)
-  for unknown in sorted(tensors.keys() - used):
-    raise ValueError(f"{_FIELD}: {file} holds {unknown}, which this model has no place for")
+  if unknown := sorted(tensors.keys() - used):
+    raise ValueError(f"{_FIELD}: {file} holds {unknown[0]}, which this model has no place for")
   return adapted, {**params, "lora": traverse_util.unflatten_dict(adapter)}
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import re
 from typing import Any
 
-import huggingface_hub
 from safetensors import SafetensorError
 
 from gdsd_jax.checks import require
@@ -28,6 +27,8 @@ def resolve_path(path_or_hub_name: str | os.PathLike) -> Path:
     return _ASSETS / name
   if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.exists():
     raise FileNotFoundError(f"model.path: {name!r} is neither a folder nor a hub name (ORGANISATION/NAME)")
+  import huggingface_hub  # its import and the network are only for hub names
+
   try:
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
   except Exception as error:  # many kinds, all of them "not to be had": name, network, permission

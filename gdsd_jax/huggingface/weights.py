@@ -10,7 +10,6 @@ import math
 from pathlib import Path
 
 from flax import traverse_util
-from huggingface_hub import split_state_dict_into_shards_factory
 import numpy as np
 from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
@@ -66,6 +65,8 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
     ValueError: the layout has no place for the parameters' adapter, or for something in the config.
     OSError: one line naming the file, when it cannot be written (a full disk, say).
   """
+  from huggingface_hub import split_state_dict_into_shards_factory  # no other command needs it when it starts
+
   if "lora" in params:
     raise ValueError("the parameters have an adapter: merge it (models.lora.merge), or save it by itself"
                      " (huggingface.adapters.save_adapter)")

@@ -33,8 +33,10 @@ class DenoiserConfig:
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
-      value, numbers = getattr(self, field.name), (int, float) if field.type is float else (field.type,)
-      if field.type in _KINDS and (type(value) not in numbers or field.type is float and not 0 < value < math.inf):
+      value, fits = getattr(self, field.name), type(getattr(self, field.name)) is field.type
+      if field.type is float:
+        fits = type(value) in (int, float) and 0 < value < math.inf
+      if field.type in _KINDS and not fits:
         raise ValueError(f"{field.name} must be {_KINDS[field.type]}, not {value!r}")
       if field.type is float:
         object.__setattr__(self, field.name, float(value))  # JSON writes 1000000.0 as 1000000 too

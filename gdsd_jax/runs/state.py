@@ -65,8 +65,8 @@ def init_state(denoiser: Denoiser, params, optimizer, seed: int, with_reference:
 
   def make(trained):
     reference = {} if denoiser.lora else jax.tree.map(jnp.copy, trained)  # a copy: student buffers are donated
-    step, key = jnp.zeros((), jnp.int32), jax.random.key(seed)
-    return TrainState(step, trained, {}, optimizer.init(trained), reference if with_reference else None, key)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=trained, frozen={}, opt_state=optimizer.init(trained),
+                      reference=reference if with_reference else None, key=jax.random.key(seed))
 
   shardings = state_shardings(jax.eval_shape(make, trained), denoiser, optimizer, mesh)
   state = jax.jit(make, out_shardings=shardings.replace(frozen={}))(trained)
@@ -88,7 +88,8 @@ def state_shardings(state: TrainState, denoiser: Denoiser, optimizer, mesh) -> T
     optimizer, lambda _, sharding: sharding, state.opt_state, params, transform_non_params=lambda _: everywhere
   )
   reference = params if state.reference else state.reference  # a LoRA run's is empty
-  return TrainState(everywhere, params, frozen, moments, reference, everywhere)
+  return TrainState(step=everywhere, params=params, frozen=frozen, opt_state=moments, reference=reference,
+                    key=everywhere)
 
 
 def sync_reference(reference, params, mix: float):

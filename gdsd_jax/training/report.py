@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from gdsd_jax.generation.held_out import evaluate
-from gdsd_jax.generation.rollout import GradedCompletions, RewardError
+from gdsd_jax.generation.rollout import GradedCompletions, RewardError, RolloutSampler
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.state import TrainState
 
@@ -40,14 +40,14 @@ def rollout_metrics(scored: GradedCompletions, group_size: int) -> dict[str, flo
     "groups_without_spread": float(np.mean(np.ptp(groups, axis=1) == 0)),
     "completion_length": float(scored.lengths.mean()),
     "diversity": float(np.mean([len(set(group)) for group in texts]) / group_size),
-    "tokens_per_second": scored.rollout.tokens.size / scored.sampling_seconds,
+    "tokens_per_second": scored.sampled.rollout.tokens.size / scored.sampling_seconds,
   }
 
 
-def evaluation_row(step: int, *arguments) -> dict[str, float]:
+def evaluation_row(step: int, sampler: RolloutSampler, params, examples, key, batch_size: int) -> dict[str, float]:
   """What `evaluate` finds after a step, shown, and named as in metrics.jsonl; none if the task's grader raises."""
   try:
-    found = evaluate(*arguments)
+    found = evaluate(sampler, params, examples, key, batch_size)
   except RewardError as error:
     _log.info("evaluation after step %d left out: %s", step, error)
     return {}

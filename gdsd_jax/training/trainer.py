@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gdsd_jax.diffusion.forward import rollout_masks
-from gdsd_jax.generation.rollout import GradedCompletions, RewardError
+from gdsd_jax.generation.rollout import GradedCompletions, PendingCompletions, RewardError
 from gdsd_jax.objectives.gdsd import leave_one_out_advantages
 from gdsd_jax.parallel.mesh import batch_sharding
 from gdsd_jax.parallel.rows import local_rows, spread
@@ -99,20 +99,20 @@ class Trainer(Training):
       scored = self.sampler.grade(sampled)
     rewards = jnp.asarray(scored.total_reward).reshape(-1, group_size)
     advantages = leave_one_out_advantages(rewards, distillation.scale_rewards).reshape(-1)
-    updates = self._update(scored, advantages, mask_key, watch)
+    updates = self._update(scored.sampled, advantages, mask_key, watch)
     sync_every = distillation.reference_sync_every
     if self.state.reference is not None and sync_every and int(self.state.step) % sync_every == 0:
       self.state = self.state.replace(reference=self._sync_reference(self.state.reference, self.state.params))
     return {**rollout_metrics(scored, group_size), **updates}, scored
 
-  def _update(self, scored: GradedCompletions, advantages, mask_key, watch: Stopwatch) -> dict[str, float]:
+  def _update(self, sampled: PendingCompletions, advantages, mask_key, watch: Stopwatch) -> dict[str, float]:
     """The updates on one batch of rollouts, each with masks of its own; metrics averaged over them."""
-    tokens = self._concatenate(scored.prompt, scored.rollout.tokens)
+    tokens = self._concatenate(sampled.prompt, sampled.rollout.tokens)
     if tokens.shape not in self._compiled:
       self._compiled.add(tokens.shape)
       _log.info("compiling scores and distillation step for %d rollouts of %d tokens", *tokens.shape)
     rollouts = [
-      ScoringBatch(tokens, scored.prompt_mask, self._draw_masks(key, scored.rollout.confidence))
+      ScoringBatch(tokens, sampled.prompt_mask, self._draw_masks(key, sampled.rollout.confidence))
       for key in jax.random.split(mask_key, self.config.distillation.num_iterations)
     ]
     held = np.asarray(advantages)[local_rows(self.mesh, len(advantages))]
