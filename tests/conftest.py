@@ -5,6 +5,7 @@ for the next test, process and run.
 """
 
 import contextlib
+import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -41,6 +42,9 @@ def pytest_collection_modifyitems(items):
   """The longest files first, so that none of them is what one process does at the end, while the other has nothing."""
   names = [f"test_{name}.py" for name in LONGEST]
   items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
+
+
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)  # a case of a test that the quick suite leaves out
 
 
 def load_recipe(name):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from conftest import slow
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +31,7 @@ SAMPLERS = {
 families = pytest.mark.parametrize("family", MODELS)
 caches = pytest.mark.parametrize("cache", ["prefix", "dual"])
 # With "prefix" each block is compiled by itself: a case takes three times as long.
-slow_prefix = pytest.param("prefix", marks=pytest.mark.slow)
+slow_prefix = slow("prefix")
 dual = pytest.mark.parametrize("cache", [slow_prefix, "dual"])
 
 
@@ -74,7 +75,7 @@ window = jax.jit(Denoiser.window, static_argnums=(0, 4))
 
 
 @families
-@pytest.mark.parametrize("start, width", [(1, 3), (9, 2), pytest.param(4, 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("start, width", [(1, 3), (9, 2), slow(4, 4)])
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_window_of_an_unchanged_sequence_is_the_full_pass(family, start, width, padded):
   denoiser, params = made(family)
@@ -109,7 +110,7 @@ def test_a_window_sees_its_own_changes(family):
 
 
 @caches
-@pytest.mark.parametrize("temperature", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("temperature", [0.0, slow(1.0)])
 def test_a_cache_that_lives_for_one_step_changes_nothing(cache, temperature):
   exact = run("llada", steps=2, temperature=temperature)
   cached = run("llada", steps=2, temperature=temperature, cache=cache)
@@ -136,8 +137,8 @@ def test_a_cache_is_an_approximation(family, cache):
 
 
 @pytest.mark.parametrize("alg, alg_temp", [
-  ("entropy", 0.5), ("origin", 0.0), pytest.param("entropy", 0.0, marks=pytest.mark.slow),
-  pytest.param("topk_margin", 0.0, marks=pytest.mark.slow),
+  ("entropy", 0.5), ("origin", 0.0), slow("entropy", 0.0),
+  slow("topk_margin", 0.0),
 ])
 @dual
 def test_dream_with_a_cache_goes_block_by_block_with_every_algorithm(alg, alg_temp, cache):
@@ -199,8 +200,8 @@ def test_without_a_cache_every_step_is_a_full_pass(family, threshold, steps):
 
 
 @pytest.mark.parametrize("family, cache", [
-  ("llada", "prefix"), ("dream", "dual"), pytest.param("llada", "dual", marks=pytest.mark.slow),
-  pytest.param("dream", "prefix", marks=pytest.mark.slow),
+  ("llada", "prefix"), ("dream", "dual"), slow("llada", "dual"),
+  slow("dream", "prefix"),
 ])
 def test_with_a_cache_one_step_of_each_block_is_a_full_pass(family, cache):
   assert count_steps(family, threshold=1.0, cache=cache)[1:] == (2, 6)
@@ -245,7 +246,7 @@ def test_threshold_commits_what_exceeds_it_and_the_surest_of_each_row():
 
 @families
 @pytest.mark.parametrize("options", [
-  pytest.param(dict(cache="prefix", threshold=0.4), marks=pytest.mark.slow),
+  slow(dict(cache="prefix", threshold=0.4)),
   dict(cache="dual", factor=1.0, threshold=None),
 ])
 def test_left_padding_changes_nothing(family, options):
@@ -284,7 +285,7 @@ def test_an_adapter_takes_part(family, cache):
 
 
 @families
-@pytest.mark.parametrize("cache", ["none", slow_prefix, pytest.param("dual", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cache", ["none", slow_prefix, slow("dual")])
 def test_eight_devices_sample_what_one_does(family, cache):
   options = dict(temperature=1.0, threshold=0.4, cache=cache, early_stop=True)
   alone = run(family, **options)
@@ -330,8 +331,8 @@ def text(tokens):
 
 
 @pytest.mark.parametrize("family, options", [
-  ("llada", dict(threshold=0.5)), ("dream", dict(cache="dual")), pytest.param("llada", {}, marks=pytest.mark.slow),
-  pytest.param("llada", dict(cache="prefix", block_length=4), marks=pytest.mark.slow),
+  ("llada", dict(threshold=0.5)), ("dream", dict(cache="dual")), slow("llada", {}),
+  slow("llada", dict(cache="prefix", block_length=4)),
 ])
 def test_an_early_stop_leaves_texts_as_they_are_and_fills_what_is_behind(family, options):
   options = {"block_length": 2, **options, "completion_length": 16, "steps": 16, "model": ending(family)}
@@ -344,8 +345,8 @@ def test_an_early_stop_leaves_texts_as_they_are_and_fills_what_is_behind(family,
 
 
 @pytest.mark.parametrize("family, options", [
-  ("llada", {}), pytest.param("llada", dict(threshold=0.0), marks=pytest.mark.slow),
-  pytest.param("dream", dict(cache="dual"), marks=pytest.mark.slow),
+  ("llada", {}), slow("llada", dict(threshold=0.0)),
+  slow("dream", dict(cache="dual")),
 ])
 def test_an_early_stop_saves_steps(family, options):
   options = dict(options, block_length=2, completion_length=16, steps=16, params=ending(family)[1])

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-from conftest import REPOSITORY
+from conftest import REPOSITORY, slow
 from hypothesis import given, settings, strategies as st
 import pytest
 
@@ -285,7 +285,7 @@ def test_all_gsm8k_training_problems_load(benchmarks):
   assert len(get_task("gsm8k", train_source=str(benchmarks / "gsm8k" / "train.jsonl")).examples("train")) == 7473
 
 
-@pytest.mark.parametrize("every", [10, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [10, slow(1)])
 def test_all_math500_answers_are_right_under_both_graders(benchmarks, every):
   pytest.importorskip("math_verify")
   examples = get_task("math", test_source=str(benchmarks / "math" / "math500.jsonl")).examples("test")[::every]

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from conftest import load_recipe
+from conftest import load_recipe, slow
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +62,7 @@ def on_one_device(tmp_path_factory):
     return iterations(tmp_path_factory.mktemp("one"), monkeypatch, (1, 1, 1), 1, **QUICK)
 
 
-@pytest.mark.parametrize("mesh", ["all", pytest.param("fsdp_tensor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mesh", ["all", slow("fsdp_tensor")])
 def test_the_first_iteration_is_that_of_one_device(tmp_path, monkeypatch, on_one_device, mesh):
   assert_same_first_iteration(on_one_device, iterations(tmp_path, monkeypatch, MESHES[mesh], 1, **QUICK))
 
@@ -99,7 +99,7 @@ def assert_vocabulary_stays_split(compiled):
 
 
 def quick_and_slow(names, quick):
-  return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+  return [name if name in quick else slow(name) for name in names]
 
 
 OBJECTIVES = {

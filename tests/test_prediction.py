@@ -1,5 +1,6 @@
 """Predictions made chunk by chunk of the vocabulary, against whole logits and the distribution they should have."""
 
+from conftest import slow
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +56,7 @@ def test_the_first_of_equal_tokens_is_predicted():
 
 
 @pytest.mark.parametrize("vocabulary, temperature", [
-  (512, 1.0), (512, 0.5), pytest.param(501, 1.0, marks=pytest.mark.slow),
+  (512, 1.0), (512, 0.5), slow(501, 1.0),
 ])
 def test_sampled_tokens_have_the_distribution_of_the_softmax(vocabulary, temperature):
   """Over 60,000 draws, each token's count within five standard deviations, and chi-square within its own."""
@@ -75,7 +76,7 @@ def test_sampled_tokens_have_the_distribution_of_the_softmax(vocabulary, tempera
 
 
 @pytest.mark.parametrize("sizes", [
-  (1, 4, 2), (1, 1, 8), *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in ((8, 1, 1), (2, 1, 4))),
+  (1, 4, 2), (1, 1, 8), *(slow(sizes) for sizes in ((8, 1, 1), (2, 1, 4))),
 ])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_mesh_draws_the_same_tokens(sizes, temperature):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+from conftest import slow
 import hypothesis
 import hypothesis.strategies
 import pytest
@@ -49,7 +50,7 @@ def passed(source, *tests, limits=LIMITS, **fields):
 # Reference solutions.
 
 
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [8, slow(1)])
 def test_humaneval_references_pass(bubblewrap, data, every):
   problems = [json.loads(line) for line in gzip.open(data / "humaneval" / "HumanEval.jsonl.gz")][::every]
   programs = [

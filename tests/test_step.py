@@ -3,6 +3,7 @@
 import dataclasses
 
 import chex
+from conftest import slow
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,10 +103,10 @@ def test_step_is_adamw_on_the_gradient_of_the_loss(tiny_denoiser, optimizer, one
   assert max(jax.tree.leaves(distance)) < 1e-6 and min(jax.tree.leaves(moved)) > 1e-4
 
 
-@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tied", [False, slow(True)])
 @pytest.mark.parametrize("objective", [
   GDSD, Objective("gdsd_tlc", center_top_k=8, center_gradient=True), Objective("espo"),
-  *(pytest.param(objective, marks=pytest.mark.slow) for objective in (
+  *(slow(objective) for objective in (
     Objective("gdsd_tlc", center_top_k=10**6),
     Objective("gdsd_tlc", center_top_k=10**6, center_gradient=True, beta=0.0),
   )),

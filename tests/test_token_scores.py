@@ -3,6 +3,7 @@
 import functools
 
 import chex
+from conftest import slow
 from hypothesis import given, settings, strategies as st
 import jax
 import jax.numpy as jnp
@@ -62,13 +63,13 @@ def assert_close(actual, expected, tolerance=1e-5):
     assert np.linalg.norm(np.asarray(a, np.float64) - e) <= tolerance * np.linalg.norm(e)
 
 
-@pytest.fixture(params=[96, pytest.param(4096, marks=pytest.mark.slow)])
+@pytest.fixture(params=[96, slow(4096)])
 def chunk(request, monkeypatch):
   """Chunks with a rest, and one that is larger than the vocabulary."""
   monkeypatch.setattr(lm_head, "CHUNK", request.param)
 
 
-@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tied", [False, slow(True)])
 @pytest.mark.parametrize("center_gradient", [False, True])
 @pytest.mark.parametrize("top_k", [None, 1, 8, 64, V, 5 * V])
 def test_scores_and_all_gradients_are_those_of_whole_logits(chunk, tied, center_gradient, top_k):
@@ -86,7 +87,7 @@ def exact_values_and_gradients(tied, center_gradient, top_k):
 
 
 @pytest.mark.parametrize("sizes", [
-  (2, 2, 2), (1, 1, 8), *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in ((8, 1, 1), (1, 4, 2), (2, 1, 4))),
+  (2, 2, 2), (1, 1, 8), *(slow(sizes) for sizes in ((8, 1, 1), (1, 4, 2), (2, 1, 4))),
 ])
 @pytest.mark.parametrize("top_k, center_gradient", [(None, False), (8, False), (8, True), (V, True), (V, False)])
 def test_a_split_vocabulary_gives_what_a_whole_one_gives(monkeypatch, sizes, top_k, center_gradient):
