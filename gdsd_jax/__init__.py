@@ -21,6 +21,8 @@ _PUBLIC = {
   "gdsd_loss": "gdsd_jax.objectives.gdsd",
   "espo_loss": "gdsd_jax.objectives.espo",
   "get_task": "gdsd_jax.tasks",
+  "Task": "gdsd_jax.tasks.base",
+  "Grade": "gdsd_jax.tasks.base",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -20,7 +20,8 @@ from gdsd_jax import command
 from gdsd_jax.runs.files import is_remote, local_folder
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Recipe that names the task and the protocol, with its preset after a colon.", lock_config=True
+  "config", None, "Recipe that names the task and the protocol, with its preset after a colon.",
+  lock_config=True, accept_new_attributes=True,  # fields of one\'s own task are its own
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run, whose checkpoint is evaluated.")
 _STEP = flags.DEFINE_string("step", None, "With --workdir: latest (the default), best, or the checkpoint's step.")

@@ -394,7 +394,7 @@ def test_scoring_that_raises_names_the_task_and_keeps_what_is_there(tmp_path, mo
     return grade(self, completion, example)
 
   monkeypatch.setattr(ArithmeticTask, "grade_one", sometimes)
-  with pytest.raises(ValueError, match="task.name: scoring arithmetic raised ZeroDivisionError: no such luck"):
+  with pytest.raises(ValueError, match="task.name: reward of arithmetic: ZeroDivisionError: no such luck"):
     evaluate(tmp_path)
   assert len(records(tmp_path)) == 16
 

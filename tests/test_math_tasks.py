@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 import pytest
 
 from gdsd_jax import get_task
-from gdsd_jax.tasks import answers, math_grader
+from gdsd_jax.tasks import answers, math_grader, workers
 from gdsd_jax.tasks.base import Grade
 
 needs_math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="no math-verify")
@@ -310,10 +310,15 @@ def own(monkeypatch):
   """What this thread holds of the grader: its `worker`, from the first grading on."""
   pytest.importorskip("math_verify")
   own = threading.local()
-  monkeypatch.setattr(math_grader, "_own", own)
+  monkeypatch.setattr(math_grader.workers(), "_own", own)
   yield own
   if hasattr(own, "worker"):
-    math_grader._stop(own.worker)
+    workers._stop(own.worker)
+
+
+def is_equal(pair):
+  """By this thread's worker."""
+  return math_grader.workers()._ask(pair)
 
 
 RIGHT = ("\\boxed{1/2}", "0.5")
@@ -321,50 +326,49 @@ RIGHT = ("\\boxed{1/2}", "0.5")
 
 @pytest.mark.parametrize("expression", ["9^{9^{9^9}}", "99999999999!", "(" * 5000 + "1" + ")" * 5000])
 def test_costly_expression_is_wrong_within_seconds(own, expression):
-  assert math_grader._grade(RIGHT)
+  assert is_equal(RIGHT)
   start = time.monotonic()
-  assert not math_grader._grade((f"\\boxed{{{expression}}}", "1"))
+  assert not is_equal((f"\\boxed{{{expression}}}", "1"))
   assert time.monotonic() - start < math_grader.GRADING_SECONDS + 5
-  assert math_grader._grade(RIGHT)
+  assert is_equal(RIGHT)
 
 
 def test_worker_that_is_deaf_to_signals_ends_itself():
   pytest.importorskip("math_verify")
-  program = f"""
-import runpy, sys, math_verify
+  program = """
+import math_verify
 def parse(text, **options):
   return 9 ** (9 ** 9) if "deaf" in text else text  # one multiplication after another, none of them interruptible
 math_verify.parse, math_verify.verify = parse, lambda *arguments, **options: True
-sys.path.insert(0, {str(Path(math_grader.__file__).parent)!r})
-import math_grader
-math_grader.GRADING_SECONDS = 0.5
-math_grader._serve()
+from gdsd_jax.tasks import math_grader, workers
+workers.serve(math_grader._prepare, 0.5, math_grader.MEMORY_BYTES)
 """
   worker = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
   assert worker.stdout.readline() == "ready\n"
-  assert math_grader._ask(worker, RIGHT) is True
-  assert math_grader._ask(worker, ("deaf", "1")) is None
+  ask = lambda pair: print(json.dumps(pair), file=worker.stdin, flush=True) or worker.stdout.readline()
+  assert ask(RIGHT) == "true\n"
+  assert ask(("deaf", "1")) == ""
   assert worker.wait(timeout=30) != 0
 
 
 def test_dead_worker_is_replaced(own):
-  assert math_grader._grade(RIGHT)
+  assert is_equal(RIGHT)
   first = own.worker
   first.kill()
   first.wait()
-  assert math_grader._grade(RIGHT)
+  assert is_equal(RIGHT)
   assert own.worker.pid != first.pid
 
 
 def test_worker_is_reused(own):
-  math_grader._grade(RIGHT)
+  is_equal(RIGHT)
   first = own.worker.pid
-  assert all(map(math_grader._grade, [RIGHT] * 5))
+  assert all(map(is_equal, [RIGHT] * 5))
   assert own.worker.pid == first
 
 
 def test_worker_has_limited_memory_and_no_jax(own):
-  math_grader._grade(RIGHT)
+  is_equal(RIGHT)
   process = Path("/proc") / str(own.worker.pid)
   assert "jax" not in (process / "maps").read_text()
   assert re.search(rf"Max address space +{math_grader.MEMORY_BYTES} ", (process / "limits").read_text())
@@ -374,8 +378,8 @@ def test_worker_dies_with_its_parent():
   pytest.importorskip("math_verify")
   program = """
 from gdsd_jax.tasks import math_grader
-math_grader._grade(("1", "1"))
-print(math_grader._own.worker.pid, flush=True)
+math_grader.workers()._ask(("1", "1"))
+print(math_grader.workers()._own.worker.pid, flush=True)
 input()
 """
   parent = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -390,9 +394,9 @@ input()
 
 
 def test_grader_that_cannot_start_is_an_error(own, monkeypatch):
-  monkeypatch.setattr(math_grader.sys, "executable", "/bin/false")
-  with pytest.raises(OSError, match="^the math grader does not start: /bin/false "):
-    math_grader._grade(RIGHT)
+  monkeypatch.setattr(math_grader.workers(), "_command", ["/bin/false"])
+  with pytest.raises(OSError, match="^a worker does not start: /bin/false$"):
+    is_equal(RIGHT)
 
 
 def test_without_math_verify_the_task_says_how_to_get_it(monkeypatch):

@@ -17,10 +17,10 @@ import numpy as np
 from gdsd_jax.checks import require, require_positions
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.evaluation.batches import generate, plan_batches
-from gdsd_jax.evaluation.records import Records, summarize
+from gdsd_jax.evaluation.records import Records, shown, summarize
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.adapters import load_adapter
-from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer
+from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer, token_ids
 from gdsd_jax.huggingface.weights import load_pretrained
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh, replicated
 from gdsd_jax.parallel.processes import gather_json, share_work
@@ -93,8 +93,8 @@ def evaluate_model(config: RunConfig, evaluated: Evaluated, out: Path, num_examp
   )
   for length, sampler in samplers.items():
     speeds[length] = evaluation.run(length, sampler, records)
-    accuracy = np.mean([row["accuracy"] for (of, _), row in records.rows.items() if of == length])
-    _log.info("length %d: accuracy %.4f", length, accuracy)
+    found = summarize({key: row for key, row in records.rows.items() if key[0] == length}, settings)
+    _log.info("length %d: %s", length, shown(found))
   return records.write_summary(summarize(records.rows, settings), speeds)
 
 
@@ -161,10 +161,13 @@ class _Evaluation:
     """The records of a batch's completions, each graded once, by one of the processes."""
 
     def grade(items):
+      texts, examples = [completions[i] for i in items], [self.examples[indices[i]] for i in items]
+      ids = [token_ids(self.generator.tokenizer, texts)] if self.task.takes_ids else []
       try:
-        grades = self.task.grade([completions[i] for i in items], [self.examples[indices[i]] for i in items])
-      except Exception as error:  # the task's code, which may be the user's
-        raise ValueError(f"task.name: scoring {self.task.name} raised {type(error).__name__}: {error}") from error
+        grades = self.task.grade(texts, examples, *ids)
+      except Exception as error:
+        message = str(error) if self.task.is_own else f"{type(error).__name__}: {error}"
+        raise ValueError(f"task.name: reward of {self.task.name}: {message}") from error
       return [dataclasses.asdict(grade) for grade in grades]
 
     grades = share_work(len(completions), grade)

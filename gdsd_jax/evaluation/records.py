@@ -88,22 +88,36 @@ def summarize(rows: dict[tuple[int, int], dict], settings: dict) -> dict:
 
   It holds `accuracy`, `interval` and `n` of `best_length`, the length with the highest accuracy (the shortest of equal
   ones; the interval does not account for that choice), `lengths` with the numbers of each, and `task` and `model`.
+  Accuracy and interval are None for a task that knows no right and wrong; the best length has the highest reward then.
   """
-  lengths, mean = {}, lambda values: float(np.mean(values))
+  lengths = {}
   for length in sorted({length for length, _ in rows}):
     part = [rows[key] for key in sorted(rows) if key[0] == length]
     accuracies = [row["accuracy"] for row in part]
+    known = accuracies[0] is not None
     lengths[str(length)] = {
-      "accuracy": mean(accuracies), "interval": confidence_interval(accuracies), "n": len(part),
-      "reward": mean([sum(row["rewards"].values()) for row in part]),
+      "accuracy": mean(accuracies), "interval": confidence_interval(accuracies) if known else None, "n": len(part),
+      "reward": mean([sum(value or 0.0 for value in row["rewards"].values()) for row in part]),
       "rewards": {name: mean([row["rewards"][name] for row in part]) for name in part[0]["rewards"]},
       "tokens": mean([row["tokens"] for row in part]),
     }
-  best = max(lengths, key=lambda length: lengths[length]["accuracy"])
+  best = max(lengths, key=lambda length: lengths[length]["accuracy" if known else "reward"])
   return {
     **{name: lengths[best][name] for name in ("accuracy", "interval", "n")}, "best_length": int(best),
     "task": settings["task"]["name"], "model": settings["model"], "lengths": lengths,
   }
+
+
+def mean(values) -> float | None:
+  """The mean of the values that are there; None where none is."""
+  there = [value for value in values if value is not None]
+  return float(np.mean(there)) if there else None
+
+
+def shown(summary: dict) -> str:
+  """The number that tells an evaluation on the screen."""
+  [(_, values)] = summary["lengths"].items()
+  return f"reward {values['reward']:.4f}" if values["accuracy"] is None else f"accuracy {values['accuracy']:.4f}"
 
 
 def confidence_interval(values) -> list[float]:

@@ -58,14 +58,15 @@ class Generator:
     return sample(self.denoiser, params, prompt, prompt_mask, key, config)
 
   def decode(
-    self, parts: Sequence[tuple[np.ndarray, jax.Array]], look: Callable[[np.ndarray, list[str]], list] | None = None
+    self, parts: Sequence[tuple[np.ndarray, jax.Array]], look: Callable[..., list] | None = None
   ) -> tuple[list[str], np.ndarray, list[Any]]:
     """Texts of sampled completions, each process reading its own; a part is read while the next is sampled. Collective.
 
     Args:
       parts: what was sampled at a time, in that order: rows, int[b] of the B completions, and tokens, int32[b, L]. Of
         more tokens than rows the last ones are left unread.
-      look: gives a JSON value for each completion, from the rows and texts of a part; without it they are None.
+      look: gives a JSON value for each completion of a part, from their rows, texts and token ids up to the end of
+        each; without it they are None.
 
     Returns:
       Texts up to their end, int[B] tokens up to there, and the values of `look`, known to every process.
@@ -80,7 +81,8 @@ class Generator:
         tokens = fetch_rows(tokens, share)
         texts = text.decode_completions(self.tokenizer, tokens, self.stop_ids)
         lengths = text.completion_lengths(tokens, self.stop_ids).tolist()
-        values += zip(texts, lengths, look(rows[share], texts) if look else [None] * len(texts))
+        ids = [row[:length].tolist() for row, length in zip(tokens, lengths)]
+        values += zip(texts, lengths, look(rows[share], texts, ids) if look else [None] * len(texts))
       return values
 
     # Processes tell each other of all parts at once, after the last: that is a program of their devices, too.

@@ -1,9 +1,11 @@
 """Evaluation on held-out problems: accuracy and reward of sampled or greedy completions."""
 
+import math
+
 import jax
 import numpy as np
 
-from gdsd_jax.generation.rollout import RolloutSampler
+from gdsd_jax.generation.rollout import mean_that_applies, RolloutSampler
 
 
 def evaluate(sampler: RolloutSampler, params, examples, key, batch_size: int) -> dict[str, float]:
@@ -17,7 +19,8 @@ def evaluate(sampler: RolloutSampler, params, examples, key, batch_size: int) ->
     batch_size: completions at a time.
 
   Returns:
-    accuracy and reward (greedy), reward by name (greedy), and sampled_reward where the temperature is above 0.
+    accuracy, if the task knows one, and reward (greedy), reward by name (greedy), and sampled_reward where the
+    temperature is above 0.
 
   Raises:
     RewardError: the task's grader raised.
@@ -33,4 +36,5 @@ def evaluate(sampler: RolloutSampler, params, examples, key, batch_size: int) ->
       values["sampled_reward"] = sampler(params, filled, jax.random.fold_in(key, start)).total_reward
     for name, of_batch in values.items():
       found.setdefault(name, []).extend(of_batch[:len(part)])
-  return {name: float(np.mean(values)) for name, values in found.items()}
+  means = {name: mean_that_applies(np.array(values)) for name, values in found.items()}
+  return {name: mean for name, mean in means.items() if name != "accuracy" or not math.isnan(mean)}

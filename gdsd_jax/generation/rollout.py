@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import copy
 import dataclasses
 import functools
+import math
 import time
 from typing import Any
 
@@ -44,13 +45,20 @@ class GradedCompletions:
   sampling_seconds: float  # from the beginning of sampling until the last text was read on the host
   completions: list[str]  # text of each, up to its end
   lengths: np.ndarray  # int[B] tokens up to there
-  rewards: dict[str, np.ndarray]  # by name, float32[B] each
-  accuracy: np.ndarray  # float64[B], what each adds to the published accuracy
+  rewards: dict[str, np.ndarray]  # by name, float32[B] each, not-a-number where it does not apply
+  accuracy: np.ndarray  # float64[B], what each adds to the published accuracy; not-a-number where there is none
+  metrics: dict[str, float]  # what else the reward functions told
 
   @functools.cached_property
   def total_reward(self) -> np.ndarray:
-    """float32[B], the sum of the named rewards."""
-    return np.sum(list(self.rewards.values()), axis=0, dtype=np.float32)
+    """float32[B], the sum of the named rewards that apply."""
+    return np.nansum(list(self.rewards.values()), axis=0, dtype=np.float32)
+
+
+def mean_that_applies(values: np.ndarray) -> float:
+  """The mean of the values that are numbers; not-a-number where none is."""
+  values = values[~np.isnan(values)]
+  return float(values.mean()) if len(values) else math.nan
 
 
 class RolloutSampler:
@@ -113,24 +121,29 @@ class RolloutSampler:
     """Reads and grades completions, each process its own. Raises RewardError if the grader did in any of them."""
     seen = [time.monotonic()]  # when each part was
 
-    def look(rows, texts):
+    def look(rows, texts, ids):
       seen.append(time.monotonic())
-      return self._grade(texts, [pending.examples[row] for row in rows])
+      return self._grade(texts, [pending.examples[row] for row in rows], ids)
 
     try:
       completions, lengths, grades = self.generator.decode(pending.parts, look)
     except RemoteError as error:
       raise RewardError(str(error)) from error
     rewards, accuracy = zip(*grades)
+    # None, which is not-a-number here: a reward that does not apply, a task without a notion of right and wrong.
     rewards = {name: np.array([each[name] for each in rewards], np.float32) for name in rewards[0]}
-    return GradedCompletions(pending, seen[-1] - pending.started, completions, lengths, rewards, np.array(accuracy))
+    accuracy = np.array(accuracy, np.float64)
+    seconds, metrics = seen[-1] - pending.started, self.task.metrics() if self.task.takes_ids else {}
+    return GradedCompletions(pending, seconds, completions, lengths, rewards, accuracy, metrics)
 
-  def _grade(self, texts: list[str], examples: list[Mapping[str, Any]]) -> list[tuple[dict[str, float], float]]:
+  def _grade(self, texts: list[str], examples: list[Mapping[str, Any]], ids: list[list[int]]) -> list[tuple]:
     """(rewards, accuracy) of each text."""
     try:
-      return [dataclasses.astuple(grade) for grade in self.task.grade(texts, examples)]
-    except Exception as error:  # user code: whatever it raises, the run must be able to go on
-      raise RewardError(f"reward of task {self.task.name} raised {type(error).__name__}: {error}") from error
+      grades = self.task.grade(texts, examples, ids) if self.task.takes_ids else self.task.grade(texts, examples)
+      return [dataclasses.astuple(grade) for grade in grades]
+    except Exception as error:  # whatever it raises, the run must be able to go on
+      message = str(error) if self.task.is_own else f"{type(error).__name__}: {error}"
+      raise RewardError(f"reward of task {self.task.name}: {message}") from error
 
   def __call__(self, params, examples: Sequence[Mapping[str, Any]], key) -> GradedCompletions:
     return self.grade(self.sample(params, examples, key))

@@ -103,7 +103,7 @@ class EvalConfig:
   """Evaluations while training, and as in the paper by launch/evaluate.py; section `eval`."""
 
   every: int = 100  # iterations; also before the first and after the last
-  num_examples: int = 256  # those of the test split that are evaluated while training
+  num_examples: int = 256  # problems of the validation split that are evaluated while training
   batch_size: int = 64
   # The others are for launch/evaluate.py alone, which takes the whole test split.
   lengths: tuple[int, ...] = (128, 256, 512)  # completion lengths; the accuracy is the best of them

@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import difflib
 import json
 import math
 import typing
@@ -34,8 +35,10 @@ def base_config() -> ConfigDict:
   config.model.lora.rank = 0  # no adapter
   config.model.lora.path = config_dict.placeholder(str)
   # Fields of the task, unset ones at its own default; a recipe adds those that only its task has.
-  for name in ("train_source", "test_source", "data_dir"):  # where problems come from: see tasks/sources.py
+  for name in ("train_source", "validation_source", "test_source", "data_dir"):  # see tasks/sources.py
     config.task[name] = config_dict.placeholder(str)
+  for name in ("rewards", "reward_weights"):  # see tasks/rewards.py
+    config.task[name] = config_dict.placeholder(tuple)
   return config
 
 
@@ -63,10 +66,12 @@ def run_config(config: ConfigDict) -> RunConfig:
   Raises:
     ValueError: one line that names the field.
   """
-  fields = flatten(config.to_dict())
-  for path in sorted(fields.keys() - flatten(base_config().to_dict()).keys()):
-    if not path.startswith("task."):
-      raise ValueError(f"{path}: a run has no such field")
+  known = flatten(base_config().to_dict())
+  for path in flatten(config.to_dict()):
+    if path not in known and not path.startswith("task."):  # whose task says what it knows
+      near = difflib.get_close_matches(path, known, 1)
+      raise ValueError(f"--config.{path}: the config has no field {path!r}"
+                       + (f"; did you mean {near[0]!r}?" if near else ""))
   return typed(RunConfig, config)
 
 

@@ -94,8 +94,8 @@ class _Pretraining(Training):
     open_workdir(workdir, config)
     self.config, self.workdir, self._rng = config, workdir, np.random.default_rng(config.seed)
     self.task = get_task(config.task.name, **config.task.options)
-    train, test = self.task.examples("train"), self.task.examples("test")
-    self.held_out = [test[i] for i in range(config.eval_examples)]
+    train, validation = self.task.examples("train"), self.task.examples("validation")
+    self.held_out = [validation[i] for i in range(config.eval_examples)]
     model_config, self.tokenizer = self._make_tokenizer(train)
     self.denoiser = Denoiser(model_config, remat="full")  # also faster here: on a CPU, stacking residuals costs more
     self.sampler = RolloutSampler(self.denoiser, self.tokenizer, self.task, config.sampler, (config.max_prompt_length,))

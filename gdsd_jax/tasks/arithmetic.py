@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from gdsd_jax.tasks import base
 
 LEFT_OPERANDS, RIGHT_OPERANDS = range(1, 13), range(1, 10)
-SPLIT_SIZES = {"train": 9_000, "test": 400}
-TEST_FRACTION = 0.1  # share of the problems that test asks
+SPLIT_SIZES = {"train": 9_000, "validation": 400, "test": 400}
+HELD_OUT_FRACTION = 0.1  # share of the problems that validation and test ask, half of them each
 
 NAMES = ("Tom", "Ana", "Ben", "Mia", "Sam", "Eva")
 THINGS = ("apple", "book", "coin", "pen", "shell", "card")
@@ -46,6 +46,7 @@ class ArithmeticTask(base.Task):
 
   data_dir: str | None = None  # an option of every task; problems that are made in memory need none
   name: ClassVar[str] = "arithmetic"
+  has_validation: ClassVar[bool] = True
   tags: ClassVar[tuple[str, ...]] = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
@@ -95,11 +96,11 @@ def _canonical_integer(text: str) -> str | None:
 
 
 def problems(split: str) -> list[dict[str, Any]]:
-  """Problems of split "train" or "test", always in the same order.
+  """Problems of split "train", "validation" or "test", always in the same order.
 
   A problem is a calculation in a sentence template, told several times with different names and things. It belongs to
-  one split alone: test asks for known calculations in sentences that they were never seen in. No two questions are
-  equal, within a split or across splits.
+  one split alone: validation and test ask for known calculations in sentences that they were never seen in. No two
+  questions are equal, within a split or across splits.
   """
   tellings = [_shuffled((*problem, name, thing) for name in NAMES for thing in THINGS) for problem in _problems(split)]
   # Every problem once, then every problem again: all are equally frequent, to within one.
@@ -116,8 +117,9 @@ def _problems(split: str) -> list[tuple]:
     for left, right, template in itertools.product(LEFT_OPERANDS, RIGHT_OPERANDS, templates)
     if operation == "+" or left >= right
   )
-  num_test = round(TEST_FRACTION * len(every))
-  return every[:num_test] if split == "test" else every[num_test:]
+  held_out = round(HELD_OUT_FRACTION * len(every))
+  parts = {"test": slice(held_out // 2), "validation": slice(held_out // 2, held_out), "train": slice(held_out, None)}
+  return every[parts[split]]
 
 
 def _shuffled(items) -> list[tuple]:

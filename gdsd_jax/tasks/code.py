@@ -49,7 +49,7 @@ class CodeTask(SourcedTask):
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
     """As `Task.examples`; ValueError, too, where there is no bubblewrap to run programs in."""
-    base.check_split(split)
+    base.check_split(split, self.has_validation)
     field = f"{split}_source"
     try:
       sandbox.check_available()

@@ -33,7 +33,7 @@ class PuzzleTask(SourcedTask):
     require(self.variant in VARIANTS, f"task.variant={self.variant!r}", f"unknown, known are {', '.join(VARIANTS)}")
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
-    base.check_split(split)
+    base.check_split(split, self.has_validation)
     return self.generated(split) if getattr(self, f"{split}_source") == GENERATED else super().examples(split)
 
 

@@ -55,13 +55,19 @@ class SourcedTask(base.Task):
 
   train_source: str | None = None  # where the problems of a split are, see `open_source`
   test_source: str | None = None
+  validation_source: str | None = None  # None: the tail of the training problems
   data_dir: str | None = None  # folder of TFDS datasets; None for the default of TFDS
   columns: ClassVar[tuple[str, ...]] = ()  # what every row must have
 
+  @property
+  def has_validation(self) -> bool:
+    return self.validation_source is not None
+
   def rows(self, split: str) -> Sequence[Row]:
     """The rows of a split, as they are stored."""
-    base.check_split(split)
+    base.check_split(split, self.has_validation)
     field = f"{split}_source"
+    require(getattr(self, field) is not None, f"task.{field}", f"{self.name} has no default for it; say where they are")
     return open_source(getattr(self, field), self.columns, field=f"task.{field}", data_dir=self.data_dir)
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:

@@ -29,14 +29,14 @@ class Arithmetic(tfds.core.GeneratorBasedBuilder):
   """The arithmetic word problems as a dataset that TFDS knows as `arithmetic`: an example of a builder."""
 
   # Raise it whenever a generated problem changes: prepared copies of the same version are reused as they are.
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("1.1.0")
   # Nothing is downloaded. TFDS would look for checksums by way of importlib_resources, which it fails to depend on.
   url_infos = None
 
   def _info(self):
     return tfds.core.DatasetInfo(
       builder=self,
-      description="Addition and subtraction word problems; no calculation is in both splits in the same sentence.",
+      description="Addition and subtraction word problems; no calculation is in two splits in the same sentence.",
       features=tfds.features.FeaturesDict({
         "question": tfds.features.Text(), "answer": np.int32, "reasoning": tfds.features.Text(),
       }),

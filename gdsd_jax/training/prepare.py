@@ -17,7 +17,7 @@ from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.config import RunConfig, validate_mesh
 from gdsd_jax.runs.state import init_state, make_optimizer, TrainState
 from gdsd_jax.runs.weights import load_model
-from gdsd_jax.tasks import get_task
+from gdsd_jax.tasks import get_task, train_and_validation, try_out
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class Prepared:
   denoiser: Denoiser
   sampler: RolloutSampler
   train: Sequence[Mapping[str, Any]]  # examples whose prompts fit the largest bucket
-  held_out: Sequence[Mapping[str, Any]]  # those of the test split that are evaluated while training
+  held_out: Sequence[Mapping[str, Any]]  # those of the validation split that are evaluated while training
   optimizer: optax.GradientTransformation
   state: TrainState
 
@@ -38,18 +38,16 @@ def prepare(config: RunConfig) -> Prepared:
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   validate_mesh(config, mesh)
   task = get_task(config.task.name, **config.task.options)
-  train, test = task.examples("train"), task.examples("test")
-  require(len(train) > 0 and len(test) > 0, "task.name",
-          f"{config.task.name} has an empty split ({len(train)} train, {len(test)} test)")
-
+  train, validation = train_and_validation(task, config.eval.num_examples)
+  try_out(task, train)
   denoiser, params = load_model(config.model, config.seed, mesh)
   tokenizer, buckets = load_tokenizer(config.model.path, denoiser.config), config.rollouts.prompt_buckets
   longest = buckets[-1] + config.sampler.completion_length
   said = f"sampler.prompt_buckets, sampler.completion_length: {longest} tokens"
   require_positions(said, longest, denoiser.config.max_positions, config.model.path)
   sampler = RolloutSampler(denoiser, tokenizer, task, config.sampler, buckets, mesh)
-  train, test = _fitting(sampler, train, "train"), _fitting(sampler, test, "test")
-  held_out = [test[i] for i in range(min(config.eval.num_examples, len(test)))]
+  train, validation = _fitting(sampler, train, "train"), _fitting(sampler, validation, "validation")
+  held_out = [validation[i] for i in range(min(config.eval.num_examples, len(validation)))]
   optimizer = make_optimizer(config.optimizer)
   state = init_state(denoiser, params, optimizer, config.seed, config.objective.beta > 0, mesh)
   return Prepared(mesh, denoiser, sampler, train, held_out, optimizer, state)
@@ -60,7 +58,7 @@ def _fitting(sampler: RolloutSampler, examples, split: str):
   try:
     lengths, limit = sampler.prompt_lengths(examples), sampler.prompt_buckets[-1]
   except ValueError as error:  # a problem whose text forges the chat format
-    raise ValueError(f"task.{split}_source: {error}") from None
+    raise ValueError(str(error) if sampler.task.is_own else f"task.{split}_source: {error}") from None
   fitting = np.flatnonzero(lengths <= limit)
   require(len(fitting) > 0, "sampler.prompt_buckets",
           f"none of the {len(examples)} {split} prompts fits {limit} tokens; the shortest has {lengths.min()}")

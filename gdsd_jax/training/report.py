@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import json
 import logging
+import math
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from gdsd_jax.generation.held_out import evaluate
-from gdsd_jax.generation.rollout import GradedCompletions, RewardError, RolloutSampler
+from gdsd_jax.generation.rollout import GradedCompletions, mean_that_applies, RewardError, RolloutSampler
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.state import TrainState
 
@@ -35,12 +36,13 @@ def rollout_metrics(scored: GradedCompletions, group_size: int) -> dict[str, flo
   texts = np.array(scored.completions, dtype=object).reshape(-1, group_size)
   return {
     "reward": float(groups.mean()),
-    **{f"reward/{name}": float(values.mean()) for name, values in scored.rewards.items()},
+    **{f"reward/{name}": mean_that_applies(values) for name, values in scored.rewards.items()},
     "reward_std": float(groups.std(axis=1).mean()),
     "groups_without_spread": float(np.mean(np.ptp(groups, axis=1) == 0)),
     "completion_length": float(scored.lengths.mean()),
     "diversity": float(np.mean([len(set(group)) for group in texts]) / group_size),
     "tokens_per_second": scored.sampled.rollout.tokens.size / scored.sampling_seconds,
+    **scored.metrics,
   }
 
 
@@ -57,7 +59,8 @@ def evaluation_row(step: int, sampler: RolloutSampler, params, examples, key, ba
 
 def numbers_of(row: Mapping[str, Any]) -> str:
   """What a line of progress tells of a step."""
-  named = ", ".join(f"{name.removeprefix('reward/')} {row[name]:.2f}" for name in row if name.startswith("reward/"))
+  rewards = {name.removeprefix("reward/"): value for name, value in row.items() if name.startswith("reward/")}
+  named = ", ".join(f"{name} {value:.2f}" for name, value in rewards.items() if not math.isnan(value))
   return f"reward {row['reward']:.3f} ({named})  loss {row['loss']:.5f}  kl {row.get('kl', 0.0):.4f}"
 
 

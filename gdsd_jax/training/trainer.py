@@ -72,6 +72,7 @@ class Trainer(Training):
   def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     """One iteration. If it fails it is skipped, and too many of these in a row end the run."""
     updates, cause = self.config.distillation.num_iterations, None
+    self.sampler.task.begin_step(number, self.config.steps)
     try:
       row, self._scored = self.iterate(watch)
       if row["skipped"] == updates:

@@ -1,0 +1,126 @@
+"""Users' own code, named FILE.py:NAME or PACKAGE.MODULE:NAME: it is loaded here, and its mistakes are told by line."""
+
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
+import os
+from pathlib import Path
+import sys
+import sysconfig
+import traceback
+from typing import Any
+
+from gdsd_jax.checks import require
+
+_LIBRARIES = tuple({str(Path(folder).resolve()) + os.sep for folder in (
+  *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")), Path(__file__).parent)})
+
+
+def is_own(name: str) -> bool:
+  """Whether a name in a config is that of the user's own code, and not one of ours."""
+  return ":" in name
+
+
+def load(reference: str, field: str) -> Any:
+  """The object of that name, such as "my_task.py:MyTask" or "package.module:MyTask". A file is run once a process.
+
+  Files are looked for in the current folder. Raises ValueError or OSError, one line that names `field`: where there is
+  no such thing, or the file and line of the user's where it cannot be imported.
+  """
+  where, _, name = reference.rpartition(":")
+  require(bool(where and name), field, f"{reference!r} must be FILE.py:NAME or PACKAGE.MODULE:NAME")
+  try:
+    found = _run(Path(where).expanduser().resolve()) if where.endswith(".py") else _import(where)
+  except FileNotFoundError as error:
+    if error.filename is not None:  # the user's own code lacks a file
+      raise ValueError(f"{field}: {described(error)}") from error
+    raise FileNotFoundError(f"{field}: {where}: there is no such file") from None
+  except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise whatever it likes
+    missing = isinstance(error, ModuleNotFoundError) and error.name and where.startswith(error.name)
+    cause = f"there is no module {error.name!r}" if missing else described(error)
+    raise ValueError(f"{field}: {cause}") from error
+  for part in name.split("."):
+    if not hasattr(found, part):
+      near = difflib.get_close_matches(part, dir(found), 1)
+      raise ValueError(f"{field}: {where} has no {part!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    found = getattr(found, part)
+  return found
+
+
+@functools.cache
+def _run(file: Path):
+  if not file.is_file():
+    raise FileNotFoundError
+  _look_also_in(file.parent)
+  # A name of its own: a file may be called as a library is.
+  spec = importlib.util.spec_from_file_location(f"own_code_{len(loaded_files())}_{file.stem}", file)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module  # dataclasses look their module up
+  try:
+    spec.loader.exec_module(module)
+  except BaseException:
+    del sys.modules[spec.name]
+    raise
+  return module
+
+
+def _import(module: str):
+  _look_also_in(Path.cwd())
+  return importlib.import_module(module)
+
+
+def _look_also_in(folder: Path) -> None:
+  """Imports of own code find their neighbours, which never hide a library."""
+  if str(folder) not in sys.path:
+    sys.path.append(str(folder))
+
+
+def loaded_files() -> list[Path]:
+  """The files of the user's own that `load` has run, in that order."""
+  return [Path(module.__file__) for name, module in list(sys.modules.items()) if name.startswith("own_code_")]
+
+
+def described(error: BaseException, culprit: Any = None) -> str:
+  """"my_task.py, line 7: KeyError: 'answer'": an error with the last line of the user's own that it came through.
+
+  Where it came through none, the line is that at which `culprit` is defined, a function or class.
+  """
+  if isinstance(error, SyntaxError) and error.filename:
+    return f"{_shown(error.filename)}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+  frames = came_through(error)
+  if isinstance(error, AssertionError) and not str(error) and frames:
+    message = f"AssertionError: {frames[-1].line}"
+  else:
+    message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+  where = f"{_shown(frames[-1].filename)}, line {frames[-1].lineno}" if frames else place(culprit)
+  return f"{where}: {message}" if where else message
+
+
+def came_through(error: BaseException) -> list[traceback.FrameSummary]:
+  """The lines of the user's own that an error came through."""
+  return [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
+
+
+def place(thing: Any) -> str:
+  """"my_task.py, line 7", where a function or class is defined; empty where that is not known."""
+  thing = inspect.unwrap(getattr(thing, "func", thing))  # of a functools.partial what it calls
+  if not (inspect.isroutine(thing) or inspect.isclass(thing)):
+    thing = type(thing)
+  try:
+    return f"{_shown(inspect.getsourcefile(thing))}, line {inspect.getsourcelines(thing)[1]}"
+  except (OSError, TypeError):  # no source: a built-in, or typed at a prompt
+    return ""
+
+
+def _shown(filename: str) -> str:
+  """As short as the user would name it."""
+  path = Path(filename)
+  return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _is_library(filename: str) -> bool:
+  if filename.startswith("<"):
+    return not filename.startswith(("<ipython", "<stdin"))  # what is typed is the user's, what is generated is not
+  return str(Path(filename).resolve()).startswith(_LIBRARIES)
