@@ -21,6 +21,13 @@ _PUBLIC = {
   "gdsd_loss": "gdsd_jax.objectives.gdsd",
   "espo_loss": "gdsd_jax.objectives.espo",
   "get_task": "gdsd_jax.tasks",
+  "Trainer": "gdsd_jax.training.trainer",
+  "Callback": "gdsd_jax.training.callbacks",
+  "load_config": "gdsd_jax.runs.given",
+  "load_tokenizer": "gdsd_jax.huggingface.tokenizer",
+  "chat_prompt": "gdsd_jax.huggingface.tokenizer",
+  "encode_prompts": "gdsd_jax.huggingface.tokenizer",
+  "decode_completions": "gdsd_jax.huggingface.tokenizer",
   "Task": "gdsd_jax.tasks.base",
   "Grade": "gdsd_jax.tasks.base",
 }

@@ -24,13 +24,13 @@ def default_workdir(config_flag: str) -> epath.Path:
 def main():
   from gdsd_jax.runs.config_dict import run_config
   from gdsd_jax.runs.metrics import log_to_stdout
-  from gdsd_jax.training.trainer import train
+  from gdsd_jax.training.trainer import Trainer
 
   log_to_stdout()
   if _WORKDIR.value == "":  # an unset variable of the shell, say
     raise ValueError("--workdir: is empty")
   workdir = epath.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(flags.FLAGS["config"].config_filename)
-  train(run_config(_CONFIG.value), workdir)
+  Trainer(run_config(_CONFIG.value), workdir).train()
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def test_a_tenth_of_the_training_problems_is_kept_for_validation(own):
 @pytest.mark.parametrize("old, new, message", [
   ("class Shorter(gdsd_jax.Task)", "class Shorter", "line 5: own.py:Shorter gives Shorter(limit=10), which"),
   ("  limit: int", "  limit: int = 1 / 0 #", "own.py, line 7: ZeroDivisionError: division by zero"),
-  ("  def examples(self, split)", "  def problems(self, split)", "line 5: NotImplementedError: Shorter must have `examples`"),
+  ("  def examples(self, split)", "  def problems(self, split)", "NotImplementedError: Shorter must have `examples`"),
   ('return [{"question"', 'return [0 and {"question"', "line 9: Shorter.examples must give examples that are"),
   ('    return [{"question"', '    return {} and [{"question"', "own.py, line 9: Shorter.examples must give a list of"),
   ('return [{"role"', 'return "question" or [{"role"', "own.py, line 12: Shorter.messages must give chat messages"),

@@ -3,10 +3,6 @@
 from collections.abc import Sequence
 import json
 
-import numpy as np
-
-from gdsd_jax.diffusion.config import SamplerConfig
-from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.tokenizer import prompt_lengths
 
 
@@ -30,17 +26,3 @@ def plan_batches(
     for width, indices in sorted(by_width.items())
     for start in range(0, len(indices), batch_size)
   ]
-
-
-def generate(
-  generator: Generator, params, prompts: Sequence[str], width: int, config: SamplerConfig, key, batch_size: int
-) -> tuple[list[str], np.ndarray]:
-  """Texts of a batch's completions up to their end, and their tokens up to there, int[B]. Collective.
-
-  The batch is filled up to `batch_size` with its own prompts.
-  """
-  filled = np.arange(batch_size) % len(prompts)
-  [(prompt, mask)] = generator.encode(prompts, [filled], (width,))
-  tokens = generator.sample(params, prompt, mask, key, config).tokens
-  texts, lengths, _ = generator.decode([(np.arange(len(prompts)), tokens)])
-  return texts, lengths

@@ -18,7 +18,7 @@ import jax
 
 from gdsd_jax.checks import require, require_at_least, require_one_of
 from gdsd_jax.diffusion.config import KINDS, SamplerConfig
-from gdsd_jax.evaluation.batches import generate, plan_batches
+from gdsd_jax.evaluation.batches import plan_batches
 from gdsd_jax.evaluation.protocol import Evaluated
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
@@ -140,7 +140,7 @@ class DenoiserLM(LM):
     for sampler, width, indices in plan:
       self._batches += 1
       key, prompts = jax.random.fold_in(self._key, self._batches), [contexts[i] for i in indices]
-      completions, _ = generate(self._generator, self._params, prompts, width, sampler, key, self.batch_size)
+      completions, _ = self._generator.complete(self._params, prompts, (width,), sampler, key, self.batch_size)
       for index, completion in zip(indices, completions):
         texts[index] = cut_at(completion, settings[index].get("until"))
         self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])

@@ -16,7 +16,7 @@ import numpy as np
 
 from gdsd_jax.checks import require, require_positions
 from gdsd_jax.diffusion.config import SamplerConfig
-from gdsd_jax.evaluation.batches import generate, plan_batches
+from gdsd_jax.evaluation.batches import plan_batches
 from gdsd_jax.evaluation.records import Records, shown, summarize
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.adapters import load_adapter
@@ -146,7 +146,7 @@ class _Evaluation:
       compiled, started = (sampler, (self.batch_size, width)) in self.generator.compiled, time.monotonic()
       # A batch that was cut short is generated whole, as it was the first time, and the missing part is kept.
       prompts = [self.prompts[i] for i in indices]
-      texts, counts = generate(self.generator, self.params, prompts, width, sampler, self.key, self.batch_size)
+      texts, counts = self.generator.complete(self.params, prompts, (width,), sampler, self.key, self.batch_size)
       if compiled:
         tokens, seconds = tokens + length * len(texts), seconds + time.monotonic() - started
       rows = self._grade(length, indices, [self.prefill + text for text in texts], counts)

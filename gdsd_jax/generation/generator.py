@@ -57,6 +57,19 @@ class Generator:
                 greedy, *prompt.shape, config.completion_length, steps)
     return sample(self.denoiser, params, prompt, prompt_mask, key, config)
 
+  def complete(
+    self, params, prompts: Sequence[str], buckets: Sequence[int], config: SamplerConfig, key, batch_size: int
+  ) -> tuple[list[str], np.ndarray]:
+    """Texts of a batch's completions up to their end, and their tokens up to there, int[B]. Collective.
+
+    The batch is filled up to `batch_size` with its own prompts.
+    """
+    filled = np.arange(batch_size) % len(prompts)
+    [(prompt, mask)] = self.encode(prompts, [filled], buckets)
+    tokens = self.sample(params, prompt, mask, key, config).tokens
+    texts, lengths, _ = self.decode([(np.arange(len(prompts)), tokens)])
+    return texts, lengths
+
   def decode(
     self, parts: Sequence[tuple[np.ndarray, jax.Array]], look: Callable[..., list] | None = None
   ) -> tuple[list[str], np.ndarray, list[Any]]:

@@ -17,6 +17,7 @@ from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.parallel.mesh import batch_shards
 from gdsd_jax.runs.optimizer import OptimizerConfig
+from gdsd_jax.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ class TaskConfig:
 
   name: str = "arithmetic"
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  made: Task | None = dataclasses.field(default_factory=lambda: None)  # one that a program gives; recipes cannot
 
 
 @dataclasses.dataclass(frozen=True)

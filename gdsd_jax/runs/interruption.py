@@ -33,6 +33,10 @@ class Interruption:
   def _note(self, *_):
     self._asked = True
 
+  def ask(self) -> None:
+    """Asks for it from within."""
+    self._asked = True
+
   def asked(self) -> bool:
     """Whether any process of the run was asked to stop. Collective: all of them learn it at the same step."""
     return self._asked if jax.process_count() == 1 else any(gather_json(self._asked))

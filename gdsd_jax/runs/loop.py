@@ -38,7 +38,7 @@ class Training(Protocol):
   def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     """Makes one step and returns its numbers. Raises TrainingError, ValueError or OSError when none can follow."""
 
-  def evaluate(self, number: int, watch: Stopwatch) -> dict[str, Any]:
+  def evaluation(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     """Numbers of the evaluation after a step, 0 for before the first; "eval/reward" decides on the best checkpoint."""
     return {}  # none is due
 
@@ -79,7 +79,7 @@ def run_training(training: Training, interruption: Interruption) -> None:
     write_whole(workdir / "config.json", config_json(config) + "\n")
   writer, started = MetricsWriter(workdir, start if resumed else -1, config), time.monotonic()
   try:
-    evaluation = {} if resumed else training.evaluate(0, Stopwatch())
+    evaluation = {} if resumed else training.evaluation(0, Stopwatch())
     if evaluation:
       writer.write({"step": 0, **evaluation})
     _go_through(training, start, checkpoints, writer, interruption)
@@ -99,7 +99,7 @@ def _go_through(
     except TrainingError as error:
       writer.write({"step": number, **error.row, **watch.metrics()})
       raise
-    evaluation = training.evaluate(number, watch)
+    evaluation = training.evaluation(number, watch)
     last = number == config.steps
     interrupted = not last and interruption.asked()
     if not (last or interrupted):

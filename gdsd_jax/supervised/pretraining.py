@@ -138,7 +138,7 @@ class _Pretraining(Training):
     row = {name: float(value) for name, value in jax.device_get(metrics).items()}
     return {**row, "learning_rate": last_rate(self.config.optimizer, self.config.steps, self.state.opt_state)}
 
-  def evaluate(self, number: int, watch: Stopwatch) -> dict[str, Any]:
+  def evaluation(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     if number == 0 or (number % self.config.eval_every and number < self.config.steps):
       return {}
     key = jax.random.key(self.config.seed)  # the same every time

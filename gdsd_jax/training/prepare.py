@@ -38,7 +38,7 @@ def prepare(config: RunConfig) -> Prepared:
   """Raises ValueError or OSError, one line with the cause, before anything is compiled."""
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   validate_mesh(config, mesh)
-  task = get_task(config.task.name, **config.task.options)
+  task = get_task(config.task.made or config.task.name, **config.task.options)
   train, validation = train_and_validation(task, config.eval.num_examples)
   try_out(task, train)
   denoiser, params = load_model(config.model, config.seed, mesh)

@@ -1,28 +1,38 @@
 """The steps of an RL run: rollouts, rewards, advantages, scores, updates."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import logging
+import math
+import os
 from typing import Any
 
 from etils import epath
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 
 from gdsd_jax.diffusion.forward import rollout_masks
+from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import GradedCompletions, PendingCompletions, RewardError
+from gdsd_jax.huggingface.tokenizer import chat_prompt
 from gdsd_jax.objectives.gdsd import leave_one_out_advantages
-from gdsd_jax.parallel.mesh import batch_sharding
+from gdsd_jax.parallel.mesh import batch_sharding, batch_shards
 from gdsd_jax.parallel.rows import local_rows, spread
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import open_workdir
 from gdsd_jax.runs.data import ExampleStream
+from gdsd_jax.runs.export import check_out, write_model
+from gdsd_jax.runs.files import local_folder
+from gdsd_jax.runs.given import as_run_config, with_own
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training, TrainingError
 from gdsd_jax.runs.metrics import Progress, Stopwatch
 from gdsd_jax.runs.optimizer import last_rate
 from gdsd_jax.runs.state import sync_reference, TrainState
+from gdsd_jax.tasks import Task
+from gdsd_jax.training.callbacks import Callback
 from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.overlap import Overlap
 from gdsd_jax.training.prepare import prepare
@@ -32,20 +42,28 @@ from gdsd_jax.training.step import distillation_step, policy_entropy, score_roll
 _log = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, workdir: epath.Path) -> None:
-  """Runs or resumes an RL run in `workdir`. Raises as `run_training`, and as `Trainer`."""
-  with Interruption() as interruption:
-    trainer = Trainer(config, workdir)
-    announce(config, trainer.state, trainer.mesh)
-    run_training(trainer, interruption)
-
-
 class Trainer(Training):
-  """A run in its folder. Raises as `prepare` does, and as `open_workdir`; nothing is overwritten then."""
+  """A run in its folder: `train`, then `evaluate`, `sample` and `save_pretrained` use what it has learnt.
 
-  def __init__(self, config: RunConfig, workdir: epath.Path):
+  Args:
+    config: a recipe, by name ("gdsd_math:tiny") or as `load_config` gives it, or a checked `RunConfig`.
+    workdir: the run's folder, made if it is missing; the run that is there is gone on with by `train`.
+    task: a `Task` in place of the recipe's.
+    rewards: reward functions in place of the task's own rewards, see `get_task`.
+    reward_weights: one for each of them.
+    callbacks: told of what happens, see `Callback`.
+
+  Raises ValueError or OSError, one line with the cause, before anything is compiled or overwritten.
+  """
+
+  def __init__(self, config: str | ConfigDict | RunConfig, workdir: epath.PathLike, *, task: Task | None = None,
+               rewards: Sequence[str | Callable] = (), reward_weights: Sequence[float] = (),
+               callbacks: Sequence[Callback] = ()):
+    config = with_own(as_run_config(config), task, rewards, reward_weights)
+    workdir = epath.Path(workdir)
     open_workdir(workdir, config)
     self.config, self.workdir, start = config, workdir, prepare(config)
+    self.callbacks, self._interruption = tuple(callbacks), Interruption()
     self.mesh, self.denoiser, self.sampler, self.held_out = start.mesh, start.denoiser, start.sampler, start.held_out
     self.optimizer, self.state = start.optimizer, start.state
     self.overlap = Overlap(self.sampler, ExampleStream(start.train, config.seed), config)
@@ -58,6 +76,39 @@ class Trainer(Training):
     masks = functools.partial(rollout_masks, num_samples=config.distillation.num_mc, **config.sampler.forward_process)
     self._draw_masks = jax.jit(masks, out_shardings=split)
     self._sync_reference = jax.jit(functools.partial(sync_reference, mix=config.distillation.reference_sync_mix))
+
+  def train(self) -> None:
+    """Runs or resumes the run. Raises as `run_training`."""
+    with self._interruption:
+      announce(self.config, self.state, self.mesh)
+      run_training(self, self._interruption)
+
+  def stop(self) -> None:
+    """Ends `train` after the step under way, which is saved, by `Interrupted`."""
+    self._interruption.ask()
+
+  def evaluate(self) -> dict[str, float]:
+    """What `generation.held_out.evaluate` finds on the validation problems, with the parameters as they are now."""
+    key, batch_size = jax.random.key(self.config.seed), self.config.eval.batch_size
+    return evaluate(self.sampler, self.state.student_params, self.held_out, key, batch_size)
+
+  def sample(self, prompts: Sequence[str | list[dict[str, str]]], seed: int = 0, **changes) -> list[str]:
+    """A completion for each prompt, a user's text or a chat, with the parameters as they are now.
+
+    `changes` are fields of the recipe's `SamplerConfig`, such as `temperature=0.0`.
+    """
+    generator, shards = self.sampler.generator, batch_shards(self.mesh)
+    chats = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
+    texts = [chat_prompt(generator.tokenizer, chat) for chat in chats]
+    sampler, batch_size = self.sampler.with_config(**changes), math.ceil(len(texts) / shards) * shards
+    return generator.complete(self.state.student_params, texts, sampler.prompt_buckets, sampler.config,
+                              jax.random.key(seed), batch_size)[0]
+
+  def save_pretrained(self, out: epath.PathLike, merged: bool = False) -> None:
+    """Writes the model as it is now with its tokenizer, or the adapter of a LoRA run unless `merged`."""
+    out = local_folder("out", os.fspath(out))
+    check_out(out, self.workdir, self.config.model)
+    write_model(out, self.denoiser, self.state.student_params, self.config.model.path, merged)
 
   def saved(self) -> tuple[TrainState, dict[str, int]]:
     return self.state.replace(ahead=self.overlap.saved()), {"data_position": self.overlap.position}
@@ -88,6 +139,8 @@ class Trainer(Training):
       raise TrainingError(
         f"giving up at step {number}: {self._failures} steps in a row were skipped; the last: {cause}", row
       )
+    for callback in self.callbacks:
+      callback.after_updates(self, number, row)
     return row
 
   def iterate(self, watch: Stopwatch) -> tuple[dict[str, float], GradedCompletions]:
@@ -99,6 +152,8 @@ class Trainer(Training):
       jax.block_until_ready(sampled.parts[0])
     with watch.phase("reward"):
       scored = self.sampler.grade(sampled)
+    for callback in self.callbacks:
+      callback.after_rollouts(self, int(self.state.step), scored)
     rewards = jnp.asarray(scored.total_reward).reshape(-1, group_size)
     advantages = leave_one_out_advantages(rewards, distillation.scale_rewards).reshape(-1)
     updates = self._update(scored.sampled, advantages, mask_key, watch)
@@ -144,13 +199,15 @@ class Trainer(Training):
     row["learning_rate"] = last_rate(self.config.optimizer, self.config.updates, self.state.opt_state)
     return {**row, "skipped": int(sum(m["skipped"] for m in metrics))}
 
-  def evaluate(self, number: int, watch: Stopwatch) -> dict[str, Any]:
+  def evaluation(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     """Held-out accuracy and rewards; the same problems and random key every time; none if the task's grader raises."""
     if number % self.config.eval.every and number < self.config.steps:
       return {}
     key, batch_size = jax.random.key(self.config.seed), self.config.eval.batch_size
     with watch.phase("evaluate"):
       row = evaluation_row(number, self.sampler, self.state.student_params, self.held_out, key, batch_size)
+    for callback in self.callbacks:
+      callback.after_evaluation(self, number, row)
     # There are no rollouts before the first step, whose reward its row would have.
     return row if number else {"reward": row.get("eval/sampled_reward", row.get("eval/reward")), **row}
 
@@ -161,3 +218,8 @@ class Trainer(Training):
     every = self.config.log.rollouts_every
     if every and (row["step"] - 1) % every == 0:
       show_rollouts(self._scored)
+
+
+def train(config: RunConfig, workdir: epath.Path) -> None:
+  """Runs or resumes an RL run in `workdir`. Raises as `Trainer`, and as `run_training`."""
+  Trainer(config, workdir).train()

@@ -1,0 +1,61 @@
+"""Configs as programs give them: a recipe by its name, and tasks and rewards as objects."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from gdsd_jax.checks import require
+from gdsd_jax.runs.config import RunConfig, TaskConfig
+from gdsd_jax.runs.config_dict import run_config
+from gdsd_jax.runs.recipe_files import recipe_file
+from gdsd_jax.tasks import Task
+
+
+def load_config(recipe: str, changes: Mapping[str, Any] | None = None) -> ConfigDict:
+  """The fields of a recipe, such as "gdsd_math:tiny" or "my_recipe.py", for a program to set.
+
+  `changes` maps paths to values, {"optimizer.learning_rate": 3e-5}, as flags do. ValueError or OSError, one line, where
+  there is no such recipe or field.
+  """
+  config = config_flags.ConfigFileFlagParser("config").parse(recipe_file(recipe))
+  for path, value in (changes or {}).items():
+    if path.startswith("task."):  # whose task says what it knows
+      with config.unlocked():
+        config.task[path.removeprefix("task.")] = value
+      continue
+    try:
+      config.update_from_flattened_dict({path: value})
+    except (KeyError, AttributeError, TypeError) as error:
+      raise ValueError(f"{path}: {error.args[0]}") from None
+  return config
+
+
+def as_run_config(config: str | ConfigDict | RunConfig) -> RunConfig:
+  """A checked config of whatever a program gives. ValueError or OSError, one line."""
+  if isinstance(config, RunConfig):
+    return config
+  return run_config(load_config(config) if isinstance(config, str) else config)
+
+
+def with_own(
+  config: RunConfig, task: Task | None, rewards: Sequence[str | Callable], weights: Sequence[float]
+) -> RunConfig:
+  """The config with a task or rewards that are objects; config.json names them."""
+  options, given = dict(config.task.options), dict(config.as_given)
+  given["task"] = dict(given["task"])
+  if task is not None:
+    require(not options, f"task.{next(iter(options), '')}", "is set, but the task is given as an object, made already")
+    given["task"]["name"] = _named(type(task))
+  if rewards:
+    options |= {"rewards": tuple(rewards), "reward_weights": tuple(weights)}
+    given["task"] |= {"rewards": [each if isinstance(each, str) else _named(each) for each in rewards],
+                      "reward_weights": list(weights)}
+  require(bool(rewards) or not weights, "reward_weights", "need rewards, whose weights they are")
+  return dataclasses.replace(config, task=TaskConfig(given["task"]["name"], options, task), as_given=given)
+
+
+def _named(thing: Any) -> str:
+  return f"{getattr(thing, '__module__', None)}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
