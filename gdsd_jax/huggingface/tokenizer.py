@@ -10,18 +10,19 @@ import numpy as np
 
 from gdsd_jax.checks import require
 from gdsd_jax.huggingface import chat_format, qwen2_bpe
-from gdsd_jax.huggingface.folder import resolve_path
+from gdsd_jax.huggingface.folder import load_config, resolve_path
 from gdsd_jax.models.config import DenoiserConfig
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
-def load_tokenizer(path_or_hub_name, config: DenoiserConfig):
+def load_tokenizer(path_or_hub_name, config: DenoiserConfig | None = None):
   """The tokenizer of a model's folder or hub name, from its files alone: no code in the folder is ever run.
 
   It reads tokenizer.json, or for Dream's kin vocab.json and merges.txt, and with them tokenizer_config.json,
   special_tokens_map.json, added_tokens.json and the chat template. A base model without a template gets its family's.
-  Where the tokenizer's files name no `mask_token` or `eos_token`, config.json, which is `config`, says which it is.
+  Where the tokenizer's files name no `mask_token` or `eos_token`, the model's config says which it is: `config`, or
+  that of the folder's config.json.
 
   Returns a transformers.PreTrainedTokenizerFast. Raises FileNotFoundError where a file is missing, ValueError where one
   is damaged or disagrees with `config`, or no chat template can be used.
@@ -29,6 +30,7 @@ def load_tokenizer(path_or_hub_name, config: DenoiserConfig):
   from transformers import PreTrainedTokenizerFast  # slow to import, and only tokenizers need it
 
   path, backend, special = resolve_path(path_or_hub_name), {}, []
+  config = config or load_config(path)
   if not (path / "tokenizer.json").is_file():
     if config.family != "dream":
       raise FileNotFoundError(f"model.path: {path} has no tokenizer.json")
@@ -134,15 +136,19 @@ def left_padded(prompts: Sequence[Sequence[int]], width: int, pad_token_id: int)
   return tokens, mask
 
 
-def encode_prompts(tokenizer, prompts: Sequence[str], buckets: Sequence[int], pad_token_id: int):
-  """Prompts, which hold their special tokens already, as `left_padded` tokens and mask.
+def encode_prompts(tokenizer, prompts: Sequence[str], buckets: Sequence[int] = (), pad_token_id: int | None = None):
+  """Prompts, which hold their special tokens already (`chat_prompt`), as `left_padded` tokens and mask.
 
-  The width is the smallest of the `buckets`, ascending, that holds all. Few of them: every width is compiled once.
+  The width is the smallest of the `buckets`, ascending, that holds all; without buckets that of the longest prompt. Few
+  of them: every width is compiled once. Padding is the tokenizer's own unless it is given; what it is changes nothing.
   Raises ValueError where a prompt is longer than the last bucket, or holds the mask token.
   """
   encoded = token_ids(tokenizer, prompts)
   lengths = [len(ids) for ids in encoded]
   longest = max(lengths)
+  buckets = buckets or (longest,)
+  if pad_token_id is None:
+    pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
   if longest > buckets[-1]:
     text = json.dumps(prompts[lengths.index(longest)][:200])
     raise ValueError(f"sampler.prompt_buckets: a prompt has {longest} tokens, the largest bucket {buckets[-1]}: {text}")
@@ -158,11 +164,14 @@ def completion_lengths(tokens, stop_ids: Sequence[int]) -> np.ndarray:
   return np.where(stopped.any(axis=1), stopped.argmax(axis=1), tokens.shape[1])
 
 
-def decode_completions(tokenizer, tokens, stop_ids: Sequence[int]) -> list[str]:
+def decode_completions(tokenizer, tokens, stop_ids: Sequence[int] | None = None) -> list[str]:
   """The text of each completion, cut at its first stop token, without special tokens and ids that stand for no token.
 
-  A model can write such ids if its embedding has more rows than its tokenizer has tokens. tokens: int[B, L].
+  A model can write such ids if its embedding has more rows than its tokenizer has tokens. tokens: int[B, L]; stop_ids:
+  those of the tokenizer's model (`stop_token_ids`) unless they are given.
   """
   tokens = np.asarray(tokens)
+  if stop_ids is None:
+    stop_ids = stop_token_ids(tokenizer, load_config(Path(tokenizer.name_or_path)))
   cut = [row[:length].tolist() for row, length in zip(tokens, completion_lengths(tokens, stop_ids))]
   return tokenizer.batch_decode(cut, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -55,11 +55,11 @@ def load_weights(path: Path, denoiser: Denoiser):
   return traverse_util.unflatten_dict(params, sep=".")
 
 
-def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 * 2**30) -> None:
+def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 * 2**30, tokenizer=None) -> None:
   """Writes config.json and safetensors in the layout of the model's family; `load_pretrained` gives back every bit.
 
   The folder is made if it is missing, and a further weight file is begun at `max_shard_bytes`. A failed save leaves an
-  earlier one whole.
+  earlier one whole. The files of a `tokenizer` (`load_tokenizer`) come along.
 
   Raises:
     ValueError: the layout has no place for the parameters' adapter, or for something in the config.
@@ -96,6 +96,8 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
       index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
       temporary(_INDEX).write_text(json.dumps(index, indent=2))
     temporary("config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    if tokenizer is not None:
+      tokenizer.save_pretrained(path)
 
 
 def _is_stacked(leaf: str) -> bool:

@@ -84,8 +84,7 @@ def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path) -> None:
     check_folder(out, {workdir: "the run's own folder (--workdir)"})
     training = _Pretraining(config, workdir)
     run_training(training, interruption)
-    save_pretrained(out, training.denoiser, training.state.params)
-    training.tokenizer.save_pretrained(out)
+    save_pretrained(out, training.denoiser, training.state.params, tokenizer=training.tokenizer)
 
 
 class _Pretraining(Training):

@@ -1,0 +1,113 @@
+"""The package from a program: a trainer with own rewards and callbacks, prompts and completions as text."""
+
+import json
+
+import jax
+import pytest
+
+import gdsd_jax
+from gdsd_jax.runs.interruption import Interrupted
+
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
+
+def short(completions, **kwargs):
+  return [-len(completion) / 100 for completion in completions]
+
+
+def small_config(**changes):
+  return gdsd_jax.load_config("gdsd_math:tiny", {
+    "steps": 2, "group_size": 2, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.steps": 8,
+    "objective.num_iterations": 1, "objective.num_mc": 1, "eval.every": 2, "eval.num_examples": 4, "eval.batch_size": 4,
+    "eval.lengths": (8,), "log.tensorboard": False, **changes})
+
+
+class Notes(gdsd_jax.Callback):
+  def __init__(self):
+    self.seen = []
+
+  def after_rollouts(self, trainer, step, completions):
+    self.seen.append(("rollouts", step, len(completions.completions)))
+
+  def after_updates(self, trainer, step, metrics):
+    metrics["mine"] = 3.0
+    self.seen.append(("updates", step))
+
+  def after_evaluation(self, trainer, step, metrics):
+    self.seen.append(("evaluation", step))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  notes, folder = Notes(), tmp_path_factory.mktemp("run")
+  trainer = gdsd_jax.Trainer(small_config(), folder, rewards=[short], reward_weights=[2.0], callbacks=[notes])
+  trainer.train()
+  return trainer, folder, notes
+
+
+def test_a_run_with_an_own_reward_tells_its_callbacks(trained):
+  trainer, folder, notes = trained
+  assert notes.seen == [("evaluation", 0), ("rollouts", 1, 4), ("updates", 1), ("rollouts", 2, 4), ("updates", 2),
+                        ("evaluation", 2)]
+  rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  assert [row["step"] for row in rows] == [0, 1, 2]
+  assert all(row["reward"] == pytest.approx(row["reward/short"]) and row["reward"] < 0 for row in rows[1:])
+  assert [row.get("mine") for row in rows] == [None, 3.0, 3.0]
+  saved = json.loads((folder / "config.json").read_text())["task"]
+  assert (saved["rewards"], saved["reward_weights"]) == (["test_python_api:short"], [2.0])
+
+
+def test_what_was_learnt_is_evaluated_sampled_and_saved(trained, tmp_path):
+  trainer, _, _ = trained
+  found = trainer.evaluate()
+  assert {"accuracy", "reward", "reward/short", "sampled_reward"} <= found.keys()
+  chat = [{"role": "user", "content": "Tom has 1 apple and buys 2 more. How many apples does Tom have?"}]
+  texts = trainer.sample([chat, chat[0]["content"]], temperature=0.0)
+  assert texts[0] == texts[1] and isinstance(texts[0], str)
+  trainer.save_pretrained(tmp_path / "out")
+  denoiser, params = gdsd_jax.load_pretrained(tmp_path / "out")
+  jax.tree.map(lambda a, b: (a == b).all() or pytest.fail("other weights"), params, trainer.state.params)
+  assert gdsd_jax.load_tokenizer(tmp_path / "out").chat_template
+
+
+def test_the_same_program_resumes_and_another_reward_is_refused(trained):
+  _, folder, _ = trained
+  again = gdsd_jax.Trainer(small_config(), folder, rewards=[short], reward_weights=[2.0])
+  again.train()  # nothing to do
+  assert int(again.state.step) == 2
+  with pytest.raises(ValueError, match="task.rewards: .*test_python_api:short.* → None"):
+    gdsd_jax.Trainer(small_config(), folder)
+
+
+def test_a_callback_can_stop_the_run_which_goes_on_later(tmp_path):
+  class Stop(gdsd_jax.Callback):
+    def after_updates(self, trainer, step, metrics):
+      trainer.stop()
+
+  with pytest.raises(Interrupted, match="saved step 1 of 2"):
+    gdsd_jax.Trainer(small_config(), tmp_path, callbacks=[Stop()]).train()
+  trainer = gdsd_jax.Trainer(small_config(), tmp_path)
+  trainer.train()
+  assert int(trainer.state.step) == 2
+
+
+@pytest.mark.parametrize("changes, arguments, message", [
+  ({"stepz": 1}, {}, "stepz"),
+  ({"task.levl": 1}, {}, "task.levl: unknown option of task 'arithmetic'"),
+  ({}, {"reward_weights": [1.0]}, "reward_weights: need rewards, whose weights they are"),
+  ({"task.data_dir": "a"}, {"task": gdsd_jax.get_task("arithmetic")}, "task.data_dir: is set, but the task"),
+])
+def test_what_does_not_fit_is_one_line(tmp_path, changes, arguments, message):
+  with pytest.raises(ValueError, match=message):
+    gdsd_jax.Trainer(small_config(**changes), tmp_path, **arguments)
+
+
+def test_prompts_and_completions_as_text():
+  tokenizer = gdsd_jax.load_tokenizer("tiny")
+  denoiser, params = gdsd_jax.load_pretrained("tiny")
+  prompt = gdsd_jax.chat_prompt(tokenizer, [{"role": "user", "content": "Ana has 2 coins and buys 3 more."}])
+  tokens, mask = gdsd_jax.encode_prompts(tokenizer, [prompt, prompt])
+  assert tokens.shape == mask.shape and mask.all()
+  config = gdsd_jax.SamplerConfig(completion_length=8, steps=8, block_length=8)
+  rollout = gdsd_jax.sample(denoiser, params, tokens, mask, jax.random.key(0), config)
+  assert all("<|" not in text for text in gdsd_jax.decode_completions(tokenizer, rollout.tokens))
