@@ -14,7 +14,7 @@ import pytest
 import recipes
 
 from gdsd_jax import get_task
-from gdsd_jax.tasks import base, sudoku
+from gdsd_jax.tasks import sudoku
 from gdsd_jax.tasks.puzzles import digest, official_digests
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
@@ -216,7 +216,7 @@ def test_every_public_test_puzzle_is_known_by_digest(test_file):
   assert official_digests().issuperset(digest(sudoku.key(**example)) for example in examples)
 
 
-@pytest.mark.parametrize("split", base.SPLITS)
+@pytest.mark.parametrize("split", sudoku.SPLIT_SIZES)
 def test_no_two_generated_puzzles_are_equal(split):
   assert len(puzzles(split)) == len(TASK.examples(split)) == sudoku.SPLIT_SIZES[split]
 

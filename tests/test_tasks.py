@@ -23,8 +23,9 @@ CORRECT, FORMAT = arithmetic.CORRECTNESS_REWARD, arithmetic.FORMAT_REWARD
 # (version, split) -> digest of the problems in their order. After changing a problem, raise Arithmetic.VERSION and
 # write the new digests here.
 DIGESTS = {
-  ("1.0.0", "train"): "25dcec5fe75b5d735a75bd0d7936df853c3cf84233c4a1849b6e82438f98f492",
-  ("1.0.0", "test"): "e0117a48aa699c641c6c9fe32382e31981f663d7446f6e08bc2f5428a762c923",
+  ("1.1.0", "train"): "25dcec5fe75b5d735a75bd0d7936df853c3cf84233c4a1849b6e82438f98f492",
+  ("1.1.0", "validation"): "055f57c54be5c60c42ffb8200bac000fdbbf1d44d14c50988faecbb05258dbd6",
+  ("1.1.0", "test"): "2b5ac5271fd2b7c2335ffa029b362aa27a3bf11031212608f0a66639e5320d68",
 }
 
 
@@ -164,9 +165,9 @@ def test_prompt_is_the_question_alone():
 
 
 def test_splits_share_no_problem(split_problems):
-  train, test = ({problem_of(example) for example in split_problems[split]} for split in base.SPLITS)
-  assert len(train) > 600 and len(test) > 60
-  assert not train & test
+  train, validation, test = ({problem_of(example) for example in split_problems[split]} for split in base.SPLITS)
+  assert len(train) > 600 and len(validation) > 30 and len(test) > 30
+  assert not train & validation and not train & test and not validation & test
 
 
 def test_no_two_questions_are_equal(split_problems):
@@ -174,7 +175,7 @@ def test_no_two_questions_are_equal(split_problems):
   assert len(set(questions)) == len(questions)
 
 
-@pytest.mark.parametrize("split, size", [("train", 9_000), ("test", 400)])
+@pytest.mark.parametrize("split, size", [("train", 9_000), ("validation", 400), ("test", 400)])
 def test_splits_have_their_size(split_problems, split, size):
   assert len(split_problems[split]) == size
 
@@ -184,9 +185,10 @@ def test_problems_of_a_split_are_equally_frequent(split_problems):
   assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_about_a_tenth_of_the_problems_is_in_test(split_problems):
-  train, test = (len({problem_of(example) for example in split_problems[split]}) for split in base.SPLITS)
-  assert test / (train + test) == pytest.approx(0.1, abs=0.01)
+def test_about_a_tenth_of_the_problems_is_held_out_half_of_them_for_test(split_problems):
+  train, validation, test = (
+    len({problem_of(example) for example in split_problems[split]}) for split in base.SPLITS)
+  assert validation == test and 2 * test / (train + 2 * test) == pytest.approx(0.1, abs=0.01)
 
 
 @pytest.mark.parametrize("split", base.SPLITS)
@@ -259,5 +261,7 @@ def test_unknown_option_names_the_known_ones():
 
 
 def test_unknown_split_names_the_known_ones():
+  with pytest.raises(ValueError, match=r"^unknown split 'dev', known are train, validation, test$"):
+    TASK.examples("dev")
   with pytest.raises(ValueError, match=r"^unknown split 'validation', known are train, test$"):
-    TASK.examples("validation")
+    get_task("sudoku").examples("validation")
