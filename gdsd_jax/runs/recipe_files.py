@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-PACKAGED = Path(__file__).parents[1] / "configs"
+PACKAGED = Path(__file__).parent / "../configs"
 
 
 def recipe_names() -> list[str]:
