@@ -53,8 +53,8 @@ ENDLESS = {
   "floods on": "import os\nwhile True:\n  try:\n    os.write(1, b'5\\n' * 99999)\n  except OSError:\n    pass",
   "floods the disk": "print(5, flush=True)\nwith open('/tmp/mine', 'wb') as f:\n  while True: f.write(b'5' * 99999)",
   "fills the memory": "print(5, flush=True)\nheld = []\nwhile True: held.append(b'5' * 10**6)",
-  "multiplies": "import os\nprint(5, flush=True)\nwhile True: os.fork()",
 }
+SLOW = ("loops", "floods the disk", "fills the memory")  # cases that the quick suite leaves out
 
 
 @pytest.mark.parametrize("source", RIGHT.values(), ids=RIGHT)
@@ -67,10 +67,16 @@ def test_a_script_that_does_anything_else_fails(source):
   assert passed(source, SUM) == (False,)
 
 
-@pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS)
+@pytest.mark.parametrize("source", [
+  pytest.param(source, id=name, marks=[pytest.mark.slow] if name in SLOW else []) for name, source in ENDLESS.items()
+])
 def test_a_script_that_does_not_end_fails_and_does_not_harm_the_next_test(source):
   guarded = "\n".join("  " + line for line in source.splitlines())
   assert passed(f"if input() != 'fine':\n{guarded}\nelse:\n  print(7)", SUM, ScriptTest("fine", "7")) == (False, True)
+
+
+def test_a_script_that_multiplies_fails():
+  assert passed("import os\nprint(5, flush=True)\nwhile True: os.fork()", SUM) == (False,)
 
 
 def test_lines_are_compared_without_white_space_at_their_ends():
@@ -80,12 +86,12 @@ def test_lines_are_compared_without_white_space_at_their_ends():
   assert passed("print('1  2\\n\\n 3')", lines) == (False,)
 
 
-def test_much_text_of_any_script_crosses_unharmed():
-  text = "Größe 🎈 \ud800 1\n" * (sandbox.MAX_TEXT // 32)
-  assert passed("import sys\nfor line in sys.stdin: print(len(line))", ScriptTest(text, "12\n" * text.count("\n"))) == (
-    True,)
-  echo = "import sys\nsys.stdout.write(sys.stdin.read())"
-  assert passed(echo, ScriptTest(text.replace("\ud800", ""), text.replace("\ud800", ""))) == (True,)
+def test_as_much_text_as_is_allowed_crosses_unharmed():
+  text = "Größe 🎈\n" * (sandbox.MAX_TEXT // 13)
+  limits = sandbox.Limits(memory_mb=256)
+  assert passed("import sys\nsys.stdout.write(sys.stdin.read())", ScriptTest(text, text), limits=limits) == (True,)
+  assert passed("import sys\nfor line in sys.stdin: print(len(line))", ScriptTest(text, "8\n" * text.count("\n")),
+                limits=limits) == (True,)
 
 
 def test_scripts_and_functions_may_be_tested_together():
@@ -93,18 +99,18 @@ def test_scripts_and_functions_may_be_tested_together():
   assert passed(source, ScriptTest("4", "8"), "assert double(4) == 8", ScriptTest("4", "9")) == (True, True, False)
 
 
+SECRET = "what is expected"
 SNOOPS = """
 import gc, sys
-secret, found, frame = str(73920 + 1), [], sys._getframe()
+found, frame = gc.get_objects(), sys._getframe()
 while frame:
-  found.append(frame.f_locals)
-  found.append(frame.f_globals)
+  found += [frame.f_locals, frame.f_globals]
   frame = frame.f_back
-found += gc.get_objects()
-if any(secret in repr(value) for value in found): print(secret)
+secret = lambda: " ".join(["what", "is", "expected"])
+print(secret() if any(secret() in repr(value) for value in found) else "nothing")
 """
 
 
-def test_a_script_cannot_see_what_is_expected_of_it():
-  assert passed(SNOOPS, ScriptTest("", "73921")) == (False,)
-  assert passed(SNOOPS, ScriptTest("73921", "73921")) == (True,)  # it sees what it may read
+def test_a_script_sees_what_it_reads_and_not_what_is_expected():
+  assert passed(SNOOPS, ScriptTest("", "nothing"), ScriptTest("", SECRET), ScriptTest(SECRET, SECRET)) == (
+    True, False, True)

@@ -514,9 +514,9 @@ def test_hub_dataset_that_tfds_has_prepared_is_read_from_there(data_dir, tmp_pat
 @pytest.mark.parametrize("source, error", [
   ("openai/gsm8k", "FILE: Dataset openai not found."),
   ("openai/gsm8k/main#train", "is neither a file"),
-  ("HuggingFaceH4/MATH-500#test", "is neither a file"),
+  ("HuggingFaceH4/MATH-500#test", "FILE: Dataset hugging_face_h4 not found."),
 ])
 def test_a_hub_name_without_its_prefix_is_told_it(tmp_path, source, error):
   pytest.importorskip("tensorflow_datasets")
   said = message(ValueError, source, data_dir=str(tmp_path))
-  assert error in said and said.endswith("; on the hub it is huggingface:FILE")
+  assert error in said and said.endswith(". On the hub it would be huggingface:FILE")

@@ -59,7 +59,7 @@ def _named_files(path: str) -> tuple[list[_RowFile], str | None]:
       return [_RowFile(system, path, path)] if kind_of(_name(path)) else [], "file"
     if _is_pattern(path):
       named_by, paths = "pattern", system.glob(path)
-    elif system.isdir(path):
+    elif path and system.isdir(path):
       listed = system.ls(path, detail=True)
       named_by, paths = "folder", [item["name"] for item in listed if item["type"] != "directory"]
     else:

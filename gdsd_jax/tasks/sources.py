@@ -11,7 +11,7 @@ from gdsd_jax.tasks import base, row_files
 from gdsd_jax.tasks.row_readers import Entry, first_line
 
 BAD_ROWS = ("refuse", "skip")
-_OWNER_AND_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?(#.*)?")
+_OWNER_AND_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/[\w.-]+)?(#.*)?")
 _log = logging.getLogger(__name__)
 
 
@@ -175,7 +175,7 @@ def _entries(source, columns, field, data_dir, own_names) -> Iterable[Entry]:
     return entries
   from gdsd_jax.tasks import hub_source, tfds_source  # they take a while to import, and files do without
 
-  hint = f"; on the hub it is huggingface:{source}" if _OWNER_AND_NAME.fullmatch(source) else ""
+  hint = f". On the hub it would be huggingface:{source}" if _OWNER_AND_NAME.fullmatch(source) else ""
   library = next((library for library in (hub_source, tfds_source) if library.is_name(source)), None)
   require(library is not None, field, (
     f"{source!r} is neither a file ending in {row_files.KNOWN}, nor a folder that is there, nor a TFDS name, "
@@ -187,7 +187,7 @@ def _entries(source, columns, field, data_dir, own_names) -> Iterable[Entry]:
   except tfds_source.NoNetworkError as error:
     raise OSError(f"{field}: {source}: {error}; give a local file ({row_files.KNOWN})") from error
   except tfds_source.UnknownDatasetError as error:
-    raise ValueError(f"{field}: {source}: {error}{hint}") from error
+    raise ValueError(f"{field}: {source}: {str(error).removesuffix('.')}{hint or '.'}") from error
   except OSError as error:
     place = "the default folder of the library" if data_dir is None else repr(data_dir)
     raise OSError(f"{field}: {source}, kept in {place}: {error.strerror or first_line(error)}") from error

@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import sys
+import time
 import types
 
 import wire
@@ -98,12 +99,17 @@ def main(job) -> None:
 
 
 def _kill_others():
-  """Ends whatever the tests before have left running in this PID namespace."""
+  """Ends whatever the tests before have left running in this PID namespace, and waits until what they held is free."""
   try:
-    os.kill(-1, signal.SIGKILL)
     while True:
-      os.waitpid(-1, 0)
-  except (ProcessLookupError, ChildProcessError):  # none is there, or left
+      os.kill(-1, signal.SIGKILL)
+      try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+          pass
+      except ChildProcessError:  # those of a child are left to the namespace's first process
+        pass
+      time.sleep(0.001)
+  except ProcessLookupError:  # none is left
     return
 
 
