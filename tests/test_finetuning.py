@@ -106,20 +106,6 @@ def test_validation_chats_are_the_last_ones_or_of_a_source_of_their_own(chats_fi
   assert train == everything[:-10] and again.fitting == validation
 
 
-def test_the_validation_loss_is_written_down_and_shown(chats_file, tmp_path, caplog):
-  caplog.set_level("INFO", "gdsd_jax")
-  config = sft_config(chats_file, **{
-    "steps": 4, "eval.every": 3, "data.validation_size": 11, "optimizer.learning_rate": 3e-3, "log.tensorboard": True})
-  finetune(config, tmp_path / "run", tmp_path / "out")
-  rows = read_rows(tmp_path / "run" / "metrics.jsonl")
-  losses = {row["step"]: row["eval/loss"] for row in rows if "eval/loss" in row}
-  assert [row["step"] for row in rows] == [0, 1, 2, 3, 4] and list(losses) == [0, 3, 4]
-  assert losses[4] < losses[0]
-  assert {"loss", "seconds/step", "seconds/update", "seconds/evaluate"} <= rows[-1].keys()
-  assert f"evaluation after step 4: loss {losses[4]:.4f}" in caplog.messages
-  assert list((tmp_path / "run" / "tensorboard").iterdir())
-
-
 def test_chats_that_fill_up_a_batch_do_not_count_in_the_validation_loss(chats_file, tmp_path):
   """Of 11 chats in batches of 8, the loss is the mean over all tokens of the 8 and the 3."""
   config = sft_config(chats_file, **{"data.validation_size": 11})
@@ -147,11 +133,18 @@ def test_only_completions_diffuse_and_padding_is_not_attended_to(chats_file, tok
     assert tokens[row, 36:].tolist() == chat.completion + [eos] * (16 - len(chat.completion))
 
 
-def test_lora_fine_tuning_learns_and_writes_an_adapter(chats_file, tmp_path):
-  config = sft_config(chats_file, **{"steps": 30, "model.lora.rank": 8, "optimizer.learning_rate": 3e-3})
+def test_lora_fine_tuning_learns_tells_the_validation_loss_and_writes_an_adapter(chats_file, tmp_path, caplog):
+  caplog.set_level("INFO", "gdsd_jax")
+  config = sft_config(chats_file, **{"steps": 30, "model.lora.rank": 8, "optimizer.learning_rate": 3e-3,
+                                     "data.validation_size": 8, "eval.every": 20})
   finetune(config, tmp_path / "run", tmp_path / "out")
   rows = read_rows(tmp_path / "run" / "metrics.jsonl")
-  loss = [row["loss"] for row in rows]
+  losses = {row["step"]: row["eval/loss"] for row in rows if "eval/loss" in row}
+  assert list(losses) == [0, 20, 30] and losses[30] < 0.6 * losses[0]
+  assert f"evaluation after step 30: loss {losses[30]:.4f}" in caplog.messages
+  assert {"loss", "seconds/step", "seconds/update", "seconds/evaluate"} <= rows[-1].keys()
+  assert list((tmp_path / "run" / "tensorboard").iterdir())
+  loss = [row["loss"] for row in rows if row["step"] > 0]
   assert np.mean(loss[-8:]) < 0.5 * np.mean(loss[:8])  # answers without the reasoning that the model is used to
   base, params = gdsd_jax.load_pretrained("tiny")
   denoiser, adapted = load_adapter(tmp_path / "out", base, params)
@@ -221,7 +214,7 @@ def test_bad_chats_are_named_by_file_and_line(chats_file, tokenizer, tmp_path, l
 
 
 @pytest.mark.parametrize("changes, message", [
-  ({"data.train_source": None}, "data.train_source: name a file"),
+  ({"data.train_source": None}, "data.train_source: name a source of chats"),
   ({"batch_size": 0}, "batch_size"),
   ({"optimizer.accumulation": 3}, "optimizer.accumulation"),
   ({"data.prompt_buckets": (5,)}, "none of the 64 chats fits"),

@@ -135,7 +135,7 @@ def exceeds(pid: int, processes: int, memory: int, disk: int) -> bool:
   """Whether a process has more than `processes` descendants, of more than `memory` bytes together, or very many files.
 
   Files count because their /tmp of `disk` bytes takes no bytes for empty ones. Memory is address space: what processes
-  share stays allocated when none of them has it resident any more. The sandbox's own processes, at most three, come on
+  share stays allocated when none of them has it resident any more. The sandbox's own processes, at most four, come on
   top. Sees nothing where the kernel lists no children in /proc.
   """
   count, total, waiting = 0, 0, [pid]
@@ -144,7 +144,7 @@ def exceeds(pid: int, processes: int, memory: int, disk: int) -> bool:
     waiting += [int(child) for task in glob.glob(f"/proc/{pid}/task/*/children") for child in _words(task)]
     total += resource.getpagesize() * int((_words(f"/proc/{pid}/statm") or [0])[0])
     count += 1
-    if count > processes + 3 or total > memory or count == 2 and _files(pid, disk) > _MAX_FILES:
+    if count > processes + 4 or total > memory or count == 2 and _files(pid, disk) > _MAX_FILES:
       return True
   return False
 

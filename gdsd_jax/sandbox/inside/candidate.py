@@ -102,12 +102,12 @@ def _kill_others():
   """Ends whatever the tests before have left running in this PID namespace, and waits until what they held is free."""
   try:
     while True:
-      os.kill(-1, signal.SIGKILL)
       try:
         while os.waitpid(-1, os.WNOHANG)[0]:
           pass
       except ChildProcessError:  # those of a child are left to the namespace's first process
         pass
+      os.kill(-1, signal.SIGKILL)
       time.sleep(0.001)
   except ProcessLookupError:  # none is left
     return
