@@ -161,6 +161,13 @@ def test_an_address_whose_package_lacks_says_how_to_get_it(monkeypatch, source, 
   assert said.endswith(f":// needs {package}, which is not installed; pip install 'gdsd_jax[{extra}]'")
 
 
+def test_without_a_network_a_bucket_is_not_waited_for(monkeypatch):
+  pytest.importorskip("gcsfs")
+  monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://localhost:1")
+  said = message(OSError, "gs://bucket/rows.jsonl")
+  assert said.startswith("cannot read FILE: no network to localhost:1 (")
+
+
 def test_an_unknown_scheme_is_named():
   assert message(OSError, "ftps3://bucket/rows.jsonl") == "cannot read FILE: Protocol not known: ftps3"
 

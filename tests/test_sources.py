@@ -488,13 +488,12 @@ def test_several_cached_configurations_are_named(tmp_path, hub_cache, no_network
 
 
 def test_hub_dataset_is_fetched_once_into_data_dir(tmp_path, hub_cache, monkeypatch):
-  tfds_source = pytest.importorskip("gdsd_jax.tasks.tfds_source")
-  datasets, _ = hub_cache
+  hub_source = pytest.importorskip("gdsd_jax.tasks.hub_source")
   # A folder stands in for the hub: the library reads a name that is a local folder from there.
   monkeypatch.chdir(tmp_path)
   (tmp_path / "Some-One" / "Sums-2to3").mkdir(parents=True)
   written(tmp_path / "Some-One" / "Sums-2to3" / "train.jsonl", '{"question": "é", "nums": [1, 2]}\n' * 3)
-  monkeypatch.setattr(tfds_source, "check_network", lambda url: None)
+  monkeypatch.setattr(hub_source, "check_network", lambda url: None)
   for _ in range(2):
     rows = open_("huggingface:Some-One/Sums-2to3#train", data_dir=str(tmp_path / "kept"))
     assert rows[2] == {"question": "é", "nums": [1, 2]}

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from gdsd_jax.tasks import tfds_source
+from gdsd_jax.tasks.network import check_network, NoNetworkError
 from gdsd_jax.tasks.row_readers import first_line
 
 _NAME = re.compile(r"huggingface:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(#(?P<split>.+))?")
@@ -64,11 +65,11 @@ def _fetched(repo, config, data_dir, reason):
   import huggingface_hub.constants
 
   if datasets.config.HF_HUB_OFFLINE:
-    raise tfds_source.NoNetworkError(f"HF_HUB_OFFLINE forbids to fetch it, and: {reason}")
+    raise NoNetworkError(f"HF_HUB_OFFLINE forbids to fetch it, and: {reason}")
   try:
-    tfds_source.check_network(huggingface_hub.constants.ENDPOINT)
-  except tfds_source.NoNetworkError as error:
-    raise tfds_source.NoNetworkError(f"{error}, and: {reason}") from error
+    check_network(huggingface_hub.constants.ENDPOINT)
+  except NoNetworkError as error:
+    raise NoNetworkError(f"{error}, and: {reason}") from error
   builder = datasets.load_dataset_builder(repo, config, cache_dir=data_dir)
   builder.download_and_prepare()
   return builder

@@ -6,11 +6,13 @@ Errors are one line that begins with the file: ValueError where it is damaged, O
 from collections.abc import Iterator, Sequence
 import gzip
 import importlib.util
+import os
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import fsspec
 
+from gdsd_jax.tasks.network import check_network
 from gdsd_jax.tasks.row_readers import entries, Entry, FILE_KINDS, first_line, kind_of, lacks
 from gdsd_jax.tasks.splits import parse_split, Split, split_in
 
@@ -75,6 +77,9 @@ def _file_system(path, scheme):
   if importlib.util.find_spec(package) is None:
     raise OSError(f"{path}: {scheme}:// needs {package}, which is not installed; pip install 'gdsd_jax[{extra}]'")
   try:
+    if package == "gcsfs":
+      host = os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
+      check_network(host if "://" in host else f"http://{host}")
     return fsspec.core.url_to_fs(path)[0] if scheme else fsspec.filesystem("file")
   except Exception as error:  # whatever a file system lacks, such as credentials
     raise _unreadable(path, error) from error

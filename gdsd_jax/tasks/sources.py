@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from gdsd_jax.checks import require, require_one_of
 from gdsd_jax.tasks import base, row_files
+from gdsd_jax.tasks.network import NoNetworkError
 from gdsd_jax.tasks.row_readers import Entry, first_line
 
 BAD_ROWS = ("refuse", "skip")
@@ -184,7 +185,7 @@ def _entries(source, columns, field, data_dir, own_names) -> Iterable[Entry]:
     names, records = library.load(source, data_dir)
     _renamed(dict.fromkeys(names), own_names, columns)
     return [(f"{source}, row {number}", lambda record=record: record) for number, record in enumerate(records, start=1)]
-  except tfds_source.NoNetworkError as error:
+  except NoNetworkError as error:
     raise OSError(f"{field}: {source}: {error}; give a local file ({row_files.KNOWN})") from error
   except tfds_source.UnknownDatasetError as error:
     raise ValueError(f"{field}: {source}: {str(error).removesuffix('.')}{hint or '.'}") from error

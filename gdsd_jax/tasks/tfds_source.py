@@ -7,21 +7,15 @@ import importlib
 import io
 import re
 from typing import Any
-import urllib.error
-import urllib.parse
-import urllib.request
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from gdsd_jax.tasks import arithmetic
+from gdsd_jax.tasks.network import check_network
 from gdsd_jax.tasks.row_readers import first_line
 
 _NAME = re.compile(r"(?P<name>[a-zA-Z]\w*(/[\w+.-]+)?(:[\d.*]+)?)(#(?P<split>.+))?")
-
-
-class NoNetworkError(Exception):
-  """A dataset is not here, and nor is a network to fetch it."""
 
 
 class Arithmetic(tfds.core.GeneratorBasedBuilder):
@@ -104,17 +98,6 @@ def prepared_hub_dataset(repo: str, config: str | None, data_dir: str | None) ->
     return tfds.core.read_only_builder.builder_from_files(
       conversion_utils.to_tfds_name(repo), config=config and conversion_utils.to_tfds_name(config), data_dir=data_dir,
       file_format="array_record")
-
-
-def check_network(url: str) -> None:
-  """Raises NoNetworkError at once where downloaders would try again for minutes."""
-  try:
-    urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
-  except urllib.error.HTTPError:
-    pass  # an answer, whatever it says
-  except OSError as error:
-    reason = getattr(error, "reason", error)
-    raise NoNetworkError(f"no network to {urllib.parse.urlsplit(url).netloc} ({reason})") from error
 
 
 def _builder(name, data_dir):
