@@ -12,6 +12,7 @@ from hypothesis import given, strategies as st
 import pytest
 from test_sources import message, open_, written
 
+from gdsd_jax.tasks import row_files
 from gdsd_jax.tasks.splits import parse_split
 
 
@@ -59,11 +60,16 @@ def test_rows_of_a_pattern_know_their_file(folder):
   ("", ValueError, ": say which split after #: test, train"),
   ("#validation", ValueError, ": no split 'validation', there is test, train"),
   ("/test.csv#validation", ValueError, ": no split 'validation', there is test"),
-  ("/sub", OSError, ": there is no file that ends in .jsonl, "),
   ("/*.parquet", OSError, ": there is no file that ends in .jsonl, "),
 ])
 def test_what_is_not_in_a_folder_is_named(folder, source, error, expected):
   assert message(error, f"{folder}{source}").startswith("FILE" + expected)
+
+
+def test_a_folder_without_files_of_rows_may_have_the_name_of_a_dataset(folder, monkeypatch):
+  monkeypatch.chdir(folder)
+  assert row_files.open_files("sub#train") is None
+  assert "nor a folder of such files, nor a TFDS name" in message(ValueError, f"{folder}/sub")
 
 
 def test_a_name_with_signs_of_patterns_and_splits_may_be_a_file(tmp_path):
@@ -162,7 +168,8 @@ def test_an_address_whose_package_lacks_says_how_to_get_it(monkeypatch, source, 
 
 
 def test_without_a_network_a_bucket_is_not_waited_for(monkeypatch):
-  pytest.importorskip("gcsfs")
+  if importlib.util.find_spec("gcsfs") is None:  # to import it takes seconds
+    pytest.skip("gcsfs is not installed")
   monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://localhost:1")
   said = message(OSError, "gs://bucket/rows.jsonl")
   assert said.startswith("cannot read FILE: no network to localhost:1 (")

@@ -48,7 +48,7 @@ ROWS = [
   ("jsonl", "\n".join(map(json.dumps, ROWS))),
   ("jsonl.gz", gzip.compress("\r\n\n".join(map(json.dumps, ROWS)).encode(), mtime=0)),
   ("JSONL", "\ufeff" + "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n"),
-  ("json", json.dumps(ROWS)),
+  ("json", json.dumps(ROWS)), ("json", "\n".join(map(json.dumps, ROWS))),
 ])
 def test_json_values_keep_their_types(tmp_path, kind, content):
   assert open_(written(tmp_path / f"rows.{kind}", content)) == ROWS

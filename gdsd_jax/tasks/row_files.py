@@ -41,10 +41,13 @@ def divided(source: str) -> tuple[str, str]:
 
 
 def open_files(source: str) -> list[Entry] | None:
-  """The rows of the files that a source names, those of its split alone; None where it names no files."""
+  """The rows of the files that a source names, those of its split alone.
+
+  None where it names no files: a folder without any may have the name of a dataset.
+  """
   path, text = divided(source)
   files, named_by = _named_files(path)
-  if named_by is None:
+  if not files and named_by in ("folder", None) and "://" not in path:
     return None
   if not files:
     raise OSError(f"{path}: there is no file that ends in {KNOWN}")

@@ -1,4 +1,4 @@
-"""What stands in a file of rows: JSON lines, a JSON list, CSV or parquet."""
+"""What stands in a file of rows: JSON lines, a list in JSON, CSV or parquet."""
 
 from collections.abc import Callable, Iterator
 import csv
@@ -49,6 +49,9 @@ def _read_json_list(data):
     items = _json(data)
   except ValueError as error:
     cause = error.__cause__
+    if isinstance(cause, json.JSONDecodeError) and cause.msg == "Extra data":  # JSON lines under another name
+      yield from _read_json_lines(data)
+      return
     place = f"line {cause.lineno}" if isinstance(cause, json.JSONDecodeError) else "the whole file"
     raise ValueError(f"{place}: {error}") from error
   if not isinstance(items, list):

@@ -179,7 +179,7 @@ def _entries(source, columns, field, data_dir, own_names) -> Iterable[Entry]:
   hint = f". On the hub it would be huggingface:{source}" if _OWNER_AND_NAME.fullmatch(source) else ""
   library = next((library for library in (hub_source, tfds_source) if library.is_name(source)), None)
   require(library is not None, field, (
-    f"{source!r} is neither a file ending in {row_files.KNOWN}, nor a folder that is there, nor a TFDS name, "
+    f"{source!r} is neither a file ending in {row_files.KNOWN}, nor a folder of such files, nor a TFDS name, "
     f"NAME[/CONFIG][:VERSION][#SPLIT], nor huggingface:OWNER/NAME[/CONFIG][#SPLIT]{hint}"))
   try:
     names, records = library.load(source, data_dir)
