@@ -31,15 +31,7 @@ class Rows(list[Row]):
     left_out: what is wrong with each bad row, in one line; None where bad rows are refused.
   """
 
-  def __init__(self, bad_rows: str):
-    super().__init__()
-    self.left_out: list[str] | None = [] if bad_rows == "skip" else None
-
-  def leave_out(self, said: str, field: str, error: ValueError) -> None:
-    """Notes a bad row. Raises ValueError, with the field in front, where these are refused."""
-    if self.left_out is None:
-      raise ValueError(f"{field}: {said}") from error
-    self.left_out.append(said)
+  left_out: list[str] | None = None
 
 
 def examples_of(rows: Sequence[Row], make_example: Callable[[Row], dict[str, Any]], *, field: str) -> list[dict]:
@@ -48,17 +40,25 @@ def examples_of(rows: Sequence[Row], make_example: Callable[[Row], dict[str, Any
   Its ValueErrors are raised again with the field and the row's place in front. Of `Rows` that skip what is bad, these
   rows are left out, and one line says how many there were; ValueError where no other is left.
   """
-  rows, examples = rows if isinstance(rows, Rows) else _refusing(rows), []
+  said = getattr(rows, "left_out", None)
+  left_out, examples = None if said is None else list(said), []
   for row in rows:
     try:
       examples.append(make_example(row))
     except ValueError as error:
-      rows.leave_out(f"{row.place}: {error}", field, error)
-  if rows.left_out:
-    bad = len(rows.left_out)
-    require(bool(examples), field, f"all {bad} rows are bad, the first: {rows.left_out[0]}")
-    _log.info("%s: %d of %d rows are bad and skipped, the first: %s", field, bad, bad + len(examples), rows.left_out[0])
+      _leave_out(left_out, f"{row.place}: {error}", field, error)
+  if left_out:
+    bad = len(left_out)
+    require(bool(examples), field, f"all {bad} rows are bad, the first: {left_out[0]}")
+    _log.info("%s: %d of %d rows are bad and skipped, the first: %s", field, bad, bad + len(examples), left_out[0])
   return examples
+
+
+def _leave_out(left_out: list[str] | None, said: str, field: str, error: ValueError) -> None:
+  """Notes what is wrong with a row. Raises it, with the field in front, where bad rows are refused."""
+  if left_out is None:
+    raise ValueError(f"{field}: {said}") from error
+  left_out.append(said)
 
 
 def text_of(row: Mapping[str, Any], column: str) -> str:
@@ -126,22 +126,17 @@ def open_source(
   section = field.rpartition(".")[0]
   require_one_of(f"{section}.bad_rows", bad_rows, BAD_ROWS)
   own_names = _own_names(names, f"{section}.columns")
-  rows = Rows(bad_rows)
+  rows = Rows()
+  rows.left_out = [] if bad_rows == "skip" else None
   for place, make in _entries(source, columns, field, data_dir, own_names):
     try:
       rows.append(Row(_renamed(_columns_in(make()), own_names, columns), place))
     except ValueError as error:
-      rows.leave_out(f"{place}: {error}", field, error)
+      _leave_out(rows.left_out, f"{place}: {error}", field, error)
   if not rows and rows.left_out:
     raise ValueError(f"{field}: all {len(rows.left_out)} rows are bad, the first: {rows.left_out[0]}")
   require(len(rows) > 0, field, f"{source}: no problems in it")
   return rows
-
-
-def _refusing(rows):
-  refusing = Rows("refuse")
-  refusing.extend(rows)
-  return refusing
 
 
 def _own_names(names, field) -> dict[str, str]:
