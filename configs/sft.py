@@ -2,7 +2,9 @@
 
 Command:   python launch/pretrain.py --config=configs/sft.py --config.data.train_source=chats.jsonl --out=DIR
            … --config=configs/sft.py:llada_8b (or :dream_7b) for the published models
-Data:      rows with `messages`, a list of {"role", "content"} that ends with the assistant's turn, which is learnt
+Data:      rows with `messages`, a list of {"role", "content"} that ends with the assistant's turn, which is learnt;
+           with `prompt` and `completion`, texts or such lists; or ShareGPT's `conversations`. Loss on chats that are
+           not learnt: --config.data.validation_source=FILE, or so many of the last ones: --config.data.validation_size
 Hardware:  tiny: two CPU cores; llada_8b and dream_7b: eight devices of 80 GB.
 Result:    DIR holds a PEFT adapter (LoRA) or the full model; train from it by --config.model.lora.path=DIR or
            --config.model.path=DIR. RL that goes on with an adapter is held to the base model, without the adapter
@@ -30,10 +32,14 @@ def get_config(preset: str = "tiny"):
   config.mesh = source.mesh
 
   config.data = ml_collections.ConfigDict()
-  config.data.train_source = config_dict.placeholder(str)
-  config.data.data_dir = config_dict.placeholder(str)
+  for name in ("train_source", "validation_source", "data_dir", "columns"):
+    config.data[name] = config_dict.placeholder(str)
+  config.data.bad_rows = "refuse"
+  config.data.validation_size = 0
   config.data.prompt_buckets = (36, 64, 128) if preset == "tiny" else (128, 256, 512, 1024)
   config.data.completion_buckets = (16, 32, 64) if preset == "tiny" else (128, 256, 512, 1024)
+
+  config.eval = dict(every=100)
 
   config.optimizer = source.optimizer
   config.optimizer.learning_rate = 1e-4 if preset == "tiny" else 2.5e-5  # LLaDA's own SFT; LoRA stands more

@@ -136,6 +136,72 @@ def test_mbpp_functions_may_be_called_as_pythons_own(tmp_path):
   assert task.score(fenced("def sum(a, b): return 3"), example)["correctness"] == 0.5
 
 
+SANITIZED = {
+  "source_file": "a", "task_id": 2, "prompt": "Find the square root.", "test_imports": ["import math"],
+  "code": "import math\ndef root(x):\n  return math.sqrt(x)", "test_list": ["assert math.isclose(root(4), 2)"],
+}
+
+
+def test_sanitized_mbpp_is_asked_as_the_whole_of_it_and_its_tests_have_their_imports(tmp_path):
+  task = task_of(tmp_path, SANITIZED)
+  example = task.examples("test")[0]
+  assert task.messages(example)[0]["content"].startswith(
+    "You are an expert Python programmer, and here is your task: Find the square root. Your code should pass these")
+  assert task.accuracy(fenced(SANITIZED["code"]), example) == 1.0
+  assert task.accuracy(fenced("def root(x): return x"), example) == 0.0
+
+
+def test_acecodes_tests_may_be_the_text_of_json(tmp_path):
+  rows = [ACECODE, {**ACECODE, "test_cases": json.dumps(ACECODE["test_cases"])}]
+  first, second = task_of(tmp_path, *rows).examples("train")
+  assert first == second
+
+
+APPS = {
+  "problem_id": 1, "question": "Add two numbers.", "solutions": "", "difficulty": "introductory", "starter_code": "",
+  "input_output": json.dumps({"inputs": ["1 2\n", ["3", "4"]], "outputs": ["3\n", ["7", ""]]}),
+}
+CALLED = {**APPS, "starter_code": "class Solution:\n  def add(self, a, b):\n    ", "input_output": json.dumps({
+  "fn_name": "add", "inputs": [[1, 2], [[1], [2]], [[], []]], "outputs": [[3], [1, 2], []]})}
+
+
+def test_apps_programs_read_and_print(tmp_path):
+  task = task_of(tmp_path, APPS)
+  example = task.examples("train")[0]
+  system, user = task.messages(example)
+  assert user["content"] == (
+    "Add two numbers.\n\nThe program reads from standard input and prints its answer to standard output.")
+  assert system["content"].startswith("You are a helpful assistant.")
+  right = "import sys\nprint(sum(map(int, sys.stdin.read().split())))"
+  assert task.score(fenced(right), example) == {"format": 1.0, "correctness": 1.0}
+  assert task.score(fenced("print(3)"), example) == {"format": 1.0, "correctness": 0.5}
+  assert task.accuracy(fenced("def add(a, b): return a + b"), example) == 0.0
+  assert task.score(fenced(right), APPS) == task.score(fenced(right), example)
+
+
+@pytest.mark.parametrize("source, share", [
+  ("def add(a, b): return a + b", 1.0), ("class Solution:\n  def add(self, a, b): return a + b", 1.0),
+  ("def add(a, b): return tuple(a + b) if a != 1 else 3", 1.0), ("def add(a, b): return a", 1 / 3),
+  ("print(3)", 0.0),
+])
+def test_apps_functions_are_called(tmp_path, source, share):
+  task = task_of(tmp_path, CALLED)
+  example = task.examples("train")[0]
+  assert "The function is named `add`." in task.messages(example)[1]["content"]
+  assert "```python\nclass Solution:\n  def add(self, a, b):\n```" in task.messages(example)[1]["content"]
+  assert task.score(fenced(source), example)["correctness"] == pytest.approx(share)
+
+
+def test_a_file_may_hold_problems_of_several_kinds(tmp_path):
+  examples = task_of(tmp_path, ACECODE, MBPP, APPS).examples("train")
+  assert [len(example["tests"]) for example in examples] == [3, 2, 2]
+
+
+def test_bad_problems_are_skipped_when_asked(tmp_path):
+  task = task_of(tmp_path, {"a": 1}, {**APPS, "input_output": ""}, ACECODE, bad_rows="skip")
+  assert len(task.examples("train")) == 1
+
+
 @pytest.mark.parametrize("row", [ACECODE, HUMANEVAL, MBPP])
 def test_rows_of_a_file_score_as_examples_do(tmp_path, row):
   example = task_of(tmp_path, row).examples("test")[0]
@@ -201,8 +267,16 @@ def test_the_mbpp_file_opens(data):
 
 @pytest.mark.parametrize("row, message", [
   ({"a": 1}, "columns a are those of no known kind: question, test_cases; prompt, entry_point, test; text, code, "),
-  ({**ACECODE, "test_cases": []}, "column 'test_cases' must be a list of tests"),
-  ({**ACECODE, "test_cases": [1]}, "column 'test_cases' must be a list of tests"),
+  ({**ACECODE, "test_cases": []}, "column 'test_cases' must be a list of at least one text of Python"),
+  ({**ACECODE, "test_cases": [1]}, "column 'test_cases' must be a list of texts of Python"),
+  ({**ACECODE, "test_cases": "assert f(1)"}, "column 'test_cases' is not JSON: Expecting value"),
+  ({**APPS, "input_output": ""}, "column 'input_output' is not JSON: Expecting value"),
+  ({**APPS, "input_output": '{"inputs": [], "outputs": []}'}, "column 'input_output' must have as many `inputs` as"),
+  ({**APPS, "input_output": '{"inputs": ["a"], "outputs": []}'}, "column 'input_output' must have as many `inputs` as"),
+  ({**APPS, "input_output": '["a"]'}, "column 'input_output' must have as many `inputs` as"),
+  ({**APPS, "input_output": '{"inputs": [1], "outputs": ["a"]}'}, "column 'input_output' must hold texts of at most"),
+  ({**APPS, "input_output": '{"inputs": [1], "outputs": [1], "fn_name": "f"}'}, "column 'input_output' must have a "),
+  ({**APPS, "input_output": '{"inputs": [[]], "outputs": [1], "fn_name": "f("}'}, "column 'input_output' must have a "),
   ({**ACECODE, "question": 1}, "column 'question' must be text"),
   ({**HUMANEVAL, "entry_point": "other"}, "column 'prompt' must hold the head of 'other'"),
   ({**MBPP, "test_setup_code": None}, "column 'test_setup_code' must be text"),
@@ -210,12 +284,6 @@ def test_the_mbpp_file_opens(data):
 def test_bad_rows_are_named(tmp_path, row, message):
   task = task_of(tmp_path, row)
   with pytest.raises(ValueError, match=rf"^task\.train_source: .*line 1: {message}"):
-    task.examples("train")
-
-
-def test_rows_of_another_kind_are_named(tmp_path):
-  task = task_of(tmp_path, ACECODE, MBPP)
-  with pytest.raises(ValueError, match=r"line 2: no column 'question'"):
     task.examples("train")
 
 

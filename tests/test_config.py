@@ -36,6 +36,7 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
     "model.lora.alpha": 2.0, "model.lora.dropout": 0.5, "model.lora.targets": ("q",), "model.lora.path": "adapter",
     "task.name": "mine", "task.train_source": "a", "task.test_source": "b", "task.data_dir": "c",
     "task.validation_source": "d", "task.rewards": ("e",), "task.reward_weights": (0.5,),
+    "task.columns": "d=e", "task.bad_rows": "skip",
     "sampler.kind": "dream", "sampler.completion_length": 64, "sampler.steps": 32, "sampler.temperature": 0.5,
     "sampler.block_length": 16, "sampler.remasking": "random", "sampler.cfg_scale": 0.0,
     "sampler.alg": "maskgit_plus", "sampler.alg_temp": 0.0, "sampler.top_p": 0.5, "sampler.top_k": 9,

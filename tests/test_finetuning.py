@@ -9,7 +9,7 @@ import sys
 import time
 import types
 
-from conftest import load_recipe, REPOSITORY
+from conftest import load_recipe, REPOSITORY, without_times
 import jax
 import numpy as np
 import pytest
@@ -22,7 +22,9 @@ from gdsd_jax.models.lora import merge
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.runs.config_dict import typed
 from gdsd_jax.runs.files import read_rows
+from gdsd_jax.runs.metrics import Stopwatch
 from gdsd_jax.runs.weights import load_run
+from gdsd_jax.supervised import finetuning
 from gdsd_jax.supervised.chats import batch_of, read_chats
 from gdsd_jax.supervised.config import FinetuningConfig
 from gdsd_jax.supervised.finetuning import finetune
@@ -62,15 +64,68 @@ def tokenizer():
 
 
 def test_the_completion_is_the_last_turn_and_its_end(chats_file, tokenizer):
-  chats, left_out = read_chats(sft_config(chats_file).data, tokenizer)
-  assert len(chats) == 64 and left_out == 0
+  (chats, left_out), validation = read_chats(sft_config(chats_file).data, tokenizer)
+  assert len(chats) == 64 and left_out == 0 and validation is None
   message = json.loads(chats_file.read_text().splitlines()[0])["messages"]
   assert tokenizer.decode(chats[0].completion) == message[1]["content"] + "<|eot_id|>"
   assert tokenizer.decode(chats[0].prompt).endswith("<|start_header_id|>assistant<|end_header_id|>\n\n")
 
 
+USER, REPLY = {"role": "user", "content": "1 + 1"}, {"role": "assistant", "content": "2"}
+SYSTEM = {"role": "system", "content": "Add."}
+
+
+@pytest.mark.parametrize("row, messages", [
+  ({"prompt": "1 + 1", "completion": "2"}, [USER, REPLY]),
+  ({"prompt": [SYSTEM, USER], "completion": [REPLY]}, [SYSTEM, USER, REPLY]),
+  ({"prompt": [SYSTEM, USER], "completion": "2"}, [SYSTEM, USER, REPLY]),
+  ({"conversations": [{"from": "human", "value": "1 + 1"}, {"from": "gpt", "value": "2"}]}, [USER, REPLY]),
+  ({"id": 7, "conversations": [{"from": "system", "value": "Add."}, {"from": "user", "value": "1 + 1"},
+                               {"from": "assistant", "value": "2"}]}, [SYSTEM, USER, REPLY]),
+  ({"dialogue": [USER, REPLY]}, [USER, REPLY]),
+])
+def test_rows_of_other_layouts_are_the_same_chats(tmp_path, tokenizer, row, messages):
+  read = []
+  for name, content in (("row", row), ("messages", {"messages": messages})):
+    (tmp_path / f"{name}.jsonl").write_text(json.dumps(content))
+    columns = "messages=dialogue" if "dialogue" in content else None
+    read.append(read_chats(sft_config(tmp_path / f"{name}.jsonl", **{"data.columns": columns}).data, tokenizer))
+  assert read[0] == read[1]
+
+
+def test_bad_chats_are_skipped_when_asked(chats_file, tokenizer, tmp_path):
+  (tmp_path / "chats.jsonl").write_text("no json\n" + chats_file.read_text() + '{"messages": []}\n')
+  config = sft_config(tmp_path / "chats.jsonl", **{"data.bad_rows": "skip"})
+  assert read_chats(config.data, tokenizer) == read_chats(sft_config(chats_file).data, tokenizer)
+
+
+def test_validation_chats_are_the_last_ones_or_of_a_source_of_their_own(chats_file, tokenizer, tmp_path):
+  (everything, _), _ = read_chats(sft_config(chats_file).data, tokenizer)
+  (train, _), (validation, _) = read_chats(sft_config(chats_file, **{"data.validation_size": 10}).data, tokenizer)
+  assert train == everything[:-10] and validation == everything[-10:]
+  source = {"data.validation_source": f"{chats_file}#train[-10:]"}
+  (train, _), again = read_chats(sft_config(f"{chats_file}#[:54]", **source).data, tokenizer)
+  assert train == everything[:-10] and again.fitting == validation
+
+
+def test_chats_that_fill_up_a_batch_do_not_count_in_the_validation_loss(chats_file, tmp_path):
+  """Of 11 chats in batches of 8, the loss is the mean over all tokens of the 8 and the 3."""
+  config = sft_config(chats_file, **{"data.validation_size": 11})
+  run = finetuning._Finetuning(config, tmp_path / "run", tmp_path / "out")
+  loss = run.evaluate(0, Stopwatch())["eval/loss"]
+  chats, keys = run.validation.fitting, jax.random.split(jax.random.key(config.seed), 11)
+  eos, total = run.denoiser.config.eos_token_id, 0.0
+  for start in (0, 8):
+    filled = (chats[start:] + [chats[start]] * 8)[:8]
+    *batch, width = batch_of(filled, (36,), (16,), eos, eos)
+    batch[1][11 - start:] = False
+    mean, _ = masked_cross_entropy(run.denoiser, run.state.student_params, keys[start], *batch)
+    total += float(mean) * batch[1].sum()
+  assert loss == pytest.approx(total / (11 * 16), rel=1e-5)
+
+
 def test_only_completions_diffuse_and_padding_is_not_attended_to(chats_file, tokenizer):
-  chats, _ = read_chats(sft_config(chats_file).data, tokenizer)
+  (chats, _), _ = read_chats(sft_config(chats_file).data, tokenizer)
   eos = tokenizer.eos_token_id
   tokens, maskable, attention_mask, width = batch_of(chats[:4], (36,), (16,), eos, eos)
   assert width == 36 and tokens.shape == (4, 52)
@@ -93,18 +148,23 @@ def wandb(monkeypatch):
   return module
 
 
-def test_lora_fine_tuning_learns_and_writes_an_adapter(chats_file, tmp_path, wandb):
+def test_lora_fine_tuning_learns_tells_the_validation_loss_and_writes_an_adapter(chats_file, tmp_path, caplog, wandb):
+  caplog.set_level("INFO", "gdsd_jax")
   changes = {"steps": 30, "model.lora.rank": 8, "optimizer.learning_rate": 3e-3, "optimizer.schedule": "cosine",
-             "optimizer.final_share": 0.5, "log.wandb_project": "mine"}
+             "optimizer.final_share": 0.5, "log.wandb_project": "mine", "data.validation_size": 8, "eval.every": 20}
   finetune(sft_config(chats_file, **changes), tmp_path / "run", tmp_path / "out")
   rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+  losses = {row["step"]: row["eval/loss"] for row in rows if "eval/loss" in row}
+  assert list(losses) == [0, 20, 30] and losses[30] < 0.6 * losses[0]
+  assert f"evaluation after step 30: loss {losses[30]:.4f}" in caplog.messages
+  assert {"loss", "seconds/step", "seconds/update", "seconds/evaluate"} <= rows[-1].keys()
   rates = [3e-3 * (0.75 + 0.25 * np.cos(np.pi * step / 30)) for step in range(30)]
-  assert [row["learning_rate"] for row in rows] == pytest.approx(rates, rel=1e-5)
+  assert [row["learning_rate"] for row in rows if row["step"] > 0] == pytest.approx(rates, rel=1e-5)
   assert wandb.told["project"] == "mine" and wandb.told["config"]["kind"] == "sft" and wandb.finished == [True]
   assert [{"step": step, **numbers} for step, numbers in wandb.rows.items()] == rows
   (events,) = (tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*")
   assert all(name.encode() in events.read_bytes() for name in ("loss", "masked_accuracy", "learning_rate"))
-  loss = [row["loss"] for row in rows]
+  loss = [row["loss"] for row in rows if row["step"] > 0]
   assert np.mean(loss[-8:]) < 0.5 * np.mean(loss[:8])  # answers without the reasoning that the model is used to
   base, params = gdsd_jax.load_pretrained("tiny")
   denoiser, adapted = load_adapter(tmp_path / "out", base, params)
@@ -140,7 +200,8 @@ def test_a_killed_run_ends_as_an_undisturbed_one(chats_file, tmp_path):
   assert not (killed / "out").exists()
   result = run(chats_file, killed)
   assert result.returncode == 0 and "RESUMING" in result.stdout, result.stderr
-  assert read_rows(killed / "out.run" / "metrics.jsonl") == read_rows(straight / "out.run" / "metrics.jsonl")
+  rows, expected = (read_rows(path / "out.run" / "metrics.jsonl") for path in (killed, straight))
+  assert without_times(rows) == without_times(expected)
   assert (killed / "out" / "model.safetensors").read_bytes() == (straight / "out" / "model.safetensors").read_bytes()
   denoiser, _ = gdsd_jax.load_pretrained(killed / "out")
   load_tokenizer(killed / "out", denoiser.config)  # the exported folder is complete
@@ -157,6 +218,12 @@ def test_a_killed_run_ends_as_an_undisturbed_one(chats_file, tmp_path):
   ('{"messages": [{"role": "<|mdm_mask|>", "content": "hi"}, {"role": "assistant", "content": "ho"}]}',
    "line 2.*a turn's role must be one word"),
   ('{"messages": [{"role": "assistant", "content": "hi"}]}', "line 2.*a turn before the assistant's"),
+  ('{"prompt": "hi"}', "line 2.*no column `messages`, nor `prompt` and `completion`, nor .*; it has 'prompt'"),
+  ('{"prompt": "hi", "completion": 3}', "line 2.*column 'completion' must be text or a list of turns, not 3"),
+  ('{"prompt": "hi", "completion": [{"role": "user", "content": "ho"}]}', "line 2.*the last turn must be the assi"),
+  ('{"conversations": {"from": "human"}}', "line 2.*`conversations` must be a list of turns"),
+  ('{"conversations": [{"from": "human", "value": "hi"}, {"from": ["gpt"], "value": "ho"}]}', "line 2.*`role` and"),
+  ('{"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt"}]}', "line 2.*`role` and `content`"),
 ])
 def test_bad_chats_are_named_by_file_and_line(chats_file, tokenizer, tmp_path, line, message):
   path = tmp_path / "bad.jsonl"
@@ -167,7 +234,7 @@ def test_bad_chats_are_named_by_file_and_line(chats_file, tokenizer, tmp_path, l
 
 
 @pytest.mark.parametrize("changes, message", [
-  ({"data.train_source": None}, "data.train_source: name a file"),
+  ({"data.train_source": None}, "data.train_source: name a source of chats"),
   ({"batch_size": 0}, "batch_size"),
   ({"optimizer.accumulation": 3}, "optimizer.accumulation"),
   ({"data.prompt_buckets": (5,)}, "none of the 64 chats fits"),
@@ -175,6 +242,11 @@ def test_bad_chats_are_named_by_file_and_line(chats_file, tokenizer, tmp_path, l
   ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate"),
   ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate: must be a finite number"),
   ({"seed": -1}, "seed: must be at least 0"),
+  ({"eval.every": 0}, "eval.every: must be at least 1"),
+  ({"data.validation_size": -1}, "data.validation_size: must be at least 0"),
+  ({"data.validation_size": 64}, "data.validation_size: 64 of the 64 chats leave none to learn"),
+  ({"data.validation_size": 1, "data.validation_source": "a.jsonl"}, "data.validation_size: must be 0 with data"),
+  ({"data.validation_source": "none.jsonl"}, "data.validation_source: cannot read none.jsonl"),
   ({"model.lora.path": "adapter"}, "model.lora.path: needs model.lora.rank > 0"),
 ])
 def test_bad_fields_are_named_before_anything_is_written(chats_file, tmp_path, changes, message):

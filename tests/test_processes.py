@@ -283,7 +283,7 @@ def test_fine_tuning_by_two_processes_writes_the_model_of_one(tmp_path):
 
   def finetune(out, count, devices):
     overrides = {"data.train_source": tmp_path / "chats.jsonl", "steps": 2, "batch_size": 8, "mesh.fsdp": -1,
-                 "mesh.data": 1}
+                 "mesh.data": 1, "data.validation_size": 5}
     return Processes(count, devices, "launch/pretrain.py", "--config=configs/sft.py", f"--out={out}",
                      *[f"--config.{name}={value}" for name, value in overrides.items()])
 
@@ -292,6 +292,9 @@ def test_fine_tuning_by_two_processes_writes_the_model_of_one(tmp_path):
     with finetune(tmp_path / name, count, devices) as processes:
       assert processes.finish()[0] == [0] * count
     loaded.append(gdsd_jax.load_pretrained(tmp_path / name)[1])
+  losses = [[row["eval/loss"] for row in read_rows(tmp_path / f"{name}.run" / "metrics.jsonl") if "eval/loss" in row]
+            for name in ("two", "one")]
+  np.testing.assert_allclose(*losses, rtol=1e-3)
   start = gdsd_jax.load_pretrained("tiny")[1]
   for two, one, before in zip(*map(jax.tree.leaves, (*loaded, start))):
     np.testing.assert_allclose(two, one, atol=0.05 * float(np.abs(one - before).max()))

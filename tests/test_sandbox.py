@@ -355,7 +355,7 @@ def six_children():
   parent.wait()
 
 
-@pytest.mark.parametrize("processes, memory, exceeded", [(4, 2**30, False), (3, 2**30, True), (4, 2**16, True)])
+@pytest.mark.parametrize("processes, memory, exceeded", [(3, 2**30, False), (2, 2**30, True), (3, 2**16, True)])
 def test_processes_and_memory_are_summed_over_descendants(six_children, processes, memory, exceeded):
   assert pool.exceeds(six_children, processes, memory, disk=2**20) == exceeded
 

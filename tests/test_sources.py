@@ -1,17 +1,21 @@
-"""Sources of problems: local files, TFDS datasets, the hub through TFDS, and what bad ones say."""
+"""Sources of problems: files, folders, TFDS datasets, the hub, and what bad ones say."""
 
+import dataclasses
 import gzip
+import importlib.util
 import json
+from pathlib import Path
 import re
+import shutil
 import subprocess
 import sys
-import types
 
 from hypothesis import given, settings, strategies as st
 import pytest
 
 from gdsd_jax.tasks import get_task, sources
-from gdsd_jax.tasks.sources import examples_of, FILE_KINDS, text_of
+from gdsd_jax.tasks.row_readers import FILE_KINDS
+from gdsd_jax.tasks.sources import examples_of, text_of
 
 FIELD = "task.train_source"
 
@@ -44,7 +48,7 @@ ROWS = [
   ("jsonl", "\n".join(map(json.dumps, ROWS))),
   ("jsonl.gz", gzip.compress("\r\n\n".join(map(json.dumps, ROWS)).encode(), mtime=0)),
   ("JSONL", "\ufeff" + "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n"),
-  ("json", json.dumps(ROWS)),
+  ("json", json.dumps(ROWS)), ("json", "\n".join(map(json.dumps, ROWS))),
 ])
 def test_json_values_keep_their_types(tmp_path, kind, content):
   assert open_(written(tmp_path / f"rows.{kind}", content)) == ROWS
@@ -71,6 +75,8 @@ def test_any_rows_survive_a_file(tmp_path_factory, rows):
 @settings(deadline=None)
 @given(st.binary(), st.sampled_from(FILE_KINDS))
 def test_any_bytes_are_rows_or_one_clear_line(tmp_path_factory, content, kind):
+  if kind == ".parquet":
+    pytest.importorskip("pyarrow")
   file = written(tmp_path_factory.mktemp("bytes") / f"rows{kind}", content)
   assert message((ValueError, OSError), file, ("no such column",))
 
@@ -121,14 +127,127 @@ def test_folder_is_no_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "source", ["", "/data/rows.parquet", "rows.jsonl.zip", "huggingface:gsm8k", "../rows", "a b", "#train"]
+  "source", ["", "rows.txt", "rows.jsonl.zip", "huggingface:gsm8k", "../rows", "a b", "#train"]
 )
 def test_unknown_kind_of_source_lists_the_known_ones(source):
   pytest.importorskip("tensorflow_datasets")
   with pytest.raises(ValueError) as raised:
     open_(source)
-  assert str(raised.value).startswith(f"{FIELD}: {source!r} is neither a file ending in .jsonl, .jsonl.gz, ")
+  assert str(raised.value).startswith(f"{FIELD}: {source!r} is neither a file ending in .jsonl, .json, .csv, ")
   assert "NAME[/CONFIG][:VERSION][#SPLIT]" in str(raised.value)
+
+
+@pytest.mark.parametrize("kind, content", [
+  ("json.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0)),
+  ("csv.gz", gzip.compress("question,answer\nGröße?,7\n".encode(), mtime=0)),
+])
+def test_files_of_any_kind_may_be_compressed(tmp_path, kind, content):
+  assert open_(written(tmp_path / f"rows.{kind}", content))[0]["question"] == "Größe?"
+
+
+def test_parquet_values_keep_their_types(tmp_path):
+  pyarrow = pytest.importorskip("pyarrow")
+  parquet = pytest.importorskip("pyarrow.parquet")
+  rows = [{"question": "é", "nums": [1, 2], "info": {"x": 0.5}}, {"question": "b", "nums": [], "info": None}]
+  parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+  assert open_(tmp_path / "rows.parquet") == rows
+  assert open_(tmp_path / "rows.parquet")[1].place == f"{tmp_path}/rows.parquet, row 2"
+
+
+def test_parquet_without_pyarrow_says_how_to_get_it(tmp_path, monkeypatch):
+  find_spec = importlib.util.find_spec
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find_spec(name))
+  said = message(OSError, written(tmp_path / "rows.parquet", "x"))
+  assert said == "FILE needs pyarrow, which is not installed; pip install 'gdsd_jax[hub]'"
+
+
+# Names of columns, and bad rows.
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions(sources.SourcedTask):
+  required = ("question",)
+
+  def read_row(self, row):
+    return {"question": text_of(row, "question"), **{name: row[name] for name in row if name != "question"}}
+
+
+@pytest.mark.parametrize(
+  "columns", ["question=problem, answer=solution", {"question": "problem", "answer": "solution"}]
+)
+def test_columns_are_renamed_to_what_the_task_asks_for(tmp_path, columns):
+  file = written(tmp_path / "rows.jsonl", '{"problem": "a", "solution": 1, "question": "other", "id": 2}')
+  row = {"question": "a", "answer": 1, "id": 2}
+  assert Questions(train_source=str(file), columns=columns).examples("train") == [row]
+
+
+def test_columns_may_change_places(tmp_path):
+  file = written(tmp_path / "rows.jsonl", '{"question": "a", "answer": "b"}')
+  row = {"question": "b", "answer": "a"}
+  assert Questions(train_source=str(file), columns="question=answer,answer=question").examples("train") == [row]
+
+
+def test_columns_of_a_tfds_dataset_are_renamed(data_dir):
+  assert open_("shelf/main#test", ("text",), data_dir=data_dir, names="text=question")[0]["text"] == "Größe 0?"
+  said = message(ValueError, "shelf/main#test", ("text",), data_dir=data_dir, names="text=title")
+  assert said == "FILE: no column 'title', it has 'known', 'nested', 'number', 'question', 'ratio', 'words'"
+
+
+@pytest.mark.parametrize("columns, expected", [
+  ("question", "task.columns: 'question' must be NAME=COLUMN,"),
+  ("question=", "task.columns: 'question=' must be NAME=COLUMN,"),
+  ("question=title", "FILE, line 1: no column 'title', it has 'problem'"),
+  ("answer=solution", "FILE, line 1: no column 'question', it has 'problem'"),
+])
+def test_columns_that_are_not_there_are_named(tmp_path, columns, expected):
+  file = written(tmp_path / "rows.jsonl", '{"problem": "a"}')
+  with pytest.raises(ValueError) as raised:
+    Questions(train_source=str(file), columns=columns).examples("train")
+  assert expected in str(raised.value).replace(str(file), "FILE")
+
+
+def test_columns_of_generated_problems_are_refused():
+  with pytest.raises(ValueError, match=r"^task\.columns: generated problems have none"):
+    get_task("countdown", columns="numbers=nums")
+
+
+BAD = '{"question": "a"}\nnot json\n[1]\n{"question": 5}\n{"q": "b"}\n{"question": "c"}'
+
+
+def test_bad_rows_are_skipped_and_counted_when_asked(tmp_path, caplog):
+  file = written(tmp_path / "rows.jsonl", BAD)
+  with caplog.at_level("INFO", "gdsd_jax"):
+    examples = Questions(train_source=str(file), bad_rows="skip").examples("train")
+  assert [example["question"] for example in examples] == ["a", "c"]
+  assert [record.getMessage() for record in caplog.records] == [
+    f"{FIELD}: 4 of 6 rows are bad and skipped, the first: {file}, line 2: not JSON: Expecting value at column 1"]
+
+
+def test_nothing_is_said_where_no_row_is_bad(tmp_path, caplog):
+  with caplog.at_level("INFO", "gdsd_jax"):
+    Questions(train_source=str(written(tmp_path / "a.jsonl", '{"question": "a"}')), bad_rows="skip").examples("train")
+  assert not caplog.records
+
+
+@pytest.mark.parametrize("content, expected", [
+  ("not json\n[1]", "task.train_source: all 2 rows are bad, the first: FILE, line 1: not JSON: .*"),
+  ('{"question": 1}\n[1]', "task.train_source: all 2 rows are bad, the first: FILE, line 2: must be a JSON object .*"),
+])
+def test_a_source_of_bad_rows_alone_is_refused(tmp_path, content, expected):
+  file = written(tmp_path / "rows.jsonl", content)
+  with pytest.raises(ValueError) as raised:
+    Questions(train_source=str(file), bad_rows="skip").examples("train")
+  assert re.fullmatch(expected, str(raised.value).replace(str(file), "FILE"))
+
+
+def test_another_treatment_of_bad_rows_is_refused(tmp_path):
+  with pytest.raises(ValueError, match=r"^task\.bad_rows: 'drop' is not one of refuse, skip$"):
+    Questions(train_source="rows.jsonl", bad_rows="drop").examples("train")
+
+
+def test_a_task_without_a_source_says_so():
+  with pytest.raises(ValueError, match=r"^task\.test_source: name a file, a folder or a dataset of problems$"):
+    Questions().examples("test")
 
 
 def test_rows_know_their_place(tmp_path):
@@ -310,33 +429,93 @@ def no_network(monkeypatch):
 def test_without_network_a_local_file_is_asked_for(tmp_path, no_network, source):
   pytest.importorskip("tensorflow_datasets")
   pytest.importorskip("datasets")
-  assert re.fullmatch(r"FILE: no network to \S+ \(.*\); give a local file \(.jsonl, .jsonl.gz, .json, .csv\)",
+  assert re.fullmatch(r"FILE: no network to \S+ \(.*\).*; give a local file \(.jsonl, .json, .csv, .parquet .*\)",
                       message(OSError, source, data_dir=str(tmp_path)))
 
 
 def test_hub_without_its_package_says_how_to_get_it(tmp_path, monkeypatch):
-  tfds_source = pytest.importorskip("gdsd_jax.tasks.tfds_source")
-  monkeypatch.setattr(tfds_source.importlib.util, "find_spec", lambda name: None)
+  hub_source = pytest.importorskip("gdsd_jax.tasks.hub_source")
+  find_spec = importlib.util.find_spec
+  monkeypatch.setattr(
+    hub_source.importlib.util, "find_spec", lambda name: None if name == "datasets" else find_spec(name))
   said = message(ValueError, "huggingface:a/b#train", data_dir=str(tmp_path))
   assert "pip install 'gdsd_jax[hub]'" in said
 
 
-def test_hub_dataset_is_prepared_once_and_read_without_network_then(tmp_path, monkeypatch):
-  tfds_source = pytest.importorskip("gdsd_jax.tasks.tfds_source")
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+  """A cache of the library `datasets`, empty, and no network; (library, folder)."""
   datasets = pytest.importorskip("datasets")
-  import huggingface_hub
-
-  # A folder stands in for the hub: the package datasets reads a name that is a local folder from there.
-  monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+  return datasets, tmp_path / "cache"
+
+
+def cached(datasets, folder, name, rows):
+  """Writes a dataset to the cache as `load_dataset` does, which wants the hub for it."""
+
+  class Fetched(datasets.GeneratorBasedBuilder):
+    BUILDER_CONFIGS = [datasets.BuilderConfig(name=name, version="0.0.0")]
+
+    def _info(self):
+      return datasets.DatasetInfo()
+
+    def _split_generators(self, manager):
+      return [datasets.SplitGenerator(split, gen_kwargs={"rows": rows}) for split in ("train", "test")]
+
+    def _generate_examples(self, rows):
+      return enumerate(rows)
+
+  Fetched(cache_dir=folder, dataset_name="Sums-2to3", repo_id="Some-One/Sums-2to3", config_name=name,
+          hash="abc").download_and_prepare()
+
+
+def test_hub_dataset_in_the_cache_of_datasets_needs_no_network(tmp_path, hub_cache, no_network):
+  cached(*hub_cache, "main", [{"question": "é", "nums": [1, 2]}] * 4)
+  options = {"data_dir": str(tmp_path / "none")}
+  rows = open_("huggingface:Some-One/Sums-2to3/main#train[:50%]", **options)
+  assert rows == [{"question": "é", "nums": [1, 2]}] * 2
+  assert rows[1].place == "huggingface:Some-One/Sums-2to3/main#train[:50%], row 2"
+  assert len(open_("huggingface:Some-One/Sums-2to3#test", **options)) == 4  # the only configuration need not be named
+  said = message(ValueError, "huggingface:Some-One/Sums-2to3", **options)
+  assert said == "FILE: say which split after #: train, test"
+
+
+def test_several_cached_configurations_are_named(tmp_path, hub_cache, no_network):
+  for name in ("main", "more"):
+    cached(*hub_cache, name, [{"question": "a"}])
+  said = message(OSError, "huggingface:Some-One/Sums-2to3#train", data_dir=str(tmp_path / "none"))
+  assert "There are multiple 'Some-One/Sums-2to3' configurations in the cache: " in said and "no network to" in said
+
+
+def test_hub_dataset_is_fetched_once_into_data_dir(tmp_path, hub_cache, monkeypatch):
+  hub_source = pytest.importorskip("gdsd_jax.tasks.hub_source")
+  # A folder stands in for the hub: the library reads a name that is a local folder from there.
+  monkeypatch.chdir(tmp_path)
   (tmp_path / "Some-One" / "Sums-2to3").mkdir(parents=True)
   written(tmp_path / "Some-One" / "Sums-2to3" / "train.jsonl", '{"question": "é", "nums": [1, 2]}\n' * 3)
-  monkeypatch.setattr(tfds_source, "_check_network", lambda url: None)
-  monkeypatch.setattr(huggingface_hub, "dataset_info",
-                      lambda *args, **kwargs: types.SimpleNamespace(gated=False, card_data=None, tags=[]))
-  options = {"data_dir": str(tmp_path / "tfds")}
-  assert open_("huggingface:Some-One/Sums-2to3#train", **options)[2] == {"question": "é", "nums": [1, 2]}
+  monkeypatch.setattr(hub_source, "check_network", lambda url: None)
+  for _ in range(2):
+    rows = open_("huggingface:Some-One/Sums-2to3#train", data_dir=str(tmp_path / "kept"))
+    assert rows[2] == {"question": "é", "nums": [1, 2]}
+  assert list((tmp_path / "kept").rglob("*.arrow")) and not (tmp_path / "cache").exists()
 
-  monkeypatch.delattr(huggingface_hub, "dataset_info")
-  monkeypatch.setattr(datasets, "load_dataset_builder", None)
-  assert len(open_("huggingface:Some-One/Sums-2to3", **options)) == 3
+
+def test_hub_dataset_that_tfds_has_prepared_is_read_from_there(data_dir, tmp_path, no_network):
+  shutil.copytree(Path(data_dir) / "shelf", tmp_path / "some_one__shelf")
+  for file in tmp_path.rglob("*"):
+    if file.is_file():
+      file.rename(file.with_name(file.name.replace("shelf", "some_one__shelf")))
+  for file in tmp_path.rglob("dataset_info.json"):
+    file.write_text(file.read_text().replace('"shelf"', '"some_one__shelf"'))
+  assert len(open_("huggingface:Some-One/shelf/main#train", data_dir=str(tmp_path))) == 3
+
+
+@pytest.mark.parametrize("source, error", [
+  ("openai/gsm8k", "FILE: Dataset openai not found."),
+  ("openai/gsm8k/main#train", "is neither a file"),
+  ("HuggingFaceH4/MATH-500#test", "FILE: Dataset hugging_face_h4 not found."),
+])
+def test_a_hub_name_without_its_prefix_is_told_it(tmp_path, source, error):
+  pytest.importorskip("tensorflow_datasets")
+  said = message(ValueError, source, data_dir=str(tmp_path))
+  assert error in said and said.endswith(". On the hub it would be huggingface:FILE")

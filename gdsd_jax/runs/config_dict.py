@@ -35,7 +35,8 @@ def base_config() -> ConfigDict:
   config.model.lora.rank = 0  # no adapter
   config.model.lora.path = config_dict.placeholder(str)
   # Fields of the task, unset ones at its own default; a recipe adds those that only its task has.
-  for name in ("train_source", "validation_source", "test_source", "data_dir"):  # see tasks/sources.py
+  # Where problems come from: see tasks/sources.py.
+  for name in ("train_source", "validation_source", "test_source", "data_dir", "columns", "bad_rows"):
     config.task[name] = config_dict.placeholder(str)
   for name in ("rewards", "reward_weights"):  # see tasks/rewards.py
     config.task[name] = config_dict.placeholder(tuple)

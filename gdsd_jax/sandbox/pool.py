@@ -22,7 +22,19 @@ from gdsd_jax.sandbox import bubblewrap
 _WATCH_SECONDS = 0.1
 _OWN_MEMORY = 64 * 2**20  # bytes, address space of a sandbox's own processes
 _MAX_FILES = 5000
+MAX_TEXT = 4 * 2**20  # bytes of what a script reads or prints: both lie in the sandbox's /tmp, and cross in one message
 _IMPORT = re.compile(r"^[ \t]*(?:from|import)[ \t]+([A-Za-z_][A-Za-z_0-9]*)", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScriptTest:
+  """Passes when the program, run as a script that reads `stdin`, ends well and has printed `stdout`.
+
+  White space at the ends of lines, and lines without anything else at the end, do not count.
+  """
+
+  stdin: str  # at most MAX_TEXT bytes, like the other
+  stdout: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +42,9 @@ class Program:
   """A program and what is to be tested of it."""
 
   source: str
-  tests: tuple[str, ...]  # Python code, each of which passes when it runs through; free names are the program's
-  setup: str = ""  # Python code that runs before every test
+  # Python code, each of which passes when it runs through, whose free names are the program's; or what a script does.
+  tests: tuple[str | ScriptTest, ...]
+  setup: str = ""  # Python code that runs before every test of code
   names: tuple[str, ...] = ()  # what the program is known to define; only needed for names of Python's, such as `sum`
 
 
@@ -122,7 +135,7 @@ def exceeds(pid: int, processes: int, memory: int, disk: int) -> bool:
   """Whether a process has more than `processes` descendants, of more than `memory` bytes together, or very many files.
 
   Files count because their /tmp of `disk` bytes takes no bytes for empty ones. Memory is address space: what processes
-  share stays allocated when none of them has it resident any more. The sandbox's own processes, at most three, come on
+  share stays allocated when none of them has it resident any more. The sandbox's own processes, at most four, come on
   top. Sees nothing where the kernel lists no children in /proc.
   """
   count, total, waiting = 0, 0, [pid]
@@ -131,7 +144,7 @@ def exceeds(pid: int, processes: int, memory: int, disk: int) -> bool:
     waiting += [int(child) for task in glob.glob(f"/proc/{pid}/task/*/children") for child in _words(task)]
     total += resource.getpagesize() * int((_words(f"/proc/{pid}/statm") or [0])[0])
     count += 1
-    if count > processes + 3 or total > memory or count == 2 and _files(pid, disk) > _MAX_FILES:
+    if count > processes + 4 or total > memory or count == 2 and _files(pid, disk) > _MAX_FILES:
       return True
   return False
 

@@ -1,14 +1,20 @@
-"""Chats as training examples: what was said before the last turn is the prompt, the assistant's last turn is learnt."""
+"""Chats as training examples: what was said before the last turn is the prompt, the assistant's last turn is learnt.
+
+Rows have the turns as `messages`, as `prompt` and `completion`, or, as ShareGPT does, as `conversations`.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 
 from gdsd_jax.checks import require
 from gdsd_jax.huggingface.tokenizer import chat_prompt, left_padded, token_ids
 from gdsd_jax.supervised.config import ChatsConfig
 from gdsd_jax.tasks import sources
+
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # its other roles have the names that chats have
 
 
 class Chat(NamedTuple):
@@ -18,24 +24,75 @@ class Chat(NamedTuple):
   completion: list[int]
 
 
-def read_chats(config: ChatsConfig, tokenizer) -> tuple[list[Chat], int]:
-  """The chats of a run's `data` section that fit its buckets, and how many do not.
+class Chats(NamedTuple):
+  """The chats of a source that fit the buckets, and how many do not."""
+
+  fitting: list[Chat]
+  too_long: int
+
+
+def read_chats(config: ChatsConfig, tokenizer) -> tuple[Chats, Chats | None]:
+  """The chats to learn and those to validate on, of a run's `data` section; None where it names none of these.
 
   Raises ValueError or OSError, one line naming the field, or the file and line of a row that is no chat.
   """
-  field, width, length = "data.train_source", config.prompt_buckets[-1], config.completion_buckets[-1]
-  rows = sources.open_source(config.train_source, ["messages"], field=field, data_dir=config.data_dir)
-  pairs = sources.examples_of(rows, lambda row: _split_turns(row, tokenizer), field=field)
+  train = _read(config, "train_source", tokenizer)
+  if config.validation_source:
+    return _fitting(train, config), _fitting(_read(config, "validation_source", tokenizer), config)
+  if not config.validation_size:
+    return _fitting(train, config), None
+  require(config.validation_size < len(train), "data.validation_size",
+          f"{config.validation_size} of the {len(train)} chats leave none to learn")
+  return tuple(_fitting(part, config) for part in (train[:-config.validation_size], train[-config.validation_size:]))
+
+
+def _read(config, name, tokenizer) -> list[Chat]:
+  field, source = f"data.{name}", getattr(config, name)
+  options = {"data_dir": config.data_dir, "names": config.columns or "", "bad_rows": config.bad_rows}
+  rows = sources.open_source(source, (), field=field, **options)
+  pairs = sources.examples_of(rows, lambda row: _split_turns(_messages(row), tokenizer), field=field)
   sides = (token_ids(tokenizer, [pair[side] for pair in pairs]) for side in ("prompt", "completion"))
-  chats = [Chat(*texts) for texts in zip(*sides)]
+  return [Chat(*texts) for texts in zip(*sides)]
+
+
+def _fitting(chats, config):
+  width, length = config.prompt_buckets[-1], config.completion_buckets[-1]
   fitting = [chat for chat in chats if len(chat.prompt) <= width and len(chat.completion) <= length]
   require(bool(fitting), "data.prompt_buckets, data.completion_buckets",
           f"none of the {len(chats)} chats fits {width} and {length} tokens")
-  return fitting, len(chats) - len(fitting)
+  return Chats(fitting, len(chats) - len(fitting))
 
 
-def _split_turns(row: Mapping[str, Any], tokenizer) -> dict[str, str]:
-  messages = row["messages"]
+def _messages(row: Mapping[str, Any]) -> Any:
+  """The turns of a row, as a list of `role` and `content`, whichever of the known columns it has."""
+  if "messages" in row:
+    return row["messages"]
+  if "conversations" in row:
+    return _from_sharegpt(row["conversations"])
+  if not {"prompt", "completion"} <= row.keys():
+    raise ValueError("no column `messages`, nor `prompt` and `completion`, nor `conversations`; "
+                     f"it has {', '.join(map(repr, row)) or 'none'}")
+  return [*_turns_of(row, "prompt", "user"), *_turns_of(row, "completion", "assistant")]
+
+
+def _from_sharegpt(turns):
+  if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+    raise ValueError("`conversations` must be a list of turns, each with `from` and `value`")
+  said = [(turn.get("from"), turn.get("value")) for turn in turns]
+  return [{"role": _SHAREGPT_ROLES.get(str(role), role), "content": text} for role, text in said]
+
+
+def _turns_of(row, column, role):
+  value = row[column]
+  if isinstance(value, str):
+    return [{"role": role, "content": value}]
+  if not isinstance(value, list):
+    raise ValueError(f"column {column!r} must be text or a list of turns, not {value!r:.80}")
+  return value
+
+
+def _split_turns(messages, tokenizer) -> dict[str, str]:
+  """The text of a chat up to the assistant's last turn, and of that turn."""
   if not isinstance(messages, list) or not messages:
     raise ValueError("`messages` must be a list of turns")
   for message in messages:
@@ -47,10 +104,13 @@ def _split_turns(row: Mapping[str, Any], tokenizer) -> dict[str, str]:
     raise ValueError(f"the last turn must be the assistant's, not of {messages[-1]['role']!r}")
   if len(messages) < 2:
     raise ValueError("`messages` must have a turn before the assistant's, which is the prompt")
-  chat_prompt(tokenizer, messages)  # refuses a turn, the learnt one too, that forges the format or holds a mask
-  prompt = chat_prompt(tokenizer, messages[:-1])
-  # The template itself says how a turn ends.
-  whole = tokenizer.apply_chat_template(messages, tokenize=False)
+  try:
+    chat_prompt(tokenizer, messages)  # refuses a turn, the learnt one too, that forges the format or holds a mask
+    prompt = chat_prompt(tokenizer, messages[:-1])
+    # The template itself says how a turn ends.
+    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+  except jinja2.TemplateError as error:
+    raise ValueError(f"the model's chat template refuses it: {error}") from error
   if not whole.startswith(prompt):
     raise ValueError("the model's chat template does not continue its own prompt with the assistant's turn")
   return {"prompt": prompt, "completion": whole[len(prompt):]}

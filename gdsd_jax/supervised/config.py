@@ -17,16 +17,33 @@ from gdsd_jax.runs.config_dict import made
 class ChatsConfig:
   """The chats to learn; section `data`."""
 
-  train_source: str | None  # .jsonl, .jsonl.gz, .json, .csv or a TFDS name
-  data_dir: str | None  # where TFDS keeps its data; its default where unset
+  train_source: str | None  # files, a folder, or a dataset of TFDS or the hub, as task.train_source is of RL
+  validation_source: str | None  # chats that are evaluated on and never learnt
+  validation_size: int  # or so many of the last training chats
+  data_dir: str | None  # where datasets are kept; their libraries' own folders where unset
+  columns: str | None  # what the sources call the columns, such as "messages=dialogue"
+  bad_rows: str  # "refuse", or "skip": chats that cannot be read are left out, and counted
   prompt_buckets: tuple[int, ...]  # widths that prompts are padded to
   completion_buckets: tuple[int, ...]  # completions are filled up with EOS, which is learnt: so a model learns to end
 
   def __post_init__(self):
     require(self.train_source is not None, "data.train_source",
-            "name a file of chats, rows with `messages` (or a TFDS name)")
+            "name a source of chats, whose rows have `messages`, `prompt` and `completion`, or `conversations`")
+    require_at_least(self, "data.", validation_size=0)
+    require(not (self.validation_source and self.validation_size), "data.validation_size",
+            "must be 0 with data.validation_source, which has the validation chats")
     require_buckets("data.prompt_buckets", self.prompt_buckets)
     require_buckets("data.completion_buckets", self.completion_buckets)
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+  """When the loss on validation chats is computed, if there are any; section `eval`."""
+
+  every: int  # steps; also before the first and after the last
+
+  def __post_init__(self):
+    require_at_least(self, "eval.", every=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +56,7 @@ class FinetuningConfig:
   model: sections.ModelConfig
   mesh: sections.MeshConfig
   data: ChatsConfig
+  eval: ValidationConfig
   optimizer: sections.OptimizerConfig
   checkpoint: sections.CheckpointConfig
   log: sections.LogConfig

@@ -27,7 +27,7 @@ from gdsd_jax.runs.metrics import Progress, Stopwatch
 from gdsd_jax.runs.optimizer import last_rate, make_optimizer
 from gdsd_jax.runs.state import init_state, TrainState
 from gdsd_jax.runs.weights import load_model
-from gdsd_jax.supervised.chats import batch_of, read_chats
+from gdsd_jax.supervised.chats import batch_of, Chats, read_chats
 from gdsd_jax.supervised.config import FinetuningConfig
 
 _log = logging.getLogger(__name__)
@@ -59,6 +59,13 @@ def _finetuning_step(state: TrainState, batch, *, denoiser, optimizer, prompt_le
   return state.replace(step=state.step + 1, params=params, opt_state=opt_state, key=next_key), metrics
 
 
+@functools.partial(jax.jit, static_argnames=("denoiser", "prompt_length"))
+def _validation_loss(params, key, batch, *, denoiser, prompt_length: int):
+  """(loss on a batch of chats (`joined`) in nats per token, how many tokens were learnt if it were trained on)."""
+  loss, _ = masked_cross_entropy(denoiser, params, key, *batch, prompt_length=prompt_length)
+  return loss, jnp.sum(batch[1])
+
+
 def finetune(config: FinetuningConfig, workdir: epath.Path, out: Path) -> None:
   """Runs or resumes fine-tuning in `workdir` and writes the model, or adapter, to `out`. Raises as `run_training`."""
   with Interruption() as interruption:
@@ -88,28 +95,53 @@ class _Finetuning(Training):
     longest = config.data.prompt_buckets[-1] + config.data.completion_buckets[-1]
     said = f"data.prompt_buckets, data.completion_buckets: {longest} tokens"
     require_positions(said, longest, self.denoiser.config.max_positions, config.model.path)
-    chats, left_out = read_chats(config.data, tokenizer)
-    _log.info("fine-tuning %s on %d chats (%d are too long and left out)", config.model.path, len(chats), left_out)
-    self.stream = ExampleStream(chats, config.seed)
+    train, self.validation = read_chats(config.data, tokenizer)
+    _log.info("fine-tuning %s on %d chats (%d are too long and left out)", config.model.path, *_counts(train))
+    if self.validation:
+      _log.info("validation on %d chats (%d are too long and left out)", *_counts(self.validation))
+    self.stream = ExampleStream(train.fitting, config.seed)
     self.optimizer = make_optimizer(config.optimizer, config.steps)
     self.state = init_state(self.denoiser, params, self.optimizer, config.seed, with_reference=False, mesh=self.mesh)
     self._compiled = set()
 
   def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
-    config, special = self.config, (self.denoiser.config.pad_token_id, self.denoiser.config.eos_token_id)
-    chats = self.stream.take(config.batch_size)
-    *arrays, width = batch_of(chats, config.data.prompt_buckets, config.data.completion_buckets, *special)
-    if arrays[0].shape not in self._compiled:
-      self._compiled.add(arrays[0].shape)
-      _log.info("compiling the step for %d chats of up to %d tokens", *arrays[0].shape)
-    held = local_rows(self.mesh, config.batch_size)
-    batch = tuple(spread(self.mesh, config.batch_size, array[held]) for array in arrays)
+    config = self.config
     static = {"denoiser": self.denoiser, "optimizer": self.optimizer, "accumulation": config.optimizer.accumulation}
-    self.state, metrics = _finetuning_step(self.state, batch, prompt_length=width, **static)
-    row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    with watch.phase("update"):
+      batch, width = self._batch(self.stream.take(config.batch_size))
+      if batch[0].shape not in self._compiled:
+        self._compiled.add(batch[0].shape)
+        _log.info("compiling the step for %d chats of up to %d tokens", *batch[0].shape)
+      self.state, metrics = _finetuning_step(self.state, batch, prompt_length=width, **static)
+      row = {name: float(value) for name, value in jax.device_get(metrics).items()}
     for name in ("loss", "grad_norm"):
       require(math.isfinite(row[name]), f"step {number}", f"{name} is {row[name]}; lower optimizer.learning_rate")
     return {**row, "learning_rate": last_rate(config.optimizer, config.steps, self.state.opt_state)}
+
+  def evaluation(self, number: int, watch: Stopwatch) -> dict[str, Any]:
+    """The loss on the validation chats, with the same masks every time; nothing where there are none."""
+    if self.validation is None or number % self.config.eval.every and number < self.config.steps:
+      return {}
+    chats, size = self.validation.fitting, self.config.batch_size // self.config.optimizer.accumulation
+    keys, total, count = jax.random.split(jax.random.key(self.config.seed), len(chats)), 0.0, 0
+    with watch.phase("evaluate"):
+      for start in range(0, len(chats), size):
+        batch, width = self._batch(chats[start:start + size], size)
+        loss, tokens = _validation_loss(
+          self.state.student_params, keys[start], batch, denoiser=self.denoiser, prompt_length=width)
+        total, count = total + float(loss) * int(tokens), count + int(tokens)
+    _log.info("evaluation after step %d: loss %.4f", number, total / count)
+    return {"eval/loss": total / count}
+
+  def _batch(self, chats, size: int | None = None):
+    """What `joined` gives of chats, spread over the mesh, and P; filled up to `size` by chats that do not count."""
+    special = (self.denoiser.config.pad_token_id, self.denoiser.config.eos_token_id)
+    filled = [*chats, *[chats[0]] * ((size or len(chats)) - len(chats))]
+    tokens, maskable, attended, width = batch_of(
+      filled, self.config.data.prompt_buckets, self.config.data.completion_buckets, *special)
+    maskable[len(chats):] = False
+    held = local_rows(self.mesh, len(filled))
+    return tuple(spread(self.mesh, len(filled), array[held]) for array in (tokens, maskable, attended)), width
 
   def show(self, row: Mapping[str, Any], progress: Progress) -> None:
     progress.show(row["step"], f"loss {row['loss']:.4f}  masked accuracy {row['masked_accuracy']:.3f}")
@@ -119,3 +151,7 @@ class _Finetuning(Training):
 
   def restore(self, state: TrainState, values: Mapping[str, Any]) -> None:
     self.state, self.stream.position = state, values["data_position"]
+
+
+def _counts(chats: Chats) -> tuple[int, int]:
+  return len(chats.fitting), chats.too_long

@@ -26,7 +26,7 @@ class Gsm8kTask(SourcedTask):
 
   train_source: str = "huggingface:openai/gsm8k/main#train"
   test_source: str = "huggingface:openai/gsm8k/main#test"
-  columns: ClassVar[tuple[str, ...]] = ("question", "answer")
+  required: ClassVar[tuple[str, ...]] = ("question", "answer")
   name: ClassVar[str] = "gsm8k"
 
   def read_row(self, row: Row) -> dict[str, str]:

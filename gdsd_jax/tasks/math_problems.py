@@ -22,7 +22,7 @@ class MathXmlTask(SourcedTask):
 
   train_source: str = "huggingface:ankner/math-500#train"  # MATH without the 500 test problems
   test_source: str = "huggingface:HuggingFaceH4/MATH-500#test"
-  columns: ClassVar[tuple[str, ...]] = ("problem",)
+  required: ClassVar[tuple[str, ...]] = ("problem",)
   name: ClassVar[str] = "math_xml"
 
   def read_row(self, row: Row) -> dict[str, str]:

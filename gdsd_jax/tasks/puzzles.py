@@ -31,6 +31,8 @@ class PuzzleTask(SourcedTask):
 
   def __post_init__(self):
     require(self.variant in VARIANTS, f"task.variant={self.variant!r}", f"unknown, known are {', '.join(VARIANTS)}")
+    stored = {self.train_source, self.test_source} != {GENERATED}
+    require(stored or not self.columns, "task.columns", "generated problems have none; name a source of problems")
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
     base.check_split(split, self.has_validation)

@@ -1,19 +1,19 @@
-"""Opens the problems that a config names: a local file, a TFDS dataset, or a dataset of the Hugging Face hub."""
+"""Opens the problems that a config names: files, folders, a TFDS dataset, or a dataset of the Hugging Face hub."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
-import gzip
-import io
-import json
-from pathlib import Path
+import logging
+import re
 from typing import Any, ClassVar
-import zlib
 
-from gdsd_jax.checks import require
-from gdsd_jax.tasks import base
+from gdsd_jax.checks import require, require_one_of
+from gdsd_jax.tasks import base, row_files
+from gdsd_jax.tasks.network import NoNetworkError
+from gdsd_jax.tasks.row_readers import Entry, first_line
 
-FILE_KINDS = (".jsonl", ".jsonl.gz", ".json", ".csv")  # endings of the files that rows are read from
+BAD_ROWS = ("refuse", "skip")
+_OWNER_AND_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/[\w.-]+)?(#.*)?")
+_log = logging.getLogger(__name__)
 
 
 class Row(dict):
@@ -24,15 +24,41 @@ class Row(dict):
     self.place = place
 
 
+class Rows(list[Row]):
+  """The rows of a source, in order.
+
+  Attributes:
+    left_out: what is wrong with each bad row, in one line; None where bad rows are refused.
+  """
+
+  left_out: list[str] | None = None
+
+
 def examples_of(rows: Sequence[Row], make_example: Callable[[Row], dict[str, Any]], *, field: str) -> list[dict]:
-  """`make_example` of every row; its ValueErrors are raised again with the field and the row's place in front."""
-  examples = []
+  """`make_example` of every row.
+
+  Its ValueErrors are raised again with the field and the row's place in front. Of `Rows` that skip what is bad, these
+  rows are left out, and one line says how many there were; ValueError where no other is left.
+  """
+  said = getattr(rows, "left_out", None)
+  left_out, examples = None if said is None else list(said), []
   for row in rows:
     try:
       examples.append(make_example(row))
     except ValueError as error:
-      raise ValueError(f"{field}: {row.place}: {error}") from error
+      _leave_out(left_out, f"{row.place}: {error}", field, error)
+  if left_out:
+    bad = len(left_out)
+    require(bool(examples), field, f"all {bad} rows are bad, the first: {left_out[0]}")
+    _log.info("%s: %d of %d rows are bad and skipped, the first: %s", field, bad, bad + len(examples), left_out[0])
   return examples
+
+
+def _leave_out(left_out: list[str] | None, said: str, field: str, error: ValueError) -> None:
+  """Notes what is wrong with a row. Raises it, with the field in front, where bad rows are refused."""
+  if left_out is None:
+    raise ValueError(f"{field}: {said}") from error
+  left_out.append(said)
 
 
 def text_of(row: Mapping[str, Any], column: str) -> str:
@@ -56,19 +82,22 @@ class SourcedTask(base.Task):
   train_source: str | None = None  # where the problems of a split are, see `open_source`
   test_source: str | None = None
   validation_source: str | None = None  # None: the tail of the training problems
-  data_dir: str | None = None  # folder of TFDS datasets; None for the default of TFDS
-  columns: ClassVar[tuple[str, ...]] = ()  # what every row must have
+  data_dir: str | None = None  # folder of prepared datasets; None for the default of TFDS, and of the hub's library
+  columns: str | Mapping[str, str] = ""  # the source's names of columns, see `open_source`
+  bad_rows: str = "refuse"  # or "skip"
+  required: ClassVar[tuple[str, ...]] = ()  # the columns that every row must have
 
   @property
   def has_validation(self) -> bool:
     return self.validation_source is not None
 
-  def rows(self, split: str) -> Sequence[Row]:
-    """The rows of a split, as they are stored."""
+  def rows(self, split: str) -> Rows:
+    """The rows of a split, as they are stored, with the columns' names that the task has for them."""
     base.check_split(split, self.has_validation)
-    field = f"{split}_source"
-    require(getattr(self, field) is not None, f"task.{field}", f"{self.name} has no default for it; say where they are")
-    return open_source(getattr(self, field), self.columns, field=f"task.{field}", data_dir=self.data_dir)
+    source, field = getattr(self, f"{split}_source"), f"task.{split}_source"
+    require(bool(source), field, "name a file, a folder or a dataset of problems")
+    return open_source(
+      source, self.required, field=field, data_dir=self.data_dir, names=self.columns, bad_rows=self.bad_rows)
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
     return examples_of(self.rows(split), self.read_row, field=f"task.{split}_source")
@@ -78,110 +107,90 @@ class SourcedTask(base.Task):
     raise NotImplementedError
 
 
-def open_source(source: str, columns: Sequence[str], *, field: str, data_dir: str | None = None) -> Sequence[Row]:
-  """The rows of a local file or of a split of a TFDS dataset.
+def open_source(
+  source: str, columns: Sequence[str], *, field: str, data_dir: str | None = None, names: str | Mapping[str, str] = "",
+  bad_rows: str = "refuse",
+) -> Rows:
+  """The rows of files, of a TFDS dataset, or of a dataset of the hub.
 
   OSError where it cannot be read or fetched, ValueError where it holds no rows with these columns: one line each, with
   the field and the place.
 
   Args:
-    source: path of a .jsonl, .jsonl.gz, .json (a list of objects) or .csv file, or a TFDS name with the split after
-      `#` (which may be left out where there is but one). `huggingface:` names are read through TFDS, too.
+    source: path of a file (FILE_KINDS; .gz may follow), a folder of such files or a pattern, such as data/*.jsonl, here
+      or at an address like s3://…, gs://…, hf://… or https://…; or a TFDS name, or huggingface:OWNER/NAME[/CONFIG]. The
+      split may follow after `#`, with a slice or without: #train, #train[:90%], #[-100:].
     columns: what every row must have; it may have more. Values keep their JSON types; those of CSV are text.
-    field: config field that holds `source`, for messages.
-    data_dir: folder where TFDS keeps prepared datasets; None for its default. What lies there needs no network.
+    field: config field that holds `source`, for messages; `columns` and `bad_rows` are told as its neighbours.
+    data_dir: folder where TFDS and the hub's library keep datasets; None for their defaults. What lies there needs no
+      network.
+    names: what the source calls columns, as "question=problem,answer=solution", or as a mapping from the names that are
+      asked for to those that the source has.
+    bad_rows: "refuse" raises on a row that cannot be read, "skip" leaves it out, see `Rows`.
   """
-  kind = next((kind for kind in FILE_KINDS if source.lower().endswith(kind)), None)
-  rows = _open_file(source, kind, columns, field) if kind else _open_dataset(source, columns, field, data_dir)
+  section = field.rpartition(".")[0]
+  require_one_of(f"{section}.bad_rows", bad_rows, BAD_ROWS)
+  own_names = _own_names(names, f"{section}.columns")
+  rows = Rows()
+  rows.left_out = [] if bad_rows == "skip" else None
+  for place, make in _entries(source, columns, field, data_dir, own_names):
+    try:
+      rows.append(Row(_renamed(_columns_in(make()), own_names, columns), place))
+    except ValueError as error:
+      _leave_out(rows.left_out, f"{place}: {error}", field, error)
+  if not rows and rows.left_out:
+    raise ValueError(f"{field}: all {len(rows.left_out)} rows are bad, the first: {rows.left_out[0]}")
   require(len(rows) > 0, field, f"{source}: no problems in it")
   return rows
 
 
-def _open_dataset(source, columns, field, data_dir):
-  from gdsd_jax.tasks import tfds_source  # it takes a while to import, and local files do without
+def _own_names(names, field) -> dict[str, str]:
+  """The name that the task has for a column -> the source's."""
+  if isinstance(names, Mapping):
+    return dict(names)
+  pairs = [part.strip().partition("=") for part in names.split(",") if part.strip()]
+  require(all(name.strip() and own.strip() for name, _, own in pairs), field,
+          f"{names!r} must be NAME=COLUMN,…, such as question=problem for a source that calls the question so")
+  return {name.strip(): own.strip() for name, _, own in pairs}
 
-  require(tfds_source.is_name(source), field, (
-    f"{source!r} is neither a file ending in {', '.join(FILE_KINDS)} nor a TFDS name, NAME[/CONFIG][:VERSION][#SPLIT] "
-    "or huggingface:OWNER/NAME[/CONFIG][#SPLIT]"))
+
+def _columns_in(value):
+  if not isinstance(value, dict):
+    raise ValueError("must be a JSON object with the columns as its keys")
+  return value
+
+
+def _renamed(row, own_names, columns):
+  """A row with the task's names. ValueError where it lacks one of the columns, told by the source's name."""
+  check_columns(row, [own_names.get(column, column) for column in columns] + list(own_names.values()))
+  others = {name: value for name, value in row.items() if name not in own_names.values()}
+  return others | {name: row[own] for name, own in own_names.items()}
+
+
+def _entries(source, columns, field, data_dir, own_names) -> Iterable[Entry]:
   try:
-    names, records = tfds_source.load(source, data_dir)
-    check_columns(names, columns)
-    return [Row(record, f"{source}, row {number}") for number, record in enumerate(records, start=1)]
-  except tfds_source.NoNetworkError as error:
-    raise OSError(f"{field}: {source}: {error}; give a local file ({', '.join(FILE_KINDS)})") from error
+    entries = row_files.open_files(source)
+  except (OSError, ValueError) as error:
+    raise (OSError if isinstance(error, OSError) else ValueError)(f"{field}: {error}") from error
+  if entries is not None:
+    return entries
+  from gdsd_jax.tasks import hub_source, tfds_source  # they take a while to import, and files do without
+
+  hint = f". On the hub it would be huggingface:{source}" if _OWNER_AND_NAME.fullmatch(source) else ""
+  library = next((library for library in (hub_source, tfds_source) if library.is_name(source)), None)
+  require(library is not None, field, (
+    f"{source!r} is neither a file ending in {row_files.KNOWN}, nor a folder of such files, nor a TFDS name, "
+    f"NAME[/CONFIG][:VERSION][#SPLIT], nor huggingface:OWNER/NAME[/CONFIG][#SPLIT]{hint}"))
+  try:
+    names, records = library.load(source, data_dir)
+    _renamed(dict.fromkeys(names), own_names, columns)
+    return [(f"{source}, row {number}", lambda record=record: record) for number, record in enumerate(records, start=1)]
+  except NoNetworkError as error:
+    raise OSError(f"{field}: {source}: {error}; give a local file ({row_files.KNOWN})") from error
+  except tfds_source.UnknownDatasetError as error:
+    raise ValueError(f"{field}: {source}: {str(error).removesuffix('.')}{hint or '.'}") from error
   except OSError as error:
-    place = "the default folder of TFDS" if data_dir is None else repr(data_dir)
-    raise OSError(f"{field}: {source}, kept in {place}: {error.strerror or _first_line(error)}") from error
+    place = "the default folder of the library" if data_dir is None else repr(data_dir)
+    raise OSError(f"{field}: {source}, kept in {place}: {error.strerror or first_line(error)}") from error
   except Exception as error:  # TFDS and the hub raise nearly everything
-    raise ValueError(f"{field}: {source}: {_first_line(error.__cause__ or error)}") from error
-
-
-def _first_line(error):
-  return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _open_file(source, kind, columns, field):
-  try:
-    data = Path(source).expanduser().read_bytes()
-    if kind.endswith(".gz"):
-      data = gzip.decompress(data)
-  # RuntimeError: the home of a user who is not there; ValueError: a zero byte in the path.
-  except (OSError, EOFError, zlib.error, RuntimeError, ValueError) as error:
-    raise OSError(f"{field}: cannot read {source}: {getattr(error, 'strerror', None) or error}") from error
-  rows = []
-  try:
-    for place, values in _READERS[kind](data.removeprefix(b"\xef\xbb\xbf")):
-      require(isinstance(values, dict), place, "must be a JSON object with the columns as its keys")
-      rows.append(Row(values, f"{source}, {place}"))
-  except ValueError as error:
-    raise ValueError(f"{field}: {source}, {error}") from error
-  examples_of(rows, lambda row: check_columns(row, columns), field=field)
-  return rows
-
-
-# Readers yield (place, row), and raise ValueError with the place in front.
-
-
-def _read_json_lines(data: bytes) -> Iterator[tuple[str, Any]]:
-  for number, line in enumerate(data.split(b"\n"), start=1):
-    if line.strip():
-      yield f"line {number}", _json(line, f"line {number}")
-
-
-def _read_json_list(data: bytes) -> Iterator[tuple[str, Any]]:
-  items = _json(data, None)
-  require(isinstance(items, list), "the whole file", "must be a JSON list of objects")
-  for number, item in enumerate(items, start=1):
-    yield f"item {number}", item
-
-
-def _json(data: bytes, place: str | None) -> Any:
-  """A JSON value; without a `place`, errors name the line that they come from, or the whole file."""
-  try:
-    value = json.loads(data.decode())
-    if b"\\ud" in data.lower():
-      json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is JSON, but no text
-    return value
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{place or f'line {error.lineno}'}: not JSON: {error.msg} at column {error.colno}") from error
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"{place or 'the whole file'}: not JSON: {error}") from error
-
-
-def _read_csv(data: bytes) -> Iterator[tuple[str, dict]]:
-  try:
-    text = data.decode()
-  except UnicodeDecodeError as error:
-    raise ValueError(f"line {data.count(10, 0, error.start) + 1}: not UTF-8 text: {error}") from error
-  reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-  try:
-    header = next(reader, [])
-    for fields in filter(None, reader):
-      place = f"line {reader.line_num}"
-      require(len(fields) == len(header), place, f"{len(fields)} fields, but the header names {len(header)}")
-      yield place, dict(zip(header, fields))
-  except csv.Error as error:
-    raise ValueError(f"line {reader.line_num}: not CSV: {error}") from error
-
-
-_READERS = dict(zip(FILE_KINDS, (_read_json_lines, _read_json_lines, _read_json_list, _read_csv), strict=True))
+    raise ValueError(f"{field}: {source}: {first_line(error.__cause__ or error)}") from error

@@ -62,7 +62,7 @@ class SudokuTask(puzzles.PuzzleTask):
   `Solution`; for prompts and rewards they will do, too.
   """
 
-  columns: ClassVar[tuple[str, ...]] = ("Puzzle", "Solution")
+  required: ClassVar[tuple[str, ...]] = ("Puzzle", "Solution")
   name: ClassVar[str] = "sudoku"
 
   def generated(self, split: str) -> Sequence[Mapping[str, Any]]:

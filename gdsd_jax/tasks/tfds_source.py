@@ -1,28 +1,21 @@
-"""Datasets of TFDS, and through TFDS those of the Hugging Face hub, as records of plain Python values."""
+"""Datasets of TFDS as records of plain Python values, and those of the hub that TFDS has prepared."""
 
 from collections.abc import Iterator
 import contextlib
 import functools
 import importlib
-import importlib.util
 import io
 import re
 from typing import Any
-import urllib.error
-import urllib.parse
-import urllib.request
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from gdsd_jax.tasks import arithmetic
+from gdsd_jax.tasks.network import check_network
+from gdsd_jax.tasks.row_readers import first_line
 
-_HUB_NAME = re.compile(r"huggingface:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(#(?P<split>.+))?")
-_TFDS_NAME = re.compile(r"(?P<name>[a-zA-Z]\w*(/[\w+.-]+)?(:[\d.*]+)?)(#(?P<split>.+))?")
-
-
-class NoNetworkError(Exception):
-  """A dataset is not here, and nor is a network to fetch it."""
+_NAME = re.compile(r"(?P<name>[a-zA-Z]\w*(/[\w+.-]+)?(:[\d.*]+)?)(#(?P<split>.+))?")
 
 
 class Arithmetic(tfds.core.GeneratorBasedBuilder):
@@ -50,23 +43,38 @@ class Arithmetic(tfds.core.GeneratorBasedBuilder):
     return enumerate(arithmetic.problems(split))
 
 
+class UnknownDatasetError(ValueError):
+  """TFDS has no dataset of that name."""
+
+
 def is_name(source: str) -> bool:
-  """Whether a source reads like a TFDS or hub name; the dataset need not exist."""
-  return bool(_HUB_NAME.fullmatch(source) or _TFDS_NAME.fullmatch(source))
+  """Whether a source reads like a TFDS name; the dataset need not exist."""
+  return _NAME.fullmatch(source) is not None
 
 
 def load(source: str, data_dir: str | None) -> tuple[list[str], Iterator[dict[str, Any]]]:
   """Column names and records of a split; prepares the dataset as ArrayRecord files on first use.
 
-  Raises NoNetworkError, OSError on a folder that cannot be used, and whatever else TFDS and the hub raise.
+  Raises UnknownDatasetError, NoNetworkError, OSError on a folder that cannot be used, and whatever else TFDS raises.
   """
-  hub, local = _HUB_NAME.fullmatch(source), _TFDS_NAME.fullmatch(source)
-  builder = _hub_builder(hub["repo"], hub["config"], data_dir) if hub else _tfds_builder(local["name"], data_dir)
-  name = hub or local
-  splits = [name["split"]] if name["split"] else list(builder.info.splits)
-  if len(splits) != 1:
+  name = _NAME.fullmatch(source)
+  try:
+    return records_of(_builder(name["name"], data_dir), name["split"])
+  except tfds.core.registered.DatasetNotFoundError as error:
+    raise UnknownDatasetError(first_line(error)) from error
+
+
+def records_of(builder: tfds.core.DatasetBuilder, split: str | None) -> tuple[list[str], Iterator[dict[str, Any]]]:
+  """Column names and records of a split of a prepared dataset; of its only one for None. Raises what TFDS raises."""
+  split = only_split(list(builder.info.splits), split)
+  return sorted(builder.info.features), map(_plain, builder.as_data_source(split))
+
+
+def only_split(splits: list[str], asked: str | None) -> str:
+  """The split that is asked for, which may be a slice, or the only one. ValueError where that does not say which."""
+  if asked is None and len(splits) != 1:
     raise ValueError(f"say which split after #: {', '.join(splits)}")
-  return sorted(builder.info.features), map(_plain, builder.as_data_source(splits[0]))
+  return asked or splits[0]
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
@@ -82,7 +90,17 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
       raise
 
 
-def _tfds_builder(name, data_dir):
+def prepared_hub_dataset(repo: str, config: str | None, data_dir: str | None) -> tfds.core.DatasetBuilder | None:
+  """The dataset of the hub that TFDS has prepared in its folder, None where it has not."""
+  from tensorflow_datasets.core.utils import conversion_utils
+
+  with contextlib.suppress(tfds.core.registered.DatasetNotFoundError):
+    return tfds.core.read_only_builder.builder_from_files(
+      conversion_utils.to_tfds_name(repo), config=config and conversion_utils.to_tfds_name(config), data_dir=data_dir,
+      file_format="array_record")
+
+
+def _builder(name, data_dir):
   # TFDS stops importing its builders at the first one whose packages are missing; those of texts need none.
   with contextlib.suppress(ImportError):
     importlib.import_module("tensorflow_datasets.text")
@@ -91,41 +109,9 @@ def _tfds_builder(name, data_dir):
   if builder.data_path.exists():
     return builder
   for url in [*(builder.url_infos or ()), *builder.info.as_proto.location.urls][:1]:
-    _check_network(url)
+    check_network(url)
   prepare(builder)
   return open_builder()  # anew: a builder made before the files were there knows no splits if others wrote them
-
-
-def _hub_builder(repo, config, data_dir):
-  from tensorflow_datasets.core.utils import conversion_utils
-
-  open_prepared = functools.partial(
-    tfds.core.read_only_builder.builder_from_files, conversion_utils.to_tfds_name(repo),
-    config=config and conversion_utils.to_tfds_name(config), data_dir=data_dir, file_format="array_record")
-  with contextlib.suppress(tfds.core.registered.DatasetNotFoundError):
-    return open_prepared()
-  if importlib.util.find_spec("datasets") is None:
-    raise ValueError("the hub needs the package datasets: pip install 'gdsd_jax[hub]'; or give a local file")
-  import datasets
-  import huggingface_hub.constants
-  from tensorflow_datasets.core.dataset_builders import huggingface_dataset_builder
-
-  _check_network(huggingface_hub.constants.ENDPOINT)
-  datasets.disable_progress_bars()
-  prepare(huggingface_dataset_builder.HuggingfaceDatasetBuilder(
-    hf_repo_id=repo, hf_config=config, data_dir=data_dir, file_format="array_record"))
-  return open_prepared()
-
-
-def _check_network(url):
-  """Fails at once where the downloaders would try again for minutes."""
-  try:
-    urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
-  except urllib.error.HTTPError:
-    pass  # an answer, whatever it says
-  except OSError as error:
-    reason = getattr(error, "reason", error)
-    raise NoNetworkError(f"no network to {urllib.parse.urlsplit(url).netloc} ({reason})") from error
 
 
 def _plain(value):

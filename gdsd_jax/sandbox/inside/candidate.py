@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import sys
+import time
 import types
 
 import wire
@@ -90,26 +91,61 @@ def main(job) -> None:
     _kill_others()
     fd = array.array("i", ancillary[0][2])[0]
     if os.fork() == 0:
-      _serve(_socket.socket(fileno=fd), control, job)
+      resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_seconds"], job["cpu_seconds"] + 1))
+      control.close()
+      serve = _run_script if data == wire.SCRIPT else _serve
+      return serve(_socket.socket(fileno=fd), job["source"])
     os.close(fd)
 
 
 def _kill_others():
-  """Ends whatever the tests before have left running in this PID namespace."""
+  """Ends whatever the tests before have left running in this PID namespace, and waits until what they held is free."""
   try:
-    os.kill(-1, signal.SIGKILL)
     while True:
-      os.waitpid(-1, 0)
-  except (ProcessLookupError, ChildProcessError):  # none is there, or left
+      try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+          pass
+      except ChildProcessError:  # those of a child are left to the namespace's first process
+        pass
+      os.kill(-1, signal.SIGKILL)
+      time.sleep(0.001)
+  except ProcessLookupError:  # none is left
     return
 
 
-def _serve(sock, control, job):
+def _serve(sock, source):
   try:
-    control.close()
-    resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_seconds"], job["cpu_seconds"] + 1))
-    candidate = Candidate(sock, job["source"])
+    candidate = Candidate(sock, source)
     while True:
       candidate.answer(candidate.receive())
+  finally:
+    os._exit(0)
+
+
+def _run_script(sock, source):
+  """Tells the judge how the program ends and what it prints, as a script that reads the text which the judge sends.
+
+  Returns in the script's process alone, once the program has run through: the interpreter then ends as it always does,
+  with what the program left to be done at the end. Input and output are files, as no pipe holds all of them.
+  """
+  peer = Candidate(sock, source)
+  _, _, (text,) = peer.receive()
+  stdin, stdout = (os.open("/tmp", os.O_TMPFILE | os.O_RDWR, 0o600) for _ in range(2))
+  with open(stdin, "wb", closefd=False) as file:
+    file.write(text.encode("utf-8", "surrogatepass"))
+  os.lseek(stdin, 0, os.SEEK_SET)
+  child = os.fork()
+  if child == 0:
+    sock.close()
+    os.dup2(stdin, 0)
+    os.dup2(stdout, 1)
+    sys.argv = ["program.py"]
+    module = sys.modules["__main__"] = types.ModuleType("__main__")
+    exec(compile(source, "<program>", "exec"), module.__dict__)
+    return
+  try:
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    printed = os.pread(stdout, wire.MAX_MESSAGE, 0).decode("utf-8", "replace")
+    peer.send(("ok", (status, printed)))
   finally:
     os._exit(0)

@@ -183,11 +183,16 @@ def _restore(old, new):
 def main(job) -> None:
   """Writes one byte to the verdict's descriptor for the program's syntax and one for each test, b"1" or b"0"."""
   control = _socket.socket(fileno=job["control"])
-  trees = [names.parse(job["setup"] + "\n" + test) for test in job["tests"]]
-  bound = names.under_test(trees, job["names"])
+  trees = {test: names.parse(job["setup"] + "\n" + test) for test in job["tests"] if type(test) is str}
+  bound = names.under_test([*trees.values()], job["names"])
   tasks = [functools.partial(compile, job["source"], "<program>", "exec", _ONLY_SYNTAX)]
-  for test, tree in zip(job["tests"], trees):
-    tasks.append(functools.partial(_run, job["setup"], test, control, bound & names.free(tree), names.helpers(tree)))
+  for test in job["tests"]:
+    if type(test) is dict:
+      tasks.append(functools.partial(_run_script, test["stdin"], test["stdout"], control))
+    else:
+      tree = trees[test]
+      task = functools.partial(_run, job["setup"], test, control, bound & names.free(tree), names.helpers(tree))
+      tasks.append(task)
   for task in tasks:
     os.write(job["verdict"], b"1" if _in_process(task, job) else b"0")
 
@@ -214,13 +219,29 @@ def _in_process(task, job):
 
 def _run(setup, test, control, bound, helpers):
   """Raises unless the test passes. A test that takes nothing from the program shows nothing, and fails."""
-  mine, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-  control.sendmsg([b"1"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))])
-  theirs.close()
-  control.close()
-  values = Judge(mine).ask("load", sorted(bound))
+  values = _channel(control, wire.FUNCTIONS).ask("load", sorted(bound))
   if type(values) is not dict or not values or not bound.issuperset(values):
     raise wire.Malformed("names")
   namespace = {"__name__": "__main__", "__builtins__": builtins, **helpers, **values}
   exec(compile(setup, "<setup>", "exec"), namespace)
   exec(compile(test, "<test>", "exec"), namespace)
+
+
+def _run_script(stdin, stdout, control):
+  """Raises unless the program, as a script that reads `stdin`, ends well and prints `stdout`."""
+  status, printed = _channel(control, wire.SCRIPT).ask("script", stdin)
+  if type(status) is not int or status != 0 or type(printed) is not str or _lines(printed) != _lines(stdout):
+    raise AssertionError
+
+
+def _lines(text):
+  return [line.rstrip() for line in text.rstrip().split("\n")]
+
+
+def _channel(control, kind):
+  """A channel of its own to the program, which the candidate runs afresh for it, in the way that `kind` says."""
+  mine, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+  control.sendmsg([kind], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))])
+  theirs.close()
+  control.close()
+  return Judge(mine)

@@ -12,6 +12,7 @@ import operator
 import struct
 
 MAX_MESSAGE = 16 * 2**20  # bytes
+FUNCTIONS, SCRIPT = b"1", b"2"  # how the judge wants a program run: for what it defines, or for what it prints
 MAX_DEPTH = 200  # containers in each other; each takes two of Python's 1000 frames
 
 _LENGTH = struct.Struct("<I")
