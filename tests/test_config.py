@@ -3,7 +3,9 @@
 import dataclasses
 import json
 
+from absl import flags
 from conftest import load_recipe
+from ml_collections import config_flags
 import pytest
 
 from gdsd_jax.parallel.mesh import make_mesh
@@ -26,6 +28,13 @@ def changed(**fields) -> RunConfig:
 
 def as_saved(config: RunConfig):
   return json.loads(config_json(config))
+
+
+def test_the_columns_of_a_source_are_one_word_on_the_command_line():
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_dict("config", base_config(), flag_values=values)
+  values(["train", "--config.task.columns=question=problem,answer=solution"])
+  assert run_config(values.config).task.options == {"columns": "question=problem,answer=solution"}
 
 
 def test_every_field_of_a_recipe_reaches_the_typed_config():
