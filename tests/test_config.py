@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 from absl import flags
 from conftest import load_recipe
@@ -30,10 +31,11 @@ def as_saved(config: RunConfig):
   return json.loads(config_json(config))
 
 
-def test_the_columns_of_a_source_are_one_word_on_the_command_line():
-  values = flags.FlagValues()
+def test_the_columns_of_a_source_are_one_word_on_the_command_line(monkeypatch):
+  command, values = ["train", "--config.task.columns=question=problem,answer=solution"], flags.FlagValues()
+  monkeypatch.setattr(sys, "argv", command)  # ml_collections looks there for the fields that are set
   config_flags.DEFINE_config_dict("config", base_config(), flag_values=values)
-  values(["train", "--config.task.columns=question=problem,answer=solution"])
+  values(command)
   assert run_config(values.config).task.options == {"columns": "question=problem,answer=solution"}
 
 

@@ -490,7 +490,7 @@ def test_several_cached_configurations_are_named(tmp_path, hub_cache, no_network
 def test_offline_nothing_is_fetched(tmp_path, hub_cache, monkeypatch):
   monkeypatch.setattr(hub_cache[0].config, "HF_HUB_OFFLINE", True)
   said = message(OSError, "huggingface:Some-One/Sums-2to3#train", data_dir=str(tmp_path / "none"))
-  assert said.startswith("FILE: HF_HUB_OFFLINE forbids to fetch it, and: Couldn't find cache for Some-One/Sums-2to3; give")
+  assert said.startswith("FILE: HF_HUB_OFFLINE forbids to fetch it, and: Couldn't find cache for Some-One/Sums-2to3;")
 
 
 def test_hub_dataset_is_fetched_once_into_data_dir(tmp_path, hub_cache, monkeypatch):
