@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import sys
 
+from absl import flags
 from conftest import load_recipe
+from ml_collections import config_flags
 import pytest
 
 from gdsd_jax.parallel.mesh import make_mesh
@@ -26,6 +29,14 @@ def changed(**fields) -> RunConfig:
 
 def as_saved(config: RunConfig):
   return json.loads(config_json(config))
+
+
+def test_the_columns_of_a_source_are_one_word_on_the_command_line(monkeypatch):
+  command, values = ["train", "--config.task.columns=question=problem,answer=solution"], flags.FlagValues()
+  monkeypatch.setattr(sys, "argv", command)  # ml_collections looks there for the fields that are set
+  config_flags.DEFINE_config_dict("config", base_config(), flag_values=values)
+  values(command)
+  assert run_config(values.config).task.options == {"columns": "question=problem,answer=solution"}
 
 
 def test_every_field_of_a_recipe_reaches_the_typed_config():

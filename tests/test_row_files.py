@@ -157,6 +157,28 @@ def test_what_is_not_in_an_object_store_is_named(memory, source, expected):
   assert re.fullmatch(expected, message(OSError, memory + source))
 
 
+@pytest.mark.slow
+def test_a_bucket_of_s3_is_read_as_a_folder_is(monkeypatch):
+  boto3, moto = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
+  pytest.importorskip("s3fs")
+  server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+  server.start()
+  try:
+    for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1"),
+                        ("ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))):
+      monkeypatch.setenv(f"AWS_{name}", value)
+    store = boto3.client("s3")
+    store.create_bucket(Bucket="bucket")
+    for name, body in (("train-0.jsonl", b'{"question": 1}'), ("test.csv", b"question\n2"), ("", b"")):
+      store.put_object(Bucket="bucket", Key=f"rows/{name}", Body=body)
+    assert open_("s3://bucket/rows/train-0.jsonl") == open_("s3://bucket/rows#train") == [{"question": 1}]
+    assert open_("s3://bucket/rows/*#test")[0].place == "s3://bucket/rows/test.csv, line 2"
+    assert message(OSError, "s3://bucket/none.jsonl") == "cannot read FILE: no such file"
+    assert message(OSError, "s3://bucket/none").startswith("FILE: there is no file that ends in ")
+  finally:
+    server.stop()
+
+
 @pytest.mark.parametrize("source, package, extra", [
   ("s3://bucket/rows.jsonl", "s3fs", "s3"), ("gs://bucket/rows.jsonl", "gcsfs", "gcs"),
   ("https://example.com/rows.jsonl", "aiohttp", "hub"),

@@ -310,6 +310,7 @@ def test_tfds_records_are_plain_python_values(data_dir):
 
 def test_tfds_rows_have_random_access(data_dir):
   rows = open_("shelf/main:1.2.0#train", data_dir=data_dir)
+  assert rows == open_("shelf/main:1.*.*#train", data_dir=data_dir)
   assert {row["question"] for row in rows} == {"Größe 0?", "Größe 1?", "Größe 2?"}
   assert rows[-1] == rows[2] != rows[0]
   with pytest.raises(IndexError):
@@ -485,6 +486,12 @@ def test_several_cached_configurations_are_named(tmp_path, hub_cache, no_network
     cached(*hub_cache, name, [{"question": "a"}])
   said = message(OSError, "huggingface:Some-One/Sums-2to3#train", data_dir=str(tmp_path / "none"))
   assert "There are multiple 'Some-One/Sums-2to3' configurations in the cache: " in said and "no network to" in said
+
+
+def test_offline_nothing_is_fetched(tmp_path, hub_cache, monkeypatch):
+  monkeypatch.setattr(hub_cache[0].config, "HF_HUB_OFFLINE", True)
+  said = message(OSError, "huggingface:Some-One/Sums-2to3#train", data_dir=str(tmp_path / "none"))
+  assert said.startswith("FILE: HF_HUB_OFFLINE forbids to fetch it, and: Couldn't find cache for Some-One/Sums-2to3;")
 
 
 def test_hub_dataset_is_fetched_once_into_data_dir(tmp_path, hub_cache, monkeypatch):

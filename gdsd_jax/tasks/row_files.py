@@ -43,20 +43,20 @@ def divided(source: str) -> tuple[str, str]:
 def open_files(source: str) -> list[Entry] | None:
   """The rows of the files that a source names, those of its split alone.
 
-  None where it names no files: a folder without any may have the name of a dataset.
+  None where it names no files but may name a dataset, as may a folder without any, and as does glue/sst2:1.*.* of TFDS.
   """
   path, text = divided(source)
   files, named_by = _named_files(path)
-  if not files and named_by in ("folder", None) and "://" not in path:
-    return None
   if not files:
+    if "://" not in path and not kind_of(path):
+      return None
     raise OSError(f"{path}: there is no file that ends in {KNOWN}")
   split = parse_split(text, source)
   return split.of([entry for file in _of_split(files, split, named_by) for entry in _read(file)])
 
 
-def _named_files(path: str) -> tuple[list[_RowFile], str | None]:
-  """The files of known kinds that a path names, in order, and what it is: a "file", a "folder", a "pattern" or None."""
+def _named_files(path: str) -> tuple[list[_RowFile], str]:
+  """The files of known kinds that a path names, in order, and what it is: "file", "folder", "pattern" or "name"."""
   scheme = path.partition("://")[0] if "://" in path else ""
   system, on_the_web = _file_system(path, scheme), scheme in ("http", "https")
   try:
@@ -68,7 +68,7 @@ def _named_files(path: str) -> tuple[list[_RowFile], str | None]:
       listed = system.ls(path, detail=True)
       named_by, paths = "folder", [item["name"] for item in listed if item["type"] != "directory"]
     else:
-      return [], "file" if scheme else None
+      return [], "name"
   except Exception as error:  # file systems raise nearly everything
     raise _unreadable(path, error) from error
   paths = sorted(path for path in paths if kind_of(path) and not _name(path).startswith("."))
