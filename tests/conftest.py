@@ -7,6 +7,7 @@ for the next test, process and run.
 import contextlib
 import functools
 import importlib.util
+from multiprocessing import forkserver
 import os
 from pathlib import Path
 import resource
@@ -42,6 +43,11 @@ def pytest_collection_modifyitems(items):
   """The longest files first, so that none of them is what one process does at the end, while the other has nothing."""
   names = [f"test_{name}.py" for name in LONGEST]
   items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
+
+
+def pytest_sessionfinish():
+  """The process that commands.py forks from ends with the tests, so that its seconds count as theirs."""
+  forkserver._forkserver._stop()
 
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)  # a case of a test that the quick suite leaves out
@@ -136,4 +142,4 @@ def tiny_denoiser(tiny_config) -> Denoiser:
 
 @pytest.fixture(scope="session")
 def tiny_params(tiny_denoiser):
-  return tiny_denoiser.init(jax.random.key(0))
+  return jax.jit(tiny_denoiser.init)(jax.random.key(0))

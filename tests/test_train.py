@@ -3,14 +3,14 @@
 import json
 import logging
 import os
-from pathlib import Path
 import resource
 import signal
 import subprocess
 import sys
 import time
 
-from conftest import without_times
+from commands import Command, run_command
+from conftest import REPOSITORY, without_times
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +25,6 @@ from gdsd_jax.training.trainer import train, TrainingError
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
-REPOSITORY = Path(__file__).parent.parent
 # Seconds instead of minutes: short completions, few rollouts.
 SMALL = {
   "steps": 9, "group_size": 4, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4,
@@ -43,15 +42,19 @@ def small_config(**changes):
 
 def command(workdir, *arguments, **changes):
   overrides = [f"--config.{name}={value}" for name, value in {**SMALL, **changes}.items()]
-  return [sys.executable, "launch/train.py", "--config=configs/gdsd_math.py", f"--workdir={workdir}", *overrides,
-          *arguments]
+  return ["launch/train.py", "--config=configs/gdsd_math.py", f"--workdir={workdir}", *overrides, *arguments]
 
 
-def launch(*args, limit_file_size=None, **kwargs):
+def launch(*args, **kwargs):
+  return run_command(*command(*args, **kwargs))
+
+
+def launch_afresh(*args, limit_file_size=None, **kwargs):
+  """As a user does: in an interpreter of its own."""
   limit = limit_file_size and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_file_size, limit_file_size)))
   return subprocess.run(
-    command(*args, **kwargs), cwd=REPOSITORY, capture_output=True, text=True, timeout=300, preexec_fn=limit or None,
-    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    [sys.executable, *command(*args, **kwargs)], cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
+    preexec_fn=limit or None, env={**os.environ, "JAX_PLATFORMS": "cpu"},
   )
 
 
@@ -64,7 +67,7 @@ def saved_state(workdir, step):
 def straight(tmp_path_factory):
   """A run of 9 steps that nobody disturbs."""
   workdir = tmp_path_factory.mktemp("straight")
-  result = launch(workdir)
+  result = launch_afresh(workdir)
   assert result.returncode == 0, result.stderr
   return workdir, result.stdout
 
@@ -90,15 +93,12 @@ def test_run_writes_what_it_promises(straight):
 @pytest.mark.parametrize("kill_after", [4])
 def test_killed_run_resumes_bit_for_bit(straight, tmp_path, kill_after):
   undisturbed, _ = straight
-  process = subprocess.Popen(
-    command(tmp_path), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    env={**os.environ, "JAX_PLATFORMS": "cpu"},
-  )
+  killed = Command(*command(tmp_path))
   metrics = tmp_path / "metrics.jsonl"
-  while process.poll() is None and (not metrics.is_file() or len(read_rows(metrics)) <= kill_after):
+  while killed.process.is_alive() and (not metrics.is_file() or len(read_rows(metrics)) <= kill_after):
     time.sleep(0.005)
-  process.send_signal(signal.SIGKILL)
-  assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+  killed.process.kill()
+  assert killed.finish().returncode == -signal.SIGKILL, "the run ended before it was killed"
   result = launch(tmp_path)
   assert result.returncode == 0, result.stderr
   assert "RESUMING" in result.stdout
@@ -164,15 +164,13 @@ def test_a_value_that_does_not_fit_is_refused_in_one_line(tmp_path, field, value
   (["--config=configs/gdsd_math.py", "--workdir="], "error: --workdir: is empty"),
 ])
 def test_bad_flags_are_one_clear_line(arguments, words):
-  result = subprocess.run([sys.executable, "launch/train.py", *arguments], cwd=REPOSITORY, capture_output=True,
-                          text=True, timeout=300)
+  result = run_command("launch/train.py", *arguments)
   assert result.returncode == 1
   assert result.stderr.startswith(words) and len(result.stderr.splitlines()) == 1
 
 
 def test_unknown_preset_lists_the_known_ones(tmp_path):
-  arguments = [sys.executable, "launch/train.py", "--config=configs/gdsd_math.py:huge", f"--workdir={tmp_path}"]
-  result = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+  result = run_command("launch/train.py", "--config=configs/gdsd_math.py:huge", f"--workdir={tmp_path}")
   assert result.returncode != 0
   last = result.stderr.strip().splitlines()[-1]
   assert "huge" in last and "tiny" in last
@@ -181,7 +179,7 @@ def test_unknown_preset_lists_the_known_ones(tmp_path):
 
 @pytest.mark.slow
 def test_full_disk_on_save_is_one_clear_line(tmp_path):
-  result = launch(tmp_path, limit_file_size=100_000, steps=3, **{"log.plot_seconds": 1e9})
+  result = launch_afresh(tmp_path, limit_file_size=100_000, steps=3, **{"log.plot_seconds": 1e9})
   assert result.returncode != 0
   assert "cannot save" in result.stderr.strip().splitlines()[-1]
   assert "Traceback" not in result.stderr
