@@ -43,8 +43,9 @@ def chats_file(tmp_path_factory):
 def sft_recipe(source, **changes):
   config = load_recipe("sft").get_config("tiny")
   config.data.train_source = str(source)
-  small = {"steps": 6, "batch_size": 8, "checkpoint.every": 2, "data.prompt_buckets": (36,),
-           "data.completion_buckets": (16,), "optimizer.warmup_steps": 0, "optimizer.learning_rate": 1e-3}
+  small = {"steps": 6, "batch_size": 8, "checkpoint.every": 100, "data.prompt_buckets": (36,),
+           "data.completion_buckets": (16,), "optimizer.warmup_steps": 0, "optimizer.learning_rate": 1e-3,
+           "log.tensorboard": False, "log.plot_seconds": 1000.0}
   config.update_from_flattened_dict({**small, **changes})
   return config
 

@@ -11,10 +11,10 @@ from gdsd_jax.huggingface.adapters import load_adapter
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.models.lora import merge
 from gdsd_jax.runs.checkpoints import Checkpoints
-from gdsd_jax.runs.config_dict import base_config, run_config
+from gdsd_jax.runs.config_dict import base_config, config_json, run_config
 from gdsd_jax.runs.export import export_run
 from gdsd_jax.runs.files import read_rows
-from gdsd_jax.runs.loop import resume
+from gdsd_jax.runs.loop import resume, save
 from gdsd_jax.runs.weights import load_run
 from gdsd_jax.training.trainer import train, Trainer
 
@@ -49,11 +49,21 @@ def lora_run(tmp_path_factory):
   return workdir
 
 
+def untrained(workdir, **changes):
+  """What a run of all parameters leaves behind, without its training: other weights than it started from."""
+  trainer = Trainer(small_config(**changes), workdir)
+  (workdir / "config.json").write_text(config_json(trainer.config))
+  params = jax.tree.map(lambda leaf: leaf + 0.001, trainer.state.params)
+  trainer.state = trainer.state.replace(step=trainer.state.step + 1, params=params)
+  checkpoints = Checkpoints(workdir / "checkpoints", 1)
+  save(trainer, checkpoints, None)
+  checkpoints.close()
+  return workdir
+
+
 @pytest.fixture(scope="module")
 def full_run(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("full")
-  train(small_config(steps=2), workdir)
-  return workdir
+  return untrained(tmp_path_factory.mktemp("full"))
 
 
 @pytest.mark.slow
@@ -129,7 +139,7 @@ def test_the_model_that_a_run_started_from_is_not_overwritten(tmp_path):
       (model / file.name).write_bytes(file.read_bytes())
   for file in source.glob("*.jinja"):
     (model / file.name).write_bytes(file.read_bytes())
-  train(small_config(**{"steps": 1, "model.path": str(model)}), tmp_path / "run")
+  untrained(tmp_path / "run", **{"model.path": str(model)})
   with pytest.raises(ValueError, match="--out: .* is the model that the run started from"):
     export_run(tmp_path / "run", "latest", model, merged=False)
 
