@@ -61,7 +61,7 @@ def model():
 def uneven(model):
   """(sampler, eight examples): long and short prompts in turn, two rollouts of each, and a bucket for either length."""
   denoiser, _, tokenizer, task = model
-  examples = [task.examples("train")[i] for i in range(100)]
+  examples = task.examples("train")[:100]
   everything = RolloutSampler(denoiser, tokenizer, task, SAMPLER, (40,))
   lengths = everything.prompt_lengths(examples)
   order = np.argsort(lengths, kind="stable")
