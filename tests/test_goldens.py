@@ -1,6 +1,7 @@
 """Agreement with the reference PyTorch implementations: forward pass, sampling, scores, losses, gradients."""
 
 import functools
+import itertools
 import json
 
 from conftest import slow
@@ -87,10 +88,12 @@ def test_greedy_sampling(golden, case):
     np.testing.assert_allclose(rollout.confidence, data[f"generate/case{case}/confidence"], atol=1e-4, rtol=0)
 
 
+QUICK = [("llada", name) for name in ("gdsd", "gdsd_tlc64", "gdsd_tlc64_sg", "gdsd_tlc512", "espo")]
+QUICK += [("dream", "gdsd"), ("dream", "gdsd_tlc8")]
+
+
 @pytest.mark.parametrize("family, name", [
-  *(("llada", name) for name in LOSSES),
-  # The losses know nothing of the family.
-  *(("dream", name) if name in ("gdsd", "gdsd_tlc64") else slow("dream", name) for name in LOSSES),
+  case if case in QUICK else slow(*case) for case in itertools.product(("llada", "dream"), LOSSES)
 ])
 def test_score_loss_and_gradient(goldens, family, name):
   denoiser, params, data, meta = read(goldens / f"{family}_tiny")

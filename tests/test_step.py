@@ -82,7 +82,9 @@ def test_first_log_ratio_is_exactly_zero(tiny_denoiser, optimizer, one_device, n
   objective = Objective(name)
   denoiser, state = make_state(tiny_denoiser, optimizer, one_device, dtype)
   batch = make_batch(denoiser, state, objective, one_device)
-  _, metrics = distillation_step(state, batch, denoiser=denoiser, objective=objective, optimizer=optimizer)
+  _, metrics = distillation_step(
+    state, batch, denoiser=denoiser, objective=objective, optimizer=optimizer, accumulation=1
+  )
   assert metrics["log_ratio_abs"] == 0 and metrics["kl"] == 0 and metrics["clip_fraction"] == 0
   assert metrics["grad_norm"] > 0
 
@@ -112,7 +114,9 @@ def test_step_is_adamw_on_the_gradient_of_the_loss(tiny_denoiser, optimizer, one
   gradient = gradient_of_loss(state.params, batch, denoiser, objective)
   updates, _ = jax.jit(optimizer.update)(gradient, state.opt_state, state.params)
   expected = jax.tree.map(np.add, before, updates)
-  stepped, _ = distillation_step(state, batch, denoiser=denoiser, objective=objective, optimizer=optimizer)
+  stepped, _ = distillation_step(
+    state, batch, denoiser=denoiser, objective=objective, optimizer=optimizer, accumulation=1
+  )
   # AdamW's first update is the rate times the gradient's sign, so an entry near zero may differ by a part of it.
   assert max(mean_distances(stepped.params, expected)) < 1e-6
   assert min(mean_distances(stepped.params, before)) > 1e-4
