@@ -114,8 +114,9 @@ def few_problems():
 
 @pytest.fixture(scope="module")
 def quick_runs():
-  """Runs of a module that tests neither meshes nor tasks."""
-  with only_devices(1), few_problems():
+  """Runs of a module that tests neither meshes nor tasks, nor what is drawn."""
+  with only_devices(1), few_problems(), pytest.MonkeyPatch.context() as patch:
+    patch.setattr("gdsd_jax.runs.metrics.plot_reward", lambda rows, path: None)
     yield
 
 

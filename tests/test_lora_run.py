@@ -1,7 +1,7 @@
 """Runs with LoRA from start to export: they resume exactly, keep the base, and leave as adapter or full model."""
 
 import chex
-from conftest import few_problems, only_devices
+from conftest import only_devices
 import jax
 import numpy as np
 import pytest
@@ -27,8 +27,8 @@ SMALL = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def two_devices():
-  with only_devices(2), few_problems():
+def two_devices(quick_runs):
+  with only_devices(2):
     yield
 
 
