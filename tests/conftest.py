@@ -34,8 +34,9 @@ from gdsd_jax.models.denoiser import Denoiser  # noqa: E402
 from gdsd_jax.tasks.arithmetic import ArithmeticTask  # noqa: E402
 
 LONGEST = (
-  "lora_run", "train", "overlap", "fast_dllm", "step", "processes", "evaluate", "benchmark", "goldens", "finetuning",
-  "token_scores", "sandbox", "math_tasks", "sandbox_hostile", "presets", "meshes",
+  "train", "fast_dllm", "lora_run", "evaluate", "goldens", "step", "overlap", "lora", "benchmark", "token_scores",
+  "meshes", "finetuning", "launchers", "checkpoints", "sandbox", "math_tasks", "sandbox_hostile", "scores", "dream",
+  "prediction",
 )
 
 

@@ -8,7 +8,7 @@ import subprocess
 import time
 
 from commands import Command, run_command
-from conftest import all_devices, files_of_at_most
+from conftest import all_devices, files_of_at_most, slow
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,7 +148,7 @@ def test_summary_is_the_mean_of_the_records(straight):
   assert 0 < summary["accuracy"] == max(values["accuracy"] for values in summary["lengths"].values())
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.33, 0.77])
+@pytest.mark.parametrize("share", [0.0, slow(0.1), 0.33, slow(0.77)])
 def test_evaluation_cut_anywhere_ends_the_same(straight, tmp_path, share):
   whole = (straight[0] / "generations.jsonl").read_bytes()
   (tmp_path / "settings.json").write_bytes((straight[0] / "settings.json").read_bytes())

@@ -39,8 +39,8 @@ dual = pytest.mark.parametrize("cache", [slow_prefix, "dual"])
 def made(family, **changes):
   denoiser = Denoiser(MODELS[family], **changes)
   rng = np.random.default_rng(0)  # biases and norms too: nothing is zero or one
-  params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) / 2, s.dtype), denoiser.abstract_params())
-  return denoiser, {**params, "head": 3 * params["head"]}  # of probabilities from 0 to 1
+  params = jax.tree.map(lambda s: (rng.normal(size=s.shape) / 2).astype(s.dtype), denoiser.abstract_params())
+  return denoiser, jax.device_put({**params, "head": 3 * params["head"]})  # of probabilities from 0 to 1
 
 
 def of_one_layer(family):

@@ -130,10 +130,9 @@ def test_gradient_of_the_first_update_is_the_policy_gradient():
 
 
 def test_kl_uses_plain_scores_under_tlc():
-  plain, ref = jnp.array([[1.0]]), Scores(jnp.array([[3.0]]), jnp.array([[100.0]]))
-  scores = Scores(plain, jnp.array([[7.0]]))
-  _, metrics = gdsd_loss(scores, scores, ref, jnp.zeros(1), completion_length=2, beta=1.0)
-  np.testing.assert_allclose(metrics["kl"], 0.5 * 4 / 2)
+  of = lambda plain, centered: Scores(np.array([[plain]]), np.array([[centered]]))
+  kl = jax.jit(lambda scores, ref: gdsd_loss(scores, scores, ref, np.zeros(1), completion_length=2, beta=1.0)[1]["kl"])
+  np.testing.assert_allclose(kl(of(1.0, 7.0), of(3.0, 100.0)), 0.5 * 4 / 2)
 
 
 @pytest.mark.parametrize("masks, prompt_length", [((M, B, L - 1), P), ((M, B, L), P + 1)])

@@ -28,8 +28,9 @@ pytestmark = pytest.mark.usefixtures("quick_runs")
 # Seconds instead of minutes: short completions, few rollouts.
 SMALL = {
   "steps": 6, "group_size": 4, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4,
-  "sampler.steps": 4, "objective.num_iterations": 1, "objective.num_mc": 1, "eval.every": 2, "eval.num_examples": 8,
-  "eval.batch_size": 8, "checkpoint.every": 2, "log.plot_seconds": 1000.0, "log.tensorboard": False,
+  "sampler.steps": 4, "objective.num_iterations": 1, "objective.num_mc": 1, "optimizer.learning_rate": 1e-3,
+  "eval.every": 2, "eval.num_examples": 8, "eval.batch_size": 8, "checkpoint.every": 2, "log.plot_seconds": 1000.0,
+  "log.tensorboard": False,
 }
 
 
