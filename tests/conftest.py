@@ -7,6 +7,7 @@ for the next test, process and run.
 import contextlib
 import functools
 import importlib.util
+from multiprocessing import forkserver
 import os
 from pathlib import Path
 import resource
@@ -33,8 +34,9 @@ from gdsd_jax.models.denoiser import Denoiser  # noqa: E402
 from gdsd_jax.tasks.arithmetic import ArithmeticTask  # noqa: E402
 
 LONGEST = (
-  "lora_run", "train", "overlap", "fast_dllm", "step", "processes", "evaluate", "benchmark", "goldens", "finetuning",
-  "token_scores", "sandbox", "math_tasks", "sandbox_hostile", "presets", "meshes",
+  "train", "fast_dllm", "lora_run", "evaluate", "goldens", "step", "overlap", "lora", "benchmark", "token_scores",
+  "meshes", "finetuning", "launchers", "checkpoints", "sandbox", "math_tasks", "sandbox_hostile", "scores", "dream",
+  "prediction",
 )
 
 
@@ -42,6 +44,11 @@ def pytest_collection_modifyitems(items):
   """The longest files first, so that none of them is what one process does at the end, while the other has nothing."""
   names = [f"test_{name}.py" for name in LONGEST]
   items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
+
+
+def pytest_sessionfinish():
+  """The process that commands.py forks from ends with the tests, so that its seconds count as theirs."""
+  forkserver._forkserver._stop()
 
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)  # a case of a test that the quick suite leaves out
@@ -100,15 +107,17 @@ def all_devices():
 def few_problems():
   """The arithmetic task has so few that a run starts at once: all prompts are read before it begins."""
   examples = ArithmeticTask.examples
+  few = functools.cache(lambda task, split: examples(task, split)[:500])  # they take as long to make as a short run
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(ArithmeticTask, "examples", lambda self, split: examples(self, split)[:500])
+    patch.setattr(ArithmeticTask, "examples", lambda task, split: few(task, split))
     yield
 
 
 @pytest.fixture(scope="module")
 def quick_runs():
-  """Runs of a module that tests neither meshes nor tasks."""
-  with only_devices(1), few_problems():
+  """Runs of a module that tests neither meshes nor tasks, nor what is drawn."""
+  with only_devices(1), few_problems(), pytest.MonkeyPatch.context() as patch:
+    patch.setattr("gdsd_jax.runs.metrics.plot_reward", lambda rows, path: None)
     yield
 
 
@@ -136,4 +145,4 @@ def tiny_denoiser(tiny_config) -> Denoiser:
 
 @pytest.fixture(scope="session")
 def tiny_params(tiny_denoiser):
-  return tiny_denoiser.init(jax.random.key(0))
+  return jax.jit(tiny_denoiser.init)(jax.random.key(0))

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+from commands import run_command
 from conftest import REPOSITORY
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,15 @@ from gdsd_jax.planning.hlo_cost import program_cost
 SMALL = dict(batch=4, prompt_length=12, completion_length=16, block_length=8, steps=8)
 
 
-def run_command(*arguments):
+def command(*arguments):
+  return ["launch/benchmark.py", "--model=tiny", *(f"--{name}={value}" for name, value in SMALL.items()), *arguments]
+
+
+def run_afresh(*arguments):
+  """In an interpreter of its own, whose memory is what it measures."""
   environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
-  small = (f"--{name}={value}" for name, value in SMALL.items())
-  command = [sys.executable, REPOSITORY / "launch" / "benchmark.py", "--model=tiny", *small, *arguments]
-  return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+  return subprocess.run([sys.executable, *command(*arguments)], cwd=REPOSITORY, env=environment, capture_output=True,
+                        text=True, timeout=600)
 
 
 def torch_side():
@@ -131,7 +136,7 @@ def test_masked_tokens_are_those_that_the_sampler_has_left(model, masked):
 
 @pytest.mark.slow
 def test_command_ends_with_a_line_of_json(tmp_path):
-  finished = run_command("--only=sampling,training", f"--out={tmp_path / 'result.json'}",
+  finished = run_afresh("--only=sampling,training", f"--out={tmp_path / 'result.json'}",
                          f"--profile={tmp_path / 'trace'}", "--cache=dual")
   assert finished.returncode == 0, finished.stderr
   result = json.loads(finished.stdout.splitlines()[-1])
@@ -153,7 +158,7 @@ def test_memory_of_scores_does_not_grow_with_the_vocabulary():
 
 def test_command_compares_with_the_reference():
   torch_side()
-  finished = run_command("--only=sampling,training", "--reference")
+  finished = run_afresh("--only=sampling,training", "--reference")
   assert finished.returncode == 0, finished.stderr
   result = json.loads(finished.stdout.splitlines()[-1])
   assert result["sampling"]["equal_tokens"] == 1
@@ -168,7 +173,7 @@ def test_command_compares_with_the_reference():
   ("--prompt_length=300", "--prompt_length, --completion_length: their sum exceeds the 256 positions"),
 ])
 def test_command_tells_a_wrong_flag_in_one_line(argument, message):
-  finished = run_command(argument)
+  finished = run_command(*command(argument))
   assert finished.returncode == 1
   assert finished.stderr.splitlines()[-1].startswith(f"error: {message}")
 

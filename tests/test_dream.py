@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+from conftest import slow
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,11 +23,14 @@ CONFIG = gdsd_jax.DenoiserConfig(
 )
 
 
+apply = jax.jit(gdsd_jax.Denoiser.apply, static_argnums=0)
+
+
 def made(config=CONFIG, dtype="float32", seed=0):
   denoiser = gdsd_jax.Denoiser(config, dtype, dtype)
   rng = np.random.default_rng(seed)  # biases and norms too: nothing is zero or one
-  params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) / 3, s.dtype), denoiser.abstract_params())
-  return denoiser, params
+  params = jax.tree.map(lambda s: (rng.normal(size=s.shape) / 3).astype(s.dtype), denoiser.abstract_params())
+  return denoiser, jax.device_put(params)
 
 
 # Files
@@ -113,16 +117,16 @@ def test_left_padding_changes_nothing_for_the_real_tokens():
   tokens = np.arange(1, 9)[None]
   padded = np.concatenate([np.full((1, 5), 21), tokens], axis=1)
   mask = np.arange(13)[None] >= 5
-  logits = denoiser.apply(params, padded, mask)[:, 5:]
+  logits = apply(denoiser, params, padded, mask)[:, 5:]
   # Position 0 is aligned with what came before it, which is padding here and itself without padding.
-  np.testing.assert_allclose(logits[:, 1:], denoiser.apply(params, tokens)[:, 1:], atol=1e-5)
+  np.testing.assert_allclose(logits[:, 1:], apply(denoiser, params, tokens)[:, 1:], atol=1e-5)
 
 
 def test_output_is_shifted_within_the_model():
   denoiser, params = made()
   raw = gdsd_jax.Denoiser(dataclasses.replace(CONFIG, shifted_output=False))
   tokens = np.arange(1, 9)[None]
-  aligned, unshifted = denoiser.apply(params, tokens), raw.apply(params, tokens)
+  aligned, unshifted = apply(denoiser, params, tokens), apply(raw, params, tokens)
   np.testing.assert_array_equal(aligned[:, 1:], unshifted[:, :-1])
   np.testing.assert_array_equal(aligned[:, 0], unshifted[:, 0])
 
@@ -206,8 +210,10 @@ def test_a_nucleus_of_the_mask_token_alone_still_gives_a_token():
   assert (np.asarray(greedy) == 7).all()
 
 
-@pytest.mark.parametrize("alg", ["entropy", "maskgit_plus", "topk_margin", "origin"])
-@pytest.mark.parametrize("alg_temp", [0.0, 0.5])
+@pytest.mark.parametrize("alg, alg_temp", [
+  ("entropy", 0.5), ("maskgit_plus", 0.0), ("topk_margin", 0.5), ("origin", 0.0),
+  slow("entropy", 0.0), slow("maskgit_plus", 0.5), slow("topk_margin", 0.0), slow("origin", 0.5),
+])
 def test_completions_are_whole(alg, alg_temp):
   denoiser, params = made()
   prompt = np.array([[21, 21, 3, 4], [1, 2, 3, 4]])

@@ -2,15 +2,13 @@
 
 import json
 import logging
-import os
-from pathlib import Path
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
-from conftest import all_devices, files_of_at_most
+from commands import Command, run_command
+from conftest import all_devices, files_of_at_most, slow
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +34,6 @@ from gdsd_jax.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
-REPOSITORY = Path(__file__).parent.parent
 EXAMPLES = 40
 # Prompts of both widths are among the examples, so that neither has full batches alone.
 SMALL = {
@@ -73,14 +70,9 @@ def evaluate(out, evaluated=None, num_examples=EXAMPLES, **changes):
   return evaluate_model(small_config(**changes), evaluated or Evaluated(), out, num_examples)
 
 
-def launch(*arguments, **changes):
-  return subprocess.run(command(*arguments, **changes), cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
-                        env={**os.environ, "JAX_PLATFORMS": "cpu"})
-
-
 def command(*arguments, **changes):
   overrides = [f"--config.{name}={value}" for name, value in {**SMALL, **changes}.items()]
-  return [sys.executable, "launch/evaluate.py", "--config=configs/gdsd_math.py", *overrides, *arguments]
+  return ["launch/evaluate.py", "--config=configs/gdsd_math.py", *overrides, *arguments]
 
 
 def records(out):
@@ -156,7 +148,7 @@ def test_summary_is_the_mean_of_the_records(straight):
   assert 0 < summary["accuracy"] == max(values["accuracy"] for values in summary["lengths"].values())
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.33, 0.77])
+@pytest.mark.parametrize("share", [0.0, slow(0.1), 0.33, slow(0.77)])
 def test_evaluation_cut_anywhere_ends_the_same(straight, tmp_path, share):
   whole = (straight[0] / "generations.jsonl").read_bytes()
   (tmp_path / "settings.json").write_bytes((straight[0] / "settings.json").read_bytes())
@@ -169,16 +161,14 @@ def test_evaluation_cut_anywhere_ends_the_same(straight, tmp_path, share):
 @pytest.mark.slow
 def test_killed_evaluation_ends_as_an_undisturbed_one(straight, tmp_path):
   arguments = [f"--out={tmp_path}", f"--num_examples={EXAMPLES}"]
-  process = subprocess.Popen(command(*arguments), cwd=REPOSITORY, stdout=subprocess.DEVNULL,
-                             env={**os.environ, "JAX_PLATFORMS": "cpu"})
-  generations = tmp_path / "generations.jsonl"
-  while process.poll() is None and (not generations.is_file() or not generations.stat().st_size):
+  killed, generations = Command(*command(*arguments)), tmp_path / "generations.jsonl"
+  while killed.process.is_alive() and (not generations.is_file() or not generations.stat().st_size):
     time.sleep(0.002)
-  process.send_signal(signal.SIGKILL)
-  assert process.wait() == -signal.SIGKILL, "the evaluation ended before it was killed"
+  killed.process.kill()
+  assert killed.finish().returncode == -signal.SIGKILL, "the evaluation ended before it was killed"
   before = len(records(tmp_path))
   assert 0 < before < 2 * EXAMPLES
-  result = launch(*arguments)
+  result = run_command(*command(*arguments))
   assert result.returncode == 0, result.stderr
   assert f"{before} of {2 * EXAMPLES} completions are there" in result.stdout
   assert generations.read_bytes() == (straight[0] / "generations.jsonl").read_bytes()
@@ -372,7 +362,7 @@ def test_damaged_checkpoint_is_one_clear_line(run, tmp_path):
   (["--model="], "error: --model: is empty"),
 ])
 def test_bad_flags_are_one_clear_line(arguments, words):
-  result = launch(*arguments)
+  result = run_command(*command(*arguments))
   assert result.returncode == 1
   assert result.stderr.strip().splitlines()[-1].startswith(words)
   assert "Traceback" not in result.stderr

@@ -29,6 +29,7 @@ SAMPLERS = {
   "dream": SamplerConfig(kind="dream", alg="maskgit_plus", completion_length=8, steps=8, block_length=4, threshold=1.0),
 }
 families = pytest.mark.parametrize("family", MODELS)
+llada = pytest.mark.parametrize("family", ["llada", slow("dream")])
 caches = pytest.mark.parametrize("cache", ["prefix", "dual"])
 # With "prefix" each block is compiled by itself: a case takes three times as long.
 slow_prefix = slow("prefix")
@@ -38,8 +39,8 @@ dual = pytest.mark.parametrize("cache", [slow_prefix, "dual"])
 def made(family, **changes):
   denoiser = Denoiser(MODELS[family], **changes)
   rng = np.random.default_rng(0)  # biases and norms too: nothing is zero or one
-  params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) / 2, s.dtype), denoiser.abstract_params())
-  return denoiser, {**params, "head": 3 * params["head"]}  # of probabilities from 0 to 1
+  params = jax.tree.map(lambda s: (rng.normal(size=s.shape) / 2).astype(s.dtype), denoiser.abstract_params())
+  return denoiser, jax.device_put({**params, "head": 3 * params["head"]})  # of probabilities from 0 to 1
 
 
 def of_one_layer(family):
@@ -118,14 +119,14 @@ def test_a_cache_that_lives_for_one_step_changes_nothing(cache, temperature):
   np.testing.assert_array_equal(exact.confidence, cached.confidence)
 
 
-@families
+@llada
 @dual
 def test_a_cache_that_is_never_stale_changes_nothing(family, cache):
   model = of_one_layer(family)
   assert_same(run(family, model=model, threshold=0.5), run(family, model=model, threshold=0.5, cache=cache))
 
 
-@families
+@llada
 @dual
 def test_a_cache_is_an_approximation(family, cache):
   """In a model of two layers, what the block commits changes the others' keys and values."""
@@ -137,8 +138,7 @@ def test_a_cache_is_an_approximation(family, cache):
 
 
 @pytest.mark.parametrize("alg, alg_temp", [
-  ("entropy", 0.5), ("origin", 0.0), slow("entropy", 0.0),
-  slow("topk_margin", 0.0),
+  ("entropy", 0.5), slow("origin", 0.0), slow("entropy", 0.0), slow("topk_margin", 0.0),
 ])
 @dual
 def test_dream_with_a_cache_goes_block_by_block_with_every_algorithm(alg, alg_temp, cache):
@@ -156,45 +156,51 @@ def test_dream_in_one_block_and_one_layer_is_the_exact_sampler(cache):
 # Parallel decoding
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [slow(0.0), 1.0])
 def test_a_threshold_never_exceeded_commits_one_token_a_step(temperature):
   assert_same(run("llada", temperature=temperature), run("llada", temperature=temperature, threshold=1.0))
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("cache", ["none", slow_prefix, "dual"])
 def test_a_threshold_always_exceeded_commits_a_block_in_one_step(cache):
   assert_same(run("llada", steps=2), run("llada", threshold=0.0, cache=cache))
 
 
+passes = {"full": 0, "window": 0}
+
+
+def note(name):
+  passes[name] += 1
+
+
+class Counting(Denoiser):
+  """It counts the passes over the whole sequence, and those over a window."""
+
+  def hidden(self, *args):
+    jax.debug.callback(note, "full")
+    return super().hidden(*args)
+
+  def hidden_and_cache(self, *args):
+    jax.debug.callback(note, "full")
+    return super().hidden_and_cache(*args)
+
+  def window(self, *args):
+    jax.debug.callback(note, "window")
+    return super().window(*args)
+
+
 def count_steps(family, params=None, **changes):
   """Passes through the denoiser: (rollout, over the whole sequence, over a window)."""
-  counts = {"full": 0, "window": 0}
-
-  def note(name):
-    counts[name] += 1
-
-  class Counting(Denoiser):
-
-    def hidden(self, *args):
-      jax.debug.callback(note, "full")
-      return super().hidden(*args)
-
-    def hidden_and_cache(self, *args):
-      jax.debug.callback(note, "full")
-      return super().hidden_and_cache(*args)
-
-    def window(self, *args):
-      jax.debug.callback(note, "window")
-      return super().window(*args)
-
   params = made(family)[1] if params is None else params
+  passes.update(full=0, window=0)
   rollout = jax.block_until_ready(run(family, model=(Counting(MODELS[family]), params), **changes))
   jax.effects_barrier()
-  return rollout, counts["full"], counts["window"]
+  return rollout, passes["full"], passes["window"]
 
 
-@families
-@pytest.mark.parametrize("threshold, steps", [(1.0, 8), (0.0, 2)])
+@pytest.mark.parametrize("family, threshold, steps", [
+  ("llada", 1.0, 8), ("dream", 0.0, 2), slow("llada", 0.0, 2), slow("dream", 1.0, 8),
+])
 def test_without_a_cache_every_step_is_a_full_pass(family, threshold, steps):
   assert count_steps(family, threshold=threshold)[1:] == (steps, 0)
 
@@ -207,7 +213,7 @@ def test_with_a_cache_one_step_of_each_block_is_a_full_pass(family, cache):
   assert count_steps(family, threshold=1.0, cache=cache)[1:] == (2, 6)
 
 
-@families
+@llada
 def test_a_block_ends_when_no_row_has_masks_left(family):
   """More than the least and fewer than the most steps, every token committed."""
   rollout, full, window = count_steps(family, threshold=0.2)
@@ -244,7 +250,7 @@ def test_threshold_commits_what_exceeds_it_and_the_surest_of_each_row():
 # Both
 
 
-@families
+@pytest.mark.parametrize("family", [slow("llada"), "dream"])
 @pytest.mark.parametrize("options", [
   slow(dict(cache="prefix", threshold=0.4)),
   dict(cache="dual", factor=1.0, threshold=None),
@@ -256,8 +262,9 @@ def test_left_padding_changes_nothing(family, options):
   assert_same(plain, run(family, padded, mask, temperature=0.0, **options))
 
 
-@families
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("family, temperature", [
+  ("llada", 0.0), ("dream", 1.0), slow("llada", 1.0), slow("dream", 0.0),
+])
 def test_the_mask_token_is_never_chosen_even_when_it_is_the_most_likely(family, temperature):
   denoiser, params = made(family)
   params = fond_of(20, 2.0, family, params)
@@ -265,7 +272,7 @@ def test_the_mask_token_is_never_chosen_even_when_it_is_the_most_likely(family, 
   assert (np.asarray(rollout.tokens) != 20).all()
 
 
-@families
+@llada
 @dual
 def test_an_adapter_takes_part(family, cache):
   """Weights with an adapter give what weights with the adapter merged into them give, and not what the base gives."""
@@ -284,7 +291,7 @@ def test_an_adapter_takes_part(family, cache):
   assert not np.array_equal(adapted.confidence, without.confidence)
 
 
-@families
+@llada
 @pytest.mark.parametrize("cache", ["none", slow_prefix, slow("dual")])
 def test_eight_devices_sample_what_one_does(family, cache):
   options = dict(temperature=1.0, threshold=0.4, cache=cache, early_stop=True)
@@ -296,14 +303,14 @@ def test_eight_devices_sample_what_one_does(family, cache):
   assert_same(alone, run(family, prompt, model=(denoiser, params), **options))
 
 
-@families
+@llada
 @dual
 def test_bfloat16_completions_are_whole(family, cache):
   rollout = run(family, model=made(family, dtype="bfloat16", param_dtype="bfloat16"), threshold=0.4, cache=cache)
   assert (np.asarray(rollout.tokens) != 20).all() and rollout.confidence.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("cache", ["none", slow_prefix, "dual"])
+@pytest.mark.parametrize("cache", [slow("none"), slow_prefix, "dual"])
 def test_no_host_round_trip(cache):
   denoiser, params = made("llada")
   config = dataclasses.replace(SAMPLERS["llada"], cache=cache, threshold=0.4)
@@ -332,25 +339,17 @@ def text(tokens):
 
 @pytest.mark.parametrize("family, options", [
   ("llada", dict(threshold=0.5)), ("dream", dict(cache="dual")), slow("llada", {}),
-  slow("llada", dict(cache="prefix", block_length=4)),
+  slow("llada", dict(threshold=0.0)), slow("llada", dict(cache="prefix", block_length=4)),
 ])
-def test_an_early_stop_leaves_texts_as_they_are_and_fills_what_is_behind(family, options):
-  options = {"block_length": 2, **options, "completion_length": 16, "steps": 16, "model": ending(family)}
-  whole, stopped = run(family, **options), run(family, early_stop=True, **options)
+def test_an_early_stop_saves_steps_leaves_texts_as_they_are_and_fills_what_is_behind(family, options):
+  options = {"block_length": 2, **options, "completion_length": 16, "steps": 16, "params": ending(family)[1]}
+  (whole, *all_steps), (stopped, *steps) = (count_steps(family, early_stop=stop, **options) for stop in (False, True))
+  assert sum(steps) < sum(all_steps)
   assert text(whole.tokens) == text(stopped.tokens)
   filled = np.asarray(stopped.confidence)[:, -2:] == 1
   assert filled.all() and (np.asarray(stopped.tokens)[:, -2:] == 21).all()
   same = np.asarray(whole.tokens) == np.asarray(stopped.tokens)
   assert not same.all()  # what the whole run sampled behind the end
-
-
-@pytest.mark.parametrize("family, options", [
-  ("llada", {}), slow("llada", dict(threshold=0.0)),
-  slow("dream", dict(cache="dual")),
-])
-def test_an_early_stop_saves_steps(family, options):
-  options = dict(options, block_length=2, completion_length=16, steps=16, params=ending(family)[1])
-  assert sum(count_steps(family, early_stop=True, **options)[1:]) < sum(count_steps(family, **options)[1:])
 
 
 def test_without_an_end_nothing_is_stopped():

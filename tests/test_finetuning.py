@@ -47,8 +47,9 @@ def chats_file(tmp_path_factory):
 def sft_recipe(source, **changes):
   config = load_recipe("sft").get_config("tiny")
   config.data.train_source = str(source)
-  small = {"steps": 6, "batch_size": 8, "checkpoint.every": 2, "data.prompt_buckets": (36,),
-           "data.completion_buckets": (16,), "optimizer.warmup_steps": 0, "optimizer.learning_rate": 1e-3}
+  small = {"steps": 6, "batch_size": 8, "checkpoint.every": 100, "data.prompt_buckets": (36,),
+           "data.completion_buckets": (16,), "optimizer.warmup_steps": 0, "optimizer.learning_rate": 1e-3,
+           "log.tensorboard": False, "log.plot_seconds": 1000.0}
   config.update_from_flattened_dict({**small, **changes})
   return config
 
@@ -285,12 +286,13 @@ def test_the_loss_is_the_weighted_cross_entropy_of_masked_completion_tokens(tiny
   maskable = np.broadcast_to(np.arange(14) >= 6, tokens.shape)
   padding = np.arange(14) >= np.array([0, 3, 5, 1])[:, None]
   key = jax.random.key(3)
-  loss, _ = masked_cross_entropy(tiny_denoiser, tiny_params, key, tokens, maskable, padding, prompt_length=6)
+  cross_entropy = jax.jit(masked_cross_entropy, static_argnums=(0, 6))
+  loss, _ = cross_entropy(tiny_denoiser, tiny_params, key, tokens, maskable, padding, 6)
   rate_key, mask_key = jax.random.split(key)
   rate = 1e-3 + (1 - 1e-3) * ((np.float64(jax.random.uniform(rate_key)) + np.arange(4) / 4) % 1)
   masked = maskable & (np.asarray(jax.random.uniform(mask_key, tokens.shape)) < rate[:, None])
   noised = np.where(masked, tiny_denoiser.config.mask_token_id, tokens)
-  logits = np.asarray(tiny_denoiser.apply(tiny_params, noised, padding), np.float64)
+  logits = np.asarray(jax.jit(tiny_denoiser.apply)(tiny_params, noised, padding), np.float64)
   log_prob = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   cross_entropy = -np.take_along_axis(log_prob, tokens[..., None], -1)[..., 0]
   assert masked.sum() >= 8

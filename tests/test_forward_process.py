@@ -27,7 +27,8 @@ def test_counts_are_stratified(shape):
 
 def test_counts_are_uniform_over_all_keys():
   # Three sequences: no count falls between two integers, where rounding to even would prefer one.
-  counts = jax.vmap(lambda key: stratified_counts(key, 3, 9))(jax.random.split(jax.random.key(0), 20_000))
+  draw = jax.jit(jax.vmap(lambda key: stratified_counts(key, 3, 9)))
+  counts = draw(jax.random.split(jax.random.key(0), 20_000))
   frequency = np.bincount(np.asarray(counts).ravel(), minlength=10) / counts.size
   assert frequency.shape == (10,)
   np.testing.assert_allclose(frequency, 0.1, atol=0.01)
@@ -42,12 +43,11 @@ def test_masks_look_like_states_of_the_sampler(shape, remasking):
   """Exactly n masked tokens; the last n // K blocks whole, n mod K in the block before, earlier ones clean."""
   batch, blocks, block_length, seed = shape
   length = blocks * block_length
-  key = jax.random.key(seed)
-  confidence = jax.random.uniform(key, (batch, length))
-  counts = jax.random.randint(key, (batch,), 0, length + 1)
-  masks = np.asarray(compiled(key, counts, confidence, block_length, remasking))
+  rng = np.random.default_rng(seed)
+  confidence, counts = rng.random((batch, length), np.float32), rng.integers(0, length + 1, batch)
+  masks = np.asarray(compiled(jax.random.key(seed), counts, confidence, block_length, remasking))
   np.testing.assert_array_equal(masks.sum(axis=1), counts)
-  for mask, count in zip(masks, np.asarray(counts)):
+  for mask, count in zip(masks, counts):
     whole, partial = divmod(int(count), block_length)
     per_block = mask.reshape(blocks, block_length).sum(axis=1)
     expected = [0] * blocks
@@ -70,27 +70,30 @@ class CompiledOrNot(chex.TestCase):
 
 def test_random_masks_are_uniform_in_the_partial_block():
   keys = jax.random.split(jax.random.key(0), 4000)
-  confidence = jnp.arange(8.0)[None]
-  masks = jax.vmap(lambda key: masks_from_counts(key, jnp.array([5]), confidence, 4, "random"))(keys)
-  np.testing.assert_allclose(masks.mean(axis=(0, 1))[:4], 0.25, atol=0.03)
+  confidence = np.arange(8.0, dtype=np.float32)[None]
+  masks = jax.jit(jax.vmap(lambda key: masks_from_counts(key, np.array([5]), confidence, 4, "random")))(keys)
+  np.testing.assert_allclose(np.mean(np.asarray(masks), axis=(0, 1))[:4], 0.25, atol=0.03)
+
+
+CONFIDENCE = np.random.default_rng(0).random((6, 32), np.float32)
+draw_masks = jax.jit(consistent_masks, static_argnums=(2, 3))
 
 
 def test_samples_have_their_own_counts_and_shape():
-  masks = consistent_masks(jax.random.key(3), jax.random.uniform(jax.random.key(0), (6, 32)), 8, 8)
+  masks = draw_masks(jax.random.key(3), CONFIDENCE, 8, 8)
   chex.assert_shape(masks, (8, 6, 32))
   chex.assert_type(masks, bool)
-  assert len({tuple(row) for row in np.asarray(masks.sum(axis=-1))}) > 1
+  assert len({tuple(row) for row in np.sum(np.asarray(masks), axis=-1)}) > 1
 
 
 def test_inside_rollouts_come_first():
-  confidence = jax.random.uniform(jax.random.key(0), (6, 32))
-  public, inside = (masks(jax.random.key(3), confidence, 8, 8) for masks in (consistent_masks, rollout_masks))
+  draw_inside = jax.jit(rollout_masks, static_argnums=(2, 3))
+  public, inside = (draw(jax.random.key(3), CONFIDENCE, 8, 8) for draw in (draw_masks, draw_inside))
   chex.assert_trees_all_equal(inside, public.transpose(1, 0, 2))
 
 
 def test_whole_completion_is_one_block():
-  confidence = jax.random.uniform(jax.random.key(0), (5, 12))
-  whole, one_block = (consistent_masks(jax.random.key(1), confidence, 3, K) for K in (None, 12))
+  whole, one_block = (draw_masks(jax.random.key(1), CONFIDENCE, 8, K) for K in (None, 32))
   chex.assert_trees_all_equal(whole, one_block)
 
 

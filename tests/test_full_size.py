@@ -5,7 +5,7 @@ import functools
 import json
 import math
 
-from conftest import load_recipe
+from conftest import load_recipe, slow
 import jax
 import jax.numpy as jnp
 import pytest
@@ -21,7 +21,9 @@ from gdsd_jax.training.step import distillation_step, score_rollouts
 
 PUBLISHED = {preset: published.PUBLISHED[name] for preset, name in published.HUB_NAMES.items()}
 COUNTS = {"llada_8b": 8_015_581_184, "dream_7b": 7_615_616_512}
-RECIPES = ("math", "gsm8k", "countdown", "sudoku", "code")
+RECIPES = {  # and the models that the quick suite traces them with
+  "math": "llada_8b", "gsm8k": "dream_7b", "countdown": "llada_8b", "sudoku": "dream_7b", "code": "llada_8b",
+}
 
 
 @pytest.fixture(params=PUBLISHED)
@@ -77,7 +79,9 @@ def test_weights_divide_over_meshes(full_size, sizes):
   assert count / (sizes[1] * sizes[2]) <= local < count / (sizes[1] * sizes[2]) + norms
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("full_size, name", [
+  (preset, name) if preset == RECIPES[name] else slow(preset, name) for preset in PUBLISHED for name in RECIPES
+], indirect=["full_size"])
 def test_recipes_trace_at_full_size(full_size, name):
   """Sampler, scores and distillation step of the recipe, by shapes alone."""
   preset, denoiser = full_size

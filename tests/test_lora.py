@@ -5,6 +5,7 @@ import functools
 import json
 
 import chex
+from conftest import slow
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,10 +29,19 @@ TOKENS = np.arange(24).reshape(2, 12) % 50
 
 def trained_looking(params, seed=1):
   """Parameters whose adapter is not zero."""
-  leaves, tree = jax.tree.flatten(params["lora"])
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)]
-  return {**params, "lora": jax.tree.unflatten(tree, noisy)}
+  rng = np.random.default_rng(seed)
+  noisy = lambda leaf: jnp.asarray(leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32))
+  return {**params, "lora": jax.tree.map(noisy, jax.device_get(params["lora"]))}
+
+
+apply = jax.jit(gdsd_jax.Denoiser.apply, static_argnums=0)
+
+
+def random_params(denoiser):
+  rng = np.random.default_rng(0)
+  return jax.device_put(
+    jax.tree.map(lambda spec: rng.normal(size=spec.shape).astype(spec.dtype), denoiser.abstract_params())
+  )
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +52,12 @@ def adapted(tiny_denoiser, tiny_params):
 
 def test_a_fresh_adapter_changes_nothing(tiny_denoiser, tiny_params):
   denoiser, params = add_adapter(tiny_denoiser, tiny_params, CONFIG, jax.random.key(0))
-  np.testing.assert_array_equal(denoiser.apply(params, TOKENS), tiny_denoiser.apply(tiny_params, TOKENS))
+  np.testing.assert_array_equal(apply(denoiser, params, TOKENS), apply(tiny_denoiser, tiny_params, TOKENS))
 
 
 def test_without_its_entry_the_adapted_denoiser_is_the_base_model(adapted, tiny_denoiser, tiny_params):
   denoiser, _ = adapted
-  np.testing.assert_array_equal(denoiser.apply(tiny_params, TOKENS), tiny_denoiser.apply(tiny_params, TOKENS))
+  np.testing.assert_array_equal(apply(denoiser, tiny_params, TOKENS), apply(tiny_denoiser, tiny_params, TOKENS))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -62,21 +72,21 @@ def test_every_target_computes_w_plus_scaled_ab(tiny_denoiser, tiny_params, targ
     update = a.reshape(-1, 4) @ b.reshape(4, -1)
     weight[layer] += 8.0 / 4 * update.reshape(weight[layer].shape)
   expected = {**tiny_params, "blocks": {**tiny_params["blocks"], name: jnp.asarray(weight, jnp.float32)}}
-  logits = denoiser.apply(params, TOKENS)
-  np.testing.assert_allclose(logits, tiny_denoiser.apply(expected, TOKENS), atol=2e-5)
-  assert np.abs(logits - tiny_denoiser.apply(tiny_params, TOKENS)).max() > 1e-3
+  logits = apply(denoiser, params, TOKENS)
+  np.testing.assert_allclose(logits, apply(tiny_denoiser, expected, TOKENS), atol=2e-5)
+  assert np.abs(logits - apply(tiny_denoiser, tiny_params, TOKENS)).max() > 1e-3
 
 
 def test_merged_weights_give_the_same_logits(adapted, tiny_denoiser):
   denoiser, params = adapted
   merged = merge(params, denoiser.lora)
   assert "lora" not in merged
-  np.testing.assert_allclose(tiny_denoiser.apply(merged, TOKENS), denoiser.apply(params, TOKENS), atol=2e-5)
+  np.testing.assert_allclose(apply(tiny_denoiser, merged, TOKENS), apply(denoiser, params, TOKENS), atol=2e-5)
 
 
 def test_merging_keeps_the_dtype(tiny_config):
   base = gdsd_jax.Denoiser(tiny_config, param_dtype="bfloat16")
-  denoiser, params = add_adapter(base, base.init(jax.random.key(0)), CONFIG, jax.random.key(0))
+  denoiser, params = add_adapter(base, random_params(base), CONFIG, jax.random.key(0))
   assert params["lora"]["query"]["a"].dtype == jnp.float32
   chex.assert_trees_all_equal_shapes_and_dtypes(merge(params, CONFIG), base.abstract_params())
 
@@ -86,61 +96,77 @@ def test_dropout_needs_a_key_and_keeps_the_mean(tiny_denoiser, tiny_params):
     tiny_denoiser, tiny_params, dataclasses.replace(CONFIG, dropout=0.5), jax.random.key(0)
   )
   params = trained_looking(params)
-  plain = denoiser.hidden(params, TOKENS)
-  np.testing.assert_array_equal(plain, denoiser.hidden(params, TOKENS))
-  one, other = (denoiser.hidden(params, TOKENS, dropout_key=jax.random.key(i)) for i in range(2))
+  hidden = jax.jit(denoiser.hidden)
+  plain = hidden(params, TOKENS)
+  np.testing.assert_array_equal(plain, hidden(params, TOKENS))
+  one, other = (hidden(params, TOKENS, dropout_key=jax.random.key(i)) for i in range(2))
   assert np.abs(one - plain).max() > 1e-3 and np.abs(one - other).max() > 1e-3
 
 
+OBJECTIVE, ADVANTAGES = Objective(beta=1e-3), np.array([1.0, -1.0, 0.5, -0.5], np.float32)
+
+
 @functools.cache
-def distillation(dropout, accumulation=1):
+def distillation(dropout):
+  """(frozen weights before it, old scores, reference scores, state and metrics after it) of one step."""
   mesh = make_mesh(data=1, devices=jax.devices()[:1])
   denoiser, params = gdsd_jax.load_pretrained("tiny", mesh=mesh)
   denoiser, params = add_adapter(denoiser, params, LoraConfig(4, 8.0, dropout), jax.random.key(0))
-  objective = Objective(beta=1e-3)
   optimizer = make_optimizer(OptimizerConfig(), updates=1)
   state = init_state(denoiser, params, optimizer, seed=0, with_reference=True, mesh=mesh)
-  tokens = jax.random.randint(jax.random.key(1), (4, 20), 0, 400)
-  rollouts = ScoringBatch(tokens, jnp.ones((4, 4), bool), jax.random.bernoulli(jax.random.key(2), 0.5, (4, 2, 16)))
-  old = score_rollouts(state.student_params, rollouts, denoiser=denoiser, objective=objective)
-  ref = score_rollouts(state.reference_params, rollouts, denoiser=denoiser, objective=objective)
-  batch = DistillationBatch(rollouts, jnp.array([1.0, -1.0, 0.5, -0.5]), old, ref, old)
+  rng = np.random.default_rng(0)
+  rollouts = ScoringBatch(rng.integers(0, 400, (4, 20)), np.ones((4, 4), bool), rng.random((4, 2, 16)) < 0.5)
+  old = score_rollouts(state.student_params, rollouts, denoiser=denoiser, objective=OBJECTIVE)
+  ref = score_rollouts(state.reference_params, rollouts, denoiser=denoiser, objective=OBJECTIVE)
   frozen = jax.tree.map(np.asarray, state.frozen)
   new_state, metrics = distillation_step(
-    state, batch, denoiser=denoiser, objective=objective, optimizer=optimizer, accumulation=accumulation
+    state, DistillationBatch(rollouts, ADVANTAGES, old, ref, old), denoiser=denoiser, objective=OBJECTIVE,
+    optimizer=optimizer, accumulation=2,
   )
-  return denoiser, frozen, old, ref, new_state, metrics
+  return frozen, old, ref, new_state, metrics
 
 
-def test_training_moves_the_adapter_and_never_the_base():
-  denoiser, frozen, _, _, state, metrics = distillation(dropout=0.0)
+dropouts = pytest.mark.parametrize("dropout", [0.5, slow(0.0)])
+
+
+@dropouts
+def test_training_moves_the_adapter_and_never_the_base(dropout):
+  frozen, _, _, state, metrics = distillation(dropout)
   chex.assert_trees_all_equal(frozen, state.frozen)
   assert metrics["grad_norm"] > 0 and np.abs(state.params["lora"]["query"]["b"]).max() > 0
 
 
-def test_the_optimizer_knows_the_adapter_alone():
-  denoiser, frozen, _, _, state, _ = distillation(dropout=0.0)
+@dropouts
+def test_the_optimizer_knows_the_adapter_alone(dropout):
+  _, _, _, state, _ = distillation(dropout)
   adapter = sum(x.size for x in jax.tree.leaves(state.params))
   assert sum(x.size for x in jax.tree.leaves(state.opt_state)) < 2 * adapter + 10
 
 
-def test_at_the_start_student_and_reference_scores_are_equal():
-  _, _, old, ref, _, _ = distillation(dropout=0.0)
+@dropouts
+def test_at_the_start_student_and_reference_scores_are_equal(dropout):
+  _, old, ref, _, _ = distillation(dropout)
   chex.assert_trees_all_equal(old, ref)
 
 
-def test_dropout_is_drawn_anew_in_every_step_and_leaves_values_alone():
-  _, _, _, _, without, plain = distillation(dropout=0.0)
-  _, _, _, _, state, dropped = distillation(dropout=0.5, accumulation=2)
-  assert float(dropped["loss"]) == pytest.approx(float(plain["loss"]), rel=1e-4)
-  assert not np.array_equal(jax.random.key_data(state.key), jax.random.key_data(without.key))
+@dropouts
+def test_dropout_is_drawn_anew_in_every_step_and_leaves_values_alone(dropout):
+  _, old, ref, state, metrics = distillation(dropout)
+  assert float(metrics["loss"]) == pytest.approx(float(OBJECTIVE.loss(old, old, ref, ADVANTAGES, 16)[0]), rel=1e-4)
+  key = jax.random.key_data(jax.random.key(0))  # the state's before the step
+  assert np.array_equal(jax.random.key_data(state.key), key) == (dropout == 0)
+
+
+@pytest.mark.slow
+def test_dropout_changes_the_gradient():
+  assert distillation(0.5)[-1]["grad_norm"] != pytest.approx(float(distillation(0.0)[-1]["grad_norm"]), rel=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_peft_folder_gives_back_every_bit(tmp_path, tiny_config, family):
   config = dataclasses.replace(tiny_config, family=family, qkv_bias=family == "dream")
   base = gdsd_jax.Denoiser(config)
-  denoiser, params = add_adapter(base, base.init(jax.random.key(0)), CONFIG, jax.random.key(0))
+  denoiser, params = add_adapter(base, random_params(base), CONFIG, jax.random.key(0))
   params = trained_looking(params)
   save_adapter(tmp_path, denoiser, params, base_model="ORGANISATION/NAME")
   loaded, restored = load_adapter(tmp_path, base, {k: v for k, v in params.items() if k != "lora"})

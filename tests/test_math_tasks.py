@@ -305,13 +305,14 @@ def test_solutions_of_the_training_problems_box_their_answers(benchmarks):
 # The grader's processes
 
 
-@pytest.fixture
-def own(monkeypatch):
+@pytest.fixture(scope="module")
+def own():
   """What this thread holds of the grader: its `worker`, from the first grading on."""
   pytest.importorskip("math_verify")
   own = threading.local()
-  monkeypatch.setattr(math_grader.workers(), "_own", own)
-  yield own
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.setattr(math_grader.workers(), "_own", own)
+    yield own
   if hasattr(own, "worker"):
     workers._stop(own.worker)
 
@@ -393,7 +394,8 @@ input()
     time.sleep(0.05)
 
 
-def test_grader_that_cannot_start_is_an_error(own, monkeypatch):
+def test_grader_that_cannot_start_is_an_error(monkeypatch):
+  monkeypatch.setattr(math_grader.workers(), "_own", threading.local())
   monkeypatch.setattr(math_grader.workers(), "_command", ["/bin/false"])
   with pytest.raises(OSError, match="^a worker does not start: /bin/false$"):
     is_equal(RIGHT)

@@ -62,7 +62,8 @@ def on_one_device(tmp_path_factory):
     return iterations(tmp_path_factory.mktemp("one"), monkeypatch, (1, 1, 1), 1, **QUICK)
 
 
-@pytest.mark.parametrize("mesh", ["all", slow("fsdp_tensor")])
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["all", "fsdp_tensor"])
 def test_the_first_iteration_is_that_of_one_device(tmp_path, monkeypatch, on_one_device, mesh):
   assert_same_first_iteration(on_one_device, iterations(tmp_path, monkeypatch, MESHES[mesh], 1, **QUICK))
 

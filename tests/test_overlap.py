@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("quick_runs")
 REPOSITORY = Path(__file__).parent.parent
 SAMPLER = gdsd_jax.SamplerConfig(completion_length=8, steps=4, block_length=4)
 SMALL = {
-  "steps": 4, "group_size": 8, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4,
+  "steps": 4, "group_size": 4, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4,
   "sampler.steps": 4, "objective.num_iterations": 1, "objective.num_mc": 1, "optimizer.learning_rate": 1e-3,
   "eval.every": 100, "eval.num_examples": 8, "eval.batch_size": 8, "checkpoint.every": 2, "log.plot_seconds": 1000.0,
   "log.tensorboard": False,
@@ -61,7 +61,7 @@ def model():
 def uneven(model):
   """(sampler, eight examples): long and short prompts in turn, two rollouts of each, and a bucket for either length."""
   denoiser, _, tokenizer, task = model
-  examples = [task.examples("train")[i] for i in range(100)]
+  examples = task.examples("train")[:100]
   everything = RolloutSampler(denoiser, tokenizer, task, SAMPLER, (40,))
   lengths = everything.prompt_lengths(examples)
   order = np.argsort(lengths, kind="stable")
@@ -165,7 +165,7 @@ def test_each_completion_of_evaluation_and_training_is_graded_once(tmp_path, mon
   assert len(calls) == 8 + 8  # greedy and sampled
   calls.clear()
   trainer.iterate(Stopwatch())
-  assert len(calls) == 2 * 8
+  assert len(calls) == 2 * 4
 
 
 def saved_state(workdir, step):
@@ -221,7 +221,7 @@ def test_async_rollouts_are_of_the_parameters_one_iteration_before(tmp_path, cal
 
 def test_async_rollouts_see_every_problem_once_in_the_order_of_the_stream(tmp_path, monkeypatch):
   seen, grade = [], RolloutSampler.grade
-  monkeypatch.setattr(RolloutSampler, "grade", lambda self, pending: seen.extend(pending.examples[::8])
+  monkeypatch.setattr(RolloutSampler, "grade", lambda self, pending: seen.extend(pending.examples[::4])
                       or grade(self, pending))
   problems = []
   for ahead in (False, True):
@@ -237,7 +237,7 @@ def test_async_rollouts_whose_reward_raises_cost_one_step(tmp_path, monkeypatch)
   calls, grade = iter(range(10**6)), ArithmeticTask.grade_one
 
   def sometimes(self, completion, example):
-    if next(calls) == 16 + 16 + 5:  # after those of the evaluation and of the first step
+    if next(calls) == 16 + 8 + 5:  # after those of the evaluation and of the first step
       raise ZeroDivisionError("no such luck")
     return grade(self, completion, example)
 

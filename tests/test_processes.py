@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+from commands import Command
 from conftest import without_times
 import jax
 import numpy as np
@@ -30,25 +31,27 @@ SMALL = {
 }
 
 
+def environments(count, devices):
+  """What the environment of each process has of its own."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  flags = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"}
+  names = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
+  return [{**flags, **names, "JAX_PROCESS_ID": str(i)} for i in range(count)] if count > 1 else [flags]
+
+
 class Processes:
   """`count` processes of one command, with `devices` virtual devices each, that find each other by hand."""
 
   def __init__(self, count, devices, *command):
-    with socket.socket() as free:
-      free.bind(("localhost", 0))
-      port = free.getsockname()[1]
-    environment = {
-      **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY),
-      "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
-    }
-    names = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
-    identity = lambda i: {**names, "JAX_PROCESS_ID": str(i)} if count > 1 else {}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
     self.all = [
       subprocess.Popen(
-        [sys.executable, *command], cwd=REPOSITORY, env={**environment, **identity(i)}, stdout=subprocess.PIPE,
+        [sys.executable, *command], cwd=REPOSITORY, env={**environment, **own}, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
       )
-      for i in range(count)
+      for own in environments(count, devices)
     ]
 
   def __enter__(self):
@@ -178,8 +181,8 @@ command.run(main)
 def finish_with_body(tmp_path, body):
   script = tmp_path / "command.py"
   script.write_text(WITH_BODY.replace("{body}", body))
-  with Processes(2, 1, str(script)) as processes:
-    return processes.finish(60)
+  ends = [command.finish(60) for command in [Command(script, **own) for own in environments(2, 1)]]
+  return [end.returncode for end in ends], [end.stderr.strip().rpartition("\n")[2] for end in ends]
 
 
 @pytest.mark.parametrize("error", ["KeyError('a bug')", "RuntimeError('a bug')", "KeyboardInterrupt"])

@@ -13,7 +13,7 @@ import sys
 from hypothesis import given, settings, strategies as st
 import pytest
 
-from gdsd_jax.tasks import get_task, sources
+from gdsd_jax.tasks import arithmetic, get_task, sources
 from gdsd_jax.tasks.row_readers import FILE_KINDS
 from gdsd_jax.tasks.sources import examples_of, text_of
 
@@ -343,21 +343,30 @@ def test_missing_column_of_a_tfds_dataset_is_named(data_dir):
 # The builder of the arithmetic problems, as an example of one.
 
 
+@pytest.fixture
+def few_problems():
+  """To make and write all of them takes seconds."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(arithmetic.SPLIT_SIZES, "train", 500)
+    yield
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.usefixtures("few_problems")
 def test_the_dataset_of_a_builder_is_prepared_when_first_used_and_keeps_the_order(tmp_path, split):
   pytest.importorskip("tensorflow_datasets")
   rows = open_(f"arithmetic#{split}", data_dir=str(tmp_path))
   assert list(rows) == get_task("arithmetic").examples(split)
 
 
-def test_preparing_prints_nothing(tmp_path, capfd):
+def test_preparing_prints_nothing(few_problems, tmp_path, capfd):
   pytest.importorskip("tensorflow_datasets")
   open_("arithmetic#test", data_dir=str(tmp_path))
   captured = capfd.readouterr()
   assert captured.out + captured.err == ""
 
 
-def test_preparing_survives_another_process_that_is_faster(tmp_path, monkeypatch):
+def test_preparing_survives_another_process_that_is_faster(few_problems, tmp_path, monkeypatch):
   tfds_source = pytest.importorskip("gdsd_jax.tasks.tfds_source")
   generate = tfds_source.Arithmetic._split_generators
 
@@ -370,7 +379,7 @@ def test_preparing_survives_another_process_that_is_faster(tmp_path, monkeypatch
   assert len(open_("arithmetic#test", data_dir=str(tmp_path))) == 400
 
 
-def test_preparing_reads_what_another_process_wrote_since_the_first_look(tmp_path, monkeypatch):
+def test_preparing_reads_what_another_process_wrote_since_the_first_look(few_problems, tmp_path, monkeypatch):
   tfds_source = pytest.importorskip("gdsd_jax.tasks.tfds_source")
   prepare = tfds_source.prepare
 

@@ -71,7 +71,7 @@ def chunk(request, monkeypatch):
 
 @pytest.mark.parametrize("tied", [False, slow(True)])
 @pytest.mark.parametrize("center_gradient", [False, True])
-@pytest.mark.parametrize("top_k", [None, 1, 8, 64, V, 5 * V])
+@pytest.mark.parametrize("top_k", [None, slow(1), 8, slow(64), V, slow(5 * V)])
 def test_scores_and_all_gradients_are_those_of_whole_logits(chunk, tied, center_gradient, top_k):
   weight, hidden, targets = random_case(tied)
   actual = values_and_gradients(chunked_scores, weight, hidden, targets, top_k, center_gradient, tied)
@@ -132,7 +132,7 @@ def exact_values_and_gradients(tied, center_gradient, top_k):
 
 
 @pytest.mark.parametrize("sizes", [
-  (2, 2, 2), (1, 1, 8), *(slow(sizes) for sizes in ((8, 1, 1), (1, 4, 2), (2, 1, 4))),
+  (2, 2, 2), *(slow(sizes) for sizes in ((1, 1, 8), (8, 1, 1), (1, 4, 2), (2, 1, 4))),
 ])
 @pytest.mark.parametrize("top_k, center_gradient", [(None, False), (8, False), (8, True), (V, True), (V, False)])
 def test_a_split_vocabulary_gives_what_a_whole_one_gives(monkeypatch, sizes, top_k, center_gradient):
@@ -170,9 +170,10 @@ def test_tokens_that_the_policy_is_sure_of_keep_their_digits_in_bfloat16():
 
 def test_the_lead_tells_where_the_target_is_the_prediction():
   weight, hidden, targets = random_case()
-  predictions = jnp.argmax(hidden @ weight, axis=-1)
-  targets = targets.at[1].set(predictions[1])
-  lead = token_scores(LMHead(weight), hidden, targets).lead
+  predictions = np.argmax(np.asarray(hidden) @ np.asarray(weight), axis=-1)
+  targets = np.array(targets)
+  targets[1] = predictions[1]
+  lead = jax.jit(lambda *case: token_scores(LMHead(weight), *case).lead)(hidden, targets)
   np.testing.assert_array_equal(lead > 0, targets == predictions)
 
 
@@ -289,9 +290,9 @@ def test_tlc_is_invariant_to_a_constant_added_to_all_logits(top_k, center_gradie
 def test_tlc_with_all_of_the_vocabulary_is_the_full_centre(top_k):
   logits, targets = random_logits()
   expected = np.take_along_axis(np.asarray(logits), np.asarray(targets)[:, None], 1)[:, 0] - np.mean(logits, axis=-1)
-  np.testing.assert_allclose(of_logits(logits, targets, top_k, True).centered, expected, rtol=1e-5)
-  gradient = jax.grad(lambda z: of_logits(z, targets, top_k, True).centered.sum())(logits)
-  np.testing.assert_allclose(gradient, jax.nn.one_hot(targets, 20) - 1 / 20, atol=1e-6)  # linear in the logits
+  centered, gradient = centered_and_gradient(logits, targets, top_k, True)
+  np.testing.assert_allclose(centered, expected, rtol=1e-5)
+  np.testing.assert_allclose(gradient, np.eye(20)[targets] - 1 / 20, atol=1e-6)  # linear in the logits
 
 
 @given(st.sampled_from([1, 2, 7, 19, 20, 30]), st.integers(0, 100))

@@ -3,14 +3,14 @@
 import json
 import logging
 import os
-from pathlib import Path
 import resource
 import signal
 import subprocess
 import sys
 import time
 
-from conftest import without_times
+from commands import Command, run_command
+from conftest import REPOSITORY, without_times
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,12 +25,12 @@ from gdsd_jax.training.trainer import train, TrainingError
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
-REPOSITORY = Path(__file__).parent.parent
 # Seconds instead of minutes: short completions, few rollouts.
 SMALL = {
-  "steps": 9, "group_size": 4, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4,
-  "sampler.steps": 4, "objective.num_iterations": 1, "objective.num_mc": 1, "eval.every": 3, "eval.num_examples": 8,
-  "eval.batch_size": 8, "checkpoint.every": 3, "log.plot_seconds": 1000.0, "log.tensorboard": False,
+  "steps": 6, "group_size": 4, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4,
+  "sampler.steps": 4, "objective.num_iterations": 1, "objective.num_mc": 1, "optimizer.learning_rate": 1e-3,
+  "eval.every": 2, "eval.num_examples": 8, "eval.batch_size": 8, "checkpoint.every": 2, "log.plot_seconds": 1000.0,
+  "log.tensorboard": False,
 }
 
 
@@ -43,15 +43,19 @@ def small_config(**changes):
 
 def command(workdir, *arguments, **changes):
   overrides = [f"--config.{name}={value}" for name, value in {**SMALL, **changes}.items()]
-  return [sys.executable, "launch/train.py", "--config=configs/gdsd_math.py", f"--workdir={workdir}", *overrides,
-          *arguments]
+  return ["launch/train.py", "--config=configs/gdsd_math.py", f"--workdir={workdir}", *overrides, *arguments]
 
 
-def launch(*args, limit_file_size=None, **kwargs):
+def launch(*args, **kwargs):
+  return run_command(*command(*args, **kwargs))
+
+
+def launch_afresh(*args, limit_file_size=None, **kwargs):
+  """As a user does: in an interpreter of its own."""
   limit = limit_file_size and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_file_size, limit_file_size)))
   return subprocess.run(
-    command(*args, **kwargs), cwd=REPOSITORY, capture_output=True, text=True, timeout=300, preexec_fn=limit or None,
-    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    [sys.executable, *command(*args, **kwargs)], cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
+    preexec_fn=limit or None, env={**os.environ, "JAX_PLATFORMS": "cpu"},
   )
 
 
@@ -62,9 +66,9 @@ def saved_state(workdir, step):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-  """A run of 9 steps that nobody disturbs."""
+  """A run of 6 steps that nobody disturbs."""
   workdir = tmp_path_factory.mktemp("straight")
-  result = launch(workdir)
+  result = launch_afresh(workdir)
   assert result.returncode == 0, result.stderr
   return workdir, result.stdout
 
@@ -72,7 +76,7 @@ def straight(tmp_path_factory):
 def test_run_writes_what_it_promises(straight):
   workdir, output = straight
   rows = read_rows(workdir / "metrics.jsonl")
-  assert [row["step"] for row in rows] == list(range(10))
+  assert [row["step"] for row in rows] == list(range(7))
   promised = {
     "reward", "reward/correctness", "reward/format", "reward_std", "groups_without_spread", "loss", "kl", "log_ratio",
     "clip_fraction", "score_noise", "grad_norm", "completion_length", "diversity", "tokens_per_second", "seconds/step",
@@ -82,31 +86,28 @@ def test_run_writes_what_it_promises(straight):
   for row in rows[1:]:
     assert promised <= row.keys()
     assert 0 < row["entropy"] < np.log(416) and row["learning_rate"] == 1e-4
-  for step in (0, 3, 6, 9):
+  for step in (0, 2, 4, 6):
     assert {"eval/accuracy", "eval/reward", "eval/sampled_reward"} <= rows[step].keys()
   assert json.loads((workdir / "config.json").read_text())["group_size"] == 4
   assert (workdir / "reward.png").read_bytes().startswith(b"\x89PNG")
-  assert "NEW RUN" in output and "finished 9 steps" in output
+  assert "NEW RUN" in output and "finished 6 steps" in output
 
 
-@pytest.mark.parametrize("kill_after", [4])
+@pytest.mark.parametrize("kill_after", [3])
 def test_killed_run_resumes_bit_for_bit(straight, tmp_path, kill_after):
   undisturbed, _ = straight
-  process = subprocess.Popen(
-    command(tmp_path), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    env={**os.environ, "JAX_PLATFORMS": "cpu"},
-  )
+  killed = Command(*command(tmp_path))
   metrics = tmp_path / "metrics.jsonl"
-  while process.poll() is None and (not metrics.is_file() or len(read_rows(metrics)) <= kill_after):
+  while killed.process.is_alive() and (not metrics.is_file() or len(read_rows(metrics)) <= kill_after):
     time.sleep(0.005)
-  process.send_signal(signal.SIGKILL)
-  assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+  killed.process.kill()
+  assert killed.finish().returncode == -signal.SIGKILL, "the run ended before it was killed"
   result = launch(tmp_path)
   assert result.returncode == 0, result.stderr
   assert "RESUMING" in result.stdout
   expected, actual = (without_times(read_rows(path / "metrics.jsonl")) for path in (undisturbed, tmp_path))
   assert actual == expected
-  leaves, expected_leaves = (jax.tree.leaves(saved_state(path, 9)) for path in (tmp_path, undisturbed))
+  leaves, expected_leaves = (jax.tree.leaves(saved_state(path, 6)) for path in (tmp_path, undisturbed))
   assert len(leaves) == len(expected_leaves) > 10
   for leaf, expected_leaf in zip(leaves, expected_leaves):
     np.testing.assert_array_equal(leaf, expected_leaf)
@@ -134,7 +135,7 @@ def test_latest_checkpoints_and_the_best_are_kept(straight):
   rows = read_rows(workdir / "metrics.jsonl")
   best = max((row for row in rows[1:] if "eval/reward" in row), key=lambda row: (row["eval/reward"], row["step"]))
   kept = {int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()}
-  assert kept == {6, 9, best["step"]}
+  assert kept == {4, 6, best["step"]}
 
 
 @pytest.mark.parametrize("changes, arguments, words", [
@@ -166,15 +167,13 @@ def test_a_value_that_does_not_fit_is_refused_in_one_line(tmp_path, field, value
   (["--config=configs/gdsd_math.py", "--workdir="], "error: --workdir: is empty"),
 ])
 def test_bad_flags_are_one_clear_line(arguments, words):
-  result = subprocess.run([sys.executable, "launch/train.py", *arguments], cwd=REPOSITORY, capture_output=True,
-                          text=True, timeout=300)
+  result = run_command("launch/train.py", *arguments)
   assert result.returncode == 1
   assert result.stderr.startswith(words) and len(result.stderr.splitlines()) == 1
 
 
 def test_unknown_preset_lists_the_known_ones(tmp_path):
-  arguments = [sys.executable, "launch/train.py", "--config=configs/gdsd_math.py:huge", f"--workdir={tmp_path}"]
-  result = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+  result = run_command("launch/train.py", "--config=configs/gdsd_math.py:huge", f"--workdir={tmp_path}")
   assert result.returncode != 0
   last = result.stderr.strip().splitlines()[-1]
   assert "huge" in last and "tiny" in last
@@ -183,7 +182,7 @@ def test_unknown_preset_lists_the_known_ones(tmp_path):
 
 @pytest.mark.slow
 def test_full_disk_on_save_is_one_clear_line(tmp_path):
-  result = launch(tmp_path, limit_file_size=100_000, steps=3, **{"log.plot_seconds": 1e9})
+  result = launch_afresh(tmp_path, limit_file_size=100_000, steps=3, **{"log.plot_seconds": 1e9})
   assert result.returncode != 0
   assert "cannot save" in result.stderr.strip().splitlines()[-1]
   assert "Traceback" not in result.stderr
@@ -196,7 +195,7 @@ def test_nan_weights_give_up_after_the_set_number_of_steps(tmp_path):
     (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
   for file in gdsd_jax.huggingface.weights.resolve_path("tiny").glob("*.jinja"):
     (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
-  config = small_config(**{"model.path": str(tmp_path / "model"), "max_skipped_steps": 3, "group_size": 8})
+  config = small_config(**{"model.path": str(tmp_path / "model"), "max_skipped_steps": 3})
   with pytest.raises(TrainingError, match="giving up at step 3"):
     train(config, tmp_path / "run")
   rows = read_rows(tmp_path / "run" / "metrics.jsonl")
@@ -223,9 +222,9 @@ def failing_reward(monkeypatch, calls_that_fail):
 
 
 def test_reward_that_raises_skips_the_step_and_is_counted(tmp_path, monkeypatch, screen):
-  # 16 calls of the evaluation, then 16 a step: one call of the second step fails.
-  failing_reward(monkeypatch, lambda call: call == 16 + 16 + 5)
-  train(small_config(steps=3, group_size=8), tmp_path)
+  # 16 calls of the evaluation, then 8 a step: one call of the second step fails.
+  failing_reward(monkeypatch, lambda call: call == 16 + 8 + 5)
+  train(small_config(**{"steps": 3, "eval.every": 100}), tmp_path)
   rows = read_rows(tmp_path / "metrics.jsonl")
   assert [row["skipped"] for row in rows[1:]] == [0, 1, 0]
   assert "no such luck" in screen.text
@@ -233,7 +232,7 @@ def test_reward_that_raises_skips_the_step_and_is_counted(tmp_path, monkeypatch,
 
 def test_evaluation_whose_reward_raises_is_left_out(tmp_path, monkeypatch, screen):
   failing_reward(monkeypatch, lambda call: call == 3)
-  train(small_config(steps=1, group_size=8), tmp_path)
+  train(small_config(steps=1), tmp_path)
   rows = read_rows(tmp_path / "metrics.jsonl")
   assert "eval/accuracy" not in rows[0] and "eval/accuracy" in rows[1]
   assert "evaluation after step 0 left out" in screen.text
@@ -242,4 +241,4 @@ def test_evaluation_whose_reward_raises_is_left_out(tmp_path, monkeypatch, scree
 def test_reward_that_always_raises_gives_up_naming_it(tmp_path, monkeypatch):
   failing_reward(monkeypatch, lambda call: call >= 16)
   with pytest.raises(TrainingError, match="giving up at step 5.*arithmetic raised ZeroDivisionError"):
-    train(small_config(group_size=8), tmp_path)
+    train(small_config(**{"eval.every": 100}), tmp_path)

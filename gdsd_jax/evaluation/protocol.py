@@ -183,6 +183,10 @@ def fingerprint(params) -> str:
   for leaf in jax.tree.leaves(params):
     lies = leaf.sharding
     everywhere = replicated(lies.mesh) if isinstance(lies, jax.sharding.NamedSharding) else lies
-    first = jax.jit(lambda leaf: leaf[(0,) * (leaf.ndim - 1)][:64], out_shardings=everywhere)(leaf)
+    first = jax.jit(_first_values, out_shardings=everywhere)(leaf)
     checksum = zlib.crc32(np.asarray(first).tobytes(), checksum)
   return f"{checksum:08x}"
+
+
+def _first_values(leaf):
+  return leaf[(0,) * (leaf.ndim - 1)][:64]
