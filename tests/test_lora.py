@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 import gdsd_jax
 from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
 from gdsd_jax.models.lora import add_adapter, LoraConfig, merge, TARGETS
-from gdsd_jax.objectives.objective import Objective
+from gdsd_jax.objectives.sequence import SequenceObjective
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
 from gdsd_jax.runs.state import init_state
@@ -97,14 +97,15 @@ def distillation(dropout, accumulation=1):
   mesh = make_mesh(data=1, devices=jax.devices()[:1])
   denoiser, params = gdsd_jax.load_pretrained("tiny", mesh=mesh)
   denoiser, params = add_adapter(denoiser, params, LoraConfig(4, 8.0, dropout), jax.random.key(0))
-  objective = Objective(beta=1e-3)
+  objective = SequenceObjective(beta=1e-3)
   optimizer = make_optimizer(OptimizerConfig(), updates=1)
   state = init_state(denoiser, params, optimizer, seed=0, with_reference=True, mesh=mesh)
   tokens = jax.random.randint(jax.random.key(1), (4, 20), 0, 400)
   rollouts = ScoringBatch(tokens, jnp.ones((4, 4), bool), jax.random.bernoulli(jax.random.key(2), 0.5, (4, 2, 16)))
   old = score_rollouts(state.student_params, rollouts, denoiser=denoiser, objective=objective)
   ref = score_rollouts(state.reference_params, rollouts, denoiser=denoiser, objective=objective)
-  batch = DistillationBatch(rollouts, jnp.array([1.0, -1.0, 0.5, -0.5]), old, ref, old)
+  advantages = jnp.array([1.0, -1.0, 0.5, -0.5])
+  batch = DistillationBatch(rollouts, advantages, advantages, jnp.full(4, 8), old, ref, old, group_size=4)
   frozen = jax.tree.map(np.asarray, state.frozen)
   new_state, metrics = distillation_step(
     state, batch, denoiser=denoiser, objective=objective, optimizer=optimizer, accumulation=accumulation

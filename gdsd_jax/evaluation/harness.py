@@ -111,7 +111,8 @@ class DenoiserLM(LM):
     self.tokenizer, self._path = load_tokenizer(path, denoiser.config), str(path)
     self.batch_size = math.ceil(int(batch_size) / batch_shards(mesh)) * batch_shards(mesh)
     self._generator = Generator(denoiser, self.tokenizer, mesh)
-    self._defaults = defaults if kind else dataclasses.replace(defaults, kind=denoiser.config.family)
+    family = denoiser.config.family if denoiser.config.family in KINDS else KINDS[0]
+    self._defaults = defaults if kind else dataclasses.replace(defaults, kind=family)
     self._key, self._batches = jax.random.key(seed), 0
 
   @property

@@ -33,6 +33,7 @@ class Scoring:
   # the same value, but the gradient of the log-probability.
   center_gradient: bool = False
   with_plain: bool = True  # False leaves plain scores out where centred ones need no logits
+  per_token: bool = False  # whether scores stay those of single tokens, in place of their sums; they have no weights
   with_entropy: bool = False  # whether the policy's entropy is told, too, wherever the scores need logits
 
   def __post_init__(self):
