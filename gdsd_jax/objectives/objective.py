@@ -49,10 +49,6 @@ class Objective:
   # Scores of single tokens, or with `per_token=False` their weighted sums; with `center_top_k` centred ones besides.
   scoring = Scoring(per_token=True)
 
-  @property
-  def name(self) -> str:
-    return type(self).__name__
-
   def loss(self, batch: ScoredRollouts):
     """The loss, a float32 scalar, or (loss, metrics) with scalars by name, which are means over a step's updates."""
     raise NotImplementedError(f"{type(self).__name__} must have `loss`")

@@ -21,9 +21,9 @@ def score_rollouts(
   params, rollouts: ScoringBatch, *, denoiser: Denoiser, objective: Objective, accumulation: int = 1,
   with_entropy: bool = False,
 ) -> Scores:
-  """Scores of N rollouts, as the objective asks for them: those of student, old and reference all come from here.
+  """Scores of N rollouts as the objective asks for them; student, old and reference ones come from this one function.
 
-  It is compiled once for the three of them. Scores are made in `accumulation` microbatches, one after the other, as are their mask samples; it divides N. With
+  They are made in `accumulation` microbatches, one after the other, as are their mask samples; it divides N. With
   entropy, the policy's is told from the same pass, unless the objective's scores need no logits (`policy_entropy`).
   """
   params, scoring = denoiser.cast(params), dataclasses.replace(objective.scoring, with_entropy=with_entropy)
