@@ -120,7 +120,8 @@ def test_the_example_is_ppo_on_the_tokens_that_count():
   ("gdsd_jax.Scoring(per_token=True)", "3", "scoring must be a gdsd_jax.Scoring, not 3"),
   ("scale: float = 2.0", "scale: float = 2.0\n  def __post_init__(self): 1 / 0", "line 10: ZeroDivisionError"),
   ("jnp.mean(batch.student.plain - ",
-   "jax.lax.while_loop(lambda x: x < 1, lambda x: x + 1, jnp.mean(batch.student.plain)) + jnp.mean(", "own.py, line 13: ValueError: Reverse-mode differentiation does not work"),
+   "jax.lax.while_loop(lambda x: x < 1, lambda x: x + 1, jnp.mean(batch.student.plain)) + jnp.mean(",
+   "own.py, line 13: ValueError: Reverse-mode differentiation does not work"),
 ])
 def test_mistakes_are_one_line_with_file_and_line(own, old, new, message):
   with pytest.raises(ValueError, match=re.escape(message)) as caught:

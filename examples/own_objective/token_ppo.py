@@ -33,7 +33,7 @@ class TokenPPO(gdsd_jax.Objective):
     metrics = {"clip_fraction": mean(ratio != clipped, batch)}
     if self.beta > 0:
       difference = batch.ref.plain - student
-      metrics["kl"] = mean(jnp.exp(difference) - difference - 1, batch)
+      metrics["kl"] = mean(jnp.expm1(difference) - difference, batch)
       loss = loss + self.beta * metrics["kl"]
     return loss, metrics
 
