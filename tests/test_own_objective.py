@@ -169,14 +169,15 @@ def test_token_scores_carry_the_same_gradient_as_their_sums(tiny_denoiser, tiny_
   tokens = jax.random.randint(jax.random.key(0), (N, 3 + L), 0, 60)
   rollouts, found = ScoringBatch(tokens, prompt, given.masks), []
   state = init_state(tiny_denoiser, tiny_params, optax.sgd(1.0), 0, True, make_mesh(1, 1, 1, jax.devices()[:1]))
-  for objective in (SequenceObjective(), TokenGDSD()):
-    scores = score_rollouts(state.params, rollouts, denoiser=tiny_denoiser, objective=objective, accumulation=2)
+  of_tokens = score_rollouts(state.params, rollouts, denoiser=tiny_denoiser, objective=TokenGDSD(), accumulation=2)
+  assert of_tokens.plain.shape == (N, M, L)
+  sums = Scores(0.5 * jnp.sum(given.weights * of_tokens.plain, axis=2))
+  for objective, scores in ((SequenceObjective(), sums), (TokenGDSD(), of_tokens)):
     ref = jax.tree.map(lambda x: x * 1.01, scores)
     batch = DistillationBatch(rollouts, given.rewards, given.advantages, given.lengths, scores, ref, scores, G)
     step = functools.partial(loss_and_gradient, tiny_denoiser, objective)
     (loss, _), gradient = jax.jit(step, static_argnames="accumulation")(state, batch, accumulation=2)
     found.append((loss, gradient))
-  assert scores.plain.shape == (N, M, L)
   np.testing.assert_allclose(*(loss for loss, _ in found), rtol=1e-4)
   norm = float(optax.global_norm(found[0][1]))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * norm), *(g for _, g in found))
