@@ -88,6 +88,7 @@ def test_a_task_has_fields_of_its_own():
 @pytest.mark.parametrize("field, value", [
   ("seed", -1),
   ("steps", 0),
+  ("steps", None),
   ("group_size", 1),
   ("prompts_per_step", 0),
   ("max_skipped_steps", 0),

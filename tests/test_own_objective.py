@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import gdsd_jax
+from gdsd_jax import command
 from gdsd_jax.objectives.objective import ScoredRollouts
 from gdsd_jax.objectives.own import make_objective, OwnObjective, try_out
 from gdsd_jax.objectives.scores import Scores
@@ -144,6 +145,9 @@ def test_a_recipe_sets_its_fields_and_what_it_lacks_is_refused():
           " --config.objective.clip=None --config.objective.psi=None")
   with pytest.raises(ValueError, match=told):
     run_config(recipe(psi=0.04, clip=1.0))
+  config = recipe(psi=0.04)
+  command._unset(config, "objective.psi")  # what --config.objective.psi=None does
+  assert run_config(config).objective == run_config(recipe()).objective
   config = base_config()
   config.objective.clip = 1.0
   with pytest.raises(ValueError, match="the config has no field 'objective.clip'"):

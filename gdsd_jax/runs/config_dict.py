@@ -77,11 +77,12 @@ def run_config(config: ConfigDict) -> RunConfig:
     ValueError: one line that names the field.
   """
   known = flatten(base_config().to_dict())
-  for path in flatten(config.to_dict()):
+  for path, value in flatten(config.to_dict()).items():
     if path not in known and not path.startswith(_own_sections(config)):
       near = difflib.get_close_matches(path, known, 1)
       raise ValueError(f"--config.{path}: the config has no field {path!r}"
                        + (f"; did you mean {near[0]!r}?" if near else ""))
+    require(value is not None or known.get(path) is None, path, "must not be None")
   return typed(RunConfig, config)
 
 
