@@ -29,13 +29,16 @@ def make_objective(name: str, fields: Mapping[str, Any]) -> Objective:
   if isinstance(found, type):
     own_code.require_settings(found, "objective.name", name, fields)
     try:
-      found = found(**fields)
-      hash(found)
+      made = found(**fields)
     except Exception as error:  # the user's own
       raise ValueError(f"objective.name: {own_code.described_briefly(error, found)}") from error
-    at = own_code.place(found)
-    require(isinstance(found, Objective), "objective.name", f"{at}: {name} is no gdsd_jax.Objective")
-    return OwnObjective(name, found)
+    require(isinstance(made, Objective), "objective.name", f"{_at(found)}{name} is no gdsd_jax.Objective")
+    try:
+      hash(made)
+    except TypeError as error:
+      raise ValueError(f"objective.name: {_at(found)}{name} must be hashable, as a frozen dataclass is of what it"
+                       f" holds: {error}") from None
+    return OwnObjective(name, made)
   require(callable(found), "objective.name", f"{name} must be a class or a function, not {found!r:.80}")
   own_code.require_settings(found, "objective.name", name, fields, passed=1)
   return OwnObjective(name, _Loss(found, tuple(fields.items())))
@@ -99,8 +102,13 @@ class OwnObjective(Objective):
     return self.objective.function if isinstance(self.objective, _Loss) else type(self.objective).loss
 
   def _refuse(self, message: str):
-    at = own_code.place(self.culprit)
-    raise ValueError(f"objective.name: {at}{': ' if at else ''}{self.culprit.__qualname__} {message}")
+    called = getattr(self.culprit, "__qualname__", self.name)
+    raise ValueError(f"objective.name: {_at(self.culprit)}{called} {message}")
+
+
+def _at(thing: Any) -> str:
+  where = own_code.place(thing)
+  return f"{where}: " if where else ""
 
 
 def _said(value: Any) -> str:

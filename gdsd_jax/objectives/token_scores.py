@@ -39,6 +39,7 @@ class Scoring:
   def __post_init__(self):
     require(self.center_top_k is None or self.center_top_k >= 1, "center_top_k",
             f"must be None or at least 1, not {self.center_top_k}")
+    require(self.weighted or not self.per_token, "weighted", "is for sums of token scores; per_token leaves none")
 
 
 PLAIN = Scoring()
