@@ -93,13 +93,28 @@ class _RecipeParser(config_flags.ConfigFileFlagParser):
     return super().parse(recipe_file(path))
 
 
+_UNSET = re.compile(r"--config\.([\w.]+)=None")  # which the flags of numbers cannot read
+
+
+def _unset(config, path: str) -> None:
+  *sections, name = path.split(".")
+  for section in sections:
+    config = config.get(section, {})
+  if name not in config:
+    raise ValueError(f"--config.{path}=None: the config has no field {path!r}")
+  config[name] = None
+
+
 def _parse(argv: list[str]) -> list[str]:
   try:
     if "config" in flags.FLAGS:
-      flags.FLAGS["config"].parser = _RecipeParser("config")
-    rest = flags.FLAGS(argv)
+      flags.FLAGS["config"].parser = _RecipeParser("config", lock_config=False)  # it may get fields of one's own code
+    unset = [found[1] for argument in argv if (found := _UNSET.fullmatch(argument))]
+    rest = flags.FLAGS([argument for argument in argv if not _UNSET.fullmatch(argument)])
     if "config" in flags.FLAGS:
       _ = flags.FLAGS.config.keys  # only now is a recipe that is not there told
+      for path in unset:
+        _unset(flags.FLAGS.config, path)
     return rest
   except AttributeError as error:  # how ml_collections says that an override names no field
     if "get_config" in str(error):

@@ -1,5 +1,6 @@
 """Users' own code, named FILE.py:NAME or PACKAGE.MODULE:NAME: it is loaded here, and its mistakes are told by line."""
 
+from collections.abc import Mapping
 import difflib
 import functools
 import importlib
@@ -49,6 +50,32 @@ def load(reference: str, field: str) -> Any:
   return found
 
 
+def require_settings(thing: Any, field: str, reference: str, given: Mapping[str, Any], passed: int = 0) -> None:
+  """Settings of a section may be given that a user's class or function has a parameter for, after those `passed`.
+
+  Args:
+    thing: the class or function.
+    field: what the section calls it, such as "objective.name".
+    reference: its name there.
+    given: the settings by their names.
+    passed: leading parameters that are no settings.
+
+  Raises:
+    ValueError: one line that names what it does not take, what it takes, and how to unset the others.
+  """
+  try:
+    parameters = list(inspect.signature(thing).parameters.values())[passed:]
+  except (TypeError, ValueError):  # a built-in, which has no signature to look at
+    parameters = []
+  if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    return
+  known, section = [parameter.name for parameter in parameters], field.partition(".")[0]
+  unknown = [name for name in given if name not in known]
+  unset = " ".join(f"--config.{section}.{name}=None" for name in unknown)
+  require(not unknown, ", ".join(f"{section}.{name}" for name in unknown),
+          f"{reference} has no such setting; it has {', '.join(known) or 'none'}. What a recipe sets, unset by {unset}")
+
+
 @functools.cache
 def _run(file: Path):
   if not file.is_file():
@@ -96,6 +123,11 @@ def described(error: BaseException, culprit: Any = None) -> str:
     message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
   where = f"{_shown(frames[-1].filename)}, line {frames[-1].lineno}" if frames else place(culprit)
   return f"{where}: {message}" if where else message
+
+
+def described_briefly(error: BaseException, culprit: Any = None) -> str:
+  """The first line of `described`, for errors whose libraries explain themselves at length."""
+  return described(error, culprit).strip().splitlines()[0]
 
 
 def came_through(error: BaseException) -> list[traceback.FrameSummary]:

@@ -44,6 +44,7 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
   others = {
     "seed": 1, "steps": 7, "group_size": 4, "prompts_per_step": 3, "async_rollouts": True, "max_skipped_steps": 2,
     "model.path": "there", "model.dtype": "bfloat16", "model.remat": "none", "model.lora.rank": 3,
+    "model.layout": "own.py:Layout",
     "model.lora.alpha": 2.0, "model.lora.dropout": 0.5, "model.lora.targets": ("q",), "model.lora.path": "adapter",
     "task.name": "mine", "task.train_source": "a", "task.test_source": "b", "task.data_dir": "c",
     "task.validation_source": "d", "task.rewards": ("e",), "task.reward_weights": (0.5,),
@@ -53,6 +54,7 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
     "sampler.alg": "maskgit_plus", "sampler.alg_temp": 0.0, "sampler.top_p": 0.5, "sampler.top_k": 9,
     "sampler.eps": 1e-2, "sampler.cache": "dual", "sampler.threshold": 0.8, "sampler.factor": None,
     "sampler.early_stop": True, "sampler.prompt_buckets": (7,), "sampler.microbatches": 2,
+    "masks.kind": "blocks", "masks.block_length": 4, "masks.remasking": "random", "masks.fresh": False,
     "objective.name": "gdsd_tlc", "objective.psi": 0.1, "objective.epsilon": 0.3, "objective.beta": 0.0,
     "objective.center_top_k": 8, "objective.center_gradient": True, "objective.weighted": False,
     "objective.num_mc": 3, "objective.num_iterations": 5, "objective.scale_rewards": True,
@@ -68,7 +70,8 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
   fields = base_config()
   assert others.keys() == flatten(fields.to_dict()).keys()
   fields.update_from_flattened_dict(others)
-  config = dataclasses.asdict(run_config(fields))
+  typed = run_config(fields)
+  config = dataclasses.asdict(typed) | {"sampler": typed.sampler.settings}
   config.pop("as_given")
   sections = {
     **config, "model": {**config["model"], "lora": {**config["model"]["lora"], "path": config["model"]["lora_path"]}},
@@ -96,6 +99,7 @@ def test_a_task_has_fields_of_its_own():
 @pytest.mark.parametrize("field, value", [
   ("seed", -1),
   ("steps", 0),
+  ("steps", None),
   ("group_size", 1),
   ("prompts_per_step", 0),
   ("max_skipped_steps", 0),
@@ -117,6 +121,10 @@ def test_a_task_has_fields_of_its_own():
   ("sampler.prompt_buckets", (0, 32)),
   ("sampler.prompt_buckets", ("32",)),
   ("eval.lengths", (128, 256.0)),
+  ("masks.kind", "other"),
+  ("masks.block_length", 8),
+  ("masks.remasking", "random"),
+  ("model.layout", "dream"),
   ("objective.name", "other"),
   ("objective.psi", 0.0),
   ("objective.psi", float("nan")),

@@ -116,8 +116,9 @@ def test_recipes_trace_at_full_size(full_size, name):
     step=of((), jnp.int32), params=adapter, frozen={k: v for k, v in params.items() if k != "lora"},
     opt_state=jax.eval_shape(optimizer.init, adapter), reference={}, key=key,
   )
+  numbers = of((rollouts_per_step,), jnp.float32)
   new_state, _ = jax.eval_shape(
     functools.partial(distillation_step, optimizer=optimizer, **static), state,
-    DistillationBatch(rollouts, of((rollouts_per_step,), jnp.float32), scores, scores, scores),
+    DistillationBatch(rollouts, numbers, numbers, numbers, scores, scores, scores, group_size=2),
   )
   assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(lambda x: (x.shape, x.dtype), state)

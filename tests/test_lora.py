@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 import gdsd_jax
 from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
 from gdsd_jax.models.lora import add_adapter, LoraConfig, merge, TARGETS
-from gdsd_jax.objectives.objective import Objective
+from gdsd_jax.objectives.sequence import SequenceObjective
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
 from gdsd_jax.runs.state import init_state
@@ -103,12 +103,12 @@ def test_dropout_needs_a_key_and_keeps_the_mean(tiny_denoiser, tiny_params):
   assert np.abs(one - plain).max() > 1e-3 and np.abs(one - other).max() > 1e-3
 
 
-OBJECTIVE, ADVANTAGES = Objective(beta=1e-3), np.array([1.0, -1.0, 0.5, -0.5], np.float32)
+OBJECTIVE, ADVANTAGES = SequenceObjective(beta=1e-3), np.array([1.0, -1.0, 0.5, -0.5], np.float32)
 
 
 @functools.cache
 def distillation(dropout):
-  """(frozen weights before it, old scores, reference scores, state and metrics after it) of one step."""
+  """(frozen weights before it, its batch, state and metrics after it) of one step."""
   mesh = make_mesh(data=1, devices=jax.devices()[:1])
   denoiser, params = gdsd_jax.load_pretrained("tiny", mesh=mesh)
   denoiser, params = add_adapter(denoiser, params, LoraConfig(4, 8.0, dropout), jax.random.key(0))
@@ -118,12 +118,12 @@ def distillation(dropout):
   rollouts = ScoringBatch(rng.integers(0, 400, (4, 20)), np.ones((4, 4), bool), rng.random((4, 2, 16)) < 0.5)
   old = score_rollouts(state.student_params, rollouts, denoiser=denoiser, objective=OBJECTIVE)
   ref = score_rollouts(state.reference_params, rollouts, denoiser=denoiser, objective=OBJECTIVE)
+  batch = DistillationBatch(rollouts, ADVANTAGES, ADVANTAGES, np.full(4, 8), old, ref, old, group_size=4)
   frozen = jax.tree.map(np.asarray, state.frozen)
   new_state, metrics = distillation_step(
-    state, DistillationBatch(rollouts, ADVANTAGES, old, ref, old), denoiser=denoiser, objective=OBJECTIVE,
-    optimizer=optimizer, accumulation=2,
+    state, batch, denoiser=denoiser, objective=OBJECTIVE, optimizer=optimizer, accumulation=2
   )
-  return frozen, old, ref, new_state, metrics
+  return frozen, batch, new_state, metrics
 
 
 dropouts = pytest.mark.parametrize("dropout", [0.5, slow(0.0)])
@@ -131,28 +131,28 @@ dropouts = pytest.mark.parametrize("dropout", [0.5, slow(0.0)])
 
 @dropouts
 def test_training_moves_the_adapter_and_never_the_base(dropout):
-  frozen, _, _, state, metrics = distillation(dropout)
+  frozen, _, state, metrics = distillation(dropout)
   chex.assert_trees_all_equal(frozen, state.frozen)
   assert metrics["grad_norm"] > 0 and np.abs(state.params["lora"]["query"]["b"]).max() > 0
 
 
 @dropouts
 def test_the_optimizer_knows_the_adapter_alone(dropout):
-  _, _, _, state, _ = distillation(dropout)
+  _, _, state, _ = distillation(dropout)
   adapter = sum(x.size for x in jax.tree.leaves(state.params))
   assert sum(x.size for x in jax.tree.leaves(state.opt_state)) < 2 * adapter + 10
 
 
 @dropouts
 def test_at_the_start_student_and_reference_scores_are_equal(dropout):
-  _, old, ref, _, _ = distillation(dropout)
-  chex.assert_trees_all_equal(old, ref)
+  _, batch, _, _ = distillation(dropout)
+  chex.assert_trees_all_equal(batch.old, batch.ref)
 
 
 @dropouts
 def test_dropout_is_drawn_anew_in_every_step_and_leaves_values_alone(dropout):
-  _, old, ref, state, metrics = distillation(dropout)
-  assert float(metrics["loss"]) == pytest.approx(float(OBJECTIVE.loss(old, old, ref, ADVANTAGES, 16)[0]), rel=1e-4)
+  _, batch, state, metrics = distillation(dropout)
+  assert float(metrics["loss"]) == pytest.approx(float(OBJECTIVE.loss(batch.scored(batch.old))[0]), rel=1e-4)
   key = jax.random.key_data(jax.random.key(0))  # the state's before the step
   assert np.array_equal(jax.random.key_data(state.key), key) == (dropout == 0)
 

@@ -14,8 +14,8 @@ from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.huggingface.weights import load_pretrained
 from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.scores import Scores
+from gdsd_jax.objectives.sequence import SequenceObjective
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from gdsd_jax.parallel.rows import lay_out
 from gdsd_jax.runs.config_dict import run_config
@@ -104,10 +104,10 @@ def quick_and_slow(names, quick):
 
 
 OBJECTIVES = {
-  "gdsd": Objective("gdsd"),
-  "tlc": Objective("gdsd_tlc", center_top_k=8),
-  "tlc_center_gradient": Objective("gdsd_tlc", center_top_k=8, center_gradient=True),
-  "tlc_whole_vocabulary": Objective("gdsd_tlc", center_top_k=VOCABULARY, center_gradient=True),
+  "gdsd": SequenceObjective("gdsd"),
+  "tlc": SequenceObjective("gdsd_tlc", center_top_k=8),
+  "tlc_center_gradient": SequenceObjective("gdsd_tlc", center_top_k=8, center_gradient=True),
+  "tlc_whole_vocabulary": SequenceObjective("gdsd_tlc", center_top_k=VOCABULARY, center_gradient=True),
 }
 
 
@@ -125,7 +125,8 @@ def test_the_step_keeps_the_vocabulary_split(tiny_config, name):
   assert_vocabulary_stays_split(score)
   plain = put(jnp.zeros((BATCH, 2)))
   scores = Scores(plain, None if name == "gdsd" else plain)
-  batch = DistillationBatch(rollouts, put(jnp.ones(BATCH)), scores, scores, scores)
+  ones = put(jnp.ones(BATCH))
+  batch = DistillationBatch(rollouts, ones, ones, put(jnp.ones(BATCH, jnp.int32)), scores, scores, scores, group_size=2)
   assert_vocabulary_stays_split(distillation_step.lower(state, batch, optimizer=optimizer, **static).compile())
 
 

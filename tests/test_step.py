@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from gdsd_jax.diffusion.forward import rollout_masks
-from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.scores import Scores, sequence_scores
+from gdsd_jax.objectives.sequence import SequenceObjective
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
 from gdsd_jax.runs.state import init_state, state_shardings, sync_reference
@@ -21,7 +21,7 @@ from gdsd_jax.training.gradient import cut, DistillationBatch, join, ScoringBatc
 from gdsd_jax.training.step import distillation_step, policy_entropy, score_rollouts
 
 N, P, L, M = 8, 4, 8, 2
-GDSD = Objective()
+GDSD = SequenceObjective()
 
 
 def adamw(moments_dtype="float32"):
@@ -65,7 +65,9 @@ def make_batch(denoiser, state, objective, mesh, accumulation=1):
   scores = score_rollouts(
     state.params, rollouts, denoiser=denoiser, objective=objective, accumulation=accumulation
   )
-  return DistillationBatch(rollouts, advantages, old=scores, ref=scores, current=scores)
+  lengths = jax.device_put(jnp.arange(1, N + 1), batch_sharding(mesh))
+  return DistillationBatch(rollouts, rewards=1 + advantages, advantages=advantages, lengths=lengths, old=scores,
+                           ref=scores, current=scores, group_size=4)
 
 
 def run_step(denoiser, optimizer, mesh, objective=GDSD, accumulation=1, change=lambda batch: batch):
@@ -79,7 +81,7 @@ def run_step(denoiser, optimizer, mesh, objective=GDSD, accumulation=1, change=l
 @pytest.mark.parametrize("name, dtype", [("gdsd", "float32"), slow("gdsd", "bfloat16"), ("gdsd_tlc", "bfloat16")])
 def test_first_log_ratio_is_exactly_zero(tiny_denoiser, optimizer, one_device, name, dtype):
   """Student and old are one model, so that any other value would be rounding noise."""
-  objective = Objective(name)
+  objective = SequenceObjective(name)
   denoiser, state = make_state(tiny_denoiser, optimizer, one_device, dtype)
   batch = make_batch(denoiser, state, objective, one_device)
   _, metrics = distillation_step(
@@ -125,7 +127,7 @@ def gradient_of_loss(params, batch, denoiser, objective):
     denoiser, params, rollouts.tokens, jnp.swapaxes(rollouts.masks, 0, 1), P, rollouts.prompt_mask,
     scoring.weighted, scoring.center_top_k, scoring.center_gradient,
   )
-  return objective.loss(scores, batch.old, batch.ref, batch.advantages, L)[0]
+  return objective.loss(batch.scored(scores))[0]
 
 
 def mean_distances(one, other):
@@ -134,7 +136,7 @@ def mean_distances(one, other):
 
 
 def test_step_is_adamw_on_the_gradient_of_the_loss(tiny_denoiser, optimizer, one_device):
-  objective = Objective()
+  objective = SequenceObjective()
   denoiser, state = make_state(tiny_denoiser, optimizer, one_device)
   batch = make_batch(denoiser, state, objective, one_device)
   before = jax.tree.map(np.asarray, state.params)  # the step donates the state
@@ -151,11 +153,11 @@ def test_step_is_adamw_on_the_gradient_of_the_loss(tiny_denoiser, optimizer, one
 
 @pytest.mark.parametrize("tied", [False, slow(True)])
 @pytest.mark.parametrize("objective", [
-  GDSD, Objective("gdsd_tlc", center_top_k=8, center_gradient=True),
+  GDSD, SequenceObjective("gdsd_tlc", center_top_k=8, center_gradient=True),
   *(slow(objective) for objective in (
-    Objective("espo"),
-    Objective("gdsd_tlc", center_top_k=10**6),
-    Objective("gdsd_tlc", center_top_k=10**6, center_gradient=True, beta=0.0),
+    SequenceObjective("espo"),
+    SequenceObjective("gdsd_tlc", center_top_k=10**6),
+    SequenceObjective("gdsd_tlc", center_top_k=10**6, center_gradient=True, beta=0.0),
   )),
 ])
 def test_gradient_is_that_of_the_loss(tiny_denoiser, one_device, tied, objective):
@@ -253,4 +255,4 @@ def test_reference_is_mixed_with_the_student():
 ])
 def test_bad_objective_names_the_field(change, field):
   with pytest.raises(ValueError, match=field):
-    Objective(**change)
+    SequenceObjective(**change)

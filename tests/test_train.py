@@ -125,7 +125,7 @@ def test_contradicting_config_is_refused_with_the_fields_that_differ(straight):
   workdir, _ = straight
   result = launch(workdir, **{"group_size": 8, "objective.psi": 0.1, "steps": 40})
   assert result.returncode != 0
-  assert "group_size: 4 → 8" in result.stderr and "objective.psi: 0.04 → 0.1" in result.stderr
+  assert "group_size: 4 → 8" in result.stderr and "objective.psi: None → 0.1" in result.stderr
   assert "steps" not in result.stderr.replace("prompts_per_step", "")
   assert len(result.stderr.strip().splitlines()) == 1
 

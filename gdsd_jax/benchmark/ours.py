@@ -113,7 +113,7 @@ def training(folder: Path, setting: Setting) -> dict[str, Any]:
   """The second of two updates: seconds, memory; and of the first its loss, gradient norm and mean old score."""
   denoiser, params, mesh, rollouts, advantages = _load(folder, setting)
   objective, optimizer = setting.loss, make_optimizer(OptimizerConfig(), updates=1)
-  state = init_state(denoiser, params, optimizer, 0, with_reference=objective.beta > 0, mesh=mesh)
+  state = init_state(denoiser, params, optimizer, 0, with_reference=objective.needs_reference, mesh=mesh)
   del params
   if state.reference:
     state = state.replace(reference={**state.reference, "final_norm": REFERENCE_NORM * state.reference["final_norm"]})
@@ -123,7 +123,9 @@ def training(folder: Path, setting: Setting) -> dict[str, Any]:
     nonlocal state
     old = score_rollouts(state.student_params, rollouts, **static)
     reference = score_rollouts(state.reference_params, rollouts, **static) if objective.beta else None
-    batch = DistillationBatch(rollouts, advantages, old, reference, old)
+    lengths = jnp.full(len(advantages), setting.completion_length)  # what the loss does not see
+    batch = DistillationBatch(rollouts, rewards=advantages, advantages=advantages, lengths=lengths, old=old,
+                              ref=reference, current=old, group_size=len(advantages))
     state, metrics = distillation_step(state, batch, optimizer=optimizer, **static)
     return jax.device_get({**metrics, "score": metrics["score"] * setting.completion_length})
 

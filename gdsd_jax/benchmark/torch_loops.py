@@ -56,7 +56,7 @@ class Updater:
 
   Args:
     model: the network. The reference is the base model where it has an adapter, otherwise a copy.
-    objective: `Objective` named gdsd or gdsd_tlc, with `center_gradient` off.
+    objective: `SequenceObjective` named gdsd or gdsd_tlc, with `center_gradient` off.
     optimizer: an `OptimizerConfig` without warm-up.
     reference_norm: what the final norm's weights are multiplied by in the copy.
   """

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gdsd_jax.checks import require
-from gdsd_jax.diffusion import dream, prediction
+from gdsd_jax.diffusion import dream, own, prediction
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.models.denoiser import Denoiser
 
@@ -37,7 +37,7 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     prompt: int[B, P], left-padded.
     prompt_mask: bool[B, P], False at padding; None when no prompt is padded.
     key: random key; ignored where the config leaves nothing to chance.
-    config: the sampler.
+    config: the sampler, whose kind may be one's own (docs/own.md).
 
   Returns:
     The rollout of int32[B, L] tokens and float32[B, L] confidence.
@@ -54,6 +54,8 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     if prompt_mask.shape != prompt.shape:
       raise ValueError(f"prompt_mask {prompt_mask.shape} must have the shape of the prompt, {prompt.shape}")
     attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones((batch, length), bool)], axis=1)
+  if config.is_own:
+    return own.sample(denoiser, denoiser.cast(params), prompt, prompt_mask, key, config)
   readable = prompt_length > 0 or not (config.is_fast and denoiser.config.shifted_output)
   require(readable, "prompt", "must have a token, by whose output this model predicts the first of the completion")
   params, prompt = denoiser.cast(params), prompt.astype(jnp.int32)  # cast once, not in each of the steps

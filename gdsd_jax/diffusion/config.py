@@ -3,10 +3,12 @@
 import dataclasses
 import math
 from numbers import Integral, Real
+from typing import Any
 
 from flax import struct
 import jax
 
+from gdsd_jax import own_code
 from gdsd_jax.checks import require, require_one_of
 
 KINDS = ("llada", "dream")
@@ -14,6 +16,7 @@ REMASKING = ("low_confidence", "random")
 ALGORITHMS = ("entropy", "maskgit_plus", "topk_margin", "origin")
 PROBABILITIES = ("maskgit_plus", "topk_margin")  # Algorithms whose confidence lies between 0 and 1.
 CACHES = ("none", "prefix", "dual")
+PASSED = ("denoiser", "params", "prompt", "prompt_mask", "key", "config")  # to one's own; more parameters are settings
 
 
 @struct.dataclass
@@ -32,10 +35,12 @@ class SamplerConfig:
 
   LLaDA's sampler is from arXiv 2502.09992 (section 2.4 and its appendix), Dream's from arXiv 2508.15487 and its
   published `diffusion_generate`. With `cache`, `threshold` or `factor` (Fast-dLLM, arXiv 2505.22618; see blockwise.py)
-  dream, too, goes block by block, and completions are no longer what the exact sampler's would be.
+  dream, too, goes block by block, and completions are no longer what the exact sampler's would be. One's own sampler
+  (docs/own.md) has all fields, and makes of them what it will; at temperature 0 it should be greedy.
   """
 
-  kind: str = "llada"  # denoises blocks from left to right; or "dream", the whole completion at once
+  # Denoises blocks from left to right; or "dream", the whole completion at once; or one's own, FILE.py:NAME.
+  kind: str = "llada"
   completion_length: int = 256  # tokens of a completion (L)
   # Denoising steps of the whole completion, spread evenly over the blocks where there are any. With threshold or factor
   # they do not count: a block takes at least one, and at most as many as it has tokens.
@@ -61,9 +66,12 @@ class SamplerConfig:
   # Once every completion of the batch has an end of text in its finished blocks, the others are not computed but filled
   # with it, at confidence 1. Texts up to their end stay the same; what is behind it, which training scores, does not.
   early_stop: bool = False
+  own: tuple[tuple[str, Any], ...] = dataclasses.field(default_factory=tuple)  # fields that only one's own sampler has
 
   def __post_init__(self):
-    for field, known in (("kind", KINDS), ("remasking", REMASKING), ("alg", ALGORITHMS), ("cache", CACHES)):
+    require(self.is_own or self.kind in KINDS, "sampler.kind",
+            f"{self.kind!r} is not one of {', '.join(KINDS)}; one of your own is FILE.py:NAME")
+    for field, known in (("remasking", REMASKING), ("alg", ALGORITHMS), ("cache", CACHES)):
       require_one_of(f"sampler.{field}", getattr(self, field), known)
     for field in ("completion_length", "steps", "block_length", "top_k"):
       value = getattr(self, field)
@@ -74,7 +82,17 @@ class SamplerConfig:
       value = getattr(self, field)
       fits = isinstance(value, Real) and 0 <= value < math.inf
       _require(fits, field, f"must be a number and not negative, not {value!r}")
-    self._check_fast()
+    _require(isinstance(self.early_stop, bool), "early_stop", f"must be True or False, not {self.early_stop!r}")
+    if self.is_own:
+      function = own_code.load(self.kind, "sampler.kind")
+      _require(callable(function), "kind", f"{self.kind} must be a function, not {function!r:.80}")
+      own_code.require_settings(function, "sampler.kind", self.kind, dict(self.own), len(PASSED))
+    else:
+      _require(not self.own, "own", f"{self.kind} has no settings of its own")
+      self._check_fast()
+      self._check_kind()
+
+  def _check_kind(self):
     dream = self.kind == "dream"
     _require(not (dream and self.cfg_scale), "cfg_scale", "only the llada sampler has it (sampler.kind is 'dream')")
     for field in ("top_p", "top_k"):
@@ -84,7 +102,6 @@ class SamplerConfig:
     _require(fits, "top_p", f"must lie in (0, 1], not {self.top_p!r}")
     fits = not dream or isinstance(self.eps, Real) and 0 < self.eps < 1
     _require(fits, "eps", f"must lie between 0 and 1, not {self.eps!r}")
-    _require(isinstance(self.early_stop, bool), "early_stop", f"must be True or False, not {self.early_stop!r}")
     if self.is_blockwise:
       _require(self.completion_length % self.block_length == 0, "block_length",
                f"{self.block_length} must divide completion_length, {self.completion_length}")
@@ -111,6 +128,17 @@ class SamplerConfig:
       _require(not self.alg_temp, "alg_temp", "must be 0 with sampler.threshold or factor, which draw no positions")
 
   @property
+  def settings(self) -> dict[str, Any]:
+    """All fields with their values, as recipes have them."""
+    settings = dataclasses.asdict(self)
+    return settings | dict(settings.pop("own"))
+
+  @property
+  def is_own(self) -> bool:
+    """Whether it is a function of the user's."""
+    return own_code.is_own(self.kind)
+
+  @property
   def is_parallel(self) -> bool:
     """Whether the confidence alone says how many tokens a step commits."""
     return self.threshold is not None or self.factor is not None
@@ -122,8 +150,8 @@ class SamplerConfig:
 
   @property
   def is_blockwise(self) -> bool:
-    """Whether completions are divided into blocks."""
-    return self.kind == "llada" or self.is_fast
+    """Whether completions are divided into blocks, as far as is known here."""
+    return self.kind == "llada" or self.is_fast and not self.is_own
 
   @property
   def num_blocks(self) -> int:

@@ -80,7 +80,7 @@ class DenoiserLM(LM):
     self, pretrained: str | None = None, workdir: str | None = None, step: str | int = "latest",
     dtype: str = "bfloat16", batch_size: int | str = 1, max_gen_toks: int = 256, steps_per_token: float = 0.5,
     block_length: int = 32, kind: str | None = None, data: int = -1, fsdp: int = 1, tensor: int = 1, seed: int = 0,
-    device: str | None = None, max_batch_size: int | None = None, **unknown: Any,
+    layout: str | None = None, device: str | None = None, max_batch_size: int | None = None, **unknown: Any,
   ):
     """--model_args, and what the harness adds to them.
 
@@ -90,6 +90,7 @@ class DenoiserLM(LM):
       batch_size: prompts at a time, raised to a multiple of the devices that they are split over.
       max_gen_toks, steps_per_token, block_length: see `GenerationDefaults`.
       kind: which sampler; by default that of the model's family.
+      layout: of a model in a layout of one's own, see docs/own.md.
       data, fsdp, tensor, seed: the mesh, and the random seed of sampled completions.
       device, max_batch_size: not used; JAX chooses the device, and batches have one size.
     """
@@ -107,11 +108,12 @@ class DenoiserLM(LM):
       raise ValueError(f"--model_args: {error}") from None
     mesh = make_mesh(data, fsdp, tensor)
     evaluated = Evaluated(epath.Path(workdir) if workdir else None, str(step), pretrained)
-    denoiser, self._params, path = evaluated.load(ModelConfig(dtype=dtype), mesh)
+    denoiser, self._params, path = evaluated.load(ModelConfig(dtype=dtype, layout=layout), mesh)
     self.tokenizer, self._path = load_tokenizer(path, denoiser.config), str(path)
     self.batch_size = math.ceil(int(batch_size) / batch_shards(mesh)) * batch_shards(mesh)
     self._generator = Generator(denoiser, self.tokenizer, mesh)
-    self._defaults = defaults if kind else dataclasses.replace(defaults, kind=denoiser.config.family)
+    family = denoiser.config.family if denoiser.config.family in KINDS else KINDS[0]
+    self._defaults = defaults if kind else dataclasses.replace(defaults, kind=family)
     self._key, self._batches = jax.random.key(seed), 0
 
   @property

@@ -61,7 +61,7 @@ class Evaluated:
         adapter, path = path, json.loads(file.read_text())["base_model_name_or_path"]
       except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--model: {file} names no base model: {error!r}") from None
-    denoiser, params = load_pretrained(path, default.dtype, mesh)
+    denoiser, params = load_pretrained(path, default.dtype, mesh, layout=default.layout)
     if adapter is not None:
       denoiser, params = load_adapter(adapter, denoiser, params)
     return denoiser, params, path
@@ -112,7 +112,7 @@ class _Evaluation:
     self.examples = [test[i] for i in range(min(num_examples or len(test), len(test)))]
     denoiser, self.params, path = evaluated.load(config.model, mesh)
     kind, family = config.sampler.kind, denoiser.config.family
-    if kind != family:
+    if kind != family and not config.sampler.is_own:
       _log.warning("sampler.kind is %s, yet %s is of the family %s, whose accuracy is published with"
                    " --config.sampler.kind=%s", kind, path, family, family)
     tokenizer = load_tokenizer(path, denoiser.config)
@@ -135,7 +135,7 @@ class _Evaluation:
       "task": {"name": config.task.name, **config.task.options},
       "examples": f"{zlib.crc32(problems.encode()):08x}", "num_examples": len(self.examples),
       "batch_size": self.batch_size, "prompt_buckets": list(buckets), "prefill": self.prefill,
-      "samplers": {str(length): dataclasses.asdict(sampler) for length, sampler in self.samplers.items()},
+      "samplers": {str(length): sampler.settings for length, sampler in self.samplers.items()},
     }
 
   def run(self, length: int, sampler: SamplerConfig, records: Records) -> float | None:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from gdsd_jax.checks import require
 from gdsd_jax.huggingface.folder import read_json_object, written_whole
-from gdsd_jax.huggingface.layouts import FAMILIES
+from gdsd_jax.huggingface.own_layout import layout_of
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import LoraConfig, TARGETS
 from gdsd_jax.parallel.mesh import param_shardings
@@ -91,7 +91,7 @@ def load_adapter(path, denoiser: Denoiser, params):
 
 def _module_name(denoiser: Denoiser, leaf: str) -> str:
   """The published module of an adapted weight, with {layer} in place of the layer's number."""
-  return FAMILIES[denoiser.config.family].weight_names[f"blocks.{leaf}"].removesuffix(".weight")
+  return layout_of(denoiser.config.family).weight_names[f"blocks.{leaf}"].removesuffix(".weight")
 
 
 def _tensor_name(denoiser: Denoiser, leaf: str, layer: int, factor: str) -> str:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from gdsd_jax.checks import require
 from gdsd_jax.huggingface.layouts import FAMILIES
+from gdsd_jax.huggingface.own_layout import layout_of
 from gdsd_jax.models.config import DenoiserConfig
 
 _ASSETS = Path(__file__).parents[1] / "models" / "assets"
@@ -76,13 +77,19 @@ def written_whole(path: Path, what: str, stale: tuple[str, ...] = ()) -> Iterato
         incomplete.unlink(missing_ok=True)
 
 
-def load_config(path: Path) -> DenoiserConfig:
-  """DenoiserConfig of a folder's config.json. Raises ValueError or FileNotFoundError, naming the file."""
+def load_config(path: Path, layout: str | None = None) -> DenoiserConfig:
+  """DenoiserConfig of a folder's config.json, by a layout of one's own (FILE.py:NAME) or that of its `model_type`.
+
+  Raises ValueError or FileNotFoundError, naming the file.
+  """
   file = path / "config.json"
   fields = read_json_object(file, "model.path")
+  if layout is not None:
+    return layout_of(layout).parse_config(fields)
   family = str(fields.get("model_type", "")).lower()
   known = ", ".join(sorted(FAMILIES))
-  require(family in FAMILIES, "model.path", f"{file} has model_type {family!r}; known are {known}")
+  require(family in FAMILIES, "model.path", f"{file} has model_type {family!r}; known are {known};"
+          " one of your own is named by model.layout")
   try:
     return FAMILIES[family].parse_config(fields)
   except KeyError as error:

@@ -11,9 +11,28 @@ class _Field(str):
   """A field of DenoiserConfig, in the place of its value."""
 
 
-@dataclasses.dataclass(frozen=True)
 class Layout:
-  """How a family writes its models."""
+  """How a family writes its models: what its config.json says, and how its weights are called.
+
+  One's own (docs/own.md) is a subclass; its weights are those of the network in models/weights.py.
+  """
+
+  # Parameter path -> weight name, with {layer} where it is stacked along `layers`; `weight_names` makes it. Files hold
+  # linear layers as PyTorch does, [out, in].
+  weight_names: Mapping[str, str]
+
+  def parse_config(self, fields: Mapping[str, Any]) -> DenoiserConfig:
+    """DenoiserConfig from the fields of config.json. Raises ValueError on what the transformer cannot compute."""
+    raise NotImplementedError(f"{type(self).__name__} must have `parse_config`")
+
+  def format_config(self, config: DenoiserConfig, dtype: str) -> dict[str, Any]:
+    """The fields of config.json for weights of this dtype, of which `parse_config` makes the same config again."""
+    raise NotImplementedError(f"{type(self).__name__} must have `format_config`")
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedLayout(Layout):
+  """The layout of a family whose models are published."""
 
   hub_name: str  # the published model, whose layout its kin share
   classes: Mapping[str, str]  # the published code, for `transformers` with trust_remote_code: never run here
@@ -21,7 +40,7 @@ class Layout:
   config: Mapping[str, Any]  # all else that the published code reads: constants, and fields of DenoiserConfig
   # From config.json to the fields of DenoiserConfig that it may leave out, or has other words for.
   special: Callable[[Mapping[str, Any]], dict[str, Any]]
-  weight_names: Mapping[str, str]  # parameter path -> weight name, with {layer} where it is stacked along `layers`
+  weight_names: Mapping[str, str]
 
   def parse_config(self, fields: Mapping[str, Any]) -> DenoiserConfig:
     """DenoiserConfig from the fields of config.json. Raises ValueError on what the transformer cannot compute."""
@@ -48,7 +67,12 @@ class Layout:
             "torch_dtype": dtype, "use_cache": False}
 
 
-def _weight_names(embedding: str, final_norm: str, head: str, block: str, **modules: str) -> dict[str, str]:
+def weight_names(embedding: str, final_norm: str, head: str, block: str, **modules: str) -> dict[str, str]:
+  """`Layout.weight_names` from the names of modules, without ".weight".
+
+  `block` is a transformer block's, with {layer} in it, and `modules` are those of its weights: attention_norm, query,
+  key, value, output, mlp_norm, gate, up and down. Names of what a model lacks, such as a head of its own, play no part.
+  """
   paths = {"embedding": embedding, "final_norm": final_norm, "head": head}
   paths |= {f"blocks.{leaf}": f"{block}.{module}" for leaf, module in modules.items()}
   biases = {f"blocks.{leaf}_bias": f"{block}.{modules[leaf]}.bias" for leaf in ("query", "key", "value")}
@@ -66,7 +90,7 @@ def _llada(fields: Mapping[str, Any]) -> dict[str, Any]:
   )
 
 
-LLADA = Layout(
+LLADA = PublishedLayout(
   hub_name="GSAI-ML/LLaDA-8B-Instruct",
   classes={
     "AutoConfig": "configuration_llada.LLaDAConfig", "AutoModel": "modeling_llada.LLaDAModelLM",
@@ -89,7 +113,7 @@ LLADA = Layout(
     "eos_token_id": _Field("eos_token_id"), "pad_token_id": _Field("pad_token_id"),
   },
   special=_llada,
-  weight_names=_weight_names(
+  weight_names=weight_names(
     embedding="model.transformer.wte", final_norm="model.transformer.ln_f", head="model.transformer.ff_out",
     block="model.transformer.blocks.{layer}", attention_norm="attn_norm", query="q_proj", key="k_proj", value="v_proj",
     output="attn_out", mlp_norm="ff_norm", gate="ff_proj", up="up_proj", down="ff_out",
@@ -114,7 +138,7 @@ def _dream(fields: Mapping[str, Any]) -> dict[str, Any]:
   )
 
 
-DREAM = Layout(
+DREAM = PublishedLayout(
   hub_name="Dream-org/Dream-v0-Instruct-7B",
   classes={"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
   required={"hidden_act": "silu", "use_sliding_window": False},
@@ -130,7 +154,7 @@ DREAM = Layout(
     "pad_token_id": _Field("pad_token_id"),
   },
   special=_dream,
-  weight_names=_weight_names(
+  weight_names=weight_names(
     embedding="model.embed_tokens", final_norm="model.norm", head="lm_head", block="model.layers.{layer}",
     attention_norm="input_layernorm", query="self_attn.q_proj", key="self_attn.k_proj", value="self_attn.v_proj",
     output="self_attn.o_proj", mlp_norm="post_attention_layernorm", gate="mlp.gate_proj", up="mlp.up_proj",

@@ -28,10 +28,10 @@ PUBLISHED = {
 }
 
 
-def architecture(path_or_hub_name: str) -> DenoiserConfig:
+def architecture(path_or_hub_name: str, layout: str | None = None) -> DenoiserConfig:
   """DenoiserConfig of a folder with a config.json, of an embedded model, or of a published one by its hub name.
 
-  Nothing is downloaded. Raises ValueError or OSError, one line.
+  `layout` is as in `load_config`. Nothing is downloaded. Raises ValueError or OSError, one line.
   """
   is_folder, name = Path(path_or_hub_name).is_dir(), path_or_hub_name
   if not is_folder and name in PUBLISHED:
@@ -39,4 +39,4 @@ def architecture(path_or_hub_name: str) -> DenoiserConfig:
     return FAMILIES[fields["model_type"].lower()].parse_config(fields)
   require(is_folder or "/" not in name, "model.path", f"{name!r} is no folder, and of the hub's models only"
           f" {' and '.join(PUBLISHED)} are known without their files; name a folder that holds its config.json")
-  return load_config(resolve_path(name))
+  return load_config(resolve_path(name), layout)

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from gdsd_jax.checks import require
 from gdsd_jax.huggingface.folder import load_config, resolve_path, written_whole
-from gdsd_jax.huggingface.layouts import FAMILIES
+from gdsd_jax.huggingface.own_layout import layout_of
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import param_shardings
@@ -26,7 +26,7 @@ _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_dtype: str | None = None,
-                    remat: str = "none"):
+                    remat: str = "none", layout: str | None = None):
   """Loads (denoiser, params) from a Hugging Face folder or hub name.
 
   Args:
@@ -34,12 +34,13 @@ def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_d
     dtype: "float32" or "bfloat16", for matrix products and, unless `param_dtype` is given, for the parameters.
     mesh: `jax.sharding.Mesh` to lay the parameters over (`make_mesh`); None for the default device.
     param_dtype, remat: see `Denoiser`.
+    layout: the files' own, FILE.py:NAME (docs/own.md); None for that of the `model_type` in config.json.
 
   Raises:
     FileNotFoundError, ValueError: a file is missing, damaged or does not fit config.json; nothing was allocated yet.
   """
   path = resolve_path(path_or_hub_name)
-  denoiser = Denoiser(load_config(path), dtype, param_dtype or dtype, remat, mesh=mesh)
+  denoiser = Denoiser(load_config(path, layout), dtype, param_dtype or dtype, remat, mesh=mesh)
   return denoiser, load_weights(path, denoiser)
 
 
@@ -70,7 +71,7 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
   if "lora" in params:
     raise ValueError("the parameters have an adapter: merge it (models.lora.merge), or save it by itself"
                      " (huggingface.adapters.save_adapter)")
-  config, layout = denoiser.config, FAMILIES[denoiser.config.family]
+  config, layout = denoiser.config, layout_of(denoiser.config.family)
   fields = layout.format_config(config, str(params["embedding"].dtype))
   read_back = layout.parse_config(fields)
   if lost := [name for name, value in vars(config).items() if getattr(read_back, name) != value]:
@@ -107,7 +108,7 @@ def _is_stacked(leaf: str) -> bool:
 def _weight_names(config: DenoiserConfig, leaf: str) -> list[str]:
   """The weights that a leaf is made of: one, or one of each layer."""
   layers = range(config.num_layers) if _is_stacked(leaf) else range(1)
-  return [FAMILIES[config.family].weight_names[leaf].format(layer=layer) for layer in layers]
+  return [layout_of(config.family).weight_names[leaf].format(layer=layer) for layer in layers]
 
 
 def _inputs(leaf: str) -> int:

@@ -1,55 +1,54 @@
-"""One objective, chosen by name: how rollouts are scored and what their scores cost."""
+"""What an objective is: which scores of rollouts it asks for, and what they cost."""
 
-import dataclasses
+from flax import struct
+import jax
+import jax.numpy as jnp
 
-from gdsd_jax.checks import require, require_at_least, require_one_of
-from gdsd_jax.objectives.espo import espo_loss
-from gdsd_jax.objectives.gdsd import gdsd_loss
-from gdsd_jax.objectives.scores import Scores
+from gdsd_jax.objectives.scores import Scores, token_weights
 from gdsd_jax.objectives.token_scores import Scoring
 
-OBJECTIVES = ("gdsd", "gdsd_tlc", "espo")
-# Trust regions of the official recipes: log-ratios of plain scores move far less than those of centred ones.
-_DEFAULT_EPSILON = {"gdsd": 4e-4, "gdsd_tlc": 0.2, "espo": 0.2}
-_DEFAULT_TOP_K = 64
 
+@struct.dataclass
+class ScoredRollouts:
+  """N rollouts and their scores under M mask samples: what a loss is a function of.
 
-@dataclasses.dataclass(frozen=True)
-class Objective:
-  """What the student is trained on. Hashable, so it can be a static argument of `jax.jit`."""
+  The G rollouts of a prompt are neighbours. Scores are float32[N, M, L], one for each token, if the objective's
+  `scoring` is `per_token`, and otherwise float32[N, M], one for each completion. A token is scored in that pass of a
+  coupled pair in which it is masked.
+  """
 
-  name: str = "gdsd"  # or "gdsd_tlc", "espo"
-  psi: float = 0.04  # guidance strength per token (GDSD)
-  epsilon: float | None = None  # trust region; None for the objective's own
-  beta: float = 1e-3  # weight of the KL to the reference
-  center_top_k: int | None = None  # k of the logit centre (gdsd_tlc; None for 64); V or more is the whole vocabulary
-  center_gradient: bool = False  # whether the gradient flows through the centre
-  weighted: bool = True  # whether tokens have the weights of the forward process; False: the official first release
-
-  def __post_init__(self):
-    require_one_of("objective.name", self.name, OBJECTIVES)
-    defaults = {"epsilon": _DEFAULT_EPSILON[self.name]}
-    if self.name == "gdsd_tlc":
-      defaults["center_top_k"] = _DEFAULT_TOP_K
-    for field, default in defaults.items():
-      if getattr(self, field) is None:
-        object.__setattr__(self, field, default)
-    if self.name == "gdsd_tlc":
-      require_at_least(self, "objective.", center_top_k=1)
-    else:
-      require(self.center_top_k is None, "objective.center_top_k",
-              f"{self.name} has no centre; set objective.name to gdsd_tlc")
-    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
-    require(self.psi > 0, "objective.psi", f"must be positive, not {self.psi}")
-    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
+  student: Scores  # under the student as it is now; a loss has its gradient by these
+  old: Scores  # under the student before the first of the updates on these rollouts, on the same masks
+  ref: Scores | None  # under the reference, on the same masks; None unless the objective `needs_reference`
+  masks: jax.Array  # bool[N, M, L], the first mask of each coupled pair; its complement is the second
+  tokens: jax.Array  # int32[N, L], the completions
+  lengths: jax.Array  # int32[N], tokens of each up to its first end of text, which is among them
+  rewards: jax.Array  # float32[N]
+  advantages: jax.Array  # float32[N], leave-one-out, as `objective.scale_rewards` says
+  group_size: int = struct.field(pytree_node=False)  # G
 
   @property
-  def scoring(self) -> Scoring:
-    """The scores that the loss takes. Where the policy's are centred, plain ones are there for the KL alone."""
-    return Scoring(self.weighted, self.center_top_k, self.center_gradient, with_plain=self.beta > 0)
+  def weights(self) -> jax.Array:
+    """float32[N, M, L], the weights of tokens by the forward process, see `token_weights`."""
+    return token_weights(self.masks)
 
-  def loss(self, scores: Scores, old: Scores, ref: Scores | None, advantages, completion_length: int):
-    """(loss, metrics) for scores of student, old and reference; see `gdsd_loss` and `espo_loss`."""
-    if self.name == "espo":
-      return espo_loss(scores, old, ref, advantages, completion_length, self.epsilon, self.beta)
-    return gdsd_loss(scores, old, ref, advantages, completion_length, self.psi, self.epsilon, self.beta)
+  @property
+  def counted(self) -> jax.Array:
+    """bool[N, L], the tokens of a completion up to its first end of text, which is among them."""
+    return jnp.arange(self.masks.shape[-1]) < self.lengths[:, None]
+
+
+class Objective:
+  """What the student is trained on; subclass it as a frozen dataclass, whose fields are `--config.objective.FIELD`.
+
+  It is traced by `jax.jit`, and a static argument of it, so that it must be hashable. The gradient by the parameters is
+  made one sample at a time from the loss's gradient by the student's scores (`training/gradient.py`).
+  """
+
+  needs_reference = False  # whether there are scores of the reference; it costs a copy of what is trained
+  # Scores of single tokens, or with `per_token=False` their weighted sums; with `center_top_k` centred ones besides.
+  scoring = Scoring(per_token=True)
+
+  def loss(self, batch: ScoredRollouts):
+    """The loss, a float32 scalar, or (loss, metrics) with scalars by name, which are means over a step's updates."""
+    raise NotImplementedError(f"{type(self).__name__} must have `loss`")

@@ -15,7 +15,7 @@ from gdsd_jax.objectives.token_scores import Scoring, token_scores
 
 @struct.dataclass
 class Scores:
-  """Scores of B rollouts under one denoiser, one for each of M mask samples."""
+  """Scores of B rollouts under one denoiser, one for each of M mask samples; with `Scoring.per_token` [B, M, L]."""
 
   plain: jax.Array | None  # float32[B, M] from log-probabilities; None if nothing needs them
   centered: jax.Array | None = None  # float32[B, M] from centred logits (TLC); None when no centre was asked for
@@ -55,9 +55,10 @@ def masked_hidden(denoiser: Denoiser, params, tokens, mask, prompt_mask=None, dr
 
 def scores_of_hidden(head: LMHead, hidden, completion, mask, scoring: Scoring) -> Scores:
   """Scores [B, ...] from hidden states [B, ..., L, D], completions int[B, ..., L] and masks bool[B, ..., L]."""
-  plain, centered, _, entropy = token_scores(head, hidden, completion, scoring)
-  weights = token_weights(mask) if scoring.weighted else jnp.ones(mask.shape)
-  scores = (None if s is None else 0.5 * jnp.sum(weights * s, axis=-1) for s in (plain, centered))
+  *scores, _, entropy = token_scores(head, hidden, completion, scoring)
+  if not scoring.per_token:
+    weights = token_weights(mask) if scoring.weighted else jnp.ones(mask.shape)
+    scores = (None if s is None else 0.5 * jnp.sum(weights * s, axis=-1) for s in scores)
   return Scores(*scores, None if entropy is None else jnp.mean(entropy, axis=-1))
 
 

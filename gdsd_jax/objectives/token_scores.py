@@ -33,11 +33,13 @@ class Scoring:
   # the same value, but the gradient of the log-probability.
   center_gradient: bool = False
   with_plain: bool = True  # False leaves plain scores out where centred ones need no logits
+  per_token: bool = False  # whether scores stay those of single tokens, in place of their sums; they have no weights
   with_entropy: bool = False  # whether the policy's entropy is told, too, wherever the scores need logits
 
   def __post_init__(self):
     require(self.center_top_k is None or self.center_top_k >= 1, "center_top_k",
             f"must be None or at least 1, not {self.center_top_k}")
+    require(self.weighted or not self.per_token, "weighted", "is for sums of token scores; per_token leaves none")
 
 
 PLAIN = Scoring()

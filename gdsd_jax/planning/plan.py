@@ -118,10 +118,10 @@ class AbstractRun:
 
   def __init__(self, config: RunConfig, mesh):
     self.config, self.mesh = config, mesh
-    self.denoiser = make_denoiser(config.model, architecture(config.model.path), mesh)
+    self.denoiser = make_denoiser(config.model, architecture(config.model.path, config.model.layout), mesh)
     self.optimizer = make_optimizer(config.optimizer, config.updates)
     make = lambda params: init_state(self.denoiser, params, self.optimizer, config.seed,
-                                     with_reference=config.objective.beta > 0, mesh=mesh)
+                                     with_reference=config.objective.needs_reference, mesh=mesh)
     state = jax.eval_shape(make, self.denoiser.abstract_params())
     lay_out = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     shardings = state_shardings(state, self.denoiser, self.optimizer, mesh)
@@ -162,15 +162,18 @@ class AbstractRun:
     rollouts = ScoringBatch(batch(jnp.int32, rows, width + length), batch(bool, rows, width), masks)
     static = dict(denoiser=self.denoiser, objective=config.objective, accumulation=config.optimizer.accumulation)
     updates = config.distillation.num_iterations
+    drawn = updates if config.masks.fresh else 1
     # Old scores, the reference's, and from the second update on current ones.
-    times = updates + updates * (state.reference is not None) + updates - 1
+    times = drawn + drawn * (state.reference is not None) + updates - 1
     scoring = {"with_entropy": True, **static}
     yield "score_rollouts", times, score_rollouts, (state.student_params, rollouts), scoring
 
     scores = jax.eval_shape(functools.partial(score_rollouts, **scoring), state.student_params, rollouts)
     scores = jax.tree.map(lambda leaf: batch(leaf.dtype, *leaf.shape), scores)
     reference = None if state.reference is None else scores
-    scored = DistillationBatch(rollouts, batch(jnp.float32, rows), scores, reference, scores)
+    numbers = batch(jnp.float32, rows)
+    scored = DistillationBatch(rollouts, numbers, numbers, batch(jnp.int32, rows), old=scores, ref=reference,
+                               current=scores, group_size=config.group_size)
     yield "distillation_step", updates, distillation_step, (state, scored), {"optimizer": self.optimizer, **static}
 
 

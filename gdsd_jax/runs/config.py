@@ -1,8 +1,8 @@
 """What a run is told: frozen dataclasses, which check themselves, with every field's default and explanation.
 
 Recipes and flags see an `ml_collections.ConfigDict` of the same fields (runs/config_dict.py). Samplers, objectives,
-adapters and the optimizer have their dataclasses beside them: diffusion/config.py, objectives/objective.py,
-models/lora.py, runs/optimizer.py.
+masks, adapters and the optimizer have their dataclasses beside them: diffusion/config.py, objectives/sequence.py,
+diffusion/forward.py, models/lora.py, runs/optimizer.py.
 """
 
 from collections.abc import Mapping
@@ -10,11 +10,14 @@ import dataclasses
 import importlib.util
 from typing import Any
 
+from gdsd_jax import own_code
 from gdsd_jax.checks import require, require_at_least, require_buckets, require_one_of, require_whole
 from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.diffusion.forward import MaskConfig
 from gdsd_jax.models.denoiser import REMAT
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.objective import Objective
+from gdsd_jax.objectives.sequence import SequenceObjective
 from gdsd_jax.parallel.mesh import batch_shards
 from gdsd_jax.runs.optimizer import OptimizerConfig
 from gdsd_jax.tasks import Task
@@ -29,11 +32,15 @@ class ModelConfig:
   # What the backward pass computes again: "none" of the activations, all but "products" with weights (a quarter less to
   # compute than all, far more to keep), or the "full" pass through each block.
   remat: str = "full"
+  # One's own of a model whose config.json has a `model_type` unknown here, FILE.py:NAME (docs/own.md).
+  layout: str | None = None
   lora: LoraConfig | None = None  # None, which recipes say by rank 0: no adapter, all parameters are trained
   lora_path: str | None = None  # PEFT folder to start from; rank and alpha must be its own
 
   def __post_init__(self):
     require_one_of("model.remat", self.remat, REMAT)
+    require(self.layout is None or own_code.is_own(self.layout), "model.layout",
+            f"{self.layout!r} must be FILE.py:NAME or PACKAGE.MODULE:NAME; ours are known by config.json's model_type")
     require(self.lora is not None or not self.lora_path, "model.lora.path", "needs model.lora.rank > 0")
 
 
@@ -152,7 +159,8 @@ class RunConfig:
   task: TaskConfig
   sampler: SamplerConfig
   rollouts: RolloutConfig = dataclasses.field(metadata={"section": "sampler"})
-  objective: Objective
+  masks: MaskConfig
+  objective: Objective = dataclasses.field(metadata={"fields_of": SequenceObjective})  # one's own has fields of its own
   distillation: DistillationConfig = dataclasses.field(metadata={"section": "objective"})
   optimizer: OptimizerConfig
   eval: EvalConfig
@@ -197,7 +205,7 @@ def evaluation_samplers(config: RunConfig) -> dict[int, SamplerConfig]:
     try:
       sampler = SamplerConfig(
         kind=config.sampler.kind, completion_length=length, steps=round(length * fields.steps_per_token),
-        temperature=0.0, block_length=fields.block_length, eps=config.sampler.eps, **fast,
+        temperature=0.0, block_length=fields.block_length, eps=config.sampler.eps, own=config.sampler.own, **fast,
       )
       samplers[length] = dataclasses.replace(sampler, early_stop=sampler.is_blockwise)
     except ValueError as error:

@@ -14,9 +14,13 @@ from typing import Any
 from etils import epath
 from ml_collections import config_dict, ConfigDict
 
+from gdsd_jax import own_code
 from gdsd_jax.checks import require
+from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.models.lora import LoraConfig
-from gdsd_jax.runs.config import ModelConfig, RunConfig, TaskConfig
+from gdsd_jax.objectives.own import make_objective
+from gdsd_jax.objectives.sequence import SequenceObjective
+from gdsd_jax.runs.config import DistillationConfig, ModelConfig, RolloutConfig, RunConfig, TaskConfig
 from gdsd_jax.runs.files import check_workdir
 
 # Fields that may change when a run resumes: they do not change what the run computes.
@@ -50,15 +54,20 @@ def section(cls, found: ConfigDict | None = None) -> ConfigDict:
   """
   found = ConfigDict() if found is None else found
   for field in dataclasses.fields(cls):
-    if dataclasses.is_dataclass(field.type):
+    if dataclasses.is_dataclass(part := _part(field)):
       name = field.metadata.get("section", field.name)
-      found[name] = section(field.type, found.get(name))
+      found[name] = section(part, found.get(name))
     elif field.default is None:
       kind = typing.get_args(field.type)[0]  # the annotation is `kind | None`
       found[field.name] = config_dict.placeholder(kind)
     elif field.default is not dataclasses.MISSING:
       found[field.name] = field.default
   return found
+
+
+def _part(field: dataclasses.Field) -> type:
+  """The dataclass whose fields a recipe sees in place of this one, if it is a section."""
+  return field.metadata.get("fields_of", field.type)
 
 
 def run_config(config: ConfigDict) -> RunConfig:
@@ -68,12 +77,19 @@ def run_config(config: ConfigDict) -> RunConfig:
     ValueError: one line that names the field.
   """
   known = flatten(base_config().to_dict())
-  for path in flatten(config.to_dict()):
-    if path not in known and not path.startswith("task."):  # whose task says what it knows
+  for path, value in flatten(config.to_dict()).items():
+    if path not in known and not path.startswith(_own_sections(config)):
       near = difflib.get_close_matches(path, known, 1)
       raise ValueError(f"--config.{path}: the config has no field {path!r}"
                        + (f"; did you mean {near[0]!r}?" if near else ""))
+    require(value is not None or known.get(path) is None, path, "must not be None")
   return typed(RunConfig, config)
+
+
+def _own_sections(config: ConfigDict) -> tuple[str, ...]:
+  """Sections whose task, objective or sampler says itself which fields it has."""
+  own = {"objective.": config.objective.name, "sampler.": config.sampler.kind}
+  return "task.", *(prefix for prefix, name in own.items() if own_code.is_own(name))
 
 
 def typed(cls, config: ConfigDict):
@@ -92,10 +108,17 @@ def made(cls, fields: Mapping[str, Any]):
   if cls is ModelConfig:
     lora = fields.get("lora", {})
     fields = fields | {"lora": made(LoraConfig, lora) if lora.get("rank") else None, "lora_path": lora.get("path")}
+  if cls is SequenceObjective:
+    runs_own = {field.name for field in dataclasses.fields(DistillationConfig)}
+    given = {k: v for k, v in fields.items() if k not in runs_own and v is not None}
+    return make_objective(given.pop("name"), given)
+  if cls is SamplerConfig:
+    ours = {field.name for part in (SamplerConfig, RolloutConfig) for field in dataclasses.fields(part)}
+    fields = fields | {"own": tuple((k, v) for k, v in fields.items() if k not in ours and v is not None)}
   values = {}
   for field in dataclasses.fields(cls):
-    if dataclasses.is_dataclass(field.type):
-      values[field.name] = made(field.type, fields[field.metadata.get("section", field.name)])
+    if dataclasses.is_dataclass(part := _part(field)):
+      values[field.name] = made(part, fields[field.metadata.get("section", field.name)])
     elif field.name in fields:
       values[field.name] = fields[field.name]
   return cls(**values)

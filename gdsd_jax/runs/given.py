@@ -13,6 +13,8 @@ from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.runs.recipe_files import recipe_file
 from gdsd_jax.tasks import Task
 
+_MAY_BE_OWN = ("task", "objective", "sampler")  # sections whose fields may be those of one's own code, which says them
+
 
 def load_config(recipe: str, changes: Mapping[str, Any] | None = None) -> ConfigDict:
   """The fields of a recipe, such as "gdsd_math:tiny" or "my_recipe.py", for a program to set.
@@ -22,12 +24,13 @@ def load_config(recipe: str, changes: Mapping[str, Any] | None = None) -> Config
   """
   config = config_flags.ConfigFileFlagParser("config").parse(recipe_file(recipe))
   for path, value in (changes or {}).items():
-    if path.startswith("task."):  # whose task says what it knows
-      with config.unlocked():
-        config.task[path.removeprefix("task.")] = value
-      continue
     try:
-      config.update_from_flattened_dict({path: value})
+      section, _, name = path.partition(".")
+      if section in _MAY_BE_OWN and "." not in name:
+        with config.unlocked():
+          config[section][name] = value
+      else:
+        config.update_from_flattened_dict({path: value})
     except (KeyError, AttributeError, TypeError) as error:
       raise ValueError(f"{path}: {error.args[0]}") from None
   return config

@@ -33,7 +33,7 @@ def make_denoiser(config: ModelConfig, architecture: DenoiserConfig, mesh) -> De
 def load_model(config: ModelConfig, seed: int, mesh):
   """(denoiser, params) that a run starts from: the model of its config, with the adapter when it has one."""
   path = resolve_path(config.path)
-  denoiser = make_denoiser(config, load_config(path), mesh)
+  denoiser = make_denoiser(config, load_config(path, config.layout), mesh)
   params, lora = load_weights(path, denoiser), denoiser.lora
   if lora is None:
     return denoiser, params
@@ -106,7 +106,7 @@ def load_run(workdir: epath.Path, step: str | int, mesh=None):
   """
   config, step = read_model_config(workdir), find_step(workdir, step)
   path = resolve_path(config.path)
-  denoiser = make_denoiser(config, load_config(path), mesh)
+  denoiser = make_denoiser(config, load_config(path, config.layout), mesh)
   frozen = load_weights(path, denoiser) if denoiser.lora else {}  # without an adapter the checkpoint has all weights
   trained = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.objectives.objective import Objective
+from gdsd_jax.objectives.objective import Objective, ScoredRollouts
 from gdsd_jax.objectives.scores import masked_hidden, Scores, scores_of_hidden
 from gdsd_jax.objectives.token_scores import Scoring
 from gdsd_jax.runs.state import TrainState
@@ -40,12 +40,20 @@ class DistillationBatch:
   """N rollouts with everything that one update needs; all scores are made by `score_rollouts`."""
 
   rollouts: ScoringBatch
+  rewards: jax.Array  # float32[N]
   advantages: jax.Array  # float32[N]
+  lengths: jax.Array  # int32[N], tokens of a completion up to its first end of text, which is among them
   old: Scores  # under the student before the first of the updates on these rollouts
   ref: Scores | None  # under the reference
   # Under the student as it is now. The loss takes its values from these and only its gradient from the step's own
   # forward pass: two compilations of one pass round differently, and in bf16 that would drown the log-ratio.
   current: Scores
+  group_size: int = struct.field(pytree_node=False)  # neighbours that answer one prompt (G)
+
+  def scored(self, student: Scores) -> ScoredRollouts:
+    """What the loss is a function of, with these scores of the student."""
+    return ScoredRollouts(student, self.old, self.ref, self.rollouts.masks, self.rollouts.completion, self.lengths,
+                          self.rewards, self.advantages, self.group_size)
 
 
 def loss_and_gradient(denoiser: Denoiser, objective: Objective, state: TrainState, batch: DistillationBatch,
@@ -54,8 +62,7 @@ def loss_and_gradient(denoiser: Denoiser, objective: Objective, state: TrainStat
 
   The arguments are those of `distillation_step`; without a random key, the adapter's dropout drops nothing.
   """
-  length = batch.rollouts.masks.shape[-1]
-  loss_fn = lambda scores: objective.loss(scores, batch.old, batch.ref, batch.advantages, length)
+  loss_fn = lambda scores: objective.loss(batch.scored(scores))
   current = batch.current.replace(entropy=None)  # which no loss depends on
   loss_and_metrics, cotangents = jax.value_and_grad(loss_fn, has_aux=True)(current)
   samples, cotangents = single_samples(batch.rollouts, accumulation), cut(cotangents, accumulation)
@@ -111,10 +118,10 @@ def cut(tree, accumulation: int):
 
 
 def join(tree, accumulation: int):
-  """Arrays [S, n] as [N, M]: the inverse of `cut`."""
+  """Arrays [S, n, …] as [N, M, …]: the inverse of `cut`."""
 
   def leaf(x):
-    x = x.reshape(accumulation, -1, x.shape[1])  # [accumulation, M, n]
-    return jnp.moveaxis(x, 2, 0).reshape(-1, x.shape[1])
+    x = x.reshape(accumulation, -1, *x.shape[1:])  # [accumulation, M, n, …]
+    return jnp.moveaxis(x, 2, 0).reshape(-1, x.shape[1], *x.shape[3:])
 
   return jax.tree.map(leaf, tree)

@@ -10,9 +10,11 @@ import numpy as np
 import optax
 
 from gdsd_jax.checks import require, require_positions
+from gdsd_jax.diffusion.own import try_out as try_out_sampler
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.objectives.own import try_out as try_out_objective
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.config import RunConfig, validate_mesh
 from gdsd_jax.runs.optimizer import make_optimizer
@@ -40,17 +42,21 @@ def prepare(config: RunConfig) -> Prepared:
   validate_mesh(config, mesh)
   task = get_task(config.task.made or config.task.name, **config.task.options)
   train, validation = train_and_validation(task, config.eval.num_examples)
+  config.masks.forward_process(config.sampler)  # which says whether they fit
+  try_out_objective(config.objective, config.rollouts_per_step, config.group_size, config.distillation.num_mc,
+                    config.sampler.completion_length)
   try_out(task, train)
   denoiser, params = load_model(config.model, config.seed, mesh)
   tokenizer, buckets = load_tokenizer(config.model.path, denoiser.config), config.rollouts.prompt_buckets
   longest = buckets[-1] + config.sampler.completion_length
   said = f"sampler.prompt_buckets, sampler.completion_length: {longest} tokens"
   require_positions(said, longest, denoiser.config.max_positions, config.model.path)
+  try_out_sampler(denoiser, config.sampler, config.rollouts_per_step // config.rollouts.microbatches, buckets[-1])
   sampler = RolloutSampler(denoiser, tokenizer, task, config.sampler, buckets, mesh)
   train, validation = _fitting(sampler, train, "train"), _fitting(sampler, validation, "validation")
   held_out = [validation[i] for i in range(min(config.eval.num_examples, len(validation)))]
   optimizer = make_optimizer(config.optimizer, config.updates)
-  state = init_state(denoiser, params, optimizer, config.seed, config.objective.beta > 0, mesh)
+  state = init_state(denoiser, params, optimizer, config.seed, config.objective.needs_reference, mesh)
   return Prepared(mesh, denoiser, sampler, train, held_out, optimizer, state)
 
 

@@ -21,7 +21,7 @@ def score_rollouts(
   params, rollouts: ScoringBatch, *, denoiser: Denoiser, objective: Objective, accumulation: int = 1,
   with_entropy: bool = False,
 ) -> Scores:
-  """Scores of N rollouts, float32[N, M] each: student, old and reference scores all come from this compiled function.
+  """Scores of N rollouts as the objective asks for them; student, old and reference ones come from this one function.
 
   They are made in `accumulation` microbatches, one after the other, as are their mask samples; it divides N. With
   entropy, the policy's is told from the same pass, unless the objective's scores need no logits (`policy_entropy`).

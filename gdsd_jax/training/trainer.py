@@ -15,7 +15,7 @@ import numpy as np
 
 from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.generation.held_out import evaluate
-from gdsd_jax.generation.rollout import GradedCompletions, PendingCompletions, RewardError
+from gdsd_jax.generation.rollout import GradedCompletions, RewardError
 from gdsd_jax.huggingface.tokenizer import chat_prompt
 from gdsd_jax.objectives.gdsd import leave_one_out_advantages
 from gdsd_jax.parallel.mesh import batch_sharding, batch_shards
@@ -73,7 +73,8 @@ class Trainer(Training):
     self._scored: GradedCompletions | None = None  # what the last step trained on, None if its rewards failed
     split = batch_sharding(self.mesh)
     self._concatenate = jax.jit(lambda *parts: jnp.concatenate(parts, axis=1), out_shardings=split)
-    masks = functools.partial(rollout_masks, num_samples=config.distillation.num_mc, **config.sampler.forward_process)
+    process = config.masks.forward_process(config.sampler)
+    masks = functools.partial(rollout_masks, num_samples=config.distillation.num_mc, **process)
     self._draw_masks = jax.jit(masks, out_shardings=split)
     self._sync_reference = jax.jit(functools.partial(sync_reference, mix=config.distillation.reference_sync_mix))
 
@@ -156,40 +157,46 @@ class Trainer(Training):
       callback.after_rollouts(self, int(self.state.step), scored)
     rewards = jnp.asarray(scored.total_reward).reshape(-1, group_size)
     advantages = leave_one_out_advantages(rewards, distillation.scale_rewards).reshape(-1)
-    updates = self._update(scored.sampled, advantages, mask_key, watch)
+    updates = self._update(scored, advantages, mask_key, watch)
     sync_every = distillation.reference_sync_every
     if self.state.reference is not None and sync_every and int(self.state.step) % sync_every == 0:
       self.state = self.state.replace(reference=self._sync_reference(self.state.reference, self.state.params))
     return {**rollout_metrics(scored, group_size), **updates}, scored
 
-  def _update(self, sampled: PendingCompletions, advantages, mask_key, watch: Stopwatch) -> dict[str, float]:
-    """The updates on one batch of rollouts, each with masks of its own; metrics averaged over them."""
+  def _update(self, scored: GradedCompletions, advantages, mask_key, watch: Stopwatch) -> dict[str, float]:
+    """The updates on one batch of rollouts; metrics averaged over them."""
+    sampled, updates = scored.sampled, self.config.distillation.num_iterations
     tokens = self._concatenate(sampled.prompt, sampled.rollout.tokens)
     if tokens.shape not in self._compiled:
       self._compiled.add(tokens.shape)
       _log.info("compiling scores and distillation step for %d rollouts of %d tokens", *tokens.shape)
-    rollouts = [
+    fresh = self.config.masks.fresh
+    drawn = [
       ScoringBatch(tokens, sampled.prompt_mask, self._draw_masks(key, sampled.rollout.confidence))
-      for key in jax.random.split(mask_key, self.config.distillation.num_iterations)
+      for key in jax.random.split(mask_key, updates if fresh else 1)
     ]
-    held = np.asarray(advantages)[local_rows(self.mesh, len(advantages))]
-    advantages = spread(self.mesh, len(advantages), held)
+    rows = local_rows(self.mesh, len(tokens))
+    laid_out = lambda values: spread(self.mesh, len(tokens), np.asarray(values)[rows])
+    lengths = np.minimum(scored.lengths + 1, sampled.rollout.tokens.shape[1]).astype(np.int32)  # with the end of text
+    known = dict(rewards=laid_out(scored.total_reward), advantages=laid_out(advantages), lengths=laid_out(lengths),
+                 group_size=self.config.group_size)
     score = functools.partial(score_rollouts, with_entropy=True, **self._static)
     with watch.phase("score"):
       # Old is the student as it is now, also where async rollouts were sampled by the one before: the teacher is a
       # condition on the scores of every completion, whoever sampled it. Old says where the trust region lies, which is
       # around the student that is about to move. Around the one before, the clip would take the last iteration's
       # updates for a part of this one's, and hold most of the rest back.
-      old = [score(self.state.student_params, part) for part in rollouts]
+      old = [score(self.state.student_params, part) for part in drawn]
       reference = None if self.state.reference is None else self.state.reference_params
-      ref = [None if reference is None else score(reference, part) for part in rollouts]
+      ref = [None if reference is None else score(reference, part) for part in drawn]
       del reference
       jax.block_until_ready((old, ref))
     metrics, entropy = [], policy_entropy(old)
     with watch.phase("update"):
-      for i, part in enumerate(rollouts):
+      for i in range(updates):
+        part, *of_part = (each[i if fresh else 0] for each in (drawn, old, ref))
         current = old[0] if i == 0 else score(self.state.student_params, part)  # before the first update student is old
-        batch = DistillationBatch(part, advantages, old[i], ref[i], current)
+        batch = DistillationBatch(part, old=of_part[0], ref=of_part[1], current=current, **known)
         self.state, step_metrics = distillation_step(self.state, batch, optimizer=self.optimizer, **self._static)
         metrics.append(step_metrics)
       metrics = jax.device_get(metrics)
