@@ -15,6 +15,7 @@ from absl import app, flags, logging as absl_logging
 from ml_collections.config_flags import config_flags
 
 from gdsd_jax.parallel import processes
+from gdsd_jax.runs.compilation_cache import use_compilation_cache
 from gdsd_jax.runs.interruption import Interrupted
 from gdsd_jax.runs.recipe_files import recipe_file
 
@@ -41,6 +42,7 @@ def run(main: Callable[[], None]) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)  # JAX tells every step of its own
     try:
       processes.join_processes()
+      use_compilation_cache()
       main()
     except Interrupted as interrupted:
       print(interrupted, file=sys.stderr, flush=True)

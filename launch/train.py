@@ -15,6 +15,10 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run, local or gs://…; the same command resumes it. By default runs/RECIPE_PRESET."
 )
 
+_ALLOW_CHANGED_INPUTS = flags.DEFINE_bool(
+  "allow_changed_inputs", False, "Go on with a run that was begun with other weights, data or code."
+)
+
 
 def default_workdir(config_flag: str) -> epath.Path:
   """runs/gdsd_math_tiny for configs/gdsd_math.py:tiny, so that the same command finds the same folder."""
@@ -30,7 +34,7 @@ def main():
   if _WORKDIR.value == "":  # an unset variable of the shell, say
     raise ValueError("--workdir: is empty")
   workdir = epath.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(flags.FLAGS["config"].config_filename)
-  Trainer(run_config(_CONFIG.value), workdir).train()
+  Trainer(run_config(_CONFIG.value), workdir, allow_changed_inputs=_ALLOW_CHANGED_INPUTS.value).train()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from gdsd_jax.evaluation.protocol import Evaluated
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh
+from gdsd_jax.runs.compilation_cache import use_compilation_cache
 from gdsd_jax.runs.config import ModelConfig
 
 try:
@@ -173,6 +174,7 @@ def main() -> None:
   from lm_eval.__main__ import cli_evaluate
 
   try:
+    use_compilation_cache()
     cli_evaluate()
   except (ValueError, OSError, NotImplementedError) as error:
     sys.exit(f"error: {' '.join(str(error).split())}")

@@ -20,6 +20,7 @@ from gdsd_jax.evaluation.batches import plan_batches
 from gdsd_jax.evaluation.records import Records, shown, summarize
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.adapters import load_adapter
+from gdsd_jax.huggingface.folder import resolve_path
 from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer, token_ids
 from gdsd_jax.huggingface.weights import load_pretrained
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh, replicated
@@ -50,21 +51,23 @@ class Evaluated:
     return dataclasses.replace(self, step=str(step))
 
   def load(self, default: ModelConfig, mesh):
-    """(denoiser, params, path of the tokenizer). Raises ValueError or OSError, one line."""
+    """(denoiser, params, folder of the tokenizer). Raises ValueError or OSError, one line."""
     if self.workdir is not None:
-      path = read_model_config(self.workdir).path
-      return *load_run(self.workdir, self.step, mesh), path
+      return *load_run(self.workdir, self.step, mesh), read_model_config(self.workdir).folder
     path, adapter = self.model or default.path, None if self.model else default.lora_path
+    revision = None if self.model else default.revision
     file = Path(path) / "adapter_config.json"
     if file.is_file() and not (Path(path) / "config.json").is_file():
       try:
-        adapter, path = path, json.loads(file.read_text())["base_model_name_or_path"]
+        fields = json.loads(file.read_text())
+        adapter, path, revision = path, fields["base_model_name_or_path"], fields.get("revision")
       except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--model: {file} names no base model: {error!r}") from None
-    denoiser, params = load_pretrained(path, default.dtype, mesh)
+    folder = resolve_path(path, revision)
+    denoiser, params = load_pretrained(folder, default.dtype, mesh)
     if adapter is not None:
       denoiser, params = load_adapter(adapter, denoiser, params)
-    return denoiser, params, path
+    return denoiser, params, folder
 
   def describe(self, default: ModelConfig) -> dict[str, str | int]:
     """What settings and summary say of a model whose step is resolved."""

@@ -10,7 +10,7 @@ import functools
 import math
 from typing import Any
 
-from flax.nnx import initializers
+from jax.nn import initializers
 import jax
 import jax.numpy as jnp
 
