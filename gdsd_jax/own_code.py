@@ -103,12 +103,12 @@ def sources(given: Iterable[Any] = ()) -> dict[str, str]:
   found = {}
   for name, file in modules.items():
     if (file.parent in folders or name in imported) and file.is_file():
-      found[file.name] = found.get(file.name, "") + file.read_text(errors="replace")
+      found.setdefault(file.name, []).append(file.read_text(errors="replace"))
   for part in given:
     if part.__module__ not in modules:
       with contextlib.suppress(OSError, TypeError):
-        found[part.__qualname__] = found.get(part.__qualname__, "") + inspect.getsource(part)
-  return found
+        found.setdefault(part.__qualname__, []).append(inspect.getsource(part))
+  return {name: "".join(sorted(texts)) for name, texts in found.items()}
 
 
 def _parts(thing: Any) -> list[Any]:

@@ -20,9 +20,9 @@ _TEXTS = ("eval.prefill", "log.wandb_project")
 def split_grid(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
   """(arguments that all runs share, the values of each swept field by its path) of a command line.
 
-  A field is swept where its flag has several values with commas between: numbers and switches always, names (such as
-  `objective.name` or `model.path`) where no value has a space. Tuples are none, and neither is what users write as text:
-  `task.*` but for `task.name` and numbers, `eval.prefill` and `log.wandb_project`.
+  A field is swept where its flag has several values with commas between. Numbers and switches are always, names such as
+  `objective.name` or `model.path` where no value has a space. Tuples are not, nor is text that users write: `task.*`
+  but for `task.name` and numbers, `eval.prefill`, and `log.wandb_project`.
   """
   shared, grid, config, rest = [], {}, None, list(arguments)
   while rest:

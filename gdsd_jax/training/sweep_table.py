@@ -18,7 +18,8 @@ def found(folder: Path) -> dict[str, float | None]:
   if not rows:
     return dict.fromkeys(_NUMBERS)
   chosen = {"final": rows[-1], "best": max(rows, key=lambda row: row["eval/reward"])}
-  return {f"{which}_{name}": row.get(f"eval/{name}") for which, row in chosen.items() for name in ("reward", "accuracy")}
+  numbers = [(which, name) for which in chosen for name in ("reward", "accuracy")]
+  return {f"{which}_{name}": chosen[which].get(f"eval/{name}") for which, name in numbers}
 
 
 def summarize(runs: Sequence[Run], statuses: Mapping[str, int | None], workdir: Path) -> dict[str, Any]:
