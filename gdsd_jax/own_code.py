@@ -96,16 +96,15 @@ def sources(given: Iterable[Any] = ()) -> dict[str, str]:
   program itself, or typed at a prompt, each by itself. What has no text is left out.
   """
   given = [part for thing in given if thing is not None for part in _parts(thing)]
-  modules = {name: Path(module.__file__) for name, module in list(sys.modules.items())
-             if getattr(module, "__file__", None) and name != "__main__" and not _is_library(module.__file__)}
-  folders = {file.parent for file in loaded_files()}
-  imported = {part.__module__ for part in given}
-  found = {}
-  for name, file in modules.items():
-    if (file.parent in folders or name in imported) and file.is_file():
-      found.setdefault(file.name, []).append(file.read_text(errors="replace"))
+  folders = {str(file.parent) for file in loaded_files()}
+  modules, found = {part.__module__ for part in given} - {"__main__"}, {}
+  for name, module in list(sys.modules.items()):
+    file = getattr(module, "__file__", None)
+    if file and name != "__main__" and (name in modules or os.path.dirname(file) in folders) and not _is_library(file):
+      with contextlib.suppress(OSError):
+        found.setdefault(os.path.basename(file), []).append(Path(file).read_text(errors="replace"))
   for part in given:
-    if part.__module__ not in modules:
+    if getattr(sys.modules.get(part.__module__), "__file__", None) is None or part.__module__ == "__main__":
       with contextlib.suppress(OSError, TypeError):
         found.setdefault(part.__qualname__, []).append(inspect.getsource(part))
   return {name: "".join(sorted(texts)) for name, texts in found.items()}

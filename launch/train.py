@@ -55,6 +55,7 @@ def sweep(grid, arguments):
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("config")
+  swept = {}
   if any("," in argument for argument in sys.argv):
     from gdsd_jax.training.sweep_grid import split_grid
 
