@@ -108,8 +108,8 @@ class DenoiserLM(LM):
       raise ValueError(f"--model_args: {error}") from None
     mesh = make_mesh(data, fsdp, tensor)
     evaluated = Evaluated(epath.Path(workdir) if workdir else None, str(step), pretrained)
-    denoiser, self._params, path = evaluated.load(ModelConfig(dtype=dtype), mesh)
-    self.tokenizer, self._path = load_tokenizer(path, denoiser.config), str(path)
+    denoiser, self._params, model = evaluated.load(ModelConfig(dtype=dtype), mesh)
+    self.tokenizer, self._path = load_tokenizer(model.folder, denoiser.config), model.path
     self.batch_size = math.ceil(int(batch_size) / batch_shards(mesh)) * batch_shards(mesh)
     self._generator = Generator(denoiser, self.tokenizer, mesh)
     self._defaults = defaults if kind else dataclasses.replace(defaults, kind=denoiser.config.family)

@@ -50,8 +50,9 @@ class MetricsWriter:
     if config.log.wandb_project:
       import wandb
 
-      # A fixed id makes a resumed run continue its curves.
-      run_id = workdir.resolve().name
+      # A fixed id makes a resumed run continue its curves. Runs of several sweeps have the same names.
+      folder = workdir.resolve()
+      run_id = f"{folder.parent.name}_{folder.name}" if (folder.parent / "sweep.json").is_file() else folder.name
       self._wandb = wandb.init(
         project=config.log.wandb_project, id=run_id, name=run_id, resume="allow", dir=str(workdir),
         config=config.as_given,

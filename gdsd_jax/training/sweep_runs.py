@@ -45,6 +45,8 @@ def run_sweep(
           " make one run, start one setting at a time")
   folder, runs = local_folder("--workdir", os.fspath(workdir)), make_runs(config, grid)
   print(f"SWEEP of {len(runs)} runs in {folder}, {jobs} at a time", flush=True)
+  folder.mkdir(parents=True, exist_ok=True)
+  summarize(runs, dict.fromkeys(run.name for run in runs), folder)  # by sweep.json its runs know that they are of one
   statuses = run_all(runs, folder, _without_ours(arguments), jobs)
   print(table(summarize(runs, statuses, folder)), f"see {folder / 'sweep.json'}", sep="\n", flush=True)
   if failed := [name for name, status in statuses.items() if status not in (0, None, START_AGAIN)]:
