@@ -86,7 +86,7 @@ def finetune(config: FinetuningConfig, workdir: epath.Path, out: Path, allow_cha
 class _Finetuning(Training):
   """A fine-tuning run: everything that its steps need, built and checked once."""
 
-  def __init__(self, config: FinetuningConfig, workdir: epath.Path, out: Path, allow_changed_inputs: bool):
+  def __init__(self, config: FinetuningConfig, workdir: epath.Path, out: Path, allow_changed_inputs: bool = False):
     self.config, self.workdir = config, workdir
     self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     shards, microbatch = batch_shards(self.mesh), config.batch_size // config.optimizer.accumulation
