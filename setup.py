@@ -27,6 +27,7 @@ setup(
     "absl-py>=2.1",
     "array-record>=0.5.1",  # TFDS reads and writes its files without TensorFlow
     "chex>=0.1.88",
+    "filelock>=3.12",  # JAX bounds its cache of compiled programs by it
     "flax>=0.12.0",
     "fsspec>=2024.2.0",  # files of rows, here and in object stores
     "huggingface_hub>=0.30",

@@ -15,6 +15,7 @@ from absl import app, flags, logging as absl_logging
 from ml_collections.config_flags import config_flags
 
 from gdsd_jax.parallel import processes
+from gdsd_jax.runs.compilation_cache import use_compilation_cache
 from gdsd_jax.runs.interruption import Interrupted
 from gdsd_jax.runs.recipe_files import recipe_file
 
@@ -24,13 +25,13 @@ TRACEBACK_VARIABLE = "GDSD_TRACEBACK"  # set it to see where an error comes from
 _LONGEST_LINE = 1000
 
 
-def run(main: Callable[[], None]) -> None:
-  """Parses the flags, joins the run's other processes and calls `main`.
+def run(main: Callable[[], None], alone: bool = False) -> None:
+  """Parses the flags, joins the run's other processes unless it is `alone`, and calls `main`.
 
   A ValueError or OSError becomes one line on standard error and exit status 1; termination that was asked for, or the
   death of another process, one line and START_AGAIN.
   """
-  if several := processes.may_be_one_of_several():
+  if several := not alone and processes.may_be_one_of_several():
     _go_on_in_a_child()
 
   def call(argv):
@@ -40,7 +41,9 @@ def run(main: Callable[[], None]) -> None:
       faulthandler.disable()  # absl's: JAX's runtime aborts where others are gone, and says why
     absl_logging.set_verbosity(absl_logging.WARNING)  # JAX tells every step of its own
     try:
-      processes.join_processes()
+      if not alone:
+        processes.join_processes()
+      use_compilation_cache()
       main()
     except Interrupted as interrupted:
       print(interrupted, file=sys.stderr, flush=True)

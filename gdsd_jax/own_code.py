@@ -1,6 +1,7 @@
 """Users' own code, named FILE.py:NAME or PACKAGE.MODULE:NAME: it is loaded here, and its mistakes are told by line."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+import contextlib
 import difflib
 import functools
 import importlib
@@ -17,6 +18,8 @@ from gdsd_jax.checks import require
 
 _LIBRARIES = tuple({str(Path(folder).resolve()) + os.sep for folder in (
   *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")), Path(__file__).parent)})
+
+_imported: set[str] = set()  # names of modules that references have named
 
 
 def is_own(name: str) -> bool:
@@ -95,6 +98,7 @@ def _run(file: Path):
 
 def _import(module: str):
   _look_also_in(Path.cwd())
+  _imported.add(module)
   return importlib.import_module(module)
 
 
@@ -105,8 +109,41 @@ def _look_also_in(folder: Path) -> None:
 
 
 def loaded_files() -> list[Path]:
-  """The files of the user's own that `load` has run, in that order."""
-  return [Path(module.__file__) for name, module in list(sys.modules.items()) if name.startswith("own_code_")]
+  """The files of the user's own that `load` has run or imported, in the order that they were first imported in."""
+  files = [module.__file__ for name, module in list(sys.modules.items())
+           if (name.startswith("own_code_") or name in _imported) and getattr(module, "__file__", None)]
+  return [Path(file) for file in files if not _is_library(file)]
+
+
+def sources(given: Iterable[Any] = ()) -> dict[str, str]:
+  """The text of the user's own code, by its name: files that `load` ran, and what was imported from beside them.
+
+  So, too, that of functions, classes and objects which a program has `given`: their file, or of what is defined in the
+  program itself, or typed at a prompt, each by itself. What has no text is left out.
+  """
+  given = [part for thing in given if thing is not None for part in _parts(thing)]
+  folders = {str(file.parent) for file in loaded_files()}
+  modules, found = {part.__module__ for part in given} - {"__main__"}, {}
+  for name, module in list(sys.modules.items()):
+    file = getattr(module, "__file__", None)
+    if file and name != "__main__" and (name in modules or os.path.dirname(file) in folders) and not _is_library(file):
+      with contextlib.suppress(OSError):
+        found.setdefault(os.path.basename(file), []).append(Path(file).read_text(errors="replace"))
+  for part in given:
+    if getattr(sys.modules.get(part.__module__), "__file__", None) is None or part.__module__ == "__main__":
+      with contextlib.suppress(OSError, TypeError):
+        found.setdefault(part.__qualname__, []).append(inspect.getsource(part))
+  return {name: "".join(sorted(texts)) for name, texts in found.items()}
+
+
+def _parts(thing: Any) -> list[Any]:
+  """The functions and classes that make a thing what it is, those of libraries left out."""
+  thing = inspect.unwrap(getattr(thing, "func", thing))
+  if not (inspect.isroutine(thing) or inspect.isclass(thing)):
+    thing = type(thing)
+  parts = thing.__mro__ if inspect.isclass(thing) else [getattr(thing, "__func__", thing)]
+  files = {part: getattr(sys.modules.get(part.__module__), "__file__", None) for part in parts}
+  return [part for part, file in files.items() if part.__module__ != "builtins" and not (file and _is_library(file))]
 
 
 def described(error: BaseException, culprit: Any = None) -> str:

@@ -17,6 +17,10 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run; the same command resumes it. By default OUT with .run appended."
 )
 
+_ALLOW_CHANGED_INPUTS = flags.DEFINE_bool(
+  "allow_changed_inputs", False, "Go on with a run that was begun with other weights, data or code."
+)
+
 
 def main():
   from gdsd_jax.runs.metrics import log_to_stdout
@@ -31,12 +35,12 @@ def main():
     from gdsd_jax.supervised.config import FinetuningConfig
     from gdsd_jax.supervised.finetuning import finetune
 
-    finetune(typed(FinetuningConfig, config), workdir, out)
+    finetune(typed(FinetuningConfig, config), workdir, out, _ALLOW_CHANGED_INPUTS.value)
   else:
     from gdsd_jax.supervised.config import pretraining_config
     from gdsd_jax.supervised.pretraining import pretrain
 
-    pretrain(pretraining_config(config), workdir, out)
+    pretrain(pretraining_config(config), workdir, out, _ALLOW_CHANGED_INPUTS.value)
 
 
 if __name__ == "__main__":

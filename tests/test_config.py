@@ -43,9 +43,9 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
   """Each is set to another value, and nothing but what it was is read from anywhere."""
   others = {
     "seed": 1, "steps": 7, "group_size": 4, "prompts_per_step": 3, "async_rollouts": True, "max_skipped_steps": 2,
-    "model.path": "there", "model.dtype": "bfloat16", "model.remat": "none", "model.lora.rank": 3,
-    "model.layout": "own.py:Layout",
-    "model.lora.alpha": 2.0, "model.lora.dropout": 0.5, "model.lora.targets": ("q",), "model.lora.path": "adapter",
+    "model.path": "there", "model.revision": "v1", "model.dtype": "bfloat16", "model.remat": "none",
+    "model.lora.rank": 3, "model.lora.alpha": 2.0, "model.lora.dropout": 0.5, "model.lora.targets": ("q",),
+    "model.lora.path": "adapter", "model.layout": "own.py:Layout",
     "task.name": "mine", "task.train_source": "a", "task.test_source": "b", "task.data_dir": "c",
     "task.validation_source": "d", "task.rewards": ("e",), "task.reward_weights": (0.5,),
     "task.columns": "d=e", "task.bad_rows": "skip",
@@ -267,7 +267,7 @@ def test_contradictions_are_exactly_the_fields_that_differ():
 @pytest.mark.parametrize("fields", [
   {"steps": 5}, {"checkpoint__every": 7}, {"checkpoint__keep": 1}, {"log__every": 9}, {"log__tensorboard": False},
   {"mesh__data": 1, "mesh__fsdp": 4}, {"mesh__tensor": 2},
-  {"model__remat": "none"},
+  {"model__remat": "none"}, {"model__revision": "v1"},
 ])
 def test_fields_that_do_not_change_the_computation_may_change(fields):
   assert contradictions(as_saved(changed()), changed(**fields)) == []
@@ -289,11 +289,26 @@ def test_a_run_begun_when_rematerialisation_had_two_fields_resumes():
   assert contradictions(saved, changed()) == []
 
 
-def test_a_field_that_one_side_lacks_is_a_contradiction():
+def test_a_field_that_recipes_lost_is_a_contradiction():
   saved = as_saved(changed())
-  del saved["optimizer"]["b1"]
   saved["optimizer"]["momentum"] = 0.9
-  assert contradictions(saved, changed()) == ["optimizer.b1: None → 0.9", "optimizer.momentum: 0.9 → None"]
+  assert contradictions(saved, changed()) == ["optimizer.momentum: 0.9 → None"]
+
+
+def test_a_field_that_was_added_since_counts_as_its_default():
+  saved = as_saved(changed())
+  for section, name in (("optimizer", "b1"), ("model", "lora"), ("sampler", "prompt_buckets"), ("eval", "every")):
+    del saved[section][name]
+  del saved["max_skipped_steps"]
+  assert contradictions(saved, changed()) == []
+  assert contradictions(saved, changed(optimizer__b1=0.5, max_skipped_steps=9, model__lora__rank=2)) == [
+    "max_skipped_steps: 5 → 9", "model.lora.rank: 0 → 2", "optimizer.b1: 0.9 → 0.5",
+  ]
+
+
+def test_provenance_is_no_field_of_a_recipe():
+  saved = json.loads(config_json(changed(), {"versions": {"jax": "1"}, "inputs": {}}))
+  assert saved["provenance"]["versions"] == {"jax": "1"} and contradictions(saved, changed()) == []
 
 
 def test_batches_that_split_evenly_over_the_mesh_are_accepted():

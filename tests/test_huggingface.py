@@ -390,11 +390,11 @@ def test_a_file_in_place_of_a_folder_is_refused(saved, tmp_path, monkeypatch):
 def test_a_hub_name_is_downloaded_without_code_or_pickles(saved, monkeypatch):
   folder, denoiser, _ = saved
   asked = {}
-  download = lambda name, allow_patterns: asked.update(name=name, patterns=allow_patterns) or str(folder)
+  download = lambda name, **how: asked.update(name=name, **how) or str(folder)
   monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-  assert load_pretrained("organisation/some-model_1.0")[0] == denoiser
-  assert asked["name"] == "organisation/some-model_1.0"
-  assert not {"*", "*.py", "*.bin", "*.pt"} & set(asked["patterns"])
+  assert load_pretrained("organisation/some-model_1.0", revision="v1")[0] == denoiser
+  assert (asked["name"], asked["revision"]) == ("organisation/some-model_1.0", "v1")
+  assert not {"*", "*.py", "*.bin", "*.pt"} & set(asked["allow_patterns"])
 
 
 @pytest.mark.parametrize("error", [OSError("no network\nat all"), RuntimeError("no network"), KeyError("no network")])

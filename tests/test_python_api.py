@@ -7,6 +7,7 @@ import pytest
 
 import gdsd_jax
 from gdsd_jax.runs.interruption import Interrupted
+from gdsd_jax.tasks.arithmetic import ArithmeticTask
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -77,6 +78,18 @@ def test_the_same_program_resumes_and_another_reward_is_refused(trained):
   assert int(again.state.step) == 2
   with pytest.raises(ValueError, match="task.rewards: .*test_python_api:short.* → None"):
     gdsd_jax.Trainer(small_config(), folder)
+
+
+def test_a_run_whose_data_changed_goes_on_only_when_told_to(trained, monkeypatch):
+  _, folder, _ = trained
+  before, given = (folder / "config.json").read_bytes(), {"rewards": [short], "reward_weights": [2.0]}
+  examples = ArithmeticTask.examples
+  monkeypatch.setattr(ArithmeticTask, "examples", lambda self, split: examples(self, split)[:400])
+  with pytest.raises(ValueError, match="^--workdir: .* holds a run with other training data; restore"):
+    gdsd_jax.Trainer(small_config(), folder, **given)
+  assert (folder / "config.json").read_bytes() == before
+  trainer = gdsd_jax.Trainer(small_config(), folder, allow_changed_inputs=True, **given)
+  assert trainer.provenance["earlier"] == [json.loads(before)["provenance"]]
 
 
 def test_a_callback_can_stop_the_run_which_goes_on_later(tmp_path):

@@ -23,6 +23,7 @@ from gdsd_jax.evaluation.protocol import Evaluated
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh
+from gdsd_jax.runs.compilation_cache import use_compilation_cache
 from gdsd_jax.runs.config import ModelConfig
 
 try:
@@ -108,8 +109,8 @@ class DenoiserLM(LM):
       raise ValueError(f"--model_args: {error}") from None
     mesh = make_mesh(data, fsdp, tensor)
     evaluated = Evaluated(epath.Path(workdir) if workdir else None, str(step), pretrained)
-    denoiser, self._params, path = evaluated.load(ModelConfig(dtype=dtype, layout=layout), mesh)
-    self.tokenizer, self._path = load_tokenizer(path, denoiser.config), str(path)
+    denoiser, self._params, model = evaluated.load(ModelConfig(dtype=dtype, layout=layout), mesh)
+    self.tokenizer, self._path = load_tokenizer(model.folder, denoiser.config), model.path
     self.batch_size = math.ceil(int(batch_size) / batch_shards(mesh)) * batch_shards(mesh)
     self._generator = Generator(denoiser, self.tokenizer, mesh)
     family = denoiser.config.family if denoiser.config.family in KINDS else KINDS[0]
@@ -175,6 +176,7 @@ def main() -> None:
   from lm_eval.__main__ import cli_evaluate
 
   try:
+    use_compilation_cache()
     cli_evaluate()
   except (ValueError, OSError, NotImplementedError) as error:
     sys.exit(f"error: {' '.join(str(error).split())}")

@@ -50,21 +50,23 @@ class Evaluated:
     return dataclasses.replace(self, step=str(step))
 
   def load(self, default: ModelConfig, mesh):
-    """(denoiser, params, path of the tokenizer). Raises ValueError or OSError, one line."""
+    """(denoiser, params, base model, which has the tokenizer). Raises ValueError or OSError, one line."""
     if self.workdir is not None:
-      path = read_model_config(self.workdir).path
-      return *load_run(self.workdir, self.step, mesh), path
+      return *load_run(self.workdir, self.step, mesh), read_model_config(self.workdir)
     path, adapter = self.model or default.path, None if self.model else default.lora_path
+    revision = None if self.model else default.revision
     file = Path(path) / "adapter_config.json"
     if file.is_file() and not (Path(path) / "config.json").is_file():
       try:
-        adapter, path = path, json.loads(file.read_text())["base_model_name_or_path"]
+        fields = json.loads(file.read_text())
+        adapter, path = path, fields["base_model_name_or_path"]
+        revision = None if Path(path).is_dir() else fields.get("revision")
       except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--model: {file} names no base model: {error!r}") from None
-    denoiser, params = load_pretrained(path, default.dtype, mesh, layout=default.layout)
+    denoiser, params = load_pretrained(path, default.dtype, mesh, layout=default.layout, revision=revision)
     if adapter is not None:
       denoiser, params = load_adapter(adapter, denoiser, params)
-    return denoiser, params, path
+    return denoiser, params, ModelConfig(path, revision)
 
   def describe(self, default: ModelConfig) -> dict[str, str | int]:
     """What settings and summary say of a model whose step is resolved."""
@@ -110,12 +112,12 @@ class _Evaluation:
     test = self.task.examples("test")
     require(len(test) > 0, "task.name", f"{config.task.name} has an empty test split")
     self.examples = [test[i] for i in range(min(num_examples or len(test), len(test)))]
-    denoiser, self.params, path = evaluated.load(config.model, mesh)
+    denoiser, self.params, model = evaluated.load(config.model, mesh)
     kind, family = config.sampler.kind, denoiser.config.family
     if kind != family and not config.sampler.is_own:
       _log.warning("sampler.kind is %s, yet %s is of the family %s, whose accuracy is published with"
-                   " --config.sampler.kind=%s", kind, path, family, family)
-    tokenizer = load_tokenizer(path, denoiser.config)
+                   " --config.sampler.kind=%s", kind, model.path, family, family)
+    tokenizer = load_tokenizer(model.folder, denoiser.config)
     try:
       self.prompts = [chat_prompt(tokenizer, self.task.messages(example)) + self.prefill for example in self.examples]
     except ValueError as error:  # a problem whose text forges the chat format
@@ -128,7 +130,7 @@ class _Evaluation:
     self.plan = plan_batches(tokenizer, self.prompts, buckets, self.batch_size, field="eval.prompt_buckets")
     width, longest = self.plan[-1][0], max(self.samplers)
     said = f"eval.lengths: {longest} tokens after prompts of up to {width} (eval.prompt_buckets)"
-    require_positions(said, width + longest, denoiser.config.max_positions, path)
+    require_positions(said, width + longest, denoiser.config.max_positions, model.path)
     problems = json.dumps([self.prompts, self.examples], default=str)
     self.settings = {
       "model": {**evaluated.describe(config.model), "weights": fingerprint(self.params)},

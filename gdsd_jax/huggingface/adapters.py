@@ -32,10 +32,11 @@ _OFF_WHERE_KNOWN = {"alora_invocation_tokens": None, "use_qalora": False, "layer
 _INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
-def save_adapter(path, denoiser: Denoiser, params, base_model: str) -> None:
+def save_adapter(path, denoiser: Denoiser, params, base_model: str, revision: str | None = None) -> None:
   """Writes the adapter of `params`, for `peft.PeftModel.from_pretrained` on the published model.
 
-  `base_model` is the base model's name or path. Raises OSError, one line naming the folder, when it cannot be written.
+  `base_model` is the base model's name or path, `revision` that of the hub's. Raises OSError, one line naming the
+  folder, when it cannot be written.
   """
   lora, tensors = denoiser.lora, {}
   for leaf, factors in params["lora"].items():
@@ -46,7 +47,8 @@ def save_adapter(path, denoiser: Denoiser, params, base_model: str) -> None:
   # A pattern, because LLaDA's LM head has the same last name as its down projection.
   modules = "|".join(re.escape(_module_name(denoiser, leaf)).replace(r"\{layer\}", r"\d+") for leaf in params["lora"])
   fields = {
-    "peft_type": "LORA", "task_type": None, "base_model_name_or_path": base_model, "inference_mode": True,
+    "peft_type": "LORA", "task_type": None, "base_model_name_or_path": base_model, "revision": revision,
+    "inference_mode": True,
     "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": f"({modules})",
     "bias": "none", "init_lora_weights": True, **_OFF,
   }

@@ -18,23 +18,43 @@ from gdsd_jax.models.config import DenoiserConfig
 _ASSETS = Path(__file__).parents[1] / "models" / "assets"
 
 
-def resolve_path(path_or_hub_name: str | os.PathLike) -> Path:
-  """A local folder: as given, the embedded model for "tiny", or the hub's files (downloaded by huggingface_hub)."""
-  path = Path(path_or_hub_name)
-  if path.is_dir():
-    return path
-  name = os.fspath(path_or_hub_name)
-  if (_ASSETS / name / "config.json").is_file():
-    return _ASSETS / name
+# What a model's folder holds besides its weights and config.json. Code (*.py) is never copied.
+_TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+                    "chat_template.*", "generation_config.json")
+
+
+def resolve_path(path_or_hub_name: str | os.PathLike, revision: str | None = None) -> Path:
+  """A local folder: as given, the embedded model for "tiny", or the hub's files (downloaded by huggingface_hub).
+
+  `revision` is a branch, tag or commit of the hub's, by default its latest. FileNotFoundError or ValueError, one line.
+  """
+  path, name = Path(path_or_hub_name), os.fspath(path_or_hub_name)
+  local = next((folder for folder in (path, _ASSETS / name) if folder.is_dir()), None)
+  if local is not None and (local == path or (local / "config.json").is_file()):
+    require(revision is None, "model.revision", f"only models of the hub have one; {name} is a local folder")
+    return local
   if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.exists():
     raise FileNotFoundError(f"model.path: {name!r} is neither a folder nor a hub name (ORGANISATION/NAME)")
   import huggingface_hub  # its import and the network are only for hub names
 
   try:
-    return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
-  except Exception as error:  # many kinds, all of them "not to be had": name, network, permission
+    kinds = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
+    return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=kinds))
+  except Exception as error:  # many kinds, all of them "not to be had": name, revision, network, permission
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    raise FileNotFoundError(f"model.path: {name!r} is no local folder, and the hub refused it: {reason}") from error
+    said = name if revision is None else f"{name} at {revision}"
+    raise FileNotFoundError(f"model.path: {said!r} is no local folder, and the hub refused it: {reason}") from error
+
+
+def hub_commit(folder: Path) -> str | None:
+  """The commit of a folder that the hub's files were downloaded to; None for any other folder."""
+  known = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
+  return folder.name if known else None
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+  """The files of a model's folder that come along with its weights: tokenizer, chat template, ends of text."""
+  return sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)})
 
 
 def read_json_object(file: Path, field: str) -> dict[str, Any]:

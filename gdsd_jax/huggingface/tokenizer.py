@@ -16,20 +16,20 @@ from gdsd_jax.models.config import DenoiserConfig
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
-def load_tokenizer(path_or_hub_name, config: DenoiserConfig | None = None):
+def load_tokenizer(path_or_hub_name, config: DenoiserConfig | None = None, revision: str | None = None):
   """The tokenizer of a model's folder or hub name, from its files alone: no code in the folder is ever run.
 
   It reads tokenizer.json, or for Dream's kin vocab.json and merges.txt, and with them tokenizer_config.json,
   special_tokens_map.json, added_tokens.json and the chat template. A base model without a template gets its family's.
   Where the tokenizer's files name no `mask_token` or `eos_token`, the model's config says which it is: `config`, or
-  that of the folder's config.json.
+  that of the folder's config.json. `revision` is one of the hub's.
 
   Returns a transformers.PreTrainedTokenizerFast. Raises FileNotFoundError where a file is missing, ValueError where one
   is damaged or disagrees with `config`, or no chat template can be used.
   """
   from transformers import PreTrainedTokenizerFast  # slow to import, and only tokenizers need it
 
-  path, backend, special = resolve_path(path_or_hub_name), {}, []
+  path, backend, special = resolve_path(path_or_hub_name, revision), {}, []
   config = config or load_config(path)
   if not (path / "tokenizer.json").is_file():
     if config.family != "dream":

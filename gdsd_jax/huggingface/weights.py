@@ -26,7 +26,7 @@ _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_dtype: str | None = None,
-                    remat: str = "none", layout: str | None = None):
+                    remat: str = "none", layout: str | None = None, revision: str | None = None):
   """Loads (denoiser, params) from a Hugging Face folder or hub name.
 
   Args:
@@ -35,11 +35,12 @@ def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_d
     mesh: `jax.sharding.Mesh` to lay the parameters over (`make_mesh`); None for the default device.
     param_dtype, remat: see `Denoiser`.
     layout: the files' own, FILE.py:NAME (docs/own.md); None for that of the `model_type` in config.json.
+    revision: branch, tag or commit of a hub model; None for its latest.
 
   Raises:
     FileNotFoundError, ValueError: a file is missing, damaged or does not fit config.json; nothing was allocated yet.
   """
-  path = resolve_path(path_or_hub_name)
+  path = resolve_path(path_or_hub_name, revision)
   denoiser = Denoiser(load_config(path, layout), dtype, param_dtype or dtype, remat, mesh=mesh)
   return denoiser, load_weights(path, denoiser)
 
@@ -156,9 +157,9 @@ def _read_part(weights: list[tuple[str, Path]], leaf: str, spec, index: tuple[sl
   return part
 
 
-def _check_files(path: Path, config: DenoiserConfig, abstract) -> dict[str, Path]:
-  """The file of each weight, after every header was read and every shape compared with config.json's."""
-  index, files, where, found = path / _INDEX, [path / _SINGLE], {}, {}
+def weight_files(path: Path) -> list[Path]:
+  """The files that hold the weights of a model's folder. Raises as `load_pretrained`."""
+  index, files = path / _INDEX, [path / _SINGLE]
   if index.is_file():
     try:
       files = sorted({path / file for file in json.loads(index.read_text())["weight_map"].values()})
@@ -172,6 +173,13 @@ def _check_files(path: Path, config: DenoiserConfig, abstract) -> dict[str, Path
   for file in files:
     if not file.is_file():
       raise FileNotFoundError(f"model.path: weight file {file} is missing, though {_INDEX} names it")
+  return files
+
+
+def _check_files(path: Path, config: DenoiserConfig, abstract) -> dict[str, Path]:
+  """The file of each weight, after every header was read and every shape compared with config.json's."""
+  where, found = {}, {}
+  for file in weight_files(path):
     try:
       with safe_open(file, "np") as tensors:
         for name in tensors.keys():

@@ -10,8 +10,8 @@ import functools
 import math
 from typing import Any
 
-from flax.nnx import initializers
 import jax
+from jax.nn import initializers
 import jax.numpy as jnp
 
 from gdsd_jax.checks import require, require_at_least, require_one_of

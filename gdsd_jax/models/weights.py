@@ -9,7 +9,7 @@ from collections.abc import Callable
 import math
 from typing import NamedTuple
 
-from flax.nnx import initializers
+from jax.nn import initializers
 
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.lora import adapter_weights, LoraConfig

@@ -102,13 +102,19 @@ def join_processes() -> None:
 
 def may_be_one_of_several() -> bool:
   """Whether `join_processes` would look for others."""
-  return bool(os.environ.get("JAX_COORDINATOR_ADDRESS")) or _in_known_cluster()
+  return _in_known_cluster()
+
+
+def is_one_of_several() -> bool:
+  """Whether this process was started beside others, of this host or of a cluster; those of a TPU slice tell by JAX."""
+  tasks = [os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
+  several = any(count.isdecimal() and int(count) > 1 for count in tasks)
+  return bool(os.environ.get("JAX_COORDINATOR_ADDRESS")) or several
 
 
 def _in_known_cluster() -> bool:
   """Whether a cluster that JAX knows started this process, perhaps beside others."""
-  tasks = [os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
-  if any(count.isdecimal() and int(count) > 1 for count in tasks):
+  if is_one_of_several():
     return True
   if "cpu" in os.environ.get("JAX_PLATFORMS", "") or importlib.util.find_spec("libtpu") is None:
     return False

@@ -8,12 +8,14 @@ diffusion/forward.py, models/lora.py, runs/optimizer.py.
 from collections.abc import Mapping
 import dataclasses
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 from gdsd_jax import own_code
 from gdsd_jax.checks import require, require_at_least, require_buckets, require_one_of, require_whole
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.diffusion.forward import MaskConfig
+from gdsd_jax.huggingface.folder import resolve_path
 from gdsd_jax.models.denoiser import REMAT
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.objective import Objective
@@ -28,6 +30,7 @@ class ModelConfig:
   """The model that a run starts from; section `model`, whose part `lora` has the fields of `LoraConfig` and `path`."""
 
   path: str = "tiny"  # folder, hub name, or "tiny", the embedded model
+  revision: str | None = None  # branch, tag or commit of a hub model; None: its latest, which config.json then tells
   dtype: str = "float32"  # matrix products and frozen weights; trained ones are float32 always
   # What the backward pass computes again: "none" of the activations, all but "products" with weights (a quarter less to
   # compute than all, far more to keep), or the "full" pass through each block.
@@ -42,6 +45,11 @@ class ModelConfig:
     require(self.layout is None or own_code.is_own(self.layout), "model.layout",
             f"{self.layout!r} must be FILE.py:NAME or PACKAGE.MODULE:NAME; ours are known by config.json's model_type")
     require(self.lora is not None or not self.lora_path, "model.lora.path", "needs model.lora.rank > 0")
+
+  @property
+  def folder(self) -> Path:
+    """Where its files are, downloaded if they are the hub's. FileNotFoundError or ValueError, one line."""
+    return resolve_path(self.path, self.revision)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ from gdsd_jax.runs.files import check_workdir
 # Fields that may change when a run resumes: they do not change what the run computes.
 RESUMABLE = (
   "steps", "checkpoint.", "log.", "mesh.", "model.remat",
+  "model.revision",  # the weights themselves are compared
   # Only launch/evaluate.py reads these.
   "eval.lengths", "eval.steps_per_token", "eval.block_length", "eval.prompt_buckets", "eval.prefill",
 )
@@ -34,10 +35,6 @@ RESUMABLE = (
 def base_config() -> ConfigDict:
   """Every field of a recipe at its default, which is the paper's, where the paper has one."""
   config = section(RunConfig)
-  del config.model["lora"], config.model["lora_path"]  # recipes have them in one section, model.lora
-  config.model.lora = section(LoraConfig)
-  config.model.lora.rank = 0  # no adapter
-  config.model.lora.path = config_dict.placeholder(str)
   # Fields of the task, unset ones at its own default; a recipe adds those that only its task has.
   # Where problems come from: see tasks/sources.py.
   for name in ("train_source", "validation_source", "test_source", "data_dir", "columns", "bad_rows"):
@@ -54,7 +51,10 @@ def section(cls, found: ConfigDict | None = None) -> ConfigDict:
   """
   found = ConfigDict() if found is None else found
   for field in dataclasses.fields(cls):
-    if dataclasses.is_dataclass(part := _part(field)):
+    part = _part(field)
+    if part is ModelConfig:
+      found[field.name] = _model_section()
+    elif dataclasses.is_dataclass(part):
       name = field.metadata.get("section", field.name)
       found[name] = section(part, found.get(name))
     elif field.default is None:
@@ -68,6 +68,16 @@ def section(cls, found: ConfigDict | None = None) -> ConfigDict:
 def _part(field: dataclasses.Field) -> type:
   """The dataclass whose fields a recipe sees in place of this one, if it is a section."""
   return field.metadata.get("fields_of", field.type)
+
+
+def _model_section() -> ConfigDict:
+  """The fields of `ModelConfig`, where those of the adapter are a section of their own, `lora`."""
+  found = section(ModelConfig)
+  del found["lora"], found["lora_path"]
+  found.lora = section(LoraConfig)
+  found.lora.rank = 0  # no adapter
+  found.lora.path = config_dict.placeholder(str)
+  return found
 
 
 def run_config(config: ConfigDict) -> RunConfig:
@@ -138,11 +148,16 @@ def flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
 def contradictions(saved: Mapping[str, Any], current) -> list[str]:
   """Lines "field: saved → current" for what a resumed run may not change.
 
+  Fields that were added to recipes after the run began are compared at their defaults.
+
   Args:
     saved: nested fields of the run's config.json.
     current: typed config, which has its own in `as_given`.
   """
-  old, new = flatten(saved), flatten(current.as_given)
+  saved = {name: value for name, value in saved.items() if name != "provenance"}
+  new = flatten(current.as_given)
+  added = {path: value for path, value in flatten(section(type(current)).to_dict()).items() if path in new}
+  old = added | flatten(saved)
   may_change = RESUMABLE
   if current.optimizer.follows_length:  # the rates of a decay, or of a warm-up by share, are those of another run
     may_change = tuple(field for field in RESUMABLE if field != "steps")
@@ -170,6 +185,6 @@ def open_workdir(workdir: epath.Path, config) -> None:
     raise OSError(f"--workdir: cannot make {workdir}: {error}") from error
 
 
-def config_json(config) -> str:
-  """The config as it was given, as JSON, fields in order."""
-  return json.dumps(config.as_given, indent=2, sort_keys=True)
+def config_json(config, provenance: Mapping[str, Any] | None = None) -> str:
+  """The config as it was given, as JSON, fields in order, with the run's provenance beside them."""
+  return json.dumps({**config.as_given, **({"provenance": provenance} if provenance else {})}, indent=2, sort_keys=True)

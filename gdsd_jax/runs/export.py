@@ -9,7 +9,7 @@ import shutil
 from etils import epath
 
 from gdsd_jax.huggingface.adapters import save_adapter
-from gdsd_jax.huggingface.folder import resolve_path
+from gdsd_jax.huggingface.folder import tokenizer_files
 from gdsd_jax.huggingface.weights import save_pretrained
 from gdsd_jax.models.lora import merge
 from gdsd_jax.runs.config import ModelConfig
@@ -17,10 +17,6 @@ from gdsd_jax.runs.files import is_remote
 from gdsd_jax.runs.weights import load_run, read_model_config
 
 _log = logging.getLogger(__name__)
-
-# What a model's folder holds besides its weights and config.json. Code (*.py) is never copied.
-_COMPANIONS = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-               "chat_template.*", "generation_config.json")
 
 
 def export_run(workdir: Path, step: str, out: Path, merged: bool) -> None:
@@ -40,7 +36,7 @@ def export_run(workdir: Path, step: str, out: Path, merged: bool) -> None:
   denoiser, params = load_run(workdir, step, mesh=None)
   if merged and denoiser.lora is None:
     raise ValueError(f"--merge: the run in {workdir} has no adapter; its full model is exported without this flag")
-  write_model(out, denoiser, params, model.path, merged)
+  write_model(out, denoiser, params, model, merged)
 
 
 def check_out(out: Path, workdir: Path, model: ModelConfig) -> None:
@@ -52,7 +48,7 @@ def check_out(out: Path, workdir: Path, model: ModelConfig) -> None:
     model: the model that it started from.
   """
   taken = {workdir: "the run's own folder (--workdir)"}
-  taken[resolve_path(model.path)] = "the model that the run started from"
+  taken[model.folder] = "the model that the run started from"
   if model.lora_path:
     taken[Path(model.lora_path)] = "the adapter that the run started from"
   check_folder(out, taken)
@@ -68,24 +64,22 @@ def check_folder(out: Path, taken: Mapping[epath.Path, str]) -> None:
     raise OSError(f"--out: cannot write to {out}: {existing} is {'read-only' if existing.is_dir() else 'a file'}")
 
 
-def write_model(out: Path, denoiser, params, base_model: str, merged: bool = False) -> None:
+def write_model(out: Path, denoiser, params, base_model: ModelConfig, merged: bool = False) -> None:
   """Writes an adapter, if there is one and `merged` does not ask for the full model, or else a full model.
 
   Args:
     out: folder, made if it is missing.
     denoiser, params: the model.
-    base_model: folder or hub name that it was made from, whose tokenizer comes along with a full model.
+    base_model: what it was made from, whose tokenizer comes along with a full model.
     merged: add the adapter to the weights.
   """
   if denoiser.lora is not None and not merged:
-    save_adapter(out, denoiser, params, base_model)
-    _log.info("wrote the PEFT adapter to %s; its base model is %s", out, base_model)
+    save_adapter(out, denoiser, params, base_model.path, base_model.revision)
+    _log.info("wrote the PEFT adapter to %s; its base model is %s", out, base_model.path)
     return
   if denoiser.lora is not None:
     params = merge(params, denoiser.lora)
   save_pretrained(out, denoiser, params)
-  source = resolve_path(base_model)
-  for pattern in _COMPANIONS:
-    for file in source.glob(pattern):
-      shutil.copyfile(file, out / file.name)
+  for file in tokenizer_files(base_model.folder):
+    shutil.copyfile(file, out / file.name)
   _log.info("wrote the full model to %s", out)

@@ -32,6 +32,11 @@ def local_folder(flag: str, value: str) -> Path:
   return Path(value)
 
 
+def cache_folder() -> Path:
+  """Where this package keeps what can be made again: XDG_CACHE_HOME/gdsd_jax, or ~/.cache/gdsd_jax."""
+  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gdsd_jax"
+
+
 def absolute(path: epath.PathLike) -> epath.Path:
   """The path from the root, as Orbax wants it."""
   path = epath.Path(path)

@@ -33,6 +33,7 @@ class Training(Protocol):
 
   config: Any  # the loop reads its `steps`, `checkpoint` and `log`
   workdir: epath.Path  # which `open_workdir` has checked and made
+  provenance: Mapping[str, Any]  # see `runs/provenance.py`
   state: TrainState  # what the next step starts from; `state.step` counts the steps that are done
 
   def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def run_training(training: Training, interruption: Interruption) -> None:
     checkpoints.close()
     return
   if is_first_process():
-    write_whole(workdir / "config.json", config_json(config) + "\n")
+    write_whole(workdir / "config.json", config_json(config, training.provenance) + "\n")
   writer, started = MetricsWriter(workdir, start if resumed else -1, config), time.monotonic()
   try:
     evaluation = {} if resumed else training.evaluation(0, Stopwatch())

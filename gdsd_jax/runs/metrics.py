@@ -40,19 +40,19 @@ class MetricsWriter:
 
   def __init__(self, workdir: epath.Path, last_step: int, config):
     self._file = self._tensorboard = self._wandb = None
+    self._for_tensorboard = []  # rows that it has not been given
     if not is_first_process():
       return
     self._file = JsonLines(workdir / "metrics.jsonl", keep=lambda row: row["step"] <= last_step)
     self._plot_path, self._plot_seconds, self._plotted = workdir / "reward.png", config.log.plot_seconds, -math.inf
-    if config.log.tensorboard:
-      from tensorboardX import SummaryWriter  # slow to import, and optional
-
-      self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=last_step + 1)
+    self._tensorboard_folder = str(workdir / "tensorboard") if config.log.tensorboard else None
+    self._first_step = last_step + 1
     if config.log.wandb_project:
       import wandb
 
-      # A fixed id makes a resumed run continue its curves.
-      run_id = workdir.resolve().name
+      # A fixed id makes a resumed run continue its curves. Runs of several sweeps have the same names.
+      folder = workdir.resolve()
+      run_id = f"{folder.parent.name}_{folder.name}" if (folder.parent / "sweep.json").is_file() else folder.name
       self._wandb = wandb.init(
         project=config.log.wandb_project, id=run_id, name=run_id, resume="allow", dir=str(workdir),
         config=config.as_given,
@@ -66,13 +66,24 @@ class MetricsWriter:
     row = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
     self._file.append([row])
     numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
-    if self._tensorboard:
-      for name, value in numbers.items():
-        self._tensorboard.add_scalar(name, value, row["step"])
+    self._for_tensorboard.append((row["step"], numbers))
     if self._wandb:
       self._wandb.log(numbers, step=row["step"])
+    if row["step"] == 0:
+      return  # what draws and logs takes seconds to import; the first step goes before
+    self._feed_tensorboard()
     if time.monotonic() - self._plotted > self._plot_seconds:
       self.plot()
+
+  def _feed_tensorboard(self) -> None:
+    if self._tensorboard_folder is not None:
+      from tensorboardX import SummaryWriter  # it imports PyTorch where that is installed
+
+      self._tensorboard = self._tensorboard or SummaryWriter(self._tensorboard_folder, purge_step=self._first_step)
+      for step, numbers in self._for_tensorboard:
+        for name, value in numbers.items():
+          self._tensorboard.add_scalar(name, value, step)
+    self._for_tensorboard.clear()
 
   def plot(self) -> None:
     """Draws reward.png from all rows so far, if they tell a reward: supervised training has none."""
@@ -82,6 +93,8 @@ class MetricsWriter:
 
   def close(self) -> None:
     """Ends what is written to TensorBoard and W&B."""
+    if self._for_tensorboard:
+      self._feed_tensorboard()
     if self._tensorboard:
       self._tensorboard.close()
     if self._wandb:

@@ -9,7 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from gdsd_jax.huggingface.adapters import load_adapter
-from gdsd_jax.huggingface.folder import load_config, resolve_path
+from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.huggingface.weights import load_weights
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
@@ -32,7 +32,7 @@ def make_denoiser(config: ModelConfig, architecture: DenoiserConfig, mesh) -> De
 
 def load_model(config: ModelConfig, seed: int, mesh):
   """(denoiser, params) that a run starts from: the model of its config, with the adapter when it has one."""
-  path = resolve_path(config.path)
+  path = config.folder
   denoiser = make_denoiser(config, load_config(path, config.layout), mesh)
   params, lora = load_weights(path, denoiser), denoiser.lora
   if lora is None:
@@ -52,6 +52,8 @@ def load_model(config: ModelConfig, seed: int, mesh):
 def read_model_config(workdir: epath.Path) -> ModelConfig:
   """The model that a run, be it RL or fine-tuning, was started with; fields that were added since have their defaults.
 
+  A hub model is at the commit that the run began with, wherever its revision is by now.
+
   Raises:
     ValueError, OSError: there is no run in `workdir`, or its config.json is damaged.
   """
@@ -62,7 +64,10 @@ def read_model_config(workdir: epath.Path) -> ModelConfig:
   if not file.is_file():
     raise FileNotFoundError(f"--workdir: {workdir} holds no run: config.json is missing")
   try:
-    fields = json.loads(file.read_text()).get("model", {})
+    saved = json.loads(file.read_text())
+    fields = saved.get("model", {})
+    if commit := saved.get("provenance", {}).get("model_commit"):
+      fields["revision"] = commit
     # How it was trained is no matter to who loads it, and was said in other words once.
     return made(ModelConfig, {name: value for name, value in fields.items() if name != "remat"})
   except (ValueError, AttributeError, TypeError) as error:
@@ -105,7 +110,7 @@ def load_run(workdir: epath.Path, step: str | int, mesh=None):
     ValueError, OSError: the base model or the checkpoint cannot be read, or they do not fit together.
   """
   config, step = read_model_config(workdir), find_step(workdir, step)
-  path = resolve_path(config.path)
+  path = config.folder
   denoiser = make_denoiser(config, load_config(path, config.layout), mesh)
   frozen = load_weights(path, denoiser) if denoiser.lora else {}  # without an adapter the checkpoint has all weights
   trained = jax.tree.map(

@@ -25,6 +25,7 @@ from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training
 from gdsd_jax.runs.metrics import Progress, Stopwatch
 from gdsd_jax.runs.optimizer import last_rate, make_optimizer
+from gdsd_jax.runs.provenance import check_inputs, provenance_of
 from gdsd_jax.runs.state import init_state, TrainState
 from gdsd_jax.runs.weights import load_model
 from gdsd_jax.supervised.chats import batch_of, Chats, read_chats
@@ -66,23 +67,26 @@ def _validation_loss(params, key, batch, *, denoiser, prompt_length: int):
   return loss, jnp.sum(batch[1])
 
 
-def finetune(config: FinetuningConfig, workdir: epath.Path, out: Path) -> None:
-  """Runs or resumes fine-tuning in `workdir` and writes the model, or adapter, to `out`. Raises as `run_training`."""
+def finetune(config: FinetuningConfig, workdir: epath.Path, out: Path, allow_changed_inputs: bool = False) -> None:
+  """Runs or resumes fine-tuning in `workdir` and writes the model, or adapter, to `out`. Raises as `run_training`.
+
+  A run that is resumed with other weights or data than it was begun with is refused, unless that is allowed.
+  """
   with Interruption() as interruption:
-    training = _Finetuning(config, workdir, out)
+    training = _Finetuning(config, workdir, out, allow_changed_inputs)
     run_training(training, interruption)
     params = training.state.params  # the adapter alone, if there is one
     if jax.process_count() > 1:
       params = fetch_whole(params)
     if is_first_process():
-      write_model(out, training.denoiser, params, config.model.path)
+      write_model(out, training.denoiser, params, config.model)
     gather_json(None)  # nobody leaves before the model is written
 
 
 class _Finetuning(Training):
   """A fine-tuning run: everything that its steps need, built and checked once."""
 
-  def __init__(self, config: FinetuningConfig, workdir: epath.Path, out: Path):
+  def __init__(self, config: FinetuningConfig, workdir: epath.Path, out: Path, allow_changed_inputs: bool = False):
     self.config, self.workdir = config, workdir
     self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     shards, microbatch = batch_shards(self.mesh), config.batch_size // config.optimizer.accumulation
@@ -91,7 +95,7 @@ class _Finetuning(Training):
     check_out(out, workdir, config.model)
     open_workdir(workdir, config)
     self.denoiser, params = load_model(config.model, config.seed, self.mesh)
-    tokenizer = load_tokenizer(config.model.path, self.denoiser.config)
+    tokenizer = load_tokenizer(config.model.folder, self.denoiser.config)
     longest = config.data.prompt_buckets[-1] + config.data.completion_buckets[-1]
     said = f"data.prompt_buckets, data.completion_buckets: {longest} tokens"
     require_positions(said, longest, self.denoiser.config.max_positions, config.model.path)
@@ -99,6 +103,8 @@ class _Finetuning(Training):
     _log.info("fine-tuning %s on %d chats (%d are too long and left out)", config.model.path, *_counts(train))
     if self.validation:
       _log.info("validation on %d chats (%d are too long and left out)", *_counts(self.validation))
+    data = {"training data": train.fitting, **({"validation data": self.validation.fitting} if self.validation else {})}
+    self.provenance = check_inputs(workdir, provenance_of(config.model, data), allow_changed_inputs)
     self.stream = ExampleStream(train.fitting, config.seed)
     self.optimizer = make_optimizer(config.optimizer, config.steps)
     self.state = init_state(self.denoiser, params, self.optimizer, config.seed, with_reference=False, mesh=self.mesh)

@@ -29,6 +29,7 @@ from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training
 from gdsd_jax.runs.metrics import Progress, Stopwatch
 from gdsd_jax.runs.optimizer import last_rate, make_optimizer
+from gdsd_jax.runs.provenance import check_inputs, provenance_of
 from gdsd_jax.runs.state import TrainState
 from gdsd_jax.supervised.chats import joined
 from gdsd_jax.supervised.config import PretrainingConfig
@@ -74,15 +75,16 @@ def _train_step(denoiser, optimizer, state: TrainState, tokens, maskable, attent
   return state.replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss, **metrics}
 
 
-def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path) -> None:
+def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path, allow_changed_inputs: bool = False) -> None:
   """Runs or resumes the pretraining of a model in `workdir` and writes its Hugging Face folder to `out`.
 
   Besides what every task has, config.task must offer `tags` (texts that become single tokens), `solution(example)` and
-  `careless_solution(example, slips, rng)`. `out` keeps what it holds until the end. Raises as `run_training`.
+  `careless_solution(example, slips, rng)`. `out` keeps what it holds until the end. A run
+  whose problems have changed since it began is refused, unless that is allowed. Raises as `run_training`.
   """
   with Interruption() as interruption:
     check_folder(out, {workdir: "the run's own folder (--workdir)"})
-    training = _Pretraining(config, workdir)
+    training = _Pretraining(config, workdir, allow_changed_inputs)
     run_training(training, interruption)
     save_pretrained(out, training.denoiser, training.state.params, tokenizer=training.tokenizer)
 
@@ -90,12 +92,14 @@ def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path) -> None:
 class _Pretraining(Training):
   """A pretraining run: its tokenizer, model and data, made once, and its step."""
 
-  def __init__(self, config: PretrainingConfig, workdir: epath.Path):
+  def __init__(self, config: PretrainingConfig, workdir: epath.Path, allow_changed_inputs: bool):
     open_workdir(workdir, config)
     self.config, self.workdir, self._rng = config, workdir, np.random.default_rng(config.seed)
     self.task = get_task(config.task.name, **config.task.options)
     train, validation = self.task.examples("train"), self.task.examples("validation")
     self.held_out = [validation[i] for i in range(config.eval_examples)]
+    provenance = provenance_of(None, {"training data": train, "validation data": validation})
+    self.provenance = check_inputs(workdir, provenance, allow_changed_inputs)
     model_config, self.tokenizer = self._make_tokenizer(train)
     self.denoiser = Denoiser(model_config, remat="full")  # also faster here: on a CPU, stacking residuals costs more
     self.sampler = RolloutSampler(self.denoiser, self.tokenizer, self.task, config.sampler, (config.max_prompt_length,))

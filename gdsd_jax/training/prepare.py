@@ -5,6 +5,7 @@ import dataclasses
 import logging
 from typing import Any
 
+from etils import epath
 from jax.sharding import Mesh
 import numpy as np
 import optax
@@ -18,6 +19,7 @@ from gdsd_jax.objectives.own import try_out as try_out_objective
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.config import RunConfig, validate_mesh
 from gdsd_jax.runs.optimizer import make_optimizer
+from gdsd_jax.runs.provenance import check_inputs, provenance_of
 from gdsd_jax.runs.state import init_state, TrainState
 from gdsd_jax.runs.weights import load_model
 from gdsd_jax.tasks import get_task, train_and_validation, try_out
@@ -34,10 +36,14 @@ class Prepared:
   held_out: Sequence[Mapping[str, Any]]  # those of the validation split that are evaluated while training
   optimizer: optax.GradientTransformation
   state: TrainState
+  provenance: Mapping[str, Any]
 
 
-def prepare(config: RunConfig) -> Prepared:
-  """Raises ValueError or OSError, one line with the cause, before anything is compiled."""
+def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) -> Prepared:
+  """What a run in `workdir` starts from, whose inputs must be those that it was begun with, unless others are allowed.
+
+  Raises ValueError or OSError, one line with the cause, before anything is compiled.
+  """
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   validate_mesh(config, mesh)
   task = get_task(config.task.made or config.task.name, **config.task.options)
@@ -46,8 +52,11 @@ def prepare(config: RunConfig) -> Prepared:
   try_out_objective(config.objective, config.rollouts_per_step, config.group_size, config.distillation.num_mc,
                     config.sampler.completion_length)
   try_out(task, train)
+  given = [config.task.made, *(one for one in config.task.options.get("rewards", ()) if not isinstance(one, str))]
+  provenance = provenance_of(config.model, {"training data": train, "validation data": validation}, given)
+  provenance = check_inputs(workdir, provenance, allow_changed_inputs)
   denoiser, params = load_model(config.model, config.seed, mesh)
-  tokenizer, buckets = load_tokenizer(config.model.path, denoiser.config), config.rollouts.prompt_buckets
+  tokenizer, buckets = load_tokenizer(config.model.folder, denoiser.config), config.rollouts.prompt_buckets
   longest = buckets[-1] + config.sampler.completion_length
   said = f"sampler.prompt_buckets, sampler.completion_length: {longest} tokens"
   require_positions(said, longest, denoiser.config.max_positions, config.model.path)
@@ -57,7 +66,7 @@ def prepare(config: RunConfig) -> Prepared:
   held_out = [validation[i] for i in range(min(config.eval.num_examples, len(validation)))]
   optimizer = make_optimizer(config.optimizer, config.updates)
   state = init_state(denoiser, params, optimizer, config.seed, config.objective.needs_reference, mesh)
-  return Prepared(mesh, denoiser, sampler, train, held_out, optimizer, state)
+  return Prepared(mesh, denoiser, sampler, train, held_out, optimizer, state, provenance)
 
 
 def _fitting(sampler: RolloutSampler, examples, split: str):

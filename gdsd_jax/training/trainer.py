@@ -52,20 +52,21 @@ class Trainer(Training):
     rewards: reward functions in place of the task's own rewards, see `get_task`.
     reward_weights: one for each of them.
     callbacks: told of what happens, see `Callback`.
+    allow_changed_inputs: whether the run may go on with other weights, data or code than it was begun with.
 
   Raises ValueError or OSError, one line with the cause, before anything is compiled or overwritten.
   """
 
   def __init__(self, config: str | ConfigDict | RunConfig, workdir: epath.PathLike, *, task: Task | None = None,
                rewards: Sequence[str | Callable] = (), reward_weights: Sequence[float] = (),
-               callbacks: Sequence[Callback] = ()):
+               callbacks: Sequence[Callback] = (), allow_changed_inputs: bool = False):
     config = with_own(as_run_config(config), task, rewards, reward_weights)
     workdir = epath.Path(workdir)
     open_workdir(workdir, config)
-    self.config, self.workdir, start = config, workdir, prepare(config)
+    self.config, self.workdir, start = config, workdir, prepare(config, workdir, allow_changed_inputs)
     self.callbacks, self._interruption = tuple(callbacks), Interruption()
     self.mesh, self.denoiser, self.sampler, self.held_out = start.mesh, start.denoiser, start.sampler, start.held_out
-    self.optimizer, self.state = start.optimizer, start.state
+    self.optimizer, self.state, self.provenance = start.optimizer, start.state, start.provenance
     self.overlap = Overlap(self.sampler, ExampleStream(start.train, config.seed), config)
     self._static = dict(denoiser=self.denoiser, objective=config.objective, accumulation=config.optimizer.accumulation)
     self._compiled = set()
@@ -109,7 +110,7 @@ class Trainer(Training):
     """Writes the model as it is now with its tokenizer, or the adapter of a LoRA run unless `merged`."""
     out = local_folder("out", os.fspath(out))
     check_out(out, self.workdir, self.config.model)
-    write_model(out, self.denoiser, self.state.student_params, self.config.model.path, merged)
+    write_model(out, self.denoiser, self.state.student_params, self.config.model, merged)
 
   def saved(self) -> tuple[TrainState, dict[str, int]]:
     return self.state.replace(ahead=self.overlap.saved()), {"data_position": self.overlap.position}

@@ -1,0 +1,138 @@
+"""Sweeps: the runs of a grid, each a process and a folder of its own, some at a time, and what they found."""
+
+from collections.abc import Mapping, Sequence
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from gdsd_jax.checks import require
+from gdsd_jax.parallel.processes import is_one_of_several
+from gdsd_jax.runs.config_dict import contradictions
+from gdsd_jax.runs.files import local_folder, read_rows
+from gdsd_jax.training.sweep_grid import make_runs, Run
+from gdsd_jax.training.sweep_table import summarize, table
+
+START_AGAIN = 75  # as in command.py
+_CHILD = ("from gdsd_jax.parallel.processes import end_with_parent; end_with_parent();"
+          " import gdsd_jax.launch; gdsd_jax.launch.train()")
+_OURS = ("--workdir", "--jobs")  # flags that are not handed on
+
+
+def run_sweep(
+  config: ConfigDict, grid: Mapping[str, Sequence[str]], workdir: epath.Path, arguments: Sequence[str], jobs: int
+) -> int:
+  """Runs or resumes a grid of runs, and shows and writes what they found.
+
+  Args:
+    config: the recipe, with the fields that all runs share.
+    grid: see `split_grid`.
+    workdir: a local folder, with a folder for each run and sweep.json.
+    arguments: flags of launch/train.py that all runs share.
+    jobs: how many runs go on at a time.
+
+  Returns the exit status: 0 where all runs are finished, 1 where some failed, START_AGAIN where some were stopped.
+  Raises ValueError, one line, before any run is started.
+  """
+  require(jobs >= 1, "--jobs", f"must be at least 1, not {jobs}")
+  require(not is_one_of_several(), "--config", "a sweep starts its runs by itself; among several processes, which"
+          " make one run, start one setting at a time")
+  folder, runs = local_folder("--workdir", os.fspath(workdir)), make_runs(config, grid)
+  print(f"SWEEP of {len(runs)} runs in {folder}, {jobs} at a time", flush=True)
+  folder.mkdir(parents=True, exist_ok=True)
+  summarize(runs, dict.fromkeys(run.name for run in runs), folder)  # by sweep.json its runs know that they are of one
+  statuses = run_all(runs, folder, _without_ours(arguments), jobs)
+  print(table(summarize(runs, statuses, folder)), f"see {folder / 'sweep.json'}", sep="\n", flush=True)
+  if failed := [name for name, status in statuses.items() if status not in (0, None, START_AGAIN)]:
+    print(f"error: {len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}", file=sys.stderr, flush=True)
+    return 1
+  return 0 if set(statuses.values()) == {0} else START_AGAIN
+
+
+def _without_ours(arguments: Sequence[str]) -> list[str]:
+  kept, following = [], False
+  for argument in arguments:
+    name, equals, _ = argument.replace("--", "-", 1).partition("=")
+    ours = f"-{name}" in _OURS
+    if not ours and not following:
+      kept.append(argument)
+    following = ours and not equals
+  return kept
+
+
+def is_finished(run: Run, folder: Path) -> bool:
+  """Whether a run is in its folder with all its steps and their checkpoint, so that its process need not be started."""
+  try:
+    saved, rows = json.loads((folder / "config.json").read_text()), read_rows(folder / "metrics.jsonl")
+    steps = run.config.steps
+    return bool(rows and rows[-1]["step"] == steps and (folder / "checkpoints" / str(steps)).is_dir()
+                and not contradictions(saved, run.config))
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged, or no run: its own process says so
+    return False
+
+
+def run_all(runs: Sequence[Run], workdir: Path, arguments: Sequence[str], jobs: int) -> dict[str, int | None]:
+  """Runs or resumes what is not finished, `jobs` at a time; what a run prints is in output.log of its folder.
+
+  Args:
+    runs: see `make_runs`.
+    workdir: folder of the sweep, with a folder for each run.
+    arguments: flags of launch/train.py that all runs share.
+    jobs: how many go on at a time.
+
+  Returns the exit status of each run by its name: 0 finished, START_AGAIN asked to stop, None not started. SIGTERM is
+  handed on to the runs, which save the step under way; no other is started then.
+  """
+  statuses, running, waiting, asked = dict.fromkeys((run.name for run in runs), None), {}, list(runs), []
+  previous = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+  try:
+    while running or (waiting and not asked):
+      while waiting and len(running) < jobs and not asked:
+        run = waiting.pop(0)
+        if is_finished(run, workdir / run.name):
+          statuses[run.name] = 0
+          print(f"{run.name}: finished before", flush=True)
+        else:
+          running[_start(run, workdir / run.name, arguments)] = run
+      if asked == [True]:
+        asked.append(True)  # once
+        for process in running:
+          process.terminate()
+      for process in [process for process in running if process.poll() is not None]:
+        run = running.pop(process)
+        statuses[run.name] = process.returncode
+        print(_told(run, process.returncode, workdir / run.name), flush=True)
+      time.sleep(0.1)
+  finally:
+    signal.signal(signal.SIGTERM, previous)
+    for process in running:  # Ctrl-C, which the terminal has sent to them, too
+      process.terminate()
+      process.wait()
+  return statuses
+
+
+def _start(run: Run, folder: Path, arguments: Sequence[str]) -> subprocess.Popen:
+  folder.mkdir(parents=True, exist_ok=True)
+  # -P: the current folder hides no library.
+  command = [sys.executable, "-P", "-c", _CHILD, *arguments, *run.flags, f"--workdir={folder}"]
+  with (folder / "output.log").open("a") as output:
+    process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                               env=os.environ | {"PYTHONUNBUFFERED": "1"})
+  print(f"{run.name}: started, see {folder / 'output.log'}", flush=True)
+  return process
+
+
+def _told(run: Run, status: int, folder: Path) -> str:
+  if status == 0:
+    return f"{run.name}: finished"
+  if status == START_AGAIN:
+    return f"{run.name}: stopped; the same command goes on from there"
+  lines = (folder / "output.log").read_text(errors="replace").splitlines()
+  last = next((line for line in reversed(lines) if line.strip()), "")
+  return f"{run.name}: FAILED with status {status}: {last[:500]}"
