@@ -152,7 +152,8 @@ def wandb(monkeypatch):
 def test_lora_fine_tuning_learns_tells_the_validation_loss_and_writes_an_adapter(chats_file, tmp_path, caplog, wandb):
   caplog.set_level("INFO", "gdsd_jax")
   changes = {"steps": 30, "model.lora.rank": 8, "optimizer.learning_rate": 3e-3, "optimizer.schedule": "cosine",
-             "optimizer.final_share": 0.5, "log.wandb_project": "mine", "data.validation_size": 8, "eval.every": 20}
+             "optimizer.final_share": 0.5, "log.wandb_project": "mine", "data.validation_size": 8, "eval.every": 20,
+             "log.tensorboard": True}
   finetune(sft_config(chats_file, **changes), tmp_path / "run", tmp_path / "out")
   rows = read_rows(tmp_path / "run" / "metrics.jsonl")
   losses = {row["step"]: row["eval/loss"] for row in rows if "eval/loss" in row}
