@@ -65,8 +65,9 @@ def _without_addresses(text: str) -> str:
 
 def _content(file: Path) -> str:
   """SHA-256 of a file's content."""
-  if (blob := file.resolve().name) != file.name and re.fullmatch(r"[0-9a-f]{64}", blob):
-    return blob  # as the hub's cache links its files
+  blob = file.resolve()
+  if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
+    return blob.name  # as the hub's cache links its files
   status = file.stat()
   if status.st_size < _REMEMBERED_BYTES:
     return hashlib.sha256(file.read_bytes()).hexdigest()

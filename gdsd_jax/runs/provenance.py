@@ -103,12 +103,12 @@ def check_inputs(workdir: epath.Path, provenance: Mapping[str, Any], allow_chang
   earlier = saved.pop("earlier", [])
   if saved == provenance:
     return {**provenance, "earlier": earlier} if earlier else dict(provenance)
-  changed = _differing(saved["inputs"], provenance["inputs"])
+  changed = _differing(saved.get("inputs", {}), provenance["inputs"])
   require(not changed or allow_changed, "--workdir", f"{workdir} holds a run with other {', '.join(changed)}; restore"
           " what changed, choose another --workdir, or go on with --allow_changed_inputs")
   if changed:
     _log.info("INPUTS CHANGED since the run began: %s", ", ".join(changed))
-  old, new = saved["versions"], provenance["versions"]
+  old, new = saved.get("versions", {}), provenance["versions"]
   if told := [f"{name} {old[name]} → {new[name]}" for name in _differing(old, new)]:
     _log.info("the run was last started with other versions: %s", ", ".join(told))
   return {**provenance, "earlier": [*earlier, saved]}
