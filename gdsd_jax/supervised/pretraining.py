@@ -33,7 +33,7 @@ from gdsd_jax.runs.provenance import check_inputs, provenance_of
 from gdsd_jax.runs.state import TrainState
 from gdsd_jax.supervised.chats import joined
 from gdsd_jax.supervised.config import PretrainingConfig
-from gdsd_jax.tasks import get_task
+from gdsd_jax.tasks import get_task, train_and_validation
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class _Pretraining(Training):
     open_workdir(workdir, config)
     self.config, self.workdir, self._rng = config, workdir, np.random.default_rng(config.seed)
     self.task = get_task(config.task.name, **config.task.options)
-    train, validation = self.task.examples("train"), self.task.examples("validation")
+    train, validation = train_and_validation(self.task, config.eval_examples)
     self.held_out = [validation[i] for i in range(config.eval_examples)]
     provenance = provenance_of(None, {"training data": train, "validation data": validation})
     self.provenance = check_inputs(workdir, provenance, allow_changed_inputs)
