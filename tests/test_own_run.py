@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 import gdsd_jax
-from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.runs.export import export_run
 from gdsd_jax.runs.files import read_rows
-from gdsd_jax.training.prepare import prepare
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 EXAMPLES = REPOSITORY / "examples"
@@ -66,7 +64,7 @@ def test_the_examples_train_resume_and_export(tmp_path, fresh):
   ({"objective.psi": 0.1}, "objective.psi: .*TokenPPO has no such setting; it has epsilon, beta"),
   ({"model.layout": LAYOUT}, "model.layout: .*gpt_names.py, line 25: KeyError: 'n_embd'"),
 ])
-def test_what_does_not_fit_is_told_before_anything_is_compiled(monkeypatch, changes, message):
+def test_what_does_not_fit_is_told_before_anything_is_compiled(tmp_path, monkeypatch, changes, message):
   monkeypatch.setattr("gdsd_jax.training.prepare.init_state", lambda *_: pytest.fail("it came so far"))
   with pytest.raises(ValueError, match=message):
-    prepare(run_config(config(**changes)))
+    gdsd_jax.Trainer(config(**changes), tmp_path)
