@@ -9,6 +9,7 @@ _ROOT = Path(__file__).parent
 _MATH_VERIFY = "math-verify[antlr4_13_2]>=0.8"
 _DATASETS = "datasets>=3.0"
 _GCS = "gcsfs>=2024.2.0"
+_COMMANDS = ("train", "evaluate", "export", "pretrain", "compile", "benchmark")  # functions of launch/__init__.py
 
 setup(
   name="gdsd_jax",
@@ -19,7 +20,9 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["gdsd_jax", "gdsd_jax.*"]),
-  package_data={"gdsd_jax.models": ["assets/*/*"], "gdsd_jax.tasks": ["assets/*"]},
+  # gdsd_jax/configs and gdsd_jax/launch are links to the folders at the root; an installed package has the files.
+  package_data={"gdsd_jax.models": ["assets/*/*"], "gdsd_jax.tasks": ["assets/*"], "gdsd_jax.launch": ["*.yaml"]},
+  entry_points={"console_scripts": [f"gdsd-{name} = gdsd_jax.launch:{name}" for name in _COMMANDS]},
   install_requires=[
     "absl-py>=2.1",
     "array-record>=0.5.1",  # TFDS reads and writes its files without TensorFlow

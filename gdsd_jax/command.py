@@ -12,9 +12,11 @@ import sys
 import traceback
 
 from absl import app, flags, logging as absl_logging
+from ml_collections.config_flags import config_flags
 
 from gdsd_jax.parallel import processes
 from gdsd_jax.runs.interruption import Interrupted
+from gdsd_jax.runs.recipe_files import recipe_file
 
 START_AGAIN = 75
 _GONE = "another process of this run is gone; the same command goes on from the latest checkpoint"
@@ -84,8 +86,17 @@ def _without_echoes(unraisable) -> None:
     sys.__unraisablehook__(unraisable)
 
 
+class _RecipeParser(config_flags.ConfigFileFlagParser):
+  """Loads a recipe by its file or its name."""
+
+  def parse(self, path: str):
+    return super().parse(recipe_file(path))
+
+
 def _parse(argv: list[str]) -> list[str]:
   try:
+    if "config" in flags.FLAGS:
+      flags.FLAGS["config"].parser = _RecipeParser("config")
     rest = flags.FLAGS(argv)
     if "config" in flags.FLAGS:
       _ = flags.FLAGS.config.keys  # only now is a recipe that is not there told

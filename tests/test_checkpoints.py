@@ -15,8 +15,8 @@ from gdsd_jax.diffusion.config import Rollout
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.checkpoints import CheckpointError, Checkpoints
-from gdsd_jax.runs.config import OptimizerConfig
-from gdsd_jax.runs.state import init_state, make_optimizer, TrainState
+from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
+from gdsd_jax.runs.state import init_state, TrainState
 
 RUN = {"config": {"seed": 3, "nested": {"rate": 1e-5, "none": None, "list": [1, 2]}}, "data_position": 41}
 
@@ -32,7 +32,7 @@ def small_state(step, value=0.0):
 def full_state(config, dtype="float32", mesh=None, seed=0, with_reference=True, moments_dtype="float32"):
   """A state as in training, with random values in every leaf."""
   mesh = mesh or make_mesh(devices=jax.devices()[:1])
-  denoiser, optimizer = Denoiser(config, dtype, dtype), make_optimizer(OptimizerConfig(moments_dtype=moments_dtype))
+  denoiser, optimizer = Denoiser(config, dtype, dtype), make_optimizer(OptimizerConfig(moments_dtype=moments_dtype), 1)
   params = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), denoiser.abstract_params())
   state = init_state(denoiser, params, optimizer, seed, with_reference, mesh)
   rng = np.random.default_rng(seed)

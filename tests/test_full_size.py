@@ -14,7 +14,7 @@ import gdsd_jax
 from gdsd_jax.huggingface import published, weights as huggingface
 from gdsd_jax.models.lora import TARGETS
 from gdsd_jax.parallel.mesh import make_mesh, param_shardings
-from gdsd_jax.runs import state as training_state
+from gdsd_jax.runs import optimizer as training_optimizer, state as training_state
 from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
@@ -111,7 +111,7 @@ def test_recipes_trace_at_full_size(full_size, name):
   static = dict(denoiser=denoiser, objective=objective, accumulation=config.optimizer.accumulation)
   scores = jax.eval_shape(functools.partial(score_rollouts, **static), params, rollouts)
   assert scores.plain.shape == (rollouts_per_step, config.distillation.num_mc)
-  optimizer = training_state.make_optimizer(config.optimizer)
+  optimizer = training_optimizer.make_optimizer(config.optimizer, config.updates)
   state = training_state.TrainState(
     step=of((), jnp.int32), params=adapter, frozen={k: v for k, v in params.items() if k != "lora"},
     opt_state=jax.eval_shape(optimizer.init, adapter), reference={}, key=key,

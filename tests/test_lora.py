@@ -18,8 +18,8 @@ from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
 from gdsd_jax.models.lora import add_adapter, LoraConfig, merge, TARGETS
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.parallel.mesh import make_mesh
-from gdsd_jax.runs.config import OptimizerConfig
-from gdsd_jax.runs.state import init_state, make_optimizer
+from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
+from gdsd_jax.runs.state import init_state
 from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
@@ -112,7 +112,7 @@ def distillation(dropout):
   mesh = make_mesh(data=1, devices=jax.devices()[:1])
   denoiser, params = gdsd_jax.load_pretrained("tiny", mesh=mesh)
   denoiser, params = add_adapter(denoiser, params, LoraConfig(4, 8.0, dropout), jax.random.key(0))
-  optimizer = make_optimizer(OptimizerConfig())
+  optimizer = make_optimizer(OptimizerConfig(), updates=1)
   state = init_state(denoiser, params, optimizer, seed=0, with_reference=True, mesh=mesh)
   rng = np.random.default_rng(0)
   rollouts = ScoringBatch(rng.integers(0, 400, (4, 20)), np.ones((4, 4), bool), rng.random((4, 2, 16)) < 0.5)

@@ -18,9 +18,9 @@ from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.scores import Scores
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from gdsd_jax.parallel.rows import lay_out
-from gdsd_jax.runs.config import OptimizerConfig
 from gdsd_jax.runs.config_dict import run_config
-from gdsd_jax.runs.state import init_state, make_optimizer
+from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
+from gdsd_jax.runs.state import init_state
 from gdsd_jax.training import trainer as training
 from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
@@ -114,7 +114,7 @@ OBJECTIVES = {
 @pytest.mark.parametrize("name", quick_and_slow(OBJECTIVES, quick=["tlc_center_gradient"]))
 def test_the_step_keeps_the_vocabulary_split(tiny_config, name):
   denoiser, params = over_mesh(tiny_config)
-  optimizer = make_optimizer(OptimizerConfig())
+  optimizer = make_optimizer(OptimizerConfig(), updates=1)
   state = init_state(denoiser, params, optimizer, 0, with_reference=True, mesh=denoiser.mesh)
   split = batch_sharding(denoiser.mesh)
   put = lambda x: jax.device_put(x, split)

@@ -15,8 +15,8 @@ from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.scores import sequence_scores
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
-from gdsd_jax.runs.config import OptimizerConfig
-from gdsd_jax.runs.state import init_state, make_optimizer, state_shardings, sync_reference
+from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
+from gdsd_jax.runs.state import init_state, state_shardings, sync_reference
 from gdsd_jax.training.gradient import cut, DistillationBatch, join, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
@@ -25,7 +25,7 @@ GDSD = Objective()
 
 
 def adamw(moments_dtype="float32"):
-  return make_optimizer(OptimizerConfig(learning_rate=1e-3, moments_dtype=moments_dtype))
+  return make_optimizer(OptimizerConfig(learning_rate=1e-3, moments_dtype=moments_dtype), updates=1)
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def scores_of(logits, center_top_k):
   every_token = jnp.broadcast_to(logits, (VOCABULARY, VOCABULARY))
   head = LMHead(jnp.eye(VOCABULARY))  # hidden states are the logits
   scoring = Scoring(center_top_k=center_top_k, center_gradient=True)
-  plain, centered, _ = token_scores(head, every_token, jnp.arange(VOCABULARY), scoring)
+  plain, centered, *_ = token_scores(head, every_token, jnp.arange(VOCABULARY), scoring)
   return Scores(plain[:, None], None if centered is None else centered[:, None])
 
 

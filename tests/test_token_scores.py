@@ -33,7 +33,7 @@ def whole_scores(weight, tied, hidden, targets, top_k, center_gradient):
 
 def chunked_scores(weight, tied, hidden, targets, top_k, center_gradient, mesh=None):
   scoring = Scoring(center_top_k=top_k, center_gradient=center_gradient)
-  plain, centered, _ = token_scores(LMHead(weight, tied, mesh), hidden, targets, scoring)
+  plain, centered, *_ = token_scores(LMHead(weight, tied, mesh), hidden, targets, scoring)
   return plain, jnp.zeros_like(plain) if centered is None else centered
 
 

@@ -20,8 +20,8 @@ from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import add_adapter, LoraConfig
 from gdsd_jax.objectives.scores import sequence_scores
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
-from gdsd_jax.runs.config import OptimizerConfig
-from gdsd_jax.runs.state import init_state, make_optimizer, split_adapter
+from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
+from gdsd_jax.runs.state import init_state, split_adapter
 from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
@@ -112,7 +112,7 @@ def sampling(folder: Path, setting: Setting, fast: bool = False) -> dict[str, An
 def training(folder: Path, setting: Setting) -> dict[str, Any]:
   """The second of two updates: seconds, memory; and of the first its loss, gradient norm and mean old score."""
   denoiser, params, mesh, rollouts, advantages = _load(folder, setting)
-  objective, optimizer = setting.loss, make_optimizer(OptimizerConfig())
+  objective, optimizer = setting.loss, make_optimizer(OptimizerConfig(), updates=1)
   state = init_state(denoiser, params, optimizer, 0, with_reference=objective.beta > 0, mesh=mesh)
   del params
   if state.reference:

@@ -10,7 +10,7 @@ from gdsd_jax.benchmark import torch_llada, torch_loops
 from gdsd_jax.benchmark.meter import measured, Memory, process_memory, product_flops, PRODUCT_SIZE
 from gdsd_jax.benchmark.setting import REFERENCE_NORM, Setting
 from gdsd_jax.checks import require
-from gdsd_jax.runs.config import OptimizerConfig
+from gdsd_jax.runs.optimizer import OptimizerConfig
 
 
 def torch_device(platform: str) -> str:

@@ -35,6 +35,6 @@ def masked_cross_entropy(denoiser: Denoiser, params, key, tokens, maskable, atte
   hidden = denoiser.hidden(params, noised, attention_mask, dropout_key)[:, prompt_length:]
   tokens, masked, maskable = (x[:, prompt_length:] for x in (tokens, masked, maskable))
 
-  log_prob, _, lead = token_scores(denoiser.head(params), hidden, tokens)
+  log_prob, _, lead, _ = token_scores(denoiser.head(params), hidden, tokens)
   loss = jnp.sum(jnp.where(masked, -log_prob / rate, 0)) / jnp.sum(maskable)
   return loss, {"masked_accuracy": jnp.sum((lead > 0) & masked) / jnp.maximum(jnp.sum(masked), 1)}

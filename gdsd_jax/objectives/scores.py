@@ -19,6 +19,7 @@ class Scores:
 
   plain: jax.Array | None  # float32[B, M] from log-probabilities; None if nothing needs them
   centered: jax.Array | None = None  # float32[B, M] from centred logits (TLC); None when no centre was asked for
+  entropy: jax.Array | None = None  # float32[B, M], mean of the tokens' entropies in nats; None if not asked for
 
   @property
   def policy(self):
@@ -54,9 +55,10 @@ def masked_hidden(denoiser: Denoiser, params, tokens, mask, prompt_mask=None, dr
 
 def scores_of_hidden(head: LMHead, hidden, completion, mask, scoring: Scoring) -> Scores:
   """Scores [B, ...] from hidden states [B, ..., L, D], completions int[B, ..., L] and masks bool[B, ..., L]."""
-  plain, centered, _ = token_scores(head, hidden, completion, scoring)
+  plain, centered, _, entropy = token_scores(head, hidden, completion, scoring)
   weights = token_weights(mask) if scoring.weighted else jnp.ones(mask.shape)
-  return Scores(*(None if s is None else 0.5 * jnp.sum(weights * s, axis=-1) for s in (plain, centered)))
+  scores = (None if s is None else 0.5 * jnp.sum(weights * s, axis=-1) for s in (plain, centered))
+  return Scores(*scores, None if entropy is None else jnp.mean(entropy, axis=-1))
 
 
 def sample_scores(denoiser: Denoiser, params, tokens, mask, prompt_mask, scoring: Scoring) -> Scores:

@@ -33,6 +33,7 @@ class Scoring:
   # the same value, but the gradient of the log-probability.
   center_gradient: bool = False
   with_plain: bool = True  # False leaves plain scores out where centred ones need no logits
+  with_entropy: bool = False  # whether the policy's entropy is told, too, wherever the scores need logits
 
   def __post_init__(self):
     require(self.center_top_k is None or self.center_top_k >= 1, "center_top_k",
@@ -48,6 +49,8 @@ class TokenScores(NamedTuple):
   plain: jax.Array | None  # z_y − logsumexp(z); None, like lead, if it was left out
   centered: jax.Array | None  # z_y − mean_{v in top-k} z_v; None when no centre was asked for
   lead: jax.Array | None  # z_y − max_{v ≠ y} z_v, positive where the target is the prediction; it has no gradient
+  # −Σ_v p_v log p_v in nats, whatever the target; it has no gradient. None where it was not asked for or no logits are.
+  entropy: jax.Array | None = None
 
 
 def token_scores(head: LMHead, hidden, targets, scoring: Scoring = PLAIN) -> TokenScores:
@@ -62,10 +65,10 @@ def token_scores(head: LMHead, hidden, targets, scoring: Scoring = PLAIN) -> Tok
   centered = jnp.sum(hidden * (head.columns(targets) - head.mean_column()), axis=-1)
   if scoring.center_gradient and not scoring.with_plain:
     return TokenScores(None, centered, None)
-  plain, _, lead = _scores(PLAIN, head, hidden, targets)
+  plain, _, lead, entropy = _scores(Scoring(with_entropy=scoring.with_entropy), head, hidden, targets)
   if not scoring.center_gradient:
     centered = plain + jax.lax.stop_gradient(centered - plain)
-  return TokenScores(plain, centered, lead)
+  return TokenScores(plain, centered, lead, entropy)
 
 
 class _Pass(NamedTuple):
@@ -77,22 +80,32 @@ class _Pass(NamedTuple):
   top_tokens: jax.Array | None  # int[..., k], the tokens of these; None without a centre
   surplus: jax.Array  # z_y − the others' logsumexp
   mean_column: jax.Array | None  # [..., D], E[W_v] over the others; None if it was not asked for
+  others_entropy: jax.Array | None  # of the distribution over the others alone, in nats; None if it was not asked for
 
   @property
   def scores(self) -> TokenScores:
-    return TokenScores(jax.nn.log_sigmoid(self.surplus), self.centered, self.lead)
+    return TokenScores(jax.nn.log_sigmoid(self.surplus), self.centered, self.lead, self.entropy)
+
+  @property
+  def entropy(self) -> jax.Array | None:
+    """Of all tokens: that of whether it is the target, and with 1 − p_y that of which other it is."""
+    if self.others_entropy is None:
+      return None
+    target, other = jax.nn.sigmoid(self.surplus), jax.nn.sigmoid(-self.surplus)
+    log_target, log_other = jax.nn.log_sigmoid(self.surplus), jax.nn.log_sigmoid(-self.surplus)
+    return other * (self.others_entropy - log_other) - target * log_target
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scores(scoring: Scoring, head: LMHead, hidden, targets) -> TokenScores:
-  return _pass(head, hidden, targets, scoring.center_top_k).scores
+  return _pass(head, hidden, targets, scoring).scores
 
 
 def _forward(scoring: Scoring, head: LMHead, hidden, targets):
   """The scores, and their derivatives by the hidden states or what those by the head are made of, where needed."""
   trains_head, moves_hidden = head.weight.perturbed, hidden.perturbed
   head, hidden, targets = jax.tree.map(lambda primal: primal.value, (head, hidden, targets))
-  found = _pass(head, hidden, targets, scoring.center_top_k, with_mean=moves_hidden)
+  found = _pass(head, hidden, targets, scoring, with_mean=moves_hidden)
   top_tokens = found.top_tokens if scoring.center_gradient else None
   direction = center_direction = None
   if moves_hidden:
@@ -107,7 +120,7 @@ def _forward(scoring: Scoring, head: LMHead, hidden, targets):
 def _backward(scoring: Scoring, residuals, cotangents: TokenScores):
   direction, center_direction, for_head, targets, like = residuals
   is_zero = lambda x: x is None or isinstance(x, jax.custom_derivatives.SymbolicZero)
-  plain, center, _ = (jnp.zeros(targets.shape) if is_zero(x) else x for x in cotangents)
+  plain, center, *_ = (jnp.zeros(targets.shape) if is_zero(x) else x for x in cotangents)
   if not scoring.center_gradient:
     plain, center = plain + center, jnp.zeros(targets.shape)
   of_hidden = of_head = None
@@ -126,11 +139,12 @@ def _backward(scoring: Scoring, residuals, cotangents: TokenScores):
 _scores.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _pass(head: LMHead, hidden, targets, top_k: int | None, with_mean: bool = False) -> _Pass:
+def _pass(head: LMHead, hidden, targets, scoring: Scoring, with_mean: bool = False) -> _Pass:
   """One pass over the vocabulary for hidden states [B, ..., D]; S passes, one after the other, for [B, S, ..., D]."""
+  top_k = scoring.center_top_k
   if targets.ndim > 2:
     parts = jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(targets, 1, 0)
-    found = jax.lax.map(lambda part: _pass(head, *part, top_k, with_mean), parts)
+    found = jax.lax.map(lambda part: _pass(head, *part, scoring, with_mean), parts)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
 
   def compute(share: Share, rows):
@@ -138,12 +152,15 @@ def _pass(head: LMHead, hidden, targets, top_k: int | None, with_mean: bool = Fa
     flat, goal = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1, 1) - share.first
 
     def step(carry, weight, start):
-      highest, total, target, mean, best = carry
+      highest, total, target, mean, best, spread = carry
       logits = multiply(flat, weight)
       is_target = start + jnp.arange(logits.shape[1]) == goal
       others = jnp.where(is_target, -jnp.inf, logits)
       new_highest = jnp.maximum(highest, jnp.max(others, axis=1))
       decay, shares = jnp.exp(highest - new_highest), jnp.exp(others - new_highest[:, None])
+      if spread is not None:  # the target's own share is 0
+        of_chunk = jnp.sum(shares * (new_highest[:, None] - logits), axis=1)
+        spread = decay * (spread + total * (new_highest - highest)) + of_chunk
       total = total * decay + jnp.sum(shares, axis=1)
       target = target + jnp.sum(jnp.where(is_target, logits, 0), axis=1)
       if with_mean:
@@ -152,31 +169,36 @@ def _pass(head: LMHead, hidden, targets, top_k: int | None, with_mean: bool = Fa
         logits, columns = largest(logits, min(top_k, logits.shape[1]))
         found = logits, share.first + start + columns
         best = _largest_of(*(jnp.concatenate(pair, axis=1) for pair in zip(best, found)), top_k)
-      return new_highest, total, target, mean, best
+      return new_highest, total, target, mean, best, spread
 
     count, dtype = len(flat), accumulator(flat.dtype)
     zeros, least = jnp.zeros(count, dtype), jnp.full(count, jnp.finfo(dtype).min)
     mean = jnp.zeros(flat.shape, dtype) if with_mean else None  # sum of the others' columns times exp(z − highest)
     best = None if top_k is None else (jnp.full((count, top_k), -jnp.inf, dtype), jnp.full((count, top_k), -1))
-    found = _over_shares(share, *share.fold(flat.dtype, step, (least, zeros, zeros, mean, best)))
+    spread = zeros if scoring.with_entropy else None  # sum of highest − z of the others times exp(z − highest)
+    found = _over_shares(share, *share.fold(flat.dtype, step, (least, zeros, zeros, mean, best, spread)))
     return jax.tree.map(lambda x: x.reshape(*targets.shape, *x.shape[1:]), found)
 
   return over_vocabulary(compute, head, (hidden, targets))
 
 
-def _over_shares(share: Share, highest, total, target, mean, best) -> _Pass:
+def _over_shares(share: Share, highest, total, target, mean, best, spread) -> _Pass:
   """The pass over the whole vocabulary, from what those over each chip's share ended with."""
   of_share, highest = highest, share.max(highest)
   scale = jnp.exp(of_share - highest)
+  if spread is not None:
+    spread = share.sum(scale * (spread + total * (highest - of_share)))
   total, target = share.sum(total * scale), share.sum(target)
-  centered = top_tokens = None
+  centered = top_tokens = others_entropy = None
   if best is not None:
     logits, top_tokens = _largest_of(*map(share.gather, best), best[0].shape[1])
     centered = target - jnp.mean(logits, axis=1)
   if mean is not None:
     mean = share.sum(mean * scale[:, None]) / total[:, None]
   lead, log_total = target - highest, jnp.log(total)
-  return _Pass(lead, highest + log_total, centered, top_tokens, lead - log_total, mean)
+  if spread is not None:
+    others_entropy = log_total + spread / total
+  return _Pass(lead, highest + log_total, centered, top_tokens, lead - log_total, mean, others_entropy)
 
 
 def _largest_of(logits, tokens, k: int):

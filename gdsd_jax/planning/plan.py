@@ -23,7 +23,8 @@ from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.planning.chips import Chip, slice_devices
 from gdsd_jax.planning.hlo_cost import Cost, program_cost
 from gdsd_jax.runs.config import RunConfig, validate_mesh
-from gdsd_jax.runs.state import init_state, make_optimizer, state_shardings, TrainState
+from gdsd_jax.runs.optimizer import make_optimizer
+from gdsd_jax.runs.state import init_state, state_shardings, TrainState
 from gdsd_jax.runs.weights import make_denoiser
 from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
@@ -118,7 +119,7 @@ class AbstractRun:
   def __init__(self, config: RunConfig, mesh):
     self.config, self.mesh = config, mesh
     self.denoiser = make_denoiser(config.model, architecture(config.model.path), mesh)
-    self.optimizer = make_optimizer(config.optimizer)
+    self.optimizer = make_optimizer(config.optimizer, config.updates)
     make = lambda params: init_state(self.denoiser, params, self.optimizer, config.seed,
                                      with_reference=config.objective.beta > 0, mesh=mesh)
     state = jax.eval_shape(make, self.denoiser.abstract_params())
@@ -163,9 +164,10 @@ class AbstractRun:
     updates = config.distillation.num_iterations
     # Old scores, the reference's, and from the second update on current ones.
     times = updates + updates * (state.reference is not None) + updates - 1
-    yield "score_rollouts", times, score_rollouts, (state.student_params, rollouts), static
+    scoring = {"with_entropy": True, **static}
+    yield "score_rollouts", times, score_rollouts, (state.student_params, rollouts), scoring
 
-    scores = jax.eval_shape(functools.partial(score_rollouts, **static), state.student_params, rollouts)
+    scores = jax.eval_shape(functools.partial(score_rollouts, **scoring), state.student_params, rollouts)
     scores = jax.tree.map(lambda leaf: batch(leaf.dtype, *leaf.shape), scores)
     reference = None if state.reference is None else scores
     scored = DistillationBatch(rollouts, batch(jnp.float32, rows), scores, reference, scores)

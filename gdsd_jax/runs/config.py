@@ -1,7 +1,8 @@
 """What a run is told: frozen dataclasses, which check themselves, with every field's default and explanation.
 
-Recipes and flags see an `ml_collections.ConfigDict` of the same fields (runs/config_dict.py). Samplers, objectives and
-adapters have their dataclasses beside them: diffusion/config.py, objectives/objective.py, models/config.py.
+Recipes and flags see an `ml_collections.ConfigDict` of the same fields (runs/config_dict.py). Samplers, objectives,
+adapters and the optimizer have their dataclasses beside them: diffusion/config.py, objectives/objective.py,
+models/lora.py, runs/optimizer.py.
 """
 
 from collections.abc import Mapping
@@ -15,8 +16,7 @@ from gdsd_jax.models.denoiser import REMAT
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.parallel.mesh import batch_shards
-
-MOMENTS_DTYPES = ("float32", "bfloat16")
+from gdsd_jax.runs.optimizer import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,30 +72,6 @@ class DistillationConfig:
     require_at_least(self, "objective.", num_mc=1, num_iterations=1, reference_sync_every=0)
     mix = self.reference_sync_mix
     require(0 <= mix <= 1, "objective.reference_sync_mix", f"must lie between 0 and 1, not {mix}")
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-  """AdamW after a clip of the gradient's global norm; section `optimizer`."""
-
-  learning_rate: float = 1e-5
-  warmup_steps: int = 0  # updates
-  b1: float = 0.9
-  b2: float = 0.99
-  weight_decay: float = 0.01
-  clip: float = 0.2  # global gradient norm
-  # AdamW's first moment: bfloat16 saves 2 of the 8 bytes that both moments take of each trained parameter. The second
-  # is float32 always: at b2 = 0.99 it moves by under 1 % an update, much of which bfloat16's 8 bits would lose.
-  moments_dtype: str = "float32"
-  accumulation: int = 1  # microbatches of each update
-
-  def __post_init__(self):
-    require_one_of("optimizer.moments_dtype", self.moments_dtype, MOMENTS_DTYPES)
-    require_at_least(self, "optimizer.", warmup_steps=0, accumulation=1, weight_decay=0)
-    for name, value in (("learning_rate", self.learning_rate), ("clip", self.clip)):
-      require(value > 0, f"optimizer.{name}", f"must be positive, not {value}")
-    for name, value in (("b1", self.b1), ("b2", self.b2)):
-      require(0 <= value < 1, f"optimizer.{name}", f"must lie in [0, 1), not {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,11 +168,17 @@ class RunConfig:
     for field, count in parts.items():
       require(rollouts % count == 0, field,
               f"{count} must divide the {rollouts} rollouts of a step (group_size × prompts_per_step)")
+    self.optimizer.check_length(self.updates)
     evaluation_samplers(self)
 
   @property
   def rollouts_per_step(self) -> int:
     return self.group_size * self.prompts_per_step
+
+  @property
+  def updates(self) -> int:
+    """Updates of the whole run."""
+    return self.steps * self.distillation.num_iterations
 
 
 def evaluation_samplers(config: RunConfig) -> dict[int, SamplerConfig]:

@@ -114,10 +114,14 @@ def contradictions(saved: Mapping[str, Any], current) -> list[str]:
     current: typed config, which has its own in `as_given`.
   """
   old, new = flatten(saved), flatten(current.as_given)
+  may_change = RESUMABLE
+  if current.optimizer.follows_length:  # the rates of a decay, or of a warm-up by share, are those of another run
+    may_change = tuple(field for field in RESUMABLE if field != "steps")
   return [
     f"{path}: {old.get(path)!r} → {new.get(path)!r}"
+    f"{' (optimizer.schedule or warmup_ratio makes the rate follow them)' * (path == 'steps')}"
     for path in sorted(old.keys() | new.keys())
-    if old.get(path) != new.get(path) and not path.startswith(RESUMABLE)
+    if old.get(path) != new.get(path) and not path.startswith(may_change)
   ]
 
 

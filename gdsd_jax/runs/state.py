@@ -1,6 +1,5 @@
-"""Everything that the future of a run depends on, and the optimizer that moves it."""
+"""Everything that the future of a run depends on."""
 
-import functools
 from typing import Any
 
 from flax import struct
@@ -11,7 +10,6 @@ import optax
 from gdsd_jax.diffusion.config import Rollout
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import param_shardings, replicated
-from gdsd_jax.runs.config import OptimizerConfig
 
 
 @struct.dataclass
@@ -41,19 +39,6 @@ class TrainState:
       return self.reference
     adapter_off = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), self.params)
     return {**self.frozen, **adapter_off}
-
-
-@functools.cache  # one object for equal configs: a compiled step is found again by it
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-  """AdamW after a global-norm clip, constant rate after a linear warm-up; updates that are not finite are left out."""
-  rate = config.learning_rate
-  if config.warmup_steps:
-    rate = optax.linear_schedule(0.0, rate, config.warmup_steps)
-  dtype = None if config.moments_dtype == "float32" else config.moments_dtype  # None is that of the parameters
-  adamw = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mu_dtype=dtype)
-  clipped = optax.chain(optax.clip_by_global_norm(config.clip), adamw)
-  # The loop gives up after a number of such updates in a row; optax itself must never let one through.
-  return optax.apply_if_finite(clipped, max_consecutive_errors=jnp.iinfo(jnp.int32).max)
 
 
 def init_state(denoiser: Denoiser, params, optimizer, seed: int, with_reference: bool, mesh) -> TrainState:

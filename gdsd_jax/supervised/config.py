@@ -49,6 +49,7 @@ class FinetuningConfig:
     parts = self.optimizer.accumulation
     require(self.batch_size % parts == 0, "optimizer.accumulation",
             f"{parts} must divide batch_size, {self.batch_size}")
+    self.optimizer.check_length(self.steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,7 @@ class PretrainingConfig:
 
   def __post_init__(self):
     require_at_least(self, "", seed=0, steps=1, batch_size=1, eval_every=1, eval_examples=1)
+    self.optimizer.check_length(self.steps)
 
 
 def pretraining_config(config: ConfigDict) -> PretrainingConfig:

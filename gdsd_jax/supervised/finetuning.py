@@ -24,7 +24,8 @@ from gdsd_jax.runs.export import check_out, write_model
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training
 from gdsd_jax.runs.metrics import Progress, Stopwatch
-from gdsd_jax.runs.state import init_state, make_optimizer, TrainState
+from gdsd_jax.runs.optimizer import last_rate, make_optimizer
+from gdsd_jax.runs.state import init_state, TrainState
 from gdsd_jax.runs.weights import load_model
 from gdsd_jax.supervised.chats import batch_of, read_chats
 from gdsd_jax.supervised.config import FinetuningConfig
@@ -90,7 +91,7 @@ class _Finetuning(Training):
     chats, left_out = read_chats(config.data, tokenizer)
     _log.info("fine-tuning %s on %d chats (%d are too long and left out)", config.model.path, len(chats), left_out)
     self.stream = ExampleStream(chats, config.seed)
-    self.optimizer = make_optimizer(config.optimizer)
+    self.optimizer = make_optimizer(config.optimizer, config.steps)
     self.state = init_state(self.denoiser, params, self.optimizer, config.seed, with_reference=False, mesh=self.mesh)
     self._compiled = set()
 
@@ -108,7 +109,7 @@ class _Finetuning(Training):
     row = {name: float(value) for name, value in jax.device_get(metrics).items()}
     for name in ("loss", "grad_norm"):
       require(math.isfinite(row[name]), f"step {number}", f"{name} is {row[name]}; lower optimizer.learning_rate")
-    return row
+    return {**row, "learning_rate": last_rate(config.optimizer, config.steps, self.state.opt_state)}
 
   def show(self, row: Mapping[str, Any], progress: Progress) -> None:
     progress.show(row["step"], f"loss {row['loss']:.4f}  masked accuracy {row['masked_accuracy']:.3f}")

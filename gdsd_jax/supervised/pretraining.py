@@ -28,7 +28,8 @@ from gdsd_jax.runs.export import check_folder
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training
 from gdsd_jax.runs.metrics import Progress, Stopwatch
-from gdsd_jax.runs.state import make_optimizer, TrainState
+from gdsd_jax.runs.optimizer import last_rate, make_optimizer
+from gdsd_jax.runs.state import TrainState
 from gdsd_jax.supervised.chats import joined
 from gdsd_jax.supervised.config import PretrainingConfig
 from gdsd_jax.tasks import get_task
@@ -100,8 +101,8 @@ class _Pretraining(Training):
     self.denoiser = Denoiser(model_config, remat="full")  # also faster here: on a CPU, stacking residuals costs more
     self.sampler = RolloutSampler(self.denoiser, self.tokenizer, self.task, config.sampler, (config.max_prompt_length,))
     self._encode(train)
-    # Constant after warm-up: `steps` then chooses a point of one and the same run.
-    self.optimizer = make_optimizer(config.optimizer)
+    # The recipe's rate is constant after the warm-up: `steps` then chooses a point of one and the same run.
+    self.optimizer = make_optimizer(config.optimizer, config.steps)
     params = self.denoiser.init(jax.random.key(config.seed))
     self.state = TrainState(
       step=jnp.zeros((), jnp.int32), params=params, frozen={}, opt_state=self.optimizer.init(params), reference=None,
@@ -134,7 +135,8 @@ class _Pretraining(Training):
     data = self._data[int(number > self.config.careless_after)]
     rows = self._rng.integers(0, len(data[0]), self.config.batch_size)
     self.state, metrics = _train_step(self.denoiser, self.optimizer, self.state, *(part[rows] for part in data))
-    return {name: float(value) for name, value in jax.device_get(metrics).items()}
+    row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    return {**row, "learning_rate": last_rate(self.config.optimizer, self.config.steps, self.state.opt_state)}
 
   def evaluate(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     if number == 0 or (number % self.config.eval_every and number < self.config.steps):

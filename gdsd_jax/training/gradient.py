@@ -56,7 +56,8 @@ def loss_and_gradient(denoiser: Denoiser, objective: Objective, state: TrainStat
   """
   length = batch.rollouts.masks.shape[-1]
   loss_fn = lambda scores: objective.loss(scores, batch.old, batch.ref, batch.advantages, length)
-  loss_and_metrics, cotangents = jax.value_and_grad(loss_fn, has_aux=True)(batch.current)
+  current = batch.current.replace(entropy=None)  # which no loss depends on
+  loss_and_metrics, cotangents = jax.value_and_grad(loss_fn, has_aux=True)(current)
   samples, cotangents = single_samples(batch.rollouts, accumulation), cut(cotangents, accumulation)
   dropout_keys = None if dropout_key is None else jax.random.split(dropout_key, len(samples.masks))
   return loss_and_metrics, _gradient(denoiser, objective.scoring, state, samples, cotangents, dropout_keys)

@@ -15,7 +15,8 @@ from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.config import RunConfig, validate_mesh
-from gdsd_jax.runs.state import init_state, make_optimizer, TrainState
+from gdsd_jax.runs.optimizer import make_optimizer
+from gdsd_jax.runs.state import init_state, TrainState
 from gdsd_jax.runs.weights import load_model
 from gdsd_jax.tasks import get_task
 
@@ -50,7 +51,7 @@ def prepare(config: RunConfig) -> Prepared:
   sampler = RolloutSampler(denoiser, tokenizer, task, config.sampler, buckets, mesh)
   train, test = _fitting(sampler, train, "train"), _fitting(sampler, test, "test")
   held_out = [test[i] for i in range(min(config.eval.num_examples, len(test)))]
-  optimizer = make_optimizer(config.optimizer)
+  optimizer = make_optimizer(config.optimizer, config.updates)
   state = init_state(denoiser, params, optimizer, config.seed, config.objective.beta > 0, mesh)
   return Prepared(mesh, denoiser, sampler, train, held_out, optimizer, state)
 

@@ -1,9 +1,12 @@
 """The distillation step: one optimizer update of the student towards the teacher."""
 
+from collections.abc import Sequence
+import dataclasses
 import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from gdsd_jax.models.denoiser import Denoiser
@@ -13,20 +16,38 @@ from gdsd_jax.runs.state import TrainState
 from gdsd_jax.training.gradient import DistillationBatch, join, loss_and_gradient, ScoringBatch, single_samples
 
 
-@functools.partial(jax.jit, static_argnames=("denoiser", "objective", "accumulation"))
+@functools.partial(jax.jit, static_argnames=("denoiser", "objective", "accumulation", "with_entropy"))
 def score_rollouts(
-  params, rollouts: ScoringBatch, *, denoiser: Denoiser, objective: Objective, accumulation: int = 1
+  params, rollouts: ScoringBatch, *, denoiser: Denoiser, objective: Objective, accumulation: int = 1,
+  with_entropy: bool = False,
 ) -> Scores:
   """Scores of N rollouts, float32[N, M] each: student, old and reference scores all come from this compiled function.
 
-  They are made in `accumulation` microbatches, one after the other, as are their mask samples; it divides N.
+  They are made in `accumulation` microbatches, one after the other, as are their mask samples; it divides N. With
+  entropy, the policy's is told from the same pass, unless the objective's scores need no logits (`policy_entropy`).
   """
-  params = denoiser.cast(params)
+  params, scoring = denoiser.cast(params), dataclasses.replace(objective.scoring, with_entropy=with_entropy)
 
   def score(sample: ScoringBatch) -> Scores:
-    return sample_scores(denoiser, params, sample.tokens, sample.masks, sample.prompt_mask, objective.scoring)
+    return sample_scores(denoiser, params, sample.tokens, sample.masks, sample.prompt_mask, scoring)
 
   return join(jax.lax.map(score, single_samples(rollouts, accumulation)), accumulation)
+
+
+def policy_entropy(scores: Sequence[Scores]) -> jax.Array | None:
+  """Mean entropy in nats of the distribution over a token, the policy's own (temperature 1, the whole vocabulary).
+
+  The mean is over rollouts, their completion tokens and mask samples, each token in the one state of a coupled pair in
+  which it is masked. So these are states of the forward process, which are like those that the sampler visited, and not
+  only the last one before a token was committed. None where the scores need no logits, and so tell no entropy.
+  """
+  entropies = [each.entropy for each in scores]
+  return None if entropies[0] is None else _mean(entropies)
+
+
+@jax.jit
+def _mean(arrays):
+  return jnp.mean(jnp.stack(arrays))
 
 
 @functools.partial(

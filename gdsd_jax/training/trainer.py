@@ -21,12 +21,13 @@ from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training, TrainingError
 from gdsd_jax.runs.metrics import Progress, Stopwatch
+from gdsd_jax.runs.optimizer import last_rate
 from gdsd_jax.runs.state import sync_reference, TrainState
 from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.overlap import Overlap
 from gdsd_jax.training.prepare import prepare
 from gdsd_jax.training.report import announce, evaluation_row, numbers_of, rollout_metrics, show_rollouts
-from gdsd_jax.training.step import distillation_step, score_rollouts
+from gdsd_jax.training.step import distillation_step, policy_entropy, score_rollouts
 
 _log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class Trainer(Training):
     ]
     held = np.asarray(advantages)[local_rows(self.mesh, len(advantages))]
     advantages = spread(self.mesh, len(advantages), held)
-    score = functools.partial(score_rollouts, **self._static)
+    score = functools.partial(score_rollouts, with_entropy=True, **self._static)
     with watch.phase("score"):
       # Old is the student as it is now, also where async rollouts were sampled by the one before: the teacher is a
       # condition on the scores of every completion, whoever sampled it. Old says where the trust region lies, which is
@@ -128,7 +129,7 @@ class Trainer(Training):
       ref = [None if reference is None else score(reference, part) for part in rollouts]
       del reference
       jax.block_until_ready((old, ref))
-    metrics = []
+    metrics, entropy = [], policy_entropy(old)
     with watch.phase("update"):
       for i, part in enumerate(rollouts):
         current = old[0] if i == 0 else score(self.state.student_params, part)  # before the first update student is old
@@ -136,8 +137,11 @@ class Trainer(Training):
         self.state, step_metrics = distillation_step(self.state, batch, optimizer=self.optimizer, **self._static)
         metrics.append(step_metrics)
       metrics = jax.device_get(metrics)
-    mean = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
-    return {**mean, "skipped": int(sum(m["skipped"] for m in metrics))}
+    row = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
+    if entropy is not None:
+      row["entropy"] = float(entropy)
+    row["learning_rate"] = last_rate(self.config.optimizer, self.config.updates, self.state.opt_state)
+    return {**row, "skipped": int(sum(m["skipped"] for m in metrics))}
 
   def evaluate(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     """Held-out accuracy and rewards; the same problems and random key every time; none if the task's grader raises."""
