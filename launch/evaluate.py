@@ -18,6 +18,7 @@ from ml_collections import config_flags
 
 from gdsd_jax import command
 from gdsd_jax.runs.files import is_remote, local_folder
+from gdsd_jax.runs.recipe_files import run_name
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe that names the task and the protocol, with its preset after a colon.", lock_config=True
@@ -32,8 +33,7 @@ _NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "The first of the tes
 
 def default_out(config, config_flag: str, evaluated) -> Path:
   """RUN/evaluation/gdsd_math_tiny_step_100 for a run, runs/evaluation/gdsd_math_llada_8b_MODEL for another model."""
-  file, _, preset = config_flag.partition(":")
-  recipe = f"{Path(file).stem}_{preset or 'tiny'}"
+  recipe = run_name(config_flag)
   if evaluated.workdir is not None and not is_remote(evaluated.workdir):
     return Path(evaluated.workdir) / "evaluation" / f"{recipe}_step_{evaluated.step}"
   if evaluated.workdir is not None:

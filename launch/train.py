@@ -1,12 +1,11 @@
 """Trains a denoiser: python launch/train.py --config=configs/gdsd_math.py [--workdir=DIR] [--config.field=value]."""
 
-from pathlib import Path
-
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
 from gdsd_jax import command
+from gdsd_jax.runs.recipe_files import run_name
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe, with its preset after a colon: configs/gdsd_math.py:tiny.", lock_config=True
@@ -18,8 +17,7 @@ _WORKDIR = flags.DEFINE_string(
 
 def default_workdir(config_flag: str) -> epath.Path:
   """runs/gdsd_math_tiny for configs/gdsd_math.py:tiny, so that the same command finds the same folder."""
-  file, _, preset = config_flag.partition(":")
-  return epath.Path("runs") / f"{Path(file).stem}_{preset or 'tiny'}"
+  return epath.Path("runs") / run_name(config_flag)
 
 
 def main():

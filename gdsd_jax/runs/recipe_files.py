@@ -10,6 +10,12 @@ def recipe_names() -> list[str]:
   return sorted(file.stem for file in PACKAGED.glob("[!_]*.py"))
 
 
+def run_name(config: str) -> str:
+  """RECIPE_PRESET of a --config flag, be it a file or a name: gdsd_math_tiny of configs/gdsd_math.py and gdsd_math:tiny."""
+  recipe, _, preset = config.partition(":")
+  return f"{Path(recipe).stem}_{preset or 'tiny'}"
+
+
 def recipe_file(config: str) -> str:
   """The file of a --config flag, with the preset that follows a colon left as it is.
 
