@@ -44,7 +44,8 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
     "objective.center_top_k": 8, "objective.center_gradient": True, "objective.weighted": False,
     "objective.num_mc": 3, "objective.num_iterations": 5, "objective.scale_rewards": True,
     "objective.reference_sync_every": 0, "objective.reference_sync_mix": 0.1, "optimizer.learning_rate": 1.0,
-    "optimizer.warmup_steps": 1, "optimizer.b1": 0.1, "optimizer.b2": 0.2, "optimizer.weight_decay": 0.3,
+    "optimizer.schedule": "linear", "optimizer.warmup_steps": 1, "optimizer.warmup_ratio": 0.0,
+    "optimizer.final_share": 0.5, "optimizer.b1": 0.1, "optimizer.b2": 0.2, "optimizer.weight_decay": 0.3,
     "optimizer.clip": 0.4, "optimizer.moments_dtype": "bfloat16", "optimizer.accumulation": 3, "eval.every": 8,
     "eval.num_examples": 9, "eval.batch_size": 10, "eval.lengths": (32,), "eval.steps_per_token": 1.0,
     "eval.block_length": 8, "eval.prompt_buckets": (5,), "eval.prefill": "so", "checkpoint.every": 2,
@@ -116,7 +117,12 @@ def test_a_task_has_fields_of_its_own():
   ("objective.reference_sync_mix", 1.1),
   ("optimizer.learning_rate", 0.0),
   ("optimizer.learning_rate", float("inf")),
+  ("optimizer.schedule", "other"),
   ("optimizer.warmup_steps", -1),
+  ("optimizer.warmup_ratio", -0.1),
+  ("optimizer.warmup_ratio", 1.0),
+  ("optimizer.final_share", -0.1),
+  ("optimizer.final_share", 0.5),
   ("optimizer.b1", 1.0),
   ("optimizer.b2", -0.1),
   ("optimizer.weight_decay", -0.01),
@@ -147,6 +153,18 @@ def test_a_centre_of_no_logits_is_refused():
 def test_accumulation_that_does_not_divide_the_rollouts_is_refused_with_the_numbers():
   with pytest.raises(ValueError, match=r"^optimizer\.accumulation: 5 must divide the 12 rollouts of a step"):
     changed(group_size=4, prompts_per_step=3, optimizer__accumulation=5)
+
+
+@pytest.mark.parametrize("fields, message", [
+  ({"warmup_steps": 3, "warmup_ratio": 0.1}, "warmup_ratio: optimizer.warmup_steps says 3 updates already"),
+  ({"schedule": "linear", "final_share": 1.5}, "final_share: must lie between 0 and 1, not 1.5"),
+  ({"schedule": "cosine", "warmup_steps": 40}, "warmup_steps: 40 updates leave none of the run's 40 for the cosine"),
+  ({"schedule": "linear", "warmup_ratio": 0.99}, "warmup_ratio: 40 updates leave none of the run's 40 for the linear"),
+])
+def test_a_schedule_that_contradicts_itself_is_refused(fields, message):
+  with pytest.raises(ValueError) as caught:
+    changed(steps=5, **{f"optimizer__{name}": value for name, value in fields.items()})
+  assert str(caught.value).startswith(f"optimizer.{message}")
 
 
 def test_weights_and_biases_without_its_package_is_refused(monkeypatch):
@@ -231,6 +249,16 @@ def test_contradictions_are_exactly_the_fields_that_differ():
 ])
 def test_fields_that_do_not_change_the_computation_may_change(fields):
   assert contradictions(as_saved(changed()), changed(**fields)) == []
+
+
+@pytest.mark.parametrize("fields", [
+  {"schedule": "cosine"}, {"schedule": "linear", "final_share": 0.5}, {"warmup_ratio": 0.1},
+])
+def test_steps_may_not_change_where_the_rate_follows_them(fields):
+  fields = {f"optimizer__{name}": value for name, value in fields.items()}
+  assert contradictions(as_saved(changed(**fields)), changed(steps=5, **fields)) == [
+    "steps: 1000 → 5 (optimizer.schedule or warmup_ratio makes the rate follow them)"
+  ]
 
 
 def test_a_run_begun_when_rematerialisation_had_two_fields_resumes():

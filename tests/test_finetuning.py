@@ -1,11 +1,13 @@
 """Supervised fine-tuning on chats: what is learnt, what is written, how it resumes, and what bad data says."""
 
+import importlib.machinery
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 
 from conftest import load_recipe, REPOSITORY
 import jax
@@ -79,10 +81,30 @@ def test_only_completions_diffuse_and_padding_is_not_attended_to(chats_file, tok
     assert tokens[row, 36:].tolist() == chat.completion + [eos] * (16 - len(chat.completion))
 
 
-def test_lora_fine_tuning_learns_and_writes_an_adapter(chats_file, tmp_path):
-  config = sft_config(chats_file, **{"steps": 30, "model.lora.rank": 8, "optimizer.learning_rate": 3e-3})
-  finetune(config, tmp_path / "run", tmp_path / "out")
+@pytest.fixture
+def wandb(monkeypatch):
+  """In the place of W&B's package, what it was told: `init` once, and rows by their step."""
+  module = types.ModuleType("wandb")
+  module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+  module.rows, module.finished = {}, []
+  module.init = lambda **told: (vars(module).update(told=told), module)[1]
+  module.log = lambda numbers, step: module.rows.update({step: numbers})
+  module.finish = lambda: module.finished.append(True)
+  monkeypatch.setitem(sys.modules, "wandb", module)
+  return module
+
+
+def test_lora_fine_tuning_learns_and_writes_an_adapter(chats_file, tmp_path, wandb):
+  changes = {"steps": 30, "model.lora.rank": 8, "optimizer.learning_rate": 3e-3, "optimizer.schedule": "cosine",
+             "optimizer.final_share": 0.5, "log.wandb_project": "mine"}
+  finetune(sft_config(chats_file, **changes), tmp_path / "run", tmp_path / "out")
   rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+  rates = [3e-3 * (0.75 + 0.25 * np.cos(np.pi * step / 30)) for step in range(30)]
+  assert [row["learning_rate"] for row in rows] == pytest.approx(rates, rel=1e-5)
+  assert wandb.told["project"] == "mine" and wandb.told["config"]["kind"] == "sft" and wandb.finished == [True]
+  assert [{"step": step, **numbers} for step, numbers in wandb.rows.items()] == rows
+  (events,) = (tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*")
+  assert all(name.encode() in events.read_bytes() for name in ("loss", "masked_accuracy", "learning_rate"))
   loss = [row["loss"] for row in rows]
   assert np.mean(loss[-8:]) < 0.5 * np.mean(loss[:8])  # answers without the reasoning that the model is used to
   base, params = gdsd_jax.load_pretrained("tiny")

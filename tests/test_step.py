@@ -13,12 +13,12 @@ import pytest
 
 from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.objectives.objective import Objective
-from gdsd_jax.objectives.scores import sequence_scores
+from gdsd_jax.objectives.scores import Scores, sequence_scores
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
 from gdsd_jax.runs.state import init_state, state_shardings, sync_reference
 from gdsd_jax.training.gradient import cut, DistillationBatch, join, ScoringBatch
-from gdsd_jax.training.step import distillation_step, score_rollouts
+from gdsd_jax.training.step import distillation_step, policy_entropy, score_rollouts
 
 N, P, L, M = 8, 4, 8, 2
 GDSD = Objective()
@@ -87,6 +87,32 @@ def test_first_log_ratio_is_exactly_zero(tiny_denoiser, optimizer, one_device, n
   )
   assert metrics["log_ratio_abs"] == 0 and metrics["kl"] == 0 and metrics["clip_fraction"] == 0
   assert metrics["grad_norm"] > 0
+
+
+def test_the_entropy_is_the_mean_over_tokens_each_in_the_state_that_masks_it(tiny_denoiser, optimizer, one_device):
+  denoiser, state = make_state(tiny_denoiser, optimizer, one_device)
+  params = {name: 20 * leaf if name == "head" else leaf for name, leaf in state.params.items()}  # sure of some tokens
+  rollouts = make_batch(denoiser, state, GDSD, one_device).rollouts
+  scores = score_rollouts(params, rollouts, denoiser=denoiser, objective=GDSD, accumulation=2, with_entropy=True)
+  expected = np.zeros((N, M, L))
+  for sample in range(M):
+    for masked in (rollouts.masks[:, sample], ~rollouts.masks[:, sample]):
+      completion = jnp.where(masked, denoiser.config.mask_token_id, rollouts.completion)
+      tokens = jnp.concatenate([rollouts.tokens[:, :P], completion], axis=1)
+      attended = jnp.concatenate([rollouts.prompt_mask, jnp.ones_like(masked)], axis=1)
+      logits = np.asarray(denoiser.apply(params, tokens, attended)[:, P:], np.float64)
+      probability = np.exp(logits) / np.sum(np.exp(logits), axis=-1, keepdims=True)
+      entropy = -np.sum(probability * np.log(probability), axis=-1)
+      expected[:, sample] += np.where(masked, entropy, 0)
+  np.testing.assert_allclose(scores.entropy, expected.mean(axis=-1), rtol=1e-5)
+  assert float(policy_entropy([scores, scores])) == pytest.approx(expected.mean(), rel=1e-5)
+  plain = score_rollouts(params, rollouts, denoiser=denoiser, objective=GDSD, accumulation=2)
+  assert plain.entropy is None
+  np.testing.assert_array_equal(plain.plain, scores.plain)
+
+
+def test_scores_without_logits_tell_no_entropy():
+  assert policy_entropy([Scores(None, jnp.zeros((N, M)))]) is None
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

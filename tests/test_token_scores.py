@@ -78,6 +78,51 @@ def test_scores_and_all_gradients_are_those_of_whole_logits(chunk, tied, center_
   assert_close(actual, exact_values_and_gradients(tied, center_gradient, top_k))
 
 
+def entropy_of(weight, hidden, targets, tied=False, mesh=None, top_k=None):
+  scoring = Scoring(center_top_k=top_k, with_entropy=True)
+  return jax.jit(lambda *x: token_scores(LMHead(x[0], tied, mesh), *x[1:], scoring).entropy)(weight, hidden, targets)
+
+
+def whole_entropy(weight, hidden):
+  logits = np.asarray(hidden, np.float64) @ np.asarray(weight, np.float64)
+  log_p = logits - np.log(np.sum(np.exp(logits - logits.max(-1, keepdims=True)), -1, keepdims=True))
+  log_p -= logits.max(-1, keepdims=True)
+  return -np.sum(np.exp(log_p) * log_p, axis=-1)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1, 2.0, 30.0])  # from all tokens alike to one that is as good as certain
+def test_the_entropy_is_that_of_whole_logits(monkeypatch, scale):
+  monkeypatch.setattr(lm_head, "CHUNK", 96)
+  weight, hidden, targets = random_case(scale=scale)
+  expected = whole_entropy(weight, hidden)
+  np.testing.assert_allclose(entropy_of(weight, hidden, targets), expected, rtol=1e-4, atol=1e-30)
+  # It is the distribution's own, whichever token is asked for, the surest included.
+  surest = jnp.argmax(hidden @ weight, axis=-1)
+  np.testing.assert_allclose(entropy_of(weight, hidden, surest), expected, rtol=1e-4, atol=1e-30)
+
+
+@pytest.mark.parametrize("top_k", [8, slow(V)])
+def test_a_centre_leaves_the_entropy_as_it_is(top_k):
+  weight, hidden, targets = random_case()
+  expected = whole_entropy(weight, hidden)
+  np.testing.assert_allclose(entropy_of(weight, hidden, targets, top_k=top_k), expected, rtol=1e-5)
+
+
+def test_the_entropy_over_a_mesh_is_that_of_whole_logits(monkeypatch):
+  monkeypatch.setattr(lm_head, "CHUNK", 96)
+  weight, hidden, targets = random_case(tied=True)
+  mesh = make_mesh(2, 1, 4)
+  placed = jax.device_put(weight, jax.sharding.NamedSharding(mesh, partition(("vocab", "embed"), weight.shape, mesh)))
+  entropy = entropy_of(placed, hidden, targets, tied=True, mesh=mesh)
+  np.testing.assert_allclose(entropy, whole_entropy(weight.T, hidden), rtol=1e-5)
+
+
+def test_scores_that_need_no_logits_tell_no_entropy():
+  weight, hidden, targets = random_case()
+  scoring = Scoring(center_top_k=V, center_gradient=True, with_plain=False, with_entropy=True)
+  assert token_scores(LMHead(weight), hidden, targets, scoring).entropy is None
+
+
 @functools.cache
 def exact_values_and_gradients(tied, center_gradient, top_k):
   weight, hidden, targets = random_case(tied)

@@ -81,9 +81,11 @@ def test_run_writes_what_it_promises(straight):
     "reward", "reward/correctness", "reward/format", "reward_std", "groups_without_spread", "loss", "kl", "log_ratio",
     "clip_fraction", "score_noise", "grad_norm", "completion_length", "diversity", "tokens_per_second", "seconds/step",
     "seconds/rollout", "seconds/reward", "seconds/score", "seconds/update", "skipped",
+    "entropy", "learning_rate",
   }
   for row in rows[1:]:
     assert promised <= row.keys()
+    assert 0 < row["entropy"] < np.log(416) and row["learning_rate"] == 1e-4
   for step in (0, 2, 4, 6):
     assert {"eval/accuracy", "eval/reward", "eval/sampled_reward"} <= rows[step].keys()
   assert json.loads((workdir / "config.json").read_text())["group_size"] == 4

@@ -11,7 +11,7 @@ def recipe_names() -> list[str]:
 
 
 def run_name(config: str) -> str:
-  """RECIPE_PRESET of a --config flag, be it a file or a name: gdsd_math_tiny of configs/gdsd_math.py and gdsd_math:tiny."""
+  """RECIPE_PRESET of a --config flag, file or name: gdsd_math_tiny for configs/gdsd_math.py and for gdsd_math:tiny."""
   recipe, _, preset = config.partition(":")
   return f"{Path(recipe).stem}_{preset or 'tiny'}"
 
