@@ -158,8 +158,11 @@ def _pass(head: LMHead, hidden, targets, scoring: Scoring, with_mean: bool = Fal
       others = jnp.where(is_target, -jnp.inf, logits)
       new_highest = jnp.maximum(highest, jnp.max(others, axis=1))
       decay, shares = jnp.exp(highest - new_highest), jnp.exp(others - new_highest[:, None])
-      if spread is not None:  # the target's own share is 0
-        of_chunk = jnp.sum(shares * (new_highest[:, None] - logits), axis=1)
+      if spread is not None:
+        # Apart from the rest, which so rounds as it does without an entropy.
+        apart, top = jax.lax.optimization_barrier((logits, new_highest))
+        gap = jnp.where(is_target, 0, top[:, None] - apart)
+        of_chunk = jnp.sum(jnp.exp(-gap) * gap, axis=1)
         spread = decay * (spread + total * (new_highest - highest)) + of_chunk
       total = total * decay + jnp.sum(shares, axis=1)
       target = target + jnp.sum(jnp.where(is_target, logits, 0), axis=1)
