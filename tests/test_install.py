@@ -18,7 +18,7 @@ import pytest
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.recipe_files import recipe_file, recipe_names, run_name
 
-RECIPES = {file.stem for file in (REPOSITORY / "configs").glob("*.py")} - {"__init__"}
+RECIPES = {file.stem for file in (REPOSITORY / "configs").glob("*.py")}
 SCRIPTS = {file.stem for file in (REPOSITORY / "launch").glob("*.py")} - {"__init__", "gke", "digest_official_tests"}
 
 

@@ -91,9 +91,8 @@ class _Pass(NamedTuple):
     """Of all tokens: that of whether it is the target, and with 1 − p_y that of which other it is."""
     if self.others_entropy is None:
       return None
-    target, other = jax.nn.sigmoid(self.surplus), jax.nn.sigmoid(-self.surplus)
     log_target, log_other = jax.nn.log_sigmoid(self.surplus), jax.nn.log_sigmoid(-self.surplus)
-    return other * (self.others_entropy - log_other) - target * log_target
+    return jnp.exp(log_other) * (self.others_entropy - log_other) - jnp.exp(log_target) * log_target
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

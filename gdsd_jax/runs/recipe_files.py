@@ -7,7 +7,7 @@ PACKAGED = Path(__file__).parents[1] / "configs"
 
 def recipe_names() -> list[str]:
   """Names of the package's own recipes."""
-  return sorted(file.stem for file in PACKAGED.glob("[!_]*.py"))
+  return sorted(file.stem for file in PACKAGED.glob("*.py"))
 
 
 def run_name(config: str) -> str:

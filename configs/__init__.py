@@ -1,1 +1,0 @@
-"""The recipes, one a file; `--config=NAME:PRESET` finds them by their names, too."""
