@@ -152,9 +152,11 @@ def test_the_dockerfile_copies_what_is_in_its_context(patterns, definition):
 def wheel(tmp_path_factory):
   """The wheel of a copy of the repository, which is left as it is."""
   folder = tmp_path_factory.mktemp("wheel")
-  leave_out = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
-  shutil.copytree(REPOSITORY, folder / "code", symlinks=True, ignore=leave_out)
-  (folder / "code" / "runs").mkdir()
+  (folder / "code" / "runs").mkdir(parents=True)
+  for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    shutil.copy(REPOSITORY / name, folder / "code")
+  for name in ("gdsd_jax", "launch", "configs", "tests"):
+    shutil.copytree(REPOSITORY / name, folder / "code" / name, symlinks=True)
   (folder / "code" / "runs" / "left.json").touch()
   build = [sys.executable, "-m", "pip", "wheel", str(folder / "code"), "--no-deps", "--quiet", f"--wheel-dir={folder}"]
   subprocess.run(build, check=True, timeout=500)
