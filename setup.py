@@ -20,8 +20,8 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   # gdsd_jax/configs and gdsd_jax/launch are links to the folders at the root; an installed package has the files.
-  packages=[*find_packages(include=["gdsd_jax", "gdsd_jax.*"]), "gdsd_jax.configs"],
-  package_data={"gdsd_jax.models": ["assets/*/*"], "gdsd_jax.tasks": ["assets/*"], "gdsd_jax.launch": ["*.yaml"]},
+  packages=find_packages(include=["gdsd_jax", "gdsd_jax.*"]),
+  package_data={"gdsd_jax": ["configs/*.py", "launch/*.yaml", "models/assets/*/*", "tasks/assets/*"]},
   entry_points={"console_scripts": [f"gdsd-{name} = gdsd_jax.launch:{name}" for name in _COMMANDS]},
   install_requires=[
     "absl-py>=2.1",
