@@ -91,24 +91,25 @@ def test_first_log_ratio_is_exactly_zero(tiny_denoiser, optimizer, one_device, n
 
 def test_the_entropy_is_the_mean_over_tokens_each_in_the_state_that_masks_it(tiny_denoiser, optimizer, one_device):
   denoiser, state = make_state(tiny_denoiser, optimizer, one_device)
-  params = {name: 20 * leaf if name == "head" else leaf for name, leaf in state.params.items()}  # sure of some tokens
-  rollouts = make_batch(denoiser, state, GDSD, one_device).rollouts
-  scores = score_rollouts(params, rollouts, denoiser=denoiser, objective=GDSD, accumulation=2, with_entropy=True)
-  expected = np.zeros((N, M, L))
+  state = state.replace(params=state.params | {"head": 20 * state.params["head"]})  # sure of some tokens
+  batch = make_batch(denoiser, state, GDSD, one_device)
+  scores = score_rollouts(
+    state.params, batch.rollouts, denoiser=denoiser, objective=GDSD, accumulation=1, with_entropy=True
+  )
+  rollouts, apply, expected = some_rollouts(), jax.jit(denoiser.apply), np.zeros((N, M, L))
   for sample in range(M):
     for masked in (rollouts.masks[:, sample], ~rollouts.masks[:, sample]):
-      completion = jnp.where(masked, denoiser.config.mask_token_id, rollouts.completion)
-      tokens = jnp.concatenate([rollouts.tokens[:, :P], completion], axis=1)
-      attended = jnp.concatenate([rollouts.prompt_mask, jnp.ones_like(masked)], axis=1)
-      logits = np.asarray(denoiser.apply(params, tokens, attended)[:, P:], np.float64)
+      completion = np.where(masked, denoiser.config.mask_token_id, rollouts.completion)
+      tokens = np.concatenate([rollouts.tokens[:, :P], completion], axis=1)
+      attended = np.concatenate([rollouts.prompt_mask, np.ones_like(masked)], axis=1)
+      logits = np.asarray(apply(state.params, tokens, attended)[:, P:], np.float64)
       probability = np.exp(logits) / np.sum(np.exp(logits), axis=-1, keepdims=True)
       entropy = -np.sum(probability * np.log(probability), axis=-1)
       expected[:, sample] += np.where(masked, entropy, 0)
   np.testing.assert_allclose(scores.entropy, expected.mean(axis=-1), rtol=1e-5)
   assert float(policy_entropy([scores, scores])) == pytest.approx(expected.mean(), rel=1e-5)
-  plain = score_rollouts(params, rollouts, denoiser=denoiser, objective=GDSD, accumulation=2)
-  assert plain.entropy is None
-  np.testing.assert_array_equal(plain.plain, scores.plain)
+  assert batch.old.entropy is None
+  np.testing.assert_array_equal(batch.old.plain, scores.plain)  # which the entropy beside them leaves as they are
 
 
 def test_scores_without_logits_tell_no_entropy():
