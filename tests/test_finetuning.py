@@ -96,7 +96,7 @@ def wandb(monkeypatch):
 
 def test_lora_fine_tuning_learns_and_writes_an_adapter(chats_file, tmp_path, wandb):
   changes = {"steps": 30, "model.lora.rank": 8, "optimizer.learning_rate": 3e-3, "optimizer.schedule": "cosine",
-             "optimizer.final_share": 0.5, "log.wandb_project": "mine"}
+             "optimizer.final_share": 0.5, "log.wandb_project": "mine", "log.tensorboard": True}
   finetune(sft_config(chats_file, **changes), tmp_path / "run", tmp_path / "out")
   rows = read_rows(tmp_path / "run" / "metrics.jsonl")
   rates = [3e-3 * (0.75 + 0.25 * np.cos(np.pi * step / 30)) for step in range(30)]

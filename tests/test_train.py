@@ -85,7 +85,7 @@ def test_run_writes_what_it_promises(straight):
   }
   for row in rows[1:]:
     assert promised <= row.keys()
-    assert 0 < row["entropy"] < np.log(416) and row["learning_rate"] == 1e-4
+    assert 0 < row["entropy"] < np.log(416) and row["learning_rate"] == 1e-3
   for step in (0, 2, 4, 6):
     assert {"eval/accuracy", "eval/reward", "eval/sampled_reward"} <= rows[step].keys()
   assert json.loads((workdir / "config.json").read_text())["group_size"] == 4
