@@ -203,12 +203,13 @@ def test_generated_puzzles_have_as_many_givens_as_the_public_test(test_file):
 
 
 def test_generated_splits_share_no_puzzle():
-  assert not puzzles("train") & puzzles("test")
+  for one, other in itertools.combinations(sudoku.SPLIT_SIZES, 2):
+    assert not puzzles(one) & puzzles(other)
 
 
 def test_generated_puzzles_are_none_of_the_public_test(test_file):
   public = {example["puzzle"] for example in get_task("sudoku", test_source=str(test_file)).examples("test")}
-  assert not public & (puzzles("train") | puzzles("test"))
+  assert not public & (puzzles("train") | puzzles("validation") | puzzles("test"))
 
 
 def test_every_public_test_puzzle_is_known_by_digest(test_file):

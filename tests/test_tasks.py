@@ -264,4 +264,4 @@ def test_unknown_split_names_the_known_ones():
   with pytest.raises(ValueError, match=r"^unknown split 'dev', known are train, validation, test$"):
     TASK.examples("dev")
   with pytest.raises(ValueError, match=r"^unknown split 'validation', known are train, test$"):
-    get_task("sudoku").examples("validation")
+    get_task("gsm8k").examples("validation")

@@ -14,7 +14,10 @@ from gdsd_jax.tasks import answers, base, puzzles
 
 NUM_NUMBERS = 3
 # The generated problems of each variant. Numbers and targets of the public test file go up to 100.
-SPLIT_SIZES = {"official": {"train": 10_000, "test": 500}, "small": {"train": 6_000, "test": 500}}
+SPLIT_SIZES = {
+  "official": {"train": 10_000, "validation": 500, "test": 500},
+  "small": {"train": 6_000, "validation": 400, "test": 400},
+}
 LARGEST_NUMBER, LARGEST_TARGET = {"official": 100, "small": 15}, 100
 OPERATORS = {"official": "+-*/", "small": "+-"}
 
@@ -56,8 +59,8 @@ class CountdownTask(puzzles.PuzzleTask):
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
     examples = [example for example in super().examples(split) if len(example["numbers"]) == NUM_NUMBERS]
-    source = getattr(self, f"{split}_source")
-    require(len(examples) > 0, f"task.{split}_source", f"{source}: no problem of {NUM_NUMBERS} numbers in it")
+    require(len(examples) > 0, f"task.{split}_source",
+            f"{self.source(split)}: no problem of {NUM_NUMBERS} numbers in it")
     return examples
 
   def generated(self, split: str) -> Sequence[Mapping[str, Any]]:

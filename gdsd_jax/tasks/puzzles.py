@@ -17,7 +17,7 @@ VARIANTS = ("official", "small")
 # Short digests of the public test problems, written by launch/digest_official_tests.py: problems are generated without
 # these at hand. Four bytes take one other problem in six million for one of them, which costs nothing.
 DIGESTS = Path(__file__).parent / "assets" / "official_test_digests.txt"
-_TEST_SHARE = 0.1  # share of the problems that are in the test split
+_HELD_OUT = 0.1  # share of the problems that are held out, half of them for validation and half for test
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +34,25 @@ class PuzzleTask(SourcedTask):
     stored = {self.train_source, self.test_source} != {GENERATED}
     require(stored or not self.columns, "task.columns", "generated problems have none; name a source of problems")
 
+  @property
+  def has_validation(self) -> bool:
+    return self.source("validation") is not None
+
+  def source(self, split: str) -> str | None:
+    """Where a split is: validation is generated as training is, unless it is told where it is."""
+    generated = split == "validation" and self.train_source == GENERATED
+    return getattr(self, f"{split}_source") or (GENERATED if generated else None)
+
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
     base.check_split(split, self.has_validation)
-    return self.generated(split) if getattr(self, f"{split}_source") == GENERATED else super().examples(split)
+    return self.generated(split) if self.source(split) == GENERATED else super().examples(split)
 
 
 @functools.cache
 def generate(
   name: str, split: str, size: int, make: Callable[..., dict | None], key: Callable[..., str], *options
 ) -> tuple[dict[str, Any], ...]:
-  """`size` different problems of the split "train" or "test", the same on every machine and Python release.
+  """`size` different problems of a split, the same on every machine and Python release.
 
   `make(draw, *options)` makes a problem of 32 random bytes, or None. Problems with the same `key(**problem)` count as
   the same: they belong to one split alone, by the digest of their key, and are none of the public tests.
@@ -53,8 +62,9 @@ def generate(
     problem = make(hashlib.sha256(f"{series} {number}".encode()).digest(), *options)
     if problem is not None:
       its_key = key(**problem)
-      in_test = hashlib.sha256(f"split {its_key}".encode()).digest()[0] < 256 * _TEST_SHARE
-      if in_test == (split == "test") and digest(its_key) not in official_digests():
+      share, half, *_ = hashlib.sha256(f"split {its_key}".encode()).digest()
+      its_split = "train" if share >= 256 * _HELD_OUT else "validation" if half % 2 else "test"
+      if its_split == split and digest(its_key) not in official_digests():
         found[str(problem)] = problem
     if len(found) == size:
       return tuple(found.values())

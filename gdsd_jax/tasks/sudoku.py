@@ -12,7 +12,7 @@ from gdsd_jax.tasks import answers, base, puzzles
 from gdsd_jax.tasks.sources import text_of
 
 CELLS = 16
-SPLIT_SIZES = {"train": 10_000, "test": 500}  # generated puzzles
+SPLIT_SIZES = {"train": 10_000, "validation": 500, "test": 500}  # generated puzzles
 GIVENS = 8  # as in every puzzle of the public test file
 SYSTEM_PROMPT = """
 Please solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character string reading left-to-right, \
