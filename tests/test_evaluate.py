@@ -448,3 +448,4 @@ def test_best_length_is_the_shortest_of_equal_ones():
           for i, accuracy in enumerate(accuracies)}
   summary = summarize(rows, {"task": {"name": "t"}, "model": {}})
   assert (summary["accuracy"], summary["best_length"], summary["n"]) == (0.5, 16, 2)
+  assert summary["accuracy_is"].startswith("the best of ")

@@ -87,7 +87,8 @@ def summarize(rows: dict[tuple[int, int], dict], settings: dict) -> dict:
   """What an evaluation found, from its `Records.rows` and settings.
 
   It holds `accuracy`, `interval` and `n` of `best_length`, the length with the highest accuracy (the shortest of equal
-  ones; the interval does not account for that choice), `lengths` with the numbers of each, and `task` and `model`.
+  ones; the interval does not account for that choice), which `accuracy_is` tells, `lengths` with the numbers of each,
+  and `task` and `model`.
   Accuracy and interval are None for a task that knows no right and wrong; the best length has the highest reward then.
   """
   lengths = {}
@@ -104,6 +105,7 @@ def summarize(rows: dict[tuple[int, int], dict], settings: dict) -> dict:
   best = max(lengths, key=lambda length: lengths[length]["accuracy" if known else "reward"])
   return {
     **{name: lengths[best][name] for name in ("accuracy", "interval", "n")}, "best_length": int(best),
+    "accuracy_is": f"the best of {len(lengths)} lengths, chosen on these problems" if len(lengths) > 1 else "its own",
     "task": settings["task"]["name"], "model": settings["model"], "lengths": lengths,
   }
 

@@ -120,4 +120,4 @@ def _grade(completion: str, verdict: sandbox.Verdict) -> base.Grade:
 
 def _example(row):
   """An example as it is, or one made of a row of a file."""
-  return row if "messages" in row else code_rows.read_row(row)
+  return row if "tests" in row or code_rows.kind_of(row) is None else code_rows.read_row(row)

@@ -32,11 +32,16 @@ assert _plain(_function(*{arguments!r})) in {expected!r}
 
 def read_row(row: Mapping[str, Any]) -> dict[str, Any]:
   """The example (see `CodeTask`) that a row of any known kind holds. ValueError where it is of none, or damaged."""
-  make = next((make for columns, make in _KINDS.items() if all(column in row for column in columns)), None)
-  if make is None:
+  columns = kind_of(row)
+  if columns is None:
     known = "; ".join(map(", ".join, _KINDS))
     raise ValueError(f"columns {', '.join(row)} are those of no known kind: {known}")
-  return make(row)
+  return _KINDS[columns](row)
+
+
+def kind_of(row: Mapping[str, Any]) -> tuple[str, ...] | None:
+  """The columns that tell a row's kind; None where it has those of none."""
+  return next((columns for columns in _KINDS if all(column in row for column in columns)), None)
 
 
 def head_of(name: str) -> re.Pattern[str]:
