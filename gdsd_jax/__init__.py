@@ -29,6 +29,7 @@ _PUBLIC = {
   "Trainer": "gdsd_jax.training.trainer",
   "Callback": "gdsd_jax.training.callbacks",
   "load_config": "gdsd_jax.runs.given",
+  "log_to_stdout": "gdsd_jax.runs.metrics",
   "load_tokenizer": "gdsd_jax.huggingface.tokenizer",
   "chat_prompt": "gdsd_jax.huggingface.tokenizer",
   "encode_prompts": "gdsd_jax.huggingface.tokenizer",

@@ -1,11 +1,19 @@
 """The package from a program: a trainer with own rewards and callbacks, prompts and completions as text."""
 
 import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
 
+from conftest import REPOSITORY
 import jax
+import numpy as np
 import pytest
 
 import gdsd_jax
+from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.interruption import Interrupted
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
 
@@ -69,6 +77,8 @@ def test_what_was_learnt_is_evaluated_sampled_and_saved(trained, tmp_path):
   denoiser, params = gdsd_jax.load_pretrained(tmp_path / "out")
   jax.tree.map(lambda a, b: (a == b).all() or pytest.fail("other weights"), params, trainer.state.params)
   assert gdsd_jax.load_tokenizer(tmp_path / "out").chat_template
+  gdsd_jax.save_pretrained(tmp_path / "again", denoiser, params)  # which takes the tokenizer along, from where it was
+  assert gdsd_jax.load_tokenizer(tmp_path / "again").get_vocab() == gdsd_jax.load_tokenizer("tiny").get_vocab()
 
 
 def test_the_same_program_resumes_and_another_reward_is_refused(trained):
@@ -92,14 +102,17 @@ def test_a_run_whose_data_changed_goes_on_only_when_told_to(trained, monkeypatch
   assert trainer.provenance["earlier"] == [json.loads(before)["provenance"]]
 
 
-def test_a_callback_can_stop_the_run_which_goes_on_later(tmp_path):
+def test_a_callback_can_stop_the_run_which_goes_on_later(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+
   class Stop(gdsd_jax.Callback):
     def after_updates(self, trainer, step, metrics):
       trainer.stop()
 
   with pytest.raises(Interrupted, match="saved step 1 of 2"):
-    gdsd_jax.Trainer(small_config(), tmp_path, callbacks=[Stop()]).train()
-  trainer = gdsd_jax.Trainer(small_config(), tmp_path)
+    gdsd_jax.Trainer(small_config(), callbacks=[Stop()]).train()
+  assert (tmp_path / "runs" / "arithmetic" / "checkpoints" / "1").is_dir()
+  trainer = gdsd_jax.Trainer(small_config(), tmp_path / "runs" / "arithmetic")
   trainer.train()
   assert int(trainer.state.step) == 2
 
@@ -124,3 +137,38 @@ def test_prompts_and_completions_as_text():
   config = gdsd_jax.SamplerConfig(completion_length=8, steps=8, block_length=8)
   rollout = gdsd_jax.sample(denoiser, params, tokens, mask, jax.random.key(0), config)
   assert all("<|" not in text for text in gdsd_jax.decode_completions(tokenizer, rollout.tokens))
+
+
+# examples/own_task: the whole of an own task in two files
+
+
+EXAMPLE = REPOSITORY / "examples" / "own_task"
+
+
+def test_the_example_of_an_own_task_runs(tmp_path):
+  rewards = tuple(f"{EXAMPLE}/my_rewards.py:{name}" for name in ("right", "steady"))
+  config = small_config(**{
+    "steps": 1, "task.name": "prompts", "task.train_source": str(EXAMPLE / "problems.jsonl"),
+    "task.prompt_column": "question", "task.rewards": rewards, "task.reward_weights": (1.0, 0.2)})
+  gdsd_jax.Trainer(config, tmp_path).train()
+  before, row = read_rows(tmp_path / "metrics.jsonl")
+  assert row["reward"] == pytest.approx(row["reward/right"] + row["reward/steady"], abs=1e-6)
+  assert 0 < before["eval/reward/right"] <= 1 and "eval/accuracy" not in before
+
+
+@pytest.mark.slow
+def test_the_command_of_the_example_raises_its_own_reward(tmp_path):
+  """From a folder outside the repository that holds the two files alone, word by word."""
+  for file in EXAMPLE.iterdir():
+    shutil.copy(file, tmp_path)
+  text = (EXAMPLE / "my_rewards.py").read_text().replace("\\\n", "")
+  program, *arguments = shlex.split(next(line for line in text.splitlines() if "gdsd-train" in line))
+  assert program == "gdsd-train"
+  command = [sys.executable, str(REPOSITORY / "launch" / "train.py"), *arguments]
+  environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+  result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+  assert result.returncode == 0, result.stderr
+  rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+  rewards = [row["reward"] for row in rows[1:]]
+  assert len(rewards) == 30 and np.mean(rewards[-10:]) > np.mean(rewards[:5]) + 0.1
+  assert rows[-1]["eval/reward"] > rows[0]["eval/reward"]

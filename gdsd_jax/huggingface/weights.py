@@ -8,6 +8,7 @@ import functools
 import json
 import math
 from pathlib import Path
+import shutil
 
 from flax import traverse_util
 import numpy as np
@@ -15,7 +16,7 @@ from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
 
 from gdsd_jax.checks import require
-from gdsd_jax.huggingface.folder import load_config, resolve_path, written_whole
+from gdsd_jax.huggingface.folder import load_config, resolve_path, tokenizer_files, written_whole
 from gdsd_jax.huggingface.own_layout import layout_of
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
@@ -41,7 +42,7 @@ def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_d
     FileNotFoundError, ValueError: a file is missing, damaged or does not fit config.json; nothing was allocated yet.
   """
   path = resolve_path(path_or_hub_name, revision)
-  denoiser = Denoiser(load_config(path, layout), dtype, param_dtype or dtype, remat, mesh=mesh)
+  denoiser = Denoiser(load_config(path, layout), dtype, param_dtype or dtype, remat, mesh=mesh, source=str(path))
   return denoiser, load_weights(path, denoiser)
 
 
@@ -61,7 +62,8 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
   """Writes config.json and safetensors in the layout of the model's family; `load_pretrained` gives back every bit.
 
   The folder is made if it is missing, and a further weight file is begun at `max_shard_bytes`. A failed save leaves an
-  earlier one whole. The files of a `tokenizer` (`load_tokenizer`) come along.
+  earlier one whole. The tokenizer's files come along: those of the folder that the denoiser was loaded from, unless
+  another `tokenizer` is given.
 
   Raises:
     ValueError: the layout has no place for the parameters' adapter, or for something in the config.
@@ -100,6 +102,9 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
     temporary("config.json").write_text(json.dumps(fields, indent=2) + "\n")
     if tokenizer is not None:
       tokenizer.save_pretrained(path)
+    elif denoiser.source is not None and Path(denoiser.source).resolve() != Path(path).resolve():
+      for file in tokenizer_files(Path(denoiser.source)):
+        shutil.copyfile(file, temporary(file.name))
 
 
 def _is_stacked(leaf: str) -> bool:

@@ -34,6 +34,7 @@ class Denoiser:
   remat: str = "none"
   lora: LoraConfig | None = None  # the adapter, entry "lora" of the parameters; those without it give the base model
   mesh: Mesh | None = None  # that the parameters lie on, for the layout of activations; None leaves it to the compiler
+  source: str | None = dataclasses.field(default=None, compare=False)  # folder that it was loaded from
 
   def __post_init__(self):
     for name, known in (("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT)):

@@ -5,6 +5,7 @@ import functools
 import logging
 import math
 import os
+import re
 from typing import Any
 
 from etils import epath
@@ -30,6 +31,7 @@ from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training, TrainingError
 from gdsd_jax.runs.metrics import Progress, Stopwatch
 from gdsd_jax.runs.optimizer import last_rate
+from gdsd_jax.runs.recipe_files import run_name
 from gdsd_jax.runs.state import sync_reference, TrainState
 from gdsd_jax.tasks import Task
 from gdsd_jax.training.callbacks import Callback
@@ -47,7 +49,8 @@ class Trainer(Training):
 
   Args:
     config: a recipe, by name ("gdsd_math:tiny") or as `load_config` gives it, or a checked `RunConfig`.
-    workdir: the run's folder, made if it is missing; the run that is there is gone on with by `train`.
+    workdir: the run's folder, made if it is missing; the run that is there is gone on with by `train`. None is
+      runs/RECIPE_PRESET for the name of a recipe, and otherwise runs/TASK.
     task: a `Task` in place of the recipe's.
     rewards: reward functions in place of the task's own rewards, see `get_task`.
     reward_weights: one for each of them.
@@ -57,11 +60,12 @@ class Trainer(Training):
   Raises ValueError or OSError, one line with the cause, before anything is compiled or overwritten.
   """
 
-  def __init__(self, config: str | ConfigDict | RunConfig, workdir: epath.PathLike, *, task: Task | None = None,
-               rewards: Sequence[str | Callable] = (), reward_weights: Sequence[float] = (),
+  def __init__(self, config: str | ConfigDict | RunConfig, workdir: epath.PathLike | None = None, *,
+               task: Task | None = None, rewards: Sequence[str | Callable] = (), reward_weights: Sequence[float] = (),
                callbacks: Sequence[Callback] = (), allow_changed_inputs: bool = False):
+    name = run_name(config) if isinstance(config, str) else None
     config = with_own(as_run_config(config), task, rewards, reward_weights)
-    workdir = epath.Path(workdir)
+    workdir = epath.Path(workdir or epath.Path("runs") / (name or re.sub(r"\W+", "_", config.task.name)))
     open_workdir(workdir, config)
     self.config, self.workdir, start = config, workdir, prepare(config, workdir, allow_changed_inputs)
     self.callbacks, self._interruption = tuple(callbacks), Interruption()
