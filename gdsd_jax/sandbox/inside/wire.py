@@ -99,7 +99,8 @@ def decode(data: bytes, resolve):
   `resolve(tag, number, value)` gives the object for a reference; `value` is None unless the tag is "held".
   """
   try:
-    return _from_json(json.loads(data.decode("utf-8", "surrogatepass")), resolve, 0)
+    # Each not-a-number is an object of its own, as it was: two of them are two keys of a dict.
+    return _from_json(json.loads(data.decode("utf-8", "surrogatepass"), parse_constant=float), resolve, 0)
   except Exception as error:  # whatever a hostile message leads to: want of memory and of stack among it
     raise Malformed(str(error)) from error
 
