@@ -248,6 +248,7 @@ _SCALARS = hypothesis.strategies.one_of(
 @hypothesis.example({(1, 2.0): {True: -0.0, None: [10**5000, -(2**63), 2**63 - 1]}})
 @hypothesis.example((float("nan"), float("inf"), -float("inf"), complex(float("nan"), -0.0), range(2**70)))
 @hypothesis.example([bytearray(b"a"), b"\0\xff", "\0"])
+@hypothesis.example({float("nan"): None, -float("nan"): None})  # two keys, of which neither equals the other
 @hypothesis.example([int, len, str, None, type(None)])
 def test_plain_data_survives(value):
   again = wire.decode(wire.encode(value, no_reference), no_reference)
