@@ -1,8 +1,8 @@
 """Rewards of one's own, on problems of one's own: this file and problems.jsonl are all of it.
 
-From this folder, on a laptop, in two or three minutes (--config.steps=100 goes on from there):
+From this folder, on a laptop, in one to three minutes (--config.steps=100 goes on from there):
 
-  gdsd-train --config=gdsd_math:tiny --workdir=run --config.steps=30 --config.task.name=prompts \
+  gdsd-train --config=gdsd_math:tiny --workdir=run --config.steps=25 --config.task.name=prompts \
     --config.task.train_source=problems.jsonl --config.task.prompt_column=question \
     --config.task.rewards='("my_rewards.py:right","my_rewards.py:steady")' --config.task.reward_weights='(1.0,0.2)'
 
