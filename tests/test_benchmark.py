@@ -184,6 +184,7 @@ def test_a_model_that_the_device_cannot_hold_is_refused(tmp_path, monkeypatch):
     benchmark_ours.prepare(tmp_path, setting("8b"))
 
 
+@pytest.mark.slow
 def test_a_side_that_runs_out_of_memory_leaves_the_others_numbers():
   works = {"ours": (_numbers,), "reference": (_out_of_memory,)}
   sides, _ = benchmark._sides("sampling", works, setting("tiny", **SMALL, repeats=2), 1e9, {"ours": 1e10}, print)

@@ -42,6 +42,7 @@ def straight(tmp_path_factory):
   return folder / "run", folder / "out"
 
 
+@pytest.mark.slow
 def test_steps_and_evaluations_are_written_down(straight):
   workdir, _ = straight
   rows = read_rows(workdir / "metrics.jsonl")
@@ -50,6 +51,7 @@ def test_steps_and_evaluations_are_written_down(straight):
   assert json.loads((workdir / "config.json").read_text())["batch_size"] == 8
 
 
+@pytest.mark.slow
 def test_the_model_loads(straight):
   denoiser, _ = gdsd_jax.load_pretrained(straight[1])
   assert denoiser.config.vocab_size == small_config().model.vocab_size

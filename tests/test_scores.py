@@ -83,6 +83,7 @@ def test_tlc_changes_the_scores(tiny_denoiser, tiny_params, batch, center_gradie
   assert np.min(np.abs(np.subtract(scores.centered, scores.plain))) > 1.0
 
 
+@pytest.mark.slow
 def test_tlc_changes_the_gradient(tiny_denoiser, tiny_params, batch):
   def gradient(center_top_k):
     def total(params):

@@ -189,6 +189,7 @@ def test_full_disk_on_save_is_one_clear_line(tmp_path):
   assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_nan_weights_give_up_after_the_set_number_of_steps(tmp_path):
   denoiser, params = gdsd_jax.load_pretrained("tiny")
   gdsd_jax.save_pretrained(tmp_path / "model", denoiser, {**params, "final_norm": params["final_norm"] * jnp.nan})
