@@ -8,7 +8,7 @@ from pathlib import Path
 import re
 import time
 
-from conftest import REPOSITORY
+from conftest import REPOSITORY, slow
 from hypothesis import given, strategies as st
 import numpy as np
 import pytest
@@ -238,7 +238,7 @@ def test_public_test_file_is_read(test_file):
 # Generated problems
 
 
-@pytest.fixture(scope="module", params=puzzles.VARIANTS)
+@pytest.fixture(scope="module", params=["small", slow("official")])
 def task(request):
   return get_task("countdown", variant=request.param)
 

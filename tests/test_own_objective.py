@@ -168,6 +168,7 @@ class TokenGDSD(gdsd_jax.Objective):
     return loss + 1e-3 * jnp.mean(jnp.square(sums(batch.student) - sums(batch.ref))) / (2 * L), {}
 
 
+@pytest.mark.slow
 def test_token_scores_carry_the_same_gradient_as_their_sums(tiny_denoiser, tiny_params):
   given, prompt = scored(), jnp.ones((N, 3), bool)
   tokens = jax.random.randint(jax.random.key(0), (N, 3 + L), 0, 60)
