@@ -179,13 +179,13 @@ def test_the_wheel_has_code_recipes_and_assets_alone(wheel):
 def test_an_installed_wheel_trains_evaluates_and_exports_in_another_folder(wheel, tmp_path):
   subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "new"], check=True)
   install = [sys.executable, "-m", "pip", f"--python={tmp_path / 'new'}", "install", "--no-deps", "--quiet", wheel]
-  subprocess.run(install, check=True)
+  environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+  subprocess.run(install, check=True, env=environment)
   # What the package needs is where these tests have it; the clone that they run in, if it is installed there, is not.
   (packages,) = (tmp_path / "new").glob("lib/python3.*/site-packages")
   (packages / "others.pth").write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
   folder = tmp_path / "elsewhere"
   folder.mkdir()
-  environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
   def run(command, *arguments):
     done = subprocess.run([tmp_path / "new" / "bin" / command, *arguments], cwd=folder, capture_output=True, text=True,
