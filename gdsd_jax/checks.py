@@ -1,6 +1,7 @@
 """Checks of what users set: each raises ValueError, one line with the field's path and what it may be."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+import difflib
 
 
 def require(holds: bool, field: str, message: str) -> None:
@@ -17,6 +18,12 @@ def require_at_least(config, prefix: str, **least: float) -> None:
 
 def require_one_of(field: str, value: str, known: Sequence[str]) -> None:
   require(value in known, field, f"{value!r} is not one of {', '.join(known)}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+  """The end of a message about a name that is not known: the nearest one that is, or nothing."""
+  near = difflib.get_close_matches(name, known, 1)
+  return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def require_whole(field: str, lengths: Sequence[int]) -> None:

@@ -16,10 +16,9 @@ from ml_collections.config_flags import config_flags
 
 from gdsd_jax.parallel import processes
 from gdsd_jax.runs.compilation_cache import use_compilation_cache
-from gdsd_jax.runs.interruption import Interrupted
+from gdsd_jax.runs.interruption import Interrupted, START_AGAIN
 from gdsd_jax.runs.recipe_files import recipe_file
 
-START_AGAIN = 75
 _GONE = "another process of this run is gone; the same command goes on from the latest checkpoint"
 TRACEBACK_VARIABLE = "GDSD_TRACEBACK"  # set it to see where an error comes from
 _LONGEST_LINE = 1000

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 import contextlib
-import difflib
 import functools
 import importlib
 import importlib.util
@@ -14,7 +13,7 @@ import sysconfig
 import traceback
 from typing import Any
 
-from gdsd_jax.checks import require
+from gdsd_jax.checks import did_you_mean, require
 
 _LIBRARIES = tuple({str(Path(folder).resolve()) + os.sep for folder in (
   *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")), Path(__file__).parent)})
@@ -46,9 +45,7 @@ def load(reference: str, field: str) -> Any:
     cause = f"there is no module {error.name!r}" if missing else described(error)
     raise ValueError(f"{field}: {cause}") from error
   for part in name.split("."):
-    if not hasattr(found, part):
-      near = difflib.get_close_matches(part, dir(found), 1)
-      raise ValueError(f"{field}: {where} has no {part!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    require(hasattr(found, part), field, f"{where} has no {part!r}{did_you_mean(part, dir(found))}")
     found = getattr(found, part)
   return found
 
@@ -170,6 +167,12 @@ def described_briefly(error: BaseException, culprit: Any = None) -> str:
 def came_through(error: BaseException) -> list[traceback.FrameSummary]:
   """The lines of the user's own that an error came through."""
   return [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
+
+
+def at(thing: Any) -> str:
+  """The beginning of a message about a function or class: "my_task.py, line 7: ", or nothing, see `place`."""
+  where = place(thing)
+  return f"{where}: " if where else ""
 
 
 def place(thing: Any) -> str:

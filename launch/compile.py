@@ -30,7 +30,7 @@ from gdsd_jax import command  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe, with its preset after a colon: configs/gdsd_math.py:llada_8b.",
-  lock_config=False, accept_new_attributes=True,  # fields of one\'s own task are its own
+  lock_config=False, accept_new_attributes=True,  # fields of one's own task are its own
 )
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice: v5e:4x4, v5p:2x2x4, v6e:16x16, …")
 _HLO = flags.DEFINE_string("hlo", None, "Folder for the optimised HLO of each program.")

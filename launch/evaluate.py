@@ -22,7 +22,7 @@ from gdsd_jax.runs.recipe_files import run_name
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe that names the task and the protocol, with its preset after a colon.",
-  lock_config=False, accept_new_attributes=True,  # fields of one\'s own task are its own
+  lock_config=False, accept_new_attributes=True,  # fields of one's own task are its own
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run, whose checkpoint is evaluated.")
 _STEP = flags.DEFINE_string("step", None, "With --workdir: latest (the default), best, or the checkpoint's step.")

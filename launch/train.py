@@ -16,7 +16,7 @@ from gdsd_jax.runs.recipe_files import run_name
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe, with its preset after a colon: configs/gdsd_math.py:tiny.",
-  lock_config=False, accept_new_attributes=True,  # fields of one\'s own task are its own
+  lock_config=False, accept_new_attributes=True,  # fields of one's own task are its own
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run, local or gs://…; the same command resumes it. By default runs/RECIPE_PRESET."

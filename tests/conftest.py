@@ -29,6 +29,7 @@ import pytest  # noqa: E402
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
+from gdsd_jax import sandbox  # noqa: E402
 from gdsd_jax.models.config import DenoiserConfig  # noqa: E402
 from gdsd_jax.models.denoiser import Denoiser  # noqa: E402
 from gdsd_jax.tasks.arithmetic import ArithmeticTask  # noqa: E402
@@ -119,6 +120,15 @@ def quick_runs():
   with only_devices(1), few_problems(), pytest.MonkeyPatch.context() as patch:
     patch.setattr("gdsd_jax.runs.metrics.plot_reward", lambda rows, path: None)
     yield
+
+
+@pytest.fixture(scope="session")
+def bubblewrap():
+  """Tests that run programs in the sandbox skip where it cannot."""
+  try:
+    sandbox.check_available()
+  except RuntimeError as error:
+    pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

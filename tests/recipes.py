@@ -12,7 +12,7 @@ from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.supervised.pretraining import END_OF_TURN
 from gdsd_jax.tasks import get_task
-from gdsd_jax.training.trainer import train
+from gdsd_jax.training.trainer import Trainer
 
 
 def load(name: str, *preset: str):
@@ -43,6 +43,6 @@ def check_runs(config, workdir) -> None:
     "steps": 2, "prompts_per_step": 1, "objective.num_iterations": 1, "sampler.steps": 4, "eval.num_examples": 8,
     "eval.batch_size": 8, "log.tensorboard": False, "log.plot_seconds": 1000.0,
   })
-  train(run_config(config), workdir)
+  Trainer(run_config(config), workdir).train()
   rows = read_rows(workdir / "metrics.jsonl")
   assert [row["step"] for row in rows] == [0, 1, 2] and all(np.isfinite(row["loss"]) for row in rows[1:])

@@ -11,6 +11,8 @@ from gdsd_jax import get_task, sandbox
 from gdsd_jax.tasks import code
 from gdsd_jax.tasks.base import Grade
 
+pytestmark = pytest.mark.usefixtures("bubblewrap")
+
 REPOSITORY = Path(__file__).parent.parent
 ACECODE = {"question": "Double it.", "test_cases": ["assert f(1) == 2", "assert f(2) == 4", "assert f(3) == 6"]}
 HUMANEVAL = {
@@ -23,14 +25,6 @@ MBPP = {
   "task_id": 1, "text": "Sum them.", "code": "def sum(a, b):\n  return a + b", "test_setup_code": "k = 2",
   "test_list": ["assert sum(1, k) == 3", "assert sum(k, k) == 4"], "challenge_test_list": [],
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def bubblewrap():
-  try:
-    sandbox.check_available()
-  except RuntimeError as error:
-    pytest.skip(str(error))
 
 
 def task_of(tmp_path, *rows, **options):

@@ -16,7 +16,7 @@ from gdsd_jax.runs.export import export_run
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.loop import resume, save
 from gdsd_jax.runs.weights import load_run
-from gdsd_jax.training.trainer import train, Trainer
+from gdsd_jax.training.trainer import Trainer
 
 SMALL = {
   "steps": 2, "group_size": 4, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4,
@@ -45,7 +45,7 @@ def lora_config(**changes):
 @pytest.fixture(scope="module")
 def lora_run(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("lora")
-  train(lora_config(), workdir)
+  Trainer(lora_config(), workdir).train()
   return workdir
 
 
@@ -68,8 +68,8 @@ def full_run(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_resumed_run_is_the_undisturbed_one(lora_run, tmp_path):
-  train(lora_config(steps=1), tmp_path)
-  train(lora_config(), tmp_path)
+  Trainer(lora_config(steps=1), tmp_path).train()
+  Trainer(lora_config(), tmp_path).train()
   untimed = lambda rows: [
     {name: value for name, value in row.items() if "second" not in name and not name.startswith("eval/")}
     for row in rows if row["step"] != 1  # the shorter run ended with an evaluation here
@@ -81,7 +81,8 @@ def test_a_resumed_run_is_the_undisturbed_one(lora_run, tmp_path):
 @pytest.mark.slow
 def test_full_training_in_bfloat16_keeps_float32_weights(tmp_path):
   """At this rate, bfloat16 would round most updates away."""
-  train(small_config(steps=1, **{"model.dtype": "bfloat16", "optimizer.learning_rate": 1e-5}), tmp_path / "run")
+  config = small_config(steps=1, **{"model.dtype": "bfloat16", "optimizer.learning_rate": 1e-5})
+  Trainer(config, tmp_path / "run").train()
   denoiser, trained = load_run(tmp_path / "run", "latest")
   _, start = gdsd_jax.load_pretrained("tiny")
   moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.mean(np.asarray(a) != np.asarray(b)), trained, start))

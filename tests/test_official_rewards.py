@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gdsd_jax import get_task, sandbox
+from gdsd_jax import get_task
 
 # None of them is a golden case: (reward, completion, example, official value, ours, why).
 DIFFERENT_ON_PURPOSE = (
@@ -40,23 +40,16 @@ def reward(case):
   return rewards[name] if name else sum(rewards.values())
 
 
-def skip_without_bubblewrap():
-  try:
-    sandbox.check_available()
-  except RuntimeError as error:
-    pytest.skip(str(error))
-
-
 def test_every_family_is_tested(cases):
   assert {case["reward"] for case in cases} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rewards_equal_the_official_ones(cases, family):
+def test_rewards_equal_the_official_ones(cases, family, request):
   if family == "math/correctness":
     pytest.importorskip("math_verify")
   if family == "code/format":
-    skip_without_bubblewrap()
+    request.getfixturevalue("bubblewrap")
   wrong = []
   for case in (case for case in cases if case["reward"] == family):
     if reward(case) != pytest.approx(case["value"], abs=1e-12):

@@ -27,7 +27,7 @@ from gdsd_jax.runs.metrics import MetricsWriter, Stopwatch
 from gdsd_jax.tasks import get_task
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
 from gdsd_jax.training.overlap import Overlap
-from gdsd_jax.training.trainer import train, Trainer
+from gdsd_jax.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -184,7 +184,7 @@ def test_the_next_iteration_begins_before_a_step_is_written_down(tmp_path, monke
   events, begin, write = [], Overlap.begin, MetricsWriter.write
   monkeypatch.setattr(Overlap, "begin", lambda self, state: events.append("begin") or begin(self, state))
   monkeypatch.setattr(MetricsWriter, "write", lambda self, row: events.append(row["step"]) or write(self, row))
-  train(small_config(steps=2), tmp_path)
+  Trainer(small_config(steps=2), tmp_path).train()
   assert events == [0, "begin", "begin", 1, "begin", 2]  # an iteration that has begun is not begun again
 
 
@@ -242,7 +242,7 @@ def test_async_rollouts_whose_reward_raises_cost_one_step(tmp_path, monkeypatch)
     return grade(self, completion, example)
 
   monkeypatch.setattr(ArithmeticTask, "grade_one", sometimes)
-  train(small_config(async_rollouts=True), tmp_path)
+  Trainer(small_config(async_rollouts=True), tmp_path).train()
   assert [row["skipped"] for row in read_rows(tmp_path / "metrics.jsonl")[1:]] == [0, 1, 0, 0]
 
 
@@ -250,7 +250,7 @@ def test_async_rollouts_whose_reward_raises_cost_one_step(tmp_path, monkeypatch)
 def test_an_async_run_goes_on_after_its_last_step_as_if_it_had_never_ended(tmp_path):
   for workdir, ends in ((tmp_path / "straight", [4]), (tmp_path / "twice", [2, 4])):
     for steps in ends:
-      train(small_config(async_rollouts=True, steps=steps, **{"eval.every": 1}), workdir)
+      Trainer(small_config(async_rollouts=True, steps=steps, **{"eval.every": 1}), workdir).train()
   assert_same_run(tmp_path / "straight", tmp_path / "twice", 4)
 
 

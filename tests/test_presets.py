@@ -15,7 +15,7 @@ from gdsd_jax.huggingface import weights as huggingface
 from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.weights import load_run
-from gdsd_jax.training.trainer import train
+from gdsd_jax.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -65,7 +65,7 @@ def test_recipes_run_on_the_published_layouts(model, recipe, tmp_path):
     config.sampler.block_length = 2
   config.update_from_flattened_dict({**SMALL_RUN, "model.path": str(path), "task.train_source": str(data),
                                      "task.test_source": str(data)})
-  train(run_config(config), tmp_path / "run")
+  Trainer(run_config(config), tmp_path / "run").train()
   rows = read_rows(tmp_path / "run" / "metrics.jsonl")
   assert [row["step"] for row in rows] == [0, 1]
   for row in rows[1:]:

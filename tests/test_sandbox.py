@@ -28,14 +28,6 @@ REFERENCES_THAT_FAIL = {}
 
 
 @pytest.fixture(scope="module")
-def bubblewrap():
-  try:
-    sandbox.check_available()
-  except RuntimeError as error:
-    pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
 def data() -> Path:
   path = Path(os.environ.get("GDSD_DATA", REPOSITORY.parent / "shared" / "data"))
   if not path.is_dir():

@@ -13,6 +13,8 @@ import pytest
 
 from gdsd_jax import sandbox
 
+pytestmark = pytest.mark.usefixtures("bubblewrap")
+
 LIMITS = sandbox.Limits(test_seconds=1.0, program_seconds=3.0, memory_mb=256, file_mb=8, processes=16)
 SECRET = 73921
 TEST = f"assert f(3) == {SECRET}"
@@ -261,14 +263,6 @@ FORGERS = {
 }
 
 HOSTILE = {**ESCAPES, **BOMBS, **FORGERS}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def bubblewrap():
-  try:
-    sandbox.check_available()
-  except RuntimeError as error:
-    pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,8 @@ import pytest
 
 from gdsd_jax import sandbox
 
+pytestmark = pytest.mark.usefixtures("bubblewrap")
+
 LIMITS = sandbox.Limits(test_seconds=1.0, program_seconds=3.0, memory_mb=256)
 
 # Finds the channel; what `say(message)`, `say_bytes(data)` and `say_result(json)` send is what the judge hears in place
@@ -97,14 +99,6 @@ PACKAGES = {
   "pytest": ("class pytest:\n  @staticmethod\n  def approx(x): return 0\ndef f(x): return 0",
              "assert f(3) == pytest.approx(5)"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def bubblewrap():
-  try:
-    sandbox.check_available()
-  except RuntimeError as error:
-    pytest.skip(str(error))
 
 
 def passes(source, test):

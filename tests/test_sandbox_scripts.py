@@ -5,16 +5,10 @@ import pytest
 from gdsd_jax import sandbox
 from gdsd_jax.sandbox import ScriptTest
 
+pytestmark = pytest.mark.usefixtures("bubblewrap")
+
 LIMITS = sandbox.Limits(test_seconds=0.5, program_seconds=4.0, memory_mb=256)
 SUM = ScriptTest("2 3\n", "5\n")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def bubblewrap():
-  try:
-    sandbox.check_available()
-  except RuntimeError as error:
-    pytest.skip(str(error))
 
 
 def passed(source, *tests, limits=LIMITS):

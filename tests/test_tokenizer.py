@@ -10,7 +10,7 @@ import pytest
 
 from gdsd_jax.huggingface.tokenizer import (
   chat_prompt,
-  completion_lengths,
+  completion_ids,
   decode_completions,
   encode_prompts,
   load_tokenizer,
@@ -143,7 +143,7 @@ def test_a_prompt_beyond_the_last_bucket_is_refused_with_its_field_and_text(toke
   ([1, 2, 3, 4], 4), ([1, 7, 3, 4], 1), ([8, 7, 7, 7], 0), ([1, 2, 3, 8], 3), ([1, 2, 8, 1], 2),
 ])
 def test_a_completion_is_as_long_as_what_precedes_its_first_stop_token(row, length):
-  assert completion_lengths(np.array([row]), (7, 8)).tolist() == [length]
+  assert [len(ids) for ids in completion_ids(np.array([row]), (7, 8))] == [length]
 
 
 def test_completions_are_cut_at_their_first_stop_token(tokenizer):

@@ -21,7 +21,7 @@ import gdsd_jax
 from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
-from gdsd_jax.training.trainer import train, TrainingError
+from gdsd_jax.training.trainer import Trainer, TrainingError
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -157,7 +157,7 @@ def test_bad_input_is_one_clear_line(tmp_path, changes, arguments, words):
 ])
 def test_a_value_that_does_not_fit_is_refused_in_one_line(tmp_path, field, value):
   with pytest.raises(ValueError, match=f"^{field}: ") as caught:
-    train(small_config(**{field: value}), tmp_path / "run")
+    Trainer(small_config(**{field: value}), tmp_path / "run").train()
   assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
@@ -199,7 +199,7 @@ def test_nan_weights_give_up_after_the_set_number_of_steps(tmp_path):
     (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
   config = small_config(**{"model.path": str(tmp_path / "model"), "max_skipped_steps": 3})
   with pytest.raises(TrainingError, match="giving up at step 3"):
-    train(config, tmp_path / "run")
+    Trainer(config, tmp_path / "run").train()
   rows = read_rows(tmp_path / "run" / "metrics.jsonl")
   assert [row["skipped"] for row in rows[1:]] == [1] * (len(rows) - 1) != []
 
@@ -226,7 +226,7 @@ def failing_reward(monkeypatch, calls_that_fail):
 def test_reward_that_raises_skips_the_step_and_is_counted(tmp_path, monkeypatch, screen):
   # 16 calls of the evaluation, then 8 a step: one call of the second step fails.
   failing_reward(monkeypatch, lambda call: call == 16 + 8 + 5)
-  train(small_config(**{"steps": 3, "eval.every": 100}), tmp_path)
+  Trainer(small_config(**{"steps": 3, "eval.every": 100}), tmp_path).train()
   rows = read_rows(tmp_path / "metrics.jsonl")
   assert [row["skipped"] for row in rows[1:]] == [0, 1, 0]
   assert "no such luck" in screen.text
@@ -234,7 +234,7 @@ def test_reward_that_raises_skips_the_step_and_is_counted(tmp_path, monkeypatch,
 
 def test_evaluation_whose_reward_raises_is_left_out(tmp_path, monkeypatch, screen):
   failing_reward(monkeypatch, lambda call: call == 3)
-  train(small_config(steps=1), tmp_path)
+  Trainer(small_config(steps=1), tmp_path).train()
   rows = read_rows(tmp_path / "metrics.jsonl")
   assert "eval/accuracy" not in rows[0] and "eval/accuracy" in rows[1]
   assert "evaluation after step 0 left out" in screen.text
@@ -243,4 +243,4 @@ def test_evaluation_whose_reward_raises_is_left_out(tmp_path, monkeypatch, scree
 def test_reward_that_always_raises_gives_up_naming_it(tmp_path, monkeypatch):
   failing_reward(monkeypatch, lambda call: call >= 16)
   with pytest.raises(TrainingError, match="giving up at step 5.*arithmetic: ZeroDivisionError"):
-    train(small_config(**{"eval.every": 100}), tmp_path)
+    Trainer(small_config(**{"eval.every": 100}), tmp_path).train()

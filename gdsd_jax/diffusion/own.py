@@ -18,8 +18,7 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     rollout = function(denoiser, params, prompt.astype(jnp.int32), prompt_mask, key, config, **dict(config.own))
   except Exception as error:  # the user's own
     raise ValueError(f"sampler.kind: {own_code.described_briefly(error, function)}") from error
-  at, shape = own_code.place(function), (len(prompt), config.completion_length)
-  said = f"{at}{': ' if at else ''}{config.kind}"
+  said, shape = f"{own_code.at(function)}{config.kind}", (len(prompt), config.completion_length)
   require(isinstance(rollout, Rollout), "sampler.kind", f"{said} must give a gdsd_jax.Rollout, not {rollout!r:.80}")
   for name, dtype in (("tokens", jnp.int32), ("confidence", jnp.float32)):
     array = getattr(rollout, name)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import dataclasses
 import inspect
 import logging
-import math
 import sys
 from typing import Any
 
@@ -22,7 +21,7 @@ from gdsd_jax.evaluation.batches import plan_batches
 from gdsd_jax.evaluation.protocol import Evaluated
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
-from gdsd_jax.parallel.mesh import batch_shards, make_mesh
+from gdsd_jax.parallel.mesh import make_mesh, whole_batch
 from gdsd_jax.runs.compilation_cache import use_compilation_cache
 from gdsd_jax.runs.config import ModelConfig
 
@@ -111,7 +110,7 @@ class DenoiserLM(LM):
     evaluated = Evaluated(epath.Path(workdir) if workdir else None, str(step), pretrained)
     denoiser, self._params, model = evaluated.load(ModelConfig(dtype=dtype, layout=layout), mesh)
     self.tokenizer, self._path = load_tokenizer(model.folder, denoiser.config), model.path
-    self.batch_size = math.ceil(int(batch_size) / batch_shards(mesh)) * batch_shards(mesh)
+    self.batch_size = whole_batch(int(batch_size), mesh)
     self._generator = Generator(denoiser, self.tokenizer, mesh)
     family = denoiser.config.family if denoiser.config.family in KINDS else KINDS[0]
     self._defaults = defaults if kind else dataclasses.replace(defaults, kind=family)

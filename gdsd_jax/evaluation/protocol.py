@@ -6,7 +6,6 @@ Greedy completions of several lengths, at half a step a token; the reported accu
 import dataclasses
 import json
 import logging
-import math
 from pathlib import Path
 import time
 import zlib
@@ -22,7 +21,7 @@ from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.adapters import load_adapter
 from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer, token_ids
 from gdsd_jax.huggingface.weights import load_pretrained
-from gdsd_jax.parallel.mesh import batch_shards, make_mesh, replicated
+from gdsd_jax.parallel.mesh import batch_shards, make_mesh, replicated, whole_batch
 from gdsd_jax.parallel.processes import gather_json, share_work
 from gdsd_jax.runs.config import evaluation_samplers, ModelConfig, RunConfig
 from gdsd_jax.runs.metrics import format_seconds
@@ -95,8 +94,7 @@ def evaluate_model(config: RunConfig, evaluated: Evaluated, out: Path, num_examp
   )
   for length, sampler in samplers.items():
     speeds[length] = evaluation.run(length, sampler, records)
-    found = summarize({key: row for key, row in records.rows.items() if key[0] == length}, settings)
-    _log.info("length %d: %s", length, shown(found))
+    _log.info("length %d: %s", length, shown([row for (of, _), row in records.rows.items() if of == length]))
   return records.write_summary(summarize(records.rows, settings), speeds)
 
 
@@ -126,7 +124,7 @@ class _Evaluation:
     shards, self.batch_size, buckets = batch_shards(mesh), config.eval.batch_size, config.eval.prompt_buckets
     require(self.batch_size % shards == 0, "eval.batch_size",
             f"{self.batch_size} cannot be split over mesh.data × mesh.fsdp = {shards} devices")
-    self.batch_size = min(self.batch_size, math.ceil(len(self.examples) / shards) * shards)
+    self.batch_size = min(self.batch_size, whole_batch(len(self.examples), mesh))
     self.plan = plan_batches(tokenizer, self.prompts, buckets, self.batch_size, field="eval.prompt_buckets")
     width, longest = self.plan[-1][0], max(self.samplers)
     said = f"eval.lengths: {longest} tokens after prompts of up to {width} (eval.prompt_buckets)"

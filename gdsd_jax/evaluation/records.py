@@ -1,5 +1,6 @@
 """The completions of an evaluation, in a folder that a killed one resumes from, and what they add up to."""
 
+from collections.abc import Sequence
 import contextlib
 import json
 import math
@@ -98,7 +99,7 @@ def summarize(rows: dict[tuple[int, int], dict], settings: dict) -> dict:
     known = accuracies[0] is not None
     lengths[str(length)] = {
       "accuracy": mean(accuracies), "interval": confidence_interval(accuracies) if known else None, "n": len(part),
-      "reward": mean([sum(value or 0.0 for value in row["rewards"].values()) for row in part]),
+      "reward": mean_reward(part),
       "rewards": {name: mean([row["rewards"][name] for row in part]) for name in part[0]["rewards"]},
       "tokens": mean([row["tokens"] for row in part]),
     }
@@ -116,10 +117,15 @@ def mean(values) -> float | None:
   return float(np.mean(there)) if there else None
 
 
-def shown(summary: dict) -> str:
-  """The number that tells an evaluation on the screen."""
-  [(_, values)] = summary["lengths"].items()
-  return f"reward {values['reward']:.4f}" if values["accuracy"] is None else f"accuracy {values['accuracy']:.4f}"
+def mean_reward(rows: Sequence[dict]) -> float:
+  """The mean of the rewards that completions have in all; what does not apply counts as 0."""
+  return mean([sum(value or 0.0 for value in row["rewards"].values()) for row in rows])
+
+
+def shown(rows: Sequence[dict]) -> str:
+  """The number that tells completions on the screen."""
+  accuracy = mean([row["accuracy"] for row in rows])
+  return f"reward {mean_reward(rows):.4f}" if accuracy is None else f"accuracy {accuracy:.4f}"
 
 
 def confidence_interval(values) -> list[float]:

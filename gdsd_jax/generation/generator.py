@@ -91,11 +91,9 @@ class Generator:
     def work(_):
       values = []
       for (rows, tokens), share in zip(parts, shares):
-        tokens = fetch_rows(tokens, share)
-        texts = text.decode_completions(self.tokenizer, tokens, self.stop_ids)
-        lengths = text.completion_lengths(tokens, self.stop_ids).tolist()
-        ids = [row[:length].tolist() for row, length in zip(tokens, lengths)]
-        values += zip(texts, lengths, look(rows[share], texts, ids) if look else [None] * len(texts))
+        ids = text.completion_ids(fetch_rows(tokens, share), self.stop_ids)
+        texts = text.texts_of(self.tokenizer, ids)
+        values += zip(texts, map(len, ids), look(rows[share], texts, ids) if look else [None] * len(texts))
       return values
 
     # Processes tell each other of all parts at once, after the last: that is a program of their devices, too.

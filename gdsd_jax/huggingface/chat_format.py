@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 import re
 
+import jinja2
+
 from gdsd_jax.checks import require
 
 # The formats of the published instruct models, as their model cards state them.
@@ -44,8 +46,14 @@ def choose_template(folder: Path, tokenizer, family: str) -> str:
 
 
 def render(tokenizer, messages: Sequence[dict[str, str]], for_reply: bool) -> str:
-  """The text that the chat template makes of messages; `for_reply` adds what begins the assistant's turn."""
-  return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=for_reply)
+  """The text that the chat template makes of messages; `for_reply` adds what begins the assistant's turn.
+
+  ValueError where the template refuses them.
+  """
+  try:
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=for_reply)
+  except jinja2.TemplateError as error:
+    raise ValueError(f"the model's chat template refuses it: {error}") from error
 
 
 def end_of_turn(tokenizer) -> str | None:

@@ -74,5 +74,4 @@ class _OwnLayout(Layout):
 
   def _at(self, method: str = "") -> str:
     thing = getattr(type(self.layout), method) if method else type(self.layout)
-    where = own_code.place(thing)
-    return f"{where}{': ' if where else ''}{thing.__qualname__}"
+    return f"{own_code.at(thing)}{thing.__qualname__}"

@@ -158,10 +158,11 @@ def encode_prompts(tokenizer, prompts: Sequence[str], buckets: Sequence[int] = (
   return left_padded(encoded, next(bucket for bucket in buckets if bucket >= longest), pad_token_id)
 
 
-def completion_lengths(tokens, stop_ids: Sequence[int]) -> np.ndarray:
-  """How many tokens each completion has before its first stop token. tokens: int[B, L]; returns int[B]."""
+def completion_ids(tokens: np.ndarray, stop_ids: Sequence[int]) -> list[list[int]]:
+  """The tokens of each completion before its first stop token. tokens: int[B, L]."""
   stopped = np.isin(tokens, stop_ids)
-  return np.where(stopped.any(axis=1), stopped.argmax(axis=1), tokens.shape[1])
+  lengths = np.where(stopped.any(axis=1), stopped.argmax(axis=1), tokens.shape[1])
+  return [row[:length].tolist() for row, length in zip(tokens, lengths)]
 
 
 def decode_completions(tokenizer, tokens, stop_ids: Sequence[int] | None = None) -> list[str]:
@@ -170,8 +171,11 @@ def decode_completions(tokenizer, tokens, stop_ids: Sequence[int] | None = None)
   A model can write such ids if its embedding has more rows than its tokenizer has tokens. tokens: int[B, L]; stop_ids:
   those of the tokenizer's model (`stop_token_ids`) unless they are given.
   """
-  tokens = np.asarray(tokens)
   if stop_ids is None:
     stop_ids = stop_token_ids(tokenizer, load_config(Path(tokenizer.name_or_path)))
-  cut = [row[:length].tolist() for row, length in zip(tokens, completion_lengths(tokens, stop_ids))]
-  return tokenizer.batch_decode(cut, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+  return texts_of(tokenizer, completion_ids(np.asarray(tokens), stop_ids))
+
+
+def texts_of(tokenizer, ids: Sequence[Sequence[int]]) -> list[str]:
+  """The text of token ids, as `decode_completions` has it of those before the first stop token."""
+  return tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

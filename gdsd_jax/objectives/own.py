@@ -32,12 +32,12 @@ def make_objective(name: str, fields: Mapping[str, Any]) -> Objective:
       made = found(**fields)
     except Exception as error:  # the user's own
       raise ValueError(f"objective.name: {own_code.described_briefly(error, found)}") from error
-    require(isinstance(made, Objective), "objective.name", f"{_at(found)}{name} is no gdsd_jax.Objective")
+    require(isinstance(made, Objective), "objective.name", f"{own_code.at(found)}{name} is no gdsd_jax.Objective")
     try:
       hash(made)
     except TypeError as error:
-      raise ValueError(f"objective.name: {_at(found)}{name} must be hashable, as a frozen dataclass is of what it"
-                       f" holds: {error}") from None
+      said = f"{own_code.at(found)}{name} must be hashable, as a frozen dataclass is of what it holds"
+      raise ValueError(f"objective.name: {said}: {error}") from None
     return OwnObjective(name, made)
   require(callable(found), "objective.name", f"{name} must be a class or a function, not {found!r:.80}")
   own_code.require_settings(found, "objective.name", name, fields, passed=1)
@@ -103,12 +103,7 @@ class OwnObjective(Objective):
 
   def _refuse(self, message: str):
     called = getattr(self.culprit, "__qualname__", self.name)
-    raise ValueError(f"objective.name: {_at(self.culprit)}{called} {message}")
-
-
-def _at(thing: Any) -> str:
-  where = own_code.place(thing)
-  return f"{where}: " if where else ""
+    raise ValueError(f"objective.name: {own_code.at(self.culprit)}{called} {message}")
 
 
 def _said(value: Any) -> str:

@@ -96,6 +96,12 @@ def batch_shards(mesh: Mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def whole_batch(count: int, mesh: Mesh) -> int:
+  """The least number of sequences, `count` or more, that splits evenly over the mesh."""
+  shards = batch_shards(mesh)
+  return math.ceil(count / shards) * shards
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """The same value on every device."""
   return NamedSharding(mesh, PartitionSpec())

@@ -5,7 +5,6 @@
 
 from collections.abc import Mapping
 import dataclasses
-import difflib
 import json
 import math
 import typing
@@ -15,7 +14,7 @@ from etils import epath
 from ml_collections import config_dict, ConfigDict
 
 from gdsd_jax import own_code
-from gdsd_jax.checks import require
+from gdsd_jax.checks import did_you_mean, require
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.own import make_objective
@@ -89,9 +88,7 @@ def run_config(config: ConfigDict) -> RunConfig:
   known = flatten(base_config().to_dict())
   for path, value in flatten(config.to_dict()).items():
     if path not in known and not path.startswith(_own_sections(config)):
-      near = difflib.get_close_matches(path, known, 1)
-      raise ValueError(f"--config.{path}: the config has no field {path!r}"
-                       + (f"; did you mean {near[0]!r}?" if near else ""))
+      raise ValueError(f"--config.{path}: the config has no field {path!r}{did_you_mean(path, known)}")
     require(value is not None or known.get(path) is None, path, "must not be None")
   return typed(RunConfig, config)
 

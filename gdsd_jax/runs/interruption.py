@@ -7,6 +7,8 @@ import jax
 
 from gdsd_jax.parallel.processes import gather_json
 
+START_AGAIN = 75  # exit status, EX_TEMPFAIL: the same command goes on where this one was
+
 
 class Interrupted(Exception):
   """The run was asked to stop and has saved its state; the same command goes on from there."""

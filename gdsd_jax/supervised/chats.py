@@ -6,13 +6,14 @@ Rows have the turns as `messages`, as `prompt` and `completion`, or, as ShareGPT
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 
 from gdsd_jax.checks import require
+from gdsd_jax.huggingface.chat_format import render
 from gdsd_jax.huggingface.tokenizer import chat_prompt, left_padded, token_ids
 from gdsd_jax.supervised.config import ChatsConfig
 from gdsd_jax.tasks import sources
+from gdsd_jax.tasks.base import is_message
 
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # its other roles have the names that chats have
 
@@ -96,7 +97,7 @@ def _split_turns(messages, tokenizer) -> dict[str, str]:
   if not isinstance(messages, list) or not messages:
     raise ValueError("`messages` must be a list of turns")
   for message in messages:
-    if not isinstance(message, dict) or not all(isinstance(message.get(name), str) for name in ("role", "content")):
+    if not is_message(message):
       raise ValueError(f"a turn must have `role` and `content`, both text, not {message!r:.100}")
     if not message["role"].isidentifier():  # anything else could forge the format or hold a mask
       raise ValueError(f"a turn's role must be one word, such as user, not {message['role']!r:.100}")
@@ -104,13 +105,10 @@ def _split_turns(messages, tokenizer) -> dict[str, str]:
     raise ValueError(f"the last turn must be the assistant's, not of {messages[-1]['role']!r}")
   if len(messages) < 2:
     raise ValueError("`messages` must have a turn before the assistant's, which is the prompt")
-  try:
-    chat_prompt(tokenizer, messages)  # refuses a turn, the learnt one too, that forges the format or holds a mask
-    prompt = chat_prompt(tokenizer, messages[:-1])
-    # The template itself says how a turn ends.
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
-  except jinja2.TemplateError as error:
-    raise ValueError(f"the model's chat template refuses it: {error}") from error
+  chat_prompt(tokenizer, messages)  # refuses a turn, the learnt one too, that forges the format or holds a mask
+  prompt = chat_prompt(tokenizer, messages[:-1])
+  # The template itself says how a turn ends.
+  whole = render(tokenizer, messages, for_reply=False)
   if not whole.startswith(prompt):
     raise ValueError("the model's chat template does not continue its own prompt with the assistant's turn")
   return {"prompt": prompt, "completion": whole[len(prompt):]}

@@ -99,6 +99,11 @@ class Task:
     return self.grade([completion], [example])[0].accuracy
 
 
+def is_message(message: Any) -> bool:
+  """Whether it is a dict of a role and a content, both of them text."""
+  return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+
+
 def check_split(split: str, has_validation: bool = True) -> None:
   """Raises ValueError unless `split` is one of SPLITS, and there."""
   known = [name for name in SPLITS if has_validation or name != "validation"]

@@ -17,14 +17,14 @@ def load_task(reference: str, options: Mapping[str, Any]) -> "OwnTask":
     inspect.signature(make).bind(**options)
   except TypeError as error:
     known = ", ".join(inspect.signature(make).parameters) or "none"
-    raise ValueError(f"task: {_at(make)}{reference} takes other options: {error}; known are {known}") from None
+    raise ValueError(f"task: {own_code.at(make)}{reference} takes other options: {error}; known are {known}") from None
   except ValueError:  # a built-in type, which has no signature to look at; calling it tells
     pass
   try:
     task = make(**options)
   except Exception as error:  # the user's own
     raise ValueError(f"task.name: {own_code.described(error, make)}") from error
-  return OwnTask(task, _at(make) + reference)
+  return OwnTask(task, own_code.at(make) + reference)
 
 
 class OwnTask(base.Task):
@@ -38,7 +38,7 @@ class OwnTask(base.Task):
 
   def __init__(self, task: base.Task, called: str = ""):
     if not isinstance(task, base.Task):
-      raise ValueError(f"task.name: {called or _at(task)} gives {task!r:.80}, which is no gdsd_jax.Task")
+      raise ValueError(f"task.name: {called or own_code.at(task)} gives {task!r:.80}, which is no gdsd_jax.Task")
     self.task, self.name, self.has_validation = task, task.name, task.has_validation
     self._names: list[str] | None = None  # of the rewards
 
@@ -52,7 +52,7 @@ class OwnTask(base.Task):
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     messages = self._call("messages", example)
-    whole = isinstance(messages, list | tuple) and len(messages) > 0 and all(map(is_message, messages))
+    whole = isinstance(messages, list | tuple) and len(messages) > 0 and all(map(base.is_message, messages))
     if not whole:
       self._refuse("messages", f"must give chat messages, each a dict of `role` and `content`, not {messages!r:.80}")
     return messages
@@ -85,7 +85,7 @@ class OwnTask(base.Task):
 
   def _refuse(self, method: str, message: str):
     function = self._function(method)
-    raise ValueError(f"{_at(function)}{function.__qualname__} {message}")
+    raise ValueError(f"{own_code.at(function)}{function.__qualname__} {message}")
 
   def _function(self, method: str):
     """The function of the user's that answers: `grade` may be ours, and call theirs."""
@@ -93,14 +93,3 @@ class OwnTask(base.Task):
       if getattr(type(self.task), name) is not getattr(base.Task, name):
         return getattr(type(self.task), name)
     return type(self.task)
-
-
-def is_message(message: Any) -> bool:
-  """Whether it is a dict of a role and a content, both of them text."""
-  return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
-
-
-def _at(thing: Any) -> str:
-  where = own_code.place(thing)
-  return f"{where}: " if where else ""
-

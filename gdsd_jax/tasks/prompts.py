@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 from gdsd_jax.checks import require
 from gdsd_jax.tasks import answers, base
-from gdsd_jax.tasks.own import is_message
 from gdsd_jax.tasks.sources import check_columns, Row, SourcedTask, text_of
 
 _NUMBER = re.compile(r"-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
@@ -71,7 +70,7 @@ class PromptsTask(SourcedTask):
     if not isinstance(row[column], list):
       return text_of(row, column)
     messages = row[column]
-    if not messages or not all(map(is_message, messages)):
+    if not messages or not all(map(base.is_message, messages)):
       raise ValueError(f"column {column!r} must be text or messages, each with role and content, not {messages!r:.80}")
     if messages[-1]["role"] == "assistant":
       raise ValueError(f"column {column!r} ends with the assistant's turn, which the model is to write")

@@ -47,7 +47,7 @@ class RewardFunction:
               if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if missing := [name for name in needed if name not in arguments]:
       columns = ", ".join(name for name in arguments if name not in _OURS) or "none"
-      raise ValueError(f"{own_code.place(self.function)}: {self.name}() asks for {', '.join(map(repr, missing))};"
+      raise ValueError(f"{own_code.at(self.function)}{self.name}() asks for {', '.join(map(repr, missing))};"
                        f" the rows have the columns {columns}")
     if inspect.Parameter.VAR_KEYWORD in kinds:
       return dict(arguments)
@@ -55,7 +55,7 @@ class RewardFunction:
 
   def checked(self, values: Any, count: int) -> list[float | None]:
     """What the function returned as `count` floats or Nones. ValueError, with its file and line, where it is not."""
-    at = f"{own_code.place(self.function)}: {self.name}()"
+    at = f"{own_code.at(self.function)}{self.name}()"
     if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
       raise ValueError(f"{at} must return a list of {count} rewards, one for each completion, not {values!r:.80}")
     if len(values) != count:
@@ -150,12 +150,11 @@ class RewardedTask(base.Task):
 
   def _as_seen(self, completion: str, example: Mapping[str, Any]) -> tuple[Any, Any]:
     """(prompt, completion) as functions see them, texts or lists of messages."""
-    messages = self.task.messages(example)
-    chat = isinstance(example.get("prompt"), list) if self.chat is None else self.chat
-    if chat:
-      return messages, [{"role": "assistant", "content": completion}]
     prompt = example.get("prompt")
-    return prompt if isinstance(prompt, str) else messages[-1]["content"], completion
+    chat = isinstance(prompt, list) if self.chat is None else self.chat
+    if chat:
+      return self.task.messages(example), [{"role": "assistant", "content": completion}]
+    return prompt if isinstance(prompt, str) else self.task.messages(example)[-1]["content"], completion
 
   def _call_all(self, functions: Sequence[RewardFunction], arguments, count: int) -> list[list[float | None]]:
     """The values of each function, checked. ValueError, one line with the user's file and line."""

@@ -1,6 +1,6 @@
 """What an RL run tells of itself: on the screen, and of each step's rollouts in its metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import json
 import logging
 import math
@@ -10,8 +10,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from gdsd_jax.generation.held_out import evaluate
-from gdsd_jax.generation.rollout import GradedCompletions, mean_that_applies, RewardError, RolloutSampler
+from gdsd_jax.generation.rollout import GradedCompletions, mean_that_applies, RewardError
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.state import TrainState
 
@@ -46,10 +45,10 @@ def rollout_metrics(scored: GradedCompletions, group_size: int) -> dict[str, flo
   }
 
 
-def evaluation_row(step: int, sampler: RolloutSampler, params, examples, key, batch_size: int) -> dict[str, float]:
+def evaluation_row(step: int, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
   """What `evaluate` finds after a step, shown, and named as in metrics.jsonl; none if the task's grader raises."""
   try:
-    found = evaluate(sampler, params, examples, key, batch_size)
+    found = evaluate()
   except RewardError as error:
     _log.info("evaluation after step %d left out: %s", step, error)
     return {}

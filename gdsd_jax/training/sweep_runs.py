@@ -16,10 +16,10 @@ from gdsd_jax.checks import require
 from gdsd_jax.parallel.processes import is_one_of_several
 from gdsd_jax.runs.config_dict import contradictions
 from gdsd_jax.runs.files import local_folder, read_rows
+from gdsd_jax.runs.interruption import START_AGAIN
 from gdsd_jax.training.sweep_grid import make_runs, Run
 from gdsd_jax.training.sweep_table import summarize, table
 
-START_AGAIN = 75  # as in command.py
 _CHILD = ("from gdsd_jax.parallel.processes import end_with_parent; end_with_parent();"
           " import gdsd_jax.launch; gdsd_jax.launch.train()")
 _OURS = ("--workdir", "--jobs")  # flags that are not handed on

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 import functools
 import logging
-import math
 import os
 import re
 from typing import Any
@@ -19,7 +18,7 @@ from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import GradedCompletions, RewardError
 from gdsd_jax.huggingface.tokenizer import chat_prompt
 from gdsd_jax.objectives.gdsd import leave_one_out_advantages
-from gdsd_jax.parallel.mesh import batch_sharding, batch_shards
+from gdsd_jax.parallel.mesh import batch_sharding, whole_batch
 from gdsd_jax.parallel.rows import local_rows, spread
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import open_workdir
@@ -94,7 +93,10 @@ class Trainer(Training):
     self._interruption.ask()
 
   def evaluate(self) -> dict[str, float]:
-    """What `generation.held_out.evaluate` finds on the validation problems, with the parameters as they are now."""
+    """What `generation.held_out.evaluate` finds on the validation problems, with the parameters as they are now.
+
+    The random key is the same every time.
+    """
     key, batch_size = jax.random.key(self.config.seed), self.config.eval.batch_size
     return evaluate(self.sampler, self.state.student_params, self.held_out, key, batch_size)
 
@@ -103,12 +105,11 @@ class Trainer(Training):
 
     `changes` are fields of the recipe's `SamplerConfig`, such as `temperature=0.0`.
     """
-    generator, shards = self.sampler.generator, batch_shards(self.mesh)
+    generator, sampler = self.sampler.generator, self.sampler.with_config(**changes)
     chats = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
     texts = [chat_prompt(generator.tokenizer, chat) for chat in chats]
-    sampler, batch_size = self.sampler.with_config(**changes), math.ceil(len(texts) / shards) * shards
     return generator.complete(self.state.student_params, texts, sampler.prompt_buckets, sampler.config,
-                              jax.random.key(seed), batch_size)[0]
+                              jax.random.key(seed), whole_batch(len(texts), self.mesh))[0]
 
   def save_pretrained(self, out: epath.PathLike, merged: bool = False) -> None:
     """Writes the model as it is now with its tokenizer, or the adapter of a LoRA run unless `merged`."""
@@ -199,9 +200,10 @@ class Trainer(Training):
     metrics, entropy = [], policy_entropy(old)
     with watch.phase("update"):
       for i in range(updates):
-        part, *of_part = (each[i if fresh else 0] for each in (drawn, old, ref))
-        current = old[0] if i == 0 else score(self.state.student_params, part)  # before the first update student is old
-        batch = DistillationBatch(part, old=of_part[0], ref=of_part[1], current=current, **known)
+        at = i if fresh else 0
+        # Before the first update the student is old.
+        current = old[0] if i == 0 else score(self.state.student_params, drawn[at])
+        batch = DistillationBatch(drawn[at], old=old[at], ref=ref[at], current=current, **known)
         self.state, step_metrics = distillation_step(self.state, batch, optimizer=self.optimizer, **self._static)
         metrics.append(step_metrics)
       metrics = jax.device_get(metrics)
@@ -215,9 +217,8 @@ class Trainer(Training):
     """Held-out accuracy and rewards; the same problems and random key every time; none if the task's grader raises."""
     if number % self.config.eval.every and number < self.config.steps:
       return {}
-    key, batch_size = jax.random.key(self.config.seed), self.config.eval.batch_size
     with watch.phase("evaluate"):
-      row = evaluation_row(number, self.sampler, self.state.student_params, self.held_out, key, batch_size)
+      row = evaluation_row(number, self.evaluate)
     for callback in self.callbacks:
       callback.after_evaluation(self, number, row)
     # There are no rollouts before the first step, whose reward its row would have.
@@ -230,8 +231,3 @@ class Trainer(Training):
     every = self.config.log.rollouts_every
     if every and (row["step"] - 1) % every == 0:
       show_rollouts(self._scored)
-
-
-def train(config: RunConfig, workdir: epath.Path) -> None:
-  """Runs or resumes an RL run in `workdir`. Raises as `Trainer`, and as `run_training`."""
-  Trainer(config, workdir).train()
