@@ -77,6 +77,12 @@ def test_chat_prompt_is_lladas(tokenizer):
   )
 
 
+def test_messages_that_the_template_refuses_are_one_line(tokenizer, monkeypatch):
+  monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('a system message is not known') }}")
+  with pytest.raises(ValueError, match="^the model's chat template refuses it: a system message is not known$"):
+    chat_prompt(tokenizer, user("one"))
+
+
 def test_chat_prompt_begins_once_whatever_the_number_of_turns(tokenizer):
   messages = [*user(" one "), {"role": "assistant", "content": "two\n"}, *user("three")]
   assert chat_prompt(tokenizer, messages) == (
