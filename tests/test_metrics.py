@@ -28,6 +28,7 @@ def write_rows(workdir, rows, last_step=-1, **log):
   writer = MetricsWriter(workdir, last_step, config_of(**log))
   for row in rows:
     writer.write(row)
+    writer.draw()
   writer.plot()
   writer.close()
 
@@ -151,6 +152,7 @@ def test_the_plot_is_drawn_no_more_often_than_asked(tmp_path, clock, monkeypatch
   for step in range(1, 7):
     clock.now += 8
     writer.write({**ROW, "step": step})
+    writer.draw()
   assert drawn == [1, 4]
   writer.close()
 
@@ -166,6 +168,14 @@ def test_tensorboard_has_its_event_files(tmp_path):
   write_rows(tmp_path, [ROW], tensorboard=True)
   (events,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
   assert b"reward/format" in events.read_bytes()
+
+
+def test_tensorboard_gets_the_rows_that_were_not_drawn(tmp_path):
+  writer = MetricsWriter(tmp_path, -1, config_of(tensorboard=True))
+  writer.write({**ROW, "told": 1.0})
+  writer.close()
+  (events,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+  assert b"told" in events.read_bytes()
 
 
 def test_tensorboard_can_be_off(tmp_path):

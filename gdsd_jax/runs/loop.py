@@ -115,6 +115,7 @@ def _go_through(
       break
     checkpoints.check()
     training.show(row, progress)
+    writer.draw()  # after the line: the first time it imports libraries for seconds
   writer.plot()
   checkpoints.close()
   if interrupted:

@@ -69,9 +69,13 @@ class MetricsWriter:
     self._for_tensorboard.append((row["step"], numbers))
     if self._wandb:
       self._wandb.log(numbers, step=row["step"])
-    if row["step"] == 0:
-      return  # what draws and logs takes seconds to import; the first step goes before
-    self._feed_tensorboard()
+
+  def draw(self) -> None:
+    """Gives TensorBoard the rows that it has not, and redraws reward.png if it is due: it need not be waited for."""
+    if self._file is None:
+      return
+    if self._for_tensorboard:
+      self._feed_tensorboard()
     if time.monotonic() - self._plotted > self._plot_seconds:
       self.plot()
 
