@@ -3,7 +3,7 @@
 python launch/gke.py NAME --image=IMAGE --type=v5e --topology=4x4 -- \
   python launch/train.py --config=CONFIG --workdir=gs://BUCKET/DIR
 
-It needs PyYAML and kubectl but neither JAX nor this package, so that it starts at once on any machine.
+It needs PyYAML and kubectl but neither JAX nor this package installed, so that it starts at once on any machine.
 """
 
 import argparse
@@ -15,6 +15,10 @@ import sys
 
 import yaml
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # of a clone that is not installed
+
+from gdsd_jax.planning.slices import check_shape
+
 _TEMPLATE = Path(__file__).with_suffix(".yaml")
 
 # Type -> the node label cloud.google.com/gke-tpu-accelerator.
@@ -25,6 +29,8 @@ ACCELERATORS = {
   "v6e": "tpu-v6e-slice",
 }
 _SPOT = "cloud.google.com/gke-spot"
+# NAME=VALUE of a command that has no place in a manifest, nor in what `ps` shows on the nodes.
+_SECRET = re.compile(r"([A-Za-z_]\w*(?:TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?))=.", re.IGNORECASE)
 _LONGEST_NAME = 40  # pods add to it, and their names are host names of at most 63 characters
 
 
@@ -45,8 +51,7 @@ def manifest(options: argparse.Namespace) -> dict:
   """
   if not re.fullmatch(rf"[a-z][a-z0-9-]{{0,{_LONGEST_NAME - 2}}}[a-z0-9]", options.name):
     raise ValueError(f"NAME: lowercase letters, digits and -, at most {_LONGEST_NAME} characters, not {options.name!r}")
-  if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", options.topology):
-    raise ValueError(f"--topology: such as 4x4 (v5e, v6e) or 2x2x4 (v4, v5p), not {options.topology!r}")
+  check_shape(options.type, options.topology)
   chips = math.prod(int(size) for size in options.topology.split("x"))
   chips_per_host = options.chips_per_host or min(chips, 4)
   if chips_per_host < 1 or chips % chips_per_host:
@@ -55,8 +60,7 @@ def manifest(options: argparse.Namespace) -> dict:
     raise ValueError(f"--max-restarts={options.max_restarts}: must not be negative")
   if not options.command:
     raise ValueError("no command: write it after --, e.g. -- python launch/train.py --config=configs/gdsd_math.py")
-  if "launch/train.py" in options.command and not re.search(r"(^|\s)--?workdir[= ]gs://", " ".join(options.command)):
-    raise ValueError("--workdir=gs://BUCKET/DIR: the command needs it; a pod's own files are gone when it starts again")
+  _check_command(options)
 
   jobset = yaml.safe_load(_TEMPLATE.read_text())
   jobset["metadata"]["name"] = options.name
@@ -79,8 +83,24 @@ def manifest(options: argparse.Namespace) -> dict:
   container["image"] = options.image
   # Kubernetes expands $(NAME) in a command, and turns $$ into $.
   container["command"] = [_Quoted(argument.replace("$", "$$")) for argument in options.command]
+  if options.secret:
+    container["envFrom"] = [{"secretRef": {"name": name}} for name in options.secret]
   container["resources"] = {kind: {"google.com/tpu": chips_per_host} for kind in ("requests", "limits")}
   return jobset
+
+
+def _check_command(options: argparse.Namespace) -> None:
+  """Refuses a run's folder that is gone with its pod, and secrets that everybody could read."""
+  words = options.command
+  if found := next(filter(None, map(_SECRET.match, words)), None):
+    raise ValueError(f"{found[1]}=…: a secret in the command can be read in the manifest and in process lists; put it"
+                     " into a Kubernetes secret, and name it by --secret=NAME (docs/gke.md)")
+  followed = [f"{word}={after}" for word, after in zip(words, words[1:]) if re.fullmatch("--?workdir", word)]
+  given = [word.partition("=")[2] for word in [*words, *followed] if re.match("--?workdir=", word)]
+  needs_one = not given and any(word.endswith(("launch/train.py", "gdsd-train")) for word in words)
+  if (needs_one or not all(folder.startswith("gs://") for folder in given)) and not options.shared_disk:
+    raise ValueError("--workdir=gs://BUCKET/DIR: the command needs it; a pod's own files are gone when it starts again,"
+                     " and the others do not see them (--shared-disk, if the manifest mounts a disk that all share)")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -104,6 +124,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   parser.add_argument("--spot", action="store_true", help="on Spot nodes")
   parser.add_argument("--namespace", help="of the JobSet (default: kubectl's)")
   parser.add_argument("--service-account", help="Kubernetes service account that may write to the bucket")
+  parser.add_argument("--secret", action="append", metavar="NAME",
+                      help="Kubernetes secret, whose keys become environment variables; may be repeated")
+  parser.add_argument("--shared-disk", action="store_true", help="--workdir is on a volume that all pods mount")
   parser.add_argument("--max-restarts", type=int, default=100, help="(default: %(default)s)")
   parser.add_argument("--dry-run", action="store_true", help="prints the manifest instead")
   options = parser.parse_args(argv[:split])

@@ -2,7 +2,8 @@
 # Runs a command on all workers of a Cloud TPU pod slice, and again where it left off (docs/pod.md).
 #
 # Each worker has a copy of the code in ~/gdsd_jax, this script included, which starts and watches the command there
-# (`tpu_pod.sh worker …`, by ssh). What a worker runs is in ~/gdsd_jax/.tpu_pod: command, log, pid, status.
+# (`tpu_pod.sh worker …`, by ssh). What a worker runs is in ~/gdsd_jax/.tpu_pod: command, log, pid, status. Secrets come
+# as a file that only the user may read, and that is gone once the command has them in its environment.
 set -euo pipefail
 
 fail() {
@@ -37,6 +38,8 @@ usage: launch/tpu_pod.sh run NAME [OPTION...] -- COMMAND [ARGUMENT...]
   --create-flag=FLAG   one more flag of `gcloud compute tpus queued-resources create`; may be repeated
   --extras=EXTRAS      extras of the package to install (default: tpu), e.g. tpu,hub,math
   --max-restarts=N     starts COMMAND again at most N times (default: 100)
+  --secret=NAME        hands the environment variable NAME to COMMAND, e.g. HF_TOKEN, WANDB_API_KEY; may be repeated
+  --shared-disk        --workdir is on a disk that every worker mounts, such as Filestore
   --delete             deletes the slice when COMMAND is done or has failed
   --zone=ZONE, --project=PROJECT   by default those of `gcloud config`
   --dry-run            prints the gcloud commands instead
@@ -69,6 +72,11 @@ worker_start() { # COMMAND [ARGUMENT...]
   rm -f .tpu_pod/status
   touch .tpu_pod/log
   echo $(($(wc -l < .tpu_pod/log) + 1)) > .tpu_pod/first_line
+  if [ -e .tpu_pod/secrets ]; then
+    # shellcheck disable=SC1091
+    . .tpu_pod/secrets
+    rm .tpu_pod/secrets
+  fi
   # The shell outlives SIGTERM, to write down the status of a command that saves first.
   # shellcheck disable=SC2016
   PATH=$PWD/.venv/bin:$PATH setsid nohup bash -c \
@@ -218,6 +226,21 @@ install_code() {
     && installed=yes
 }
 
+# By file, not as arguments, which `ps` shows here and there. The folder is the user's alone before the file is there.
+send_secrets() {
+  local file=secrets variable
+  [ ${#secrets[@]} -gt 0 ] || return 0
+  if [ -z "$dry_run" ]; then
+    file=$temporary/secrets
+    (
+      umask 077
+      for variable in "${secrets[@]}"; do printf 'export %s=%q\n' "$variable" "${!variable}"; done > "$file"
+    )
+  fi
+  ssh_to all "mkdir -p gdsd_jax/.tpu_pod && chmod 700 gdsd_jax/.tpu_pod" \
+    && tpus tpu-vm scp "$file" "$name:gdsd_jax/.tpu_pod/secrets" --worker=all
+}
+
 launch() { # starts the command on all workers, unless it runs there already
   local reports
   reports=$(ssh_to all "test ! -e gdsd_jax/.tpu_pod || bash gdsd_jax/launch/tpu_pod.sh worker report $(quote "$@")") \
@@ -225,7 +248,7 @@ launch() { # starts the command on all workers, unless it runs there already
   case $reports in
     *busy*) fail "another command runs on $name: launch/tpu_pod.sh stop $name" ;;
     *running*) say "the command runs already on $name; following it" ;;
-    *) { [ -n "$installed" ] || install_code; } && on all start "$@" ;;
+    *) { [ -n "$installed" ] || install_code; } && send_secrets && on all start "$@" ;;
   esac
 }
 
@@ -288,6 +311,28 @@ run() { # COMMAND [ARGUMENT...]; leaves the status in $result
   done
 }
 
+# Refuses a run's folder that the other workers do not see and that is gone with its VM, and secrets that all could read.
+check_command() { # COMMAND [ARGUMENT...]
+  local word before='' folder workdirs=0 trains=''
+  for word in "$@"; do
+    shopt -s nocasematch
+    [[ ! $word =~ ^([a-z_][a-z0-9_]*(token|key|secret|password|credentials?))=. ]] \
+      || fail "run: ${BASH_REMATCH[1]}=…: process lists show it: export ${BASH_REMATCH[1]}, and give --secret=${BASH_REMATCH[1]}"
+    shopt -u nocasematch
+    [[ ! $word =~ (^|/)(launch/train\.py|gdsd-train)$ ]] || trains=yes
+    folder=''
+    [[ ! $word =~ ^--?workdir=(.*)$ ]] || folder=${BASH_REMATCH[1]:-.}
+    [[ ! $before =~ ^--?workdir$ ]] || folder=$word
+    before=$word
+    [ -n "$folder" ] || continue
+    workdirs=$((workdirs + 1))
+    [[ $folder = gs://* ]] || [ -n "$shared_disk" ] \
+      || fail "run: --workdir=$folder: each worker has a disk of its own: gs://BUCKET/DIR (or --shared-disk, if all mount it)"
+  done
+  [ -z "$trains" ] || [ $workdirs -gt 0 ] || [ -n "$shared_disk" ] \
+    || fail "run: the command needs --workdir=gs://BUCKET/DIR: each worker has a disk of its own"
+}
+
 # --------------------------------------------------------------------------------------------------- command line
 
 if [ "${1:-}" = worker ]; then
@@ -298,7 +343,7 @@ fi
 exec 3>&1 # where --dry-run prints, whoever reads the standard output of a function
 poll=${TPU_POD_POLL_SECONDS:-15}
 type='' runtime='' extras=tpu max_restarts=100 delete='' dry_run='' dry_run_vm='' installed='' result=0
-location=() create_flags=() command=()
+location=() create_flags=() command=() secrets=() shared_disk=''
 
 action=${1:-}
 case $action in
@@ -318,6 +363,8 @@ while [ $# -gt 0 ]; do
     --create-flag=?*) create_flags+=("${1#*=}") ;;
     --extras=?*) extras=${1#*=} ;;
     --max-restarts=?*) max_restarts=${1#*=} ;;
+    --secret=?*) secrets+=("${1#*=}") ;;
+    --shared-disk) shared_disk=yes ;;
     --delete) delete=yes ;;
     --zone=?* | --project=?*) location+=("$1") ;;
     --dry-run) dry_run=yes ;;
@@ -327,7 +374,13 @@ while [ $# -gt 0 ]; do
   shift
 done
 [[ $max_restarts =~ ^[0-9]+$ ]] || fail "--max-restarts: must be a whole number, not '$max_restarts'"
+for secret in "${secrets[@]}"; do
+  [[ $secret =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] \
+    || fail "--secret: the name of an environment variable, not its value: export it, and give --secret=HF_TOKEN"
+  [ -n "${!secret:-}" ] || fail "--secret=$secret: the environment has no $secret: export it"
+done
 if [ "$action" = run ]; then
+  check_command "${command[@]}"
   [ ${#command[@]} -gt 0 ] || fail "run: no command: write it after --, e.g. -- python launch/train.py --config=…"
 else
   [ ${#command[@]} = 0 ] || fail "$action: takes no command"

@@ -21,6 +21,7 @@ from gdsd_jax.planning import plan as pod_plan
 from gdsd_jax.planning.chips import CHIPS
 from gdsd_jax.planning.hlo_cost import Cost, program_cost
 from gdsd_jax.planning.report import report, table
+from gdsd_jax.planning.slices import check_shape
 from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.training import trainer as training
 
@@ -392,6 +393,28 @@ def test_a_slice_of_no_known_chip_is_refused(monkeypatch, topology):
     pod_plan.slice_devices(topology)
 
 
+@pytest.mark.parametrize("topology", [
+  "v5e:2x2x2", "v6e:4x4x4", "v5e:0x0", "v5e:3x3", "v5e:4x2", "v5e:32x32", "v5e:12x12", "v5e:", "v5e:axb", "v5e:-4x4",
+  "v5e:4x4_twisted", "v5p:4x4", "v5p:3x3x3", "v5p:2x2x3", "v5p:2x2x8", "v5p:8x4x4", "v5p:32x32x32", "v5p:0x0x0",
+])
+def test_a_shape_that_no_slice_has_is_refused_with_those_that_exist(topology):
+  """libtpu itself compiles for most of these."""
+  generation, _, shape = topology.partition(":")
+  exist = "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16$" if generation != "v5p" else (
+    "2x2x1, 2x2x2, 2x2x4, 2x4x4, and those of three ascending multiples of 4, as 4x4x8, up to 6144 chips$")
+  with pytest.raises(ValueError, match=rf"^--topology: {generation} has no slice '{shape}'; it has {exist}"):
+    pod_plan.slice_devices(topology)
+
+
+@pytest.mark.parametrize("topology", [
+  "v5e:1x1", "v6e:2x4", "v6e:16x16", "v4:2x2x4", "v4:8x16x16", "v5p:4x4x4", "v5p:4x4x12", "v5p:16x16x24",
+  "v5p:4x4x8_twisted",
+])
+def test_shapes_that_exist_are_let_through(topology):
+  generation, _, shape = topology.partition(":")
+  check_shape(generation, shape)
+
+
 def test_a_mesh_that_does_not_fit_the_slice_is_refused_with_the_numbers(chips):
   chips(8)
   with pytest.raises(ValueError, match="mesh.fsdp=3.*their product must be the number of devices, 8"):
@@ -450,7 +473,7 @@ def test_a_run_that_does_not_fit_ends_with_status_1():
 @needs_libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments, message", [
-  (["--topology=v5e:3x5"], "error: --topology: libtpu knows no slice 'v5e:3x5': "),
+  (["--topology=v5e:2x2x2"], "error: --topology: v5e has no slice '2x2x2'; it has 1x1, 2x2, "),
   (["--topology=v5e:4x4", "--config.mesh.fsdp=5"], "mesh.fsdp=5, mesh.tensor=1: their product must be the number of"),
   (["--topology=v5e:4x8", "--config.optimizer.accumulation=4"], "cannot be split over mesh.data × mesh.fsdp = 32"),
 ])

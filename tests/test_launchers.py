@@ -190,6 +190,15 @@ def cloud(tmp_path):
   cloud.close()
 
 
+# A marker that stands for a secret, quotes and blanks among it: no output, argument, manifest or file may show it.
+SECRET = "hf_MARKER'\"$x 7"
+
+
+def shown(*texts) -> bool:
+  """Whether any of them shows the secret, whichever way it is quoted."""
+  return any("MARKER" in str(text) for text in texts)
+
+
 def without(program_name: str, tmp_path: Path) -> dict:
   """Environment in which a program is not on PATH, while the shell's usual ones are."""
   folder = tmp_path / "few"
@@ -356,11 +365,47 @@ def test_stop_lets_the_command_save(cloud):
     (["run", "my-pod", "--max-restarts=x", "--", "ls"], "--max-restarts: must be a whole number"),
     (["create", "my-pod"], "--type says what to create"),
     (["stop", "my-pod", "--", "ls"], "takes no command"),
+    (["run", "my-pod", "--", "python", "launch/train.py", "--workdir=/local"],
+     "run: --workdir=/local: each worker has a disk of its own: gs://BUCKET/DIR"),
+    (["run", "my-pod", "--", "python", "launch/evaluate.py", "--workdir", "runs/a"], "--workdir=runs/a: each worker"),
+    (["run", "my-pod", "--", "gdsd-train", "--config=gdsd_math:tiny"], "run: the command needs --workdir=gs://BUCKET/DIR"),
+    (["run", "my-pod", "--secret=HF_TOKEN=abc", "--", "ls"], "--secret: the name of an environment variable, not"),
+    (["run", "my-pod", "--secret=NOT_SET_AT_ALL", "--", "ls"], "--secret=NOT_SET_AT_ALL: the environment has no"),
+    (["run", "my-pod", "--", "env", f"HF_TOKEN={SECRET}", "ls"],
+     "run: HF_TOKEN=…: process lists show it: export HF_TOKEN, and give --secret=HF_TOKEN"),
+    (["run", "my-pod", "--dry-run", "--", "env", f"wandb_api_key={SECRET}", "ls"], "give --secret=wandb_api_key"),
   ],
 )
 def test_pod_refuses_in_one_line(cloud, arguments, message):
   result = cloud.run(*arguments)
   assert result.returncode == 1 and message in result.stderr and len(result.stderr.splitlines()) == 1
+  assert not shown(result.stdout, result.stderr)
+
+
+def test_pod_workdir_may_be_on_a_disk_that_all_workers_mount(cloud):
+  command = ["python", "launch/train.py", "--workdir=/mnt/shared/run"]
+  result = cloud.run("run", "my-pod", "--type=v5litepod-16", "--shared-disk", "--dry-run", "--", *command)
+  assert result.returncode == 0, result.stderr
+
+
+def test_pod_secrets_reach_the_command_and_nothing_else(cloud):
+  cloud.environment |= {"HF_TOKEN": SECRET, "WANDB_API_KEY": "MARKER2"}
+  code = (
+    "import os, subprocess; out = open(os.environ['HOME'] + '/seen', 'w')\n"
+    "print(os.environ['HF_TOKEN'], os.environ['WANDB_API_KEY'], file=out)\n"
+    "print(subprocess.run(['ps', '-eo', 'args'], capture_output=True, text=True).stdout, file=open('processes', 'w'))"
+  )
+  arguments = ["run", "my-pod", "--type=v5litepod-16", "--secret=HF_TOKEN", "--secret=WANDB_API_KEY"]
+  result = cloud.run(*arguments, "--", "env", "-u", "FAKE_CLOUD", "python", "-c", code)
+  assert result.returncode == 0, result.stderr
+  for worker in ("worker0", "worker1"):
+    home = cloud.folder / worker
+    assert (home / "seen").read_text() == f"{SECRET} MARKER2\n"
+    assert "tpu_pod.sh" in (home / "gdsd_jax" / "processes").read_text()
+    assert not shown(*(file.read_text() for file in [home / "gdsd_jax" / "processes", *home.glob("gdsd_jax/.tpu_pod/*")]))
+  assert not shown((cloud.folder / "calls").read_text(), result.stdout, result.stderr)
+  dry = cloud.run(*arguments, "--dry-run", "--", "python", "x.py")
+  assert dry.returncode == 0 and "secrets" in dry.stdout and not shown(dry.stdout, dry.stderr)
 
 
 # ---------------------------------------------------------------------------------------------------------- Slurm
@@ -388,6 +433,29 @@ def test_slurm_says_what_is_missing(tmp_path):
       [LAUNCH / "slurm.sh", *arguments], env=without("sbatch", tmp_path), capture_output=True, text=True
     )
     assert result.returncode == 1 and message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments, message", [
+  (["--", "python", "launch/train.py", "--workdir=/tmp/run"], "--workdir=/tmp/run: only one node sees it"),
+  (["--", "python", "launch/train.py", "--workdir", "/dev/shm/run"], "--workdir=/dev/shm/run: only one node sees it"),
+  (["--", "env", f"HF_TOKEN={SECRET}", "python"], "HF_TOKEN=…: process lists show it: export HF_TOKEN before"),
+  ([f"--export=ALL,WANDB_API_KEY={SECRET}", "--", "python"], "WANDB_API_KEY=…: process lists show it"),
+  (["--dry-run", f"--export=WANDB_API_KEY={SECRET}", "--", "python"], "WANDB_API_KEY=…: process lists show it"),
+])
+def test_slurm_refuses_in_one_line(tmp_path, arguments, message):
+  result = subprocess.run([LAUNCH / "slurm.sh", *arguments], capture_output=True, text=True)
+  assert result.returncode == 1 and message in result.stderr and len(result.stderr.splitlines()) == 1
+  assert not shown(result.stdout, result.stderr)
+
+
+def test_slurm_hands_secrets_over_by_the_environment(tmp_path):
+  code = "import json, os, sys; open(os.environ['HOME'] + '/got', 'w').write(os.environ['HF_TOKEN']); print(sys.argv)"
+  program(tmp_path / "bin", "sbatch", f"#!{sys.executable}\n{code}\n")
+  environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+  command = [LAUNCH / "slurm.sh", "--shared-disk", "--export=ALL,HF_TOKEN", "--", "python", "--workdir=/tmp/run"]
+  result = subprocess.run(command, env=environment | {"HF_TOKEN": SECRET}, capture_output=True, text=True)
+  assert result.returncode == 0 and (tmp_path / "got").read_text() == SECRET
+  assert not shown(result.stdout, result.stderr) and "--shared-disk" not in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -507,7 +575,8 @@ def test_gke_creates_the_jobset(tmp_path):
 
 @pytest.mark.parametrize(
   "topology, options, hosts, chips",
-  [("1x1", [], 1, 1), ("2x2", [], 1, 4), ("2x4", [], 2, 4), ("2x4", ["--chips-per-host=8"], 1, 8), ("2x2x4", [], 4, 4)],
+  [("1x1", [], 1, 1), ("2x2", [], 1, 4), ("2x4", [], 2, 4), ("2x4", ["--chips-per-host=8"], 1, 8),
+   ("2x2x4", ["--type=v5p"], 4, 4)],
 )
 def test_gke_hosts_of_a_topology(topology, options, hosts, chips):
   result = gke("my-run", "--image=i", "--type=v5e", f"--topology={topology}", *options, "--dry-run", "--", "ls")
@@ -520,14 +589,28 @@ def test_gke_hosts_of_a_topology(topology, options, hosts, chips):
   "arguments, message",
   [
     (["My_Run", *GKE[1:], "--", "ls"], "NAME: lowercase"),
-    ([*GKE[:3], "--topology=16", "--", "ls"], "--topology: such as 4x4"),
+    ([*GKE[:3], "--topology=16", "--", "ls"], "--topology: v6e has no slice '16'; it has 1x1, 2x2, 2x4, 4x4"),
+    ([*GKE[:3], "--topology=4x4x4", "--", "ls"], "--topology: v6e has no slice '4x4x4'; it has 1x1"),
+    ([*GKE[:2], "--type=v4", "--topology=4x4", "--", "ls"], "multiples of 4, as 4x4x8, up to 4096 chips"),
     ([*GKE, "--chips-per-host=3", "--", "ls"], "--chips-per-host=3 does not divide the 16 chips"),
     ([*GKE, "--max-restarts=-1", "--", "ls"], "--max-restarts=-1: must not be negative"),
     ([*GKE[:2], "--type=v9", *GKE[3:], "--", "ls"], "--type: invalid choice: 'v9'"),
     (GKE, "no command"),
     ([*GKE, "--", "python", "launch/train.py", "--workdir=runs/a"], "--workdir=gs://BUCKET/DIR: the command needs it"),
+    ([*GKE, "--", "gdsd-train", "--config=gdsd_math:tiny"], "--workdir=gs://BUCKET/DIR: the command needs it"),
+    ([*GKE, "--", "gdsd-evaluate", "--workdir", "/local"], "--workdir=gs://BUCKET/DIR: the command needs it"),
+    ([*GKE, "--dry-run", "--", "env", f"HF_TOKEN={SECRET}", "ls"], "HF_TOKEN=…: a secret in the command can be read"),
+    ([*GKE, "--", "env", f"wandb_api_key={SECRET}", "ls"], "put it into a Kubernetes secret, and name it by"),
   ],
 )
 def test_gke_refuses_in_one_line(arguments, message):
   result = gke(*arguments)
   assert result.returncode == 1 and message in result.stderr and len(result.stderr.splitlines()) == 1
+  assert not shown(result.stdout, result.stderr)
+
+
+def test_gke_takes_secrets_from_kubernetes():
+  options = ["--secret=keys", "--secret=more", "--shared-disk", "--dry-run"]
+  jobset = yaml.safe_load(gke(*GKE, *options, "--", "gdsd-train", "--workdir=/mnt/a").stdout)
+  (container,) = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+  assert container["envFrom"] == [{"secretRef": {"name": "keys"}}, {"secretRef": {"name": "more"}}]

@@ -138,7 +138,7 @@ class Job:
 
   def __init__(self, cluster: Cluster, folder: Path, *command: str, options=()):
     self.cluster, self.log_path = cluster, folder / "job.log"
-    options = ["--ntasks-per-node=2", "--time=60", f"--output={self.log_path}", *options]
+    options = ["--shared-disk", "--ntasks-per-node=2", "--time=60", f"--output={self.log_path}", *options]
     self.id = re.search(r"\d+", cluster.run("launch/slurm.sh", *options, "--", *command))[0]
 
   def log(self) -> str:

@@ -7,6 +7,7 @@ import jax
 from jax.experimental import topologies
 
 from gdsd_jax.checks import require
+from gdsd_jax.planning.slices import check_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +34,14 @@ def slice_devices(topology: str) -> tuple[list, Chip]:
   """Devices of a TPU slice that is not there, and what each of its chips has.
 
   A topology is a generation and the chips along each axis of the torus: v5e:4x4, v6e:16x16 or v5p:2x2x4. Raises
-  ValueError if libtpu is missing or knows no such slice.
+  ValueError if there is no such slice, or if libtpu is missing or does not know it.
   """
+  known, (generation, _, shape) = [chip.name for chip in CHIPS.values()], topology.partition(":")
+  require(generation in known, "--topology",
+          f"{topology!r} is no slice of {', '.join(known)}: a generation and its chips, as v5e:4x4")
+  check_shape(generation, shape)
   require(importlib.util.find_spec("libtpu") is not None, "--topology",
           "needs libtpu, which compiles for TPUs without one: pip install libtpu (or pip install 'gdsd_jax[tpu]')")
-  known = [chip.name for chip in CHIPS.values()]
-  require(topology.partition(":")[0] in known, "--topology",
-          f"{topology!r} is no slice of {', '.join(known)}: a generation and its chips, as v5e:4x4")
   try:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
   except jax.errors.JaxRuntimeError as error:

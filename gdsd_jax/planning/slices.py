@@ -1,0 +1,32 @@
+"""The shapes of TPU slices that exist, by generation: libtpu compiles for others, too, and GKE waits for them for ever."""
+
+import math
+import re
+
+from gdsd_jax.checks import require
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
+
+# Generation -> shapes, each size of which is no smaller than the one before, but for 2x2x1. Source: the pages of the
+# Cloud TPU documentation on each generation, https://docs.cloud.google.com/tpu/docs/v5e, …/v6e, …/v5p and …/v4.
+SHAPES = {"v4": _SMALL, "v5e": _FLAT, "v5p": _SMALL, "v6e": _FLAT}
+# Generation -> chips of the largest slice of which each size is a multiple of 4, as in 4x4x8.
+_LARGEST = {"v4": 4096, "v5p": 6144}
+
+
+def check_shape(generation: str, shape: str) -> None:
+  """Raises ValueError, one line that names what exists, unless a generation of `SHAPES` has slices of this shape."""
+  require(shape in SHAPES[generation] or _is_torus(generation, shape), "--topology", (
+    f"{generation} has no slice {shape!r}; it has {', '.join(SHAPES[generation])}" + (
+      f", and those of three ascending multiples of 4, as 4x4x8, up to {_LARGEST[generation]} chips"
+      if generation in _LARGEST else "")))
+
+
+def _is_torus(generation: str, shape: str) -> bool:
+  found = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})x([1-9]\d{0,3})(_twisted|_untwisted)?", shape)
+  if found is None or generation not in _LARGEST:
+    return False
+  sizes = [int(size) for size in found.groups()[:3]]
+  multiples = all(size % 4 == 0 for size in sizes)
+  return multiples and sizes == sorted(sizes) and math.prod(sizes) <= _LARGEST[generation]
