@@ -402,7 +402,8 @@ def test_pod_secrets_reach_the_command_and_nothing_else(cloud):
     home = cloud.folder / worker
     assert (home / "seen").read_text() == f"{SECRET} MARKER2\n"
     assert "tpu_pod.sh" in (home / "gdsd_jax" / "processes").read_text()
-    assert not shown(*(file.read_text() for file in [home / "gdsd_jax" / "processes", *home.glob("gdsd_jax/.tpu_pod/*")]))
+    kept = [home / "gdsd_jax" / "processes", *home.glob("gdsd_jax/.tpu_pod/*")]
+    assert not shown(*(file.read_text() for file in kept))
   assert not shown((cloud.folder / "calls").read_text(), result.stdout, result.stderr)
   dry = cloud.run(*arguments, "--dry-run", "--", "python", "x.py")
   assert dry.returncode == 0 and "secrets" in dry.stdout and not shown(dry.stdout, dry.stderr)

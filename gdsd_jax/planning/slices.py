@@ -1,4 +1,4 @@
-"""The shapes of TPU slices that exist, by generation: libtpu compiles for others, too, and GKE waits for them for ever."""
+"""The shapes of TPU slices that exist, by generation: libtpu compiles for others, too, and GKE waits for them in vain."""
 
 import math
 import re
