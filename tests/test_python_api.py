@@ -165,7 +165,7 @@ def test_the_command_of_the_example_raises_its_own_reward(tmp_path):
   program, *arguments = shlex.split(next(line for line in text.splitlines() if "gdsd-train" in line))
   assert program == "gdsd-train"
   command = [sys.executable, str(REPOSITORY / "launch" / "train.py"), *arguments]
-  environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": ""}  # compiled as a user's is, which is faster
+  environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": ""}  # compiled as a user's is, faster
   result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
   assert result.returncode == 0, result.stderr
   rows = read_rows(tmp_path / "run" / "metrics.jsonl")

@@ -1,4 +1,4 @@
-"""The shapes of TPU slices that exist, by generation: libtpu compiles for others, too, and GKE waits for them in vain."""
+"""The shapes of TPU slices that exist, by generation: libtpu compiles for others, too, and GKE waits for them."""
 
 import math
 import re
