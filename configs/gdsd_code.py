@@ -18,6 +18,7 @@ def get_config(preset: str = "tiny"):
   config = published_config(preset, per_device_batch=3, accumulation=20)
   config.steps = 300
   config.task.name = "code"
+  config.task.prompt = "gdsd"  # GDSD's own; "espo" is ESPO's, which is longer
   config.objective.name = "gdsd_tlc"
   config.objective.num_iterations = 8
   config.objective.num_mc = 4

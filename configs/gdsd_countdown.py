@@ -31,6 +31,7 @@ def _published(preset: str):
   config.steps = 1000
   config.task.name = "countdown"
   config.task.variant = "official"
+  config.task.prompt = "gdsd"  # GDSD's own; "espo" is ESPO's, which is longer
   config.eval.prefill = "<reasoning>"  # as the official evaluation begins every completion
   config.objective.name = "gdsd"
   config.objective.num_iterations = 8

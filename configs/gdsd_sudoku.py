@@ -31,6 +31,7 @@ def _published(preset: str):
   config.steps = 1000
   config.task.name = "sudoku"
   config.task.variant = "official"
+  config.task.prompt = "gdsd"  # GDSD's own; "espo" is ESPO's, which is longer
   config.sampler.steps = 128
   config.sampler.remasking = "random"  # in LLaDA's sampler and its forward process
   config.sampler.prompt_buckets = (400,)  # all prompts are nearly the same length: the rules, and one puzzle

@@ -63,7 +63,8 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
     "optimizer.final_share": 0.5, "optimizer.b1": 0.1, "optimizer.b2": 0.2, "optimizer.weight_decay": 0.3,
     "optimizer.clip": 0.4, "optimizer.moments_dtype": "bfloat16", "optimizer.accumulation": 3, "eval.every": 8,
     "eval.num_examples": 9, "eval.batch_size": 10, "eval.lengths": (32,), "eval.steps_per_token": 1.0,
-    "eval.block_length": 8, "eval.prompt_buckets": (5,), "eval.prefill": "so", "checkpoint.every": 2,
+    "eval.block_length": 8, "eval.prompt_buckets": (5,), "eval.prefill": "so", "eval.prompt": "training",
+    "checkpoint.every": 2,
     "checkpoint.keep": 3, "mesh.data": 2, "mesh.fsdp": 3, "mesh.tensor": 4, "log.every": 5, "log.rollouts_every": 6,
     "log.plot_seconds": 7.0, "log.tensorboard": False, "log.wandb_project": "",
   }

@@ -107,6 +107,7 @@ class _Evaluation:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     require(num_examples is None or num_examples >= 1, "--num_examples", f"must be at least 1, not {num_examples}")
     self.task = get_task(config.task.name, **config.task.options)
+    self.asked = self.task.messages if config.eval.prompt == "training" else self.task.evaluation_messages
     test = self.task.examples("test")
     require(len(test) > 0, "task.name", f"{config.task.name} has an empty test split")
     self.examples = [test[i] for i in range(min(num_examples or len(test), len(test)))]
@@ -117,7 +118,7 @@ class _Evaluation:
                    " --config.sampler.kind=%s", kind, model.path, family, family)
     tokenizer = load_tokenizer(model.folder, denoiser.config)
     try:
-      self.prompts = [chat_prompt(tokenizer, self.task.messages(example)) + self.prefill for example in self.examples]
+      self.prompts = [chat_prompt(tokenizer, self.asked(example)) + self.prefill for example in self.examples]
     except ValueError as error:  # a problem whose text forges the chat format
       raise ValueError(f"task.test_source: {error}") from None
     self.generator = Generator(denoiser, tokenizer, mesh)
@@ -162,7 +163,7 @@ class _Evaluation:
 
     def grade(items):
       texts, examples = [completions[i] for i in items], [self.examples[indices[i]] for i in items]
-      ids = [token_ids(self.generator.tokenizer, texts)] if self.task.takes_ids else []
+      ids = [token_ids(self.generator.tokenizer, texts), self.asked] if self.task.takes_ids else []
       try:
         grades = self.task.grade(texts, examples, *ids)
       except Exception as error:

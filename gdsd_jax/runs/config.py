@@ -24,6 +24,8 @@ from gdsd_jax.parallel.mesh import batch_shards
 from gdsd_jax.runs.optimizer import OptimizerConfig
 from gdsd_jax.tasks import Task
 
+PROMPTS = ("evaluation", "training")
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -104,6 +106,8 @@ class EvalConfig:
   block_length: int = 32  # as sampler.block_length
   prompt_buckets: tuple[int, ...] = (128, 256, 512, 1024)  # only those that some prompt needs are compiled
   prefill: str = ""  # text that every completion begins with
+  # How problems are asked: as the official "evaluation" asks them (`Task.evaluation_messages`), or as "training" does.
+  prompt: str = "evaluation"
 
   def __post_init__(self):
     require_at_least(self, "eval.", every=1, num_examples=1, batch_size=1)
@@ -113,6 +117,7 @@ class EvalConfig:
     share = self.steps_per_token
     require(0 < share <= 1, "eval.steps_per_token", f"must lie in (0, 1], not {share}")
     require_buckets("eval.prompt_buckets", self.prompt_buckets)
+    require_one_of("eval.prompt", self.prompt, PROMPTS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ RESUMABLE = (
   "steps", "checkpoint.", "log.", "mesh.", "model.remat",
   "model.revision",  # the weights themselves are compared
   # Only launch/evaluate.py reads these.
-  "eval.lengths", "eval.steps_per_token", "eval.block_length", "eval.prompt_buckets", "eval.prefill",
+  "eval.lengths", "eval.steps_per_token", "eval.block_length", "eval.prompt_buckets", "eval.prefill", "eval.prompt",
 )
 
 

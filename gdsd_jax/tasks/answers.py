@@ -7,15 +7,6 @@ are never closed, they take quadratic time.
 import re
 
 BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."  # after the problem
-TAGS_INSTRUCTION = """
-Respond in the following format:
-<reasoning>
-...
-</reasoning>
-<answer>
-...
-</answer>
-"""
 
 # In this order. Layout, degrees, dollars and percent signs say nothing about equality.
 _REPLACEMENTS = (

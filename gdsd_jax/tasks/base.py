@@ -46,7 +46,8 @@ def number(name: str, value: Any) -> float:
 class Task:
   """Problems with a checkable answer. Tasks inherit from it; the arguments that make one are its options.
 
-  A task says what its problems are (`examples`), how each is asked (`messages`), and how a completion is graded: by
+  A task says what its problems are (`examples`), how each is asked (`messages`; in evaluations by
+  `evaluation_messages`, which is the same unless it says otherwise), and how a completion is graded: by
   `score`, a dict of named rewards, with `accuracy` beside it if there is a notion of right and wrong; or by
   `grade_one`, which finds both in one look; or by `grade`, which takes many completions and may grade them side by
   side. No grader raises on any text. A task that tiny models are pretrained on has three things more, see
@@ -74,6 +75,10 @@ class Task:
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     """The problem as chat messages, each with `role` and `content`."""
     raise NotImplementedError(f"{type(self).__name__} must have `messages`")
+
+  def evaluation_messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
+    """As `messages`, in launch/evaluate.py: some published evaluations ask otherwise than training does."""
+    return self.messages(example)
 
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> Grade:
     """Rewards and accuracy of one completion's text."""

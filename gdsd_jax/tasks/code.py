@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from gdsd_jax import sandbox
 from gdsd_jax.checks import require
-from gdsd_jax.tasks import base, code_rows
+from gdsd_jax.tasks import base, code_rows, official_prompts
 from gdsd_jax.tasks.sources import SourcedTask
 
 # The whole completion: text, one block, and at most a line's end.
@@ -29,6 +29,9 @@ class CodeTask(SourcedTask):
   """
 
   test_source: str = "huggingface:openai/openai_humaneval#test"
+  # How AceCode's problems and those of APPS and TACO are asked: "gdsd" or "espo" (tasks/official_prompts.py), None for
+  # the latter. HumanEval and MBPP are asked as both evaluate them.
+  prompt: str | None = None
   test_seconds: float = 4.0  # CPU time of a test; a test that waits has twice that
   program_seconds: float = 10.0  # wall-clock time of all tests of a program
   memory_mb: int = 512  # for a program
@@ -36,6 +39,7 @@ class CodeTask(SourcedTask):
   name: ClassVar[str] = "code"
 
   def __post_init__(self):
+    official_prompts.check_name(self.prompt)
     for field, least in (("test_seconds", 0.01), ("program_seconds", 0.01), ("memory_mb", 64), ("workers", 1)):
       value = getattr(self, field)
       unset = value is None and field == "workers"
@@ -53,10 +57,14 @@ class CodeTask(SourcedTask):
     return super().examples(split)
 
   def read_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
-    return code_rows.read_row(row)
+    return code_rows.read_row(row, self._prompt)
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
-    return _example(example)["messages"]
+    return _example(example, self._prompt)["messages"]
+
+  @property
+  def _prompt(self) -> str:
+    return self.prompt or "espo"
 
   def grade(self, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> list[base.Grade]:
     """Runs the program of each completion: its first block, or the whole text where there is no block.
@@ -118,6 +126,6 @@ def _grade(completion: str, verdict: sandbox.Verdict) -> base.Grade:
   return base.Grade({"format": layout, "correctness": share if layout == 1.0 else 0.0}, accuracy=share == 1.0)
 
 
-def _example(row):
+def _example(row, prompt="espo"):
   """An example as it is, or one made of a row of a file."""
-  return row if "tests" in row or code_rows.kind_of(row) is None else code_rows.read_row(row)
+  return row if "tests" in row or code_rows.kind_of(row) is None else code_rows.read_row(row, prompt)

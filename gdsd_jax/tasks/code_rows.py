@@ -6,14 +6,9 @@ import re
 from typing import Any
 
 from gdsd_jax import sandbox
+from gdsd_jax.tasks.official_prompts import CODE_SYSTEM
 from gdsd_jax.tasks.sources import text_of
 
-_SYSTEM_PROMPT = (
-  "You are a helpful assistant. When you output code, it must be in a single fenced code block using triple backticks "
-  "(```) and the language specifier (e.g., ```python). The code block must appear as the last part of your response "
-  "and end with a newline after the closing backticks (```). Do not include any text after the code block. Do not "
-  "include extra code blocks or explanations outside the final code block."
-)
 _READS_AND_PRINTS = "The program reads from standard input and prints its answer to standard output."
 # The answer of a function under test as JSON has it, which knows no tuples.
 _CALL_SETUP = """
@@ -30,13 +25,16 @@ assert _plain(_function(*{arguments!r})) in {expected!r}
 """
 
 
-def read_row(row: Mapping[str, Any]) -> dict[str, Any]:
-  """The example (see `CodeTask`) that a row of any known kind holds. ValueError where it is of none, or damaged."""
+def read_row(row: Mapping[str, Any], prompt: str) -> dict[str, Any]:
+  """The example (see `CodeTask`) that a row of any known kind holds. ValueError where it is of none, or damaged.
+
+  `prompt` names what AceCode's problems and those of APPS and TACO ask for: one of `CODE_SYSTEM`.
+  """
   columns = kind_of(row)
   if columns is None:
     known = "; ".join(map(", ".join, _KINDS))
     raise ValueError(f"columns {', '.join(row)} are those of no known kind: {known}")
-  return _KINDS[columns](row)
+  return _KINDS[columns](row, prompt)
 
 
 def kind_of(row: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -49,14 +47,14 @@ def head_of(name: str) -> re.Pattern[str]:
   return re.compile(rf"^def[ \t]+{re.escape(name)}\b", re.MULTILINE)
 
 
-def _acecode(row):
+def _acecode(row, prompt):
   question, tests = text_of(row, "question"), _tests_of(row, "test_cases")
   # Questions with a block of code show the function's head already.
   question = question if "\n```\n" in question else f"{question}\nTest cases: {tests[0]}"
-  return {"messages": _asked_strictly(question), "tests": tests}
+  return {"messages": _asked_strictly(question, prompt), "tests": tests}
 
 
-def _humaneval(row):
+def _humaneval(row, _):
   prompt, name = text_of(row, "prompt"), text_of(row, "entry_point")
   head = head_of(name).search(prompt)
   if not head:
@@ -69,11 +67,11 @@ def _humaneval(row):
   }
 
 
-def _mbpp(row):
+def _mbpp(row, _):
   return _mbpp_of(row, text_of(row, "text"), text_of(row, "test_setup_code"))
 
 
-def _mbpp_sanitized(row):
+def _mbpp_sanitized(row, _):
   return _mbpp_of(row, text_of(row, "prompt"), "\n".join(_texts_of(row, "test_imports")))
 
 
@@ -85,7 +83,7 @@ def _mbpp_of(row, text, setup):
   return {"messages": _asked(question), "tests": tests, "setup": setup, "names": names}
 
 
-def _input_output(row):
+def _input_output(row, prompt):
   """APPS and TACO: programs that read and print, or, where `fn_name` says its name, a function."""
   question, pairs = text_of(row, "question"), _json_of(row, "input_output")
   inputs, outputs = (pairs.get(name) if isinstance(pairs, dict) else None for name in ("inputs", "outputs"))
@@ -95,13 +93,13 @@ def _input_output(row):
   begun = f"\n\nBegin with this code:\n```python\n{start.strip()}\n```" if start.strip() else ""
   if name is None:
     tests = [{"stdin": _spoken(said), "stdout": _spoken(heard)} for said, heard in zip(inputs, outputs)]
-    return {"messages": _asked_strictly(f"{question}\n\n{_READS_AND_PRINTS}{begun}"), "tests": tests}
+    return {"messages": _asked_strictly(f"{question}\n\n{_READS_AND_PRINTS}{begun}", prompt), "tests": tests}
   if not isinstance(name, str) or not name.isidentifier() or not all(isinstance(given, list) for given in inputs):
     raise ValueError("column 'input_output' must have a name as `fn_name`, and a list of arguments as each of `inputs`")
   # Some answers are in a list of one, without anything to tell which.
   accepted = [(value, *value[:1]) if isinstance(value, list) else (value,) for value in outputs]
   tests = [_CALL.format(name=name, arguments=given, expected=values) for given, values in zip(inputs, accepted)]
-  asked = _asked_strictly(f"{question}\n\nThe function is named `{name}`.{begun}")
+  asked = _asked_strictly(f"{question}\n\nThe function is named `{name}`.{begun}", prompt)
   return {"messages": asked, "tests": tests, "setup": _CALL_SETUP, "names": [name]}
 
 
@@ -109,8 +107,8 @@ def _asked(question):
   return [{"role": "user", "content": question}]
 
 
-def _asked_strictly(question):
-  return [{"role": "system", "content": _SYSTEM_PROMPT}, *_asked(question)]
+def _asked_strictly(question, prompt):
+  return [{"role": "system", "content": CODE_SYSTEM[prompt]}, *_asked(question)]
 
 
 def _tests_of(row, column):

@@ -10,7 +10,7 @@ import re
 from typing import Any, ClassVar
 
 from gdsd_jax.checks import require
-from gdsd_jax.tasks import answers, base, puzzles
+from gdsd_jax.tasks import answers, base, official_prompts, puzzles
 
 NUM_NUMBERS = 3
 # The generated problems of each variant. Numbers and targets of the public test file go up to 100.
@@ -33,14 +33,6 @@ _TEXT = re.compile(r"(?:[0-9]+\.?(?![0-9])|[-+*/()\s])*", re.ASCII)
 _NODES = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
           ast.USub: operator.neg, ast.UAdd: operator.pos}
 _SHAPES = ("{}{}{}{}{}", "({}{}{}){}{}", "{}{}({}{}{})")
-
-INSTRUCTION = (
-  "\nUsing only the numbers {numbers}, create an arithmetic expression that evaluates to exactly {target}. You must "
-  "use all numbers from the list, and each number must be used exactly once. You may use the operations +, -, *, and "
-  "/ as needed. After reasoning, provide only your final expression inside <answer></answer> tags without including an "
-  "equals sign or the target number. For example, if the numbers are [2, 3, 4] and the target is 5, a valid answer is: "
-  "<answer>\n2*4-3\n</answer>"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +77,14 @@ class CountdownTask(puzzles.PuzzleTask):
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     example = self.read_row(example)
-    if self.variant == "small":
+    if self.asked == puzzles.BARE:
       return [{"role": "user", "content": f"{' '.join(map(str, example['numbers']))} = {example['target']}"}]
-    return [{"role": "user", "content": answers.TAGS_INSTRUCTION + INSTRUCTION.format(**example)}]
+    return [{"role": "user", "content": official_prompts.COUNTDOWN[self.asked].format(**example)}]
+
+  def evaluation_messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
+    if self.asked == puzzles.BARE:
+      return self.messages(example)
+    return [{"role": "user", "content": official_prompts.COUNTDOWN_EVALUATION.format(**self.read_row(example))}]
 
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
     """The reward is for the last tagged answer; accuracy finds the expression elsewhere, too, see `_expression_in`."""

@@ -5,7 +5,7 @@ import dataclasses
 import re
 from typing import Any, ClassVar
 
-from gdsd_jax.tasks import answers, base
+from gdsd_jax.tasks import answers, base, official_prompts
 from gdsd_jax.tasks.sources import Row, SourcedTask, text_of
 
 # ASCII digits throughout: \d would let through digits of other scripts. Thousands may be separated by commas.
@@ -39,6 +39,9 @@ class Gsm8kTask(SourcedTask):
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{example['question']}\n{answers.BOXED_INSTRUCTION}"}]
 
+  def evaluation_messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [{"role": "user", "content": official_prompts.GSM8K_EVALUATION + example["question"]}]
+
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
     reference = str(example["answer"]).rpartition("####")[2].strip().replace(",", "")
     return base.Grade(self._rewards(completion, reference), _has_number(completion, reference))
@@ -54,7 +57,7 @@ class Gsm8kXmlTask(Gsm8kTask):
   name: ClassVar[str] = "gsm8k_xml"
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
-    return [{"role": "user", "content": f"{answers.TAGS_INSTRUCTION}\n\n{example['question']}"}]
+    return [{"role": "user", "content": f"{official_prompts.TAGS_INSTRUCTION}\n\n{example['question']}"}]
 
   def _rewards(self, completion: str, reference: str) -> dict[str, float]:
     answer = answers.lenient_answer(completion)

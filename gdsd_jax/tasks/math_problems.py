@@ -6,7 +6,7 @@ import importlib.util
 from typing import Any, ClassVar
 
 from gdsd_jax.checks import require
-from gdsd_jax.tasks import answers, base, math_grader
+from gdsd_jax.tasks import answers, base, math_grader, official_prompts
 from gdsd_jax.tasks.sources import check_columns, Row, SourcedTask, text_of
 
 CORRECTNESS_REWARD = 2.0
@@ -40,7 +40,10 @@ class MathXmlTask(SourcedTask):
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     request = "You are a math expert. Solve the problem step by step. Wrap the final answer in a \\boxed{}."
-    return [{"role": "user", "content": f"{answers.TAGS_INSTRUCTION}\n\n{request}\n\n{example['problem']}"}]
+    return [{"role": "user", "content": f"{official_prompts.TAGS_INSTRUCTION}\n\n{request}\n\n{example['problem']}"}]
+
+  def evaluation_messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [{"role": "user", "content": official_prompts.MATH_EVALUATION + example["problem"]}]
 
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
     """`correctness` is for the first tag's text, closed or not; accuracy for the last box, else the tagged answer."""

@@ -51,10 +51,18 @@ class OwnTask(base.Task):
     return examples
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
-    messages = self._call("messages", example)
+    return self._messages_by("messages", example)
+
+  def evaluation_messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
+    # Of the two, what is nearest to the user: a class that asks one of our tasks' problems by other messages means it.
+    defined = (cls.__dict__.keys() & {"messages", "evaluation_messages"} for cls in type(self.task).__mro__)
+    return self._messages_by(min(next(filter(None, defined))), example)
+
+  def _messages_by(self, method: str, example: Mapping[str, Any]) -> list[dict[str, str]]:
+    messages = self._call(method, example)
     whole = isinstance(messages, list | tuple) and len(messages) > 0 and all(map(base.is_message, messages))
     if not whole:
-      self._refuse("messages", f"must give chat messages, each a dict of `role` and `content`, not {messages!r:.80}")
+      self._refuse(method, f"must give chat messages, each a dict of `role` and `content`, not {messages!r:.80}")
     return messages
 
   def grade(self, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> list[base.Grade]:

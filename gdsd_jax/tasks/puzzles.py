@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gdsd_jax.checks import require
-from gdsd_jax.tasks import base
+from gdsd_jax.tasks import base, official_prompts
 from gdsd_jax.tasks.sources import SourcedTask
 
 GENERATED = "generated"
 VARIANTS = ("official", "small")
+BARE = "bare"  # the prompt that is the problem alone
 # Short digests of the public test problems, written by launch/digest_official_tests.py: problems are generated without
 # these at hand. Four bytes take one other problem in six million for one of them, which costs nothing.
 DIGESTS = Path(__file__).parent / "assets" / "official_test_digests.txt"
@@ -26,13 +27,23 @@ class PuzzleTask(SourcedTask):
 
   train_source: str = GENERATED
   test_source: str = GENERATED
-  variant: str = "official"  # or "small", with prompts as short as models of under a million parameters need them
+  variant: str = "official"  # or "small", whose generated problems models of under a million parameters can learn
+  # How problems are asked in training: "gdsd" or "espo" (tasks/official_prompts.py), or "bare", the problem alone. None
+  # is "bare" for the small variant, and "espo" for the official one. Evaluation asks as the official one does, which
+  # has one prompt for all, or by the problem alone, where training does.
+  prompt: str | None = None
   tags: ClassVar[tuple[str, ...]] = ("<answer>", "</answer>")
 
   def __post_init__(self):
     require(self.variant in VARIANTS, f"task.variant={self.variant!r}", f"unknown, known are {', '.join(VARIANTS)}")
+    official_prompts.check_name(self.prompt, (*official_prompts.NAMES, BARE))
     stored = {self.train_source, self.test_source} != {GENERATED}
     require(stored or not self.columns, "task.columns", "generated problems have none; name a source of problems")
+
+  @property
+  def asked(self) -> str:
+    """The name of the training prompt."""
+    return self.prompt or (BARE if self.variant == "small" else "espo")
 
   @property
   def has_validation(self) -> bool:

@@ -122,11 +122,17 @@ class RewardedTask(base.Task):
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     return self.task.messages(example)
 
-  def grade(self, completions, examples, completion_ids=None) -> list[base.Grade]:
-    """Each function sees all completions at once. `completion_ids` are their tokens, for functions that ask."""
+  def evaluation_messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
+    return self.task.evaluation_messages(example)
+
+  def grade(self, completions, examples, completion_ids=None, asked=None) -> list[base.Grade]:
+    """Each function sees all completions at once. `completion_ids` are their tokens, for functions that ask.
+
+    `asked` gives the messages that a completion answers, where these are not those of training (`messages`).
+    """
     count = len(completions)
     functions = [reward for reward in self.rewards if reward.function is not None]
-    arguments = self._arguments(completions, examples, completion_ids)
+    arguments = self._arguments(completions, examples, completion_ids, asked or self.messages)
     values = dict(zip([reward.name for reward in functions], self._call_all(functions, arguments, count)))
     own = self.task.grade(completions, examples) if self.task.has_grader else [None] * count
     grades = []
@@ -141,20 +147,20 @@ class RewardedTask(base.Task):
         _log.warning("no reward applies to a completion, and it counts as 0: %r", completions[i][:200])
     return grades
 
-  def _arguments(self, completions, examples, completion_ids) -> dict[str, list]:
+  def _arguments(self, completions, examples, completion_ids, asked) -> dict[str, list]:
     """What all functions are called with: a value for each completion, by name."""
     names = dict.fromkeys(name for example in examples for name in example)
     columns = {name: [example.get(name) for example in examples] for name in names}
-    prompts, completions = zip(*map(self._as_seen, completions, examples))
+    prompts, completions = zip(*[self._as_seen(text, each, asked) for text, each in zip(completions, examples)])
     return columns | {"prompts": list(prompts), "completions": list(completions), "completion_ids": completion_ids}
 
-  def _as_seen(self, completion: str, example: Mapping[str, Any]) -> tuple[Any, Any]:
+  def _as_seen(self, completion: str, example: Mapping[str, Any], asked: Callable) -> tuple[Any, Any]:
     """(prompt, completion) as functions see them, texts or lists of messages."""
     prompt = example.get("prompt")
     chat = isinstance(prompt, list) if self.chat is None else self.chat
     if chat:
-      return self.task.messages(example), [{"role": "assistant", "content": completion}]
-    return prompt if isinstance(prompt, str) else self.task.messages(example)[-1]["content"], completion
+      return asked(example), [{"role": "assistant", "content": completion}]
+    return prompt if isinstance(prompt, str) else asked(example)[-1]["content"], completion
 
   def _call_all(self, functions: Sequence[RewardFunction], arguments, count: int) -> list[list[float | None]]:
     """The values of each function, checked. ValueError, one line with the user's file and line."""

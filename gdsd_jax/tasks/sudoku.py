@@ -8,50 +8,12 @@ import operator
 import re
 from typing import Any, ClassVar
 
-from gdsd_jax.tasks import answers, base, puzzles
+from gdsd_jax.tasks import answers, base, official_prompts, puzzles
 from gdsd_jax.tasks.sources import text_of
 
 CELLS = 16
 SPLIT_SIZES = {"train": 10_000, "validation": 500, "test": 500}  # generated puzzles
 GIVENS = 8  # as in every puzzle of the public test file
-SYSTEM_PROMPT = """
-Please solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character string reading left-to-right, \
-top-to-bottom, where '0' represents empty cells.
-
-**Rules:**
-- Fill empty cells with digits 1-4.
-- Each row must contain digits 1-4 exactly once.
-- Each column must contain digits 1-4 exactly once.
-- Each 2x2 box must contain digits 1-4 exactly once.
-
-**Example:**
-Puzzle: 0401002010030310
-This puzzle grid looks like this:
-0 4 | 0 1
-0 0 | 2 0
-----+----
-1 0 | 0 3
-0 3 | 1 0
-
-Solution: 2431312412434312
-The solved grid looks like this:
-2 4 | 3 1
-3 1 | 2 4
-----+----
-1 2 | 4 3
-4 3 | 1 2
-
-**Important:** Your solution must be a COMPLETE 16-character string with only the digits 1-4, representing your final \
-solved grid.
-
-Respond in this exact format:
-<reasoning>
-Your step-by-step solving process
-</reasoning>
-<answer>
-[16-character solution string with no spaces or separators]
-</answer>
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +41,14 @@ class SudokuTask(puzzles.PuzzleTask):
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     puzzle, _ = _puzzle_of(example)
-    content = f"{SYSTEM_PROMPT}\n\nNow, solve the following Sudoku puzzle: {puzzle}\n"
-    return [{"role": "user", "content": puzzle if self.variant == "small" else content}]
+    content = puzzle if self.asked == puzzles.BARE else official_prompts.SUDOKU[self.asked].format(puzzle=puzzle)
+    return [{"role": "user", "content": content}]
+
+  def evaluation_messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
+    if self.asked == puzzles.BARE:
+      return self.messages(example)
+    puzzle, _ = _puzzle_of(example)
+    return [{"role": "user", "content": official_prompts.SUDOKU_EVALUATION.format(puzzle=puzzle)}]
 
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
     """The share of the empty cells that are filled right.
