@@ -33,6 +33,7 @@ if __name__ == "__main__":
 from absl import flags
 
 from gdsd_jax import command
+from gdsd_jax.paths import local_path
 
 _MODEL = flags.DEFINE_string("model", "tiny", "tiny, 100m, 8b (LLaDA's shape) or 8b_dream.")
 _REFERENCE = flags.DEFINE_bool("reference", False, "Measure the PyTorch version, too.")
@@ -65,12 +66,13 @@ def main():
   from gdsd_jax.benchmark.setting import setting
 
   fields = {flag.name: flag.value for flag in _FIELDS}
+  out, profile = (flag.value and str(local_path(flag.value, f"--{flag.name}")) for flag in (_OUT, _PROFILE))
   only = tuple(_ONLY.value) if _ONLY.value is not None else None
-  chosen = setting(_MODEL.value, only=only, reference=_REFERENCE.value, profile=_PROFILE.value, **fields)
+  chosen = setting(_MODEL.value, only=only, reference=_REFERENCE.value, profile=profile, **fields)
   result = measure(chosen, say=lambda line: print(line, flush=True))
   line = json.dumps(result)
-  if _OUT.value is not None:
-    Path(_OUT.value).write_text(line + "\n")
+  if out is not None:
+    Path(out).write_text(line + "\n")
   print(table(result))
   print(line, flush=True)
   ours = (result.get(name, {}).get(side, {}) for name in ("sampling", "training") for side in ("ours", "fast_dllm"))

@@ -11,7 +11,6 @@ status 1: it would not fit.
 
 import json
 import os
-from pathlib import Path
 import sys
 
 # Read when JAX and libtpu start: compile here, beside other processes that do, and ask no metadata server for a slice.
@@ -39,12 +38,13 @@ def main():
   from gdsd_jax.planning.plan import plan
   from gdsd_jax.planning.report import report, table
   from gdsd_jax.runs.config_dict import run_config
+  from gdsd_jax.runs.files import local_folder
   from gdsd_jax.runs.metrics import log_to_stdout
 
   log_to_stdout()
   planned = plan(run_config(_CONFIG.value), _TOPOLOGY.value)
   if _HLO.value is not None:
-    folder = Path(_HLO.value)
+    folder = local_folder("--hlo", _HLO.value)
     folder.mkdir(parents=True, exist_ok=True)
     for program in planned.programs:
       (folder / f"{program.name}.hlo").write_text(program.hlo)

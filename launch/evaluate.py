@@ -13,11 +13,10 @@ import json
 from pathlib import Path
 
 from absl import flags
-from etils import epath
 from ml_collections import config_flags
 
 from gdsd_jax import command
-from gdsd_jax.runs.files import is_remote, local_folder
+from gdsd_jax.runs.files import is_remote, local_folder, run_folder
 from gdsd_jax.runs.recipe_files import run_name
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -62,7 +61,7 @@ def main():
       raise ValueError(f"--lengths: must be numbers with commas between, not {','.join(_LENGTHS.value)!r}")
     recipe.eval.lengths = tuple(map(int, _LENGTHS.value))
   config = run_config(recipe)
-  evaluated = Evaluated(_WORKDIR.value and epath.Path(_WORKDIR.value), _STEP.value or "latest", _MODEL.value)
+  evaluated = Evaluated(_WORKDIR.value and run_folder(_WORKDIR.value), _STEP.value or "latest", _MODEL.value)
   evaluated = evaluated.resolved()
   out = default_out(config, flags.FLAGS["config"].config_filename, evaluated)
   if _OUT.value:

@@ -5,10 +5,9 @@ Full-parameter runs give a folder in the layout of the model they came from. LoR
 """
 
 from absl import flags
-from etils import epath
 
 from gdsd_jax import command
-from gdsd_jax.runs.files import local_folder
+from gdsd_jax.runs.files import local_folder, run_folder
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _OUT = flags.DEFINE_string("out", None, "Folder for the exported files.")
@@ -21,7 +20,7 @@ def main():
   from gdsd_jax.runs.metrics import log_to_stdout
 
   log_to_stdout()
-  export_run(epath.Path(_WORKDIR.value), _STEP.value, local_folder("--out", _OUT.value), _MERGE.value)
+  export_run(run_folder(_WORKDIR.value), _STEP.value, local_folder("--out", _OUT.value), _MERGE.value)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ python launch/pretrain.py --config=configs/sft.py --config.data.train_source=cha
 """
 
 from absl import flags
-from etils import epath
 from ml_collections import config_flags
 
 from gdsd_jax import command
-from gdsd_jax.runs.files import local_folder
+from gdsd_jax.runs.files import local_folder, run_folder
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to pretrain, on what.", lock_config=True)
 _OUT = flags.DEFINE_string("out", None, "Folder for the Hugging Face files, or for the PEFT adapter.")
@@ -29,7 +28,7 @@ def main():
   config, out = _CONFIG.value, local_folder("--out", _OUT.value)
   if config.get("kind") not in ("pretraining", "sft"):
     raise ValueError("--config: must be configs/pretrain_tiny.py or configs/sft.py; launch/train.py takes the others")
-  workdir = epath.Path(_WORKDIR.value or f"{out}.run")
+  workdir = run_folder(_WORKDIR.value or f"{out}.run")
   if config.kind == "sft":
     from gdsd_jax.runs.config_dict import typed
     from gdsd_jax.supervised.config import FinetuningConfig

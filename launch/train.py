@@ -8,10 +8,10 @@ from pathlib import Path
 import sys
 
 from absl import flags
-from etils import epath
 from ml_collections import config_flags
 
 from gdsd_jax import command
+from gdsd_jax.runs.files import run_folder
 from gdsd_jax.runs.recipe_files import run_name
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -27,11 +27,11 @@ _ALLOW_CHANGED_INPUTS = flags.DEFINE_bool(
 _JOBS = flags.DEFINE_integer("jobs", None, "How many runs of a sweep go on at a time; by default one after the other.")
 
 
-def workdir(suffix: str = "") -> epath.Path:
+def workdir(suffix: str = ""):
   """By default runs/gdsd_math_tiny for configs/gdsd_math.py:tiny: the same command finds the same folder."""
   if _WORKDIR.value == "":  # an unset variable of the shell, say
     raise ValueError("--workdir: is empty")
-  return epath.Path(_WORKDIR.value or Path("runs") / (run_name(flags.FLAGS["config"].config_filename) + suffix))
+  return run_folder(_WORKDIR.value or Path("runs") / (run_name(flags.FLAGS["config"].config_filename) + suffix))
 
 
 def main():

@@ -17,7 +17,7 @@ FLOORS = (
   ("gdsd_jax.diffusion", "gdsd_jax.objectives", "gdsd_jax.huggingface"),
   ("gdsd_jax.models", "gdsd_jax.tasks"),
   ("gdsd_jax.parallel", "gdsd_jax.sandbox"),
-  ("gdsd_jax.own_code",),
+  ("gdsd_jax.own_code", "gdsd_jax.paths"),
   ("gdsd_jax.checks",),
 )
 WITHOUT_JAX = ("gdsd_jax.tasks", "gdsd_jax.sandbox")

@@ -12,7 +12,6 @@ import logging
 import sys
 from typing import Any
 
-from etils import epath
 import jax
 
 from gdsd_jax.checks import require, require_at_least, require_one_of
@@ -24,6 +23,7 @@ from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.parallel.mesh import make_mesh, whole_batch
 from gdsd_jax.runs.compilation_cache import use_compilation_cache
 from gdsd_jax.runs.config import ModelConfig
+from gdsd_jax.runs.files import run_folder
 
 try:
   from lm_eval.api.model import LM
@@ -107,7 +107,7 @@ class DenoiserLM(LM):
     except ValueError as error:
       raise ValueError(f"--model_args: {error}") from None
     mesh = make_mesh(data, fsdp, tensor)
-    evaluated = Evaluated(epath.Path(workdir) if workdir else None, str(step), pretrained)
+    evaluated = Evaluated(run_folder(workdir, "--model_args: workdir") if workdir else None, str(step), pretrained)
     denoiser, self._params, model = evaluated.load(ModelConfig(dtype=dtype, layout=layout), mesh)
     self.tokenizer, self._path = load_tokenizer(model.folder, denoiser.config), model.path
     self.batch_size = whole_batch(int(batch_size), mesh)

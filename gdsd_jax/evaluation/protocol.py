@@ -18,7 +18,8 @@ from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.evaluation.batches import plan_batches
 from gdsd_jax.evaluation.records import Records, shown, summarize
 from gdsd_jax.generation.generator import Generator
-from gdsd_jax.huggingface.adapters import load_adapter
+from gdsd_jax.huggingface.adapters import base_model_of, is_adapter, load_adapter
+from gdsd_jax.huggingface.folder import resolve_path
 from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer, token_ids
 from gdsd_jax.huggingface.weights import load_pretrained
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh, replicated, whole_batch
@@ -54,16 +55,13 @@ class Evaluated:
       return *load_run(self.workdir, self.step, mesh), read_model_config(self.workdir)
     path, adapter = self.model or default.path, None if self.model else default.lora_path
     revision = None if self.model else default.revision
-    file = Path(path) / "adapter_config.json"
-    if file.is_file() and not (Path(path) / "config.json").is_file():
-      try:
-        fields = json.loads(file.read_text())
-        adapter, path = path, fields["base_model_name_or_path"]
-        revision = None if Path(path).is_dir() else fields.get("revision")
-      except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--model: {file} names no base model: {error!r}") from None
+    folder = resolve_path(path, revision, "--model" if self.model else "model.path")
+    if is_adapter(folder):
+      adapter, (path, revision) = folder, base_model_of(folder, "--model")
+    elif adapter:
+      adapter = default.lora_folder
     denoiser, params = load_pretrained(path, default.dtype, mesh, layout=default.layout, revision=revision)
-    if adapter is not None:
+    if adapter:
       denoiser, params = load_adapter(adapter, denoiser, params)
     return denoiser, params, ModelConfig(path, revision)
 

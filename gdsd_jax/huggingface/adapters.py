@@ -32,6 +32,20 @@ _OFF_WHERE_KNOWN = {"alora_invocation_tokens": None, "use_qalora": False, "layer
 _INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
+def is_adapter(folder: Path) -> bool:
+  """Whether a folder holds an adapter, and no whole model."""
+  return (folder / _CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def base_model_of(folder: Path, field: str = _FIELD) -> tuple[str, str | None]:
+  """(name or path, revision) of the model that an adapter was made for. Raises ValueError, naming `field` and file."""
+  file = folder / _CONFIG
+  fields = read_json_object(file, field)
+  name = fields.get("base_model_name_or_path")
+  require(isinstance(name, str) and name != "", field, f"{file} names no base model (base_model_name_or_path)")
+  return name, None if Path(name).is_dir() else fields.get("revision")
+
+
 def save_adapter(path, denoiser: Denoiser, params, base_model: str, revision: str | None = None) -> None:
   """Writes the adapter of `params`, for `peft.PeftModel.from_pretrained` on the published model.
 

@@ -14,6 +14,7 @@ from gdsd_jax.checks import require
 from gdsd_jax.huggingface.layouts import FAMILIES
 from gdsd_jax.huggingface.own_layout import layout_of
 from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.paths import expanded, scheme_of
 
 _ASSETS = Path(__file__).parents[1] / "models" / "assets"
 
@@ -23,18 +24,26 @@ _TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.
                     "chat_template.*", "generation_config.json")
 
 
-def resolve_path(path_or_hub_name: str | os.PathLike, revision: str | None = None) -> Path:
-  """A local folder: as given, the embedded model for "tiny", or the hub's files (downloaded by huggingface_hub).
+def resolve_path(path_or_hub_name: str | os.PathLike, revision: str | None = None, field: str = "model.path") -> Path:
+  """A local folder of a model or adapter: as given, an embedded model, or the hub's files, which are downloaded.
 
-  `revision` is a branch, tag or commit of the hub's, by default its latest. FileNotFoundError or ValueError, one line.
+  Args:
+    path_or_hub_name: folder, "tiny" or another embedded model, ORGANISATION/NAME of the hub's, or hf://ORGANISATION/NAME.
+    revision: branch, tag or commit of the hub's; None for its latest.
+    field: of the config, or a flag, for messages.
+
+  Raises FileNotFoundError or ValueError, one line that begins with the field.
   """
-  path, name = Path(path_or_hub_name), os.fspath(path_or_hub_name)
-  local = next((folder for folder in (path, _ASSETS / name) if folder.is_dir()), None)
+  name = expanded(path_or_hub_name, field).removeprefix("hf://")
+  scheme, path = scheme_of(name), Path(name)
+  if scheme in ("gs", "gcs", "s3", "s3a"):
+    raise ValueError(f"{field}: {name} is in an object store; copy it to a folder of every machine first")
+  local = None if scheme else next((folder for folder in (path, _ASSETS / name) if folder.is_dir()), None)
   if local is not None and (local == path or (local / "config.json").is_file()):
     require(revision is None, "model.revision", f"only models of the hub have one; {name} is a local folder")
     return local
-  if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.exists():
-    raise FileNotFoundError(f"model.path: {name!r} is neither a folder nor a hub name (ORGANISATION/NAME)")
+  if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith(".") or path.exists():
+    raise FileNotFoundError(f"{field}: {name!r} is neither a folder nor a hub name (ORGANISATION/NAME)")
   import huggingface_hub  # its import and the network are only for hub names
 
   try:
@@ -43,7 +52,7 @@ def resolve_path(path_or_hub_name: str | os.PathLike, revision: str | None = Non
   except Exception as error:  # many kinds, all of them "not to be had": name, revision, network, permission
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     said = name if revision is None else f"{name} at {revision}"
-    raise FileNotFoundError(f"model.path: {said!r} is no local folder, and the hub refused it: {reason}") from error
+    raise FileNotFoundError(f"{field}: {said!r} is no local folder, and the hub refused it: {reason}") from error
 
 
 def hub_commit(folder: Path) -> str | None:

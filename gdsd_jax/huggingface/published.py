@@ -6,6 +6,7 @@ from gdsd_jax.checks import require
 from gdsd_jax.huggingface.folder import load_config, resolve_path
 from gdsd_jax.huggingface.layouts import DREAM, FAMILIES, LLADA
 from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.paths import expanded
 
 # Preset of the recipes -> hub name. Any other model of the same family goes by --config.model.path: a folder,
 # GSAI-ML/LLaDA-1.5, GSAI-ML/LLaDA-8B-Base, Dream-org/Dream-v0-Base-7B, apple/DiffuCoder-7B-Instruct.
@@ -33,7 +34,8 @@ def architecture(path_or_hub_name: str, layout: str | None = None) -> DenoiserCo
 
   `layout` is as in `load_config`. Nothing is downloaded. Raises ValueError or OSError, one line.
   """
-  is_folder, name = Path(path_or_hub_name).is_dir(), path_or_hub_name
+  name = expanded(path_or_hub_name, "model.path").removeprefix("hf://")
+  is_folder = Path(name).is_dir()
   if not is_folder and name in PUBLISHED:
     fields = PUBLISHED[name]
     return FAMILIES[fields["model_type"].lower()].parse_config(fields)

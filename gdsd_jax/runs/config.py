@@ -40,7 +40,7 @@ class ModelConfig:
   # One's own of a model whose config.json has a `model_type` unknown here, FILE.py:NAME (docs/own.md).
   layout: str | None = None
   lora: LoraConfig | None = None  # None, which recipes say by rank 0: no adapter, all parameters are trained
-  lora_path: str | None = None  # PEFT folder to start from; rank and alpha must be its own
+  lora_path: str | None = None  # PEFT folder or hub name to start from; rank and alpha must be its own
 
   def __post_init__(self):
     require_one_of("model.remat", self.remat, REMAT)
@@ -52,6 +52,11 @@ class ModelConfig:
   def folder(self) -> Path:
     """Where its files are, downloaded if they are the hub's. FileNotFoundError or ValueError, one line."""
     return resolve_path(self.path, self.revision)
+
+  @property
+  def lora_folder(self) -> Path | None:
+    """Where the adapter's files are, if it starts from one. Raises as `folder`."""
+    return resolve_path(self.lora_path, field="model.lora.path") if self.lora_path else None
 
 
 @dataclasses.dataclass(frozen=True)

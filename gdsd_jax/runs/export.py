@@ -50,7 +50,7 @@ def check_out(out: Path, workdir: Path, model: ModelConfig) -> None:
   taken = {workdir: "the run's own folder (--workdir)"}
   taken[model.folder] = "the model that the run started from"
   if model.lora_path:
-    taken[Path(model.lora_path)] = "the adapter that the run started from"
+    taken[model.lora_folder] = "the adapter that the run started from"
   check_folder(out, taken)
 
 

@@ -9,27 +9,34 @@ from typing import Any
 
 from etils import epath
 
+from gdsd_jax.paths import expanded, local_path, scheme_of
+
 
 def is_remote(path: epath.PathLike) -> bool:
   """Whether a path is in an object store, which has no folders to make and no files to append to."""
-  return "://" in os.fspath(epath.Path(path))
+  return scheme_of(path) != ""
 
 
 def check_workdir(path: epath.PathLike) -> None:
   """Raises ValueError unless a run's folder may be there: a local path or gs://BUCKET/…, with gcsfs installed."""
   if not is_remote(path):
     return
-  if not os.fspath(epath.Path(path)).startswith("gs://"):
+  if scheme_of(path) != "gs":
     raise ValueError(f"--workdir: {path} is neither a local folder nor gs://BUCKET/FOLDER")
   if importlib.util.find_spec("gcsfs") is None:
     raise ValueError(f"--workdir: {path} needs gcsfs, which is not installed; pip install 'gdsd_jax[gcs]'")
 
 
-def local_folder(flag: str, value: str) -> Path:
-  """The value of a flag as a local path. Raises ValueError for an object store's path, which is no folder here."""
-  if "://" in value:
-    raise ValueError(f"{flag}: {value} must be a local folder")
-  return Path(value)
+def run_folder(value: epath.PathLike, flag: str = "--workdir") -> epath.Path:
+  """The folder of a run as users name it, here or on gs://. Raises ValueError as `expanded` and `check_workdir`."""
+  text = expanded(value, flag)
+  check_workdir(text)
+  return epath.Path(text)
+
+
+def local_folder(flag: str, value: epath.PathLike) -> Path:
+  """The value of a flag as a local path. Raises ValueError as `local_path`."""
+  return local_path(value, flag)
 
 
 def cache_folder() -> Path:

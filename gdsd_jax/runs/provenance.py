@@ -78,7 +78,7 @@ def provenance_of(
     inputs["config.json of the model"] = fingerprints.of_files([folder / "config.json"])
     inputs["tokenizer"], commit = fingerprints.of_files(tokenizer_files(folder)), hub_commit(folder)
     if model.lora_path:
-      inputs["adapter"] = fingerprints.of_files(Path(model.lora_path).glob("adapter_*"))
+      inputs["adapter"] = fingerprints.of_files(model.lora_folder.glob("adapter_*"))
     alone = np.arange(1 if is_first_process() else 0)
     [weights["base weights"]] = share_work(1, lambda _: [fingerprints.of_files(weight_files(folder))], alone)
   for process, other in enumerate(gather_json(inputs | code)):

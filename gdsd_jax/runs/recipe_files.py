@@ -20,14 +20,14 @@ def recipe_file(config: str) -> str:
   """The file of a --config flag, with the preset that follows a colon left as it is.
 
   A name without folder and suffix is NAME.py in the current folder, if that is there, or else the package's own recipe.
-  What is no such name is a path, and stays as it is.
+  What is no such name is a path, and stays as it is but for `~`, which shells leave alone within an argument.
 
   Raises:
     FileNotFoundError: there is no recipe of this name; the message tells those that there are.
   """
   name, colon, preset = config.partition(":")
   if not name.isidentifier() or Path(name).is_file():
-    return config
+    return f"{Path(name).expanduser()}{colon}{preset}" if name.startswith("~") else config
   file = Path(f"{name}.py")
   if not file.is_file():
     file = PACKAGED / file

@@ -37,9 +37,9 @@ def load_model(config: ModelConfig, seed: int, mesh):
   params, lora = load_weights(path, denoiser), denoiser.lora
   if lora is None:
     return denoiser, params
-  if config.lora_path is None:
+  if not config.lora_path:
     return add_adapter(denoiser, params, lora, jax.random.key(seed))
-  adapted, params = load_adapter(config.lora_path, denoiser, params)
+  adapted, params = load_adapter(config.lora_folder, denoiser, params)
   found = adapted.lora
   if dataclasses.replace(found, dropout=lora.dropout) != lora:
     raise ValueError(

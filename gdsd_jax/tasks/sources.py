@@ -7,6 +7,7 @@ import re
 from typing import Any, ClassVar
 
 from gdsd_jax.checks import require, require_one_of
+from gdsd_jax.paths import expanded
 from gdsd_jax.tasks import base, row_files
 from gdsd_jax.tasks.network import NoNetworkError
 from gdsd_jax.tasks.row_readers import Entry, first_line
@@ -130,6 +131,7 @@ def open_source(
   """
   section = field.rpartition(".")[0]
   require_one_of(f"{section}.bad_rows", bad_rows, BAD_ROWS)
+  data_dir = data_dir and expanded(data_dir, f"{section}.data_dir")
   own_names = _own_names(names, f"{section}.columns")
   rows = Rows()
   rows.left_out = [] if bad_rows == "skip" else None

@@ -24,7 +24,7 @@ from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import open_workdir
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.export import check_out, write_model
-from gdsd_jax.runs.files import local_folder
+from gdsd_jax.runs.files import local_folder, run_folder
 from gdsd_jax.runs.given import as_run_config, with_own
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training, TrainingError
@@ -64,7 +64,7 @@ class Trainer(Training):
                callbacks: Sequence[Callback] = (), allow_changed_inputs: bool = False):
     name = run_name(config) if isinstance(config, str) else None
     config = with_own(as_run_config(config), task, rewards, reward_weights)
-    workdir = epath.Path(workdir or epath.Path("runs") / (name or re.sub(r"\W+", "_", config.task.name)))
+    workdir = run_folder(workdir or epath.Path("runs") / (name or re.sub(r"\W+", "_", config.task.name)))
     open_workdir(workdir, config)
     self.config, self.workdir, start = config, workdir, prepare(config, workdir, allow_changed_inputs)
     self.callbacks, self._interruption = tuple(callbacks), Interruption()
