@@ -275,7 +275,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_for_the_one_before_and_said_so(d
   state = restored(directory, small_state(0))
   np.testing.assert_array_equal(state.params["weight"], 3.0)
   [record] = [record for record in caplog.records if record.name.startswith("gdsd_jax")]
-  assert record.getMessage().startswith("SKIPPED the checkpoint of step 4, which cannot be read")
+  assert record.getMessage().startswith("SKIPPED the checkpoint of step 4, which cannot be used")
   assert f"put aside as {directory / 'damaged-4'}" in record.getMessage()
   assert (directory / "damaged-4" / item).is_dir()
 
@@ -325,7 +325,7 @@ def test_checkpoints_that_are_all_damaged_are_told_in_one_line_and_left_alone(di
   checkpoints = Checkpoints(directory, 2)
   with pytest.raises(CheckpointError) as caught:
     checkpoints.restore(small_state(0), anything)
-  assert f"none in {directory} can be read (step 4: " in one_line(caught)
+  assert f"none in {directory} can be used (step 4: " in one_line(caught)
   assert "delete the folder" in one_line(caught)
   checkpoints.close()
   assert kept(directory) == [3, 4]
@@ -336,5 +336,5 @@ def test_a_checkpoint_of_another_model_is_told_in_one_line(directory, tiny_confi
   checkpoints = Checkpoints(directory, 2)
   with pytest.raises(CheckpointError) as caught:
     checkpoints.restore(full_state(tiny_config), anything)
-  assert f"none in {directory} can be read (step 4: " in one_line(caught)
+  assert f"none in {directory} can be used (step 4: " in one_line(caught)
   checkpoints.close()

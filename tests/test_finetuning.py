@@ -21,6 +21,7 @@ from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.models.lora import merge
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.runs.config_dict import typed
+from gdsd_jax.runs.digits import significant
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.metrics import Stopwatch
 from gdsd_jax.runs.weights import load_run
@@ -159,7 +160,7 @@ def test_lora_fine_tuning_learns_tells_the_validation_loss_and_writes_an_adapter
   rows = read_rows(tmp_path / "run" / "metrics.jsonl")
   losses = {row["step"]: row["eval/loss"] for row in rows if "eval/loss" in row}
   assert list(losses) == [0, 20, 30] and losses[30] < 0.6 * losses[0]
-  assert f"evaluation after step 30: loss {losses[30]:.4f}" in caplog.messages
+  assert f"evaluation after step 30: loss {significant(losses[30])}" in caplog.messages
   assert {"loss", "seconds/step", "seconds/update", "seconds/evaluate"} <= rows[-1].keys()
   rates = [3e-3 * (0.75 + 0.25 * np.cos(np.pi * step / 30)) for step in range(30)]
   assert [row["learning_rate"] for row in rows if row["step"] > 0] == pytest.approx(rates, rel=1e-5)

@@ -6,6 +6,7 @@ import logging
 import math
 import types
 
+import matplotlib.pyplot as plt
 import pytest
 
 from gdsd_jax.runs import metrics
@@ -178,6 +179,14 @@ def test_tensorboard_gets_the_rows_that_were_not_drawn(tmp_path):
   assert b"told" in events.read_bytes()
 
 
+def test_rewards_below_zero_are_on_the_plot(tmp_path, monkeypatch):
+  limits, close = [], plt.close
+  monkeypatch.setattr(plt, "close", lambda figure: (limits.append(figure.axes[0].get_ylim()), close(figure)))
+  for low in (-3.0, 0.5):
+    metrics.plot_reward([{"step": 1, "reward": low}, {"step": 2, "reward": 1.0}], tmp_path / "reward.png")
+  assert limits[0][0] < -3 and limits[1][0] == 0
+
+
 def test_tensorboard_can_be_off(tmp_path):
   write_rows(tmp_path, [ROW], tensorboard=False)
   assert not (tmp_path / "tensorboard").exists()
@@ -190,7 +199,7 @@ def test_progress_shows_reward_speed_and_time_left(clock, screen):
   clock.now += 6
   progress.show(3, numbers_of(ROW))
   assert screen.messages[-1] == (
-    "step   3/100  reward 0.500 (format 0.25)  loss 0.25000  kl 0.1000  3.00 s/step  4m51s left"
+    "step   3/100  reward 0.500 (format 0.25)  loss 0.2500  kl 0.1000  3.00 s/step  4m51s left"
   )
 
 
@@ -199,7 +208,7 @@ def test_progress_judges_the_first_step_by_its_own_time(clock, screen):
   clock.now += 2
   progress.show(1, numbers_of(ROW))
   assert screen.messages == [
-    "step  1/11  reward 0.500 (format 0.25)  loss 0.25000  kl 0.1000  2.00 s/step  0m20s left"
+    "step  1/11  reward 0.500 (format 0.25)  loss 0.2500  kl 0.1000  2.00 s/step  0m20s left"
   ]
 
 
@@ -212,7 +221,7 @@ def test_progress_shows_the_first_the_last_and_every_nth_step(clock, screen, fir
 
 
 def test_progress_without_a_reference_shows_no_divergence():
-  assert "kl 0.0000" in numbers_of({name: value for name, value in ROW.items() if name != "kl"})
+  assert "kl 0" in numbers_of({name: value for name, value in ROW.items() if name != "kl"})
 
 
 def test_phases_of_a_step_are_timed(clock):

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from gdsd_jax.checks import require
+from gdsd_jax.huggingface.finite import require_finite
 from gdsd_jax.huggingface.folder import read_json_object, written_whole
 from gdsd_jax.huggingface.own_layout import layout_of
 from gdsd_jax.models.denoiser import Denoiser
@@ -97,6 +98,7 @@ def load_adapter(path, denoiser: Denoiser, params):
       require(tensor in tensors, _FIELD, f"{file} lacks {tensor}; every layer must be adapted alike")
       actual = tensors[tensor].shape
       require(actual == expected, _FIELD, f"{tensor} in {file} has shape {actual}, not {expected}")
+      require_finite(tensors[tensor], _FIELD, f"{tensor} in {file}")
     stacked = np.stack([tensors[tensor].T.astype(np.float32) for tensor in layers]).reshape(spec.shape)
     adapter[leaf, factor] = lay_out(spec.shape, shardings[leaf][factor], stacked.__getitem__)
     used.update(layers)

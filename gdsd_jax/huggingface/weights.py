@@ -16,6 +16,7 @@ from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
 
 from gdsd_jax.checks import require
+from gdsd_jax.huggingface.finite import require_finite
 from gdsd_jax.huggingface.folder import load_config, resolve_path, tokenizer_files, written_whole
 from gdsd_jax.huggingface.own_layout import layout_of
 from gdsd_jax.models.config import DenoiserConfig
@@ -39,7 +40,8 @@ def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_d
     revision: branch, tag or commit of a hub model; None for its latest.
 
   Raises:
-    FileNotFoundError, ValueError: a file is missing, damaged or does not fit config.json; nothing was allocated yet.
+    FileNotFoundError, ValueError: a file is missing, damaged or does not fit config.json, before anything is allocated;
+      or a weight is not finite, which is known when it is read.
   """
   path = resolve_path(path_or_hub_name, revision)
   denoiser = Denoiser(load_config(path, layout), dtype, param_dtype or dtype, remat, mesh=mesh, source=str(path))
@@ -159,6 +161,7 @@ def _read_part(weights: list[tuple[str, Path]], leaf: str, spec, index: tuple[sl
   for row, (name, file) in zip(rows, weights):
     with safe_open(file, "np") as tensors:
       _as_linear(leaf, row)[...] = tensors.get_slice(name)[_linear_index(leaf, shape, index)]
+    require_finite(row, "model.path", f"{name} in {file}", may_be_zero=not _is_stacked(leaf) or not _inputs(leaf))
   return part
 
 

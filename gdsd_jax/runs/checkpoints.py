@@ -13,6 +13,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from gdsd_jax.parallel.processes import gather_json, is_first_process
 from gdsd_jax.runs.files import absolute
+from gdsd_jax.runs.finite import not_finite
 from gdsd_jax.runs.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Checkpoints:
       )
 
   def restore(self, state: TrainState, check: Callable[[dict[str, Any]], None]):
-    """The newest checkpoint that can be read. Newer ones that cannot are put aside, as damaged-STEP, and told of.
+    """The newest checkpoint that can be read, and is finite. Newer ones are put aside, as damaged-STEP, and told of.
 
     Args:
       state: how the checkpoint is to be laid out; its values do not matter, but for what never changes.
@@ -74,7 +75,7 @@ class Checkpoints:
       (state, run), or None when there is no checkpoint.
 
     Raises:
-      CheckpointError: there are checkpoints, and none of them can be read; or one cannot for a reason that may pass.
+      CheckpointError: there are checkpoints, and none of them can be used; or one cannot for a reason that may pass.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(state))
     damaged = {}  # step -> cause
@@ -83,6 +84,8 @@ class Checkpoints:
       if run is not None:
         check(run)
         restored = self._try(damaged, step, state=ocp.args.StandardRestore(abstract))
+        if restored is not None and (name := _not_finite(restored)):
+          damaged[step], restored = f"{name} holds values that are infinite or not a number", None
         if restored is not None:
           self._put_aside(damaged)
           key = jax.random.wrap_key_data(restored.key)
@@ -90,7 +93,7 @@ class Checkpoints:
     if damaged:
       causes = "; ".join(f"step {step}: {cause}" for step, cause in damaged.items())
       raise CheckpointError(
-        f"checkpoints: none in {self.directory} can be read ({causes}); to start from the beginning, delete the folder"
+        f"checkpoints: none in {self.directory} can be used ({causes}); to start from the beginning, delete the folder"
       )
     return None
 
@@ -121,7 +124,7 @@ class Checkpoints:
   def _put_aside(self, damaged: dict[int, str]) -> None:
     for step, cause in damaged.items():
       aside = self.directory / f"damaged-{step}"
-      _log.warning("SKIPPED the checkpoint of step %d, which cannot be read (%s); it is put aside as %s", step, cause,
+      _log.warning("SKIPPED the checkpoint of step %d, which cannot be used (%s); it is put aside as %s", step, cause,
                    aside)
       if is_first_process():
         if aside.exists():
@@ -156,6 +159,10 @@ class Checkpoints:
 def _storable(state: TrainState) -> TrainState:
   """The state with its random key as plain integers, and without what never changes."""
   return state.replace(key=jax.random.key_data(state.key), frozen={})
+
+
+def _not_finite(state: TrainState) -> str | None:
+  return not_finite({"params": state.params, "opt_state": state.opt_state, "reference": state.reference})
 
 
 def cause_of(error: Exception) -> str:

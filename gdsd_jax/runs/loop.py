@@ -15,6 +15,7 @@ from gdsd_jax.runs.config_dict import config_json, contradictions
 from gdsd_jax.runs.files import write_whole
 from gdsd_jax.runs.interruption import Interrupted, Interruption
 from gdsd_jax.runs.metrics import format_seconds, MetricsWriter, Progress, Stopwatch
+from gdsd_jax.runs.optimizer import updates_made
 from gdsd_jax.runs.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class Training(Protocol):
   workdir: epath.Path  # which `open_workdir` has checked and made
   provenance: Mapping[str, Any]  # see `runs/provenance.py`
   state: TrainState  # what the next step starts from; `state.step` counts the steps that are done
+  failure: str | None = None  # why the last step made no update
 
   def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     """Makes one step and returns its numbers. Raises TrainingError, ValueError or OSError when none can follow."""
@@ -73,6 +75,7 @@ def run_training(training: Training, interruption: Interruption) -> None:
   else:
     _log.info("NEW RUN in %s, %d steps", workdir, config.steps)
   if start >= config.steps:
+    _require_updates(training)
     _log.info("nothing to do: all %d steps are done (more: --config.steps; a new run: another --workdir)", start)
     checkpoints.close()
     return
@@ -95,13 +98,15 @@ def _go_through(
   config = training.config
   progress, watch = Progress(config.steps, config.log.every), Stopwatch()
   for number in range(start + 1, config.steps + 1):
+    last = number == config.steps
     try:
       row = {"step": number, **training.step(number, watch)}
+      if last:
+        _require_updates(training, row)
     except TrainingError as error:
       writer.write({"step": number, **error.row, **watch.metrics()})
       raise
     evaluation = training.evaluation(number, watch)
-    last = number == config.steps
     interrupted = not last and interruption.asked()
     if not (last or interrupted):
       training.begin(watch)  # the device works while this step is written down
@@ -120,6 +125,14 @@ def _go_through(
   checkpoints.close()
   if interrupted:
     raise Interrupted(number, config.steps)
+
+
+def _require_updates(training: Training, row: Mapping[str, Any] | None = None) -> None:
+  """Raises TrainingError where a whole run, those before it was resumed included, has not made one finite update."""
+  if not updates_made(training.state.opt_state):
+    cause = f"; the last: {training.failure}" if training.failure else ""
+    raise TrainingError(f"nothing was learnt: none of the {training.config.steps} steps of the run in"
+                        f" {training.workdir} made an update{cause}", row or {})
 
 
 def save(training: Training, checkpoints: Checkpoints, reward: float | None) -> None:

@@ -122,7 +122,10 @@ def plot_reward(rows, path: epath.Path, window: int = 10) -> None:
     axes.plot(steps, means, color="tab:blue", label=f"reward of sampled rollouts (mean of {window} steps)")
   if evaluated:
     axes.plot(*zip(*evaluated), "o--", color="tab:orange", label="greedy accuracy on held-out problems")
-  axes.set(xlabel="step", ylabel="reward, accuracy", ylim=(0, None))
+  shown = [value for _, value in [*sampled, *evaluated] if value is not None and math.isfinite(value)]
+  axes.set(xlabel="step", ylabel="reward, accuracy")
+  if min(shown, default=0) >= 0:  # the axis begins at 0, unless a reward lies below it
+    axes.set_ylim(0, None)
   axes.grid(alpha=0.3)
   if sampled or evaluated:
     axes.legend(loc="lower right")

@@ -97,5 +97,9 @@ def last_rate(config: OptimizerConfig, updates: int, opt_state) -> float:
   rate = learning_rate(config, updates)
   if not callable(rate):
     return rate
-  made = optax.tree_utils.tree_get_all_with_path(opt_state, "count")[0][1]
-  return float(rate(max(int(made) - 1, 0)))
+  return float(rate(max(updates_made(opt_state) - 1, 0)))
+
+
+def updates_made(opt_state) -> int:
+  """Updates of the whole run so far whose gradient was finite, as the optimizer's state counts them."""
+  return int(optax.tree_utils.tree_get_all_with_path(opt_state, "count")[0][1])

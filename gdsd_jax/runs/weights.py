@@ -19,6 +19,7 @@ from gdsd_jax.runs.checkpoints import cause_of, CheckpointError
 from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.config_dict import made
 from gdsd_jax.runs.files import absolute, check_workdir
+from gdsd_jax.runs.finite import not_finite
 
 
 def make_denoiser(config: ModelConfig, architecture: DenoiserConfig, mesh) -> Denoiser:
@@ -128,6 +129,9 @@ def load_run(workdir: epath.Path, step: str | int, mesh=None):
     raise CheckpointError(
       f"--workdir: the checkpoint of step {step} in {workdir} cannot be read: {cause_of(error)}"
     ) from error
+  if name := not_finite(state["params"]):
+    raise CheckpointError(f"--step: {name} in the checkpoint of step {step} of {workdir} holds values that are infinite"
+                          " or not a number; choose an earlier step")
   return denoiser, {**frozen, **state["params"]}
 
 

@@ -4,6 +4,7 @@ Rows have the turns as `messages`, as `prompt` and `completion`, or, as ShareGPT
 """
 
 from collections.abc import Mapping, Sequence
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from gdsd_jax.huggingface.tokenizer import chat_prompt, left_padded, token_ids
 from gdsd_jax.supervised.config import ChatsConfig
 from gdsd_jax.tasks import sources
 from gdsd_jax.tasks.base import is_message
+
+_log = logging.getLogger(__name__)
 
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # its other roles have the names that chats have
 
@@ -52,6 +55,11 @@ def _read(config, name, tokenizer) -> list[Chat]:
   options = {"data_dir": config.data_dir, "names": config.columns or "", "bad_rows": config.bad_rows}
   rows = sources.open_source(source, (), field=field, **options)
   pairs = sources.examples_of(rows, lambda row: _split_turns(_messages(row), tokenizer), field=field)
+  empty = sum(pair["empty"] for pair in pairs)
+  require(empty < len(pairs), field, f"the assistant's last turn is empty in all {len(pairs)} chats: nothing to learn")
+  if empty:
+    _log.warning("WARNING: %s: the assistant's last turn is empty in %d of %d chats, which teach to say nothing", field,
+                 empty, len(pairs))
   sides = (token_ids(tokenizer, [pair[side] for pair in pairs]) for side in ("prompt", "completion"))
   return [Chat(*texts) for texts in zip(*sides)]
 
@@ -92,8 +100,8 @@ def _turns_of(row, column, role):
   return value
 
 
-def _split_turns(messages, tokenizer) -> dict[str, str]:
-  """The text of a chat up to the assistant's last turn, and of that turn."""
+def _split_turns(messages, tokenizer) -> dict[str, str | bool]:
+  """The text of a chat up to the assistant's last turn, that of the turn, and whether nothing is said in it."""
   if not isinstance(messages, list) or not messages:
     raise ValueError("`messages` must be a list of turns")
   for message in messages:
@@ -111,7 +119,7 @@ def _split_turns(messages, tokenizer) -> dict[str, str]:
   whole = render(tokenizer, messages, for_reply=False)
   if not whole.startswith(prompt):
     raise ValueError("the model's chat template does not continue its own prompt with the assistant's turn")
-  return {"prompt": prompt, "completion": whole[len(prompt):]}
+  return {"prompt": prompt, "completion": whole[len(prompt):], "empty": not messages[-1]["content"].strip()}
 
 
 def batch_of(chats: Sequence[Chat], prompt_buckets, completion_buckets, pad_token_id: int, eos_token_id: int):

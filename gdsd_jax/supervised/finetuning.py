@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import functools
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,18 @@ from gdsd_jax.parallel.processes import gather_json, is_first_process
 from gdsd_jax.parallel.rows import fetch_whole, local_rows, spread
 from gdsd_jax.runs.config_dict import open_workdir
 from gdsd_jax.runs.data import ExampleStream
+from gdsd_jax.runs.digits import significant
 from gdsd_jax.runs.export import check_out, write_model
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training
 from gdsd_jax.runs.metrics import Progress, Stopwatch
-from gdsd_jax.runs.optimizer import last_rate, make_optimizer
+from gdsd_jax.runs.optimizer import make_optimizer
 from gdsd_jax.runs.provenance import check_inputs, provenance_of
 from gdsd_jax.runs.state import init_state, TrainState
 from gdsd_jax.runs.weights import load_model
 from gdsd_jax.supervised.chats import batch_of, Chats, read_chats
 from gdsd_jax.supervised.config import FinetuningConfig
+from gdsd_jax.supervised.rows import numbers_of, row_of
 
 _log = logging.getLogger(__name__)
 
@@ -119,10 +120,7 @@ class _Finetuning(Training):
         self._compiled.add(batch[0].shape)
         _log.info("compiling the step for %d chats of up to %d tokens", *batch[0].shape)
       self.state, metrics = _finetuning_step(self.state, batch, prompt_length=width, **static)
-      row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    for name in ("loss", "grad_norm"):
-      require(math.isfinite(row[name]), f"step {number}", f"{name} is {row[name]}; lower optimizer.learning_rate")
-    return {**row, "learning_rate": last_rate(config.optimizer, config.steps, self.state.opt_state)}
+      return row_of(number, metrics, config.optimizer, config.steps, self.state)
 
   def evaluation(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     """The loss on the validation chats, with the same masks every time; nothing where there are none."""
@@ -136,7 +134,7 @@ class _Finetuning(Training):
         loss, tokens = _validation_loss(
           self.state.student_params, keys[start], batch, denoiser=self.denoiser, prompt_length=width)
         total, count = total + float(loss) * int(tokens), count + int(tokens)
-    _log.info("evaluation after step %d: loss %.4f", number, total / count)
+    _log.info("evaluation after step %d: loss %s", number, significant(total / count))
     return {"eval/loss": total / count}
 
   def _batch(self, chats, size: int | None = None):
@@ -150,7 +148,7 @@ class _Finetuning(Training):
     return tuple(spread(self.mesh, len(filled), array[held]) for array in (tokens, maskable, attended)), width
 
   def show(self, row: Mapping[str, Any], progress: Progress) -> None:
-    progress.show(row["step"], f"loss {row['loss']:.4f}  masked accuracy {row['masked_accuracy']:.3f}")
+    progress.show(row["step"], numbers_of(row))
 
   def saved(self) -> tuple[TrainState, dict[str, Any]]:
     return self.state, {"data_position": self.stream.position}

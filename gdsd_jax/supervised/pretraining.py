@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gdsd_jax.checks import require
 from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.chat_format import PRESETS
@@ -28,11 +29,12 @@ from gdsd_jax.runs.export import check_folder
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training
 from gdsd_jax.runs.metrics import Progress, Stopwatch
-from gdsd_jax.runs.optimizer import last_rate, make_optimizer
+from gdsd_jax.runs.optimizer import make_optimizer
 from gdsd_jax.runs.provenance import check_inputs, provenance_of
 from gdsd_jax.runs.state import TrainState
 from gdsd_jax.supervised.chats import joined
 from gdsd_jax.supervised.config import PretrainingConfig
+from gdsd_jax.supervised.rows import numbers_of, row_of
 from gdsd_jax.tasks import get_task, train_and_validation
 
 _log = logging.getLogger(__name__)
@@ -131,15 +133,17 @@ class _Pretraining(Training):
     careless = [self.task.careless_solution(example, self.config.slips, self._rng) for example in examples]
     self._data, length = [], self.config.sampler.completion_length
     for texts in (right, careless):
+      require(any(texts), "task.name", f"{self.config.task.name} has no solution with a text to learn")
       completions = token_ids(self.tokenizer, [text + END_OF_TURN for text in texts])
+      longest = max(map(len, completions))
+      require(longest <= length, "sampler.completion_length", f"{length} tokens do not hold a solution of {longest}")
       self._data.append(joined(*prompts, completions, length, self.tokenizer.eos_token_id))
 
   def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     data = self._data[int(number > self.config.careless_after)]
     rows = self._rng.integers(0, len(data[0]), self.config.batch_size)
     self.state, metrics = _train_step(self.denoiser, self.optimizer, self.state, *(part[rows] for part in data))
-    row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    return {**row, "learning_rate": last_rate(self.config.optimizer, self.config.steps, self.state.opt_state)}
+    return row_of(number, metrics, self.config.optimizer, self.config.steps, self.state)
 
   def evaluation(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     if number == 0 or (number % self.config.eval_every and number < self.config.steps):
@@ -150,7 +154,7 @@ class _Pretraining(Training):
 
   def show(self, row: Mapping[str, Any], progress: Progress) -> None:
     if "eval/accuracy" not in row:
-      progress.show(row["step"], f"loss {row['loss']:.4f}  masked accuracy {row['masked_accuracy']:.3f}")
+      progress.show(row["step"], numbers_of(row))
     else:
       shown = "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in row.items() if name != "step")
       seconds = time.monotonic() - self._started

@@ -12,6 +12,7 @@ import numpy as np
 
 from gdsd_jax.generation.rollout import GradedCompletions, mean_that_applies, RewardError
 from gdsd_jax.runs.config import RunConfig
+from gdsd_jax.runs.digits import significant
 from gdsd_jax.runs.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ def numbers_of(row: Mapping[str, Any]) -> str:
   """What a line of progress tells of a step."""
   rewards = {name.removeprefix("reward/"): value for name, value in row.items() if name.startswith("reward/")}
   named = ", ".join(f"{name} {value:.2f}" for name, value in rewards.items() if not math.isnan(value))
-  return f"reward {row['reward']:.3f} ({named})  loss {row['loss']:.5f}  kl {row.get('kl', 0.0):.4f}"
+  loss, kl = significant(row["loss"]), significant(row.get("kl", 0.0))
+  return f"reward {row['reward']:.3f} ({named})  loss {loss}  kl {kl}"
 
 
 def show_rollouts(scored: GradedCompletions, count: int = 3) -> None:

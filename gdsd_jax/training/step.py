@@ -66,8 +66,8 @@ def distillation_step(
     accumulation: number of microbatches whose gradients are summed; the update is the same, up to rounding.
 
   Returns:
-    (state, metrics): the state after the update, and float32 scalars. If the gradient is not finite, the parameters
-    stay as they are and metrics["skipped"] is 1.
+    (state, metrics): the state after the update, and float32 scalars. If loss or gradient is not finite, the
+    parameters stay as they are and metrics["skipped"] is 1.
   """
   dropout_key = None
   if denoiser.lora is not None and denoiser.lora.dropout > 0:
@@ -75,7 +75,16 @@ def distillation_step(
     state = state.replace(key=key)
   (loss, metrics), gradient = loss_and_gradient(denoiser, objective, state, batch, accumulation, dropout_key)
   metrics = {"loss": loss, **metrics, "grad_norm": optax.global_norm(gradient)}
+  gradient = _spoiled_unless(jnp.isfinite(loss), gradient)
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
   metrics["skipped"] = 1.0 - opt_state.last_finite
   state = state.replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
   return state, metrics
+
+
+def _spoiled_unless(holds, gradient):
+  """The gradient, with one leaf turned to not-a-number unless it `holds`: so the optimizer leaves the update out."""
+  leaves, tree = jax.tree.flatten(gradient)
+  smallest = min(range(len(leaves)), key=lambda i: leaves[i].size)
+  leaves[smallest] = leaves[smallest] * jnp.where(holds, 1, jnp.nan).astype(leaves[smallest].dtype)
+  return tree.unflatten(leaves)

@@ -35,6 +35,7 @@ from gdsd_jax.runs.state import sync_reference, TrainState
 from gdsd_jax.tasks import Task
 from gdsd_jax.training.callbacks import Callback
 from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
+from gdsd_jax.training.idle import IdleSteps
 from gdsd_jax.training.overlap import Overlap
 from gdsd_jax.training.prepare import prepare
 from gdsd_jax.training.report import announce, evaluation_row, numbers_of, rollout_metrics, show_rollouts
@@ -73,6 +74,7 @@ class Trainer(Training):
     self.overlap = Overlap(self.sampler, ExampleStream(start.train, config.seed), config)
     self._static = dict(denoiser=self.denoiser, objective=config.objective, accumulation=config.optimizer.accumulation)
     self._compiled = set()
+    self._idle = IdleSteps(config.group_size)
     self._failures = 0  # steps in a row that were skipped
     self._scored: GradedCompletions | None = None  # what the last step trained on, None if its rewards failed
     split = batch_sharding(self.mesh)
@@ -87,6 +89,7 @@ class Trainer(Training):
     with self._interruption:
       announce(self.config, self.state, self.mesh)
       run_training(self, self._interruption)
+      self._idle.end()
 
   def stop(self) -> None:
     """Ends `train` after the step under way, which is saved, by `Interrupted`."""
@@ -118,11 +121,12 @@ class Trainer(Training):
     write_model(out, self.denoiser, self.state.student_params, self.config.model, merged)
 
   def saved(self) -> tuple[TrainState, dict[str, int]]:
-    return self.state.replace(ahead=self.overlap.saved()), {"data_position": self.overlap.position}
+    values = {"data_position": self.overlap.position, "failures": self._failures}
+    return self.state.replace(ahead=self.overlap.saved()), values
 
   def restore(self, state: TrainState, values: Mapping[str, Any]) -> None:
     self.overlap.restore(values["data_position"], state.ahead)
-    self.state = state.replace(ahead=None)
+    self.state, self._failures = state.replace(ahead=None), values.get("failures", 0)
 
   def begin(self, watch: Stopwatch) -> None:
     with watch.phase("rollout"):
@@ -134,11 +138,12 @@ class Trainer(Training):
     self.sampler.task.begin_step(number, self.config.steps)
     try:
       row, self._scored = self.iterate(watch)
+      self._idle.see(self._scored)
       if row["skipped"] == updates:
         cause = f"no update had a finite loss and gradient (loss {row['loss']})"
     except RewardError as error:
       row, self._scored, cause = {"reward": None, "loss": None, "skipped": updates}, None, str(error)
-    self._failures = self._failures + 1 if cause else 0
+    self._failures, self.failure = self._failures + 1 if cause else 0, cause
     if row["skipped"]:
       _log.info("step %d: skipped %d of %d updates: %s", number, row["skipped"], updates,
                 cause or "their gradient is not finite")
