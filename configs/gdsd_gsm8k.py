@@ -10,7 +10,7 @@ The embedded model has no preset here: its 416 tokens and 256 positions hold nei
 its solutions. Word problems that it can learn are in configs/gdsd_math.py:tiny.
 """
 
-from gdsd_jax.runs.recipes import check_preset, published_config
+from gdsd_jax.runs.recipes import check_preset, evaluate_as_dream, published_config
 
 
 def get_config(preset: str = "tiny"):
@@ -19,6 +19,8 @@ def get_config(preset: str = "tiny"):
   config.steps = 374  # one pass over the 7,473 problems
   config.task.name = "gsm8k_xml"  # as the official run; "gsm8k" asks for a box alone
   config.eval.prefill = "<reasoning>"  # as the official evaluation begins every completion
+  if preset == "dream_7b":
+    evaluate_as_dream(config)  # LLaDA is evaluated greedily, half a step a token (GaryBall/GDSD, math_eval/eval.py)
   config.objective.name = "gdsd"
   config.objective.num_iterations = 8
   config.objective.num_mc = 2

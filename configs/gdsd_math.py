@@ -15,7 +15,7 @@ Expected:  LLaDA-8B, MATH500: 44.6 % (the paper's GDSD, best over lengths 128, 2
 """
 
 from gdsd_jax.runs.config_dict import base_config
-from gdsd_jax.runs.recipes import check_preset, published_config
+from gdsd_jax.runs.recipes import check_preset, evaluate_as_dream, published_config
 
 
 def get_config(preset: str = "tiny"):
@@ -29,6 +29,8 @@ def _published(preset: str):
   # As the official run: tagged and boxed answers, compared as text. "math" asks for a box alone, graded by math-verify.
   config.task.name = "math_xml"
   config.eval.prefill = "<reasoning>"  # as the official evaluation begins every completion
+  if preset == "dream_7b":
+    evaluate_as_dream(config)  # LLaDA is evaluated greedily, half a step a token (GaryBall/GDSD, math_eval/eval.py)
   config.objective.name = "gdsd"
   config.objective.num_iterations = 8
   config.objective.num_mc = 2

@@ -35,6 +35,9 @@ def _published(preset: str):
   config.sampler.steps = 128
   config.sampler.remasking = "random"  # in LLaDA's sampler and its forward process
   config.sampler.prompt_buckets = (400,)  # all prompts are nearly the same length: the rules, and one puzzle
+  # Both models are evaluated greedily, half a step a token, on 256 puzzles (GaryBall/GDSD, math_eval/eval.py); all 500
+  # of the public file by --config.eval.test_size=None.
+  config.eval.test_size = 256
   config.eval.prefill = "<reasoning>"  # as the official evaluation begins every completion
   config.objective.name = "gdsd_tlc"
   config.objective.center_top_k = 8
@@ -43,6 +46,10 @@ def _published(preset: str):
   config.objective.beta = 1e-3
   config.objective.psi = 0.04
   config.optimizer.learning_rate = 1e-5
+  if preset == "dream_7b":  # which samples without blocks, and whose official masks have them all the same
+    config.masks.kind = "blocks"
+    config.masks.block_length = 32
+    config.masks.remasking = "random"
   return config
 
 

@@ -54,6 +54,7 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
     "sampler.alg": "maskgit_plus", "sampler.alg_temp": 0.0, "sampler.top_p": 0.5, "sampler.top_k": 9,
     "sampler.eps": 1e-2, "sampler.cache": "dual", "sampler.threshold": 0.8, "sampler.factor": None,
     "sampler.early_stop": True, "sampler.prompt_buckets": (7,), "sampler.microbatches": 2,
+    "sampler.other_family": True,
     "masks.kind": "blocks", "masks.block_length": 4, "masks.remasking": "random", "masks.fresh": False,
     "objective.name": "gdsd_tlc", "objective.psi": 0.1, "objective.epsilon": 0.3, "objective.beta": 0.0,
     "objective.center_top_k": 8, "objective.center_gradient": True, "objective.weighted": False,
@@ -64,6 +65,9 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
     "optimizer.clip": 0.4, "optimizer.moments_dtype": "bfloat16", "optimizer.accumulation": 3, "eval.every": 8,
     "eval.num_examples": 9, "eval.batch_size": 10, "eval.lengths": (32,), "eval.steps_per_token": 1.0,
     "eval.block_length": 8, "eval.prompt_buckets": (5,), "eval.prefill": "so", "eval.prompt": "training",
+    "eval.temperature": 0.1, "eval.top_p": 0.9, "eval.top_k": 7, "eval.alg": "topk_margin", "eval.alg_temp": 0.0,
+    "eval.remasking": "low_confidence", "eval.cfg_scale": 0.0, "eval.cache": "prefix", "eval.threshold": 0.7,
+    "eval.factor": None, "eval.test_size": 5,
     "checkpoint.every": 2,
     "checkpoint.keep": 3, "mesh.data": 2, "mesh.fsdp": 3, "mesh.tensor": 4, "log.every": 5, "log.rollouts_every": 6,
     "log.plot_seconds": 7.0, "log.tensorboard": False, "log.wandb_project": "",
@@ -156,6 +160,18 @@ def test_a_task_has_fields_of_its_own():
   ("eval.every", 0),
   ("eval.num_examples", 0),
   ("eval.batch_size", 0),
+  ("eval.temperature", -0.1),
+  ("eval.top_p", 0.9),
+  ("eval.top_k", 5),
+  ("eval.alg_temp", -1.0),
+  ("eval.alg", "other"),
+  ("eval.remasking", "other"),
+  ("eval.cfg_scale", -1.0),
+  ("eval.cache", "other"),
+  ("eval.threshold", 2.0),
+  ("eval.factor", 0.0),
+  ("eval.prompt", "other"),
+  ("eval.test_size", 0),
   ("checkpoint.every", 0),
   ("checkpoint.keep", 0),
   ("log.every", 0),
@@ -216,6 +232,9 @@ def test_an_unset_trust_region_is_the_objectives_own(name, epsilon):
   assert changed(objective__name=name).objective.epsilon == epsilon
 
 
+DREAMS_OWN = {"countdown": ("gdsd_tlc", 8, 8, 4, 256, 2, 1e-5, 3e-3, 64)}  # run_gdsd_dream_ctd.sh
+
+
 @pytest.mark.parametrize("preset", ["llada_8b", "dream_7b"])
 @pytest.mark.parametrize("recipe, numbers", [
   # objective, mu, batch a device, accumulation, denoising steps, M, learning rate, beta, center_top_k
@@ -232,12 +251,26 @@ def test_recipes_have_the_official_numbers(recipe, numbers, preset):
   updates = config.distillation
   per_device = config.group_size * config.prompts_per_step / optimizer.accumulation / 8
   assert (objective.name, updates.num_iterations, per_device, optimizer.accumulation, sampler.steps, updates.num_mc,
-          optimizer.learning_rate, objective.beta, objective.center_top_k) == numbers
+          optimizer.learning_rate, objective.beta, objective.center_top_k
+          ) == (DREAMS_OWN.get(recipe, numbers) if preset == "dream_7b" else numbers)
   assert (config.group_size, objective.psi) == (16, 0.04)
   assert (sampler.completion_length, config.rollouts.prompt_buckets[-1], sampler.temperature) == (256, 400, 1.0)
   assert (lora.rank, lora.alpha, lora.dropout, len(lora.targets)) == (128, 64, 0.05, 7)
   assert (sampler.kind, sampler.top_p) == (("dream", 0.95) if preset == "dream_7b" else ("llada", None))
   assert (sampler.remasking == "random") == (recipe == "sudoku")
+
+
+@pytest.mark.parametrize("recipe, preset, epsilon", [
+  ("countdown", "llada_8b", 4e-4), ("countdown", "dream_7b", 4e-4), ("code", "llada_8b", 4e-4),
+  ("sudoku", "dream_7b", 0.2),
+])
+def test_recipes_have_the_official_trust_region(recipe, preset, epsilon):
+  assert run_config(load_recipe(f"gdsd_{recipe}").get_config(preset)).objective.epsilon == epsilon
+
+
+def test_dreams_sudoku_is_scored_in_states_with_blocks():
+  masks = run_config(load_recipe("gdsd_sudoku").get_config("dream_7b")).masks
+  assert (masks.kind, masks.block_length, masks.remasking) == ("blocks", 32, "random")
 
 
 def test_flatten_names_every_leaf_by_its_path():

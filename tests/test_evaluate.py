@@ -1,7 +1,6 @@
 """The evaluation command: the papers' protocol, resumable, for runs, folders and adapters, with clear refusals."""
 
 import json
-import logging
 import shutil
 import signal
 import subprocess
@@ -238,10 +237,48 @@ def test_damaged_summary_is_written_again(straight, tmp_path, text):
   assert without_times(evaluate(tmp_path)) == without_times(straight[1])
 
 
-def test_sampler_of_another_family_is_told(tmp_path, caplog, monkeypatch):
-  monkeypatch.setattr(logging.getLogger("gdsd_jax"), "propagate", True)
-  evaluate(tmp_path, num_examples=8, **{"sampler.kind": "dream", "eval.lengths": (8,)})
-  assert "sampler.kind is dream, yet tiny is of the family llada" in caplog.text
+def test_sampler_of_another_family_is_refused_unless_one_insists(tmp_path):
+  dream = {"num_examples": 8, "sampler.kind": "dream", "eval.lengths": (8,)}
+  with pytest.raises(ValueError, match="^sampler.kind: 'dream' is not how tiny is sampled"):
+    evaluate(tmp_path / "out", **dream)
+  assert not (tmp_path / "out").exists()
+  assert evaluate(tmp_path / "out", **dream, **{"sampler.other_family": True})["n"] == 8
+
+
+def test_drawn_completions_are_the_same_every_time_and_told(straight, tmp_path):
+  drawn = {"num_examples": 24, "eval.lengths": (8,), "eval.temperature": 1.0}
+  summary = evaluate(tmp_path / "whole", **drawn)
+  whole = (tmp_path / "whole" / "generations.jsonl").read_bytes()
+  assert summary["protocol"] == {
+    "problems": "the first 24 of all 400 test problems", "prompt": "evaluation", "prefill": "",
+    "completions": "drawn at temperature 1.0, each batch of 8 by a random key made of the seed 0, the length and the"
+                   " batch's first problem",
+  }
+  shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+  (tmp_path / "cut" / "generations.jsonl").write_bytes(whole[:len(whole) // 2])
+  evaluate(tmp_path / "cut", **drawn)
+  assert (tmp_path / "cut" / "generations.jsonl").read_bytes() == whole
+  greedy = {row["index"]: row["completion"] for row in records(straight[0]) if row["length"] == 8}
+  assert any(row["completion"] != greedy[row["index"]] for row in records(tmp_path / "whole"))
+  with pytest.raises(ValueError, match="seed: 0 → 1"):
+    evaluate(tmp_path / "whole", **drawn, seed=1)
+  assert straight[1]["protocol"]["completions"] == "greedy"
+
+
+def test_problems_drawn_as_officially_are_told(straight, tmp_path):
+  summary = evaluate(tmp_path, num_examples=8, **{"eval.test_size": 9, "eval.lengths": (8,)})
+  assert summary["protocol"]["problems"] == (
+    "the first 8 of 9 of the 400 test problems, drawn by numpy's seed 42 as the official evaluation does")
+  assert summary["n"] == 8
+
+
+def test_settings_of_before_samplers_had_a_field_are_the_same(straight, tmp_path):
+  shutil.copytree(straight[0], tmp_path / "old")
+  settings = json.loads((tmp_path / "old" / "settings.json").read_text())
+  del settings["samplers"]["8"]["early_stop"], settings["samplers"]["8"]["alg_temp"]
+  (tmp_path / "old" / "settings.json").write_text(json.dumps(settings))
+  with pytest.raises(ValueError, match=r"settings \(samplers.8.early_stop: False → True\)"):
+    evaluate(tmp_path / "old")
 
 
 @pytest.mark.slow

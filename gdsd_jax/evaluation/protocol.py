@@ -1,6 +1,9 @@
 """The accuracy of a model on a task's test split by the papers' protocol, in a folder that a killed evaluation resumes.
 
-Greedy completions of several lengths, at half a step a token; the reported accuracy is that of the best length.
+Completions of several lengths, at half a step a token unless the recipe says otherwise, greedy but for Dream's where
+that ruins them; the reported accuracy is that of the best length. Problems are asked by the official evaluation's
+prompts. Two things are not the official code's: a prompt that exceeds eval.prompt_buckets is refused and none is cut,
+and a completion's text ends at its first end of text, where the official code decodes and judges what follows.
 """
 
 import dataclasses
@@ -16,6 +19,7 @@ import numpy as np
 from gdsd_jax.checks import require, require_positions
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.evaluation.batches import plan_batches
+from gdsd_jax.evaluation.problems import choose
 from gdsd_jax.evaluation.records import Records, shown, summarize
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.adapters import base_model_of, is_adapter, load_adapter
@@ -24,7 +28,7 @@ from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer, token_id
 from gdsd_jax.huggingface.weights import load_pretrained
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh, replicated, whole_batch
 from gdsd_jax.parallel.processes import gather_json, share_work
-from gdsd_jax.runs.config import evaluation_samplers, ModelConfig, RunConfig
+from gdsd_jax.runs.config import evaluation_samplers, ModelConfig, RunConfig, validate_family
 from gdsd_jax.runs.metrics import format_seconds
 from gdsd_jax.runs.weights import find_step, load_run, read_model_config
 from gdsd_jax.tasks import get_task
@@ -93,7 +97,7 @@ def evaluate_model(config: RunConfig, evaluated: Evaluated, out: Path, num_examp
   for length, sampler in samplers.items():
     speeds[length] = evaluation.run(length, sampler, records)
     _log.info("length %d: %s", length, shown([row for (of, _), row in records.rows.items() if of == length]))
-  return records.write_summary(summarize(records.rows, settings), speeds)
+  return records.write_summary({**summarize(records.rows, settings), "protocol": evaluation.protocol}, speeds)
 
 
 class _Evaluation:
@@ -101,19 +105,15 @@ class _Evaluation:
 
   def __init__(self, config: RunConfig, evaluated: Evaluated, num_examples: int | None):
     self.samplers, self.prefill = evaluation_samplers(config), config.eval.prefill
-    self.key = jax.random.key(config.seed)
+    self.key, drawn = jax.random.key(config.seed), any(map(draws, self.samplers.values()))
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    require(num_examples is None or num_examples >= 1, "--num_examples", f"must be at least 1, not {num_examples}")
     self.task = get_task(config.task.name, **config.task.options)
     self.asked = self.task.messages if config.eval.prompt == "training" else self.task.evaluation_messages
     test = self.task.examples("test")
     require(len(test) > 0, "task.name", f"{config.task.name} has an empty test split")
-    self.examples = [test[i] for i in range(min(num_examples or len(test), len(test)))]
+    self.examples, problems = choose(test, config.eval.test_size, num_examples)
     denoiser, self.params, model = evaluated.load(config.model, mesh)
-    kind, family = config.sampler.kind, denoiser.config.family
-    if kind != family and not config.sampler.is_own:
-      _log.warning("sampler.kind is %s, yet %s is of the family %s, whose accuracy is published with"
-                   " --config.sampler.kind=%s", kind, model.path, family, family)
+    validate_family(config, denoiser.config.family, model.path)
     tokenizer = load_tokenizer(model.folder, denoiser.config)
     try:
       self.prompts = [chat_prompt(tokenizer, self.asked(example)) + self.prefill for example in self.examples]
@@ -128,13 +128,18 @@ class _Evaluation:
     width, longest = self.plan[-1][0], max(self.samplers)
     said = f"eval.lengths: {longest} tokens after prompts of up to {width} (eval.prompt_buckets)"
     require_positions(said, width + longest, denoiser.config.max_positions, model.path)
-    problems = json.dumps([self.prompts, self.examples], default=str)
+    asked = json.dumps([self.prompts, self.examples], default=str)
+    by_key = (f"drawn at temperature {config.eval.temperature}, each batch of {self.batch_size} by a random key made of"
+              f" the seed {config.seed}, the length and the batch's first problem")
+    self.protocol = {"problems": problems, "prompt": config.eval.prompt, "prefill": self.prefill,
+                     "completions": by_key if drawn else "greedy"}
     self.settings = {
       "model": {**evaluated.describe(config.model), "weights": fingerprint(self.params)},
       "task": {"name": config.task.name, **config.task.options},
-      "examples": f"{zlib.crc32(problems.encode()):08x}", "num_examples": len(self.examples),
+      "examples": f"{zlib.crc32(asked.encode()):08x}", "num_examples": len(self.examples),
       "batch_size": self.batch_size, "prompt_buckets": list(buckets), "prefill": self.prefill,
       "samplers": {str(length): sampler.settings for length, sampler in self.samplers.items()},
+      **({"seed": config.seed} if drawn else {}),
     }
 
   def run(self, length: int, sampler: SamplerConfig, records: Records) -> float | None:
@@ -145,7 +150,8 @@ class _Evaluation:
       compiled, started = (sampler, (self.batch_size, width)) in self.generator.compiled, time.monotonic()
       # A batch that was cut short is generated whole, as it was the first time, and the missing part is kept.
       prompts = [self.prompts[i] for i in indices]
-      texts, counts = self.generator.complete(self.params, prompts, (width,), sampler, self.key, self.batch_size)
+      key = jax.random.fold_in(jax.random.fold_in(self.key, length), indices[0])
+      texts, counts = self.generator.complete(self.params, prompts, (width,), sampler, key, self.batch_size)
       if compiled:
         tokens, seconds = tokens + length * len(texts), seconds + time.monotonic() - started
       rows = self._grade(length, indices, [self.prefill + text for text in texts], counts)
@@ -174,6 +180,13 @@ class _Evaluation:
       {"length": length, "index": i, "prompt": self.prompts[i], "completion": text, "tokens": int(count), **grade}
       for i, text, count, grade in zip(indices, completions, counts, grades)
     ]
+
+
+def draws(sampler: SamplerConfig) -> bool:
+  """Whether its completions depend on the random key."""
+  if sampler.is_own or sampler.temperature > 0:
+    return True
+  return sampler.remasking == "random" if sampler.kind == "llada" else sampler.alg == "origin" or sampler.alg_temp > 0
 
 
 def fingerprint(params) -> str:

@@ -2,18 +2,22 @@
 
 from collections.abc import Sequence
 import contextlib
+import dataclasses
 import json
 import math
 from pathlib import Path
 import statistics
+from typing import Any
 
 import numpy as np
 
 from gdsd_jax.checks import require
+from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.parallel.processes import is_first_process, share_work
 from gdsd_jax.runs.config_dict import flatten
 from gdsd_jax.runs.files import JsonLines, write_whole
 
+_SAMPLER_DEFAULTS = {field.name: field.default for field in dataclasses.fields(SamplerConfig) if field.name != "own"}
 _FIELDS = ("length", "index", "prompt", "completion", "tokens", "rewards", "accuracy")
 
 
@@ -41,6 +45,7 @@ class Records:
       saved = flatten(json.loads(file.read_text())) if file.is_file() else now
     except (ValueError, AttributeError) as error:
       raise ValueError(f"--out: {file} does not hold settings: {error}") from None
+    saved = {name: default for name in now if (default := _sampler_default(name)) is not None} | saved
     different = [name for name in sorted(saved.keys() | now.keys()) if saved.get(name) != now.get(name)]
     shown = "; ".join(f"{name}: {saved.get(name)!r} → {now.get(name)!r}" for name in different)
     same = set(different) <= {"model.source"}  # the same weights may be called by another path
@@ -73,6 +78,12 @@ class Records:
     if is_first_process():
       write_whole(file, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _sampler_default(name: str) -> Any:
+  """The default of samplers.LENGTH.FIELD: fields that samplers have got since the settings were saved were at that."""
+  section, _, field = name.partition(".")
+  return _SAMPLER_DEFAULTS.get(field.partition(".")[2]) if section == "samplers" else None
 
 
 def _completion(line: bytes) -> dict:

@@ -22,7 +22,7 @@ from gdsd_jax.huggingface.published import architecture
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.planning.chips import Chip, slice_devices
 from gdsd_jax.planning.hlo_cost import Cost, program_cost
-from gdsd_jax.runs.config import RunConfig, validate_mesh
+from gdsd_jax.runs.config import RunConfig, validate_family, validate_mesh
 from gdsd_jax.runs.optimizer import make_optimizer
 from gdsd_jax.runs.state import init_state, state_shardings, TrainState
 from gdsd_jax.runs.weights import make_denoiser
@@ -118,7 +118,9 @@ class AbstractRun:
 
   def __init__(self, config: RunConfig, mesh):
     self.config, self.mesh = config, mesh
-    self.denoiser = make_denoiser(config.model, architecture(config.model.path, config.model.layout), mesh)
+    model = architecture(config.model.path, config.model.layout)
+    validate_family(config, model.family, config.model.path)
+    self.denoiser = make_denoiser(config.model, model, mesh)
     self.optimizer = make_optimizer(config.optimizer, config.updates)
     make = lambda params: init_state(self.denoiser, params, self.optimizer, config.seed,
                                      with_reference=config.objective.needs_reference, mesh=mesh)
@@ -156,7 +158,7 @@ class AbstractRun:
     parts, evaluated = config.rollouts.microbatches, config.eval.batch_size
     yield "sample", parts, *sampling(rows // parts, sampler)
     if evaluated > rows // parts:
-      yield "evaluate", 0, *sampling(evaluated, dataclasses.replace(sampler, temperature=0.0))
+      yield "evaluate", 0, *sampling(evaluated, dataclasses.replace(sampler, **config.eval.validation(sampler)))
 
     masks = batch(bool, rows, config.distillation.num_mc, length)
     rollouts = ScoringBatch(batch(jnp.int32, rows, width + length), batch(bool, rows, width), masks)

@@ -1,8 +1,8 @@
 """What a run is told: frozen dataclasses, which check themselves, with every field's default and explanation.
 
 Recipes and flags see an `ml_collections.ConfigDict` of the same fields (runs/config_dict.py). Samplers, objectives,
-masks, adapters and the optimizer have their dataclasses beside them: diffusion/config.py, objectives/sequence.py,
-diffusion/forward.py, models/lora.py, runs/optimizer.py.
+masks, adapters, the optimizer and evaluations have their dataclasses beside them: diffusion/config.py,
+objectives/sequence.py, diffusion/forward.py, models/lora.py, runs/optimizer.py, runs/eval_config.py.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gdsd_jax import own_code
-from gdsd_jax.checks import require, require_at_least, require_buckets, require_one_of, require_whole
-from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.checks import require, require_at_least, require_buckets, require_one_of
+from gdsd_jax.diffusion.config import KINDS, SamplerConfig
 from gdsd_jax.diffusion.forward import MaskConfig
 from gdsd_jax.huggingface.folder import resolve_path
 from gdsd_jax.models.denoiser import REMAT
@@ -21,10 +21,9 @@ from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.sequence import SequenceObjective
 from gdsd_jax.parallel.mesh import batch_shards
+from gdsd_jax.runs.eval_config import EvalConfig
 from gdsd_jax.runs.optimizer import OptimizerConfig
 from gdsd_jax.tasks import Task
-
-PROMPTS = ("evaluation", "training")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +75,7 @@ class RolloutConfig:
   # Equal parts of a step's rollouts, shortest prompts first, each padded to the bucket of its own longest one. The
   # rewards of a part are computed while the next is sampled; each part costs the device as many denoising steps.
   microbatches: int = 1
+  other_family: bool = False  # sample a model of one published family as the other is sampled
 
   def __post_init__(self):
     require_buckets("sampler.prompt_buckets", self.prompt_buckets)
@@ -96,33 +96,6 @@ class DistillationConfig:
     require_at_least(self, "objective.", num_mc=1, num_iterations=1, reference_sync_every=0)
     mix = self.reference_sync_mix
     require(0 <= mix <= 1, "objective.reference_sync_mix", f"must lie between 0 and 1, not {mix}")
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalConfig:
-  """Evaluations while training, and as in the paper by launch/evaluate.py; section `eval`."""
-
-  every: int = 100  # iterations; also before the first and after the last
-  num_examples: int = 256  # problems of the validation split that are evaluated while training
-  batch_size: int = 64
-  # The others are for launch/evaluate.py alone, which takes the whole test split.
-  lengths: tuple[int, ...] = (128, 256, 512)  # completion lengths; the accuracy is the best of them
-  steps_per_token: float = 0.5
-  block_length: int = 32  # as sampler.block_length
-  prompt_buckets: tuple[int, ...] = (128, 256, 512, 1024)  # only those that some prompt needs are compiled
-  prefill: str = ""  # text that every completion begins with
-  # How problems are asked: as the official "evaluation" asks them (`Task.evaluation_messages`), or as "training" does.
-  prompt: str = "evaluation"
-
-  def __post_init__(self):
-    require_at_least(self, "eval.", every=1, num_examples=1, batch_size=1)
-    require_whole("eval.lengths", self.lengths)
-    different = len(self.lengths) > 0 and len(set(self.lengths)) == len(self.lengths)
-    require(different, "eval.lengths", f"must be different lengths, at least one, not {tuple(self.lengths)}")
-    share = self.steps_per_token
-    require(0 < share <= 1, "eval.steps_per_token", f"must lie in (0, 1], not {share}")
-    require_buckets("eval.prompt_buckets", self.prompt_buckets)
-    require_one_of("eval.prompt", self.prompt, PROMPTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +171,7 @@ class RunConfig:
               f"{count} must divide the {rollouts} rollouts of a step (group_size × prompts_per_step)")
     self.optimizer.check_length(self.updates)
     evaluation_samplers(self)
+    self.eval.validation(self.sampler)
 
   @property
   def rollouts_per_step(self) -> int:
@@ -210,28 +184,17 @@ class RunConfig:
 
 
 def evaluation_samplers(config: RunConfig) -> dict[int, SamplerConfig]:
-  """Completion length -> the sampler of launch/evaluate.py: greedy, at the confidence that the papers evaluate by.
+  """Completion length -> the sampler of launch/evaluate.py, see `EvalConfig`."""
+  return config.eval.samplers(config.sampler)
 
-  It takes over Fast-dLLM's options of the `sampler` section, and stops early where it goes block by block: only texts
-  up to their end count here.
-  """
-  fields, samplers = config.eval, {}
-  fast = {name: getattr(config.sampler, name) for name in ("cache", "threshold", "factor")}
-  if config.sampler.is_parallel:
-    fast["alg"] = config.sampler.alg  # they need a probability, which entropy is not
-  for length in fields.lengths:
-    try:
-      sampler = SamplerConfig(
-        kind=config.sampler.kind, completion_length=length, steps=round(length * fields.steps_per_token),
-        temperature=0.0, block_length=fields.block_length, eps=config.sampler.eps, own=config.sampler.own, **fast,
-      )
-      samplers[length] = dataclasses.replace(sampler, early_stop=sampler.is_blockwise)
-    except ValueError as error:
-      raise ValueError(
-        f"eval.lengths: {length} at eval.steps_per_token={fields.steps_per_token} and"
-        f" eval.block_length={fields.block_length} is no sampler: {error}"
-      ) from None
-  return samplers
+
+def validate_family(config: RunConfig, family: str, model: str) -> None:
+  """Raises ValueError where a model of one published family would be sampled as the other is, unless one insists."""
+  kind = config.sampler.kind
+  other = {kind, family} == set(KINDS)
+  require(not other or config.rollouts.other_family, "sampler.kind",
+          f"{kind!r} is not how {model} is sampled, a model of the family {family}; give"
+          f" --config.sampler.kind={family}, or --config.sampler.other_family=True if you mean it")
 
 
 def validate_mesh(config: RunConfig, mesh) -> None:

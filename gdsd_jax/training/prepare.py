@@ -13,11 +13,12 @@ import optax
 from gdsd_jax.checks import require, require_positions
 from gdsd_jax.diffusion.own import try_out as try_out_sampler
 from gdsd_jax.generation.rollout import RolloutSampler
+from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.own import try_out as try_out_objective
 from gdsd_jax.parallel.mesh import make_mesh
-from gdsd_jax.runs.config import RunConfig, validate_mesh
+from gdsd_jax.runs.config import RunConfig, validate_family, validate_mesh
 from gdsd_jax.runs.optimizer import make_optimizer
 from gdsd_jax.runs.provenance import check_inputs, provenance_of
 from gdsd_jax.runs.state import init_state, TrainState
@@ -46,6 +47,7 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
   """
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   validate_mesh(config, mesh)
+  validate_family(config, load_config(config.model.folder, config.model.layout).family, config.model.path)
   task = get_task(config.task.made or config.task.name, **config.task.options)
   train, validation = train_and_validation(task, config.eval.num_examples)
   config.masks.forward_process(config.sampler)  # which says whether they fit

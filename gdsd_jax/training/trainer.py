@@ -101,7 +101,8 @@ class Trainer(Training):
     The random key is the same every time.
     """
     key, batch_size = jax.random.key(self.config.seed), self.config.eval.batch_size
-    return evaluate(self.sampler, self.state.student_params, self.held_out, key, batch_size)
+    judged = self.config.eval.validation(self.config.sampler)
+    return evaluate(self.sampler, self.state.student_params, self.held_out, key, batch_size, judged)
 
   def sample(self, prompts: Sequence[str | list[dict[str, str]]], seed: int = 0, **changes) -> list[str]:
     """A completion for each prompt, a user's text or a chat, with the parameters as they are now.
