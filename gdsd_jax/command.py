@@ -89,9 +89,16 @@ def _without_echoes(unraisable) -> None:
 
 
 class _RecipeParser(config_flags.ConfigFileFlagParser):
-  """Loads a recipe by its file or its name."""
+  """Loads a recipe by its file or its name, or that of a run by its config.json."""
 
   def parse(self, path: str):
+    if path.endswith("/config.json"):  # of a run
+      from gdsd_jax.runs.saved_config import saved_recipe  # slow to import
+
+      try:
+        return saved_recipe(path)
+      except (ValueError, OSError) as error:
+        _leave(error)
     return super().parse(recipe_file(path))
 
 

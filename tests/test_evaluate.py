@@ -405,6 +405,30 @@ def test_bad_flags_are_one_clear_line(arguments, words):
   assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
+def test_a_run_is_evaluated_by_its_own_settings(run, tmp_path):
+  """Without a recipe, and without repeating what the run was told."""
+  with_recipe = evaluate(tmp_path / "with", Evaluated(run), num_examples=8)
+  result = run_command("launch/evaluate.py", "--config.eval.lengths=(8,)", f"--workdir={run}", "--num_examples=8")
+  assert result.returncode == 0, result.stderr
+  alone = json.loads(result.stdout.splitlines()[-1])
+  assert alone["out"] == str(run / "evaluation" / f"{run.name}_step_4") and alone["lengths"].keys() == {"8"}
+  assert alone["accuracy"] == with_recipe["lengths"]["8"]["accuracy"] and alone["model"] == with_recipe["model"]
+  expected = [row for row in records(tmp_path / "with") if row["length"] == 8]
+  assert records(run / "evaluation" / f"{run.name}_step_4") == expected
+
+
+@pytest.mark.parametrize("arguments, words", [
+  (["--workdir=no/such/run"], "error: --workdir: no/such/run does not exist"),
+  (["--workdir", "launch"], "error: --workdir: launch holds no run: config.json is missing"),
+  (["--num_examples=3"], "Flag --config must have a value other than None"),
+])
+def test_without_a_recipe_there_must_be_a_run(arguments, words):
+  result = run_command("launch/evaluate.py", *arguments)
+  assert result.returncode == 1 and words in result.stderr.strip().splitlines()[-1]
+  assert "Traceback" not in result.stderr
+
+
 def test_each_completion_is_graded_once(tmp_path, monkeypatch):
   calls, grade = [], ArithmeticTask.grade_one
   monkeypatch.setattr(ArithmeticTask, "grade_one", lambda *args: calls.append(args) or grade(*args))

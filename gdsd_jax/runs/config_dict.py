@@ -88,17 +88,18 @@ def run_config(config: ConfigDict) -> RunConfig:
     ValueError: one line that names the field.
   """
   known = flatten(base_config().to_dict())
+  own = tuple(f"{section}." for section in own_sections(config.objective.name, config.sampler.kind))
   for path, value in flatten(config.to_dict()).items():
-    if path not in known and not path.startswith(_own_sections(config)):
+    if path not in known and not path.startswith(own):
       raise ValueError(f"--config.{path}: the config has no field {path!r}{did_you_mean(path, known)}")
     require(value is not None or known.get(path) is None, path, "must not be None")
   return typed(RunConfig, config)
 
 
-def _own_sections(config: ConfigDict) -> tuple[str, ...]:
-  """Sections whose task, objective or sampler says itself which fields it has."""
-  own = {"objective.": config.objective.name, "sampler.": config.sampler.kind}
-  return "task.", *(prefix for prefix, name in own.items() if own_code.is_own(name))
+def own_sections(objective: str, sampler: str) -> tuple[str, ...]:
+  """Sections whose task, objective or sampler, of these names, says itself which fields it has."""
+  own = {"objective": objective, "sampler": sampler}
+  return "task", *(section for section, name in own.items() if own_code.is_own(name))
 
 
 def typed(cls, config: ConfigDict):

@@ -1,6 +1,9 @@
 """Where recipes are: a file of the user's, or one of the package's own by its name."""
 
+from collections.abc import Sequence
+import itertools
 from pathlib import Path
+import re
 
 PACKAGED = Path(__file__).parent / "../configs"
 
@@ -14,6 +17,15 @@ def run_name(config: str) -> str:
   """RECIPE_PRESET of a --config flag, file or name: gdsd_math_tiny for configs/gdsd_math.py and for gdsd_math:tiny."""
   recipe, _, preset = config.partition(":")
   return f"{Path(recipe).stem}_{preset or 'tiny'}"
+
+
+def run_of(arguments: Sequence[str]) -> str | None:
+  """The value of --workdir in a command line without a --config: then the recipe is the run's own; None otherwise."""
+  values = {}
+  for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+    if match := re.fullmatch(r"--?(config|workdir)(?:=(.*))?", argument, re.DOTALL):
+      values[match[1]] = following if match[2] is None else match[2]
+  return None if "config" in values else values.get("workdir")
 
 
 def recipe_file(config: str) -> str:

@@ -1,7 +1,6 @@
 """The weights of a run: the denoiser that it trained, from one of its checkpoints, without the rest of its state."""
 
 import dataclasses
-import json
 
 from absl import logging as absl_logging
 from etils import epath
@@ -18,8 +17,9 @@ from gdsd_jax.parallel.mesh import param_shardings
 from gdsd_jax.runs.checkpoints import cause_of, CheckpointError
 from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.config_dict import made
-from gdsd_jax.runs.files import absolute, check_workdir
+from gdsd_jax.runs.files import absolute
 from gdsd_jax.runs.finite import not_finite
+from gdsd_jax.runs.saved_config import FILE, read_saved
 
 
 def make_denoiser(config: ModelConfig, architecture: DenoiserConfig, mesh) -> Denoiser:
@@ -58,21 +58,15 @@ def read_model_config(workdir: epath.Path) -> ModelConfig:
   Raises:
     ValueError, OSError: there is no run in `workdir`, or its config.json is damaged.
   """
-  check_workdir(workdir)
-  file = workdir / "config.json"
-  if not workdir.is_dir():
-    raise FileNotFoundError(f"--workdir: {workdir} does not exist")
-  if not file.is_file():
-    raise FileNotFoundError(f"--workdir: {workdir} holds no run: config.json is missing")
+  saved = read_saved(workdir)
   try:
-    saved = json.loads(file.read_text())
     fields = saved.get("model", {})
     if commit := saved.get("provenance", {}).get("model_commit"):
       fields["revision"] = commit
     # How it was trained is no matter to who loads it, and was said in other words once.
     return made(ModelConfig, {name: value for name, value in fields.items() if name != "remat"})
   except (ValueError, AttributeError, TypeError) as error:
-    raise ValueError(f"--workdir: {file} is not the config of a run: {error}") from None
+    raise ValueError(f"--workdir: {workdir / FILE} is not the config of a run: {error}") from None
 
 
 def find_step(workdir: epath.Path, step: str | int) -> int:

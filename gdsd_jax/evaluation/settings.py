@@ -1,0 +1,54 @@
+"""What an evaluation is told twice: by a run's own config.json, and by the recipe and flags of the command."""
+
+from collections.abc import Mapping
+import logging
+from typing import Any
+
+from etils import epath
+
+from gdsd_jax.checks import require
+from gdsd_jax.runs.config import RunConfig
+from gdsd_jax.runs.config_dict import flatten
+from gdsd_jax.runs.saved_config import read_saved
+
+_log = logging.getLogger(__name__)
+
+# Of the sampler, what only rollouts have, and the evaluation's own field in its place.
+_ROLLOUTS_ONLY = {
+  "sampler.completion_length": "eval.lengths", "sampler.steps": "eval.steps_per_token",
+  **{f"sampler.{name}": f"eval.{name}" for name in (
+    "temperature", "top_p", "top_k", "alg_temp", "remasking", "cfg_scale", "block_length", "prompt_buckets")},
+}
+_EVALUATED = ("task.", "eval.", "sampler.kind", "sampler.eps", "sampler.cache", "sampler.threshold", "sampler.factor")
+
+
+def check_flags(flags: Mapping[str, Any], workdir: epath.Path | None, model: str | None) -> None:
+  """Refuses --config flags that contradict the model which is named otherwise; warns of those without effect.
+
+  Args:
+    flags: path -> value of each --config.path=value.
+    workdir: the run that is evaluated, whose own model.* holds; None for no run.
+    model: the --model in its place, of which model.dtype and model.layout say how it is read.
+  """
+  saved = flatten(read_saved(workdir)) if workdir is not None else {}
+  for path, value in flags.items():
+    value = list(value) if isinstance(value, tuple) else value
+    if path.startswith("model.") and workdir is not None:
+      require(saved.get(path) == value, f"--config.{path}",
+              f"{value!r} is not what the run in {workdir} was made with, {saved.get(path)!r}, as its checkpoint needs")
+    elif path.startswith("model.") and model is not None:
+      reads = path in ("model.dtype", "model.layout")
+      require(reads, f"--config.{path}", f"--model={model} says already what is loaded")
+    elif path in _ROLLOUTS_ONLY and saved.get(path) != value:
+      _log.warning("--config.%s is of rollouts, and without effect here: evaluations have --config.%s", path,
+                   _ROLLOUTS_ONLY[path])
+
+
+def tell_differences(config: RunConfig, flags: Mapping[str, Any], recipe: str, workdir: epath.Path) -> None:
+  """Says in which settings an evaluation by another recipe than the run's own differs from that, flags apart."""
+  saved, given = flatten(read_saved(workdir)), flatten(config.as_given)
+  differing = [path for path in sorted(saved.keys() & given.keys())
+               if path.startswith(_EVALUATED) and path not in flags and saved[path] != given[path]]
+  if differing:
+    _log.info("evaluated by %s, and so with another %s than the run's own, which holds without --config", recipe,
+              ", ".join(differing))
