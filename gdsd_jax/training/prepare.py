@@ -72,7 +72,7 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
 
 
 def _fitting(sampler: RolloutSampler, examples, split: str):
-  """The examples whose prompts fit the largest bucket, as the official code filters them; says how many do not."""
+  """The examples whose prompts fit the largest bucket; says how many do not. The official code cuts these instead."""
   try:
     lengths, limit = sampler.prompt_lengths(examples), sampler.prompt_buckets[-1]
   except ValueError as error:  # a problem whose text forges the chat format
