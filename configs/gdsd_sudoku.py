@@ -33,7 +33,8 @@ def _published(preset: str):
   config.task.variant = "official"
   config.task.prompt = "gdsd"  # GDSD's own; "espo" is ESPO's, which is longer
   config.sampler.steps = 128
-  config.sampler.remasking = "random"  # in LLaDA's sampler and its forward process
+  if preset == "llada_8b":
+    config.sampler.remasking = "random"  # in its sampler and forward process; Dream's has none
   config.sampler.prompt_buckets = (256, 400)  # prompts are equally long; GDSD's fit the former, ESPO's the latter
   # Both models are evaluated greedily, half a step a token, on 256 puzzles (GaryBall/GDSD, math_eval/eval.py); all 500
   # of the public file by --config.eval.test_size=None.

@@ -50,7 +50,8 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
     "task.validation_source": "d", "task.rewards": ("e",), "task.reward_weights": (0.5,),
     "task.columns": "d=e", "task.bad_rows": "skip",
     "sampler.kind": "dream", "sampler.completion_length": 64, "sampler.steps": 32, "sampler.temperature": 0.5,
-    "sampler.block_length": 16, "sampler.remasking": "random", "sampler.cfg_scale": 0.0,
+    "sampler.block_length": 16, "sampler.remasking": "low_confidence", "sampler.cfg_scale": 0.0,
+    "sampler.noise": "exact", "sampler.eos_penalty": 0.5,
     "sampler.alg": "maskgit_plus", "sampler.alg_temp": 0.0, "sampler.top_p": 0.5, "sampler.top_k": 9,
     "sampler.eps": 1e-2, "sampler.cache": "dual", "sampler.threshold": 0.8, "sampler.factor": None,
     "sampler.early_stop": True, "sampler.prompt_buckets": (7,), "sampler.microbatches": 2,
@@ -257,7 +258,7 @@ def test_recipes_have_the_official_numbers(recipe, numbers, preset):
   assert (sampler.completion_length, config.rollouts.prompt_buckets[-1], sampler.temperature) == (256, 400, 1.0)
   assert (lora.rank, lora.alpha, lora.dropout, len(lora.targets)) == (128, 64, 0.05, 7)
   assert (sampler.kind, sampler.top_p) == (("dream", 0.95) if preset == "dream_7b" else ("llada", None))
-  assert (sampler.remasking == "random") == (recipe == "sudoku")
+  assert (sampler.remasking == "random") == (recipe == "sudoku" and preset == "llada_8b")
 
 
 @pytest.mark.parametrize("recipe, preset, epsilon", [
@@ -285,6 +286,13 @@ def test_flatten_reads_a_saved_config_as_it_does_the_live_one():
 def test_a_config_does_not_contradict_itself_after_saving():
   config = changed(objective__name="gdsd_tlc", model__lora__rank=2, model__lora__targets=("v", "q"))
   assert contradictions(as_saved(config), config) == []
+
+
+@pytest.mark.parametrize("now, differs", [({}, False), (dict(sampler__block_length=64), True)])
+def test_a_run_from_before_blocks_could_be_unset_goes_on(now, differs):
+  saved = as_saved(changed())
+  saved["sampler"] = {name: value for name, value in saved["sampler"].items() if name != "noise"} | {"block_length": 32}
+  assert contradictions(saved, changed(**now)) == ["sampler.block_length: 32 → 64"] * differs
 
 
 def test_contradictions_are_exactly_the_fields_that_differ():

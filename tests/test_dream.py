@@ -226,6 +226,77 @@ def test_completions_are_whole(alg, alg_temp):
   assert (np.asarray(rollout.tokens) != np.asarray(other.tokens)).any()
 
 
+# Blocks
+
+
+def plain_blocks(denoiser, params, prompt, config):
+  """Dream's greedy sampler, block by block, as plainly as it can be said: (tokens, confidence)."""
+  (batch, start), K, steps = prompt.shape, config.block_length, config.steps // config.num_blocks
+  tokens = np.concatenate([prompt, np.full((batch, config.completion_length), CONFIG.mask_token_id)], axis=1)
+  confidence, times = np.zeros(tokens.shape), np.linspace(1, config.eps, steps + 1)
+  for first in range(start, tokens.shape[1], K):
+    for step in range(steps):
+      logits = np.asarray(apply(denoiser, params, tokens), np.float64)[:, first:first + K]
+      odds = np.exp(logits)
+      p = odds / odds.sum(axis=-1, keepdims=True)
+      best = np.argmax(np.where(np.arange(CONFIG.vocab_size) == CONFIG.mask_token_id, -1, p), axis=-1)
+      of_best = np.take_along_axis(p, best[..., None], axis=-1)[..., 0]
+      sure = np.sum(p * np.log(p), axis=-1) if config.alg == "entropy" else of_best
+      for row in range(batch):
+        masked = np.flatnonzero(tokens[row, first:first + K] == CONFIG.mask_token_id)
+        share = 1 - times[step + 1] / times[step] if step < steps - 1 else 1
+        at = masked[np.argsort(-sure[row, masked], kind="stable")][:int(len(masked) * share)]
+        tokens[row, first + at], confidence[row, first + at] = best[row, at], sure[row, at]
+  return tokens[:, start:], confidence[:, start:]
+
+
+@pytest.mark.parametrize("alg, steps", [("entropy", 12), ("maskgit_plus", 6)])
+def test_blocks_are_denoised_from_left_to_right_each_by_its_share_of_the_steps(alg, steps):
+  denoiser, params = made()
+  prompt = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+  config = SamplerConfig(kind="dream", completion_length=12, steps=steps, alg=alg, temperature=0.0, block_length=4)
+  rollout = gdsd_jax.sample(denoiser, params, prompt, None, jax.random.key(0), config)
+  tokens, confidence = plain_blocks(denoiser, params, prompt, config)
+  np.testing.assert_array_equal(rollout.tokens, tokens)
+  np.testing.assert_allclose(rollout.confidence, confidence, atol=1e-5)
+
+
+def test_one_block_is_the_whole_completion_draw_by_draw():
+  denoiser, params = made()
+  config = SamplerConfig(kind="dream", completion_length=12, steps=7, alg_temp=0.5, top_p=0.9)
+  draw = lambda config: gdsd_jax.sample(denoiser, params, np.array([[1, 2, 3, 4]]), None, jax.random.key(0), config)
+  whole, block = draw(config), draw(dataclasses.replace(config, block_length=12))
+  np.testing.assert_array_equal(whole.tokens, block.tokens)
+  np.testing.assert_array_equal(whole.confidence, block.confidence)
+
+
+@pytest.mark.parametrize("alg", ["origin", slow("topk_margin")])
+def test_completions_in_blocks_are_whole(alg):
+  denoiser, params = made()
+  fields = dict(alg_temp=0.5, top_p=0.9, top_k=5, early_stop=True, eos_penalty=1.0)
+  config = SamplerConfig(kind="dream", completion_length=12, steps=6, block_length=4, alg=alg, **fields)
+  rollout = gdsd_jax.sample(denoiser, params, np.array([[21, 2, 3, 4]]), None, jax.random.key(0), config)
+  assert (np.asarray(rollout.tokens) != 20).all() and np.isfinite(rollout.confidence).all()
+
+
+def test_a_penalty_counts_in_prediction_and_confidence():
+  """Of whole logits in float64, the penalty taken off first."""
+  denoiser, params = made()
+  prompt = np.array([[1, 2, 3, 4]])
+  sequence = np.append(prompt, np.full((1, 6), 20), axis=1)
+  logits = np.asarray(apply(denoiser, params, sequence), np.float64)[0, 4:]
+  params["head"] = params["head"].at[:, 21].set(2 * params["head"][:, np.argmax(logits[0])])  # fond of the end
+  logits = np.asarray(apply(denoiser, params, sequence), np.float64)[0, 4:]
+  config = SamplerConfig(kind="dream", completion_length=6, steps=1, temperature=0.0, eos_penalty=4.0)
+  rollout = gdsd_jax.sample(denoiser, params, prompt, None, jax.random.key(0), config)
+  assert (np.argmax(logits, axis=-1) == 21).any()
+  logits[:, 21] -= 4
+  p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+  logits[:, 20] = -np.inf
+  np.testing.assert_array_equal(rollout.tokens[0], np.argmax(logits, axis=-1))
+  np.testing.assert_allclose(rollout.confidence[0], np.sum(p * np.log(p), axis=-1), atol=1e-5)
+
+
 def test_alg_temp_draws_positions_instead_of_taking_the_surest():
   denoiser, params = made()
   prompt = np.array([[1, 2, 3, 4]])
@@ -241,6 +312,9 @@ def test_alg_temp_draws_positions_instead_of_taking_the_surest():
 def test_forward_process_is_that_of_the_sampler():
   assert SamplerConfig(kind="dream").forward_process == {"block_length": None, "remasking": "low_confidence"}
   assert SamplerConfig(kind="dream", alg="origin").forward_process["remasking"] == "random"
+  of_blocks = SamplerConfig(kind="dream", completion_length=64, steps=64, block_length=16)
+  assert of_blocks.forward_process == {"block_length": 16, "remasking": "low_confidence"}
+  assert dataclasses.replace(of_blocks, block_length=64).forward_process["block_length"] is None
   assert SamplerConfig(block_length=64).forward_process == {"block_length": 64, "remasking": "low_confidence"}
 
 
@@ -250,6 +324,14 @@ def test_forward_process_is_that_of_the_sampler():
   (dict(top_k=2.5), "sampler.top_k"), (dict(eps="small"), "sampler.eps"), (dict(eps=0.0), "sampler.eps"),
   (dict(alg_temp=-1.0), "sampler.alg_temp"), (dict(cfg_scale=1.0), "sampler.cfg_scale"),
   (dict(kind="llada", top_p=0.9), "sampler.top_p: only the dream sampler"), (dict(steps=0), "sampler.steps"),
+  (dict(kind="llada", alg="origin"), "sampler.alg: only the dream"), (dict(kind="llada", eps=0.1), "sampler.eps"),
+  (dict(kind="llada", alg_temp=0.1), "sampler.alg_temp: only"), (dict(noise="official"), "sampler.noise: only the llada"),
+  (dict(remasking="random"), r"sampler.remasking: only the llada sampler has it \(sampler.kind is 'dream'\)"),
+  (dict(block_length=48), "sampler.block_length: 48 must divide completion_length, 256"),
+  (dict(block_length=512), "sampler.block_length: 512 must divide"), (dict(block_length=0), "sampler.block_length"),
+  (dict(block_length=8, steps=100), "sampler.steps: 100 must be a multiple of the 32 blocks"),
+  (dict(early_stop=True), "sampler.early_stop: the dream sampler has blocks only with sampler.block_length"),
+  (dict(eos_penalty=-1.0), "sampler.eos_penalty: must be a number and not negative"),
 ])
 def test_bad_fields_are_named(fields, message):
   with pytest.raises(ValueError, match=message):

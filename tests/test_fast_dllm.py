@@ -376,7 +376,7 @@ def test_without_an_end_nothing_is_stopped():
   (dict(kind="dream", factor=1.0, alg="maskgit_plus", alg_temp=0.1), "sampler.alg_temp: must be 0 with"),
   (dict(kind="dream", cache="dual", block_length=3), "sampler.block_length: 3 must divide"),
   (dict(kind="dream", cache="dual", steps=3), "sampler.steps: 3 must be a multiple of the 8 blocks"),
-  (dict(kind="dream", early_stop=True), "sampler.early_stop: the dream sampler has no blocks"),
+  (dict(kind="dream", early_stop=True), "sampler.early_stop: the dream sampler has blocks only"),
   (dict(early_stop=1), "sampler.early_stop: must be True or False, not 1"),
 ])
 def test_contradictory_settings_are_one_line_that_names_the_field(fields, message):

@@ -25,6 +25,27 @@ def test_counts_are_stratified(shape):
   np.testing.assert_array_equal(counts, expected)
 
 
+@given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 40), st.integers(0, 2**31 - 1))
+@settings(deadline=None, max_examples=15)
+def test_groups_are_dealt_the_same_counts_so_that_their_own_are_spread(groups, group_size, length, seed):
+  key, batch = jax.random.key(seed), groups * group_size
+  counts = np.asarray(stratified_counts(key, batch, length, group_size))
+  np.testing.assert_array_equal(np.sort(counts), np.sort(stratified_counts(key, batch, length)))
+  # As a cycle of L + 1 numbers, the gaps of a group are all (L + 1) / G, to rounding at both ends.
+  ordered = np.sort(counts.reshape(groups, group_size), axis=1)
+  gaps = np.diff(ordered, axis=1, append=ordered[:, :1] + length + 1)
+  assert np.abs(gaps - (length + 1) / group_size).max() <= 1
+
+
+def test_the_mean_count_of_a_group_is_that_of_all():
+  """In a step of the published recipe: 20 groups of 16, L 256. In their order, groups' means deviate by 71 counts."""
+  spread = lambda group_size: np.mean([
+    np.std(np.reshape(stratified_counts(jax.random.key(seed), 320, 256, group_size), (20, 16)).mean(axis=1))
+    for seed in range(5)
+  ])
+  assert spread(1) > 60 and spread(16) < 5
+
+
 def test_counts_are_uniform_over_all_keys():
   # Three sequences: no count falls between two integers, where rounding to even would prefer one.
   draw = jax.jit(jax.vmap(lambda key: stratified_counts(key, 3, 9)))
@@ -97,7 +118,10 @@ def test_whole_completion_is_one_block():
   chex.assert_trees_all_equal(whole, one_block)
 
 
-@pytest.mark.parametrize("change, words", [({"block_length": 5}, "divide"), ({"remasking": "x"}, "low_confidence")])
+@pytest.mark.parametrize("change, words", [
+  ({"block_length": 5}, "divide"), ({"remasking": "x"}, "low_confidence"),
+  ({"group_size": 3}, "group_size: 3 must divide the batch of 2 rollouts"),
+])
 def test_bad_settings_are_refused(change, words):
   with pytest.raises(ValueError, match=words):
     consistent_masks(jax.random.key(0), jnp.ones((2, 12)), 2, **change)

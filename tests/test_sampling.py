@@ -103,6 +103,29 @@ def test_confidence_is_the_full_softmax_of_the_chosen_token(tiny_denoiser, tiny_
   chex.assert_trees_all_close(rollout.confidence, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("fields", [
+  {}, dict(cache="dual", threshold=0.5), slow(dict(cache="prefix")), slow(dict(cfg_scale=1.0)),
+])
+def test_official_noise_goes_with_every_sampler_of_llada(tiny_denoiser, tiny_params, fields):
+  config = dataclasses.replace(CONFIG, noise="official", **fields)
+  first, again, other = (run(tiny_denoiser, tiny_params, config, seed=seed).tokens for seed in (0, 0, 1))
+  np.testing.assert_array_equal(first, again)
+  assert jnp.any(first != other) and not jnp.any(first == tiny_denoiser.config.mask_token_id)
+
+
+@pytest.mark.parametrize("fields", [{}, dict(temperature=0.0, cache="dual"), slow(dict(cfg_scale=1.0))])
+def test_a_great_penalty_leaves_no_end_of_text(tiny_denoiser, tiny_params, fields):
+  """A model that writes nothing else, by the penalty writes what it would with the token's weight at zero."""
+  end = tiny_denoiser.config.eos_token_id
+  favourite = np.bincount(np.ravel(run(tiny_denoiser, tiny_params).tokens)).argmax()
+  flooded = {**tiny_params, "head": tiny_params["head"].at[:, end].set(4 * tiny_params["head"][:, favourite])}
+  plain = dataclasses.replace(CONFIG, **fields)
+  assert np.mean(run(tiny_denoiser, flooded, plain).tokens == end) > 0.1
+  rollout = run(tiny_denoiser, flooded, dataclasses.replace(plain, eos_penalty=100.0))
+  assert not np.any(rollout.tokens == end)
+  assert np.all(np.asarray(rollout.confidence) > 0)
+
+
 def test_random_remasking_commits_in_another_order(tiny_denoiser, tiny_params):
   greedy = dataclasses.replace(CONFIG, temperature=0.0)
   confident = run(tiny_denoiser, tiny_params, greedy)
@@ -133,6 +156,9 @@ def test_every_token_of_a_block_is_committed_once(num_blocks, block_length, step
   ({"temperature": None}, "sampler.temperature"),
   ({"completion_length": "8"}, "sampler.completion_length"),
   ({"block_length": 4.0}, "sampler.block_length"),
+  ({"noise": "bfloat16"}, "sampler.noise: 'bfloat16' is not one of exact, official"),
+  ({"eos_penalty": float("inf")}, "sampler.eos_penalty"),
+  ({"eos_penalty": "much"}, "sampler.eos_penalty"),
 ])
 def test_bad_settings_name_the_field(change, field):
   with pytest.raises(ValueError, match=field):

@@ -28,7 +28,7 @@ _DEFAULTS = {  # for each model
   "tiny": dict(batch=16, prompt_length=64, completion_length=64, block_length=16, steps=64),
   "100m": dict(batch=8, prompt_length=128, completion_length=128, block_length=32, steps=128),
   "8b": _8B,
-  "8b_dream": _8B,
+  "8b_dream": _8B | {"block_length": None},
 }
 
 
@@ -40,7 +40,7 @@ class Setting:
   batch: int  # completions that are sampled, and rollouts of an update
   prompt_length: int
   completion_length: int
-  block_length: int
+  block_length: int | None  # None as in `SamplerConfig`
   steps: int
   temperature: float = 0.0
   num_mc: int = 2  # mask samples of a rollout (M)

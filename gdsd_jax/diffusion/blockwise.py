@@ -5,14 +5,14 @@ the block and commits some of the predictions. Nothing returns to the host befor
 
 LLaDA (arXiv 2502.09992, section 2.4 and its appendix) commits equally many tokens in every step, the surest first.
 
-Dream (arXiv 2508.15487) has one block, the whole completion. Time runs from 1 to eps in even steps. From time t to s, a
-step commits the share 1 − s/t of the tokens that are still masked.
+Dream (arXiv 2508.15487) has one block, the whole completion, unless it is asked for more. Time runs from 1 to eps in
+even steps, in every block where there are several. From time t to s, a step commits the share 1 − s/t of the tokens of
+the block that are still masked.
 
-Fast-dLLM (arXiv 2505.22618) goes block by block with both; Dream's time then runs from 1 to eps in every block. With a
-cache, only the first step of a block computes the whole sequence. The other steps compute the block alone (dual), or
-the block and what is behind it (prefix). They take the keys and values of all other tokens from the first step,
-although these would change with the block. With a threshold or a factor, the confidence decides how many tokens a step
-commits.
+Fast-dLLM (arXiv 2505.22618) goes block by block with both. With a cache, only the first step of a block computes the
+whole sequence. The other steps compute the block alone (dual), or the block and what is behind it (prefix). They take
+the keys and values of all other tokens from the first step, although these would change with the block. With a
+threshold or a factor, the confidence decides how many tokens a step commits.
 """
 
 from collections.abc import Callable
@@ -145,8 +145,11 @@ def _predict(denoiser: Denoiser, params, hidden, unconditional, key, config: Sam
   """A token for each position of hidden states [B, K, D], int32[B, K], and the confidence in it, float32[B, K]."""
   if config.kind == "dream":
     return dream.predict(denoiser, params, hidden, key, config)
-  head, mask_id = denoiser.head(params), denoiser.config.mask_token_id
-  return prediction.predict(head, hidden, key, mask_id, config.temperature, unconditional, config.cfg_scale)
+  special = denoiser.config
+  return prediction.predict(
+    denoiser.head(params), hidden, key, special.mask_token_id, config.temperature, unconditional, config.cfg_scale,
+    config.noise, special.end_token_ids, config.eos_penalty,
+  )
 
 
 def commit_plan(config: SamplerConfig) -> np.ndarray:

@@ -13,9 +13,14 @@ from gdsd_jax.checks import require, require_one_of
 
 KINDS = ("llada", "dream")
 REMASKING = ("low_confidence", "random")
+NOISES = ("exact", "official")
 ALGORITHMS = ("entropy", "maskgit_plus", "topk_margin", "origin")
 PROBABILITIES = ("maskgit_plus", "topk_margin")  # Algorithms whose confidence lies between 0 and 1.
 CACHES = ("none", "prefix", "dual")
+BLOCK_LENGTH = 32  # where nothing else is said: of all published runs
+_ONLY = {  # fields that one of the kinds has, and the other refuses
+  "llada": ("noise", "remasking", "cfg_scale"), "dream": ("alg", "alg_temp", "top_p", "top_k", "eps"),
+}
 PASSED = ("denoiser", "params", "prompt", "prompt_mask", "key", "config")  # to one's own; more parameters are settings
 
 
@@ -34,19 +39,29 @@ class SamplerConfig:
   """How completions are sampled. Hashable, so it can be a static argument of `jax.jit`.
 
   LLaDA's sampler is from arXiv 2502.09992 (section 2.4 and its appendix), Dream's from arXiv 2508.15487 and its
-  published `diffusion_generate`. With `cache`, `threshold` or `factor` (Fast-dLLM, arXiv 2505.22618; see blockwise.py)
-  dream, too, goes block by block, and completions are no longer what the exact sampler's would be. One's own sampler
-  (docs/own.md) has all fields, and makes of them what it will; at temperature 0 it should be greedy.
+  published `diffusion_generate`. With a `block_length` below completion_length dream, too, goes block by block. So it
+  does with `cache`, `threshold` or `factor` (Fast-dLLM, arXiv 2505.22618; see blockwise.py), by which completions are
+  no longer what the exact sampler's would be. One's own sampler (docs/own.md) has all fields, and makes of them what it
+  will; at temperature 0 it should be greedy.
   """
 
-  # Denoises blocks from left to right; or "dream", the whole completion at once; or one's own, FILE.py:NAME.
+  # Denoises blocks from left to right; or "dream", the whole completion at once unless block_length says otherwise; or
+  # one's own, FILE.py:NAME.
   kind: str = "llada"
   completion_length: int = 256  # tokens of a completion (L)
   # Denoising steps of the whole completion, spread evenly over the blocks where there are any. With threshold or factor
   # they do not count: a block takes at least one, and at most as many as it has tokens.
   steps: int = 256
   temperature: float = 1.0  # at which tokens are sampled; 0 is greedy
-  block_length: int = 32  # tokens of a block (K); completion_length for a single one. Dream's exact sampler has none.
+  # Tokens of a block (K); completion_length for a single one. None: 32, but dream's exact sampler then has no blocks.
+  block_length: int | None = None
+  # Of llada's draws at temperatures above 0. "exact" samples the softmax. "official" is what the published runs drew in
+  # bfloat16: noise that never exceeds 5.54, so that improbable tokens are never drawn (see noise.py).
+  noise: str = "exact"
+  # Subtracted from the logits of end of text and padding while completions are sampled, in predictions and in the
+  # confidence in them: against floods of end of text, where blocks fill with it from the end. A chat format's end of
+  # turn is free. LLaDA's logits_eos_inf is this at 100, say.
+  eos_penalty: float = 0.0
   remasking: str = "low_confidence"  # llada keeps a step's most confident predictions; or "random", any
   cfg_scale: float = 0.0  # llada's guidance; above 0, a second pass with the prompt masked doubles the cost
   # The confidence that dream orders its commits by: "entropy" (the least first), "maskgit_plus" (the probability),
@@ -71,14 +86,16 @@ class SamplerConfig:
   def __post_init__(self):
     require(self.is_own or self.kind in KINDS, "sampler.kind",
             f"{self.kind!r} is not one of {', '.join(KINDS)}; one of your own is FILE.py:NAME")
-    for field, known in (("remasking", REMASKING), ("alg", ALGORITHMS), ("cache", CACHES)):
+    for field, known in (("noise", NOISES), ("remasking", REMASKING), ("alg", ALGORITHMS), ("cache", CACHES)):
       require_one_of(f"sampler.{field}", getattr(self, field), known)
+    if self.block_length is None and (self.kind != "dream" or self.is_fast):
+      object.__setattr__(self, "block_length", BLOCK_LENGTH)
     for field in ("completion_length", "steps", "block_length", "top_k"):
       value = getattr(self, field)
       fits = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
-      fits |= field == "top_k" and value is None
+      fits |= field in ("block_length", "top_k") and value is None
       _require(fits, field, f"must be an integer of at least 1, not {value!r}")
-    for field in ("temperature", "cfg_scale", "alg_temp"):
+    for field in ("temperature", "eos_penalty", "cfg_scale", "alg_temp"):
       value = getattr(self, field)
       fits = isinstance(value, Real) and 0 <= value < math.inf
       _require(fits, field, f"must be a number and not negative, not {value!r}")
@@ -94,10 +111,10 @@ class SamplerConfig:
 
   def _check_kind(self):
     dream = self.kind == "dream"
-    _require(not (dream and self.cfg_scale), "cfg_scale", "only the llada sampler has it (sampler.kind is 'dream')")
-    for field in ("top_p", "top_k"):
-      unset = getattr(self, field) is None
-      _require(dream or unset, field, "only the dream sampler has it (sampler.kind is 'llada')")
+    for field in dataclasses.fields(self):
+      for kind, own in _ONLY.items():
+        fits = kind == self.kind or field.name not in own or getattr(self, field.name) == field.default
+        _require(fits, field.name, f"only the {kind} sampler has it (sampler.kind is {self.kind!r})")
     fits = self.top_p is None or isinstance(self.top_p, Real) and 0 < self.top_p <= 1
     _require(fits, "top_p", f"must lie in (0, 1], not {self.top_p!r}")
     fits = not dream or isinstance(self.eps, Real) and 0 < self.eps < 1
@@ -108,7 +125,7 @@ class SamplerConfig:
       _require(self.is_parallel or self.steps % self.num_blocks == 0, "steps",
                f"{self.steps} must be a multiple of the {self.num_blocks} blocks (completion_length / block_length)")
     _require(self.is_blockwise or not self.early_stop, "early_stop",
-             "the dream sampler has no blocks without sampler.cache, threshold or factor")
+             "the dream sampler has blocks only with sampler.block_length below completion_length")
 
   def _check_fast(self):
     threshold, factor = self.threshold, self.factor
@@ -150,8 +167,10 @@ class SamplerConfig:
 
   @property
   def is_blockwise(self) -> bool:
-    """Whether completions are divided into blocks, as far as is known here."""
-    return self.kind == "llada" or self.is_fast and not self.is_own
+    """Whether completions are divided into blocks, as far as is known here. With llada one may be all of it."""
+    if self.is_own:
+      return False
+    return self.kind == "llada" or self.is_fast or self.block_length not in (None, self.completion_length)
 
   @property
   def num_blocks(self) -> int:

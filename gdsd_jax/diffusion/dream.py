@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.diffusion.prediction import penalize
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import partition
 
@@ -19,11 +20,13 @@ _ENTROPY_OFFSET = 1e-10  # Added inside the logarithm, as published.
 
 def predict(denoiser: Denoiser, params, hidden, key, config: SamplerConfig):
   """`predict_from_logits` of hidden states [B, L, D], some positions at a time."""
+  special = denoiser.config
   head, hidden = denoiser.head(params).whole(hidden)  # Gathered once for all positions.
 
   def at_a_position(scanned):
     hidden, key = scanned
-    return predict_from_logits(head.logits(hidden), key, denoiser.config.mask_token_id, config, denoiser.mesh)
+    logits = penalize(head.logits(hidden), jnp.arange(special.vocab_size), special.end_token_ids, config.eos_penalty)
+    return predict_from_logits(logits, key, special.mask_token_id, config, denoiser.mesh)
 
   by_position = jnp.moveaxis(hidden, 1, 0), jax.random.split(key, hidden.shape[1])
   predicted = jax.lax.map(at_a_position, by_position, batch_size=_POSITIONS)

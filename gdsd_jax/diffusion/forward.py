@@ -45,11 +45,15 @@ class MaskConfig:
     return sampler.forward_process
 
 
-def stratified_counts(key, batch_size: int, length: int):
-  """Mask counts spread evenly over 0…length: n_b = round(k + b (L+1) / B) mod (L+1) with k ~ U{0,…,L}. int32[B]."""
-  first = jax.random.randint(key, (), 0, length + 1)
-  spread = jnp.arange(batch_size) * (length + 1) / batch_size
-  return jnp.round(first + spread).astype(jnp.int32) % (length + 1)
+def stratified_counts(key, batch_size: int, length: int, group_size: int = 1):
+  """Mask counts spread evenly over 0…length, in the batch and in each group of neighbours. int32[B].
+
+  They are n_c = round(k + c (L+1) / B) mod (L+1) for c = 0…B−1, with k ~ U{0,…,L}. Sequence b has that of c = b without
+  groups. Of B/G groups, the jth sequence of group g has that of c = j B/G + g: a group's counts are (L+1)/G apart.
+  """
+  first, b = jax.random.randint(key, (), 0, length + 1), jnp.arange(batch_size)
+  dealt = b % group_size * (batch_size // group_size) + b // group_size
+  return jnp.round(first + dealt * (length + 1) / batch_size).astype(jnp.int32) % (length + 1)
 
 
 def masks_from_counts(key, counts, confidence, block_length: int | None = None, remasking: str = "low_confidence"):
@@ -71,37 +75,43 @@ def masks_from_counts(key, counts, confidence, block_length: int | None = None, 
 
 
 def rollout_masks(key, confidence, num_samples: int, block_length: int | None = None,
-                  remasking: str = "low_confidence"):
+                  remasking: str = "low_confidence", group_size: int = 1):
   """The masks of `consistent_masks` with rollouts first, as everything inside has them: bool[B, M, L]."""
   batch, length = confidence.shape
   if block_length is not None and (block_length < 1 or length % block_length):
     raise ValueError(f"block_length: {block_length} must divide the completion length, {length}")
   if remasking not in REMASKING:
     raise ValueError(f"remasking: {remasking!r} is not one of {', '.join(REMASKING)}")
+  if group_size < 1 or batch % group_size:
+    raise ValueError(f"group_size: {group_size} must divide the batch of {batch} rollouts")
 
   def one_sample(key):
     count_key, mask_key = jax.random.split(key)
-    counts = stratified_counts(count_key, batch, length)
+    counts = stratified_counts(count_key, batch, length, group_size)
     return masks_from_counts(mask_key, counts, confidence, block_length, remasking)
 
   return jax.vmap(one_sample, out_axes=1)(jax.random.split(key, num_samples))
 
 
 def consistent_masks(key, confidence, num_samples: int, block_length: int | None = None,
-                     remasking: str = "low_confidence"):
+                     remasking: str = "low_confidence", group_size: int = 1):
   """The first mask of each coupled pair; the second is its complement on the completion (GDSD, arXiv 2605.29398).
 
   Args:
     key: random key.
     confidence: float[B, L] of the rollouts (`Rollout.confidence`).
-    num_samples: M, the number of Monte Carlo samples, each with stratified counts of its own.
+    num_samples: M, the number of Monte Carlo samples, each with stratified counts of its own (`stratified_counts`).
     block_length: K, the sampler's; None or L for masks over the whole completion.
     remasking: the sampler's, "low_confidence" or "random".
+    group_size: G, how many neighbours answer one prompt. Their counts are spread over 0…L, too, so that each prompt is
+      learnt from in early and late states of denoising. With 1 the counts of neighbours are close.
 
   Returns:
     bool[M, B, L], True where masked.
 
   Raises:
-    ValueError: block_length does not divide L, or remasking is unknown.
+    ValueError: block_length does not divide L, group_size not B, or remasking is unknown.
   """
-  return jnp.swapaxes(rollout_masks(key, confidence, num_samples, block_length, remasking), 0, 1)
+  return jnp.swapaxes(
+    rollout_masks(key, confidence, num_samples, block_length, remasking, group_size), 0, 1
+  )

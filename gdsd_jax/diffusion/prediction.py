@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gdsd_jax.diffusion.noise import Exact, Greedy, Official
 from gdsd_jax.models import lm_head
 from gdsd_jax.models.lm_head import LMHead, multiply, over_vocabulary, Share
 
@@ -20,12 +21,14 @@ class _Best(NamedTuple):
   logits: jax.Array  # float32[R, tile]
 
 
-def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, unconditional=None, cfg_scale: float = 0.0):
+def predict(
+  head: LMHead, hidden, key, mask_id: int, temperature: float, unconditional=None, cfg_scale: float = 0.0,
+  noise: str = "exact", penalized: tuple[int, ...] = (), penalty: float = 0.0,
+):
   """A token for each position, never the mask token, and its probability under the full softmax.
 
   At a temperature T above 0, tokens are drawn by Gumbel-max over tiles of the vocabulary, and then over the tokens of
-  the tile that won. The largest of a tile's perturbed logits is itself the tile's T logsumexp(z / T) with Gumbel noise,
-  and which token it belongs to does not depend on it. So a sample takes V / tile + tile random numbers, not V.
+  the tile that won.
 
   Args:
     head, hidden: the LM head, and [B, K, D] hidden states, aligned.
@@ -33,23 +36,25 @@ def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, uncondi
     mask_id: the mask token.
     unconditional: [B, K, D] hidden states without the prompt, for classifier-free guidance; None for none.
     cfg_scale: c of the guided logits u + (c + 1) (z − u).
+    noise: "exact" for the softmax at T, or "official", see noise.py.
+    penalized, penalty: tokens, and what is subtracted from their logits, after guidance: for draw and probability.
 
   Returns:
     (tokens, probability): int32[B, K] and float32[B, K].
   """
   tile = _tile_size(head)
-  noise = None
+  drawn = Greedy()
   if temperature > 0:  # Drawn before the vocabulary is split, so that it is the same on every mesh.
-    sizes = head.vocab_size // tile, tile  # one number for each tile, and for each token of the tile that will win
-    noise = tuple(jax.random.gumbel(key, (*hidden.shape[:2], size)) for key, size in zip(jax.random.split(key), sizes))
+    kind = {"exact": Exact, "official": Official}[noise]
+    drawn = kind.drawn(key, hidden.shape[:2], head.vocab_size // tile, tile)
 
   def compute(share: Share, rows):
-    hidden, unconditional, noise = rows
+    hidden, unconditional, drawn = rows
     count = hidden.shape[0] * hidden.shape[1]
     flat = hidden.reshape(count, -1)
     if unconditional is not None:
       flat = jnp.concatenate([flat, unconditional.reshape(count, -1)])
-    of_tiles, of_tokens = (None, None) if noise is None else (x.reshape(count, -1) for x in noise)
+    drawn = jax.tree.map(lambda x: x.reshape(count, -1), drawn)
 
     def step(carry, weight, start):
       best, top, total = carry
@@ -57,15 +62,12 @@ def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, uncondi
       if unconditional is not None:
         logits, without = logits[:count], logits[count:]
         logits = without + (cfg_scale + 1) * (logits - without)
+      columns = share.first + start + jnp.arange(logits.shape[1])
+      logits = penalize(logits, columns, penalized, penalty)
       highest = jnp.maximum(top, jnp.max(logits, axis=1))
       total = total * jnp.exp(top - highest) + jnp.sum(jnp.exp(logits - highest[:, None]), axis=1)
-      columns = share.first + start + jnp.arange(logits.shape[1])
       tiles = jnp.where(columns == mask_id, -jnp.inf, logits).reshape(count, -1, tile)
-      if of_tiles is None:
-        scores = jnp.max(tiles, axis=2)
-      else:
-        noise = jax.lax.dynamic_slice_in_dim(of_tiles, (share.first + start) // tile, tiles.shape[1], axis=1)
-        scores = jax.nn.logsumexp(tiles / temperature, axis=2) + noise
+      scores = drawn.of_tiles(tiles, (share.first + start) // tile, temperature)
       return _better(best, scores, tiles, share.first + start), highest, total
 
     zeros, least = jnp.zeros(count), jnp.full(count, jnp.finfo(jnp.float32).min)
@@ -74,12 +76,19 @@ def predict(head: LMHead, hidden, key, mask_id: int, temperature: float, uncondi
     best = _best_of_shares(share, best)
     highest = share.max(top)
     normalizer = highest + jnp.log(share.sum(total * jnp.exp(top - highest)))
-    place = jnp.argmax(best.logits if of_tokens is None else best.logits / temperature + of_tokens, axis=1)
+    place = jnp.argmax(drawn.of_tokens(best.logits, best.first // tile, temperature), axis=1)
     chosen = jnp.take_along_axis(best.logits, place[:, None], axis=1)[:, 0]
     found = (best.first + place).astype(jnp.int32), jnp.exp(chosen - normalizer)
     return tuple(x.reshape(hidden.shape[:2]) for x in found)
 
-  return over_vocabulary(compute, head, (hidden, unconditional, noise))
+  return over_vocabulary(compute, head, (hidden, unconditional, drawn))
+
+
+def penalize(logits, columns, tokens: tuple[int, ...], penalty: float):
+  """Logits [..., C] of the tokens `columns`, int[C], less the penalty for some of them; without one, as they are."""
+  if not penalty:
+    return logits
+  return logits - penalty * jnp.isin(columns, jnp.array(tokens))
 
 
 def _tile_size(head: LMHead) -> int:

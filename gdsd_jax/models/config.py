@@ -50,3 +50,8 @@ class DenoiserConfig:
     for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
       if not 0 <= getattr(self, name) < self.vocab_size:
         raise ValueError(f"{name} ({getattr(self, name)}) must lie in the vocabulary of {self.vocab_size}")
+
+  @property
+  def end_token_ids(self) -> tuple[int, ...]:
+    """What fills a completion behind its text: end of text and padding, which are one in the published models."""
+    return tuple(sorted({self.eos_token_id, self.pad_token_id} - {self.mask_token_id}))

@@ -15,7 +15,7 @@ from ml_collections import config_dict, ConfigDict
 
 from gdsd_jax import own_code
 from gdsd_jax.checks import did_you_mean, require
-from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.diffusion.config import BLOCK_LENGTH, SamplerConfig
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.own import make_objective
 from gdsd_jax.objectives.sequence import SequenceObjective
@@ -148,7 +148,8 @@ def flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
 def contradictions(saved: Mapping[str, Any], current) -> list[str]:
   """Lines "field: saved → current" for what a resumed run may not change.
 
-  Fields that were added to recipes after the run began are compared at their defaults.
+  Fields that were added to recipes after the run began are compared at their defaults. Runs from before dream's exact
+  sampler could have blocks say a block length of 32 where they mean that nothing was said.
 
   Args:
     saved: nested fields of the run's config.json.
@@ -158,6 +159,8 @@ def contradictions(saved: Mapping[str, Any], current) -> list[str]:
   new = flatten(current.as_given)
   added = {path: value for path, value in flatten(section(type(current)).to_dict()).items() if path in new}
   old = added | flatten(saved)
+  if "sampler.noise" not in flatten(saved) and old.get("sampler.block_length") == BLOCK_LENGTH:
+    old["sampler.block_length"] = new.get("sampler.block_length") and BLOCK_LENGTH
   may_change = RESUMABLE
   if current.optimizer.follows_length:  # the rates of a decay, or of a warm-up by share, are those of another run
     may_change = tuple(field for field in RESUMABLE if field != "steps")

@@ -79,7 +79,7 @@ class Trainer(Training):
     self._scored: GradedCompletions | None = None  # what the last step trained on, None if its rewards failed
     split = batch_sharding(self.mesh)
     self._concatenate = jax.jit(lambda *parts: jnp.concatenate(parts, axis=1), out_shardings=split)
-    process = config.masks.forward_process(config.sampler)
+    process = config.masks.forward_process(config.sampler) | {"group_size": config.group_size}
     masks = functools.partial(rollout_masks, num_samples=config.distillation.num_mc, **process)
     self._draw_masks = jax.jit(masks, out_shardings=split)
     self._sync_reference = jax.jit(functools.partial(sync_reference, mix=config.distillation.reference_sync_mix))
