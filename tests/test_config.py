@@ -68,7 +68,7 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
     "eval.block_length": 8, "eval.prompt_buckets": (5,), "eval.prefill": "so", "eval.prompt": "training",
     "eval.temperature": 0.1, "eval.top_p": 0.9, "eval.top_k": 7, "eval.alg": "topk_margin", "eval.alg_temp": 0.0,
     "eval.remasking": "low_confidence", "eval.cfg_scale": 0.0, "eval.cache": "prefix", "eval.threshold": 0.7,
-    "eval.factor": None, "eval.test_size": 5,
+    "eval.factor": None, "eval.test_size": 5, "eval.eos_penalty": 0.25,
     "checkpoint.every": 2,
     "checkpoint.keep": 3, "mesh.data": 2, "mesh.fsdp": 3, "mesh.tensor": 4, "log.every": 5, "log.rollouts_every": 6,
     "log.plot_seconds": 7.0, "log.tensorboard": False, "log.wandb_project": "",

@@ -62,6 +62,22 @@ def test_every_field_reaches_the_sampler():
     assert sampler | fields == sampler
 
 
+@pytest.mark.parametrize("fields, block_length", [
+  ({}, None), (dict(sampler__block_length=64), 64), (dict(eval__block_length=16), 16),
+  (dict(sampler__block_length=64, eval__block_length=16), 16), (dict(sampler__cache="dual"), 32),
+])
+def test_dream_is_evaluated_in_the_blocks_of_its_rollouts_unless_others_are_asked_for(fields, block_length):
+  sampler = evaluation_samplers(changed(sampler__kind="dream", **fields))[256]
+  assert sampler.block_length == block_length
+  assert sampler.is_blockwise == sampler.early_stop == (block_length is not None)
+
+
+def test_a_penalty_and_noise_of_rollouts_are_those_of_evaluations():
+  config = changed(sampler__eos_penalty=2.0, sampler__noise="official")
+  assert (evaluation_samplers(config)[256].eos_penalty, evaluation_samplers(config)[256].noise) == (2.0, "official")
+  assert evaluation_samplers(changed(sampler__eos_penalty=2.0, eval__eos_penalty=0.0))[256].eos_penalty == 0.0
+
+
 def test_fast_options_are_the_runs_unless_evaluation_has_its_own():
   run = dict(sampler__cache="dual", sampler__threshold=0.9)
   fast = lambda **fields: [getattr(evaluation_samplers(changed(**run, **fields))[256], name)
@@ -81,6 +97,7 @@ def test_fast_options_are_the_runs_unless_evaluation_has_its_own():
   (dict(eval__threshold=0.9, eval__remasking="random"), "eval.remasking: must be 'low_confidence' with"),
   (dict(sampler__kind="dream", eval__threshold=0.9), "eval.alg: must be one of maskgit_plus, topk_margin"),
   (dict(eval__threshold=0.9, eval__factor=1.0), "eval.factor: sampler.threshold says already"),
+  (dict(eval__eos_penalty=-1.0), "eval.eos_penalty: must be a number and not negative, not -1.0"),
   (dict(eval__lengths=(100,)), "eval.lengths: 100 at .* is no sampler: sampler.block_length: 32 must divide"),
 ])
 def test_what_no_sampler_has_is_refused_by_its_name_here(fields, message):

@@ -27,8 +27,8 @@ RESUMABLE = (
   "steps", "checkpoint.", "log.", "mesh.", "model.remat",
   "model.revision",  # the weights themselves are compared
   # Only launch/evaluate.py reads these.
-  "eval.alg", "eval.alg_temp", "eval.remasking", "eval.cfg_scale", "eval.cache", "eval.threshold", "eval.factor",
-  "eval.test_size",
+  "eval.alg", "eval.alg_temp", "eval.remasking", "eval.cfg_scale", "eval.eos_penalty", "eval.cache", "eval.threshold",
+  "eval.factor", "eval.test_size",
   "eval.lengths", "eval.steps_per_token", "eval.block_length", "eval.prompt_buckets", "eval.prefill", "eval.prompt",
 )
 

@@ -30,12 +30,13 @@ class EvalConfig:
   temperature: float = 0.0
   top_p: float | None = None  # dream's, where it samples; None is off
   top_k: int | None = None  # likewise
-  # The others are for launch/evaluate.py alone, which takes the whole test split. What is not here, the sampler's kind
-  # and eps, is that of the section `sampler`, whose own choices of tokens and positions are those of rollouts.
+  # The others are for launch/evaluate.py alone, which takes the whole test split. What is not here, the sampler's kind,
+  # noise and eps, is that of the section `sampler`, whose own choices of tokens and positions are those of rollouts.
   alg: str | None = None  # dream's confidence; None: "entropy", or with a threshold or factor sampler.alg
   alg_temp: float = 0.0  # as sampler.alg_temp
   remasking: str = "low_confidence"  # llada's, as sampler.remasking
   cfg_scale: float = 0.0  # as sampler.cfg_scale
+  eos_penalty: float | None = None  # None: sampler.eos_penalty
   # Fast-dLLM's options. None of the three: those of the section `sampler`; cache="none" is the exact sampler.
   cache: str | None = None
   threshold: float | None = None
@@ -45,7 +46,8 @@ class EvalConfig:
   test_size: int | None = None
   lengths: tuple[int, ...] = (128, 256, 512)  # completion lengths; the accuracy is the best of them
   steps_per_token: float = 0.5
-  block_length: int = 32  # as sampler.block_length
+  # As sampler.block_length. None: 32 with llada; dream has the blocks of the section `sampler`, if it has any.
+  block_length: int | None = None
   prompt_buckets: tuple[int, ...] = (128, 256, 512, 1024)  # only those that some prompt needs are compiled
   prefill: str = ""  # text that every completion begins with
   # How problems are asked: as the official "evaluation" asks them (`Task.evaluation_messages`), or as "training" does.
@@ -82,15 +84,17 @@ class EvalConfig:
     It stops early where it goes block by block: only texts up to their end count here. Raises ValueError, naming the
     field of the section.
     """
-    given, samplers = self._given(sampler), {}
+    given, samplers, block_length = self._given(sampler), {}, self.block_length
+    if block_length is None and sampler.kind == "dream" and sampler.is_blockwise:
+      block_length = sampler.block_length
     for length in self.lengths:
       try:
         made = SamplerConfig(kind=sampler.kind, completion_length=length, steps=round(length * self.steps_per_token),
-                             block_length=self.block_length, eps=sampler.eps, own=sampler.own, **given)
+                             block_length=block_length, noise=sampler.noise, eps=sampler.eps, own=sampler.own, **given)
         samplers[length] = dataclasses.replace(made, early_stop=made.is_blockwise)
       except ValueError as error:
         said = (f"eval.lengths: {length} at eval.steps_per_token={self.steps_per_token} and"
-                f" eval.block_length={self.block_length} is no sampler: {error}")
+                f" eval.block_length={block_length} is no sampler: {error}")
         raise ValueError(_renamed(error, given) or said) from None
     return samplers
 
@@ -99,6 +103,7 @@ class EvalConfig:
     given = {name: getattr(self, name) for name in _SAMPLERS_OWN}
     theirs = sampler if (self.cache, self.threshold, self.factor) == (None, None, None) else self
     given |= {name: getattr(theirs, name) for name in _FAST} | {"cache": theirs.cache or "none"}
+    given["eos_penalty"] = sampler.eos_penalty if self.eos_penalty is None else self.eos_penalty
     by_probability = given["threshold"] is not None or given["factor"] is not None  # which entropy is not
     return given | {"alg": self.alg or (sampler.alg if by_probability else "entropy")}
 
