@@ -22,7 +22,12 @@ setup(
   # gdsd_jax/configs and gdsd_jax/launch are links to the folders at the root; an installed package has the files.
   packages=find_packages(include=["gdsd_jax", "gdsd_jax.*"]),
   package_data={"gdsd_jax": ["configs/*.py", "launch/*.yaml", "models/assets/*/*", "tasks/assets/*"]},
-  entry_points={"console_scripts": [f"gdsd-{name} = gdsd_jax.launch:{name}" for name in _COMMANDS]},
+  entry_points={
+    "console_scripts": [
+      *(f"gdsd-{name} = gdsd_jax.launch:{name}" for name in _COMMANDS), "gdsd-lm-eval = gdsd_jax.launch:lm_eval",
+    ],
+    "lm_eval.models": ["gdsd_jax = gdsd_jax.evaluation.harness:DenoiserLM"],  # read by releases after 0.4.13
+  },
   install_requires=[
     "absl-py>=2.1",
     "array-record>=0.5.1",  # TFDS reads and writes its files without TensorFlow

@@ -3,15 +3,16 @@
 import runpy
 
 
-def _command(name: str):
-  """A function that runs the file of its name as a script, flags of the command line included."""
+def _command(module: str):
+  """A function that runs a module as a script, flags of the command line included."""
 
   def run() -> None:
-    runpy.run_module(f"{__name__}.{name}", run_name="__main__", alter_sys=True)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
   return run
 
 
-train, evaluate, export, pretrain, compile, benchmark = map(
-  _command, ("train", "evaluate", "export", "pretrain", "compile", "benchmark")
+train, evaluate, export, pretrain, compile, benchmark = (
+  _command(f"{__name__}.{name}") for name in ("train", "evaluate", "export", "pretrain", "compile", "benchmark")
 )
+lm_eval = _command("gdsd_jax.evaluation.harness")  # lm-evaluation-harness, with the model gdsd_jax

@@ -37,7 +37,7 @@ def definition(monkeypatch):
 
 def test_each_script_in_launch_is_a_command(definition):
   commands = dict(line.split(" = ") for line in definition["entry_points"]["console_scripts"])
-  assert commands.keys() == {f"gdsd-{name}" for name in SCRIPTS}
+  assert commands.keys() == {f"gdsd-{name}" for name in {*SCRIPTS, "lm-eval"}}
   for entry in commands.values():
     module, _, function = entry.partition(":")
     assert callable(getattr(importlib.import_module(module), function))

@@ -1,26 +1,35 @@
-"""Generation tasks of lm-evaluation-harness on a denoiser: its command line, with the model "gdsd_jax" known to it.
+"""lm-evaluation-harness on a denoiser: the model "gdsd_jax" of its command line, for completions and likelihoods.
 
   pip install "gdsd_jax[eval]"
-  python -m gdsd_jax.evaluation.harness --model gdsd_jax --model_args pretrained=GSAI-ML/LLaDA-8B-Instruct \
+  gdsd-lm-eval --model gdsd_jax --model_args pretrained=GSAI-ML/LLaDA-8B-Instruct \
     --tasks gsm8k --apply_chat_template --batch_size 32
+  gdsd-lm-eval --model gdsd_jax --model_args pretrained=GSAI-ML/LLaDA-8B-Base,mc_num=1 \
+    --tasks mmlu --num_fewshot 5 --batch_size 32
+
+Releases of the harness after 0.4.13 find the model by itself, by this package's entry point in `lm_eval.models`: there
+it is `lm_eval --model gdsd_jax`, too.
 """
 
-from collections.abc import Mapping
-import dataclasses
+from collections.abc import Sequence
 import inspect
+import json
 import logging
 import sys
 from typing import Any
+import zlib
 
 import jax
 
-from gdsd_jax.checks import require, require_at_least, require_one_of
+from gdsd_jax.checks import did_you_mean, require
 from gdsd_jax.diffusion.config import KINDS, SamplerConfig
 from gdsd_jax.evaluation.batches import plan_batches
+from gdsd_jax.evaluation.harness_requests import cut_at, stops_of
+from gdsd_jax.evaluation.harness_settings import number, SETTINGS, settings_of
+from gdsd_jax.evaluation.likelihood import Likelihood, Pair
 from gdsd_jax.evaluation.protocol import Evaluated
 from gdsd_jax.generation.generator import Generator
-from gdsd_jax.huggingface.tokenizer import load_tokenizer
-from gdsd_jax.parallel.mesh import make_mesh, whole_batch
+from gdsd_jax.huggingface.tokenizer import load_tokenizer, token_ids
+from gdsd_jax.parallel.mesh import make_mesh, MESH_AXES, whole_batch
 from gdsd_jax.runs.compilation_cache import use_compilation_cache
 from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.files import run_folder
@@ -28,6 +37,7 @@ from gdsd_jax.runs.files import run_folder
 try:
   from lm_eval.api.model import LM
   from lm_eval.api.registry import register_model
+  from tqdm import tqdm  # comes with it
 except ImportError as error:
   message = f"lm-evaluation-harness cannot be imported ({error}); pip install 'gdsd_jax[eval]'"
   if __name__ == "__main__":
@@ -37,84 +47,60 @@ except ImportError as error:
 _log = logging.getLogger(__name__)
 
 _WIDTHS = tuple(2**power for power in range(5, 20))  # that prompts are padded to, as far as the model reaches
-_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # one setting under four names
-_KNOWN = {*_LIMITS, "until", "do_sample", "temperature", "top_p", "top_k"}
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerationDefaults:
-  """How completions are sampled where a task does not say."""
-
-  max_gen_toks: int  # longest completion
-  steps_per_token: float  # denoising steps for each token
-  block_length: int  # tokens of a block, for the llada sampler
-  kind: str  # which sampler, "llada" or "dream"
-
-  def __post_init__(self):
-    require_at_least(self, "", max_gen_toks=1, block_length=1)
-    share = self.steps_per_token
-    require(0 < share <= 1, "steps_per_token", f"must lie in (0, 1], not {share}")
-    require_one_of("kind", self.kind, KINDS)
-
-  def sampler(self, gen_kwargs: Mapping[str, Any]) -> SamplerConfig:
-    """The sampler of a request. Without do_sample and a temperature it is greedy. Raises ValueError."""
-    limit = int(next((gen_kwargs[name] for name in _LIMITS if gen_kwargs.get(name)), self.max_gen_toks))
-    block = min(self.block_length, limit) if self.kind == "llada" else limit
-    blocks = limit // block  # the limit is a limit: never rounded up
-    temperature, do_sample = gen_kwargs.get("temperature"), gen_kwargs.get("do_sample")
-    if do_sample is False or temperature is None:
-      temperature = 1.0 if do_sample else 0.0
-    # To a greedy request top_p and top_k mean nothing, yet Dream's confidence would depend on them.
-    top_p, top_k = (gen_kwargs.get("top_p"), gen_kwargs.get("top_k")) if float(temperature) else (None, None)
-    return SamplerConfig(
-      kind=self.kind, completion_length=blocks * block, steps=blocks * max(round(block * self.steps_per_token), 1),
-      temperature=float(temperature), block_length=block, top_p=None if top_p == 1 else top_p, top_k=top_k or None,
-    )
 
 
 @register_model("gdsd_jax")
 class DenoiserLM(LM):
-  """A denoiser as the harness sees a language model. It generates; it has no likelihoods."""
+  """A denoiser as the harness sees a language model. What it answers to a request depends on no other request."""
 
   def __init__(
     self, pretrained: str | None = None, workdir: str | None = None, step: str | int = "latest",
-    dtype: str = "bfloat16", batch_size: int | str = 1, max_gen_toks: int = 256, steps_per_token: float = 0.5,
-    block_length: int = 32, kind: str | None = None, data: int = -1, fsdp: int = 1, tensor: int = 1, seed: int = 0,
-    layout: str | None = None, device: str | None = None, max_batch_size: int | None = None, **unknown: Any,
+    dtype: str = "bfloat16", batch_size: int | str = 1, kind: str | None = None, likelihood: str | None = None,
+    check_greedy: bool = True, add_bos_token: bool = False, data: int = -1, fsdp: int = 1, tensor: int = 1,
+    seed: int = 0, layout: str | None = None, device: str | None = None, max_batch_size: int | None = None,
+    **settings: Any,
   ):
-    """--model_args, and what the harness adds to them.
+    """--model_args, and what the harness adds to them. ValueError or OSError, one line, where they cannot be.
 
     Args:
       pretrained: model folder (also of a PEFT adapter) or hub name.
       workdir, step: instead of it, a run and its checkpoint: latest, best, or a number.
-      batch_size: prompts at a time, raised to a multiple of the devices that they are split over.
-      max_gen_toks, steps_per_token, block_length: see `GenerationDefaults`.
+      batch_size: prompts, or states of answers, at a time; raised to a multiple of the devices that share them.
       kind: which sampler; by default that of the model's family.
+      likelihood: which estimate, see `LikelihoodConfig`; by default that of the model's family.
+      check_greedy: whether likelihoods tell if an answer is the greedy one, as LAMBADA's accuracy needs. It costs a
+        pass or more; multiple choice does without.
+      add_bos_token: whether likelihoods have the beginning of text before the context, as Dream's base model is scored.
       layout: of a model in a layout of one's own, see docs/own.md.
-      data, fsdp, tensor, seed: the mesh, and the random seed of sampled completions.
+      data, fsdp, tensor, seed: the mesh, and the random seed of completions and of likelihoods' states.
       device, max_batch_size: not used; JAX chooses the device, and batches have one size.
+      settings: other fields of `GenerationDefaults` and `LikelihoodConfig`. Dream's published evaluation has
+        temperature=0.1,top_p=0.9,alg=entropy; LLaDA's, mc_num=1 where all answers are single tokens.
     """
     super().__init__()
-    if unknown:
-      known = ", ".join(list(inspect.signature(type(self)).parameters)[:-1])
-      raise ValueError(f"--model_args: no setting {next(iter(unknown))!r}, known are {known}")
+    names = [*list(inspect.signature(type(self)).parameters)[:-1], *SETTINGS]
+    for name in settings.keys() - set(names):
+      raise ValueError(f"--model_args: no setting {name!r}, known are {', '.join(names)}{did_you_mean(name, names)}")
     given_one = (pretrained is None) != (workdir is None)
     require(given_one, "--model_args", "needs pretrained=FOLDER_OR_HUB_NAME, or workdir=RUN")
     is_number = str(batch_size).isdecimal() and int(batch_size) >= 1
     require(is_number, "--batch_size", f"must be a positive number, not {batch_size!r}")
-    try:
-      defaults = GenerationDefaults(int(max_gen_toks), float(steps_per_token), int(block_length), kind or KINDS[0])
-    except ValueError as error:
-      raise ValueError(f"--model_args: {error}") from None
-    mesh = make_mesh(data, fsdp, tensor)
+    for name, value in {"check_greedy": check_greedy, "add_bos_token": add_bos_token}.items():
+      require(isinstance(value, bool), f"--model_args: {name}", f"must be True or False, not {value!r}")
+    settings_of(KINDS, kind, likelihood, settings)  # before a model is loaded that tells which family it is of
+    mesh = make_mesh(*(number(name, value, int) for name, value in zip(MESH_AXES, (data, fsdp, tensor))))
+    seed = number("seed", seed, int)
     evaluated = Evaluated(run_folder(workdir, "--model_args: workdir") if workdir else None, str(step), pretrained)
     denoiser, self._params, model = evaluated.load(ModelConfig(dtype=dtype, layout=layout), mesh)
     self.tokenizer, self._path = load_tokenizer(model.folder, denoiser.config), model.path
     self.batch_size = whole_batch(int(batch_size), mesh)
     self._generator = Generator(denoiser, self.tokenizer, mesh)
-    family = denoiser.config.family if denoiser.config.family in KINDS else KINDS[0]
-    self._defaults = defaults if kind else dataclasses.replace(defaults, kind=family)
-    self._key, self._batches = jax.random.key(seed), 0
+    family = denoiser.config.family
+    self._defaults, config = settings_of([family if family in KINDS else KINDS[0]], kind, likelihood, settings)
+    self._likelihood = Likelihood(denoiser, self._params, mesh, self.batch_size, config, seed)
+    self._check_greedy, self._bos = check_greedy, [self.tokenizer.bos_token_id] if add_bos_token else []
+    require(None not in self._bos, "--model_args: add_bos_token", f"the tokenizer of {self._path} has no such token")
+    self._key, self._told = jax.random.key(seed), set()
 
   @property
   def tokenizer_name(self) -> str:
@@ -127,24 +113,29 @@ class DenoiserLM(LM):
     reply = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
     return self.tokenizer.apply_chat_template(chat_history, tokenize=False, **reply)
 
+  def _tell(self, said: str) -> None:
+    if said not in self._told:
+      self._told.add(said)
+      _log.warning("generation_kwargs: %s", said)
+
   def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
     """Completions of requests with args (context, gen_kwargs). A context that does not fit is refused, not cut."""
     by_sampler, plan, texts = {}, [], [""] * len(requests)
     contexts, settings = [request.args[0] for request in requests], [request.args[1] for request in requests]
+    stops = [stops_of(gen_kwargs) for gen_kwargs in settings]
     for index, gen_kwargs in enumerate(settings):
-      by_sampler.setdefault(self._defaults.sampler(gen_kwargs), []).append(index)
-    if ignored := set().union(*settings) - _KNOWN:
-      _log.warning("generation settings without effect on a denoiser: %s", ", ".join(sorted(ignored)))
+      by_sampler.setdefault(self._defaults.sampler(gen_kwargs, self._tell), []).append(index)
     for sampler, indices in by_sampler.items():  # all before anything is generated: a context may be too long
       part = [contexts[i] for i in indices]
       batches = plan_batches(self.tokenizer, part, self._widths(sampler), self.batch_size, field="--tasks")
       plan += [(sampler, width, [indices[i] for i in batch]) for width, batch in batches]
-    for sampler, width, indices in plan:
-      self._batches += 1
-      key, prompts = jax.random.fold_in(self._key, self._batches), [contexts[i] for i in indices]
+    for place, (sampler, width, indices) in enumerate(plan):
+      prompts = [contexts[i] for i in indices]
+      # Of the batch, and of its place: where a task asks the same several times, the answers differ.
+      key = jax.random.fold_in(jax.random.fold_in(self._key, place), zlib.crc32(json.dumps(prompts).encode()))
       completions, _ = self._generator.complete(self._params, prompts, (width,), sampler, key, self.batch_size)
       for index, completion in zip(indices, completions):
-        texts[index] = cut_at(completion, settings[index].get("until"))
+        texts[index] = cut_at(completion, stops[index])
         self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
     return texts
 
@@ -155,19 +146,69 @@ class DenoiserLM(LM):
             f"{length} tokens leave no room for a prompt in the {positions} positions of {self._path}")
     return [*(width for width in _WIDTHS if width < room), room]
 
-  def loglikelihood(self, requests):
-    raise NotImplementedError("a masked diffusion model has no tractable likelihood, and bounds on it are not"
-                              " comparable with other models'; choose tasks with output_type: generate_until")
+  def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    """(log-likelihood, whether it is the greedy answer) of requests with args (context, continuation).
 
-  loglikelihood_rolling = loglikelihood
+    Raises ValueError where both do not fit into the model's positions.
+    """
+    pairs = [self._pair(*request.args) for request in requests]
+    greedy = self._likelihood.greedy(pairs) if self._check_greedy else [False] * len(pairs)
+    found = list(zip(self._estimate(pairs, disable_tqdm), greedy))
+    for request, value in zip(requests, found):
+      self.cache_hook.add_partial("loglikelihood", request.args, value)
+    return found
 
+  def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+    """Log-likelihoods of whole texts, in parts of half the model's positions where a text has more.
 
-def cut_at(text: str, until: str | list[str] | None) -> str:
-  """The text before the first of the `until` strings."""
-  for stop in [until] if isinstance(until, str) else until or []:
-    if stop:
-      text = text.partition(stop)[0]
-  return text
+    Each part has the one before as its context.
+    """
+    parts, owners, found = [], [], [0.0] * len(requests)
+    for owner, request in enumerate(requests):
+      (ids,) = self._ids(request.args)
+      room = self._positions - len(self._start([]))
+      size = room if len(ids) <= room else self._positions // 2
+      for start in range(0, len(ids), size):
+        parts.append((ids[start - size:start] if start else self._start([]), ids[start:start + size]))
+        owners.append(owner)
+    for owner, value in zip(owners, self._estimate(parts, disable_tqdm)):
+      found[owner] += value
+    for request, value in zip(requests, found):
+      self.cache_hook.add_partial("loglikelihood_rolling", request.args, value)
+    return found
+
+  def _estimate(self, pairs: Sequence[Pair], quiet: bool) -> list[float]:
+    with tqdm(total=self._likelihood.states(pairs), desc="states of answers", disable=quiet) as bar:
+      return self._likelihood.estimate(pairs, bar.update)
+
+  @property
+  def _positions(self) -> int:
+    return self._generator.denoiser.config.max_positions - 1  # an end of text may come along
+
+  def _pair(self, context: str, continuation: str) -> Pair:
+    """Token ids of both; blanks at the context's end begin the continuation, as they do in a token."""
+    kept = context.rstrip()
+    text = context + continuation
+    whole, before = self._ids([text, kept])
+    pair = self._start(before), whole[len(before):]
+    tokens = sum(map(len, pair))
+    require(tokens <= self._positions, "--tasks", f"a context and its continuation have {tokens} tokens, at most"
+            f" {self._positions} are allowed: {json.dumps(text[:200])}")
+    return pair
+
+  def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+    found = token_ids(self.tokenizer, texts)
+    for text, ids in zip(texts, found):
+      require(self._generator.denoiser.config.mask_token_id not in ids, "--tasks",
+              f"a text holds the mask token {self.tokenizer.mask_token}: {json.dumps(text[:200])}")
+    return found
+
+  def _start(self, context: list[int]) -> list[int]:
+    """A context with what comes before it. A model with shifted outputs needs a token to predict the first by."""
+    config = self._generator.denoiser.config
+    if not context and not self._bos and config.shifted_output:
+      return [config.eos_token_id if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id]
+    return self._bos + context
 
 
 def main() -> None:
@@ -177,7 +218,7 @@ def main() -> None:
   try:
     use_compilation_cache()
     cli_evaluate()
-  except (ValueError, OSError, NotImplementedError) as error:
+  except (ValueError, OSError) as error:
     sys.exit(f"error: {' '.join(str(error).split())}")
 
 
