@@ -71,7 +71,7 @@ def main():
     recipe.eval.lengths = tuple(map(int, _LENGTHS.value))
   given = config_flags.get_override_values(flags.FLAGS["config"])
   workdir = _WORKDIR.value and run_folder(_WORKDIR.value)
-  check_flags(given, workdir, _MODEL.value)
+  check_flags(given, recipe.sampler.kind, workdir, _MODEL.value)
   config = run_config(recipe)
   evaluated = Evaluated(workdir, _STEP.value or "latest", _MODEL.value).resolved()
   named = None if _OWN_RECIPE else flags.FLAGS["config"].config_filename

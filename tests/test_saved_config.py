@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from gdsd_jax.evaluation.settings import check_flags, tell_differences
+from gdsd_jax.runs.config import evaluation_samplers
 from gdsd_jax.runs.config_dict import base_config, flatten, run_config
 from gdsd_jax.runs.recipe_files import run_of
 from gdsd_jax.runs.saved_config import saved_recipe
@@ -26,13 +27,13 @@ def run(tmp_path):
 
 def test_flags_about_the_model_must_be_the_runs_own(run, caplog, monkeypatch):
   monkeypatch.setattr(logging.getLogger("gdsd_jax"), "propagate", True)
-  check_flags({"model.path": "tiny", "eval.lengths": (8,), "model.dtype": "float32"}, run, None)
+  check_flags({"model.path": "tiny", "eval.lengths": (8,), "model.dtype": "float32"}, "llada", run, None)
   with pytest.raises(ValueError, match="^--config.model.path: 'other' is not what the run in .* made with, 'tiny'"):
-    check_flags({"model.path": "other"}, run, None)
+    check_flags({"model.path": "other"}, "llada", run, None)
   with pytest.raises(ValueError, match="^--config.model.path: --model=tiny says already what is loaded"):
-    check_flags({"model.dtype": "bfloat16", "model.path": "other"}, None, "tiny")
+    check_flags({"model.dtype": "bfloat16", "model.path": "other"}, "llada", None, "tiny")
   assert not caplog.text
-  check_flags({"sampler.temperature": 0.5, "sampler.steps": 256}, run, None)  # the run has so many steps
+  check_flags({"sampler.temperature": 0.5, "sampler.steps": 256}, "llada", run, None)  # the run has so many steps
   assert [record.message for record in caplog.records] == [
     "--config.sampler.temperature is of rollouts, and without effect here: evaluations have --config.eval.temperature"]
 
@@ -59,6 +60,21 @@ def test_a_saved_recipe_is_the_runs_whatever_it_is_of(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(saved))
   found = flatten(saved_recipe(str(tmp_path / "config.json")).to_dict())
   assert found == flatten(config.to_dict()) | {"model.remat": "full", "eval.every": 100}
+
+
+def test_a_run_from_before_samplers_refused_what_they_lack_has_what_it_had(run, caplog, monkeypatch):
+  """Dream's exact sampler had no blocks, whatever was said of their length, and no remasking."""
+  saved = base_config().to_dict()
+  for name in ("noise", "eos_penalty"):
+    del saved["sampler"][name]
+  saved["sampler"] |= {"kind": "dream", "block_length": 32, "remasking": "random", "top_p": 0.95}
+  saved["eval"]["block_length"] = 32
+  (run / "config.json").write_text(json.dumps(saved))
+  monkeypatch.setattr(logging.getLogger("gdsd_jax"), "propagate", True)
+  config = run_config(saved_recipe(f"{run}/config.json"))
+  assert config.sampler.top_p == 0.95
+  assert not any(sampler.is_blockwise for sampler in (config.sampler, *evaluation_samplers(config).values()))
+  assert [record.message.rpartition(" its ")[2] for record in caplog.records] == ["sampler.remasking"]
 
 
 @pytest.mark.parametrize("text, words", [

@@ -18,7 +18,7 @@ ALGORITHMS = ("entropy", "maskgit_plus", "topk_margin", "origin")
 PROBABILITIES = ("maskgit_plus", "topk_margin")  # Algorithms whose confidence lies between 0 and 1.
 CACHES = ("none", "prefix", "dual")
 BLOCK_LENGTH = 32  # where nothing else is said: of all published runs
-_ONLY = {  # fields that one of the kinds has, and the other refuses
+ONLY = {  # fields that one of the kinds has, and the other refuses
   "llada": ("noise", "remasking", "cfg_scale"), "dream": ("alg", "alg_temp", "top_p", "top_k", "eps"),
 }
 PASSED = ("denoiser", "params", "prompt", "prompt_mask", "key", "config")  # to one's own; more parameters are settings
@@ -112,7 +112,7 @@ class SamplerConfig:
   def _check_kind(self):
     dream = self.kind == "dream"
     for field in dataclasses.fields(self):
-      for kind, own in _ONLY.items():
+      for kind, own in ONLY.items():
         fits = kind == self.kind or field.name not in own or getattr(self, field.name) == field.default
         _require(fits, field.name, f"only the {kind} sampler has it (sampler.kind is {self.kind!r})")
     fits = self.top_p is None or isinstance(self.top_p, Real) and 0 < self.top_p <= 1

@@ -19,14 +19,16 @@ _ROLLOUTS_ONLY = {
   **{f"sampler.{name}": f"eval.{name}" for name in (
     "temperature", "top_p", "top_k", "alg_temp", "remasking", "cfg_scale", "block_length", "prompt_buckets")},
 }
+_BLOCKS = "sampler.block_length"
 _EVALUATED = ("task.", "eval.", "sampler.kind", "sampler.eps", "sampler.cache", "sampler.threshold", "sampler.factor")
 
 
-def check_flags(flags: Mapping[str, Any], workdir: epath.Path | None, model: str | None) -> None:
+def check_flags(flags: Mapping[str, Any], kind: str, workdir: epath.Path | None, model: str | None) -> None:
   """Refuses --config flags that contradict the model which is named otherwise; warns of those without effect.
 
   Args:
     flags: path -> value of each --config.path=value.
+    kind: that of the sampler; dream's evaluation has the blocks of its rollouts.
     workdir: the run that is evaluated, whose own model.* holds; None for no run.
     model: the --model in its place, of which model.dtype and model.layout say how it is read.
   """
@@ -39,7 +41,7 @@ def check_flags(flags: Mapping[str, Any], workdir: epath.Path | None, model: str
     elif path.startswith("model.") and model is not None:
       reads = path in ("model.dtype", "model.layout")
       require(reads, f"--config.{path}", f"--model={model} says already what is loaded")
-    elif path in _ROLLOUTS_ONLY and saved.get(path) != value:
+    elif path in _ROLLOUTS_ONLY and saved.get(path) != value and not (path == _BLOCKS and kind == "dream"):
       _log.warning("--config.%s is of rollouts, and without effect here: evaluations have --config.%s", path,
                    _ROLLOUTS_ONLY[path])
 

@@ -9,12 +9,14 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gdsd_jax.checks import require
+from gdsd_jax.diffusion.config import BLOCK_LENGTH, KINDS, ONLY
 from gdsd_jax.runs.config_dict import base_config, flatten, own_sections
 from gdsd_jax.runs.files import check_workdir, run_folder
 
 _log = logging.getLogger(__name__)
 
 FILE = "config.json"
+_BLOCKS = ("sampler.block_length", "eval.block_length")
 
 
 def read_saved(workdir: epath.Path) -> dict[str, Any]:
@@ -49,7 +51,11 @@ def saved_recipe(file: str) -> ConfigDict:
   require(rl, "--workdir", f"{workdir} is no RL run, and says no task; name a recipe that does by --config")
   config, lost = base_config(), []
   known, own = flatten(config.to_dict()), own_sections(fields["objective"].get("name"), fields["sampler"].get("kind"))
+  unheeded = _unheeded(fields["sampler"])
   for path, value in flatten(_without_own(fields, known, own)).items():
+    if path in unheeded:
+      lost += [path] * (value != known[path] and path not in _BLOCKS)
+      continue
     try:
       require(path in known, path, "is lost")
       config.update_from_flattened_dict({path: _as_given(value)})
@@ -62,6 +68,17 @@ def saved_recipe(file: str) -> ConfigDict:
   if lost:
     _log.warning("%s is of an older version; without effect are its %s", workdir / FILE, ", ".join(lost))
   return config
+
+
+def _unheeded(sampler: Mapping[str, Any]) -> set[str]:
+  """Fields that say nothing in the config of a run from before samplers refused what they do not have.
+
+  A block length of 32 was the default then, and is meant to be the default of today.
+  """
+  if "noise" in sampler or sampler.get("kind") not in KINDS:
+    return set()
+  others = [f"sampler.{name}" for kind, names in ONLY.items() if kind != sampler["kind"] for name in names]
+  return {*others, *(_BLOCKS if sampler.get("block_length") == BLOCK_LENGTH else ())}
 
 
 def _without_own(fields: Mapping[str, Any], known: Mapping[str, Any], own: tuple[str, ...]) -> dict[str, Any]:
