@@ -1,6 +1,9 @@
 """What the commands in launch/ share: flags parsed, and every foreseen error told in one line with a non-zero exit.
 
-Exit status 0: done; 1: not as asked for; 75 (EX_TEMPFAIL): start the same command again, which goes on where it was.
+Exit status 0: done; 1: not as asked for; 75 (EX_TEMPFAIL): start the same command again, which goes on where it was. A
+command that Ctrl-C or SIGTERM ends leaves with 75, too, or if it has nothing to go on with 130 or 143 (`signals.py`).
+
+JAX is imported within functions, because that takes seconds and `--help` does without.
 """
 
 from collections.abc import Callable
@@ -14,10 +17,9 @@ import traceback
 from absl import app, flags, logging as absl_logging
 from ml_collections.config_flags import config_flags
 
-from gdsd_jax.parallel import processes
-from gdsd_jax.runs.compilation_cache import use_compilation_cache
-from gdsd_jax.runs.interruption import Interrupted, START_AGAIN
+from gdsd_jax import signals
 from gdsd_jax.runs.recipe_files import recipe_file
+from gdsd_jax.signals import START_AGAIN
 
 _GONE = "another process of this run is gone; the same command goes on from the latest checkpoint"
 TRACEBACK_VARIABLE = "GDSD_TRACEBACK"  # set it to see where an error comes from
@@ -30,6 +32,12 @@ def run(main: Callable[[], None], alone: bool = False) -> None:
   A ValueError or OSError becomes one line on standard error and exit status 1; termination that was asked for, or the
   death of another process, one line and START_AGAIN.
   """
+  if not signals.taken():
+    signals.begin()
+  from gdsd_jax.parallel import processes
+  from gdsd_jax.runs.compilation_cache import use_compilation_cache
+  from gdsd_jax.runs.interruption import Interrupted
+
   if several := not alone and processes.may_be_one_of_several():
     _go_on_in_a_child()
 
@@ -44,7 +52,12 @@ def run(main: Callable[[], None], alone: bool = False) -> None:
         processes.join_processes()
       use_compilation_cache()
       main()
+      signals.finish(0)
+    except SystemExit as end:
+      signals.finish(end.code if isinstance(end.code, int) else 1)
+      raise
     except Interrupted as interrupted:
+      signals.finish(START_AGAIN)
       print(interrupted, file=sys.stderr, flush=True)
       sys.exit(START_AGAIN)
     except Exception as error:
@@ -56,7 +69,7 @@ def run(main: Callable[[], None], alone: bool = False) -> None:
         traceback.print_exception(error)
         _leave_at_once(f"error: {type(error).__name__}: {_line(error)[:_LONGEST_LINE]}", status=1)
       raise
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt as error:  # not of a signal, but raised by somebody's code
       line = "interrupted; the same command resumes from the latest checkpoint"
       if processes.joined():
         _leave_at_once(line, error, status=1)
@@ -71,10 +84,11 @@ def _go_on_in_a_child() -> None:
   # When the first process of a run is gone, or the devices' own collectives hang, JAX's runtime aborts the others.
   child = os.fork()
   if child == 0:
-    processes.end_with_parent()
+    signals.end_with_parent()
+    signals.take_again()
     return
-  signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both
+  # As SIGTERM, which may come twice: a terminal sends Ctrl-C to both, schedulers send SIGTERM to all of a job.
+  signals.give_back(lambda *_: os.kill(child, signal.SIGTERM))
   status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
   if status == -signal.SIGABRT:
     print(f"{_GONE} (JAX's runtime says above how it found out)", file=sys.stderr, flush=True)
@@ -149,6 +163,9 @@ def _origin(error: BaseException) -> BaseException:
 
 
 def _leave(error: Exception, message: str | None = None) -> None:
+  from gdsd_jax.parallel import processes
+
+  signals.finish(1)
   line = f"error: {_line(message or error)[:_LONGEST_LINE]}"
   if processes.joined():  # leaving in order, it would wait for the others, who wait for it
     _leave_at_once(line, error, status=1)

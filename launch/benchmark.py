@@ -21,6 +21,11 @@ Prints a table; the last line of standard output is one JSON object of the same,
 memory has an `error` in place of its numbers; exit status 1 if that is ours.
 """
 
+from gdsd_jax import signals
+
+if __name__ == "__main__":
+  signals.begin()  # before imports that take seconds
+
 import json
 import os
 from pathlib import Path

@@ -9,6 +9,11 @@ FLOPs, memory traffic, collectives and roofline; the last line of standard outpu
 status 1: it would not fit.
 """
 
+from gdsd_jax import signals
+
+if __name__ == "__main__":
+  signals.begin()  # before imports that take seconds
+
 import json
 import os
 import sys
@@ -22,10 +27,10 @@ if __name__ == "__main__":
   for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
-from absl import flags  # noqa: E402  (after the environment)
-from ml_collections import config_flags  # noqa: E402
+from absl import flags
+from ml_collections import config_flags
 
-from gdsd_jax import command  # noqa: E402
+from gdsd_jax import command
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe, with its preset after a colon: configs/gdsd_math.py:llada_8b.",
@@ -33,6 +38,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice: v5e:4x4, v5p:2x2x4, v6e:16x16, …")
 _HLO = flags.DEFINE_string("hlo", None, "Folder for the optimised HLO of each program.")
+
 
 def main():
   from gdsd_jax.planning.plan import plan

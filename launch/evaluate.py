@@ -13,6 +13,12 @@ runs/evaluation/RECIPE_PRESET_MODEL; another evaluation in the same folder is re
 is one JSON object: accuracy (of the best length), its 95 % interval, the numbers of every length, and the protocol.
 """
 
+from gdsd_jax import signals
+
+if __name__ == "__main__":
+  # Before imports that take seconds.
+  signals.begin("asked to stop: what was generated is saved; the same command goes on", signals.START_AGAIN)
+
 import json
 from pathlib import Path
 import sys

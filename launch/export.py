@@ -4,6 +4,11 @@ Full-parameter runs give a folder in the layout of the model they came from. LoR
 --merge the full model with the adapter added to its weights. The tokenizer's files come along with full models.
 """
 
+from gdsd_jax import signals
+
+if __name__ == "__main__":
+  signals.begin()  # before imports that take seconds
+
 from absl import flags
 
 from gdsd_jax import command

@@ -4,6 +4,11 @@ python launch/pretrain.py --config=configs/pretrain_tiny.py --out=DIR [--workdir
 python launch/pretrain.py --config=configs/sft.py --config.data.train_source=chats.jsonl --out=DIR [--workdir=RUN]
 """
 
+from gdsd_jax import signals
+
+if __name__ == "__main__":
+  signals.begin_run()  # before imports that take seconds
+
 from absl import flags
 from ml_collections import config_flags
 

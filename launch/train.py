@@ -3,6 +3,11 @@
 Several values of a field make a sweep, --config.seed=0,1,2 --config.objective.psi=0.01,0.04: see docs/sweeps.md.
 """
 
+from gdsd_jax import signals
+
+if __name__ == "__main__":
+  signals.begin_run()  # before imports that take seconds
+
 import functools
 from pathlib import Path
 import sys

@@ -14,8 +14,8 @@ import tempfile
 import jax
 
 REPOSITORY = Path(__file__).parent.parent
-_FORKING = multiprocessing.get_context("forkserver")
-_FORKING.set_forkserver_preload([
+FORKING = multiprocessing.get_context("forkserver")
+FORKING.set_forkserver_preload([
   "jax", "matplotlib.pyplot", "gdsd_jax.benchmark.measure", "gdsd_jax.evaluation.protocol",
   "gdsd_jax.supervised.finetuning", "gdsd_jax.training.trainer",
 ])
@@ -32,7 +32,7 @@ class Command:
     self.folder = tempfile.TemporaryDirectory()
     self.outputs = [Path(self.folder.name) / name for name in ("stdout", "stderr")]
     arguments, environment = [str(argument) for argument in arguments], {**os.environ, **environment}
-    self.process = _FORKING.Process(target=_run, args=(arguments, environment, self.outputs), daemon=False)
+    self.process = FORKING.Process(target=_run, args=(arguments, environment, self.outputs), daemon=False)
     self.process.start()
 
   def finish(self, timeout: float = 300) -> subprocess.CompletedProcess:

@@ -4,13 +4,14 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 from commands import Command, run_command
-from conftest import REPOSITORY, without_times
+from conftest import REPOSITORY, slow, without_times
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -91,22 +92,58 @@ def test_run_writes_what_it_promises(straight):
   assert "NEW RUN" in output and "finished 6 steps" in output
 
 
-@pytest.mark.parametrize("kill_after", [3])
-def test_killed_run_resumes_bit_for_bit(straight, tmp_path, kill_after):
-  undisturbed, _ = straight
+def test_killed_run_resumes_bit_for_bit(straight, tmp_path):
   killed = Command(*command(tmp_path))
-  metrics = tmp_path / "metrics.jsonl"
   is_saved = lambda: any(step.name.isdigit() for step in (tmp_path / "checkpoints").glob("*"))
-  while killed.process.is_alive() and not (is_saved() and len(read_rows(metrics)) > kill_after):
-    time.sleep(0.005)
+  wait_for_rows(killed, tmp_path, lambda rows: is_saved() and len(rows) > 3)
   killed.process.kill()
   assert killed.finish().returncode == -signal.SIGKILL, "the run ended before it was killed"
-  result = launch(tmp_path)
+  assert_resumed_as(straight[0], tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, slow(signal.SIGTERM)])
+def test_a_run_that_is_asked_to_stop_saves_first_and_meanwhile_nobody_else_writes_there(straight, tmp_path, number):
+  run = Command(*command(tmp_path, **{"checkpoint.every": 100}))
+  wait_for_rows(run, tmp_path, lambda rows: len(rows) > 2)
+  os.kill(run.process.pid, signal.SIGSTOP)
+  other = launch(tmp_path)
+  assert other.returncode == 1 and len(other.stderr.splitlines()) == 1
+  assert f"{tmp_path} is in use by another command (process {run.process.pid} on " in other.stderr
+  os.kill(run.process.pid, number)
+  os.kill(run.process.pid, signal.SIGCONT)
+  end = run.finish()
+  assert end.returncode == 75, "the run ended before it was asked"
+  step = read_rows(tmp_path / "metrics.jsonl")[-1]["step"]
+  assert end.stderr == f"asked to stop: saved step {step} of 6; the same command goes on from there\n"
+  assert not (tmp_path / ".lock").exists()
+  assert_resumed_as(straight[0], tmp_path)
+
+
+def test_what_cannot_be_had_again_is_kept_when_checkpoints_are_gone(straight, tmp_path):
+  run = shutil.copytree(straight[0], tmp_path / "run")
+  kept = {name: (run / name).read_bytes() for name in ("metrics.jsonl", "config.json", "reward.png")}
+  shutil.rmtree(run / "checkpoints")
+  result = launch(run, steps=1)
+  [earlier] = run.glob("earlier-*")
+  said = f"STARTING AGAIN in {run}: there is no complete checkpoint; what was there is kept in {earlier}\n"
+  assert said in result.stdout, result.stderr
+  assert {name: (earlier / name).read_bytes() for name in kept} == kept
+  assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [0, 1]
+
+
+def wait_for_rows(run, workdir, enough):
+  while run.process.is_alive() and not enough(read_rows(workdir / "metrics.jsonl")):
+    time.sleep(0.005)
+
+
+def assert_resumed_as(undisturbed, workdir):
+  """The same command goes on, and ends with the rows and the state of an undisturbed run."""
+  result = launch(workdir)
   assert result.returncode == 0, result.stderr
   assert "RESUMING" in result.stdout
-  expected, actual = (without_times(read_rows(path / "metrics.jsonl")) for path in (undisturbed, tmp_path))
+  expected, actual = (without_times(read_rows(path / "metrics.jsonl")) for path in (undisturbed, workdir))
   assert actual == expected
-  leaves, expected_leaves = (jax.tree.leaves(saved_state(path, 6)) for path in (tmp_path, undisturbed))
+  leaves, expected_leaves = (jax.tree.leaves(saved_state(path, 6)) for path in (workdir, undisturbed))
   assert len(leaves) == len(expected_leaves) > 10
   for leaf, expected_leaf in zip(leaves, expected_leaves):
     np.testing.assert_array_equal(leaf, expected_leaf)

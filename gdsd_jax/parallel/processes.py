@@ -1,12 +1,10 @@
 """The processes of a run, all of one program: how they find each other, share host work and tell what they found."""
 
 from collections.abc import Callable
-import ctypes
 import importlib.util
 import json
 import os
 from pathlib import Path
-import signal
 from typing import Any
 
 import jax
@@ -120,8 +118,3 @@ def _in_known_cluster() -> bool:
     return False
   vendors = Path("/sys/bus/pci/devices").glob("*/vendor")  # where TPU chips show; JAX asks the slice for its workers
   return any(vendor.read_text().strip() == "0x1ae0" for vendor in vendors)
-
-
-def end_with_parent() -> None:
-  """From now on this process is killed when the one that started it ends, however that ends."""
-  ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of Linux

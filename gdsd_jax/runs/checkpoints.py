@@ -134,6 +134,13 @@ class Checkpoints:
       gather_json(None)  # nobody goes on before they are moved
       self._manager.reload()
 
+  def has(self, step: int) -> bool:
+    """Whether the checkpoint of a step is whole; in any thread, also while it is being written."""
+    try:
+      return self.directory.is_dir() and step in ocp.utils.checkpoint_steps(self.directory)
+    except Exception:  # a store that does not answer
+      return False
+
   def check(self) -> None:
     """Raises CheckpointError if a save in the background has failed."""
     with self._telling_failures():

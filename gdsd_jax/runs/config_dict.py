@@ -19,8 +19,10 @@ from gdsd_jax.diffusion.config import BLOCK_LENGTH, SamplerConfig
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.own import make_objective
 from gdsd_jax.objectives.sequence import SequenceObjective
+from gdsd_jax.runs import weights_and_biases
 from gdsd_jax.runs.config import DistillationConfig, ModelConfig, RolloutConfig, RunConfig, TaskConfig
 from gdsd_jax.runs.files import check_workdir
+from gdsd_jax.runs.lock import check_free
 
 # Fields that may change when a run resumes: they do not change what the run computes.
 RESUMABLE = (
@@ -173,7 +175,10 @@ def contradictions(saved: Mapping[str, Any], current) -> list[str]:
 
 
 def open_workdir(workdir: epath.Path, config) -> None:
-  """Makes the folder of a run. Raises ValueError or OSError if it cannot, or if a run with another config is there."""
+  """Makes the folder of a run. Collective.
+
+  Raises ValueError or OSError if it cannot, if a run with another config is there, or one that is going on.
+  """
   check_workdir(workdir)
   if (file := workdir / "config.json").is_file():
     try:
@@ -186,6 +191,8 @@ def open_workdir(workdir: epath.Path, config) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise OSError(f"--workdir: cannot make {workdir}: {error}") from error
+  check_free(workdir)
+  weights_and_biases.check(config.log.wandb_project)
 
 
 def config_json(config, provenance: Mapping[str, Any] | None = None) -> str:

@@ -1,6 +1,8 @@
 """Files of a run that a kill at any instant leaves whole, in a local folder or on gs:// (etils.epath)."""
 
 from collections.abc import Callable
+import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -51,17 +53,31 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 
 def write_whole(path: epath.PathLike, content: str | bytes) -> None:
-  """Writes a file that is there as it was or as it will be, at any instant."""
+  """Writes a file that is there as it was or as it will be, at any instant. Raises OSError, which names it."""
   path, content = epath.Path(path), content.encode() if isinstance(content, str) else content
-  if is_remote(path):  # an object appears whole
-    path.write_bytes(content)
-    return
-  replacement = path.with_name(f".{path.name}.incomplete")
-  with replacement.open("wb") as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(replacement, path)
+  with _named(path):
+    if is_remote(path):  # an object appears whole
+      path.write_bytes(content)
+      return
+    replacement = path.with_name(f".{path.name}.incomplete")
+    try:
+      with replacement.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(replacement, path)
+    except OSError:
+      replacement.unlink(missing_ok=True)
+      raise
+
+
+@contextlib.contextmanager
+def _named(path: epath.Path):
+  try:
+    yield
+  except OSError as error:
+    full = " (is the disk full?)" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+    raise OSError(error.errno, f"cannot write {path}{full}: {error.strerror or error}") from error
 
 
 def _parse(line: bytes) -> Any:
@@ -108,7 +124,7 @@ class JsonLines:
     if is_remote(self._path):
       write_whole(self._path, _lines([*self.rows, *rows]))
     else:
-      with self._path.open("a") as file:
+      with _named(self._path), self._path.open("a") as file:
         file.write(_lines(rows))
         file.flush()
         os.fsync(file.fileno())

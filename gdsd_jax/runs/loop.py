@@ -12,8 +12,10 @@ from gdsd_jax.checks import require
 from gdsd_jax.parallel.processes import is_first_process
 from gdsd_jax.runs.checkpoints import Checkpoints
 from gdsd_jax.runs.config_dict import config_json, contradictions
+from gdsd_jax.runs.earlier import keep_rows, set_aside
 from gdsd_jax.runs.files import write_whole
 from gdsd_jax.runs.interruption import Interrupted, Interruption
+from gdsd_jax.runs.lock import Lock, locked
 from gdsd_jax.runs.metrics import format_seconds, MetricsWriter, Progress, Stopwatch
 from gdsd_jax.runs.optimizer import updates_made
 from gdsd_jax.runs.state import TrainState
@@ -61,40 +63,54 @@ class Training(Protocol):
 def run_training(training: Training, interruption: Interruption) -> None:
   """Runs or resumes a training in its workdir: metrics.jsonl, config.json, checkpoints/, reward.png.
 
-  Raises ValueError, OSError, CheckpointError or TrainingError, one line with the cause. Raises Interrupted if SIGTERM
-  came; the step that was under way is saved then.
+  Raises ValueError, OSError, CheckpointError or TrainingError, one line with the cause. Raises Interrupted if it was
+  asked to stop; the step that was under way is saved then.
   """
+  with locked(training.workdir) as lock:
+    _run(training, interruption, lock)
+
+
+def _run(training: Training, interruption: Interruption, lock: Lock) -> None:
   config, workdir = training.config, training.workdir
   checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
   resumed = resume(training, checkpoints)
   start = int(training.state.step)
   if resumed:
     _log.info("RESUMING the run in %s from step %d of %d", workdir, start, config.steps)
-  elif (workdir / "config.json").exists():
-    _log.info("STARTING AGAIN in %s: the run there had no complete checkpoint yet", workdir)
-  else:
-    _log.info("NEW RUN in %s, %d steps", workdir, config.steps)
   if start >= config.steps:
     _require_updates(training)
     _log.info("nothing to do: all %d steps are done (more: --config.steps; a new run: another --workdir)", start)
     checkpoints.close()
     return
+  interruption.follow(start, config.steps, checkpoints.has)
   if is_first_process():
+    _make_ready(workdir, start if resumed else None, config)
     write_whole(workdir / "config.json", config_json(config, training.provenance) + "\n")
   writer, started = MetricsWriter(workdir, start if resumed else -1, config), time.monotonic()
   try:
     evaluation = {} if resumed else training.evaluation(0, Stopwatch())
     if evaluation:
       writer.write({"step": 0, **evaluation})
-    _go_through(training, start, checkpoints, writer, interruption)
+    _go_through(training, start, checkpoints, writer, interruption, lock)
   finally:
     writer.close()
   _log.info("finished %d steps in %s: %s", config.steps - start, format_seconds(time.monotonic() - started), workdir)
 
 
-def _go_through(
-  training: Training, start: int, checkpoints: Checkpoints, writer: MetricsWriter, interruption: Interruption
-) -> None:
+def _make_ready(workdir: epath.Path, start: int | None, config) -> None:
+  """Keeps what would be overwritten and may not be had again; `start` is the resumed step."""
+  if start is not None:
+    keep_rows(workdir, start, most=2 * config.checkpoint.every)  # a save may be under way while steps go on
+  elif aside := set_aside(workdir):
+    _log.info("STARTING AGAIN in %s: there is no complete checkpoint; what was there is kept in %s", workdir, aside)
+  elif (workdir / "config.json").exists():
+    _log.info("STARTING AGAIN in %s: the run there had no complete checkpoint yet", workdir)
+  else:
+    _log.info("NEW RUN in %s, %d steps", workdir, config.steps)
+
+
+def _go_through(training: Training, start: int, checkpoints: Checkpoints, writer: MetricsWriter,
+                interruption: Interruption, lock: Lock) -> None:
   config = training.config
   progress, watch = Progress(config.steps, config.log.every), Stopwatch()
   for number in range(start + 1, config.steps + 1):
@@ -106,12 +122,14 @@ def _go_through(
     except TrainingError as error:
       writer.write({"step": number, **error.row, **watch.metrics()})
       raise
+    interruption.done = number
     evaluation = training.evaluation(number, watch)
     interrupted = not last and interruption.asked()
     if not (last or interrupted):
       training.begin(watch)  # the device works while this step is written down
     row |= evaluation | watch.metrics()
     watch = Stopwatch()
+    lock.check()
     # Written before the checkpoint of the same step: a resumed run drops rows after its checkpoint, never lacks one.
     writer.write(row)
     if number % config.checkpoint.every == 0 or last or interrupted:

@@ -1,6 +1,6 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, W&B, reward.png and lines on the screen."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import io
 import logging
@@ -12,7 +12,9 @@ from absl import logging as absl_logging
 from etils import epath
 
 from gdsd_jax.parallel.processes import is_first_process
+from gdsd_jax.runs import weights_and_biases
 from gdsd_jax.runs.files import JsonLines, write_whole
+from gdsd_jax.runs.tensorboard import EventFile
 
 _log = logging.getLogger(__name__)
 
@@ -35,28 +37,21 @@ class MetricsWriter:
   """Appends one row a step to metrics.jsonl, and the same numbers to TensorBoard and W&B; redraws reward.png.
 
   Opening it drops the rows after `last_step`: a resumed run writes them again. Of several processes only the first
-  writes anything.
+  writes anything. A row that cannot be written raises OSError; where a picture of the rows cannot, for want of space
+  say, that is told once and the run goes on.
   """
 
   def __init__(self, workdir: epath.Path, last_step: int, config):
-    self._file = self._tensorboard = self._wandb = None
+    self._file = self._events = self._wandb = None
     self._for_tensorboard = []  # rows that it has not been given
     if not is_first_process():
       return
+    if config.log.wandb_project:
+      self._wandb = weights_and_biases.open_run(workdir, config, resumed=last_step >= 0)
     self._file = JsonLines(workdir / "metrics.jsonl", keep=lambda row: row["step"] <= last_step)
     self._plot_path, self._plot_seconds, self._plotted = workdir / "reward.png", config.log.plot_seconds, -math.inf
-    self._tensorboard_folder = str(workdir / "tensorboard") if config.log.tensorboard else None
+    self._tensorboard_folder = workdir / "tensorboard" if config.log.tensorboard else None
     self._first_step = last_step + 1
-    if config.log.wandb_project:
-      import wandb
-
-      # A fixed id makes a resumed run continue its curves. Runs of several sweeps have the same names.
-      folder = workdir.resolve()
-      run_id = f"{folder.parent.name}_{folder.name}" if (folder.parent / "sweep.json").is_file() else folder.name
-      self._wandb = wandb.init(
-        project=config.log.wandb_project, id=run_id, name=run_id, resume="allow", dir=str(workdir),
-        config=config.as_given,
-      )
 
   def write(self, row: Mapping[str, float | int | str]) -> None:
     """Writes one row; it must have "step". Returns once it is on the disk."""
@@ -67,8 +62,8 @@ class MetricsWriter:
     self._file.append([row])
     numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
     self._for_tensorboard.append((row["step"], numbers))
-    if self._wandb:
-      self._wandb.log(numbers, step=row["step"])
+    if self._wandb and not _told("W&B", lambda: self._wandb.log(numbers, step=row["step"])):
+      self._wandb = None
 
   def draw(self) -> None:
     """Gives TensorBoard the rows that it has not, and redraws reward.png if it is due: it need not be waited for."""
@@ -80,29 +75,42 @@ class MetricsWriter:
       self.plot()
 
   def _feed_tensorboard(self) -> None:
-    if self._tensorboard_folder is not None:
-      from tensorboardX import SummaryWriter  # it imports PyTorch where that is installed
 
-      self._tensorboard = self._tensorboard or SummaryWriter(self._tensorboard_folder, purge_step=self._first_step)
+    def feed():
+      self._events = self._events or EventFile(self._tensorboard_folder, self._first_step)
       for step, numbers in self._for_tensorboard:
-        for name, value in numbers.items():
-          self._tensorboard.add_scalar(name, value, step)
+        self._events.write(step, numbers)
+
+    if self._tensorboard_folder is not None and not _told(str(self._tensorboard_folder), feed):
+      self._tensorboard_folder = self._events = None
     self._for_tensorboard.clear()
 
   def plot(self) -> None:
     """Draws reward.png from all rows so far, if they tell a reward: supervised training has none."""
     self._plotted = time.monotonic()
     if self._file is not None and any("reward" in row for row in self._file.rows):
-      plot_reward(self._file.rows, self._plot_path)
+      if not _told(str(self._plot_path), lambda: plot_reward(self._file.rows, self._plot_path)):
+        self._plot_seconds = math.inf
 
   def close(self) -> None:
     """Ends what is written to TensorBoard and W&B."""
     if self._for_tensorboard:
       self._feed_tensorboard()
-    if self._tensorboard:
-      self._tensorboard.close()
+    if self._events:
+      _told(str(self._tensorboard_folder), self._events.close)
     if self._wandb:
-      self._wandb.finish()
+      _told("W&B", self._wandb.finish)
+
+
+def _told(what: str, act: Callable[[], None]) -> bool:
+  """Calls `act`, and says whether it succeeded: the run's rows and checkpoints matter more than pictures of them."""
+  try:
+    act()
+    return True
+  except Exception as error:  # libraries raise many kinds
+    cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    _log.warning("%s: cannot be written (%s); the run goes on, and metrics.jsonl has all numbers", what, cause)
+    return False
 
 
 def plot_reward(rows, path: epath.Path, window: int = 10) -> None:

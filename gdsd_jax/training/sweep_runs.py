@@ -1,6 +1,7 @@
 """Sweeps: the runs of a grid, each a process and a folder of its own, some at a time, and what they found."""
 
 from collections.abc import Mapping, Sequence
+import datetime
 import json
 import os
 from pathlib import Path
@@ -12,15 +13,17 @@ import time
 from etils import epath
 from ml_collections import ConfigDict
 
+from gdsd_jax import signals
 from gdsd_jax.checks import require
 from gdsd_jax.parallel.processes import is_one_of_several
 from gdsd_jax.runs.config_dict import contradictions
 from gdsd_jax.runs.files import local_folder, read_rows
-from gdsd_jax.runs.interruption import START_AGAIN
+from gdsd_jax.runs.lock import locked
+from gdsd_jax.signals import START_AGAIN
 from gdsd_jax.training.sweep_grid import make_runs, Run
 from gdsd_jax.training.sweep_table import summarize, table
 
-_CHILD = ("from gdsd_jax.parallel.processes import end_with_parent; end_with_parent();"
+_CHILD = ("from gdsd_jax.signals import end_with_parent; end_with_parent();"
           " import gdsd_jax.launch; gdsd_jax.launch.train()")
 _OURS = ("--workdir", "--jobs")  # flags that are not handed on
 
@@ -45,14 +48,30 @@ def run_sweep(
           " make one run, start one setting at a time")
   folder, runs = local_folder("--workdir", os.fspath(workdir)), make_runs(config, grid)
   print(f"SWEEP of {len(runs)} runs in {folder}, {jobs} at a time", flush=True)
-  folder.mkdir(parents=True, exist_ok=True)
-  summarize(runs, dict.fromkeys(run.name for run in runs), folder)  # by sweep.json its runs know that they are of one
-  statuses = run_all(runs, folder, _without_ours(arguments), jobs)
-  print(table(summarize(runs, statuses, folder)), f"see {folder / 'sweep.json'}", sep="\n", flush=True)
+  with locked(folder):
+    _keep_other_sweep(runs, folder)
+    summarize(runs, dict.fromkeys(run.name for run in runs), folder)  # by sweep.json its runs know they are of one
+    statuses = run_all(runs, folder, _without_ours(arguments), jobs)
+    print(table(summarize(runs, statuses, folder)), f"see {folder / 'sweep.json'}", sep="\n", flush=True)
   if failed := [name for name, status in statuses.items() if status not in (0, None, START_AGAIN)]:
     print(f"error: {len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}", file=sys.stderr, flush=True)
     return 1
-  return 0 if set(statuses.values()) == {0} else START_AGAIN
+  if left := sum(status != 0 for status in statuses.values()):
+    print(f"asked to stop: {left} of {len(runs)} runs are to go on; the same command does", file=sys.stderr, flush=True)
+  return START_AGAIN if left else 0
+
+
+def _keep_other_sweep(runs: Sequence[Run], folder: Path) -> None:
+  """Keeps a sweep.json that tells of other runs than these beside the new one. Raises ValueError in a run's folder."""
+  is_run = (folder / "config.json").exists()
+  require(not is_run, "--workdir", f"{folder} holds a run; choose another folder for the sweep")
+  file = folder / "sweep.json"
+  try:
+    before = {row["name"] for row in json.loads(file.read_text())["runs"]} if file.exists() else set()
+  except (ValueError, KeyError, TypeError):  # not ours, or damaged
+    before = {None}
+  if not before <= {run.name for run in runs}:
+    file.rename(folder / f"sweep-{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}.json")
 
 
 def _without_ours(arguments: Sequence[str]) -> list[str]:
@@ -86,34 +105,29 @@ def run_all(runs: Sequence[Run], workdir: Path, arguments: Sequence[str], jobs: 
     arguments: flags of launch/train.py that all runs share.
     jobs: how many go on at a time.
 
-  Returns the exit status of each run by its name: 0 finished, START_AGAIN asked to stop, None not started. SIGTERM is
-  handed on to the runs, which save the step under way; no other is started then.
+  Returns the exit status of each run by its name: 0 finished, START_AGAIN asked to stop, None not started. SIGTERM and
+  Ctrl-C are handed on to the runs, which save the step under way; no other is started then.
   """
-  statuses, running, waiting, asked = dict.fromkeys((run.name for run in runs), None), {}, list(runs), []
-  previous = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-  try:
-    while running or (waiting and not asked):
-      while waiting and len(running) < jobs and not asked:
+  statuses, running, waiting = dict.fromkeys((run.name for run in runs), None), {}, list(runs)
+  stopping, ended = False, (-signal.SIGTERM, -signal.SIGINT)  # by the signal, before they could take it
+  with signals.Noted(lambda: "asked to stop: the runs save what they have done; Ctrl-C again leaves at once") as asked:
+    while running or (waiting and not asked.came):
+      while waiting and len(running) < jobs and not asked.came:
         run = waiting.pop(0)
         if is_finished(run, workdir / run.name):
           statuses[run.name] = 0
           print(f"{run.name}: finished before", flush=True)
         else:
           running[_start(run, workdir / run.name, arguments)] = run
-      if asked == [True]:
-        asked.append(True)  # once
+      if asked.came and not stopping:
+        stopping = True
         for process in running:
           process.terminate()
       for process in [process for process in running if process.poll() is not None]:
-        run = running.pop(process)
-        statuses[run.name] = process.returncode
-        print(_told(run, process.returncode, workdir / run.name), flush=True)
+        run, status = running.pop(process), process.returncode
+        statuses[run.name] = START_AGAIN if stopping and status in ended else status
+        print(_told(run, statuses[run.name], workdir / run.name), flush=True)
       time.sleep(0.1)
-  finally:
-    signal.signal(signal.SIGTERM, previous)
-    for process in running:  # Ctrl-C, which the terminal has sent to them, too
-      process.terminate()
-      process.wait()
   return statuses
 
 
