@@ -310,6 +310,13 @@ def test_weights_that_the_model_does_not_have_are_ignored(tmp_path):
   ({"mlp_hidden_size": None, "mlp_ratio": 3}, "mlp_size", 48),
   ({"embedding_size": None}, "vocab_size", 16),
   ({"alibi": None}, "family", "llada"),
+  ({"pad_token_id": None}, "pad_token_id", 14),
+  ({"eos_token_id": [14, 15]}, "eos_token_id", 14),
+  ({"weight_tying": None, "tie_word_embeddings": True}, "tied_head", True),
+  ({"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, "rope_theta", 7.0),
+  ({"rope_scaling": {"type": "linear", "factor": 4}}, "rope_factor", 4.0),
+  ({"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0}}, "rope_factor", 4.0),
+  ({"layer_types": ["full_attention"] * 2}, "num_layers", 2),
 ])
 def test_fields_may_be_off_the_way_the_layout_writes_it(tmp_path, change, field, value):
   from gdsd_jax.huggingface.weights import load_config
@@ -445,7 +452,10 @@ def test_an_unknown_remat_is_refused_with_the_known_ones(saved, remat):
   (with_fields(mask_token_id=16), ValueError, "mask_token_id (16) must lie in the vocabulary of 16"),
   (with_fields(mask_token_id=None), ValueError, "mask_token_id"),
   (with_fields(eos_token_id=[13, 14]), ValueError, "eos_token_id"),
-  (with_fields(pad_token_id=None), ValueError, "pad_token_id"),
+  (with_fields(eos_token_id=[]), ValueError, "eos_token_id"),
+  (with_fields(eos_token_id=None), ValueError, "eos_token_id"),
+  (with_fields(eos_token_id=[14, "15"]), ValueError, "eos_token_id"),
+  (with_fields(pad_token_id=16), ValueError, "pad_token_id (16) must lie in the vocabulary of 16"),
   (with_fields(d_model="16"), ValueError, "d_model"),
   (with_fields(n_layers=2.5), ValueError, "layers"),
   (with_fields(rope_theta=0), ValueError, "rope_theta must be a positive number, not 0"),

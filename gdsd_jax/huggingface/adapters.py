@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from gdsd_jax.checks import require
+from gdsd_jax.huggingface.files import read_json_object, written_whole
 from gdsd_jax.huggingface.finite import require_finite
-from gdsd_jax.huggingface.folder import read_json_object, written_whole
 from gdsd_jax.huggingface.own_layout import layout_of
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import LoraConfig, TARGETS
@@ -31,11 +31,6 @@ _OFF_WHERE_KNOWN = {"alora_invocation_tokens": None, "use_qalora": False, "layer
                     "use_bdlora": None, "arrow_config": None, "kasa_config": None, "monteclora_config": None}
 # Ways to begin that leave the base weights alone. By the others (pissa, olora, loftq, ...) PEFT changes them, too.
 _INITS = (True, False, None, "gaussian", "orthogonal", "eva")
-
-
-def is_adapter(folder: Path) -> bool:
-  """Whether a folder holds an adapter, and no whole model."""
-  return (folder / _CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def base_model_of(folder: Path, field: str = _FIELD) -> tuple[str, str | None]:

@@ -1,18 +1,14 @@
 """A model's folder: where its files are, and what its config.json says. Never remote code."""
 
-from collections.abc import Iterator
-import contextlib
-import json
 import os
 from pathlib import Path
 import re
-from typing import Any
-
-from safetensors import SafetensorError
 
 from gdsd_jax.checks import require
-from gdsd_jax.huggingface.layouts import FAMILIES
-from gdsd_jax.huggingface.own_layout import layout_of
+from gdsd_jax.huggingface.files import read_json_object
+from gdsd_jax.huggingface.layouts import Layout
+from gdsd_jax.huggingface.own_layout import layout_of, MODEL_TYPES
+from gdsd_jax.huggingface.weight_files import stored_weights
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.paths import expanded, scheme_of
 
@@ -66,62 +62,42 @@ def tokenizer_files(folder: Path) -> list[Path]:
   return sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)})
 
 
-def read_json_object(file: Path, field: str) -> dict[str, Any]:
-  """The fields of a JSON file. Raises ValueError or FileNotFoundError, naming the config's `field` and the file."""
-  try:
-    fields = json.loads(file.read_text())
-  except FileNotFoundError:
-    raise FileNotFoundError(f"{field}: {file} is missing") from None
-  except ValueError as error:
-    raise ValueError(f"{field}: {file} is not JSON: {error}") from None
-  require(isinstance(fields, dict), field, f"{file} holds no JSON object")
-  return fields
-
-
-@contextlib.contextmanager
-def written_whole(path: Path, what: str, stale: tuple[str, ...] = ()) -> Iterator:
-  """Makes a folder, and yields a function from the name of one of its files to the path to write it at.
-
-  The files move to their names at the end, so that a failed save changes nothing. Then the files of the `stale`
-  patterns that were not written are removed, in this order. Raises OSError, one line naming the folder and `what`.
-  """
-  written = {}  # final path -> temporary path
-
-  def temporary(name: str) -> Path:
-    written[path / name] = path / f".{name}.incomplete"
-    return written[path / name]
-
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    yield temporary
-    for final, incomplete in written.items():
-      os.replace(incomplete, final)
-    for file in [file for pattern in stale for file in path.glob(pattern) if file not in written]:
-      file.unlink(missing_ok=True)
-  except (OSError, SafetensorError) as error:
-    raise OSError(f"cannot save {what} to {path}: {error}") from error
-  finally:
-    with contextlib.suppress(OSError):
-      for incomplete in written.values():
-        incomplete.unlink(missing_ok=True)
-
-
 def load_config(path: Path, layout: str | None = None) -> DenoiserConfig:
   """DenoiserConfig of a folder's config.json, by a layout of one's own (FILE.py:NAME) or that of its `model_type`.
 
-  Raises ValueError or FileNotFoundError, naming the file.
+  Where config.json leaves open whether the head is the embedding, the weights tell, if they are there. Raises
+  ValueError or FileNotFoundError, naming the file.
   """
   file = path / "config.json"
+  if is_adapter(path):
+    raise FileNotFoundError(f"model.path: {file} is missing: {path} is a PEFT adapter, which model.lora.path takes,"
+                            " with its base model as model.path")
   fields = read_json_object(file, "model.path")
   if layout is not None:
     return layout_of(layout).parse_config(fields)
   family = str(fields.get("model_type", "")).lower()
-  known = ", ".join(sorted(FAMILIES))
-  require(family in FAMILIES, "model.path", f"{file} has model_type {family!r}; known are {known};"
+  known = ", ".join(sorted(MODEL_TYPES))
+  require(family in MODEL_TYPES, "model.path", f"{file} has model_type {family!r}; known are {known};"
           " one of your own is named by model.layout")
+  found = MODEL_TYPES[family]
   try:
-    return FAMILIES[family].parse_config(fields)
+    if all(fields.get(name) is None for name in ("weight_tying", "tie_word_embeddings")):
+      fields["tie_word_embeddings"] = _lacks_head(path, found)
+    return found.parse_config(fields)
   except KeyError as error:
     raise ValueError(f"model.path: {file} lacks the field {error}") from None
   except (TypeError, ValueError) as error:
     raise ValueError(f"model.path: {file}: {error}") from None
+
+
+def is_adapter(folder: Path) -> bool:
+  """Whether a folder holds a PEFT adapter, and no whole model."""
+  return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def _lacks_head(path: Path, layout: Layout) -> bool:
+  try:
+    found = stored_weights(path)
+  except (ValueError, OSError):  # told when the weights are read
+    return False
+  return not any(name in found for name in (layout.weight_names["head"], *layout.head_aliases))

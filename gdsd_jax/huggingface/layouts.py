@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
+from gdsd_jax.huggingface.config_fields import check_fields, rope, tied, token_ids
 from gdsd_jax.models.config import DenoiserConfig
 
 
@@ -20,6 +21,8 @@ class Layout:
   # Parameter path -> weight name, with {layer} where it is stacked along `layers`; `weight_names` makes it. Files hold
   # linear layers as PyTorch does, [out, in].
   weight_names: Mapping[str, str]
+  # Other names of the LM head, under which files may hold it, or the embedding of a model whose head is tied to it.
+  head_aliases: tuple[str, ...] = ()
 
   def parse_config(self, fields: Mapping[str, Any]) -> DenoiserConfig:
     """DenoiserConfig from the fields of config.json. Raises ValueError on what the transformer cannot compute."""
@@ -28,6 +31,10 @@ class Layout:
   def format_config(self, config: DenoiserConfig, dtype: str) -> dict[str, Any]:
     """The fields of config.json for weights of this dtype, of which `parse_config` makes the same config again."""
     raise NotImplementedError(f"{type(self).__name__} must have `format_config`")
+
+  def zero_biases(self, config: DenoiserConfig) -> dict[str, int]:
+    """{weight name: size} of biases that the files have and the network does not: they must be zero."""
+    return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +48,14 @@ class PublishedLayout(Layout):
   # From config.json to the fields of DenoiserConfig that it may leave out, or has other words for.
   special: Callable[[Mapping[str, Any]], dict[str, Any]]
   weight_names: Mapping[str, str]
+  head_aliases: tuple[str, ...] = ()
+  refused: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # as `required`, not written, and may be null
+  harmless: tuple[str, ...] = ()  # what config.json may say besides: it is read elsewhere, or nothing depends on it
 
   def parse_config(self, fields: Mapping[str, Any]) -> DenoiserConfig:
     """DenoiserConfig from the fields of config.json. Raises ValueError on what the transformer cannot compute."""
-    for name, value in self.required.items():
-      if name in fields and (fields[name] or False) != value:  # None is a layout's own way to say "off"
-        raise ValueError(f"{name} is {fields[name]!r}; only {value!r} is supported")
+    stated = {name: value for name, value in self.refused.items() if fields.get(name) is not None}
+    check_fields(fields, {**self.required, **stated}, (*self.config, *self.refused, *self.harmless))
     names = {field: name for name, field in self.config.items() if isinstance(field, _Field)}
     width, heads = fields[names["hidden_size"]], fields[names["num_heads"]]
     for name in (names["hidden_size"], names["num_heads"]):
@@ -55,7 +64,7 @@ class PublishedLayout(Layout):
     head_dim = fields.get(names["head_dim"]) if "head_dim" in names else None
     if width % heads and not head_dim:
       raise ValueError(f"{names['hidden_size']} ({width}) must be a multiple of {names['num_heads']} ({heads})")
-    values = {"head_dim": head_dim or width // heads, **self.special(fields)}
+    values = {"head_dim": head_dim or width // heads, **token_ids(fields), **self.special(fields)}
     return DenoiserConfig(**{field: fields[name] for field, name in names.items() if field not in values}, **values)
 
   def format_config(self, config: DenoiserConfig, dtype: str) -> dict[str, Any]:
@@ -63,6 +72,8 @@ class PublishedLayout(Layout):
     architectures = [self.classes["AutoModel"].partition(".")[2]]
     auto_map = {name: f"{self.hub_name}--{path}" for name, path in self.classes.items()}
     values = {k: getattr(config, v) if isinstance(v, _Field) else v for k, v in self.config.items()}
+    if config.rope_factor != 1 and "rope_scaling" in values:
+      values["rope_scaling"] = {"rope_type": "linear", "factor": config.rope_factor}
     return {"architectures": architectures, "auto_map": auto_map, **self.required, **values,
             "torch_dtype": dtype, "use_cache": False}
 
@@ -84,9 +95,8 @@ def _llada(fields: Mapping[str, Any]) -> dict[str, Any]:
     vocab_size=fields.get("embedding_size") or fields["vocab_size"],
     num_kv_heads=fields.get("n_kv_heads") or (1 if fields.get("multi_query_attention") else fields["n_heads"]),
     mlp_size=fields.get("mlp_hidden_size") or int(fields["mlp_ratio"] * fields["d_model"]),
-    rope_theta=fields.get("rope_theta", 10000.0), norm_epsilon=fields.get("rms_norm_eps", 1e-5),
-    pad_token_id=fields.get("pad_token_id", fields["eos_token_id"]),
-    qkv_bias=fields.get("include_qkv_bias") or False, tied_head=fields.get("weight_tying") or False, family="llada",
+    norm_epsilon=fields.get("rms_norm_eps", 1e-5), qkv_bias=fields.get("include_qkv_bias") or False,
+    tied_head=tied(fields, "weight_tying", "tie_word_embeddings"), family="llada", **rope(fields, 10000.0),
   )
 
 
@@ -101,6 +111,13 @@ LLADA = PublishedLayout(
     "include_bias": False, "bias_for_layer_norm": False, "attention_layer_norm": False, "input_emb_norm": False,
     "scale_logits": False,
   },
+  refused={"layer_norm_with_affine": True, "block_group_size": 1},
+  # The slope of an alibi that is off, an affine norm of queries that there is none of; how weights begin; how much of
+  # the rotation is float32, which it is here; which kernel or device computes.
+  harmless=(
+    "alibi_bias_max", "init_fn", "init_std", "init_cutoff_factor", "multi_query_attention", "rope_scaling",
+    "rope_parameters", "tie_word_embeddings", "layer_norm_eps", "attention_layer_norm_with_affine",
+  ),
   config={
     "model_type": "llada", "attention_dropout": 0.0, "residual_dropout": 0.0, "embedding_dropout": 0.0,
     "attention_layer_norm_with_affine": True, "layer_norm_with_affine": True, "block_group_size": 1,
@@ -118,23 +135,15 @@ LLADA = PublishedLayout(
     block="model.transformer.blocks.{layer}", attention_norm="attn_norm", query="q_proj", key="k_proj", value="v_proj",
     output="attn_out", mlp_norm="ff_norm", gate="ff_proj", up="up_proj", down="ff_out",
   ),
+  head_aliases=("model.transformer.ff_out.weight", "lm_head.weight"),
 )
 
 
 def _dream(fields: Mapping[str, Any]) -> dict[str, Any]:
-  pad, theta = fields.get("pad_token_id"), fields.get("rope_theta", 10000.0)
-  for name in ("rope_scaling", "rope_parameters"):  # transformers 5 writes the latter, with the base in it
-    rope = fields.get(name) or {}
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
-    if kind != "default" or rope.keys() - {"rope_theta", "rope_type", "type"}:
-      raise ValueError(f"{name} is {rope!r}; only unscaled positions are supported")
-    theta = rope.get("rope_theta", theta)
   return dict(
     num_kv_heads=fields.get("num_key_value_heads") or fields["num_attention_heads"],
-    rope_theta=theta, norm_epsilon=fields.get("rms_norm_eps", 1e-6),
-    pad_token_id=fields["eos_token_id"] if pad is None else pad,
-    qkv_bias=True, tied_head=fields.get("tie_word_embeddings") or False,
-    shifted_output=True, positions_skip_padding=True, family="dream",
+    norm_epsilon=fields.get("rms_norm_eps", 1e-6), qkv_bias=True, tied_head=tied(fields, "tie_word_embeddings"),
+    shifted_output=True, positions_skip_padding=True, family="dream", **rope(fields, 10000.0),
   )
 
 
@@ -142,6 +151,9 @@ DREAM = PublishedLayout(
   hub_name="Dream-org/Dream-v0-Instruct-7B",
   classes={"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
   required={"hidden_act": "silu", "use_sliding_window": False},
+  refused={"attention_bias": True, "qkv_bias": True, "mlp_bias": False},
+  # The window of a sliding attention that is off; how weights begin; where rotary positions are stated is read.
+  harmless=("max_window_layers", "sliding_window", "rope_scaling", "rope_parameters", "initializer_range"),
   config={
     "model_type": "Dream", "attention_dropout": 0.0, "hidden_size": _Field("hidden_size"),
     "head_dim": _Field("head_dim"), "initializer_range": 0.02, "intermediate_size": _Field("mlp_size"),
@@ -160,6 +172,7 @@ DREAM = PublishedLayout(
     output="self_attn.o_proj", mlp_norm="post_attention_layernorm", gate="mlp.gate_proj", up="mlp.up_proj",
     down="mlp.down_proj",
   ),
+  head_aliases=("lm_head.weight",),
 )
 
 FAMILIES = {"llada": LLADA, "dream": DREAM}  # by the `model_type` of config.json, in small letters

@@ -1,4 +1,4 @@
-"""A layout of the user's own: what it answers is checked, and mistakes are told with their file and line."""
+"""Which layout a model has; what one of the user's own answers is checked, and told with its file and line."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -6,18 +6,22 @@ from typing import Any
 
 from gdsd_jax import own_code
 from gdsd_jax.checks import require
+from gdsd_jax.huggingface import eurobert
 from gdsd_jax.huggingface.layouts import FAMILIES, Layout
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.weights import weights_of
 
+MODEL_TYPES = {**FAMILIES, eurobert.MODEL_TYPE: eurobert.EUROBERT}  # of config.json, in small letters, -> its layout
+LAYOUTS = ("transformers", "published")  # how models may be written, see `DenoiserConfig.layout`
 
-def layout_of(family: str) -> Layout:
-  """The layout of a family: ours by the `model_type` of config.json, the user's own by its name, FILE.py:NAME.
+
+def layout_of(family: str, layout: str = "published") -> Layout:
+  """The layout of a family: ours by its name, in either of LAYOUTS, the user's own by FILE.py:NAME.
 
   Raises ValueError or OSError, one line, where the user's own cannot be had.
   """
   if not own_code.is_own(family):
-    return FAMILIES[family]
+    return eurobert.EUROBERT if layout == "transformers" else FAMILIES[family]
   found = own_code.load(family, "model.layout")
   try:
     layout = found() if isinstance(found, type) else found

@@ -75,7 +75,7 @@ def stop_token_ids(tokenizer, config: DenoiserConfig) -> tuple[int, ...]:
 
   config.json, the tokenizer's files and generation_config.json may each name another end of text; all of them count.
   """
-  stops = {config.eos_token_id, tokenizer.eos_token_id, *_generation_stops(Path(tokenizer.name_or_path))}
+  stops = {config.eos_token_id, tokenizer.eos_token_id, *stated_stops(Path(tokenizer.name_or_path))}
   # Padding ends a text only where it is a special token: a model whose pad is an ordinary one may write that.
   stops |= {pad for pad in (config.pad_token_id, tokenizer.pad_token_id) if pad in tokenizer.all_special_ids}
   if (end_of_turn := chat_format.end_of_turn(tokenizer)) is not None:
@@ -83,17 +83,19 @@ def stop_token_ids(tokenizer, config: DenoiserConfig) -> tuple[int, ...]:
   return tuple(sorted(stops - {None, config.mask_token_id}))
 
 
-def _generation_stops(folder: Path) -> list[int]:
-  """The ids in eos_token_id of generation_config.json, which holds one id or a list; none without that file."""
-  file = folder / "generation_config.json"
-  try:
-    stops = json.loads(file.read_text("utf-8")).get("eos_token_id") if file.is_file() else None
-  except (ValueError, AttributeError) as error:
-    raise ValueError(f"generation_config.json is not a JSON object: {error}") from None
-  stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
-  if not all(type(stop) is int for stop in stops):
-    raise ValueError(f"generation_config.json has eos_token_id {stops!r}, which are no token ids")
-  return stops
+def stated_stops(folder: Path) -> list[int]:
+  """Ids in eos_token_id of config.json and generation_config.json, one or a list in each; none without the files."""
+  found = []
+  for name in ("config.json", "generation_config.json"):
+    try:
+      stops = json.loads((folder / name).read_text("utf-8")).get("eos_token_id") if (folder / name).is_file() else None
+    except (ValueError, AttributeError) as error:
+      raise ValueError(f"{name} is not a JSON object: {error}") from None
+    stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
+    if not all(type(stop) is int for stop in stops):
+      raise ValueError(f"{name} has eos_token_id {stops!r}, which are no token ids")
+    found += [stop for stop in stops if stop not in found]
+  return found
 
 
 def chat_prompt(tokenizer, messages: Sequence[dict[str, str]]) -> str:

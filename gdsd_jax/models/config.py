@@ -29,7 +29,11 @@ class DenoiserConfig:
   # The denoiser undoes it, so its own output is aligned either way.
   shifted_output: bool = False
   positions_skip_padding: bool = False  # whether rotary positions count real tokens alone, instead of padding too
-  family: str = "llada"  # the Hugging Face layout it came from (`model_type` of config.json)
+  rope_factor: float = 1.0  # rotary frequencies are divided by it (linear scaling, for longer texts)
+  family: str = "llada"  # whose kin it is, or a layout of one's own, FILE.py:NAME
+  # How its files call things: as its family publishes them, or as a class of transformers' own does ("transformers").
+  # That is no matter to what it computes.
+  layout: str = dataclasses.field(default="published", compare=False)
 
   def __post_init__(self):
     for field in dataclasses.fields(self):

@@ -66,7 +66,7 @@ def attention(x, layer: Layer, context: Context):
     return projected + layer.weights[f"{name}_bias"].astype(x.dtype) if config.qkv_bias else projected
 
   query, key, value = heads("query", "heads"), heads("key", "kv_heads"), heads("value", "kv_heads")
-  query, key = (rotate(part, context.positions, config.rope_theta) for part in (query, key))
+  query, key = (rotate(part, context.positions, config.rope_theta, config.rope_factor) for part in (query, key))
   if layer.cached is not None:
     key, value = (
       context.constrain(jax.lax.dynamic_update_slice_in_dim(old, new, context.start, axis=1), "kv_heads")
@@ -116,10 +116,13 @@ def rms_norm(x, scale, epsilon: float):
   return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def rotate(x, positions, theta: float):
-  """Rotary positions in float32 (half-split layout). x: [B, T, heads, H], positions: int[B, T]."""
+def rotate(x, positions, theta: float, factor: float = 1.0):
+  """Rotary positions in float32 (half-split layout). x: [B, T, heads, H], positions: int[B, T].
+
+  Frequencies are theta^(-i / (H / 2)) / factor.
+  """
   half = x.shape[-1] // 2
-  frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half) / factor
   angles = positions[..., None, None].astype(jnp.float32) * frequencies  # [B, T, 1, H/2]
   cos, sin = jnp.cos(angles), jnp.sin(angles)
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -16,7 +16,7 @@ import numpy as np
 from gdsd_jax import own_code
 from gdsd_jax.checks import require
 from gdsd_jax.huggingface.folder import hub_commit, tokenizer_files
-from gdsd_jax.huggingface.weights import weight_files
+from gdsd_jax.huggingface.weight_files import weight_files
 from gdsd_jax.parallel.processes import gather_json, is_first_process, share_work
 from gdsd_jax.runs import fingerprints
 from gdsd_jax.runs.config import ModelConfig
