@@ -22,7 +22,8 @@ from gdsd_jax.evaluation.batches import plan_batches
 from gdsd_jax.evaluation.problems import choose
 from gdsd_jax.evaluation.records import Records, shown, summarize
 from gdsd_jax.generation.generator import Generator
-from gdsd_jax.huggingface.adapters import base_model_of, load_adapter
+from gdsd_jax.huggingface.adapter_config import base_model_of
+from gdsd_jax.huggingface.adapters import load_adapter
 from gdsd_jax.huggingface.folder import is_adapter, resolve_path
 from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer, token_ids
 from gdsd_jax.huggingface.weights import load_pretrained

@@ -87,11 +87,10 @@ def tied(fields: Mapping[str, Any], *names: str) -> bool:
 def rope(fields: Mapping[str, Any], default: float) -> dict[str, float]:
   """`rope_theta` and `rope_factor` of DenoiserConfig, wherever releases of transformers write them.
 
-  Raises ValueError on a scaling that is not linear, and where two places contradict each other.
+  What rope_scaling and rope_parameters say goes before `rope_theta` itself, as in transformers. Raises ValueError on a
+  scaling that is not linear, and where the two contradict each other.
   """
   thetas, factors = {}, {}
-  if fields.get("rope_theta") is not None:
-    thetas["rope_theta"] = fields["rope_theta"]
   for name in ("rope_scaling", "rope_parameters"):  # transformers 5 writes the latter, with the base in it
     if not (stated := fields.get(name)):
       continue
@@ -107,4 +106,5 @@ def rope(fields: Mapping[str, Any], default: float) -> dict[str, float]:
   for found in (thetas, factors):
     if len(set(found.values())) > 1:
       raise ValueError(f"{' and '.join(f'{name} ({value})' for name, value in found.items())} contradict each other")
-  return {"rope_theta": next(iter(thetas.values()), default), "rope_factor": next(iter(factors.values()), 1.0)}
+  theta = next(iter(thetas.values()), fields.get("rope_theta", default))
+  return {"rope_theta": theta, "rope_factor": next(iter(factors.values()), 1.0)}

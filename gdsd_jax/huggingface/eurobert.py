@@ -13,7 +13,7 @@ from gdsd_jax.huggingface.config_fields import check_fields, rope, tied, token_i
 from gdsd_jax.huggingface.layouts import DREAM, FAMILIES, Layout
 from gdsd_jax.models.config import DenoiserConfig
 
-MODEL_TYPE, CLASS = "eurobert", "EuroBertForMaskedLM"
+MODEL_TYPE, CLASS, MODULE = "eurobert", "EuroBertForMaskedLM", "transformers.models.eurobert.modeling_eurobert"
 _FAMILY = "diffusion_family"  # the field that says whose kin it is; transformers carries it along
 _INTEGERS = {
   "vocab_size": "vocab_size", "hidden_size": "hidden_size", "intermediate_size": "mlp_size",

@@ -6,7 +6,7 @@ import re
 
 from gdsd_jax.checks import require
 from gdsd_jax.huggingface.files import read_json_object
-from gdsd_jax.huggingface.layouts import Layout
+from gdsd_jax.huggingface.layouts import FAMILIES, Layout
 from gdsd_jax.huggingface.own_layout import layout_of, MODEL_TYPES
 from gdsd_jax.huggingface.weight_files import stored_weights
 from gdsd_jax.models.config import DenoiserConfig
@@ -76,7 +76,7 @@ def load_config(path: Path, layout: str | None = None) -> DenoiserConfig:
   if layout is not None:
     return layout_of(layout).parse_config(fields)
   family = str(fields.get("model_type", "")).lower()
-  known = ", ".join(sorted(MODEL_TYPES))
+  known = ", ".join(sorted(FAMILIES))
   require(family in MODEL_TYPES, "model.path", f"{file} has model_type {family!r}; known are {known};"
           " one of your own is named by model.layout")
   found = MODEL_TYPES[family]

@@ -1,6 +1,7 @@
 """The weights of a run: the denoiser that it trained, from one of its checkpoints, without the rest of its state."""
 
 import dataclasses
+from pathlib import Path
 
 from absl import logging as absl_logging
 from etils import epath
@@ -22,19 +23,20 @@ from gdsd_jax.runs.finite import not_finite
 from gdsd_jax.runs.saved_config import FILE, read_saved
 
 
-def make_denoiser(config: ModelConfig, architecture: DenoiserConfig, mesh) -> Denoiser:
-  """The denoiser of a run, without its weights.
+def make_denoiser(config: ModelConfig, architecture: DenoiserConfig, mesh, folder: Path | None = None) -> Denoiser:
+  """The denoiser of a run, without its weights, which come from the `folder`, where there is one.
 
   What is trained is float32 in either case: bfloat16 has too few digits to add updates as small as AdamW's.
   """
   frozen_dtype = config.dtype if config.lora else "float32"
-  return Denoiser(architecture, config.dtype, frozen_dtype, config.remat, config.lora, mesh)
+  source = None if folder is None else str(folder)
+  return Denoiser(architecture, config.dtype, frozen_dtype, config.remat, config.lora, mesh, source)
 
 
 def load_model(config: ModelConfig, seed: int, mesh):
   """(denoiser, params) that a run starts from: the model of its config, with the adapter when it has one."""
   path = config.folder
-  denoiser = make_denoiser(config, load_config(path, config.layout), mesh)
+  denoiser = make_denoiser(config, load_config(path, config.layout), mesh, path)
   params, lora = load_weights(path, denoiser), denoiser.lora
   if lora is None:
     return denoiser, params
@@ -106,7 +108,7 @@ def load_run(workdir: epath.Path, step: str | int, mesh=None):
   """
   config, step = read_model_config(workdir), find_step(workdir, step)
   path = config.folder
-  denoiser = make_denoiser(config, load_config(path, config.layout), mesh)
+  denoiser = make_denoiser(config, load_config(path, config.layout), mesh, path)
   frozen = load_weights(path, denoiser) if denoiser.lora else {}  # without an adapter the checkpoint has all weights
   trained = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -1,0 +1,67 @@
+"""A word for the weights that an adapter was trained over, so that it is not laid over others."""
+
+import dataclasses
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+from flax import traverse_util
+import ml_dtypes
+import numpy as np
+
+from gdsd_jax.checks import require
+from gdsd_jax.huggingface.stored_layers import find_weights, is_stacked, read_part
+from gdsd_jax.models.denoiser import Denoiser
+
+_log = logging.getLogger(__name__)
+
+_VALUES = 16  # of each dimension of each weight, of the first and the last layer
+
+
+def base_fingerprint(denoiser: Denoiser) -> str | None:
+  """A word that differs where the base weights in the files do; None where it is not known where they came from.
+
+  It is the same for weights in bfloat16 and in float32, and for each layout that they are written in.
+  """
+  if denoiser.source is None:
+    return None
+  base, digest = dataclasses.replace(denoiser, lora=None), hashlib.sha256()
+  abstract = traverse_util.flatten_dict(base.abstract_params(), sep=".")
+  where = find_weights(Path(denoiser.source), base.config, abstract)
+  for leaf, spec in sorted(abstract.items()):
+    index = [slice(0, min(size, _VALUES)) for size in spec.shape]
+    ends = [slice(0, 1), slice(spec.shape[0] - 1, spec.shape[0])] if is_stacked(leaf) else [index[0]]
+    for first in ends:
+      part = read_part(where[leaf], leaf, spec, (first, *index[1:]), check=False)
+      digest.update(np.asarray(part).astype(ml_dtypes.bfloat16).tobytes())
+  return digest.hexdigest()[:32]
+
+
+def check_base(field: str, path, named: str | None, fingerprint: str | None, denoiser: Denoiser) -> None:
+  """Refuses an adapter that was trained over other weights, and warns where its base model is called otherwise.
+
+  Args:
+    field: of the config, for messages.
+    path: the adapter's folder.
+    named: its base_model_name_or_path.
+    fingerprint: what our own adapters keep of the weights that they were trained over; None in others.
+    denoiser: the model that it is laid over, with the folder that it was loaded from.
+  """
+  if denoiser.source is None or not named:
+    return
+  if fingerprint is not None:
+    same = fingerprint == base_fingerprint(denoiser)
+    require(same, field, f"{path} was trained over other weights ({named}) than those of {denoiser.source};"
+                         " name its own base model by model.path")
+  elif _name(named) != _name(denoiser.source):
+    _log.warning("%s: %s was made for %s, and is laid over %s; unless these have the same weights, it means nothing",
+                 field, path, named, denoiser.source)
+
+
+def _name(path: str | os.PathLike) -> str:
+  """The last part of a model's name or path, that of the hub's name where it lies in the hub's cache."""
+  path = Path(path)
+  if path.parent.name == "snapshots":
+    return path.parent.parent.name.rpartition("--")[2].lower()
+  return path.name.lower()
