@@ -14,7 +14,7 @@ import pytest
 
 from gdsd_jax import own_code
 from gdsd_jax.huggingface.folder import hub_commit, resolve_path
-from gdsd_jax.huggingface.weights import weight_files
+from gdsd_jax.huggingface.weight_files import weight_files
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.runs import fingerprints, provenance
 from gdsd_jax.runs.config import ModelConfig

@@ -11,12 +11,12 @@ import ml_dtypes
 import numpy as np
 
 from gdsd_jax.checks import require
-from gdsd_jax.huggingface.stored_layers import find_weights, is_stacked, read_part
+from gdsd_jax.huggingface.stored_layers import find_weights, inputs_of, is_stacked, read_part
 from gdsd_jax.models.denoiser import Denoiser
 
 _log = logging.getLogger(__name__)
 
-_VALUES = 16  # of each dimension of each weight, of the first and the last layer
+_ROWS = 4  # of each weight as it lies in the files, or heads, of the first and the last layer
 
 
 def base_fingerprint(denoiser: Denoiser) -> str | None:
@@ -30,10 +30,13 @@ def base_fingerprint(denoiser: Denoiser) -> str | None:
   abstract = traverse_util.flatten_dict(base.abstract_params(), sep=".")
   where = find_weights(Path(denoiser.source), base.config, abstract)
   for leaf, spec in sorted(abstract.items()):
-    index = [slice(0, min(size, _VALUES)) for size in spec.shape]
-    ends = [slice(0, 1), slice(spec.shape[0] - 1, spec.shape[0])] if is_stacked(leaf) else [index[0]]
-    for first in ends:
-      part = read_part(where[leaf], leaf, spec, (first, *index[1:]), check=False)
+    index, stacked = [slice(0, size) for size in spec.shape], is_stacked(leaf)
+    row = inputs_of(leaf) + stacked
+    index[row] = slice(0, min(spec.shape[row], _ROWS))
+    for layer in (0, len(where[leaf]) - 1):
+      if stacked:
+        index[0] = slice(layer, layer + 1)
+      part = read_part(where[leaf], leaf, spec, tuple(index), check=False)
       digest.update(np.asarray(part).astype(ml_dtypes.bfloat16).tobytes())
   return digest.hexdigest()[:32]
 

@@ -28,7 +28,7 @@ def names_of(config: DenoiserConfig, leaf: str) -> list[str]:
   return [layout_of(config.family, config.layout).weight_names[leaf].format(layer=layer) for layer in layers]
 
 
-def _inputs(leaf: str) -> int:
+def inputs_of(leaf: str) -> int:
   """Dimensions of a linear layer's input, here [in…, out…] and published as [out, in]; 0 for any other weight."""
   inputs = {"query": 1, "key": 1, "value": 1, "output": 2, "gate": 1, "up": 1, "down": 1, "head": 1}
   return inputs.get(leaf.rpartition(".")[2], 0)
@@ -36,7 +36,7 @@ def _inputs(leaf: str) -> int:
 
 def _groups(leaf: str, rank: int) -> tuple[slice, ...]:
   """The dimensions of a layer's weight that are one in the published weight, in the order that they have there."""
-  if inputs := _inputs(leaf):
+  if inputs := inputs_of(leaf):
     return slice(inputs, rank), slice(inputs)
   return (slice(rank),) if leaf.endswith("_bias") else tuple(slice(i, i + 1) for i in range(rank))
 
@@ -58,7 +58,7 @@ def _linear_index(leaf: str, shape: tuple[int, ...], index: tuple[slice, ...]) -
 def as_linear(leaf: str, weight: np.ndarray) -> np.ndarray:
   """A view of one layer's weight in the published shape."""
   shape = _linear_shape(leaf, weight.shape)
-  return weight.reshape(shape[::-1]).T if _inputs(leaf) else weight.reshape(shape)
+  return weight.reshape(shape[::-1]).T if inputs_of(leaf) else weight.reshape(shape)
 
 
 def read_part(weights: list[tuple[str, Path]], leaf: str, spec, index: tuple[slice, ...], check: bool = True):
@@ -74,7 +74,7 @@ def read_part(weights: list[tuple[str, Path]], leaf: str, spec, index: tuple[sli
     with safe_open(file, "np") as tensors:
       as_linear(leaf, row)[...] = tensors.get_slice(name)[_linear_index(leaf, shape, index)]
     if check:
-      require_finite(row, "model.path", f"{name} in {file}", may_be_zero=not is_stacked(leaf) or not _inputs(leaf))
+      require_finite(row, "model.path", f"{name} in {file}", may_be_zero=not is_stacked(leaf) or not inputs_of(leaf))
   return part
 
 
