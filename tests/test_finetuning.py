@@ -148,6 +148,7 @@ def wandb(monkeypatch):
   module.log = lambda numbers, step: module.rows.update({step: numbers})
   module.finish = lambda: module.finished.append(True)
   monkeypatch.setitem(sys.modules, "wandb", module)
+  monkeypatch.setenv("WANDB_API_KEY", "a key")
   return module
 
 

@@ -1,17 +1,23 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard, reward.png and the lines on the screen."""
+"""Where a run's numbers go: metrics.jsonl, TensorBoard, W&B, reward.png and the lines on the screen."""
 
 import dataclasses
+import errno
+import functools
+import importlib.machinery
 import json
 import logging
 import math
+import re
+import sys
 import types
 
+from conftest import files_of_at_most
 import matplotlib.pyplot as plt
 import pytest
 
-from gdsd_jax.runs import metrics
+from gdsd_jax.runs import files, metrics
 from gdsd_jax.runs.config import LogConfig
-from gdsd_jax.runs.config_dict import base_config, run_config
+from gdsd_jax.runs.config_dict import base_config, open_workdir, run_config
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.metrics import format_seconds, MetricsWriter, Progress, Stopwatch
 from gdsd_jax.training.report import numbers_of
@@ -243,3 +249,134 @@ def test_a_step_whose_phases_nobody_times_tells_no_seconds(clock):
 ])
 def test_seconds_are_shown_in_the_units_of_a_reader(seconds, text):
   assert format_seconds(seconds) == text
+
+
+# What fails beside the rows
+
+
+def one_warning(screen):
+  [line] = [record.getMessage() for record in screen.records if record.levelname == "WARNING"]
+  assert "\n" not in line
+  return line
+
+
+def full(*_, **__):
+  raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("method", ["__init__", "write", "close"])
+def test_a_full_disk_under_tensorboard_is_one_line_and_the_rows_go_on(tmp_path, monkeypatch, screen, method):
+  monkeypatch.setattr(metrics.EventFile, method, full)
+  write_rows(tmp_path, [ROW, {**ROW, "step": 2}], tensorboard=True)
+  assert one_warning(screen) == (f"{tmp_path / 'tensorboard'}: cannot be written ([Errno 28] No space left on device);"
+                                 " the run goes on, and metrics.jsonl has all numbers")
+  assert steps_of(tmp_path) == [1, 2]
+
+
+def test_a_plot_that_cannot_be_written_is_one_line_that_names_it(tmp_path, monkeypatch, screen):
+  writer = MetricsWriter(tmp_path, -1, config_of(plot_seconds=0.0))
+  writer.write(ROW)
+  monkeypatch.setattr(files.os, "replace", full)
+  writer.draw()
+  writer.draw()
+  assert f"{tmp_path / 'reward.png'}: cannot be written (" in one_warning(screen)
+  writer.close()
+  assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_row_that_cannot_be_written_is_an_error_that_names_the_file(tmp_path):
+  writer = MetricsWriter(tmp_path, -1, config_of())
+  with files_of_at_most(50), pytest.raises(OSError) as caught:
+    writer.write(ROW)
+  assert str(caught.value).endswith(f"cannot write {tmp_path / 'metrics.jsonl'} (is the disk full?): File too large")
+  writer.close()
+
+
+# Weights & Biases
+
+
+class FakeRun:
+  def __init__(self, **told):
+    self.told, self.rows, self.finished = told, {}, False
+
+  def log(self, numbers, step):
+    self.rows[step] = numbers
+
+  def finish(self):
+    self.finished = True
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+  """In the place of W&B's package; it refuses what the real one refuses."""
+  module = types.ModuleType("wandb")
+  module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+  module.runs = []
+
+  def init(**told):
+    if set(told["id"]) & set(":;,#?/'"):
+      raise RuntimeError("Run ID cannot contain the characters: :;,#?/'\nand more of it")
+    module.runs.append(FakeRun(**told))
+    return module.runs[-1]
+
+  module.init = init
+  monkeypatch.setitem(sys.modules, "wandb", module)
+  monkeypatch.setenv("WANDB_API_KEY", "a key")
+  return module
+
+
+def test_runs_that_are_named_alike_are_two_and_a_resumed_one_goes_on(tmp_path, wandb):
+  for parent in ("one", "two"):
+    (tmp_path / parent / "run:1").mkdir(parents=True)
+    write_rows(tmp_path / parent / "run:1", [ROW], wandb_project="mine")
+  write_rows(tmp_path / "two" / "run:1", [{**ROW, "step": 2}], last_step=1, wandb_project="mine")
+  one, two, again = (run.told["id"] for run in wandb.runs)
+  assert one != two == again and {run.told["name"] for run in wandb.runs} == {"run_1"}
+  assert all(run.told["resume"] == "allow" and run.finished for run in wandb.runs)
+
+
+def test_a_run_from_before_there_was_an_id_in_its_folder_goes_on_under_its_name(tmp_path, wandb):
+  write_rows(tmp_path, [{**ROW, "step": 2}], last_step=1, wandb_project="mine")
+  assert wandb.runs[0].told["id"] == tmp_path.name == (tmp_path / "wandb_id").read_text().strip()
+
+
+def test_what_wandb_refuses_is_one_line_and_no_row_is_dropped(tmp_path, wandb, monkeypatch):
+  write_rows(tmp_path, [ROW])
+  (tmp_path / "wandb_id").write_text("a:b")
+  with pytest.raises(OSError) as caught:
+    write_rows(tmp_path, [], last_step=-1, wandb_project="mine")
+  assert str(caught.value) == "log.wandb_project: W&B refuses the run: Run ID cannot contain the characters: :;,#?/'"
+  assert steps_of(tmp_path) == [1]
+
+
+def test_rows_go_on_when_wandb_fails(tmp_path, wandb, monkeypatch, screen):
+  monkeypatch.setattr(FakeRun, "log", full)
+  write_rows(tmp_path, [ROW, {**ROW, "step": 2}], wandb_project="mine")
+  assert one_warning(screen).startswith("W&B: cannot be written (")
+  assert steps_of(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize("project, message", [
+  ("a:b", "W&B takes no : in the name of a project, here 'a:b'"), ("a/b?", "W&B takes no / ? in the name"),
+  ("x" * 129, "has 129 characters; W&B takes 128"),
+])
+def test_a_project_that_wandb_refuses_is_refused_before_anything_is_loaded(tmp_path, wandb, project, message):
+  with pytest.raises(ValueError, match=f"^log.wandb_project: {re.escape(message)}"):
+    open_workdir(tmp_path, config_of(wandb_project=project))
+
+
+def test_a_missing_key_is_told_before_anything_is_loaded(tmp_path, wandb, monkeypatch):
+  monkeypatch.delenv("WANDB_API_KEY")
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  check = functools.partial(open_workdir, tmp_path / "run", config_of(wandb_project="mine"))
+  with pytest.raises(ValueError, match="^log.wandb_project: W&B has no key here; run `wandb login`"):
+    check()
+  monkeypatch.setenv("WANDB_MODE", "offline")
+  check()
+  monkeypatch.delenv("WANDB_MODE")
+  (tmp_path / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password key\n")
+  check()
+  monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com")
+  with pytest.raises(ValueError, match="W&B has no key here"):
+    check()
