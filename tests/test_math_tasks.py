@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 import pytest
 
 from gdsd_jax import get_task
-from gdsd_jax.tasks import answers, math_grader, workers
+from gdsd_jax.tasks import answers, boxes, math_grader, workers
 from gdsd_jax.tasks.base import Grade
 
 needs_math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="no math-verify")
@@ -52,7 +52,7 @@ def test_gsm8k_example_has_the_number_after_the_marker(tmp_path, name):
   assert task_on(name, rows, tmp_path).examples("train") == [{"question": "How many?", "answer": "1200"}]
 
 
-@pytest.mark.parametrize("answer", ["1200", "#### twelve", "#### ", "####\n1 2"])
+@pytest.mark.parametrize("answer", ["1200", "#### twelve", "#### ", "####\n1 2", "#### 1,5", "#### 1,2345"])
 def test_gsm8k_answer_without_a_number_is_named_with_its_line(tmp_path, answer):
   rows = [{"question": "a", "answer": "#### 1"}, {"question": "b", "answer": answer}]
   with pytest.raises(ValueError, match=r"^task.train_source: \S+, line 2: column 'answer' must end in '#### N"):
@@ -119,22 +119,46 @@ def test_prompts_are_the_official_ones(name, content):
 @pytest.mark.parametrize("completion, number", [
   ("The answer is 12", "12"),  # officially 1: an unescaped dot takes the last character
   ("The answer is 12. So", "12"),  # officially "12."
-  ("The answer is 1,200 dollars", "1200"),
-  ("#### 1,200.", "1200"),
-  ("so \\boxed{1,200}", "1200"),  # officially 200: the last digits
-  ("3 or 4,5", "5"),
-  ("The answer is 4,5.", "4,5"),
-  ("from -3 to -12", "-12"),
-  ("no number", ""),
+  ("The answer is 1,200 dollars", "1200"), ("The answer is: $1,200.00 in 3 years", "1200"),
+  ("The answer is **12** of 13", "12"), ("#### 1,200. 7", "1200"), ("The answer is in 3 years 4", "4"),
+  ("The answer is 5. #### 6", "5"), ("#### 12 #### 13", "12"), ("3 or 4,5", "5"), ("The answer is 4,5.", "5"),
+  ("from -3 to -12", "-12"), ("it is $1,200.00", "1200"), ("a loss of -$5", "-5"),
 ])
-def test_gsm8k_announced_number(completion, number):
-  from gdsd_jax.tasks import gsm8k
+def test_gsm8k_reward_without_box_and_tag_reads_the_announced_number_or_the_last_one(completion, number):
+  assert correctness("gsm8k", completion, number) == 1.0
 
-  assert gsm8k.announced_number(completion) == number
+
+@pytest.mark.parametrize("completion", ["no number", "", "The answer is 4,5.", "The answer is 12 or so, 4"])
+def test_gsm8k_reward_of_another_number_is_0(completion):
+  assert correctness("gsm8k", completion, "4") == 0.0
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "gsm8k_xml"])
+@pytest.mark.parametrize("completion, answer", [
+  ("\\boxed{12.00}", "12"), ("\\boxed{\\$1,200.00}", "1200"), ("<answer>$1,200.00</answer>", "1200"),
+  ("\\boxed{13} apples in 3 years", "13"), ("\\boxed{\\frac{4}{2}}", "2"), ("\\boxed{2\\frac{1}{2}}", "2.5"),
+  ("\\boxed{1{,}200}", "1200"), ("\\boxed{1\\,200}", "1,200"), ("\\boxed{\\text{12 apples}}", "12"),
+  ("\\boxed{1200} <answer>7</answer>", "1200"), ("the \\boxed form: \\boxed{12}", "12"), ("\\boxed{１２}", "12"),
+  ("\\boxed{...} \\boxed{} \\boxed{12}", "12"), ("\\boxed{-\\$5}", "-5"),
+])
+def test_gsm8k_reward_and_accuracy_read_the_same_number(name, completion, answer):
+  [grade] = get_task(name).grade([completion], [{"answer": answer}])
+  assert grade.rewards["correctness"] > 0 and grade.accuracy == grade.accuracy_lenient == 1.0
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "gsm8k_xml"])
+@pytest.mark.parametrize("completion, answer", [
+  ("\\boxed{\\frac{2}{3}}", "2"), ("\\boxed{\\frac{2}{3}}", "3"), ("\\boxed{2/3}", "2"), ("\\boxed{2 1/2}", "2"),
+  ("\\boxed{1,200}", "200"), ("\\boxed{1,200}", "1"), ("\\boxed{15}", "1,5"), ("\\boxed{1,5}", "15"),
+  ("\\boxed{12.00}", "0"), ("\\boxed{13} in 3 years", "3"), ("\\boxed{1/0}", "1"), ("\\boxed{inf}", "inf"),
+])
+def test_gsm8k_reward_and_accuracy_of_another_number_are_0(name, completion, answer):
+  [grade] = get_task(name).grade([completion], [{"answer": answer}])
+  assert grade.rewards["correctness"] == grade.accuracy == grade.accuracy_lenient == 0.0
 
 
 @pytest.mark.parametrize("name, right, row", [
-  ("gsm8k", "#### 1200", {"answer": "2 * 600 = <<2*600=1200>>1,200\n#### 1,200"}),
+  ("gsm8k", "\\boxed{1200}", {"answer": "2 * 600 = <<2*600=1200>>1,200\n#### 1,200"}),
   ("gsm8k_xml", "<answer>1200</answer>", {"answer": "2 * 600 = <<2*600=1200>>1,200\n#### 1,200"}),
   pytest.param("math", "\\boxed{1200}", {"solution": "Twice 600 is $\\boxed{1200}$."}, marks=needs_math_verify),
   ("math_xml", "\\boxed{1200}", {"solution": "Twice 600 is $\\boxed{1200}$."}),
@@ -145,8 +169,8 @@ def test_a_row_is_as_good_as_an_example(name, right, row):
   assert task.score("13", row)["correctness"] == task.accuracy("13", row) == 0.0
 
 
-@pytest.mark.parametrize("end, reward", [("", 0.0), ("\n", 0.5), ("\n\n", 0.5), ("\n\n\n", 0.0), ("\nso", 0.0)])
-def test_strict_format_lets_a_line_end_or_two_follow(end, reward):
+@pytest.mark.parametrize("end, reward", [("", 0.5), ("\n", 0.5), ("\n\n", 0.5), ("\n\n\n", 0.0), ("\nso", 0.0)])
+def test_strict_format_lets_at_most_two_line_ends_follow(end, reward):
   completion = f"<reasoning>\nr\n</reasoning>\n<answer>\n12\n</answer>{end}"
   assert get_task("gsm8k_xml").score(completion, {"answer": "12"})["strict_format"] == reward
 
@@ -157,16 +181,18 @@ def test_gsm8k_xml_answer_may_separate_thousands():
 
 @pytest.mark.parametrize("completion, accuracy", [
   ("\\boxed{12}", 1), ("\\boxed{12.0} or \\boxed{13}", 1), ("\\boxed{...} \\boxed{12 apples}", 1),
-  ("\\boxed{13} 12", 0), ("\\boxed{1}2", 0), ("<answer>3 * 4 = 12</answer> 13", 1), ("13 <answer>12", 1),
-  ("it is 12", 1), ("12 or 13", 0), ("", 0), ("\\boxed{}", 0), ("\\boxed{twelve}", 0),
+  ("\\boxed{13} 12", 0), ("\\boxed{1}2", 0), ("<answer>3 * 4 = 12</answer> 13", 1), ("13 <answer>12", 0),
+  ("it is 12", 0), ("12 or 13", 0), ("", 0), ("\\boxed{}", 0), ("\\boxed{twelve}", 0), ("\\boxed{nan} \\boxed{12}", 0),
 ])
-def test_gsm8k_accuracy_counts_the_box_then_the_tag_then_the_last_number(completion, accuracy):
+def test_gsm8k_accuracy_counts_the_box_then_the_closed_tag_and_nothing_else(completion, accuracy):
   assert get_task("gsm8k").accuracy(completion, {"answer": "12"}) == accuracy
 
 
 @pytest.mark.parametrize("completion, accuracy", [
   ("\\boxed{\\dfrac12}", 1), ("\\boxed{3} then $\\boxed{ 1/2 }$", 1), ("\\boxed{1/2} then \\boxed{3}", 0),
-  ("<answer>0.5</answer>", 1), ("\\boxed{3 <answer>0.5</answer>", 1), ("\\frac{1}{2}", 0), ("", 0),
+  ("<answer>0.5</answer>", 0), ("\\boxed{3 <answer>0.5</answer>", 1), ("so \\frac{1}{2}", 0), ("", 0),
+  ("\\fbox{\\frac12}", 1), ("The \\boxed form: \\boxed{1/2}", 1), ("\\boxed{1/2} in the \\boxed form", 1),
+  ("\\boxed {1/2}", 1), ("\\boxed{1/2} or \\boxed{", 0), ("<answer>\\boxed{1/2}</answer> \\boxed{3", 1),
 ])
 def test_math_xml_accuracy_counts_the_last_box_then_the_tag(completion, accuracy):
   assert get_task("math_xml").accuracy(completion, {"answer": "\\frac{1}{2}"}) == accuracy
@@ -176,28 +202,23 @@ def test_math_xml_accuracy_counts_the_last_box_then_the_tag(completion, accuracy
   ("\\tfrac34", "\\frac{3}{4}"), ("\\dfrac1{72}", "\\frac{1}{72}"), ("-3/4", "\\frac{-3}{4}"), (".5", "1/2"),
   ("\\sqrt3", "\\sqrt{3}"), ("\\sqrt\\sqrt3", "\\sqrt\\sqrt{3}"), ("90^\\circ", "90"), ("90^{\\circ}", "90"),
   ("50\\%", "50"), ("\\$5", "5"), ("x=5", "5"), ("5\\text{ cm}", "5"), ("\\left( 3, 4 \\right)", "(3,4)"),
-  ("10\\!000", "10000"),
+  ("10\\!000", "10000"), ("5\\text{ cm}\\text{ or so}", "5\\text{ cm}\\text{ or so}"), ("\\sqrt", "\\sqrt"),
   ("\\{.5\\}", "\\{0.5\\}"), ("1\n2", "12"),
 ])
 def test_answers_that_read_the_same(first, second):
   assert answers.same_answer(first, second)
 
 
-@pytest.mark.parametrize("first, second", [("1+x", "x+1"), ("abc=5", "5"), ("01/2", "1/2"), ("12", "21"), ("", "0")])
+@pytest.mark.parametrize("first, second", [("1+x", "x+1"), ("abc=5", "5"), ("01/2", "1/2"), ("12", "21"), ("", "0"),
+  ("5\\text{ cm}, 6\\text{ cm}", "5"), ("\\frac", "\\frac ")])
 def test_answers_that_read_differently(first, second):
   assert not answers.same_answer(first, second)
 
 
-@pytest.mark.parametrize("text, content", [
-  ("a \\boxed{1} b \\boxed{\\frac{1}{2}} c", "\\frac{1}{2}"), ("\\boxed 12$ is", "12"), ("\\boxed{1", None),
-  ("\\boxed{{}", None), ("\\boxed{}", ""), ("bare", "bare"), ("\\fbox{3}", "\\fbox{3}"), ("", ""),
-])
-def test_unboxed(text, content):
-  assert answers.unboxed(text) == content
-
-
 @pytest.mark.parametrize("completion, answer, expected", [
   ("so $x = \\boxed{\\frac{2}{4}}$", "0.5", 2.0), ("\\boxed{x+1}", "1+x", 2.0), ("\\boxed{(1, 2)}", "(2, 1)", 0.0),
+  ("x^2-4=0", "x^2+7x=0", 0.0), ("so $x^2-4=0$", "x^2+7x=0", 0.0), ("x=4", "x^2+7x=0", 0.0), ("5", "x=5", 2.0),
+  ("\\boxed{1<x<3}", "(1,3)", 0.0), ("\\boxed{(1,3)}", "1<x<3", 2.0),
   ("\\boxed{\\text{Tuesday}}", "\\text{Tuesday}", 2.0), ("\\boxed{\\sqrt{8}}", "2\\sqrt{2}", 2.0), ("", "1", 0.0),
 ])
 def test_math_verify_grades_math(completion, answer, expected):
@@ -250,7 +271,7 @@ def test_batch_grades_equal_single_ones(name):
   assert [grade.accuracy for grade in grades] == [*map(task.accuracy, completions, examples)]
 
 
-def test_rewards_and_accuracy_come_of_one_verdict_of_math_verify(monkeypatch):
+def test_math_verify_is_shown_the_last_box_and_accuracy_compares_text(monkeypatch):
   pytest.importorskip("math_verify")
   asked = []
 
@@ -259,9 +280,10 @@ def test_rewards_and_accuracy_come_of_one_verdict_of_math_verify(monkeypatch):
     return [completion == "a" for completion in completions]
 
   monkeypatch.setattr(math_grader, "equal_batch", equal_batch)
-  grades = get_task("math").grade(["a", "b"], [{"answer": "1"}] * 2)
-  assert grades == [Grade({"correctness": 2.0}, 1.0), Grade({"correctness": 0.0}, 0.0)]
-  assert asked == ["a", "b"]
+  grades = get_task("math").grade(["a", "b", "the \\boxed form: \\fbox{1} \\boxed{1} 2"], [{"answer": "1"}] * 3)
+  assert grades == [Grade({"correctness": 2.0}, 0.0, 1.0), Grade({"correctness": 0.0}, 0.0, 0.0),
+                    Grade({"correctness": 2.0}, 1.0, 1.0)]
+  assert asked == ["a", "b", "\\boxed{1}"]
 
 
 # The benchmark files: everything loads, and every reference answer is right
@@ -276,8 +298,9 @@ def test_all_gsm8k_answers_are_right_however_they_are_written(benchmarks):
     for number in {example["answer"], f"{int(example['answer']):,}"}:
       tag = f"<answer>\n{number}\n</answer>"
       for text in (f"\\boxed{{{number}}}", f"The answer is {number}.", f"#### {number}", tag):
-        assert task.score(text, example) == {"correctness": 1.0}
-        assert task.accuracy(text, example) == 1.0
+        [grade] = task.grade([text], [example])
+        assert (grade.rewards, grade.accuracy_lenient) == ({"correctness": 1.0}, 1.0)
+        assert grade.accuracy == ("####" not in text and "The answer" not in text)
       assert tagged.score(tag, example)["correctness"] == 2.0
 
 
@@ -291,7 +314,7 @@ def test_all_math500_answers_are_right_under_both_graders(benchmarks, every):
   examples = get_task("math", test_source=str(benchmarks / "math" / "math500.jsonl")).examples("test")[::every]
   completions = [f"Thus $\\boxed{{{example['answer']}}}$." for example in examples]
   # None that math-verify cannot grade.
-  assert get_task("math").grade(completions, examples) == [Grade({"correctness": 2.0}, 1.0)] * (500 // every)
+  assert get_task("math").grade(completions, examples) == [Grade({"correctness": 2.0}, 1.0, 1.0)] * (500 // every)
   assert sum(map(get_task("math_xml").accuracy, completions, examples)) == 500 // every
 
 
@@ -299,7 +322,7 @@ def test_solutions_of_the_training_problems_box_their_answers(benchmarks):
   examples = get_task("math_xml", train_source=str(benchmarks / "math" / "train.jsonl")).examples("train")
   assert len(examples) == 3682
   rows = map(json.loads, (benchmarks / "math" / "train.jsonl").read_text().splitlines())
-  assert [answers.unboxed(row["solution"]) for row in rows] == [example["answer"] for example in examples]
+  assert [boxes.unboxed(row["solution"]) for row in rows] == [example["answer"] for example in examples]
 
 
 # The grader's processes

@@ -33,6 +33,7 @@ from gdsd_jax.runs.config import evaluation_samplers, ModelConfig, RunConfig, va
 from gdsd_jax.runs.metrics import format_seconds
 from gdsd_jax.runs.weights import find_step, load_run, read_model_config
 from gdsd_jax.tasks import get_task
+from gdsd_jax.tasks.base import Completion
 
 _log = logging.getLogger(__name__)
 
@@ -138,6 +139,7 @@ class _Evaluation:
       "model": {**evaluated.describe(config.model), "weights": fingerprint(self.params)},
       "task": {"name": config.task.name, **config.task.options},
       "examples": f"{zlib.crc32(asked.encode()):08x}", "num_examples": len(self.examples),
+      "grading": "official",  # an evaluation of earlier releases, whose accuracy was lenient, is another one
       "batch_size": self.batch_size, "prompt_buckets": list(buckets), "prefill": self.prefill,
       "samplers": {str(length): sampler.settings for length, sampler in self.samplers.items()},
       **({"seed": config.seed} if drawn else {}),
@@ -167,7 +169,8 @@ class _Evaluation:
     """The records of a batch's completions, each graded once, by one of the processes."""
 
     def grade(items):
-      texts, examples = [completions[i] for i in items], [self.examples[indices[i]] for i in items]
+      texts = [Completion(completions[i], ended=counts[i] < length) for i in items]
+      examples = [self.examples[indices[i]] for i in items]
       ids = [token_ids(self.generator.tokenizer, texts), self.asked] if self.task.takes_ids else []
       try:
         grades = self.task.grade(texts, examples, *ids)

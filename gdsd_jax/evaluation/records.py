@@ -90,7 +90,7 @@ def _completion(line: bytes) -> dict:
   """The record of a line. Raises ValueError if it is none."""
   try:
     row = json.loads(line)
-    return {name: row[name] for name in _FIELDS}
+    return {name: row[name] for name in _FIELDS} | {"accuracy_lenient": row.get("accuracy_lenient")}
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f"no completion: {error!r}") from None
 
@@ -98,10 +98,12 @@ def _completion(line: bytes) -> dict:
 def summarize(rows: dict[tuple[int, int], dict], settings: dict) -> dict:
   """What an evaluation found, from its `Records.rows` and settings.
 
-  It holds `accuracy`, `interval` and `n` of `best_length`, the length with the highest accuracy (the shortest of equal
-  ones; the interval does not account for that choice), which `accuracy_is` tells, `lengths` with the numbers of each,
-  and `task` and `model`.
-  Accuracy and interval are None for a task that knows no right and wrong; the best length has the highest reward then.
+  It holds `accuracy`, `accuracy_lenient`, `interval` (of the former) and `n` of `best_length`, the length with the
+  highest accuracy (the shortest of equal ones; the interval does not account for that choice), which `accuracy_is`
+  tells, `lengths` with the numbers of each, and `task` and `model`.
+  `accuracy` is the official parser's, `accuracy_lenient` that of one which looks for the answer elsewhere, too; None
+  where the task has no such. Accuracy and interval are None for a task that knows no right and wrong; the best length
+  has the highest reward then.
   """
   lengths = {}
   for length in sorted({length for length, _ in rows}):
@@ -109,14 +111,16 @@ def summarize(rows: dict[tuple[int, int], dict], settings: dict) -> dict:
     accuracies = [row["accuracy"] for row in part]
     known = accuracies[0] is not None
     lengths[str(length)] = {
-      "accuracy": mean(accuracies), "interval": confidence_interval(accuracies) if known else None, "n": len(part),
+      "accuracy": mean(accuracies), "accuracy_lenient": mean([row["accuracy_lenient"] for row in part]),
+      "interval": confidence_interval(accuracies) if known else None, "n": len(part),
       "reward": mean_reward(part),
       "rewards": {name: mean([row["rewards"][name] for row in part]) for name in part[0]["rewards"]},
       "tokens": mean([row["tokens"] for row in part]),
     }
   best = max(lengths, key=lambda length: lengths[length]["accuracy" if known else "reward"])
   return {
-    **{name: lengths[best][name] for name in ("accuracy", "interval", "n")}, "best_length": int(best),
+    **{name: lengths[best][name] for name in ("accuracy", "accuracy_lenient", "interval", "n")},
+    "best_length": int(best),
     "accuracy_is": f"the best of {len(lengths)} lengths, chosen on these problems" if len(lengths) > 1 else "its own",
     "task": settings["task"]["name"], "model": settings["model"], "lengths": lengths,
   }

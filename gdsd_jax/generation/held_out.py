@@ -28,8 +28,8 @@ def evaluate(
     judged: what is other in their sampler than in training's; None for a temperature of 0.
 
   Returns:
-    accuracy, if the task knows one, reward, and reward by name; and sampled_reward where training's temperature is
-    above 0.
+    accuracy and accuracy_lenient, if the task knows them, reward, and reward by name; and sampled_reward where
+    training's temperature is above 0.
 
   Raises:
     RewardError: the task's grader raised.
@@ -41,11 +41,11 @@ def evaluate(
     # Greedy completions have no use for a key; drawn ones have another than those that are sampled as in training.
     drawn = judge.config.temperature > 0
     graded = judge(params, filled, jax.random.fold_in(jax.random.fold_in(key, start), 1) if drawn else key)
-    values = {"accuracy": graded.accuracy, "reward": graded.total_reward}
+    values = {"accuracy": graded.accuracy, "accuracy_lenient": graded.accuracy_lenient, "reward": graded.total_reward}
     values |= {f"reward/{name}": rewards for name, rewards in graded.rewards.items()}
     if sampler.config.temperature > 0:
       values["sampled_reward"] = sampler(params, filled, jax.random.fold_in(key, start)).total_reward
     for name, of_batch in values.items():
       found.setdefault(name, []).extend(of_batch[:len(part)])
   means = {name: mean_that_applies(np.array(values)) for name, values in found.items()}
-  return {name: mean for name, mean in means.items() if name != "accuracy" or not math.isnan(mean)}
+  return {name: mean for name, mean in means.items() if not (name.startswith("accuracy") and math.isnan(mean))}

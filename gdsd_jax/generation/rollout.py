@@ -19,6 +19,7 @@ from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import batch_sharding
 from gdsd_jax.parallel.processes import RemoteError
 from gdsd_jax.tasks import Task
+from gdsd_jax.tasks.base import Completion
 
 
 class RewardError(RuntimeError):
@@ -47,6 +48,7 @@ class GradedCompletions:
   lengths: np.ndarray  # int[B] tokens up to there
   rewards: dict[str, np.ndarray]  # by name, float32[B] each, not-a-number where it does not apply
   accuracy: np.ndarray  # float64[B], what each adds to the published accuracy; not-a-number where there is none
+  accuracy_lenient: np.ndarray  # float64[B], what each adds to a lenient reader's; not-a-number where there is none
   metrics: dict[str, float]  # what else the reward functions told
 
   @functools.cached_property
@@ -129,15 +131,16 @@ class RolloutSampler:
       completions, lengths, grades = self.generator.decode(pending.parts, look)
     except RemoteError as error:
       raise RewardError(str(error)) from error
-    rewards, accuracy = zip(*grades)
+    rewards, *accuracies = zip(*grades)
     # None, which is not-a-number here: a reward that does not apply, a task without a notion of right and wrong.
     rewards = {name: np.array([each[name] for each in rewards], np.float32) for name in rewards[0]}
-    accuracy = np.array(accuracy, np.float64)
+    accuracies = [np.array(accuracy, np.float64) for accuracy in accuracies]
     seconds, metrics = seen[-1] - pending.started, self.task.metrics() if self.task.takes_ids else {}
-    return GradedCompletions(pending, seconds, completions, lengths, rewards, accuracy, metrics)
+    return GradedCompletions(pending, seconds, completions, lengths, rewards, *accuracies, metrics)
 
   def _grade(self, texts: list[str], examples: list[Mapping[str, Any]], ids: list[list[int]]) -> list[tuple]:
-    """(rewards, accuracy) of each text."""
+    """(rewards, accuracy, accuracy_lenient) of each text."""
+    texts = [Completion(text, len(tokens) < self.config.completion_length) for text, tokens in zip(texts, ids)]
     try:
       grades = self.task.grade(texts, examples, ids) if self.task.takes_ids else self.task.grade(texts, examples)
       return [dataclasses.astuple(grade) for grade in grades]

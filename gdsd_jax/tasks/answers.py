@@ -1,7 +1,7 @@
-r"""Answers in completions: in `<answer>` tags or in \boxed{…}, and whether two in LaTeX read the same after clean-up.
+r"""Answers in `<answer>` tags, and whether two in LaTeX read the same after the clean-up of the MATH benchmark.
 
-The rules are those of the MATH benchmark and of d1, as GDSD applies them. No regular expressions find tags: where many
-are never closed, they take quadratic time.
+Boxes are in boxes.py, numbers in numbers.py. No regular expressions find tags: where many are never closed, they take
+quadratic time.
 """
 
 import re
@@ -33,45 +33,34 @@ def lenient_answer(text: str) -> str:
   return text.rsplit("<answer>", 1)[-1].split("</answer>", 1)[0].strip()
 
 
-def unboxed(text: str) -> str | None:
-  r"""What stands in the last `\boxed{…}`, after the last `\boxed ` up to a dollar sign, or else in the last `\fbox{…}`.
-
-  It is all of `text` where nothing is boxed, and None where the last box is never closed.
-  """
-  if "\\boxed " in text:
-    return text.rsplit("\\boxed ", 1)[1].split("$", 1)[0]
-  start = text.rfind("\\boxed" if "\\boxed" in text else "\\fbox")
-  if start < 0:
-    return text
-  depth = 0
-  for end in range(start, len(text)):
-    depth += {"{": 1, "}": -1}.get(text[end], 0)
-    if depth == 0 and text[end] == "}":
-      box = text[start : end + 1]
-      return box.removeprefix("\\boxed{").removesuffix("}") if box.startswith("\\boxed{") else box
-  return None
-
-
-def boxed(text: str) -> str | None:
-  r"""As `unboxed`, but None, too, where there is no `\boxed`."""
-  return unboxed(text) if "\\boxed" in text else None
-
-
 def same_answer(first: str | None, second: str | None) -> bool:
-  """Whether two answers are the same text after clean-up. No arithmetic: 1+x is not x+1."""
-  return first is not None and second is not None and _cleaned(first) == _cleaned(second)
+  """Whether two answers are the same text after clean-up. No arithmetic: 1+x is not x+1.
+
+  As in the official code, what the clean-up cannot read is compared as it stands, and the other one, too.
+  """
+  if first is None or second is None:
+    return False
+  cleaned = _cleaned(first), _cleaned(second)
+  return first == second if None in cleaned else cleaned[0] == cleaned[1]
 
 
-def _cleaned(answer: str) -> str:
-  r"""An answer without spaces, units and layout, with braces around the arguments of `\frac` and `\sqrt`."""
+def _cleaned(answer: str) -> str | None:
+  r"""An answer without spaces, units and layout, with braces around the arguments of `\frac` and `\sqrt`.
+
+  None where it has two units, or ends in `\frac` or `\sqrt`.
+  """
   for old, new in _REPLACEMENTS:
     answer = answer.replace(old, new)
-  answer = answer.split("\\text{ ", 1)[0]  # a unit
+  answer, *units = answer.split("\\text{ ")
+  if len(units) > 1:
+    return None
   answer = answer.replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
   answer = "0" + answer if answer.startswith(".") else answer
   name, *values = answer.split("=")
   if len(values) == 1 and len(name) <= 2:  # x = …
     answer = values[0]
+  if answer.endswith("\\sqrt") or answer.rstrip(" ").endswith("\\frac"):
+    return None
   answer = re.sub(r"\\sqrt(?!\\sqrt)([^{])", r"\\sqrt{\1}", answer)
   answer = answer.replace(" ", "")
   answer = re.sub(r"\\frac(?!\\frac)([^{])(?!\\frac)([^{])", r"\\frac{\1}{\2}", answer)

@@ -7,7 +7,7 @@ import itertools
 import re
 from typing import Any, ClassVar
 
-from gdsd_jax.tasks import base
+from gdsd_jax.tasks import answers, base
 
 LEFT_OPERANDS, RIGHT_OPERANDS = range(1, 13), range(1, 10)
 SPLIT_SIZES = {"train": 9_000, "validation": 400, "test": 400}
@@ -82,8 +82,8 @@ class ArithmeticTask(base.Task):
 
 def extract_answer(text: str) -> str | None:
   """Stripped text of the last complete `<answer>…</answer>`, the innermost of nested ones; None if there is none."""
-  answers = [part.rpartition("<answer>")[2] for part in text.split("</answer>")[:-1] if "<answer>" in part]
-  return answers[-1].strip() if answers else None
+  answer = answers.last_answer(text)
+  return answer and answer.rpartition("<answer>")[2].strip()
 
 
 def _canonical_integer(text: str) -> str | None:

@@ -19,6 +19,7 @@ class Grade:
 
   rewards: Mapping[str, float | None]  # by name; the reward of a completion is their sum. None: it does not apply
   accuracy: float | None = None  # what the completion adds to the published accuracy, 0 to 1. None: there is no such
+  accuracy_lenient: float | None = None  # the same of a reader that looks further than the official one; None: no such
 
   def __post_init__(self):
     named = isinstance(self.rewards, Mapping) and all(isinstance(name, str) for name in self.rewards)
@@ -26,10 +27,22 @@ class Grade:
             f"must be a dict of names and numbers, one at least, not {self.rewards!r:.80}")
     numbers = {name: number(f"reward {name!r}", value) for name, value in self.rewards.items() if value is not None}
     object.__setattr__(self, "rewards", {name: numbers.get(name) for name in self.rewards})
-    if self.accuracy is not None:
-      accuracy = number("accuracy", self.accuracy)
-      require(0 <= accuracy <= 1, "accuracy", f"must lie between 0 and 1, not {accuracy}")
-      object.__setattr__(self, "accuracy", accuracy)
+    for name in ("accuracy", "accuracy_lenient"):
+      if getattr(self, name) is not None:
+        accuracy = number(name, getattr(self, name))
+        require(0 <= accuracy <= 1, name, f"must lie between 0 and 1, not {accuracy}")
+        object.__setattr__(self, name, accuracy)
+
+
+class Completion(str):
+  """The text of a completion, which says whether the model ended it. Text of any other type counts as ended."""
+
+  ended: bool
+
+  def __new__(cls, text: str, ended: bool = True):
+    self = super().__new__(cls, text)
+    self.ended = ended
+    return self
 
 
 def number(name: str, value: Any) -> float:

@@ -19,7 +19,9 @@ def workers() -> Workers:
 def equal_batch(completions: Sequence[str], answers: Sequence[str]) -> list[bool]:
   """Whether math-verify finds the final expressions of each completion and its answer equal, many pairs at a time.
 
-  Completions and answers are text with LaTeX. OSError where no worker can be started.
+  Completions and answers are text with LaTeX. Which is which matters: an interval is right where the answer is an
+  inequality, but not the other way round. False, too, where it raises or takes too long. OSError where no worker can
+  be started.
   """
   return [bool(verdict) for verdict in workers().ask(list(zip(completions, answers)))]
 
@@ -31,7 +33,7 @@ def _prepare():
     completion, answer = pair
     texts = completion, answer if "\\boxed" in answer else f"\\boxed{{{answer}}}"
     found, expected = (parse(text, parsing_timeout=OPERATION_SECONDS) for text in texts)
-    return bool(verify(found, expected, timeout_seconds=OPERATION_SECONDS))
+    return bool(verify(gold=expected, target=found, timeout_seconds=OPERATION_SECONDS))
 
   equal(("\\boxed{\\frac{1}{2}}", "0.5"))  # imports what is imported late
   return equal

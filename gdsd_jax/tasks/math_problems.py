@@ -6,7 +6,7 @@ import importlib.util
 from typing import Any, ClassVar
 
 from gdsd_jax.checks import require
-from gdsd_jax.tasks import answers, base, math_grader, official_prompts
+from gdsd_jax.tasks import answers, base, boxes, math_grader, official_prompts
 from gdsd_jax.tasks.sources import check_columns, Row, SourcedTask, text_of
 
 CORRECTNESS_REWARD = 2.0
@@ -31,7 +31,7 @@ class MathXmlTask(SourcedTask):
       answer = text_of(row, "answer")
     else:
       check_columns(row, ("solution",))
-      answer = answers.boxed(text_of(row, "solution"))
+      answer = boxes.boxed(text_of(row, "solution"))
       if answer is None:
         raise ValueError("column 'solution' must end in \\boxed{…}")
     if not answer.strip():
@@ -46,15 +46,16 @@ class MathXmlTask(SourcedTask):
     return [{"role": "user", "content": official_prompts.MATH_EVALUATION + example["problem"]}]
 
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
-    """`correctness` is for the first tag's text, closed or not; accuracy for the last box, else the tagged answer."""
-    expected = answers.unboxed(_reference(example))
+    expected = _expected(example)
     tagged = "<answer>" in completion
     answer = completion.split("<answer>", 1)[1].split("</answer>", 1)[0] if tagged else completion
-    final = answers.boxed(completion) or answers.first_answer(completion)
+    right = lenient = answers.same_answer(final_answer(completion), expected)
+    if not boxes.boxes(completion):
+      lenient = right or answers.same_answer(answer, expected)
     return base.Grade({
-      "correctness": CORRECTNESS_REWARD * answers.same_answer(answers.unboxed(answer), expected),
+      "correctness": CORRECTNESS_REWARD * lenient,
       "format": (0.5 if tagged else 0.0) + (0.5 if "\\boxed" in answer else 0.25),
-    }, accuracy=answers.same_answer(final, expected))
+    }, right, lenient)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +72,37 @@ class MathTask(MathXmlTask):
     return [{"role": "user", "content": f"{example['problem']}\n{answers.BOXED_INSTRUCTION}"}]
 
   def grade(self, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> list[base.Grade]:
-    """Reward and accuracy are one verdict of math-verify, which grades side by side."""
-    verdicts = math_grader.equal_batch(completions, list(map(_reference, examples)))
-    return [base.Grade({"correctness": CORRECTNESS_REWARD * verdict}, verdict) for verdict in verdicts]
+    """Accuracy compares text, as published; the reward and the lenient accuracy are math-verify's, too.
+
+    math-verify sees the last box, or all of a completion without one, and grades side by side.
+    """
+    expected = list(map(_expected, examples))
+    right = [answers.same_answer(final_answer(text), answer) for text, answer in zip(completions, expected)]
+    equal = math_grader.equal_batch(list(map(_shown, completions)), expected)
+    return [base.Grade({"correctness": CORRECTNESS_REWARD * (same or verdict)}, same, same or verdict)
+            for same, verdict in zip(right, equal)]
 
 
-def _reference(example: Mapping[str, Any]) -> str:
-  return str(example["answer"] if "answer" in example else example["solution"])
+def final_answer(completion: str) -> str | None:
+  r"""The answer in the places that the official parser looks at: the last box, else the whole completion.
+
+  Where the last box is empty or never closed, it is the first closed `<answer>` tag's. The official parser reads
+  otherwise in 21 of 1,500 golden completions, which are odd on purpose. In 12 it keeps the `\fbox` around an answer,
+  in 3 the braces after "\boxed ", in 4 the box in that tag, and in 2 it removes a `\box` there. It also takes the words
+  after "in \boxed form" for the answer.
+  """
+  answer = boxes.unboxed(completion)
+  if not answer and (answer := answers.first_answer(completion)):
+    answer = boxes.unboxed(answer) or answer
+  return answer
+
+
+def _shown(completion: str) -> str:
+  """What math-verify is given of a completion."""
+  answer = boxes.boxed(completion) and final_answer(completion)
+  return f"\\boxed{{{answer}}}" if answer else completion
+
+
+def _expected(example: Mapping[str, Any]) -> str:
+  reference = str(example["answer"] if "answer" in example else example["solution"])
+  return boxes.unboxed(reference) or reference

@@ -6,19 +6,19 @@ r"""Problems that are rows of a file or dataset, told by configuration alone: ho
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import re
 from typing import Any, ClassVar
 
 from gdsd_jax.checks import require
-from gdsd_jax.tasks import answers, base
+from gdsd_jax.tasks import answers, base, boxes, numbers
 from gdsd_jax.tasks.sources import check_columns, Row, SourcedTask, text_of
 
-_NUMBER = re.compile(r"-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
 # How an answer is found in a completion, by name; anything else is a regular expression.
 EXTRACTIONS = {
-  "boxed": answers.boxed,  # in the last \boxed{…}
+  "boxed": boxes.boxed,  # in the last \boxed{…}
   "tag": answers.last_answer,  # in the last <answer>…</answer>
-  "number": lambda text: next(reversed(_NUMBER.findall(text)), None),  # the last number
+  "number": functools.partial(numbers.find_number, last=True),  # the last number
   "text": str.strip,  # all of it
 }
 
@@ -102,16 +102,11 @@ class PromptsTask(SourcedTask):
     found, answer = self._extracted(completion), answer.strip()
     if found is None:
       return False
-    numbers = _number(found), _number(answer)
-    return numbers[0] == numbers[1] if None not in numbers else answers.same_answer(found, answer)
+    values = numbers.whole_number(found), numbers.whole_number(answer)
+    return values[0] == values[1] if None not in values else answers.same_answer(found, answer)
 
   def _extracted(self, completion: str) -> str | None:
     if self.extract in EXTRACTIONS:
       return EXTRACTIONS[self.extract](completion)
     match = re.search(self.extract, completion)
     return match and match[min(1, match.re.groups)]
-
-
-def _number(text: str) -> float | None:
-  text = text.strip()
-  return float(text.replace(",", "")) if _NUMBER.fullmatch(text) else None

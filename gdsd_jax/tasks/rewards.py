@@ -141,7 +141,7 @@ class RewardedTask(base.Task):
       for reward in self.rewards:
         named = grade.rewards if reward.function is None else {reward.name: values[reward.name][i]}
         rewards |= {name: None if value is None else reward.weight * value for name, value in named.items()}
-      grades.append(base.Grade(rewards, None if grade is None else grade.accuracy))
+      grades.append(base.Grade(rewards) if grade is None else dataclasses.replace(grade, rewards=rewards))
       if not self._is_silent and set(rewards.values()) == {None}:
         self._is_silent = True
         _log.warning("no reward applies to a completion, and it counts as 0: %r", completions[i][:200])

@@ -53,11 +53,17 @@ class SudokuTask(puzzles.PuzzleTask):
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
     """The share of the empty cells that are filled right.
 
-    The reward counts the digits of the last answer; accuracy counts the grid wherever it stands, as d1 and GDSD do.
+    The reward counts the digits of the last closed answer. Accuracy counts the characters of the grid in the places of
+    the official parser, where a bracket or comma takes a cell, and where an answer that the model never ended counts
+    only as 16 digits in a row, be they the puzzle's. The lenient accuracy is the reward, or without a closed answer
+    what the accuracy would be had the model ended it.
     """
-    answer = answers.last_answer(completion) or ""
-    digits = itertools.islice(filter(str.isdigit, answer), CELLS)
-    return base.Grade({"cells": _share_right("".join(digits), example)}, _share_right(_grid_in(completion), example))
+    ended = getattr(completion, "ended", True)
+    answer = answers.last_answer(completion)
+    digits = "".join(itertools.islice(filter(str.isdigit, answer or ""), CELLS))
+    cells, official = (_share_right(grid, example) for grid in (digits, _grid_in(completion, ended)))
+    lenient = cells if answer is not None else _share_right(_grid_in(completion, True), example)
+    return base.Grade({"cells": cells}, official, lenient)
 
   def solution(self, example: Mapping[str, Any]) -> str:
     return f"<answer>{example['solution']}</answer>"
@@ -82,13 +88,17 @@ def _puzzle_of(example: Mapping[str, Any]) -> tuple[str, str]:
   return tuple(example[name] for name in (("puzzle", "solution") if "puzzle" in example else ("Puzzle", "Solution")))
 
 
-def _grid_in(text: str) -> str:
-  """The grid of a completion, without blanks; the rules are those of d1's evaluation, in its order."""
+def _grid_in(text: str, ended: bool) -> str:
+  """The grid of a completion, without blanks; the rules are those of the official evaluation, in its order.
+
+  `ended`: whether the model ended it. The official code sees the end of text, which closes an open answer.
+  """
   _, _, after = text.partition("<answer>")
   fenced = after.split("```")[1:-1]
-  answer, _, _ = after.partition("</answer>")  # an answer that the model ended without closing counts
+  answer, closed, _ = after.partition("</answer>")
   _, _, rest = text.partition("</answer>")
-  candidates = [block for block in fenced if re.fullmatch(r"[\d\s]+", block)][:1] + [answer, rest]
+  candidates = [block for block in fenced if re.fullmatch(r"[\d\s]+", block)][:1]
+  candidates += [answer if closed or ended else "", rest]
   alone = re.search(r"(\d{16})\s*</answer>", text), re.search(r"\b(\d{16})\b", text)
   candidates += [match[1] for match in alone if match]
   return next(("".join(candidate.split()) for candidate in candidates if candidate.strip()), "")
