@@ -16,10 +16,10 @@ CLASSES = (
   ("gsm8k", "negative zero", r'"answer": "-0"', 1.0, 6, "no problem has that answer, and it equals 0"),
   ("gsm8k", "thousands", r"\d(?:,|\{,\}|\\\\,)\d{3}", 1.0, 30,
    "1,200 is one number; the official parser takes 1 of it in a box, and 200 in a tag"),
-  ("gsm8k", "fraction", r"\\\\frac", 1.0, 9, "a fraction is one number; the official parser takes one of its two"),
+  ("gsm8k", "fraction", r"\\\\frac", 1.0, 9, "a fraction is one number; officially one of its two counts"),
   ("math_xml", "framed", r"\\\\fbox\{", 1.0, 12, "a framed box is a box; officially its content keeps the command"),
   ("math_xml", "gap", r"\\\\boxed \{", 0.0, 3, "a space before the brace leaves the box a box, without the brace"),
-  ("math_xml", "box", r"\\\\box\{", 0.0, 2, "\\box{…} is no box of LaTeX; officially it is one in such a tag alone"),
+  ("math_xml", "box", r"\\\\box\{", 0.0, 2, "\\box{…} is no box of LaTeX; officially in such a tag it is one"),
   ("math_xml", "tag", r"<answer>.*\\\\boxed", 1.0, 4,
    "where the last box is never closed, the tag counts; its own box is read, officially not"),
 )

@@ -111,7 +111,7 @@ def summarize(rows: dict[tuple[int, int], dict], settings: dict) -> dict:
     accuracies = [row["accuracy"] for row in part]
     known = accuracies[0] is not None
     lengths[str(length)] = {
-      "accuracy": mean(accuracies), "accuracy_lenient": mean([row["accuracy_lenient"] for row in part]),
+      "accuracy": mean(accuracies), "accuracy_lenient": mean([row.get("accuracy_lenient") for row in part]),
       "interval": confidence_interval(accuracies) if known else None, "n": len(part),
       "reward": mean_reward(part),
       "rewards": {name: mean([row["rewards"][name] for row in part]) for name in part[0]["rewards"]},
