@@ -170,9 +170,12 @@ def test_the_harness_shows_what_has_no_effect_once(model, problems, caplog):
   assert caplog.text.count("temperature=0.7 has no effect where do_sample is false") == 1
 
 
-def test_dream_takes_the_whole_completion_at_once():
-  sampler = GenerationDefaults(256, 0.5, 32, "dream").sampler({"max_gen_toks": 100, "temperature": 0.1, "top_p": 0.9})
-  assert (sampler.completion_length, sampler.steps, sampler.top_p) == (100, 50, 0.9)
+@pytest.mark.parametrize("block_length, expected", [(None, (100, 1, 50, 0.9)), (32, (96, 3, 48, 0.9))])
+def test_dream_takes_the_whole_completion_at_once_unless_it_is_given_blocks(block_length, expected):
+  defaults = GenerationDefaults(kind="dream", block_length=block_length, eos_penalty=2.0)
+  sampler = defaults.sampler({"max_gen_toks": 100, "temperature": 0.1, "top_p": 0.9})
+  assert (sampler.completion_length, sampler.num_blocks, sampler.steps, sampler.top_p) == expected
+  assert sampler.eos_penalty == 2.0
 
 
 def test_sampled_completions_depend_on_their_own_batch_alone(model, problems):

@@ -58,6 +58,13 @@ def test_the_first_of_equal_tokens_is_predicted():
   assert tokens[0, 0] == 200
 
 
+@pytest.mark.parametrize("mask_id", [0, 64, V - 1])
+def test_a_broken_model_predicts_no_mask(mask_id):
+  weight, hidden, _ = random_case()
+  predicted = jax.jit(predict, static_argnums=(3, 4))(LMHead(np.nan * weight), hidden, jax.random.key(0), mask_id, 1.0)
+  assert not np.any(predicted[0] == mask_id)
+
+
 @pytest.mark.parametrize("vocabulary, temperature", [
   (512, 0.5), slow(512, 1.0), slow(501, 1.0),
 ])

@@ -179,7 +179,10 @@ class SamplerConfig:
 
   @property
   def forward_process(self) -> dict[str, int | str | None]:
-    """`block_length` and `remasking` of the forward process (`consistent_masks`) whose masks this sampler visits."""
+    """`block_length` and `remasking` of the forward process (`consistent_masks`) whose masks this sampler visits.
+
+    With Dream's `alg_temp` above 0 they are only like those, since the sampler then draws positions by confidence.
+    """
     if self.kind == "llada":
       return dict(block_length=self.block_length, remasking=self.remasking)
     block_length = self.block_length if self.is_blockwise else None

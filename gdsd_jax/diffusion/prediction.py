@@ -104,7 +104,7 @@ def _better(best: _Best, scores, tiles, first) -> _Best:
   score = jnp.take_along_axis(scores, place[:, None], axis=1)[:, 0]
   logits = jnp.take_along_axis(tiles, place[:, None, None], axis=1)[:, 0]
   found = _Best(score, (first + place * tiles.shape[2]).astype(jnp.int32), logits)
-  wins = score > best.score
+  wins = ~(score <= best.score)  # So does what is no number: the mask token never does.
   return jax.tree.map(lambda new, old: jnp.where(wins.reshape(-1, *[1] * (new.ndim - 1)), new, old), found, best)
 
 

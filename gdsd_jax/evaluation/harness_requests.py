@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from gdsd_jax.checks import require, require_at_least, require_one_of
-from gdsd_jax.diffusion.config import ALGORITHMS, KINDS, SamplerConfig
+from gdsd_jax.diffusion.config import ALGORITHMS, BLOCK_LENGTH, KINDS, SamplerConfig
 
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # one setting under four names
 _KNOWN = {*_LIMITS, "until", "do_sample", "temperature", "top_p", "top_k"}
@@ -19,15 +19,18 @@ class GenerationDefaults:
 
   max_gen_toks: int = 256  # longest completion
   steps_per_token: float = 0.5  # denoising steps for each token
-  block_length: int = 32  # tokens of a block, for the llada sampler
+  block_length: int | None = None  # tokens of a block; None: 32 with llada, one block with dream
   kind: str = "llada"  # which sampler, "llada" or "dream"
   # These replace what tasks ask for, most of which are written for greedy models; None leaves it to the task.
   temperature: float | None = None
   top_p: float | None = None
   alg: str | None = None  # of Dream
+  eos_penalty: float = 0.0  # as in `SamplerConfig`
 
   def __post_init__(self):
-    require_at_least(self, "", max_gen_toks=1, block_length=1)
+    require_at_least(self, "", max_gen_toks=1, eos_penalty=0)
+    require(self.block_length is None or self.block_length >= 1, "block_length",
+            f"must be at least 1, not {self.block_length}")
     share = self.steps_per_token
     require(0 < share <= 1, "steps_per_token", f"must lie in (0, 1], not {share}")
     require_one_of("kind", self.kind, KINDS)
@@ -44,7 +47,7 @@ class GenerationDefaults:
     `tell` is called with a line for each setting that has no effect. Raises ValueError.
     """
     limit = self._limit(gen_kwargs, tell)
-    block = min(self.block_length, limit) if self.kind == "llada" else limit
+    block = min(self.block_length or (BLOCK_LENGTH if self.kind == "llada" else limit), limit)
     blocks = limit // block  # the limit is a limit: never rounded up
     temperature, top_p, top_k = self._sampling(gen_kwargs, tell)
     for name in sorted(set(gen_kwargs) - _KNOWN):
@@ -53,7 +56,8 @@ class GenerationDefaults:
     try:
       return SamplerConfig(
         kind=self.kind, completion_length=blocks * block, steps=blocks * max(round(block * self.steps_per_token), 1),
-        temperature=temperature, block_length=block, top_p=top_p, top_k=top_k, **algorithm,
+        temperature=temperature, block_length=block, top_p=top_p, top_k=top_k,
+        eos_penalty=self.eos_penalty, **algorithm,
       )
     except ValueError as error:
       raise ValueError(f"{_FIELD}: {str(error).removeprefix('sampler.')}") from None
