@@ -217,6 +217,16 @@ def end_with_parent() -> None:
   ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of Linux
 
 
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+  """Processes that are started within `with` never hear Ctrl-C, which a terminal sends to all, their parent too."""
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # which other threads still hear
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _in_fork() -> None:
   """A forked child dies of these signals as any program does: neither does it speak for its parent, nor wake it."""
   if taken():

@@ -6,19 +6,21 @@ Every measurement has a process of its own, so that its memory is its own, and n
 from collections.abc import Callable
 import concurrent.futures
 from concurrent.futures.process import BrokenProcessPool
+import functools
 import importlib.metadata
 import multiprocessing
 from pathlib import Path
+import shutil
 import statistics
 import tempfile
 from typing import Any
 
 import numpy as np
 
+from gdsd_jax import signals
 from gdsd_jax.benchmark import ours
 from gdsd_jax.benchmark.flops import sampling_flops, training_flops
 from gdsd_jax.benchmark.setting import Setting
-from gdsd_jax.parallel.processes import end_with_parent
 
 _MEASURED = ("seconds", "cpu_seconds", "bytes_before", "bytes_peak", "load")
 _CHECKED = ("loss", "grad_norm", "score")
@@ -31,7 +33,8 @@ def measure(setting: Setting, say: Callable[[str], None] = print) -> dict[str, A
   by each side; `sampling` and `training`, see `_sides`; `memory`, see `scoring_memory`. Raises ValueError or OSError,
   one line, where the device has too little memory or PyTorch cannot use it.
   """
-  with tempfile.TemporaryDirectory(prefix="gdsd_benchmark_") as folder:
+  with tempfile.TemporaryDirectory(prefix="gdsd_benchmark_") as folder, signals.at_leaving(
+      functools.partial(shutil.rmtree, folder, ignore_errors=True)):
     say(f"making a {setting.model} model and its inputs")
     device, parameters = _in_own_process(ours.prepare, Path(folder), setting)
     libraries = ("jax", "torch") if setting.reference else ("jax",)
@@ -52,9 +55,11 @@ def measure(setting: Setting, say: Callable[[str], None] = print) -> dict[str, A
 def _in_own_process(function: Callable, *arguments):
   """The function's result, or what it raises; OSError if its process was ended."""
   spawn = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=end_with_parent) as pool:
+  with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=signals.end_with_parent) as pool:
     try:
-      return pool.submit(function, *arguments).result()
+      with signals.unheard():
+        asked = pool.submit(function, *arguments)
+      return asked.result()
     except BrokenProcessPool:
       raise OSError(f"the process of {function.__name__} was ended, as the system does when memory runs out") from None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from gdsd_jax import signals
 from gdsd_jax.checks import require
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -50,21 +51,26 @@ def written_whole(path: Path, what: str, stale: tuple[str, ...] = ()) -> Iterato
     written[path / name] = path / f".{name}.incomplete"
     return written[path / name]
 
+  def tidy_up():
+    with contextlib.suppress(OSError):
+      for incomplete in list(written.values()):
+        incomplete.unlink(missing_ok=True)
+
   try:
     path.mkdir(parents=True, exist_ok=True)
-    yield temporary
+    with signals.at_leaving(tidy_up):
+      yield temporary
     mode = _mode_of_new_files(path)
-    for final, incomplete in written.items():
-      incomplete.chmod(mode)  # safetensors makes files that only their owner may read
-      os.replace(incomplete, final)
-    for file in [file for pattern in stale for file in path.glob(pattern) if file not in written]:
-      file.unlink(missing_ok=True)
+    with signals.waiting():  # the files belong together
+      for final, incomplete in written.items():
+        incomplete.chmod(mode)  # safetensors makes files that only their owner may read
+        os.replace(incomplete, final)
+      for file in [file for pattern in stale for file in path.glob(pattern) if file not in written]:
+        file.unlink(missing_ok=True)
   except (OSError, SafetensorError) as error:
     raise OSError(f"cannot save {what} to {path}: {error}") from error
   finally:
-    with contextlib.suppress(OSError):
-      for incomplete in written.values():
-        incomplete.unlink(missing_ok=True)
+    tidy_up()
 
 
 def _mode_of_new_files(folder: Path) -> int:

@@ -61,7 +61,7 @@ class Workers:
   def _start(self) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # it imports what this one can
     worker = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="ascii",
-                              env=environment)
+                              env=environment, start_new_session=True)  # a terminal's Ctrl-C is for the trainer
     if worker.stdout.readline() != "ready\n":
       _stop(worker)
       raise OSError(f"a worker does not start: {' '.join(self._command)}")
@@ -87,8 +87,8 @@ def serve(prepare: Callable[[], Callable[[Any], Any]], seconds: float, memory_by
   replies, silence = os.fdopen(os.dup(1), "w", encoding="ascii"), os.open(os.devnull, os.O_WRONLY)
   os.dup2(silence, 1)
   answer = prepare()
+  os.dup2(silence, 2)  # also where nobody is there any more to read that it is ready
   print("ready", file=replies, flush=True)
-  os.dup2(silence, 2)
   for line in sys.stdin:
     faulthandler.dump_traceback_later(seconds, exit=True)  # a thread that needs no interpreter lock
     try:
