@@ -20,6 +20,7 @@ _ROLLOUTS_ONLY = {
     "temperature", "top_p", "top_k", "alg_temp", "remasking", "cfg_scale", "block_length", "prompt_buckets")},
 }
 _BLOCKS = "sampler.block_length"
+_VALIDATION = ("eval.every", "eval.num_examples")  # of training alone
 _EVALUATED = ("task.", "eval.", "sampler.kind", "sampler.eps", "sampler.cache", "sampler.threshold", "sampler.factor")
 
 
@@ -50,7 +51,7 @@ def tell_differences(config: RunConfig, flags: Mapping[str, Any], recipe: str, w
   """Says in which settings an evaluation by another recipe than the run's own differs from that, flags apart."""
   saved, given = flatten(read_saved(workdir)), flatten(config.as_given)
   differing = [path for path in sorted(saved.keys() & given.keys())
-               if path.startswith(_EVALUATED) and path not in flags and saved[path] != given[path]]
+               if path.startswith(_EVALUATED) and path not in {*flags, *_VALIDATION} and saved[path] != given[path]]
   if differing:
     _log.info("evaluated by %s, and so with another %s than the run's own, which holds without --config", recipe,
               ", ".join(differing))
