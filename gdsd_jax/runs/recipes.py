@@ -1,4 +1,7 @@
-"""What the paper's recipes share: the published models, LoRA, lengths, sampler, and a batch for eight devices."""
+"""What the paper's recipes share: the published models, LoRA, lengths, sampler, and a batch for eight devices.
+
+Where they depart from the official scripts is told in docs/protocol.md.
+"""
 
 import ml_collections
 

@@ -1,4 +1,4 @@
-"""Countdown: make a number of three others. Prompts and rewards of d1, ESPO and GDSD."""
+"""Countdown: make a number of three others. The prompts of GDSD and of ESPO, by name, and the rewards of both."""
 
 import ast
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""GSM8K, grade-school word problems with whole-number answers: boxed as in ESPO and GDSD, and tagged as in d1."""
+"""GSM8K, word problems: training asks for a box as ESPO's does, or for tags as d1's and GDSD's; evaluation as d1's."""
 
 from collections.abc import Mapping
 import dataclasses

@@ -1,4 +1,4 @@
-r"""MATH, competition problems with answers in LaTeX: boxed as in ESPO and GDSD, and tagged and boxed as in d1."""
+r"""MATH, competition problems: training asks for a box as ESPO's, or tags as d1's and GDSD's; evaluation as d1's."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses

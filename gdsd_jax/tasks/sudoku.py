@@ -1,4 +1,4 @@
-"""4x4 Sudoku, with the prompts and rewards of d1, ESPO and GDSD."""
+"""4x4 Sudoku, with the prompts of GDSD and of ESPO, by name, and the rewards of both."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
