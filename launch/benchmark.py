@@ -38,6 +38,7 @@ if __name__ == "__main__":
 from absl import flags
 
 from gdsd_jax import command
+from gdsd_jax.checks import require
 from gdsd_jax.paths import local_path
 
 _MODEL = flags.DEFINE_string("model", "tiny", "tiny, 100m, 8b (LLaDA's shape) or 8b_dream.")
@@ -65,19 +66,31 @@ _FIELDS = [  # by default the model's own
 ]
 
 
+def check_report(file: Path) -> None:
+  """Raises ValueError where the file of --out is there and no report of an earlier call, which may be replaced."""
+  try:
+    ours = not file.exists() or "parameters" in json.loads(file.read_text())
+  except (OSError, ValueError, TypeError):
+    ours = False
+  require(ours, "--out", f"{file} is there, and no report of this command; choose another file")
+
+
 def main():
   from gdsd_jax.benchmark.measure import measure
   from gdsd_jax.benchmark.report import table
   from gdsd_jax.benchmark.setting import setting
+  from gdsd_jax.runs.files import write_whole
 
   fields = {flag.name: flag.value for flag in _FIELDS}
   out, profile = (flag.value and str(local_path(flag.value, f"--{flag.name}")) for flag in (_OUT, _PROFILE))
   only = tuple(_ONLY.value) if _ONLY.value is not None else None
+  if out is not None:
+    check_report(Path(out))
   chosen = setting(_MODEL.value, only=only, reference=_REFERENCE.value, profile=profile, **fields)
   result = measure(chosen, say=lambda line: print(line, flush=True))
   line = json.dumps(result)
   if out is not None:
-    Path(out).write_text(line + "\n")
+    write_whole(out, line + "\n")
   print(table(result))
   print(line, flush=True)
   ours = (result.get(name, {}).get(side, {}) for name in ("sampling", "training") for side in ("ours", "fast_dllm"))

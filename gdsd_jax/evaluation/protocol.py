@@ -30,6 +30,7 @@ from gdsd_jax.huggingface.weights import load_pretrained
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh, replicated, whole_batch
 from gdsd_jax.parallel.processes import gather_json, share_work
 from gdsd_jax.runs.config import evaluation_samplers, ModelConfig, RunConfig, validate_family
+from gdsd_jax.runs.lock import check_free, locked
 from gdsd_jax.runs.metrics import format_seconds
 from gdsd_jax.runs.weights import find_step, load_run, read_model_config
 from gdsd_jax.tasks import get_task
@@ -86,10 +87,16 @@ def evaluate_model(config: RunConfig, evaluated: Evaluated, out: Path, num_examp
       holds already of the same evaluation is kept; the rest is generated.
     num_examples: the first of the test split; None for all.
 
-  Returns the summary, see `summarize`. Raises ValueError or OSError, one line with the cause; nothing was written
-  unless it came up while generating.
+  Returns the summary, see `summarize`. Raises ValueError or OSError, one line with the cause, such as another command
+  that writes to `out`; nothing was written unless it came up while generating.
   """
+  check_free(out, "--out")
   evaluation = _Evaluation(config, evaluated.resolved(), num_examples)
+  with locked(out, "--out"):
+    return _go_through(evaluation, out)
+
+
+def _go_through(evaluation: "_Evaluation", out: Path) -> dict:
   samplers, settings, count = evaluation.samplers, evaluation.settings, len(evaluation.examples)
   records, speeds = Records(out, settings), {}
   _log.info(

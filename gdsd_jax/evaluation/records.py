@@ -64,7 +64,7 @@ class Records:
       if is_first_process():
         self._file.append(rows)
     except OSError as error:
-      raise OSError(f"--out: cannot write {self.path} (is the disk full?): {error}") from error
+      raise OSError(f"--out: {error}") from error
     self.rows |= {(row["length"], row["index"]): row for row in rows}
 
   def write_summary(self, summary: dict, speeds: dict[int, float | None]) -> dict:

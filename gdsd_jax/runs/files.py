@@ -77,7 +77,7 @@ def _named(path: epath.Path):
     yield
   except OSError as error:
     full = " (is the disk full?)" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
-    raise OSError(error.errno, f"cannot write {path}{full}: {error.strerror or error}") from error
+    raise OSError(f"cannot write {path}{full}: {error.strerror or error}") from error
 
 
 def _parse(line: bytes) -> Any:
