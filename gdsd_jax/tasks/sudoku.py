@@ -55,14 +55,14 @@ class SudokuTask(puzzles.PuzzleTask):
 
     The reward counts the digits of the last closed answer. Accuracy counts the characters of the grid in the places of
     the official parser, where a bracket or comma takes a cell, and where an answer that the model never ended counts
-    only as 16 digits in a row, be they the puzzle's. The lenient accuracy is the reward, or without a closed answer
-    what the accuracy would be had the model ended it.
+    only as 16 digits in a row, be they the puzzle's. The lenient accuracy is the better of the reward and what the
+    accuracy would be had the model ended its answer.
     """
     ended = getattr(completion, "ended", True)
-    answer = answers.last_answer(completion)
-    digits = "".join(itertools.islice(filter(str.isdigit, answer or ""), CELLS))
+    answer = answers.last_answer(completion) or ""
+    digits = "".join(itertools.islice(filter(str.isdigit, answer), CELLS))
     cells, official = (_share_right(grid, example) for grid in (digits, _grid_in(completion, ended)))
-    lenient = cells if answer is not None else _share_right(_grid_in(completion, True), example)
+    lenient = max(cells, _share_right(_grid_in(completion, True), example))
     return base.Grade({"cells": cells}, official, lenient)
 
   def solution(self, example: Mapping[str, Any]) -> str:
