@@ -2,6 +2,7 @@
 
 import importlib
 
+from conftest import slow
 import jax
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import pytest
 import gdsd_jax
 from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
 from gdsd_jax.models.lora import add_adapter, LoraConfig, merge
+from gdsd_jax.runs.config import ModelConfig
+from gdsd_jax.runs.export import write_model
 
 apply = jax.jit(gdsd_jax.Denoiser.apply, static_argnums=0)
 
@@ -75,3 +78,34 @@ def test_a_merged_export_is_the_adapted_model_in_pytorch(published, torch_publis
   exported = torch_published.load_torch(tmp_path, base.config)
   theirs = aligned(base.config, torch_published.logits_of(exported, data["forward/input_ids"]))
   np.testing.assert_allclose(apply(denoiser, params, data["forward/input_ids"]), theirs, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("merged", [None, False, True], ids=["whole", "adapter", "merged"])
+@pytest.mark.parametrize("name", ["tiny", slow("dream_tiny"), slow("llada_tiny")])
+def test_transformers_and_peft_open_an_export_with_nothing_asked(request, peft, tmp_path, monkeypatch, name, merged):
+  from transformers import AutoModelForMaskedLM
+
+  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+  monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it was asked whether code may run"))
+  path = name if name == "tiny" else str(request.getfixturevalue("goldens") / name / "hf")
+  denoiser, params = gdsd_jax.load_pretrained(path)
+  if merged is not None:
+    denoiser, params = add_adapter(denoiser, params, LoraConfig(4, 8.0, 0.0), jax.random.key(0))
+    params["lora"] = jax.tree.map(lambda x: x + 0.01, params["lora"])
+  model = ModelConfig(path=path, lora=denoiser.lora)
+  write_model(tmp_path / "out", denoiser, params, model, bool(merged), layout="transformers")
+  if merged is False:
+    loaded = peft.AutoPeftModel.from_pretrained(tmp_path / "out")
+  else:
+    loaded, report = AutoModelForMaskedLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values())
+  tokens = np.arange(40).reshape(2, 20)
+  theirs = aligned(denoiser.config, logits_of_transformers(loaded, tokens))
+  np.testing.assert_allclose(apply(denoiser, params, tokens), theirs, atol=1e-4, rtol=0)
+
+
+def logits_of_transformers(model, tokens):
+  import torch
+
+  with torch.no_grad():
+    return model.eval()(torch.from_numpy(tokens)).logits.numpy()

@@ -61,7 +61,8 @@ def save_adapter(path, denoiser: Denoiser, params, base_model: str, revision: st
   if denoiser.config.layout == "transformers":  # by which PEFT loads the base model itself
     fields["auto_mapping"] = {"base_model_class": eurobert.CLASS, "parent_library": eurobert.MODULE}
   fingerprint = base_fingerprint(denoiser)
-  metadata = {"format": "pt", **({_FINGERPRINT: fingerprint} if fingerprint else {})}
+  # One word alone: safetensors writes several in any order, and the same adapter would be another file.
+  metadata = {_FINGERPRINT: fingerprint} if fingerprint else {"format": "pt"}
   with written_whole(Path(path), "the adapter") as temporary:
     save_file(tensors, temporary(_WEIGHTS), metadata=metadata)
     temporary(CONFIG).write_text(json.dumps(fields, indent=2) + "\n")

@@ -51,6 +51,11 @@ def resolve_path(path_or_hub_name: str | os.PathLike, revision: str | None = Non
     raise FileNotFoundError(f"{field}: {said!r} is no local folder, and the hub refused it: {reason}") from error
 
 
+def is_embedded(folder: Path) -> bool:
+  """Whether it is one of this package's own models, which no other program knows by its name."""
+  return folder.parent == _ASSETS
+
+
 def hub_commit(folder: Path) -> str | None:
   """The commit of a folder that the hub's files were downloaded to; None for any other folder."""
   known = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)

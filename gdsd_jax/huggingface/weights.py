@@ -3,6 +3,7 @@
 Only what lies on this process's devices is read, a leaf at a time: host memory never holds two copies of the model.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import functools
 import json
@@ -66,7 +67,7 @@ def load_weights(path: Path, denoiser: Denoiser):
 
 
 def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 * 2**30, tokenizer=None,
-                    layout: str | None = None) -> None:
+                    layout: str | None = None, extra: Mapping[str, str] | None = None) -> None:
   """Writes config.json, safetensors and the tokenizer; `load_pretrained` gives back every bit.
 
   Args:
@@ -76,6 +77,7 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
     tokenizer: whose files come along; by default that of the folder that the denoiser was loaded from.
     layout: "transformers" is a class of transformers' own, which `AutoModelForMaskedLM` opens with nothing asked;
       "published" that of the family's authors, for their code. None is that of the files it was loaded from.
+    extra: further files, name -> text.
 
   Raises:
     ValueError: the layout has no place for the parameters' adapter, or for something in the config.
@@ -122,6 +124,8 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
       index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
       temporary(INDEX).write_text(json.dumps(index, indent=2))
     temporary("config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    for name, text in (extra or {}).items():
+      temporary(name).write_text(text, "utf-8")
     source = None if denoiser.source is None else Path(denoiser.source)
     if tokenizer is not None or source is not None and source.resolve() != Path(path).resolve():
       write_tokenizer(temporary, config, tokenizer, source)

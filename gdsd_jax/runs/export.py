@@ -1,25 +1,32 @@
 """From a run's checkpoint to files that other programs load: Hugging Face weights, or a PEFT adapter."""
 
 from collections.abc import Mapping
+import dataclasses
 import logging
 import os
 from pathlib import Path
-import shutil
+from typing import Any
 
 from etils import epath
 
+from gdsd_jax import own_code
+from gdsd_jax.checks import require, require_one_of
 from gdsd_jax.huggingface.adapters import save_adapter
-from gdsd_jax.huggingface.folder import tokenizer_files
-from gdsd_jax.huggingface.weights import save_pretrained
+from gdsd_jax.huggingface.folder import is_embedded
+from gdsd_jax.huggingface.model_card import is_ours, model_card, NAME as README
+from gdsd_jax.huggingface.own_layout import LAYOUTS
+from gdsd_jax.huggingface.weights import load_weights, save_pretrained
 from gdsd_jax.models.lora import merge
+from gdsd_jax.paths import expanded
 from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.files import is_remote
-from gdsd_jax.runs.weights import load_run, read_model_config
+from gdsd_jax.runs.saved_config import read_saved
+from gdsd_jax.runs.weights import find_step, load_run, read_model_config
 
 _log = logging.getLogger(__name__)
 
 
-def export_run(workdir: Path, step: str, out: Path, merged: bool) -> None:
+def export_run(workdir: Path, step: str, out: Path, merged: bool, layout: str | None = None) -> None:
   """Writes the model of a run to `out`: an adapter of a LoRA run unless `merged`, else a full model.
 
   Args:
@@ -27,16 +34,18 @@ def export_run(workdir: Path, step: str, out: Path, merged: bool) -> None:
     step: its checkpoint, "latest", "best" or a number.
     out: folder, made if it is missing.
     merged: whether a LoRA run gives the full model, with the adapter added to its weights.
+    layout: see `write_model`.
 
   Raises:
     ValueError, OSError: one line with the cause; nothing was written.
   """
   model = read_model_config(workdir)
   check_out(out, workdir, model)
+  step = str(find_step(workdir, step))
   denoiser, params = load_run(workdir, step, mesh=None)
   if merged and denoiser.lora is None:
     raise ValueError(f"--merge: the run in {workdir} has no adapter; its full model is exported without this flag")
-  write_model(out, denoiser, params, model, merged)
+  write_model(out, denoiser, params, model, merged, layout, {**read_saved(workdir), "step": step})
 
 
 def check_out(out: Path, workdir: Path, model: ModelConfig) -> None:
@@ -50,7 +59,7 @@ def check_out(out: Path, workdir: Path, model: ModelConfig) -> None:
   taken = {workdir: "the run's own folder (--workdir)"}
   taken[model.folder] = "the model that the run started from"
   if model.lora_path:
-    taken[model.lora_folder] = "the adapter that the run started from"
+    taken[Path(expanded(model.lora_path, "model.lora.path"))] = "the adapter that the run started from"
   check_folder(out, taken)
 
 
@@ -64,22 +73,59 @@ def check_folder(out: Path, taken: Mapping[epath.Path, str]) -> None:
     raise OSError(f"--out: cannot write to {out}: {existing} is {'read-only' if existing.is_dir() else 'a file'}")
 
 
-def write_model(out: Path, denoiser, params, base_model: ModelConfig, merged: bool = False) -> None:
+def write_model(out: Path, denoiser, params, base_model: ModelConfig, merged: bool = False, layout: str | None = None,
+                made: Mapping[str, Any] | None = None) -> None:
   """Writes an adapter, if there is one and `merged` does not ask for the full model, or else a full model.
 
   Args:
     out: folder, made if it is missing.
-    denoiser, params: the model.
+    denoiser, params: the model; without the base's weights where there is an adapter of which only that is written.
     base_model: what it was made from, whose tokenizer comes along with a full model.
     merged: add the adapter to the weights.
+    layout: as in `save_pretrained`. None is "transformers", which opens with nothing asked, for full models. An adapter
+      fits its base model in the layout that that has. Where "transformers" is asked for, or where only this package
+      knows the base model, the base comes along in the folder base_model, so that PEFT opens both.
+    made: fields of the run's recipe, for the model card.
   """
+  own = own_code.is_own(denoiser.config.family)
+  require(layout is None or not own, "--layout", f"the model has its own, {denoiser.config.family}")
+  if layout is not None:
+    require_one_of("--layout", layout, LAYOUTS)
+  folder = base_model.folder
   if denoiser.lora is not None and not merged:
-    save_adapter(out, denoiser, params, base_model.path, base_model.revision)
-    _log.info("wrote the PEFT adapter to %s; its base model is %s", out, base_model.path)
+    _write_adapter(out, denoiser, params, base_model, folder, None if own else layout, made)
     return
   if denoiser.lora is not None:
-    params = merge(params, denoiser.lora)
-  save_pretrained(out, denoiser, params)
-  for file in tokenizer_files(base_model.folder):
-    shutil.copyfile(file, out / file.name)
-  _log.info("wrote the full model to %s", out)
+    params, denoiser = merge(params, denoiser.lora), dataclasses.replace(denoiser, lora=None)
+  layout = None if own else layout or "transformers"
+  written = dataclasses.replace(denoiser, config=dataclasses.replace(
+    denoiser.config, layout=layout or denoiser.config.layout), source=str(folder))
+  card = model_card(out, written, *_named(base_model, folder)[:2], made)
+  save_pretrained(out, written, params, extra={README: card} if is_ours(out) else None)
+  _log.info("wrote the full model to %s, as %s", out, "the layout of your own" if own else
+            "transformers opens it with nothing asked" if layout == "transformers" else "its family publishes it")
+
+
+def _write_adapter(out: Path, denoiser, params, base_model: ModelConfig, folder: Path, layout: str | None,
+                   made: Mapping[str, Any] | None) -> None:
+  base, is_hub, revision = _named(base_model, folder)
+  config = denoiser.config
+  layout = layout or ("transformers" if is_embedded(folder) else config.layout)
+  if layout != config.layout:
+    require(layout == "transformers", "--layout", f"the base model {base} has the layout {config.layout}, which its"
+            " adapter must have, too")
+    weights = params if "embedding" in params else load_weights(folder, denoiser)
+    bare = dataclasses.replace(denoiser, lora=None, source=str(folder))
+    save_pretrained(out / "base_model", bare, {name: leaf for name, leaf in weights.items() if name != "lora"},
+                    layout=layout)
+    base, is_hub, revision = str((out / "base_model").resolve()), False, None
+    denoiser = dataclasses.replace(denoiser, config=dataclasses.replace(config, layout=layout), source=base)
+  card = model_card(out, denoiser, base, is_hub, made)
+  save_adapter(out, denoiser, params, base, revision, extra={README: card} if is_ours(out) else None)
+  _log.info("wrote the PEFT adapter to %s; its base model is %s", out, base)
+
+
+def _named(model: ModelConfig, folder: Path) -> tuple[str, bool, str | None]:
+  """(how other programs find a model, whether that is a name of the hub's, the hub's revision)."""
+  is_hub = folder != Path(expanded(model.path, "model.path")) and not is_embedded(folder)
+  return (model.path.removeprefix("hf://"), True, model.revision) if is_hub else (str(folder.resolve()), False, None)

@@ -80,7 +80,7 @@ def finetune(config: FinetuningConfig, workdir: epath.Path, out: Path, allow_cha
     if jax.process_count() > 1:
       params = fetch_whole(params)
     if is_first_process():
-      write_model(out, training.denoiser, params, config.model)
+      write_model(out, training.denoiser, params, config.model, made=config.as_given)
     gather_json(None)  # nobody leaves before the model is written
 
 

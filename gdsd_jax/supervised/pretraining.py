@@ -19,6 +19,7 @@ from gdsd_jax.checks import require
 from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.chat_format import PRESETS
+from gdsd_jax.huggingface.model_card import is_ours, model_card, NAME
 from gdsd_jax.huggingface.tokenizer import encode_prompts, load_tokenizer, token_ids
 from gdsd_jax.huggingface.weights import save_pretrained
 from gdsd_jax.models.config import DenoiserConfig
@@ -88,7 +89,10 @@ def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path, allow_ch
     check_folder(out, {workdir: "the run's own folder (--workdir)"})
     training = _Pretraining(config, workdir, allow_changed_inputs)
     run_training(training, interruption)
-    save_pretrained(out, training.denoiser, training.state.params, tokenizer=training.tokenizer)
+    written = dataclasses.replace(training.denoiser, config=dataclasses.replace(
+      training.denoiser.config, layout="transformers"))
+    card = {NAME: model_card(out, written, "", False, config.as_given)} if is_ours(out) else None
+    save_pretrained(out, written, training.state.params, tokenizer=training.tokenizer, extra=card)
 
 
 class _Pretraining(Training):

@@ -115,11 +115,15 @@ class Trainer(Training):
     return generator.complete(self.state.student_params, texts, sampler.prompt_buckets, sampler.config,
                               jax.random.key(seed), whole_batch(len(texts), self.mesh))[0]
 
-  def save_pretrained(self, out: epath.PathLike, merged: bool = False) -> None:
-    """Writes the model as it is now with its tokenizer, or the adapter of a LoRA run unless `merged`."""
+  def save_pretrained(self, out: epath.PathLike, merged: bool = False, layout: str | None = None) -> None:
+    """Writes the model as it is now with its tokenizer, or the adapter of a LoRA run unless `merged`.
+
+    `layout` is as in `write_model`: what is written opens in transformers with nothing asked, or as "published" is.
+    """
     out = local_folder("out", os.fspath(out))
     check_out(out, self.workdir, self.config.model)
-    write_model(out, self.denoiser, self.state.student_params, self.config.model, merged)
+    made = {**self.config.as_given, "step": int(self.state.step)}
+    write_model(out, self.denoiser, self.state.student_params, self.config.model, merged, layout, made)
 
   def saved(self) -> tuple[TrainState, dict[str, int]]:
     values = {"data_position": self.overlap.position, "failures": self._failures}
