@@ -20,6 +20,7 @@ from gdsd_jax.huggingface.tokenizer import (
   prompt_lengths,
   stop_token_ids,
 )
+from gdsd_jax.huggingface.tokenizer_export import write_tokenizer
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.supervised.pretraining import train_tokenizer
 
@@ -505,3 +506,40 @@ def test_spaces_before_marks_stay_whatever_the_files_ask_for(dream_copy, dream_c
   edit_json(dream_copy / "tokenizer_config.json", clean_up_tokenization_spaces=True)
   tokenizer = load_tokenizer(dream_copy, dream_config)
   assert decode_completions(tokenizer, [tokens_of(tokenizer, "it 's 1 , 2 .")], ()) == ["it 's 1 , 2 ."]
+
+
+def test_settings_that_would_split_the_chat_formats_own_tokens_are_refused(dream_copy, dream_config):
+  edit_json(dream_copy / "tokenizer_config.json", split_special_tokens=True)
+  with pytest.raises(ValueError, match=f"^model.path: {dream_copy}: tokenizer_config.json has split_special_tokens"):
+    load_tokenizer(dream_copy, dream_config)
+
+
+@pytest.mark.parametrize("name, value", [
+  ("add_bos_token", True), ("padding_side", "right"), ("truncation_side", "left"), ("model_max_length", 5),
+])
+def test_settings_for_plain_text_do_not_change_chats(dream, dream_copy, dream_config, name, value):
+  edit_json(dream_copy / "tokenizer_config.json", **{name: value})
+  prompts = [chat_prompt(tokenizer, user("Hi")) for tokenizer in (dream, load_tokenizer(dream_copy, dream_config))]
+  ours, theirs = (encode_prompts(dream, [prompt], (64,), pad_token_id=0) for prompt in prompts)
+  np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "vocab.json", "merges.txt"])
+def test_a_git_lfs_pointer_among_the_tokenizers_files_is_told_as_one(dream_copy, dream_config, name):
+  (dream_copy / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
+  with pytest.raises(ValueError, match=f"{dream_copy / name} is a Git LFS pointer"):
+    load_tokenizer(dream_copy, dream_config)
+
+
+@pytest.mark.parametrize("family", ["dream", "llada"])
+def test_transformers_opens_what_is_exported_and_makes_the_same_tokens(request, family, tmp_path, monkeypatch):
+  folder, config, ours = (request.getfixturevalue(f"{family}{name}") for name in ("_folder", "_config", ""))
+  monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it was asked whether code may run"))
+  write_tokenizer(lambda name: tmp_path / name, config, source=folder)
+  assert not any("auto_map" in file.read_text() for file in tmp_path.iterdir())
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  prompt = chat_prompt(ours, user("Hi"))
+  text = AWKWARD + "".join(DREAM_IDS) + prompt
+  assert tokens_of(theirs, text) == tokens_of(ours, text)
+  assert theirs.apply_chat_template(user("Hi"), tokenize=False, add_generation_prompt=True) == prompt
+  assert theirs.mask_token_id == config.mask_token_id

@@ -10,7 +10,8 @@ import numpy as np
 
 from gdsd_jax.checks import require
 from gdsd_jax.huggingface import chat_format, qwen2_bpe
-from gdsd_jax.huggingface.folder import load_config, resolve_path
+from gdsd_jax.huggingface.files import refuse_pointer
+from gdsd_jax.huggingface.folder import load_config, resolve_path, tokenizer_files
 from gdsd_jax.models.config import DenoiserConfig
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -31,6 +32,8 @@ def load_tokenizer(path_or_hub_name, config: DenoiserConfig | None = None, revis
 
   path, backend, special = resolve_path(path_or_hub_name, revision), {}, []
   config = config or load_config(path)
+  for file in tokenizer_files(path):
+    refuse_pointer(file, "model.path")
   if not (path / "tokenizer.json").is_file():
     if config.family != "dream":
       raise FileNotFoundError(f"model.path: {path} has no tokenizer.json")
@@ -45,6 +48,8 @@ def load_tokenizer(path_or_hub_name, config: DenoiserConfig | None = None, revis
   except Exception as error:  # the library raises many kinds, bare Exception among them
     cause = " ".join(str(error).split())
     raise ValueError(f"model.path: {path}: the tokenizer's files cannot be read: {cause}") from None
+  require(not tokenizer.split_special_tokens, "model.path", f"{path}: tokenizer_config.json has split_special_tokens,"
+          " by which the chat format's own tokens would be read as text; set it to false")
   _agree(tokenizer, config, path)
   tokenizer.chat_template = chat_format.choose_template(path, tokenizer, config.family)
   try:
