@@ -24,7 +24,7 @@ from gdsd_jax.evaluation.records import Records, shown, summarize
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.adapter_config import base_model_of
 from gdsd_jax.huggingface.adapters import load_adapter
-from gdsd_jax.huggingface.folder import is_adapter, resolve_path
+from gdsd_jax.huggingface.folder import is_adapter, load_config, resolve_path
 from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer, token_ids
 from gdsd_jax.huggingface.weights import load_pretrained
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh, replicated, whole_batch
@@ -56,10 +56,10 @@ class Evaluated:
     step = gather_json(find_step(self.workdir, self.step))[0]  # others may have looked a little later
     return dataclasses.replace(self, step=str(step))
 
-  def load(self, default: ModelConfig, mesh):
-    """(denoiser, params, base model, which has the tokenizer). Raises ValueError or OSError, one line."""
+  def base(self, default: ModelConfig) -> tuple[ModelConfig, Path | None]:
+    """(the base model, which has the tokenizer, and the folder of an adapter over it, None without one or in a run)."""
     if self.workdir is not None:
-      return *load_run(self.workdir, self.step, mesh), read_model_config(self.workdir)
+      return read_model_config(self.workdir), None
     path, adapter = self.model or default.path, None if self.model else default.lora_path
     revision = None if self.model else default.revision
     folder = resolve_path(path, revision, "--model" if self.model else "model.path")
@@ -67,10 +67,17 @@ class Evaluated:
       adapter, (path, revision) = folder, base_model_of(folder, "--model")
     elif adapter:
       adapter = default.lora_folder
-    denoiser, params = load_pretrained(path, default.dtype, mesh, layout=default.layout, revision=revision)
-    if adapter:
+    return ModelConfig(path, revision, default.dtype, layout=default.layout), adapter or None
+
+  def load(self, default: ModelConfig, mesh):
+    """(denoiser, params, base model). Raises ValueError or OSError, one line."""
+    model, adapter = self.base(default)
+    if self.workdir is not None:
+      return *load_run(self.workdir, self.step, mesh), model
+    denoiser, params = load_pretrained(model.path, model.dtype, mesh, layout=model.layout, revision=model.revision)
+    if adapter is not None:
       denoiser, params = load_adapter(adapter, denoiser, params)
-    return denoiser, params, ModelConfig(path, revision)
+    return denoiser, params, model
 
   def describe(self, default: ModelConfig) -> dict[str, str | int]:
     """What settings and summary say of a model whose step is resolved."""
@@ -121,8 +128,9 @@ class _Evaluation:
     test = self.task.examples("test")
     require(len(test) > 0, "task.name", f"{config.task.name} has an empty test split")
     self.examples, problems = choose(test, config.eval.test_size, num_examples)
+    model, _ = evaluated.base(config.model)
+    validate_family(config, load_config(model.folder, model.layout).family, model.path)
     denoiser, self.params, model = evaluated.load(config.model, mesh)
-    validate_family(config, denoiser.config.family, model.path)
     tokenizer = load_tokenizer(model.folder, denoiser.config)
     try:
       self.prompts = [chat_prompt(tokenizer, self.asked(example)) + self.prefill for example in self.examples]
