@@ -271,6 +271,12 @@ def test_batch_grades_equal_single_ones(name):
   assert [grade.accuracy for grade in grades] == [*map(task.accuracy, completions, examples)]
 
 
+@pytest.mark.parametrize("completion, answer", [("It is $\\frac{1}{2}$.", "0.5"), ("\\boxed{x+1}", "1+x")])
+def test_what_only_math_verify_finds_equal_is_right_to_the_lenient_accuracy(completion, answer):
+  pytest.importorskip("math_verify")
+  assert get_task("math").grade([completion], [{"answer": answer}]) == [Grade({"correctness": 2.0}, 0.0, 1.0)]
+
+
 def test_math_verify_is_shown_the_last_box_and_accuracy_compares_text(monkeypatch):
   pytest.importorskip("math_verify")
   asked = []
