@@ -20,7 +20,7 @@ def get_config(preset: str = "tiny"):
   config.task.name = "code"
   config.task.prompt = "gdsd"  # GDSD's own; "espo" is ESPO's, which is longer
   if preset == "dream_7b":
-    evaluate_as_dream(config)
+    evaluate_as_dream(config)  # of LLaDA on code GDSD has no script; here it is evaluated as on the other tasks
   config.objective.name = "gdsd_tlc"
   config.objective.num_iterations = 8
   config.objective.num_mc = 4

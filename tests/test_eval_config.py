@@ -17,12 +17,13 @@ pytestmark = pytest.mark.usefixtures("quick_runs")
 # (recipe, preset) -> kind, temperature, top_p, confidence, steps a token, test problems of the preset. The sources:
 _HALF_GREEDY = "GaryBall/GDSD, math_eval/eval.py: temperature 0, gen_length // 2 steps, blocks of 32; entropy for Dream"
 _DREAMS_OWN = "DreamLM/Dream, eval_instruct/eval.sh: temperature=0.1, top_p=0.9, alg=entropy, as many steps as tokens"
+_AS_THE_OTHERS = "no script of GDSD evaluates LLaDA on code; ML-GSAI/LLaDA, issue 25: temperature 0, a step a token"
 PUBLISHED = {
   ("math", "llada_8b"): ("llada", 0.0, None, "low_confidence", 0.5, None, _HALF_GREEDY),
   ("gsm8k", "llada_8b"): ("llada", 0.0, None, "low_confidence", 0.5, None, _HALF_GREEDY),
   ("countdown", "llada_8b"): ("llada", 0.0, None, "low_confidence", 0.5, None, _HALF_GREEDY),
   ("sudoku", "llada_8b"): ("llada", 0.0, None, "low_confidence", 0.5, 256, _HALF_GREEDY),
-  ("code", "llada_8b"): ("llada", 0.0, None, "low_confidence", 0.5, None, _HALF_GREEDY),
+  ("code", "llada_8b"): ("llada", 0.0, None, "low_confidence", 0.5, None, _AS_THE_OTHERS),
   ("math", "dream_7b"): ("dream", 0.1, 0.9, "entropy", 1.0, None, _DREAMS_OWN),
   ("gsm8k", "dream_7b"): ("dream", 0.1, 0.9, "entropy", 1.0, None, _DREAMS_OWN),
   ("code", "dream_7b"): ("dream", 0.1, 0.9, "entropy", 1.0, None, _DREAMS_OWN),
