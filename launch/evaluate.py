@@ -10,7 +10,8 @@ settings are other than the run's is told. Without --workdir and --model it is t
 The same command resumes an evaluation that was interrupted. Its folder (--out) is WORKDIR/evaluation/NAME_step_STEP
 for a local run, where NAME is RECIPE_PRESET, or without a recipe that of WORKDIR, else
 runs/evaluation/RECIPE_PRESET_MODEL; another evaluation in the same folder is refused. The last line of standard output
-is one JSON object: accuracy (of the best length), its 95 % interval, the numbers of every length, and the protocol.
+is one JSON object: accuracy (the official parser's, of the best length), its 95 % interval, the lenient accuracy, the
+numbers of every length, and the protocol.
 """
 
 from gdsd_jax import signals

@@ -29,6 +29,7 @@ from gdsd_jax.runs.loop import resume, save
 from gdsd_jax.runs.weights import find_step, load_run
 from gdsd_jax.tasks import get_task
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
+from gdsd_jax.tasks.base import Grade
 from gdsd_jax.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
@@ -117,7 +118,7 @@ def assert_trees_equal(actual, expected):
 def test_every_length_and_example_is_recorded_once(straight):
   rows = records(straight[0])
   assert sorted((row["length"], row["index"]) for row in rows) == [(n, i) for n in (8, 16) for i in range(EXAMPLES)]
-  assert all({"prompt", "completion", "tokens", "rewards", "accuracy"} <= row.keys() for row in rows)
+  assert all({"prompt", "completion", "tokens", "rewards", "accuracy_lenient"} <= row.keys() for row in rows)
 
 
 @pytest.mark.parametrize("length", [8, 16])
@@ -286,6 +287,18 @@ def test_any_mesh_gives_the_same_completions(straight, tmp_path):
   with all_devices():
     evaluate(tmp_path, **{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2})
   assert (tmp_path / "generations.jsonl").read_bytes() == (straight[0] / "generations.jsonl").read_bytes()
+
+
+def test_graders_know_which_completions_the_model_ended(monkeypatch, tmp_path):
+  ended = lambda task, completion, example: Grade({"ended": completion.ended}, completion.ended, 1.0)
+  monkeypatch.setattr(ArithmeticTask, "grade_one", ended)
+  summary = evaluate(tmp_path, num_examples=8)
+  assert {(row["accuracy"], row["tokens"] < row["length"]) for row in records(tmp_path)} == {(0.0, False), (1.0, True)}
+  assert summary["lengths"]["8"]["accuracy_lenient"] == 1.0 > summary["lengths"]["8"]["accuracy"]
+  denoiser, _ = gdsd_jax.load_pretrained("tiny")
+  config = SamplerConfig(completion_length=8, steps=8, block_length=8)
+  sampler = RolloutSampler(denoiser, load_tokenizer("tiny", denoiser.config), ArithmeticTask(), config, (36,))
+  assert [accuracy for _, accuracy, _ in sampler._grade(["a", "b"], [{}, {}], [[1] * 7, [1] * 8])] == [1.0, 0.0]
 
 
 def test_prefill_begins_every_completion(tmp_path):
