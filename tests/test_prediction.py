@@ -115,8 +115,8 @@ def test_bfloat16_noise_is_that_of_torch():
   gumbel = np.asarray(jax.jit(official_gumbel)(jnp.arange(2**16)))
   assert np.max(gumbel) == pytest.approx(-np.log(-np.log(255 / 256)), rel=1e-4) == pytest.approx(5.543, abs=1e-3)
   torch.manual_seed(0)
-  uniform = torch.rand(2**20, dtype=torch.bfloat16).float().numpy()
-  for value in (0, *np.arange(128, 256) / 256, *np.arange(130, 256, 9) / 512, *np.arange(130, 256, 9) / 4096):
+  uniform = torch.rand(2**19, dtype=torch.bfloat16).float().numpy()
+  for value in (0, *np.arange(131, 256, 4) / 256, *np.arange(130, 256, 9) / 512, *np.arange(130, 256, 9) / 4096):
     at = gumbel < -1e29 if value == 0 else np.isclose(gumbel, -np.log(-np.log(value)), atol=1e-5)
     expected = np.mean(at) * len(uniform)
     assert abs(np.sum(uniform == value) - expected) < 5 * np.sqrt(expected)
@@ -130,7 +130,7 @@ def test_the_published_noise_leaves_a_top_token_half_as_often(noise, left):
   assert abs(share - left) < 4 * np.sqrt(left * (1 - left) / rows)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("temperature", [slow(1.0), 0.7])
 def test_the_published_code_leaves_it_as_often(temperature):
   rows, logits = 10_000, with_a_tail(60) * temperature
   official, ours = official_draws(logits[:61], rows, temperature), draws(logits, rows, temperature, "official")
@@ -140,9 +140,9 @@ def test_the_published_code_leaves_it_as_often(temperature):
 
 
 def test_what_is_too_improbable_is_never_drawn():
-  official, exact = (draws(with_a_tail(2000), 1000, 1.0, noise) for noise in ("official", "exact"))
-  assert np.mean(official != 0) < 0.015  # only where the top token's own noise is zero or nearly so
-  assert np.mean(exact != 0) > 0.33
+  official, exact = (draws(with_a_tail(2000), 400, 1.0, noise) for noise in ("official", "exact"))
+  assert np.mean(official != 0) < 0.02  # only where the top token's own noise is zero or nearly so
+  assert np.mean(exact != 0) > 0.3
 
 
 # The penalty on end of text

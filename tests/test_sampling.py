@@ -104,7 +104,7 @@ def test_confidence_is_the_full_softmax_of_the_chosen_token(tiny_denoiser, tiny_
 
 
 @pytest.mark.parametrize("fields", [
-  {}, dict(cache="dual", threshold=0.5), slow(dict(cache="prefix")), slow(dict(cfg_scale=1.0)),
+  dict(cache="dual", threshold=0.5), slow({}), slow(dict(cache="prefix")), slow(dict(cfg_scale=1.0)),
 ])
 def test_official_noise_goes_with_every_sampler_of_llada(tiny_denoiser, tiny_params, fields):
   config = dataclasses.replace(CONFIG, noise="official", **fields)
@@ -113,7 +113,7 @@ def test_official_noise_goes_with_every_sampler_of_llada(tiny_denoiser, tiny_par
   assert jnp.any(first != other) and not jnp.any(first == tiny_denoiser.config.mask_token_id)
 
 
-@pytest.mark.parametrize("fields", [{}, dict(temperature=0.0, cache="dual"), slow(dict(cfg_scale=1.0))])
+@pytest.mark.parametrize("fields", [{}, slow(dict(temperature=0.0, cache="dual")), slow(dict(cfg_scale=1.0))])
 def test_a_great_penalty_leaves_no_end_of_text(tiny_denoiser, tiny_params, fields):
   """A model that writes nothing else, by the penalty writes what it would with the token's weight at zero."""
   end = tiny_denoiser.config.eos_token_id
