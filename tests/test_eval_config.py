@@ -2,11 +2,15 @@
 
 import contextlib
 import dataclasses
+import types
 
 from conftest import load_recipe
+import jax
+import numpy as np
 import pytest
 
 from gdsd_jax.evaluation.problems import choose
+from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.planning.plan import AbstractRun
 from gdsd_jax.runs.config import evaluation_samplers, validate_family
 from gdsd_jax.runs.config_dict import base_config, run_config
@@ -110,6 +114,34 @@ def test_what_no_sampler_has_is_refused_by_its_name_here(fields, message):
 def test_validation_is_the_runs_own_sampler_where_it_is_greedy():
   config = changed(sampler__kind="dream", sampler__top_p=0.95)
   assert config.eval.validation(config.sampler) == {"temperature": 0.0}
+
+
+class Told:
+  """Stands for a run's sampler, and notes at which temperature, by which nucleus and key completions are asked for."""
+
+  def __init__(self, config, seen):
+    self.config, self.seen = config, seen
+
+  def with_config(self, **changes):
+    return Told(dataclasses.replace(self.config, **changes), self.seen)
+
+  def __call__(self, params, examples, key):
+    self.seen.append((self.config.temperature, self.config.top_p, jax.random.key_data(key).tolist()))
+    ones = np.ones(len(examples), np.float32)
+    return types.SimpleNamespace(accuracy=ones, accuracy_lenient=ones, total_reward=ones, rewards={})
+
+
+@pytest.mark.parametrize("fields, judged", [
+  ({}, (0.0, 0.95)), (dict(eval__temperature=0.1, eval__top_p=0.9), (0.1, 0.9)),
+])
+def test_validation_is_judged_as_the_evaluation_is(fields, judged):
+  config = changed(sampler__kind="dream", sampler__top_p=0.95, **fields)
+  seen = []
+  key = jax.random.key(0)
+  evaluate(Told(config.sampler, seen), None, [{}] * 4, key, 2, config.eval.validation(config.sampler))
+  assert [said[:2] for said in seen] == [judged, (1.0, 0.95)] * 2
+  keys = [said[2] for said in seen if said[0] != 0.0]
+  assert len(set(map(tuple, keys))) == len(keys)  # what is drawn is drawn by keys of its own
 
 
 def test_a_sampler_of_another_family_is_refused_before_training_and_planning(tmp_path):

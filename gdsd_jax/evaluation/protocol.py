@@ -135,7 +135,7 @@ class _Evaluation:
     try:
       self.prompts = [chat_prompt(tokenizer, self.asked(example)) + self.prefill for example in self.examples]
     except ValueError as error:  # a problem whose text forges the chat format
-      raise ValueError(f"task.test_source: {error}") from None
+      raise ValueError(str(error) if self.task.is_own else f"task.test_source: {error}") from None
     self.generator = Generator(denoiser, tokenizer, mesh)
     shards, self.batch_size, buckets = batch_shards(mesh), config.eval.batch_size, config.eval.prompt_buckets
     require(self.batch_size % shards == 0, "eval.batch_size",
