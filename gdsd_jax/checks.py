@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 import difflib
+from numbers import Integral
 
 
 def require(holds: bool, field: str, message: str) -> None:
@@ -14,6 +15,17 @@ def require_at_least(config, prefix: str, **least: float) -> None:
   for name, limit in least.items():
     value = getattr(config, name)
     require(value >= limit, f"{prefix}{name}", f"must be at least {limit}, not {value}")
+
+
+def require_seed(field: str, seed) -> None:
+  """A random seed is a whole number of 32 bits: JAX tells larger ones apart only where it has integers of 64."""
+  whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+  require(whole and 0 <= seed <= 2**32 - 1, field, f"must be a whole number from 0 to {2**32 - 1}, not {seed!r}")
+
+
+def require_int32(field: str, value) -> None:
+  """Devices count in 32 bits."""
+  require(-2**31 <= value < 2**31, field, f"must lie below {2**31}, not {value}")
 
 
 def require_one_of(field: str, value: str, known: Sequence[str]) -> None:

@@ -51,7 +51,7 @@ def prepare(folder: Path, setting: Setting) -> tuple[dict[str, Any], int]:
     denoiser, params = add_adapter(denoiser, params, setting.lora, jax.random.key(1))
     # B = 0 would leave A without a gradient, and student and reference the same.
     for i, factors in enumerate(params["lora"].values()):
-      factors["b"] = 0.01 * jax.random.normal(jax.random.key(i), factors["b"].shape)
+      factors["b"] = 0.01 * jax.random.normal(jax.random.key(i), factors["b"].shape, jnp.float32)
     save_adapter(folder / "adapter", denoiser, params, str(folder / "model"))
   random = np.random.default_rng(0)
   special = (config.mask_token_id, config.eos_token_id, config.pad_token_id)
@@ -123,7 +123,7 @@ def training(folder: Path, setting: Setting) -> dict[str, Any]:
     nonlocal state
     old = score_rollouts(state.student_params, rollouts, **static)
     reference = score_rollouts(state.reference_params, rollouts, **static) if objective.beta else None
-    lengths = jnp.full(len(advantages), setting.completion_length)  # what the loss does not see
+    lengths = jnp.full(len(advantages), setting.completion_length, jnp.int32)  # what the loss does not see
     batch = DistillationBatch(rollouts, rewards=advantages, advantages=advantages, lengths=lengths, old=old,
                               ref=reference, current=old, group_size=len(advantages))
     state, metrics = distillation_step(state, batch, optimizer=optimizer, **static)

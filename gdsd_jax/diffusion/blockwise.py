@@ -70,7 +70,7 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     for index in range(config.num_blocks):
       rollout = denoise_block(rollout, index * block_length, keys[index])
     return rollout
-  blocks = jnp.arange(config.num_blocks) * block_length, keys
+  blocks = jnp.arange(config.num_blocks, dtype=jnp.int32) * block_length, keys
   rollout, _ = jax.lax.scan(lambda rollout, block: (denoise_block(rollout, *block), None), rollout, blocks)
   return rollout
 
@@ -174,13 +174,13 @@ def choose(confidence, masked, planned, key, config: SamplerConfig):
   key. `planned` is the step's entry of `commit_plan`.
   """
   if config.kind == "dream" and config.alg == "origin":
-    return masked & (jax.random.uniform(key, masked.shape) < planned)
+    return masked & (jax.random.uniform(key, masked.shape, jnp.float32) < planned)
   priority = confidence
   if config.kind == "llada" and config.remasking == "random":
-    priority = jax.random.uniform(key, masked.shape)
+    priority = jax.random.uniform(key, masked.shape, jnp.float32)
   if config.kind == "dream" and config.alg_temp > 0:
     # Gumbel top-k: positions without replacement, with probability softmax(confidence / alg_temp).
-    priority = confidence / config.alg_temp + jax.random.gumbel(key, masked.shape)
+    priority = confidence / config.alg_temp + jax.random.gumbel(key, masked.shape, jnp.float32)
   rank = descending_rank(jnp.where(masked, priority, -jnp.inf))
   chosen = rank < planned
   if config.threshold is not None:

@@ -21,6 +21,7 @@ BLOCK_LENGTH = 32  # where nothing else is said: of all published runs
 ONLY = {  # fields that one of the kinds has, and the other refuses
   "llada": ("noise", "remasking", "cfg_scale"), "dream": ("alg", "alg_temp", "top_p", "top_k", "eps"),
 }
+_MOST_TOKENS = 2**20  # of a completion, of a block, of the vocabulary; and no sampler has more to do in steps
 PASSED = ("denoiser", "params", "prompt", "prompt_mask", "key", "config")  # to one's own; more parameters are settings
 
 
@@ -95,6 +96,7 @@ class SamplerConfig:
       fits = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
       fits |= field in ("block_length", "top_k") and value is None
       _require(fits, field, f"must be an integer of at least 1, not {value!r}")
+      _require(value is None or value <= _MOST_TOKENS, field, f"{value} is more than any model's {_MOST_TOKENS} tokens")
     for field in ("temperature", "eos_penalty", "cfg_scale", "alg_temp"):
       value = getattr(self, field)
       fits = isinstance(value, Real) and 0 <= value < math.inf

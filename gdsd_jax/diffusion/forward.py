@@ -51,9 +51,10 @@ def stratified_counts(key, batch_size: int, length: int, group_size: int = 1):
   They are n_c = round(k + c (L+1) / B) mod (L+1) for c = 0…B−1, with k ~ U{0,…,L}. Sequence b has that of c = b without
   groups. Of B/G groups, the jth sequence of group g has that of c = j B/G + g: a group's counts are (L+1)/G apart.
   """
-  first, b = jax.random.randint(key, (), 0, length + 1), jnp.arange(batch_size)
+  first, b = jax.random.randint(key, (), 0, length + 1, jnp.int32), jnp.arange(batch_size, dtype=jnp.int32)
   dealt = b % group_size * (batch_size // group_size) + b // group_size
-  return jnp.round(first + dealt * (length + 1) / batch_size).astype(jnp.int32) % (length + 1)
+  spread = (dealt * (length + 1)).astype(jnp.float32) / batch_size
+  return jnp.round(first + spread).astype(jnp.int32) % (length + 1)
 
 
 def masks_from_counts(key, counts, confidence, block_length: int | None = None, remasking: str = "low_confidence"):
@@ -65,7 +66,7 @@ def masks_from_counts(key, counts, confidence, block_length: int | None = None, 
   batch, length = confidence.shape
   K = length if block_length is None else block_length
   num_blocks = length // K
-  priority = confidence if remasking == "low_confidence" else jax.random.uniform(key, confidence.shape)
+  priority = confidence if remasking == "low_confidence" else jax.random.uniform(key, confidence.shape, jnp.float32)
   blocks = priority.reshape(batch, num_blocks, K)
   rank = jnp.argsort(jnp.argsort(blocks, axis=-1, stable=True), axis=-1)  # 0: masked first
   # Masks go to the last block first: each block gets what is left, up to its K tokens.

@@ -70,8 +70,9 @@ def predict(
       scores = drawn.of_tiles(tiles, (share.first + start) // tile, temperature)
       return _better(best, scores, tiles, share.first + start), highest, total
 
-    zeros, least = jnp.zeros(count), jnp.full(count, jnp.finfo(jnp.float32).min)
-    none = _Best(jnp.full(count, -jnp.inf), jnp.zeros(count, jnp.int32), jnp.full((count, tile), -jnp.inf))
+    zeros, least = jnp.zeros(count, jnp.float32), jnp.full(count, jnp.finfo(jnp.float32).min, jnp.float32)
+    lowest = lambda *shape: jnp.full(shape, -jnp.inf, jnp.float32)
+    none = _Best(lowest(count), jnp.zeros(count, jnp.int32), lowest(count, tile))
     best, top, total = share.fold(flat.dtype, step, (none, least, zeros))
     best = _best_of_shares(share, best)
     highest = share.max(top)

@@ -20,7 +20,7 @@ import zlib
 
 import jax
 
-from gdsd_jax.checks import did_you_mean, require
+from gdsd_jax.checks import did_you_mean, require, require_seed
 from gdsd_jax.diffusion.config import KINDS, SamplerConfig
 from gdsd_jax.evaluation.batches import plan_batches
 from gdsd_jax.evaluation.harness_requests import cut_at, stops_of
@@ -90,6 +90,7 @@ class DenoiserLM(LM):
     settings_of(KINDS, kind, likelihood, settings)  # before a model is loaded that tells which family it is of
     mesh = make_mesh(*(number(name, value, int) for name, value in zip(MESH_AXES, (data, fsdp, tensor))))
     seed = number("seed", seed, int)
+    require_seed("--model_args: seed", seed)
     evaluated = Evaluated(run_folder(workdir, "--model_args: workdir") if workdir else None, str(step), pretrained)
     denoiser, self._params, model = evaluated.load(ModelConfig(dtype=dtype, layout=layout), mesh)
     self.tokenizer, self._path = load_tokenizer(model.folder, denoiser.config), model.path

@@ -39,6 +39,7 @@ class Denoiser:
   def __post_init__(self):
     for name, known in (("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT)):
       require_one_of(f"model.{name}", getattr(self, name), known)
+    weights_of(self.config, self.lora)  # which says whether the adapter fits
 
   def _tree(self, leaf):
     """The parameters' tree with leaf(weight) for each `Weight` of the network."""

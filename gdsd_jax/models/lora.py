@@ -48,11 +48,13 @@ def adapter_weights(block: Mapping[str, Any], lora: LoraConfig) -> dict[str, Any
   """A and B of the adapted projections among a block's weights (`block_weights`), as "query.a" and so on.
 
   They are float32 whatever the base is. A starts as in PEFT; B = 0 makes the adapted model start as the base model.
+  Raises ValueError if no adapted projection is as wide as the rank: A and B would hold more than all of them.
   """
-  a, b = {}, {}
+  a, b, widest = {}, {}, 0
   for name in (TARGETS[target] for target in lora.targets):
     weight = block[name]._replace(dtype="float32")
     (shape, axes), inputs = weight[:2], 2 if name == "output" else 1  # dimensions
+    widest = max(widest, min(math.prod(shape[:inputs]), math.prod(shape[inputs:])))
     bound = 1 / math.sqrt(math.prod(shape[:inputs]))
     uniform = functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
     # The outputs of o and down are split over fsdp already.
@@ -63,6 +65,8 @@ def adapter_weights(block: Mapping[str, Any], lora: LoraConfig) -> dict[str, Any
     b[f"{name}.b"] = weight._replace(
       shape=(lora.rank, *shape[inputs:]), axes=(rank, *axes[inputs:]), initializer=initializers.zeros
     )
+  require(lora.rank <= widest, "model.lora.rank", f"{lora.rank} is more than the {widest} of the widest adapted"
+                                                  " projection, whose every update has a lower rank")
   return {**a, **b}
 
 

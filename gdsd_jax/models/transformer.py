@@ -90,7 +90,7 @@ def project(name: str, x, layer: Layer, context: Context):
   lora, factors = context.lora, layer.factors[name]
   if layer.dropout_key is not None:
     key = jax.random.fold_in(layer.dropout_key, list(TARGETS.values()).index(name))
-    kept = jax.random.bernoulli(key, 1 - lora.dropout, x.shape)
+    kept = jax.random.bernoulli(key, jnp.float32(1 - lora.dropout), x.shape)
     # Random bits that XLA fuses into the products are slow, and take TPU compilers many minutes.
     kept, x = jax.lax.optimization_barrier((kept, x))
     x = jnp.where(kept, x / (1 - lora.dropout), 0).astype(x.dtype)

@@ -65,4 +65,4 @@ def mean_of_columns(head: LMHead, tokens, like):
 def _membership(tokens, size: int):
   """1 at each of a row's tokens that lie in 0 … size, else 0: int[R, k] -> float32[R, size]."""
   places = jnp.where((tokens >= 0) & (tokens < size), tokens, size)  # a negative index would count from the end
-  return jnp.zeros((len(tokens), size)).at[jnp.arange(len(tokens))[:, None], places].set(1, mode="drop")
+  return jnp.zeros((len(tokens), size), jnp.float32).at[jnp.arange(len(tokens))[:, None], places].set(1, mode="drop")

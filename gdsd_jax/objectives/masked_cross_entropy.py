@@ -28,13 +28,14 @@ def masked_cross_entropy(denoiser: Denoiser, params, key, tokens, maskable, atte
   rate_key, mask_key = jax.random.split(key)
   batch = tokens.shape[0]
   # One uniform offset and even spacing: every batch sees all mask rates, which lowers the variance.
-  rate = (jax.random.uniform(rate_key) + jnp.arange(batch) / batch) % 1
+  rate = (jax.random.uniform(rate_key, dtype=jnp.float32) + jnp.arange(batch, dtype=jnp.float32) / batch) % 1
   rate = (_MIN_MASK_RATE + (1 - _MIN_MASK_RATE) * rate)[:, None]
-  masked = maskable & (jax.random.uniform(mask_key, tokens.shape) < rate)
+  masked = maskable & (jax.random.uniform(mask_key, tokens.shape, jnp.float32) < rate)
   noised = jnp.where(masked, denoiser.config.mask_token_id, tokens)
   hidden = denoiser.hidden(params, noised, attention_mask, dropout_key)[:, prompt_length:]
   tokens, masked, maskable = (x[:, prompt_length:] for x in (tokens, masked, maskable))
 
   log_prob, _, lead, _ = token_scores(denoiser.head(params), hidden, tokens)
   loss = jnp.sum(jnp.where(masked, -log_prob / rate, 0)) / jnp.sum(maskable)
-  return loss, {"masked_accuracy": jnp.sum((lead > 0) & masked) / jnp.maximum(jnp.sum(masked), 1)}
+  correct = jnp.sum((lead > 0) & masked, dtype=jnp.float32)
+  return loss, {"masked_accuracy": correct / jnp.maximum(jnp.sum(masked, dtype=jnp.float32), 1)}

@@ -57,7 +57,7 @@ def scores_of_hidden(head: LMHead, hidden, completion, mask, scoring: Scoring) -
   """Scores [B, ...] from hidden states [B, ..., L, D], completions int[B, ..., L] and masks bool[B, ..., L]."""
   *scores, _, entropy = token_scores(head, hidden, completion, scoring)
   if not scoring.per_token:
-    weights = token_weights(mask) if scoring.weighted else jnp.ones(mask.shape)
+    weights = token_weights(mask) if scoring.weighted else jnp.ones(mask.shape, jnp.float32)
     scores = (None if s is None else 0.5 * jnp.sum(weights * s, axis=-1) for s in scores)
   return Scores(*scores, None if entropy is None else jnp.mean(entropy, axis=-1))
 
@@ -116,7 +116,7 @@ def ratio_metrics(scores, log_ratio, clipped, completion_length: int) -> dict:
   return {
     "log_ratio": jnp.mean(log_ratio),
     "log_ratio_abs": jnp.mean(jnp.abs(log_ratio)),
-    "clip_fraction": jnp.mean(clipped),
+    "clip_fraction": jnp.mean(clipped, dtype=jnp.float32),
     "score": jnp.mean(scores) / completion_length,
     "score_noise": jnp.mean(jnp.std(scores, axis=1)) / completion_length,
   }

@@ -121,9 +121,9 @@ def _forward(scoring: Scoring, head: LMHead, hidden, targets):
 def _backward(scoring: Scoring, residuals, cotangents: TokenScores):
   direction, center_direction, for_head, targets, like = residuals
   is_zero = lambda x: x is None or isinstance(x, jax.custom_derivatives.SymbolicZero)
-  plain, center, *_ = (jnp.zeros(targets.shape) if is_zero(x) else x for x in cotangents)
+  plain, center, *_ = (jnp.zeros(targets.shape, jnp.float32) if is_zero(x) else x for x in cotangents)
   if not scoring.center_gradient:
-    plain, center = plain + center, jnp.zeros(targets.shape)
+    plain, center = plain + center, jnp.zeros(targets.shape, jnp.float32)
   of_hidden = of_head = None
   if direction is not None:
     of_hidden = plain[..., None] * direction
@@ -171,14 +171,16 @@ def _pass(head: LMHead, hidden, targets, scoring: Scoring, with_mean: bool = Fal
         mean = mean * decay[:, None] + multiply(shares.astype(weight.dtype), weight.T)
       if top_k is not None:
         logits, columns = largest(logits, min(top_k, logits.shape[1]))
-        found = logits, share.first + start + columns
+        found = logits, (share.first + start + columns).astype(jnp.int32)
         best = _largest_of(*(jnp.concatenate(pair, axis=1) for pair in zip(best, found)), top_k)
       return new_highest, total, target, mean, best, spread
 
     count, dtype = len(flat), accumulator(flat.dtype)
     zeros, least = jnp.zeros(count, dtype), jnp.full(count, jnp.finfo(dtype).min)
     mean = jnp.zeros(flat.shape, dtype) if with_mean else None  # sum of the others' columns times exp(z − highest)
-    best = None if top_k is None else (jnp.full((count, top_k), -jnp.inf, dtype), jnp.full((count, top_k), -1))
+    best = None
+    if top_k is not None:
+      best = jnp.full((count, top_k), -jnp.inf, dtype), jnp.full((count, top_k), -1, jnp.int32)
     spread = zeros if scoring.with_entropy else None  # sum of highest − z of the others times exp(z − highest)
     found = _over_shares(share, *share.fold(flat.dtype, step, (least, zeros, zeros, mean, best, spread)))
     return jax.tree.map(lambda x: x.reshape(*targets.shape, *x.shape[1:]), found)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gdsd_jax import own_code
-from gdsd_jax.checks import require, require_at_least, require_buckets, require_one_of
+from gdsd_jax.checks import require, require_at_least, require_buckets, require_int32, require_one_of, require_seed
 from gdsd_jax.diffusion.config import KINDS, SamplerConfig
 from gdsd_jax.diffusion.forward import MaskConfig
 from gdsd_jax.huggingface.folder import resolve_path
@@ -161,7 +161,8 @@ class RunConfig:
   as_given: Mapping[str, Any] = dataclasses.field(repr=False)  # the recipe's nested fields, as config.json holds them
 
   def __post_init__(self):
-    require_at_least(self, "", seed=0, steps=1, group_size=2, prompts_per_step=1, max_skipped_steps=1)
+    require_seed("seed", self.seed)
+    require_at_least(self, "", steps=1, group_size=2, prompts_per_step=1, max_skipped_steps=1)
     require(not (self.model.lora and self.distillation.reference_sync_every), "objective.reference_sync_every",
             "must be 0 with model.lora.rank > 0, whose reference is the base model")
     parts = {"sampler.microbatches": self.rollouts.microbatches, "optimizer.accumulation": self.optimizer.accumulation}
@@ -169,6 +170,7 @@ class RunConfig:
     for field, count in parts.items():
       require(rollouts % count == 0, field,
               f"{count} must divide the {rollouts} rollouts of a step (group_size × prompts_per_step)")
+    require_int32("steps × objective.num_iterations", self.updates)
     self.optimizer.check_length(self.updates)
     evaluation_samplers(self)
     self.eval.validation(self.sampler)

@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import config_dict, ConfigDict
 
 from gdsd_jax import own_code
-from gdsd_jax.checks import did_you_mean, require
+from gdsd_jax.checks import did_you_mean, require, require_int32
 from gdsd_jax.diffusion.config import BLOCK_LENGTH, SamplerConfig
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.own import make_objective
@@ -108,8 +108,11 @@ def typed(cls, config: ConfigDict):
   """The dataclass of a whole recipe, with the fields `as_given`. Raises ValueError, one line that names the field."""
   fields = config.to_dict()
   for path, value in flatten(fields).items():
-    if isinstance(value, float) and not math.isfinite(value):
-      raise ValueError(f"{path}: must be a finite number, not {value}")
+    for number in value if isinstance(value, list) else [value]:
+      if isinstance(number, float) and not math.isfinite(number):
+        raise ValueError(f"{path}: must be a finite number, not {number}")
+      if isinstance(number, int) and path != "seed":  # which has a range of its own
+        require_int32(path, number)
   return made(cls, fields | {"as_given": fields})
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gdsd_jax.checks import require, require_at_least, require_buckets
+from gdsd_jax.checks import require, require_at_least, require_buckets, require_seed
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.runs import config as sections
@@ -63,7 +63,8 @@ class FinetuningConfig:
   as_given: Mapping[str, Any]
 
   def __post_init__(self):
-    require_at_least(self, "", seed=0, steps=1, batch_size=1)
+    require_seed("seed", self.seed)
+    require_at_least(self, "", steps=1, batch_size=1)
     parts = self.optimizer.accumulation
     require(self.batch_size % parts == 0, "optimizer.accumulation",
             f"{parts} must divide batch_size, {self.batch_size}")
@@ -91,7 +92,8 @@ class PretrainingConfig:
   as_given: Mapping[str, Any]
 
   def __post_init__(self):
-    require_at_least(self, "", seed=0, steps=1, batch_size=1, eval_every=1, eval_examples=1)
+    require_seed("seed", self.seed)
+    require_at_least(self, "", steps=1, batch_size=1, eval_every=1, eval_examples=1, max_prompt_length=1)
     self.optimizer.check_length(self.steps)
 
 

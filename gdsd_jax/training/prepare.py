@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 import numpy as np
 import optax
 
-from gdsd_jax.checks import require, require_positions
+from gdsd_jax.checks import require
 from gdsd_jax.diffusion.own import try_out as try_out_sampler
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.folder import load_config
@@ -24,6 +24,7 @@ from gdsd_jax.runs.provenance import check_inputs, provenance_of
 from gdsd_jax.runs.state import init_state, TrainState
 from gdsd_jax.runs.weights import load_model
 from gdsd_jax.tasks import get_task, train_and_validation, try_out
+from gdsd_jax.training.size import check_size
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +48,9 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
   """
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   validate_mesh(config, mesh)
-  validate_family(config, load_config(config.model.folder, config.model.layout).family, config.model.path)
+  architecture = load_config(config.model.folder, config.model.layout)
+  validate_family(config, architecture.family, config.model.path)
+  check_size(config, architecture, mesh)
   task = get_task(config.task.made or config.task.name, **config.task.options)
   train, validation = train_and_validation(task, config.eval.num_examples)
   config.masks.forward_process(config.sampler)  # which says whether they fit
@@ -59,9 +62,6 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
   provenance = check_inputs(workdir, provenance, allow_changed_inputs)
   denoiser, params = load_model(config.model, config.seed, mesh)
   tokenizer, buckets = load_tokenizer(config.model.folder, denoiser.config), config.rollouts.prompt_buckets
-  longest = buckets[-1] + config.sampler.completion_length
-  said = f"sampler.prompt_buckets, sampler.completion_length: {longest} tokens"
-  require_positions(said, longest, denoiser.config.max_positions, config.model.path)
   try_out_sampler(denoiser, config.sampler, config.rollouts_per_step // config.rollouts.microbatches, buckets[-1])
   sampler = RolloutSampler(denoiser, tokenizer, task, config.sampler, buckets, mesh)
   train, validation = _fitting(sampler, train, "train"), _fitting(sampler, validation, "validation")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
+from gdsd_jax.checks import require_seed
 from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import GradedCompletions, RewardError
@@ -109,6 +110,7 @@ class Trainer(Training):
 
     `changes` are fields of the recipe's `SamplerConfig`, such as `temperature=0.0`.
     """
+    require_seed("seed", seed)
     generator, sampler = self.sampler.generator, self.sampler.with_config(**changes)
     chats = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
     texts = [chat_prompt(generator.tokenizer, chat) for chat in chats]

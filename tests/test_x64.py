@@ -1,0 +1,114 @@
+"""With JAX_ENABLE_X64=1, which a user may have set for other work, everything computes what it does without."""
+
+import os
+import subprocess
+import sys
+
+from conftest import REPOSITORY, slow, without_times
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_train import command
+
+import gdsd_jax
+from gdsd_jax.models.lora import add_adapter, LoraConfig
+from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
+from gdsd_jax.objectives.sequence import SequenceObjective
+from gdsd_jax.parallel.mesh import make_mesh
+from gdsd_jax.runs.files import read_rows
+from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
+from gdsd_jax.runs.state import init_state
+from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
+from gdsd_jax.training.step import distillation_step, score_rollouts
+
+LENGTH = 8
+PROMPT = np.arange(20, dtype=np.int32).reshape(4, 5)
+PADDING = np.arange(5) >= np.array([0, 2, 1, 3])[:, None]
+TOKENS = np.concatenate([PROMPT, np.random.default_rng(0).integers(0, 50, (4, LENGTH), np.int32)], axis=1)
+CONFIDENCE = np.random.default_rng(1).random((4, LENGTH), np.float32)
+
+
+def both_ways(compute) -> None:
+  """`compute` gives the same bits, and the same dtypes, with 64-bit numbers as without."""
+  expected = jax.device_get(compute())
+  with jax.enable_x64(True):
+    found = jax.device_get(compute())
+  dtypes = lambda tree: [leaf.dtype for leaf in jax.tree.leaves(tree)]
+  assert dtypes(found) == dtypes(expected)
+  for leaf, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_array_equal(leaf, other)
+
+
+@pytest.mark.parametrize("settings", [
+  {}, slow({"cfg_scale": 1.0, "remasking": "random"}), slow({"cache": "dual", "threshold": 0.5, "early_stop": True}),
+  slow({"kind": "dream", "alg": "maskgit_plus", "alg_temp": 0.5, "top_p": 0.9, "top_k": 20}),
+  slow({"temperature": 0.0}), slow({"cache": "prefix"}), slow({"factor": 1.0}),
+  slow({"kind": "dream", "alg": "origin"}), slow({"kind": "dream", "alg": "topk_margin"}),
+  slow({"kind": "dream", "alg": "topk_margin", "cache": "dual", "threshold": 0.5}),
+])
+def test_samplers(tiny_denoiser, tiny_params, settings):
+  config = gdsd_jax.SamplerConfig(**{"completion_length": LENGTH, "steps": 4, "block_length": 4, **settings})
+  both_ways(lambda: gdsd_jax.sample(tiny_denoiser, tiny_params, PROMPT, PADDING, jax.random.key(3), config))
+
+
+@pytest.mark.parametrize("remasking", ["low_confidence", "random"])
+def test_masks(remasking):
+  both_ways(lambda: gdsd_jax.consistent_masks(jax.random.key(1), CONFIDENCE, 3, 4, remasking))
+
+
+def rollouts() -> ScoringBatch:
+  masks = np.random.default_rng(2).random((4, 2, LENGTH)) < 0.5
+  return ScoringBatch(jnp.asarray(TOKENS), jnp.asarray(PADDING), jnp.asarray(masks))
+
+
+@pytest.mark.parametrize("objective", [
+  SequenceObjective("gdsd", beta=0.1),
+  slow(SequenceObjective("gdsd_tlc", center_top_k=5, center_gradient=True, beta=0.1)), slow(SequenceObjective("espo", beta=0.1)), slow(SequenceObjective("gdsd_tlc", center_top_k=64)),
+])
+def test_scores_losses_and_updates(tiny_denoiser, tiny_params, objective):
+  optimizer = make_optimizer(OptimizerConfig(schedule="cosine", warmup_steps=1, learning_rate=1e-3), 9)
+  denoiser, params = tiny_denoiser, tiny_params
+  if objective.name == "gdsd":
+    denoiser, params = add_adapter(denoiser, params, LoraConfig(rank=2, dropout=0.5), jax.random.key(0))
+  static = dict(denoiser=denoiser, objective=objective)
+  mesh = make_mesh(devices=jax.local_devices()[:1])
+  advantages = np.array([1.0, -1.0, 0.5, -0.5], np.float32)
+
+  def two_updates():
+    batch, metrics = rollouts(), []
+    state = init_state(denoiser, jax.tree.map(jnp.copy, params), optimizer, 0, True, mesh)
+    scores = score_rollouts(state.student_params, batch, with_entropy=True, **static)
+    for _ in range(2):
+      current = score_rollouts(state.student_params, batch, **static)
+      scored = DistillationBatch(batch, advantages, advantages, np.full(4, LENGTH, np.int32), old=scores, ref=scores,
+                                 current=current, group_size=2)
+      state, step_metrics = distillation_step(state, scored, optimizer=optimizer, **static)
+      metrics.append(step_metrics)
+    return scores, metrics, state.params, state.opt_state
+
+  both_ways(two_updates)
+
+
+def test_supervised_loss(tiny_denoiser, tiny_params):
+  maskable = np.broadcast_to(np.arange(TOKENS.shape[1]) >= 5, TOKENS.shape)
+  loss = jax.jit(masked_cross_entropy, static_argnums=0)
+  both_ways(lambda: loss(tiny_denoiser, tiny_params, jax.random.key(4), TOKENS, maskable))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_either_way_and_ends_the_same(tmp_path):
+  def train(workdir, x64, steps, **changes):
+    result = subprocess.run(
+      [sys.executable, *command(tmp_path / workdir, steps=steps, **changes)], cwd=REPOSITORY, capture_output=True,
+      text=True, env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(x64)})
+    assert result.returncode == 0, result.stderr
+
+  changes = {"async_rollouts": "True", "model.lora.rank": 4}
+  train("straight", 0, 4, **changes)
+  train("turns", 1, 2, **changes)
+  train("turns", 0, 3, **changes)
+  train("turns", 1, 4, **changes)
+  expected, found = (without_times(read_rows(tmp_path / name / "metrics.jsonl")) for name in ("straight", "turns"))
+  dropped = lambda rows: [{name: value for name, value in row.items() if name[:5] != "eval/"} for row in rows]
+  assert dropped(found) == dropped(expected)
