@@ -64,7 +64,8 @@ def rollouts() -> ScoringBatch:
 
 @pytest.mark.parametrize("objective", [
   SequenceObjective("gdsd", beta=0.1),
-  slow(SequenceObjective("gdsd_tlc", center_top_k=5, center_gradient=True, beta=0.1)), slow(SequenceObjective("espo", beta=0.1)), slow(SequenceObjective("gdsd_tlc", center_top_k=64)),
+  slow(SequenceObjective("gdsd_tlc", center_top_k=5, center_gradient=True, beta=0.1)),
+  slow(SequenceObjective("espo", beta=0.1)), slow(SequenceObjective("gdsd_tlc", center_top_k=64)),
 ])
 def test_scores_losses_and_updates(tiny_denoiser, tiny_params, objective):
   optimizer = make_optimizer(OptimizerConfig(schedule="cosine", warmup_steps=1, learning_rate=1e-3), 9)
