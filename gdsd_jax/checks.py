@@ -38,6 +38,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
   return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def did_you_mean_field(path: str, known: Iterable[str]) -> str:
+  """As `did_you_mean`, of a field's path: its name may be right, or nearly so, in another section, or in several."""
+  known = list(known)
+  beside = [field for field in known if field.count(".") == path.count(".")]
+  near = difflib.get_close_matches(path, beside, 1, 0.75)
+  if not near:
+    last = lambda field: field.rpartition(".")[2]
+    names = difflib.get_close_matches(last(path), set(map(last, known)), 1)
+    near = [field for field in known if last(field) in names]
+  return f"; did you mean {' or '.join(map(repr, near[:3]))}?" if near else did_you_mean(path, known)
+
+
 def require_whole(field: str, lengths: Sequence[int]) -> None:
   whole = all(type(length) is int for length in lengths)  # flags do not look into tuples
   require(whole, field, f"must be whole numbers, not {tuple(lengths)}")

@@ -17,7 +17,7 @@ import traceback
 from absl import app, flags, logging as absl_logging
 from ml_collections.config_flags import config_flags
 
-from gdsd_jax import signals
+from gdsd_jax import command_help, signals
 from gdsd_jax.runs.recipe_files import recipe_file
 from gdsd_jax.signals import START_AGAIN
 
@@ -124,12 +124,15 @@ def _unset(config, path: str) -> None:
   for section in sections:
     config = config.get(section, {})
   if name not in config:
-    raise ValueError(f"--config.{path}=None: the config has no field {path!r}")
+    raise KeyError(path)
   config[name] = None
 
 
 def _parse(argv: list[str]) -> list[str]:
   try:
+    if any(argument in command_help.HELP for argument in argv[1:]):
+      print(command_help.text(argv), flush=True)
+      sys.exit(0)
     if "config" in flags.FLAGS:
       flags.FLAGS["config"].parser = _RecipeParser("config", lock_config=False)  # it may get fields of one's own code
     unset = [found[1] for argument in argv if (found := _UNSET.fullmatch(argument))]
@@ -142,16 +145,14 @@ def _parse(argv: list[str]) -> list[str]:
   except AttributeError as error:  # how ml_collections says that an override names no field
     if "get_config" in str(error):
       _leave(error, f"--config: is not a recipe: {error}")
-    name = re.search(r"\w+", str(error))[0]
-    suggestion = re.search(r'Did you mean "(\w+)"', str(error))
-    arguments = [argument for argument in argv if argument.startswith("--config.") and name in argument]
-    hint = f"; did you mean {suggestion[1]!r}?" if suggestion else ""
-    _leave(error, f"{arguments[0] if arguments else '--config'}: the config has no field {name!r}{hint}")
+    _leave(error, command_help.unknown_field(argv) or f"--config: {error}")
   except OSError as error:  # no such recipe; ml_collections tells it in paragraphs
     _leave(error, f"--config: {str(_origin(error)).rpartition('] ')[2]}")
   except (SyntaxError, ImportError) as error:
     _leave(error, f"--config: is not a recipe: {error}")
   except (flags.Error, ValueError, KeyError, TypeError) as error:
+    if isinstance(error, KeyError | TypeError) and (unknown := command_help.unknown_field(argv)):
+      _leave(error, unknown)
     # A value that cannot be parsed is named by the flag's message, a recipe that fails by its own.
     _leave(error, str(error) if len(str(error).splitlines()) == 1 else f"{_origin(error)}")
 

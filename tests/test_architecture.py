@@ -12,7 +12,9 @@ import pytest
 FLOORS = (
   ("launch",),
   ("gdsd_jax.planning", "gdsd_jax.benchmark"),
-  ("gdsd_jax.training", "gdsd_jax.supervised", "gdsd_jax.evaluation", "gdsd_jax.command", "configs"),
+  ("gdsd_jax.command",),
+  ("gdsd_jax.command_help",),
+  ("gdsd_jax.training", "gdsd_jax.supervised", "gdsd_jax.evaluation", "configs"),
   ("gdsd_jax.generation", "gdsd_jax.runs"),
   ("gdsd_jax.diffusion", "gdsd_jax.objectives", "gdsd_jax.huggingface"),
   ("gdsd_jax.models", "gdsd_jax.tasks"),

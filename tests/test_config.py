@@ -103,7 +103,9 @@ def test_a_task_has_fields_of_its_own():
 
 
 @pytest.mark.parametrize("field, value", [
-  ("seed", -1),
+  ("seed", -1), ("seed", 2**32), ("seed", 2**63), ("seed", 2**64),
+  ("steps", 2**31), ("steps", 2**30), ("log.every", 2**40), ("objective.num_mc", 10**6), ("sampler.steps", 2**21),
+  ("eval.lengths", (2**40,)),
   ("steps", 0),
   ("steps", None),
   ("group_size", 1),

@@ -246,7 +246,7 @@ def test_bad_chats_are_named_by_file_and_line(chats_file, tokenizer, tmp_path, l
   ({"data.completion_buckets": (300,)}, "256 positions"),
   ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate"),
   ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate: must be a finite number"),
-  ({"seed": -1}, "seed: must be at least 0"),
+  ({"seed": -1}, "seed: must be a whole number from 0 to"), ({"steps": 2**31}, "steps: must lie below"),
   ({"eval.every": 0}, "eval.every: must be at least 1"),
   ({"data.validation_size": -1}, "data.validation_size: must be at least 0"),
   ({"data.validation_size": 64}, "data.validation_size: 64 of the 64 chats leave none to learn"),

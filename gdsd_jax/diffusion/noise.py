@@ -48,8 +48,8 @@ class Exact(NamedTuple):
 
   @classmethod
   def drawn(cls, key, shape: tuple[int, ...], num_tiles: int, tile_size: int) -> "Exact":
-    keys = jax.random.split(key)
-    return cls(*(jax.random.gumbel(key, (*shape, size), jnp.float32) for key, size in zip(keys, (num_tiles, tile_size))))
+    draw = lambda key, size: jax.random.gumbel(key, (*shape, size), jnp.float32)
+    return cls(*map(draw, jax.random.split(key), (num_tiles, tile_size)))
 
   def of_tiles(self, tiles, first, temperature: float):
     noise = jax.lax.dynamic_slice_in_dim(self.tiles, first, tiles.shape[1], axis=1)

@@ -82,6 +82,9 @@ class RolloutConfig:
     require_at_least(self, "sampler.", microbatches=1)
 
 
+MOST_SAMPLES = 1024  # more masks would do no more for a score than other rollouts do
+
+
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig:
   """What an iteration makes of its rollouts; a part of section `objective`."""
@@ -94,6 +97,8 @@ class DistillationConfig:
 
   def __post_init__(self):
     require_at_least(self, "objective.", num_mc=1, num_iterations=1, reference_sync_every=0)
+    require(self.num_mc <= MOST_SAMPLES, "objective.num_mc",
+            f"{self.num_mc} is more than {MOST_SAMPLES}; each sample takes two passes over every rollout")
     mix = self.reference_sync_mix
     require(0 <= mix <= 1, "objective.reference_sync_mix", f"must lie between 0 and 1, not {mix}")
 
@@ -114,8 +119,8 @@ class MeshConfig:
   """Sizes of the mesh's axes (see `make_mesh`); section `mesh`."""
 
   data: int = -1  # all devices that the others leave
-  fsdp: int = 1
-  tensor: int = 1
+  fsdp: int = 1  # devices that weights and rollouts are split over together
+  tensor: int = 1  # devices that heads, MLP and vocabulary are split over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +130,7 @@ class LogConfig:
   every: int = 1  # iterations between lines on the screen
   rollouts_every: int = 50  # iterations between printed rollouts; 0: never
   plot_seconds: float = 20.0  # least time between drawings of reward.png
-  tensorboard: bool = True
+  tensorboard: bool = True  # whether the numbers of metrics.jsonl go to WORKDIR/tensorboard, too
   wandb_project: str = ""  # Weights & Biases, when a project is named
 
   def __post_init__(self):
@@ -138,10 +143,10 @@ class LogConfig:
 class RunConfig:
   """An RL run. It and each of its parts raise ValueError, one line naming the field, where a value does not fit."""
 
-  seed: int = 0
+  seed: int = 0  # of everything that is drawn: the order of the problems, rollouts, masks, a new adapter
   steps: int = 1000  # iterations: each samples rollouts once and updates objective.num_iterations times
   group_size: int = 16  # rollouts of each prompt (G)
-  prompts_per_step: int = 8
+  prompts_per_step: int = 8  # problems of an iteration, each answered by group_size rollouts
   # Train on rollouts of the iteration before, sampled by the parameters that that one began with: rewards are computed
   # while the device samples. The rollouts are one iteration old (docs/overlap.md).
   async_rollouts: bool = False

@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import config_dict, ConfigDict
 
 from gdsd_jax import own_code
-from gdsd_jax.checks import did_you_mean, require, require_int32
+from gdsd_jax.checks import did_you_mean_field, require, require_int32
 from gdsd_jax.diffusion.config import BLOCK_LENGTH, SamplerConfig
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.own import make_objective
@@ -93,7 +93,7 @@ def run_config(config: ConfigDict) -> RunConfig:
   own = tuple(f"{section}." for section in own_sections(config.objective.name, config.sampler.kind))
   for path, value in flatten(config.to_dict()).items():
     if path not in known and not path.startswith(own):
-      raise ValueError(f"--config.{path}: the config has no field {path!r}{did_you_mean(path, known)}")
+      raise ValueError(f"--config.{path}: the config has no field {path!r}{did_you_mean_field(path, known)}")
     require(value is not None or known.get(path) is None, path, "must not be None")
   return typed(RunConfig, config)
 

@@ -23,7 +23,7 @@ class EvalConfig:
 
   every: int = 100  # iterations; also before the first and after the last
   num_examples: int = 256  # problems of the validation split that are evaluated while training
-  batch_size: int = 64
+  batch_size: int = 64  # completions that are sampled together
   # Of all evaluations. At temperature 0, greedy; above it completions are drawn, with keys made of the run's seed. The
   # published number of Dream-Instruct on GSM8K, MATH and code is at 0.1 and 0.9; at 0 its GSM8K falls from 81.8 to 35.0
   # (github.com/DreamLM/Dream, issue 56). All others are greedy.
@@ -39,13 +39,13 @@ class EvalConfig:
   eos_penalty: float | None = None  # None: sampler.eos_penalty
   # Fast-dLLM's options. None of the three: those of the section `sampler`; cache="none" is the exact sampler.
   cache: str | None = None
-  threshold: float | None = None
-  factor: float | None = None
+  threshold: float | None = None  # as sampler.threshold
+  factor: float | None = None  # as sampler.factor
   # So many of the test problems, drawn by numpy's seed 42 as the official evaluation draws 256 of Sudoku's 500; None is
   # all, in their order.
   test_size: int | None = None
   lengths: tuple[int, ...] = (128, 256, 512)  # completion lengths; the accuracy is the best of them
-  steps_per_token: float = 0.5
+  steps_per_token: float = 0.5  # denoising steps, as a share of the completion length
   # As sampler.block_length. None: 32 with llada; dream has the blocks of the section `sampler`, if it has any.
   block_length: int | None = None
   prompt_buckets: tuple[int, ...] = (128, 256, 512, 1024)  # only those that some prompt needs are compiled

@@ -23,9 +23,9 @@ class OptimizerConfig:
   warmup_steps: int = 0  # updates of the warm-up
   warmup_ratio: float = 0.0  # or its share of all updates of the run, rounded up
   final_share: float = 0.0  # share of the rate that a decay ends at
-  b1: float = 0.9
-  b2: float = 0.99
-  weight_decay: float = 0.01
+  b1: float = 0.9  # decay of AdamW's first moment
+  b2: float = 0.99  # and of its second
+  weight_decay: float = 0.01  # AdamW's, of every trained weight, times the learning rate
   clip: float = 0.2  # global gradient norm
   # AdamW's first moment: bfloat16 saves 2 of the 8 bytes that both moments take of each trained parameter. The second
   # is float32 always: at b2 = 0.99 it moves by under 1 % an update, much of which bfloat16's 8 bits would lose.

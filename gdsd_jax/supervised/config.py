@@ -50,9 +50,9 @@ class ValidationConfig:
 class FinetuningConfig:
   """A fine-tuning run (configs/sft.py); `as_given` is the recipe's fields as a nested dict, which config.json holds."""
 
-  seed: int
-  steps: int
-  batch_size: int
+  seed: int  # of all that is drawn
+  steps: int  # updates
+  batch_size: int  # examples of an update
   model: sections.ModelConfig
   mesh: sections.MeshConfig
   data: ChatsConfig
@@ -75,18 +75,18 @@ class FinetuningConfig:
 class PretrainingConfig:
   """How a small model is made from nothing; `as_given` is the recipe's fields as a nested dict, as in config.json."""
 
-  seed: int
+  seed: int  # of all that is drawn
   task: sections.TaskConfig
   slips: float  # share of wrong results in careless solutions
   model: DenoiserConfig  # its special tokens are 0 here: the tokenizer, which is trained first, says them
   sampler: SamplerConfig  # for the evaluations, and the length that the training solutions are filled up to with EOS
-  max_prompt_length: int
-  steps: int
+  max_prompt_length: int  # tokens that prompts are padded to
+  steps: int  # updates
   careless_after: int  # steps on right solutions before the careless ones
-  batch_size: int
+  batch_size: int  # examples of an update
   optimizer: sections.OptimizerConfig
   eval_every: int  # steps
-  eval_examples: int
+  eval_examples: int  # validation problems of an evaluation
   checkpoint: sections.CheckpointConfig
   log: sections.LogConfig
   as_given: Mapping[str, Any]

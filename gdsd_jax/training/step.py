@@ -77,7 +77,7 @@ def distillation_step(
   metrics = {"loss": loss, **metrics, "grad_norm": optax.global_norm(gradient)}
   gradient = _spoiled_unless(jnp.isfinite(loss), gradient)
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-  metrics["skipped"] = 1.0 - opt_state.last_finite
+  metrics["skipped"] = 1.0 - opt_state.last_finite.astype(jnp.float32)
   state = state.replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
   return state, metrics
 

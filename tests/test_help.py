@@ -1,0 +1,81 @@
+"""--help of every command, and what is said of a field or flag that is not there."""
+
+from commands import run_command
+from conftest import load_recipe, slow
+import pytest
+
+from gdsd_jax.checks import did_you_mean_field
+from gdsd_jax.runs.config import RunConfig
+from gdsd_jax.runs.config_dict import base_config, flatten
+from gdsd_jax.runs.fields import explanations
+from gdsd_jax.supervised.config import FinetuningConfig, PretrainingConfig
+
+
+@pytest.mark.parametrize("command, words", [
+  ("train", ["--workdir", "--config.sampler.temperature=1.0", "at which tokens are sampled; 0 is greedy"]),
+  slow("evaluate", ["--num_examples", "--config.eval.lengths=16", "completion lengths; the accuracy is the best"]),
+  slow("export", ["--step=latest", "Checkpoint to export: latest, best, or its step."]),
+  slow("pretrain", ["--out", "--config.careless_after=", "steps on right solutions before the careless ones"]),
+  slow("compile", ["--topology", "--config.mesh.fsdp=1"]),
+  slow("benchmark", ["--model=tiny", "--num_mc"]),
+])
+def test_help_shows_flags_and_fields_with_defaults_and_explanations(command, words):
+  result = run_command(f"launch/{command}.py", "--help")
+  assert result.returncode == 0 and result.stderr == ""
+  said = " ".join(result.stdout.split())
+  for word in words:
+    assert word in said
+
+
+@pytest.mark.slow
+def test_help_shows_the_recipe_that_is_named():
+  result = run_command("launch/pretrain.py", "--config=sft", "--help")
+  assert result.returncode == 0 and "--config.data.train_source=" in result.stdout
+  result = run_command("launch/train.py", "--config=nothing", "--help")
+  assert result.returncode == 1 and result.stderr.startswith("error: --config: no recipe 'nothing'")
+
+
+@pytest.mark.parametrize("cls, recipe", [
+  (RunConfig, None), (FinetuningConfig, "sft"), (PretrainingConfig, "pretrain_tiny"),
+])
+def test_every_field_of_a_recipe_is_explained(cls, recipe):
+  said = explanations(cls)
+  config = base_config() if recipe is None else load_recipe(recipe).get_config()
+  special = {"kind", *(path for path in flatten(config.to_dict()) if path.startswith("task."))}
+  assert flatten(config.to_dict()).keys() - special <= said.keys()
+  assert [path for path, text in said.items() if not text and not path.endswith("_token_id")] == []
+
+
+@pytest.mark.parametrize("typed, meant", [
+  ("sampler.temprature", "'sampler.temperature'"), ("tempreature", "'eval.temperature' or 'sampler.temperature'"),
+  ("optimzer.learning_rate", "'optimizer.learning_rate'"), ("learnig_rate", "'optimizer.learning_rate'"),
+  ("lora.rank", "'model.lora.rank'"), ("model.lora.rnk", "'model.lora.rank'"), ("num_mcc", "'objective.num_mc'"),
+  ("eval.lenghts", "'eval.lengths'"), ("grup_size", "'group_size'"), ("psi", "'objective.psi'"),
+  ("sampler.learning_rate", "'optimizer.learning_rate'"), ("steps.foo", "'steps'"),
+])
+def test_the_nearest_field_is_suggested_wherever_it_is(typed, meant):
+  assert did_you_mean_field(typed, flatten(base_config().to_dict())) == f"; did you mean {meant}?"
+
+
+def test_nothing_is_suggested_where_nothing_is_near():
+  assert did_you_mean_field("zzz", flatten(base_config().to_dict())) == ""
+
+
+@pytest.mark.parametrize("command, arguments, line", [
+  ("train", ["--config=gdsd_math", "--config.optimzer.clip=1"],
+   "error: --config.optimzer.clip=1: the config has no field 'optimzer.clip'; did you mean 'optimizer.clip'?"),
+  ("train", ["--config=gdsd_math", "--wrokdir=runs/x"],
+   "error: Unknown command line flag 'wrokdir'. Did you mean: workdir ?"),
+  slow("train", ["--config=gdsd_math", "--config.steps.foo=3"],
+       "error: --config.steps.foo=3: the config has no field 'steps.foo'; did you mean 'steps'?"),
+  slow("train", ["--config=gdsd_math", "--config.grup_size=None"],
+       "error: --config.grup_size=None: the config has no field 'grup_size'; did you mean 'group_size'?"),
+  slow("evaluate", ["--config=gdsd_math", "--config.lenghts=3"],
+       "error: --config.lenghts: the config has no field 'lenghts'; did you mean 'eval.lengths'?"),
+  slow("pretrain", ["--config=sft", "--out=x", "--config.data.train_sorce=y"],
+       "error: --config.data.train_sorce=y: the config has no field 'data.train_sorce'; did you mean"
+       " 'data.train_source'?"),
+])
+def test_a_mistyped_field_or_flag_is_one_line_with_the_nearest(command, arguments, line):
+  result = run_command(f"launch/{command}.py", *arguments)
+  assert result.returncode == 1 and result.stderr.splitlines() == [line]
