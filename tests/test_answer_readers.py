@@ -18,13 +18,15 @@ from gdsd_jax.tasks.gsm8k import final_number
   ("10,\\!000", 10000), ("１２", 12), ("1_0", 10), ("12 apples", 12), ("**12**", 12), ("...12", 12), ("12²", 12),
   ("\\frac{2}{3}", 2 / 3), ("-\\dfrac{4}{2}", -2), ("\\frac{-1}{2}", -0.5), ("\\tfrac12", 0.5), ("2\\frac{1}{2}", 2.5),
   ("3/4", 0.75), ("2 1/2", 2.5), ("7 / 2 hours", 3.5), ("\\text{12 cm}", 12), ("1,5", 1), ("1,2345", 1), ("5%", 5),
+  ("1 200", 1200), ("$ 1 000 000.00", 1e6), ("1~200", 1200), ("1\\;200", 1200), ("3 100 or so", 3), ("10^3", 1000),
+  ("10^{-1}", 0.1), ("-2^{10}", -1024), ("90^\\circ", 90), ("\\frac{1,200}{2}", 600), ("12 dollars, 1,200 cents", 12),
   ("12 + 1", 12), ("twelve", None), ("", None), ("²", None), ("-", None),
 ])
 def test_first_number_of_a_text(text, number):
   assert numbers.read_number(text) == number
 
 
-@pytest.mark.parametrize("text", ["nan", "inf", "1/0", "\\frac{1}{0}"])
+@pytest.mark.parametrize("text", ["nan", "inf", "1/0", "\\frac{1}{0}", "9^{999}"])
 def test_numbers_that_equal_no_answer(text):
   number = numbers.read_number(text)
   assert not math.isfinite(number) and numbers.whole_number(text) is None
@@ -38,7 +40,8 @@ def test_last_number_of_a_text(text, number):
 
 
 @pytest.mark.parametrize("text, number", [
-  ("12", 12), (" $ 1,200.00\n", 1200), ("-3/4", -0.75), ("1,5", None), ("1 200", None), ("12 apples", None), ("", None),
+  ("12", 12), (" $ 1,200.00\n", 1200), ("-3/4", -0.75), ("1,5", None), ("1 200", 1200), ("1 20", None),
+  ("12 apples", None), ("", None),
   ("1,2345", None), ("#12", None),
 ])
 def test_whole_number(text, number):

@@ -14,7 +14,7 @@ from gdsd_jax.tasks.base import Completion
 CLASSES = (
   ("countdown", "powers", r"\*\*|//", 0.0, 1, "the prompt forbids them; the official code evaluates any Python"),
   ("gsm8k", "negative zero", r'"answer": "-0"', 1.0, 6, "no problem has that answer, and it equals 0"),
-  ("gsm8k", "thousands", r"\d(?:,|\{,\}|\\\\,)\d{3}", 1.0, 30,
+  ("gsm8k", "thousands", r"\d(?:,|\{,\}|\\\\,| )\d{3}", 1.0, 34,
    "1,200 is one number; the official parser takes 1 of it in a box, and 200 in a tag"),
   ("gsm8k", "fraction", r"\\\\frac", 1.0, 9, "a fraction is one number; officially one of its two counts"),
   ("math_xml", "framed", r"\\\\fbox\{", 1.0, 12, "a framed box is a box; officially its content keeps the command"),

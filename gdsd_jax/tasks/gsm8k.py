@@ -22,8 +22,8 @@ class Gsm8kTask(SourcedTask):
   the places of the official parser, and accuracy knows no others. The reward and the lenient accuracy go on: to boxes
   that it does not see (`\boxed {12}`, or over several lines), to what follows "The answer is" or "####", and to the
   last number of the text, the only place of the official reward. They read each number alike, see `numbers.py`, so
-  that they agree wherever accuracy finds one. The official parser reads otherwise in 45 of 1,500 golden completions,
-  which are odd on purpose: in 30 it takes a part of 1,200, in 9 a part of a fraction, in 6 the answer is -0.
+  that they agree wherever accuracy finds one. The official parser reads otherwise in 49 of 1,500 golden completions,
+  which are odd on purpose: in 34 it takes a part of 1,200, in 9 a part of a fraction, in 6 the answer is -0.
   """
 
   train_source: str = "huggingface:openai/gsm8k/main#train"

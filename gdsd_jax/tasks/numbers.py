@@ -1,21 +1,24 @@
-r"""Numbers as people and models write them: 1200, $1,200.00, 1{,}200, \frac{2}{3}, 3/4, 2 1/2, 1e3.
+r"""Numbers as people and models write them: 1200, $1,200.00, 1{,}200, \frac{2}{3}, 3/4, 2 1/2, 10^3, 1e3.
 
 GSM8K's official parser takes what `float` reads, or else a run of digits. Here thousands may be separated, and a
-fraction is one number. Digits of any script count, there and here. All work is linear in the text.
+fraction or a power is one number. Digits of any script count, there and here. All work is linear in the text.
 """
 
 import collections
 import math
 import re
 
-_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\}|\\,|,?\\!)\d{3})+(?!\d)")
+_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\}|\\[,;: ]|~|,?\\!|[\u2009\u202f\u00a0])\d{3})+(?!\d)")
+_SPACED = re.compile(r"[\s$\\-]*\d{1,3}(?: \d{3})+(?:\.\d*)?\s*")  # all of a text, else "3 100" may be two numbers
 _SEPARATOR = re.compile(r"\D+")
-# Digits are bounded in fractions: unbounded ones would be tried in quadratically many ways.
+# Digits are bounded in fractions and powers: unbounded ones would be tried in quadratically many ways.
 _PART = r"\d{1,18}(?:\.\d{1,18})?"
-_OPERAND = rf"(?:\{{ ?(-?{_PART}) ?\}}|(\d))"
 _NUMBER = re.compile(
-  rf"(-?)(?:(?<![\d.])(\d{{1,18}})? ?\\[dt]?frac ?{_OPERAND} ?{_OPERAND}"
-  rf"|(?<![\d./])(?:(\d{{1,18}}) )?({_PART}) ?/ ?({_PART})(?!\d|\.\d| ?/)"
+  r"(?P<sign>-?)(?:"
+  rf"(?<![\d.])(?P<whole>\d{{1,18}})? ?\\[dt]?frac ?(?:\{{ ?(?P<above>-?{_PART}) ?\}}|(?P<above_digit>\d))"
+  rf" ?(?:\{{ ?(?P<below>-?{_PART}) ?\}}|(?P<below_digit>\d))"
+  rf"|(?<![\d./])(?:(?P<before>\d{{1,18}}) )?(?P<left>{_PART}) ?/ ?(?P<right>{_PART})(?!\d|\.\d| ?/)"
+  rf"|(?<![\d.])(?P<base>{_PART}) ?\^ ?(?:\{{ ?(?P<exponent>-?\d{{1,3}}) ?\}}|(?P<exponent_digit>\d))"
   r"|\d+(?:\.\d*)?|(?<![\d.])\.\d+)")
 _MINUS = re.compile(r"−|-\\?\$(?=[\d.])")  # the sign of its own, and that before an amount of money
 _DOLLAR = re.compile(r"\s*\\?\$?\s*")
@@ -23,6 +26,8 @@ _DOLLAR = re.compile(r"\s*\\?\$?\s*")
 
 def plain(text: str) -> str:
   """The text with 1,200 as 1200 and -$5 as -5. Groups must have three digits: 1,5 stays as it is."""
+  if _SPACED.fullmatch(text):
+    text = text.strip().replace(" ", "")
   return _GROUPS.sub(lambda match: _SEPARATOR.sub("", match[0]), _MINUS.sub("-", text))
 
 
@@ -69,12 +74,16 @@ def _found(text: str, last: bool) -> re.Match | None:
 
 
 def _value(match: re.Match) -> float:
-  sign, whole, *operands, before, above, below = match.groups()
-  numerator, denominator = (braced or digit for braced, digit in (operands[:2], operands[2:]))
-  numerator, denominator, whole = numerator or above, denominator or below, whole or before
-  if numerator is None:
-    return float(match[0])
-  if float(denominator) == 0:
+  part = match.groupdict()
+  above = part["above"] or part["above_digit"] or part["left"]
+  below = part["below"] or part["below_digit"] or part["right"]
+  try:
+    if above is not None:
+      value = float(part["whole"] or part["before"] or 0) + float(above) / float(below)
+    elif part["base"] is not None:
+      value = float(part["base"]) ** int(part["exponent"] or part["exponent_digit"])
+    else:
+      return float(match[0])
+  except (ZeroDivisionError, OverflowError):
     return math.nan
-  value = float(whole or 0) + float(numerator) / float(denominator)
-  return -value if sign else value
+  return -value if part["sign"] else value
