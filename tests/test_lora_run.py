@@ -103,7 +103,7 @@ def test_checkpoints_hold_the_adapter_alone(lora_run):
 
 def test_the_adapter_is_exported_for_peft(lora_run, tmp_path):
   export_run(lora_run, "latest", tmp_path, merged=False)
-  files = {"README.md", "adapter_config.json", "adapter_model.safetensors", "base_model"}  # which is embedded
+  files = {".made_from", "README.md", "adapter_config.json", "adapter_model.safetensors", "base_model"}
   assert {file.name for file in tmp_path.iterdir()} == files
   base, params = gdsd_jax.load_pretrained("tiny")
   _, exported = load_adapter(tmp_path, base, params)

@@ -18,6 +18,7 @@ from gdsd_jax.huggingface.adapter_config import AdapterConfig, CONFIG, FIELD, re
 from gdsd_jax.huggingface.base_fingerprint import base_fingerprint, check_base
 from gdsd_jax.huggingface.files import refuse_pointer, written_whole
 from gdsd_jax.huggingface.finite import require_finite
+from gdsd_jax.huggingface.origin import check_same, NAME as ORIGIN
 from gdsd_jax.huggingface.own_layout import layout_of, LAYOUTS
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import LoraConfig, TARGETS
@@ -41,7 +42,7 @@ def save_adapter(path, denoiser: Denoiser, params, base_model: str, revision: st
     base_model, revision: name or path of the base model, and revision of the hub's.
     extra: further files, name -> text.
 
-  Raises OSError, one line naming the folder, when it cannot be written.
+  Raises OSError, one line naming the folder, when it cannot be written, or would replace a run or something else.
   """
   lora, tensors, names = denoiser.lora, {}, _module_names(denoiser, denoiser.config.layout)
   for leaf, factors in params["lora"].items():
@@ -60,6 +61,8 @@ def save_adapter(path, denoiser: Denoiser, params, base_model: str, revision: st
   }
   if denoiser.config.layout == "transformers":  # by which PEFT loads the base model itself
     fields["auto_mapping"] = {"base_model_class": eurobert.CLASS, "parent_library": eurobert.MODULE}
+  origin, base_there = (extra or {}).get(ORIGIN), lambda: adapter_config.base_model_of(Path(path))
+  check_same(Path(path), origin, CONFIG, base_there, (base_model, revision))
   fingerprint = base_fingerprint(denoiser)
   # One word alone: safetensors writes several in any order, and the same adapter would be another file.
   metadata = {_FINGERPRINT: fingerprint} if fingerprint else {"format": "pt"}

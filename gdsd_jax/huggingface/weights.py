@@ -17,6 +17,7 @@ from gdsd_jax import own_code
 from gdsd_jax.checks import require, require_one_of
 from gdsd_jax.huggingface.files import written_whole
 from gdsd_jax.huggingface.folder import load_config, resolve_path
+from gdsd_jax.huggingface.origin import check_same, NAME as ORIGIN
 from gdsd_jax.huggingface.own_layout import layout_of, LAYOUTS
 from gdsd_jax.huggingface.stored_layers import (
   as_linear,
@@ -81,7 +82,8 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
 
   Raises:
     ValueError: the layout has no place for the parameters' adapter, or for something in the config.
-    OSError: one line naming the file, when it cannot be written (a full disk, say).
+    OSError: one line naming the file, when it cannot be written (a full disk, say), or would replace a run or another
+      model than the one that the denoiser was loaded from.
   """
   from huggingface_hub import split_state_dict_into_shards_factory  # no other command needs it when it starts
 
@@ -115,6 +117,8 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
     weight = np.asarray(leaves[leaf][layer] if is_stacked(leaf) else leaves[leaf])
     return np.ascontiguousarray(as_linear(leaf, weight))
 
+  if denoiser.source is None or Path(denoiser.source).resolve() != Path(path).resolve():
+    check_same(Path(path), (extra or {}).get(ORIGIN), "config.json", lambda: load_config(Path(path)), config)
   # The index is removed first: loading prefers it to the single file.
   stale = (INDEX, "model*.safetensors", ".model*.incomplete")
   with written_whole(Path(path), "the model", stale) as temporary:

@@ -14,12 +14,14 @@ from gdsd_jax.checks import require, require_one_of
 from gdsd_jax.huggingface.adapters import save_adapter
 from gdsd_jax.huggingface.folder import is_embedded
 from gdsd_jax.huggingface.model_card import is_ours, model_card, NAME as README
+from gdsd_jax.huggingface.origin import check_alone, NAME as ORIGIN
 from gdsd_jax.huggingface.own_layout import LAYOUTS
 from gdsd_jax.huggingface.weights import load_weights, save_pretrained
 from gdsd_jax.models.lora import merge
 from gdsd_jax.paths import expanded
 from gdsd_jax.runs.config import ModelConfig
-from gdsd_jax.runs.files import is_remote
+from gdsd_jax.runs.files import absolute, is_remote
+from gdsd_jax.runs.lock import locked
 from gdsd_jax.runs.saved_config import read_saved
 from gdsd_jax.runs.weights import find_step, load_run, read_model_config
 
@@ -40,41 +42,49 @@ def export_run(workdir: Path, step: str, out: Path, merged: bool, layout: str | 
     ValueError, OSError: one line with the cause; nothing was written.
   """
   model = read_model_config(workdir)
-  check_out(out, workdir, model)
+  check_out(out, workdir, model, merged)
   step = str(find_step(workdir, step))
   denoiser, params = load_run(workdir, step, mesh=None)
   if merged and denoiser.lora is None:
     raise ValueError(f"--merge: the run in {workdir} has no adapter; its full model is exported without this flag")
-  write_model(out, denoiser, params, model, merged, layout, {**read_saved(workdir), "step": step})
+  made = {**read_saved(workdir), "step": step}
+  write_model(out, denoiser, params, model, merged, layout, made, origin_of_run(workdir, model, merged))
 
 
-def check_out(out: Path, workdir: Path, model: ModelConfig) -> None:
-  """Raises ValueError or OSError unless a run's model can be written to `out` without losing what the run is made of.
+def origin_of_run(workdir: epath.Path, model: ModelConfig | None, merged: bool = False) -> str:
+  """What an export says that it was made from, so that the same run may replace it. `model` as in `check_out`."""
+  kind = "the adapter" if model is not None and model.lora is not None and not merged else "the model"
+  return f"{kind} of the run {absolute(workdir)}"
+
+
+def check_out(out: Path, workdir: epath.Path, model: ModelConfig | None, merged: bool = False) -> None:
+  """Raises ValueError or OSError unless a run's model can be written to `out`, and nothing else is lost by that.
 
   Args:
-    out: folder to write to, which need not exist.
+    out: folder to write to. It need not exist; what an earlier export of the run has left there may be replaced.
     workdir: the run's folder.
-    model: the model that it started from.
+    model: the model that it started from; None where it started from nothing.
+    merged: whether a LoRA run gives the full model.
   """
   taken = {workdir: "the run's own folder (--workdir)"}
-  taken[model.folder] = "the model that the run started from"
-  if model.lora_path:
-    taken[Path(expanded(model.lora_path, "model.lora.path"))] = "the adapter that the run started from"
-  check_folder(out, taken)
-
-
-def check_folder(out: Path, taken: Mapping[epath.Path, str]) -> None:
-  """Raises ValueError or OSError unless `out` can be written and is none of the folders in `taken`, told by name."""
+  if model is not None:
+    taken[model.folder] = "the model that the run started from"
+    if model.lora_path:
+      taken[Path(expanded(model.lora_path, "model.lora.path"))] = "the adapter that the run started from"
   for folder, what in taken.items():
     if not is_remote(folder) and folder.resolve() == out.resolve():
       raise ValueError(f"--out: {out} is {what}; choose another folder")
   existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
   if not existing.is_dir() or not os.access(existing, os.W_OK):
     raise OSError(f"--out: cannot write to {out}: {existing} is {'read-only' if existing.is_dir() else 'a file'}")
+  try:
+    check_alone(out, origin_of_run(workdir, model, merged))
+  except FileExistsError as error:
+    raise FileExistsError(f"--out: {error}") from None
 
 
 def write_model(out: Path, denoiser, params, base_model: ModelConfig, merged: bool = False, layout: str | None = None,
-                made: Mapping[str, Any] | None = None) -> None:
+                made: Mapping[str, Any] | None = None, origin: str | None = None) -> None:
   """Writes an adapter, if there is one and `merged` does not ask for the full model, or else a full model.
 
   Args:
@@ -86,14 +96,22 @@ def write_model(out: Path, denoiser, params, base_model: ModelConfig, merged: bo
       fits its base model in the layout that that has. Where "transformers" is asked for, or where only this package
       knows the base model, the base comes along in the folder base_model, so that PEFT opens both.
     made: fields of the run's recipe, for the model card.
+    origin: see `origin_of_run`; None where it is the model of no run.
   """
-  own = own_code.is_own(denoiser.config.family)
-  require(layout is None or not own, "--layout", f"the model has its own, {denoiser.config.family}")
+  is_own = own_code.is_own(denoiser.config.family)
+  require(layout is None or not is_own, "--layout", f"the model has its own, {denoiser.config.family}")
   if layout is not None:
     require_one_of("--layout", layout, LAYOUTS)
+  with locked(out, "--out", alone=True):
+    _write_model(out, denoiser, params, base_model, merged, layout, made, origin)
+
+
+def _write_model(out: Path, denoiser, params, base_model: ModelConfig, merged: bool, layout: str | None,
+                 made: Mapping[str, Any] | None, origin: str | None) -> None:
+  own = own_code.is_own(denoiser.config.family)
   folder = base_model.folder
   if denoiser.lora is not None and not merged:
-    _write_adapter(out, denoiser, params, base_model, folder, None if own else layout, made)
+    _write_adapter(out, denoiser, params, base_model, folder, None if own else layout, made, origin)
     return
   if denoiser.lora is not None:
     params, denoiser = merge(params, denoiser.lora), dataclasses.replace(denoiser, lora=None)
@@ -101,13 +119,13 @@ def write_model(out: Path, denoiser, params, base_model: ModelConfig, merged: bo
   written = dataclasses.replace(denoiser, config=dataclasses.replace(
     denoiser.config, layout=layout or denoiser.config.layout), source=str(folder))
   card = model_card(out, written, *_named(base_model, folder)[:2], made)
-  save_pretrained(out, written, params, extra={README: card} if is_ours(out) else None)
+  save_pretrained(out, written, params, extra=_beside(out, card, origin))
   _log.info("wrote the full model to %s, as %s", out, "the layout of your own" if own else
             "transformers opens it with nothing asked" if layout == "transformers" else "its family publishes it")
 
 
 def _write_adapter(out: Path, denoiser, params, base_model: ModelConfig, folder: Path, layout: str | None,
-                   made: Mapping[str, Any] | None) -> None:
+                   made: Mapping[str, Any] | None, origin: str | None) -> None:
   base, is_hub, revision = _named(base_model, folder)
   config = denoiser.config
   layout = layout or ("transformers" if is_embedded(folder) else config.layout)
@@ -121,8 +139,13 @@ def _write_adapter(out: Path, denoiser, params, base_model: ModelConfig, folder:
     base, is_hub, revision = str((out / "base_model").resolve()), False, None
     denoiser = dataclasses.replace(denoiser, config=dataclasses.replace(config, layout=layout), source=base)
   card = model_card(out, denoiser, base, is_hub, made)
-  save_adapter(out, denoiser, params, base, revision, extra={README: card} if is_ours(out) else None)
+  save_adapter(out, denoiser, params, base, revision, _beside(out, card, origin))
   _log.info("wrote the PEFT adapter to %s; its base model is %s", out, base)
+
+
+def _beside(out: Path, card: str, origin: str | None) -> dict[str, str]:
+  """Files of an export besides the model's: what it was made from, and a card, unless somebody has written one."""
+  return {**({ORIGIN: f"{origin}\n"} if origin else {}), **({README: card} if is_ours(out) else {})}
 
 
 def _named(model: ModelConfig, folder: Path) -> tuple[str, bool, str | None]:

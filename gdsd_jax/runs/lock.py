@@ -39,14 +39,15 @@ _held: dict[str, "Lock"] = {}  # of this process, by their folders
 
 
 @contextlib.contextmanager
-def locked(folder: epath.PathLike, field: str = "--workdir") -> Iterator["Lock"]:
-  """Within `with`, no other process has the lock of the folder, which is made if it is missing. Collective.
+def locked(folder: epath.PathLike, field: str = "--workdir", alone: bool = False) -> Iterator["Lock"]:
+  """Within `with`, no other process has the lock of the folder, which is made if it is missing.
 
   Of several processes of a run the first one holds it. Within one process the inner of two does nothing.
 
   Args:
     folder: a local folder, or gs://….
     field: what a message calls it.
+    alone: whether this process calls it without the others of its run; else it is collective.
 
   Raises:
     BlockingIOError: another command has it; the line says which.
@@ -57,7 +58,7 @@ def locked(folder: epath.PathLike, field: str = "--workdir") -> Iterator["Lock"]
     yield _held[name]
     return
   lock = Lock(epath.Path(folder), field)
-  share_work(1, lambda _: [lock.take()])
+  lock.take() if alone else share_work(1, lambda _: [lock.take()])
   _held[name] = lock
   try:
     with signals.at_leaving(lock.release):

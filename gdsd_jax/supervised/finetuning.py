@@ -20,7 +20,7 @@ from gdsd_jax.parallel.rows import fetch_whole, local_rows, spread
 from gdsd_jax.runs.config_dict import open_workdir
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.digits import significant
-from gdsd_jax.runs.export import check_out, write_model
+from gdsd_jax.runs.export import check_out, origin_of_run, write_model
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training
 from gdsd_jax.runs.metrics import Progress, Stopwatch
@@ -80,7 +80,8 @@ def finetune(config: FinetuningConfig, workdir: epath.Path, out: Path, allow_cha
     if jax.process_count() > 1:
       params = fetch_whole(params)
     if is_first_process():
-      write_model(out, training.denoiser, params, config.model, made=config.as_given)
+      origin = origin_of_run(workdir, config.model)
+      write_model(out, training.denoiser, params, config.model, made=config.as_given, origin=origin)
     gather_json(None)  # nobody leaves before the model is written
 
 

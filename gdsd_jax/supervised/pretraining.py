@@ -20,14 +20,16 @@ from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.chat_format import PRESETS
 from gdsd_jax.huggingface.model_card import is_ours, model_card, NAME
+from gdsd_jax.huggingface.origin import NAME as ORIGIN
 from gdsd_jax.huggingface.tokenizer import encode_prompts, load_tokenizer, token_ids
 from gdsd_jax.huggingface.weights import save_pretrained
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.runs.config_dict import open_workdir
-from gdsd_jax.runs.export import check_folder
+from gdsd_jax.runs.export import check_out, origin_of_run
 from gdsd_jax.runs.interruption import Interruption
+from gdsd_jax.runs.lock import locked
 from gdsd_jax.runs.loop import run_training, Training
 from gdsd_jax.runs.metrics import Progress, Stopwatch
 from gdsd_jax.runs.optimizer import make_optimizer
@@ -86,13 +88,15 @@ def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path, allow_ch
   whose problems have changed since it began is refused, unless that is allowed. Raises as `run_training`.
   """
   with Interruption() as interruption:
-    check_folder(out, {workdir: "the run's own folder (--workdir)"})
+    check_out(out, workdir, None)
     training = _Pretraining(config, workdir, allow_changed_inputs)
     run_training(training, interruption)
     written = dataclasses.replace(training.denoiser, config=dataclasses.replace(
       training.denoiser.config, layout="transformers"))
     card = {NAME: model_card(out, written, "", False, config.as_given)} if is_ours(out) else None
-    save_pretrained(out, written, training.state.params, tokenizer=training.tokenizer, extra=card)
+    beside = {ORIGIN: origin_of_run(workdir, None), **(card or {})}
+    with locked(out, "--out", alone=True):
+      save_pretrained(out, written, training.state.params, tokenizer=training.tokenizer, extra=beside)
 
 
 class _Pretraining(Training):

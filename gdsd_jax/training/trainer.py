@@ -24,7 +24,7 @@ from gdsd_jax.parallel.rows import local_rows, spread
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import open_workdir
 from gdsd_jax.runs.data import ExampleStream
-from gdsd_jax.runs.export import check_out, write_model
+from gdsd_jax.runs.export import check_out, origin_of_run, write_model
 from gdsd_jax.runs.files import local_folder, run_folder
 from gdsd_jax.runs.given import as_run_config, with_own
 from gdsd_jax.runs.interruption import Interruption
@@ -123,9 +123,10 @@ class Trainer(Training):
     `layout` is as in `write_model`: what is written opens in transformers with nothing asked, or as "published" is.
     """
     out = local_folder("out", os.fspath(out))
-    check_out(out, self.workdir, self.config.model)
+    check_out(out, self.workdir, self.config.model, merged)
     made = {**self.config.as_given, "step": int(self.state.step)}
-    write_model(out, self.denoiser, self.state.student_params, self.config.model, merged, layout, made)
+    origin = origin_of_run(self.workdir, self.config.model, merged)
+    write_model(out, self.denoiser, self.state.student_params, self.config.model, merged, layout, made, origin)
 
   def saved(self) -> tuple[TrainState, dict[str, int]]:
     values = {"data_position": self.overlap.position, "failures": self._failures}
