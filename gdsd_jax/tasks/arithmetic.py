@@ -58,7 +58,10 @@ class ArithmeticTask(base.Task):
     return [{"role": "user", "content": example["question"]}]
 
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
-    """`correctness` and accuracy count the last answer, whatever its layout; `format` is for the exact layout."""
+    """`correctness` and accuracy count the last answer, whatever its layout; `format` is for the exact layout.
+
+    Integers alone are answers, not 19.0 as in GSM8K: this task has no others, and its published results stand.
+    """
     answer = extract_answer(completion)
     right = answer is not None and _canonical_integer(answer) == str(example["answer"])
     well_formed = _FORMAT.fullmatch(completion.strip()) is not None

@@ -99,8 +99,8 @@ def final_answer(completion: str) -> str | None:
 
 def _shown(completion: str) -> str:
   """What math-verify is given of a completion."""
-  answer = boxes.boxed(completion) and final_answer(completion)
-  return f"\\boxed{{{answer}}}" if answer else completion
+  answer = final_answer(completion)
+  return completion if not answer or answer == completion else f"\\boxed{{{answer}}}"
 
 
 def _expected(example: Mapping[str, Any]) -> str:
