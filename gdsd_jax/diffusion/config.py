@@ -31,7 +31,7 @@ class Rollout:
 
   tokens: jax.Array  # int32[B, L], the mask token never among them
   # float32[B, L], what the sampler ordered its commits by when each token was unmasked: with LLaDA the probability of
-  # the token (full softmax, without temperature, after guidance), with Dream that of `alg`.
+  # the token (full softmax, without temperature, after guidance and penalty), with Dream that of `alg`.
   confidence: jax.Array
 
 
