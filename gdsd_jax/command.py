@@ -63,6 +63,9 @@ def run(main: Callable[[], None], alone: bool = False) -> None:
     except Exception as error:
       if processes.is_lost_process(error):
         _leave_at_once(f"{_GONE} ({_line(error)[:300]})", error)
+      if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # of the host, of a device
+        _leave(error, f"out of memory: {_line(str(error).strip().partition(chr(10))[0])}; smaller parts need less:"
+                      " sampler.microbatches, optimizer.accumulation, eval.batch_size")
       if isinstance(error, (ValueError, OSError, processes.RemoteError)):
         _leave(error)
       if processes.joined():  # as in _leave

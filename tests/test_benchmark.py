@@ -172,6 +172,7 @@ def test_command_compares_with_the_reference():
   ("--accumulation=3", "--accumulation: 3 must divide the batch of 4"),
   ("--steps=7", "--steps: 7 must be a multiple"),
   ("--prompt_length=300", "--prompt_length, --completion_length: their sum exceeds the 256 positions"),
+  ("--lora_rank=97", "--lora_rank: 97 is more than the 96 of"), ("--batch=3000000000", "--batch: must lie below"),
 ])
 def test_command_tells_a_wrong_flag_in_one_line(argument, message):
   finished = run_command(*command(argument))

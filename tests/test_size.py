@@ -1,11 +1,13 @@
 """Numbers that cannot be are refused before anything is loaded, and those that no recipe comes near are warned of."""
 
+from commands import run_command
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_train import screen, small_config  # noqa: F401  (a fixture)
 
+from gdsd_jax.checks import require_seed
 from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.huggingface.folder import load_config, resolve_path
 from gdsd_jax.models.denoiser import Denoiser
@@ -70,3 +72,22 @@ def test_a_rank_above_the_width_of_all_adapted_projections_is_refused(targets, r
     return
   with pytest.raises(ValueError, match=f"^model.lora.rank: {rank} is more than the {most} of the widest"):
     Denoiser(MODEL, lora=lora)
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1, np.int64(7)])
+def test_seeds_of_32_bits_are_taken(seed):
+  require_seed("seed", seed)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63, 2**64, 1.0, True, "1", None])
+def test_other_seeds_are_refused(seed):
+  with pytest.raises(ValueError, match="^seed: must be a whole number from 0 to 4294967295, not "):
+    require_seed("seed", seed)
+
+
+@pytest.mark.slow
+def test_no_memory_is_one_line():
+  result = run_command("launch/benchmark.py", "--batch=1000000000", "--only=training")
+  assert result.returncode == 1
+  [line] = result.stderr.splitlines()
+  assert line.startswith("error: out of memory: Unable to allocate ") and "smaller parts need less" in line

@@ -5,12 +5,12 @@ import importlib.util
 import re
 from typing import Any
 
-from gdsd_jax.checks import require, require_at_least, require_one_of
+from gdsd_jax.checks import require, require_at_least, require_int32, require_one_of
 from gdsd_jax.diffusion.blockwise import commit_plan
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.huggingface.published import architecture, HUB_NAMES
 from gdsd_jax.models.config import DenoiserConfig
-from gdsd_jax.models.denoiser import DTYPES, REMAT
+from gdsd_jax.models.denoiser import Denoiser, DTYPES, REMAT
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.sequence import SequenceObjective
 
@@ -59,6 +59,8 @@ class Setting:
 
   def __post_init__(self):
     require_at_least(self, "--", batch=1, prompt_length=1, num_mc=1, accumulation=1, repeats=1)
+    for name in ("batch", "prompt_length", "num_mc", "repeats"):
+      require_int32(f"--{name}", getattr(self, name))
     require(self.lora_rank >= 0, "--lora_rank", f"must not be negative, not {self.lora_rank}")
     require_one_of("--dtype", self.dtype, DTYPES)
     require_one_of("--remat", self.remat, REMAT)
@@ -69,7 +71,8 @@ class Setting:
     longest = self.architecture.max_positions
     require(self.prompt_length + self.completion_length <= longest, "--prompt_length, --completion_length",
             f"their sum exceeds the {longest} positions of the model")
-    _ = self.sampler, self.fast_sampler, self.loss  # which check their own fields
+    # These check their own fields.
+    _ = self.sampler, self.fast_sampler, self.loss, Denoiser(self.architecture, lora=self.lora)
     if self.reference:
       require(importlib.util.find_spec("torch") is not None, "--reference",
               "PyTorch is not installed; pip install torch, or leave --reference out")
@@ -127,4 +130,4 @@ def setting(model: str, **fields: Any) -> Setting:
   try:
     return Setting(model=model, **{**_DEFAULTS[model], **given})
   except ValueError as error:
-    raise ValueError(re.sub(r"^(sampler|objective)\.", "--", str(error))) from None
+    raise ValueError(re.sub(r"^(sampler\.|objective\.)", "--", str(error).replace("model.lora.", "--lora_"))) from None
