@@ -3,13 +3,22 @@
 import dataclasses
 import json
 import logging
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from test_huggingface import CONFIG, hugging_face_fields, hugging_face_weights, INDEX, SINGLE, write_hugging_face
+from test_huggingface import (
+  CONFIG,
+  hugging_face_fields,
+  hugging_face_weights,
+  INDEX,
+  random_params,
+  SINGLE,
+  write_hugging_face,
+)
 
 import gdsd_jax
 from gdsd_jax.huggingface import config_fields
@@ -177,7 +186,8 @@ def test_weights_of_something_else_are_left_out_with_a_word(tmp_path, weights, c
 
 REFUSED = {
   "quantization_config": {"quant_method": "bitsandbytes"}, "layer_norm_with_affine": False, "block_group_size": 2,
-  "use_sliding_window": True, "qk_layernorm": True, "partial_rotary_factor": 0.5, "num_experts": 8, "is_causal": True,
+  "use_sliding_window": True, "use_mrope": True, "qk_layernorm": True, "partial_rotary_factor": 0.5, "num_experts": 8,
+  "is_causal": True,
   "layer_types": ["sliding_attention"] * 2, "logit_scale": 0.5, "final_logit_softcapping": 30.0,
   "rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0},
   "scale_logits": True, "alibi": True, "attention_layer_norm": True, "input_emb_norm": True, "activation_type": "gelu",
@@ -240,19 +250,25 @@ def test_linear_scaling_is_transformers_own():
 BLOCK = "base_model.model.model.transformer.blocks."
 
 
-@pytest.fixture
-def base(tmp_path, weights):
-  return gdsd_jax.load_pretrained(write(tmp_path / "base", weights))
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  return gdsd_jax.load_pretrained(write(tmp_path_factory.mktemp("base"), hugging_face_weights(CONFIG)))
 
 
-@pytest.fixture
-def adapter(tmp_path, base):
+@pytest.fixture(scope="module")
+def made(base, tmp_path_factory):
   """A folder with an adapter of rank 2 and alpha 4 on queries and down projections, none of it zero."""
   denoiser, params = add_adapter(*base, LoraConfig(2, 4.0, 0.0, ("q", "down")), jax.random.key(0))
-  rng = np.random.default_rng(0)
+  rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("made")
   params["lora"] = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params["lora"])
-  save_adapter(tmp_path / "adapter", denoiser, params, base_model=str(tmp_path / "base"))
-  return tmp_path / "adapter"
+  save_adapter(folder, denoiser, params, base_model=denoiser.source)
+  return folder
+
+
+@pytest.fixture
+def adapter(made, tmp_path):
+  """A copy of that folder, to be changed."""
+  return shutil.copytree(made, tmp_path / "adapter")
 
 
 def edit(folder, fields=None, tensors=lambda tensors: tensors):
@@ -314,6 +330,8 @@ def test_a_layer_that_should_be_adapted_and_is_not_there_is_named(base, adapter)
   ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"bias": "lora_only"}, "bias = 'lora_only'"),
   ({"use_dora": True}, "use_dora"), ({"use_new_kind": True}, "use_new_kind"), ({"lora_bias": True}, "lora_bias"),
   ({"trainable_token_indices": [1]}, "trainable_token_indices"), ({"rank_pattern": {"q_proj": 0}}, "rank_pattern"),
+  ({"r": 0}, "r must be positive, not 0"), ({"alpha_pattern": {"[": 1}}, "is no pattern of module names"),
+  ({"target_modules": "("}, "is no pattern of module names"), ({"alpha_pattern": [1]}, "must be an object"),
 ])
 def test_what_an_adapter_cannot_be_here_is_refused_by_its_name(base, adapter, fields, words):
   edit(adapter, fields)
@@ -371,7 +389,7 @@ def test_an_adapter_without_a_fingerprint_over_a_model_of_another_name_is_warned
 ])
 def test_transformers_own_class_gives_back_every_bit(tmp_path, change):
   denoiser = Denoiser(dataclasses.replace(CONFIG, **change))
-  params = jax.tree.map(np.asarray, denoiser.init(jax.random.key(0)))
+  params = random_params(denoiser)
   gdsd_jax.save_pretrained(tmp_path, denoiser, params, layout="transformers")
   loaded, restored = gdsd_jax.load_pretrained(tmp_path)
   assert loaded == denoiser and loaded.config.layout == "transformers"
@@ -380,7 +398,7 @@ def test_transformers_own_class_gives_back_every_bit(tmp_path, change):
 
 def test_a_bias_that_this_network_lacks_must_be_zero(tmp_path):
   denoiser = Denoiser(dataclasses.replace(CONFIG, qkv_bias=True))
-  gdsd_jax.save_pretrained(tmp_path, denoiser, denoiser.init(jax.random.key(0)), layout="transformers")
+  gdsd_jax.save_pretrained(tmp_path, denoiser, random_params(denoiser), layout="transformers")
   with safe_open(tmp_path / SINGLE, "np") as opened:
     weights = {name: opened.get_tensor(name) for name in opened.keys()}
   name = "model.layers.1.self_attn.o_proj.bias"

@@ -80,8 +80,10 @@ def test_a_merged_export_is_the_adapted_model_in_pytorch(published, torch_publis
   np.testing.assert_allclose(apply(denoiser, params, data["forward/input_ids"]), theirs, atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("merged", [None, False, True], ids=["whole", "adapter", "merged"])
-@pytest.mark.parametrize("name", ["tiny", slow("dream_tiny"), slow("llada_tiny")])
+@pytest.mark.parametrize("name, merged", [
+  ("tiny", None), ("tiny", False), slow("tiny", True),
+  *[slow(name, merged) for name in ("dream_tiny", "llada_tiny") for merged in (None, False, True)],
+])
 def test_transformers_and_peft_open_an_export_with_nothing_asked(request, peft, tmp_path, monkeypatch, name, merged):
   from transformers import AutoModelForMaskedLM
 

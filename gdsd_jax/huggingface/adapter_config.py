@@ -81,12 +81,16 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
   for name, types in numbers.items():
     require(fields.get(name) is not None, FIELD, f"{file} lacks the field {name!r}")
     _check_number(file, name, fields[name], types)
+  require(fields["r"] > 0, FIELD, f"{file}: r must be positive, not {fields['r']}")
   for pattern, name in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
     stated = fields.get(pattern) or {}
     require(isinstance(stated, dict), FIELD, f"{file}: {pattern} must be an object, not {stated!r}")
     for key, value in stated.items():
+      _check_pattern(file, key)
       _check_number(file, f"{pattern}[{key!r}]", value, numbers[name])
       require(value > 0, FIELD, f"{file}: {pattern}[{key!r}] must be positive, not {value!r}")
+  if isinstance(fields.get("target_modules"), str):
+    _check_pattern(file, fields["target_modules"])
   return AdapterConfig(file, fields)
 
 
@@ -102,3 +106,10 @@ def base_model_of(folder: Path, field: str = FIELD) -> tuple[str, str | None]:
 def _check_number(file: Path, name: str, value, types: tuple[type, ...]) -> None:
   kind = "an integer" if types == (int,) else "a finite number" if name != "lora_dropout" else "a number"
   require(type(value) in types and math.isfinite(value), FIELD, f"{file}: {name} must be {kind}, not {value!r}")
+
+
+def _check_pattern(file: Path, pattern: str) -> None:
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise ValueError(f"{FIELD}: {file}: {pattern!r} is no pattern of module names: {error}") from None

@@ -24,7 +24,7 @@ _ONLY = {
   "logit_scale": 1, "logits_scaling": 1, "final_logit_softcapping": None, "attn_logit_softcapping": None,
   "residual_multiplier": 1, "embedding_multiplier": 1, "scale_emb": 1, "query_pre_attn_scalar": None,
   "num_experts": 0, "num_local_experts": 0, "n_routed_experts": 0, "is_causal": False, "is_decoder": False,
-  "use_sliding_window": False, "attention_sinks": False, "compression_config": None,
+  "use_sliding_window": False, "use_mrope": False, "attention_sinks": False, "compression_config": None,
 }
 _DROPOUTS = ("attention_dropout", "residual_dropout", "embedding_dropout", "resid_pdrop", "hidden_dropout")
 
@@ -104,7 +104,7 @@ def rope(fields: Mapping[str, Any], default: float) -> dict[str, float]:
     if factors[name] is None:
       raise ValueError(f"{name} is {stated!r}, which lacks the factor")
   for found in (thetas, factors):
-    if len(set(found.values())) > 1:
+    if any(value != next(iter(found.values())) for value in found.values()):
       raise ValueError(f"{' and '.join(f'{name} ({value})' for name, value in found.items())} contradict each other")
   theta = next(iter(thetas.values()), fields.get("rope_theta", default))
   return {"rope_theta": theta, "rope_factor": next(iter(factors.values()), 1.0)}

@@ -28,9 +28,11 @@ def read_json_object(file: Path, field: str) -> dict[str, Any]:
   """The fields of a JSON file. Raises ValueError or FileNotFoundError, naming the config's `field` and the file."""
   refuse_pointer(file, field)
   try:
-    fields = json.loads(file.read_text("utf-8"))
+    fields = json.loads(file.read_text("utf-8-sig"))
   except FileNotFoundError:
     raise FileNotFoundError(f"{field}: {file} is missing") from None
+  except OSError as error:
+    raise OSError(f"{field}: {file} cannot be read: {error.strerror}") from None
   except ValueError as error:
     raise ValueError(f"{field}: {file} is not JSON: {error}") from None
   require(isinstance(fields, dict), field, f"{file} holds no JSON object")

@@ -24,7 +24,8 @@ def is_ours(folder: Path) -> bool:
   return not file.is_file() or _MARK in file.read_text("utf-8", errors="replace")
 
 
-def model_card(folder: Path, denoiser: Denoiser, base: str, base_is_hub: bool, made: Mapping[str, Any] | None) -> str:
+def model_card(folder: Path, denoiser: Denoiser, base: str, base_is_hub: bool, made: Mapping[str, Any] | None,
+               opened: str | None = None) -> str:
   """The text of a model's card, or of an adapter's where `denoiser.lora` is there.
 
   Args:
@@ -33,6 +34,7 @@ def model_card(folder: Path, denoiser: Denoiser, base: str, base_is_hub: bool, m
     base: name or path of the model that it was made from; empty where it began from nothing.
     base_is_hub: whether that is a name of the hub's.
     made: fields of the run's recipe, nested, and the `step` of its checkpoint; None where it is not known.
+    opened: where the base model is that an adapter fits; `base` unless it is another folder.
   """
   adapter = denoiser.lora is not None
   head = ["library_name: " + ("peft" if adapter else "transformers"), "tags: [masked-diffusion, gdsd_jax]"]
@@ -49,7 +51,7 @@ def model_card(folder: Path, denoiser: Denoiser, base: str, base_is_hub: bool, m
   return "\n".join((
     "---", *head, "---", _MARK, "", f"# {folder.resolve().name}", "",
     f"{what}, trained by gdsd_jax {_version()}{_told(made)}. {licence}", "",
-    "## Loading", "", *_how(folder, denoiser, base), "",
+    "## Loading", "", *_how(folder, denoiser, opened or base), "",
   ))
 
 

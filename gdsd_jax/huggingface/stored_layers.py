@@ -93,7 +93,8 @@ def find_weights(path: Path, config: DenoiserConfig, abstract) -> dict[str, list
         raise ValueError(f"model.path: {lacks(path, name, found)}")
       file, shape, dtype = found[stored]
       said = f"{stored} in {file}"
-      require(dtype in ("F64", "F32", "F16", "BF16"), "model.path", f"{said} is {dtype}, no floating-point weight")
+      require(dtype in ("F64", "F32", "F16", "BF16"), "model.path", f"{said} is {dtype}, no floating-point weight of 16"
+              " bits or more")
       require(shape == expected, "model.path", f"{said} has shape {shape}; config.json asks for {expected}")
       where.setdefault(leaf, []).append((stored, file))
   return where

@@ -127,7 +127,7 @@ def _write_model(out: Path, denoiser, params, base_model: ModelConfig, merged: b
 def _write_adapter(out: Path, denoiser, params, base_model: ModelConfig, folder: Path, layout: str | None,
                    made: Mapping[str, Any] | None, origin: str | None) -> None:
   base, is_hub, revision = _named(base_model, folder)
-  config = denoiser.config
+  made_from, config = base, denoiser.config
   layout = layout or ("transformers" if is_embedded(folder) else config.layout)
   if layout != config.layout:
     require(layout == "transformers", "--layout", f"the base model {base} has the layout {config.layout}, which its"
@@ -136,9 +136,9 @@ def _write_adapter(out: Path, denoiser, params, base_model: ModelConfig, folder:
     bare = dataclasses.replace(denoiser, lora=None, source=str(folder))
     save_pretrained(out / "base_model", bare, {name: leaf for name, leaf in weights.items() if name != "lora"},
                     layout=layout)
-    base, is_hub, revision = str((out / "base_model").resolve()), False, None
+    base, revision = str((out / "base_model").resolve()), None
     denoiser = dataclasses.replace(denoiser, config=dataclasses.replace(config, layout=layout), source=base)
-  card = model_card(out, denoiser, base, is_hub, made)
+  card = model_card(out, denoiser, made_from, is_hub, made, base)
   save_adapter(out, denoiser, params, base, revision, _beside(out, card, origin))
   _log.info("wrote the PEFT adapter to %s; its base model is %s", out, base)
 
