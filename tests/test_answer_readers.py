@@ -48,7 +48,7 @@ def test_whole_number(text, number):
   assert numbers.whole_number(text) == number
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(-10**9, 10**9), st.sampled_from(["{}", "{:,}", "${:,}", "{:,}.00", " {} ", "\\text{{{:,}}}", "{}."]))
 def test_integers_are_read_however_they_are_written(integer, form):
   assert numbers.read_number(form.format(integer)) == numbers.read_number(form.format(integer), last=True) == integer
@@ -123,6 +123,7 @@ def test_math_reward_never_contradicts_accuracy():
       assert (grade.rewards["correctness"] > 0) == grade.accuracy_lenient >= grade.accuracy
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(
   ["<answer>", "</answer>", "5*2+10", "(5+5)*2", "5+5*2", "= 20", "\\boxed{", "}", "\\times", " ", "\n", "so ", "."]
 ), max_size=8).map("".join))
@@ -135,6 +136,7 @@ def test_countdown_reward_never_contradicts_accuracy(completion):
     assert grade.accuracy == solved  # else one reads another place, or an equation or LaTeX that the prompt forbids
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(
   ["<answer>", "</answer>", "3142243142131324", "3142", "2431 ", "\n", " ", "3102200002100320", "so ", "[", "```"]
 ), max_size=8).map("".join))
