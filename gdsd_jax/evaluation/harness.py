@@ -28,6 +28,7 @@ from gdsd_jax.evaluation.harness_settings import number, SETTINGS, settings_of
 from gdsd_jax.evaluation.likelihood import Likelihood, Pair
 from gdsd_jax.evaluation.protocol import Evaluated
 from gdsd_jax.generation.generator import Generator
+from gdsd_jax.huggingface.chat_format import render
 from gdsd_jax.huggingface.tokenizer import load_tokenizer, token_ids
 from gdsd_jax.parallel.mesh import make_mesh, MESH_AXES, whole_batch
 from gdsd_jax.runs.compilation_cache import use_compilation_cache
@@ -111,8 +112,7 @@ class DenoiserLM(LM):
     return self.tokenizer.chat_template if chat_template else ""
 
   def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-    reply = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
-    return self.tokenizer.apply_chat_template(chat_history, tokenize=False, **reply)
+    return render(self.tokenizer, chat_history, add_generation_prompt, continued=not add_generation_prompt)
 
   def _tell(self, said: str) -> None:
     if said not in self._told:

@@ -1,11 +1,10 @@
 """Chat templates: the one of a model's own files, or its family's for base models that come without any."""
 
 from collections.abc import Sequence
+import contextlib
 import json
 from pathlib import Path
 import re
-
-import jinja2
 
 from gdsd_jax.checks import require
 
@@ -45,15 +44,24 @@ def choose_template(folder: Path, tokenizer, family: str) -> str:
   return PRESETS[family]
 
 
-def render(tokenizer, messages: Sequence[dict[str, str]], for_reply: bool) -> str:
-  """The text that the chat template makes of messages; `for_reply` adds what begins the assistant's turn.
+def render(tokenizer, messages: Sequence[dict[str, str]], for_reply: bool, continued: bool = False) -> str:
+  """The text that the chat template makes of messages.
 
-  ValueError where the template refuses them.
+  `for_reply` adds what begins the assistant's turn; where it is `continued`, the last turn is left open instead.
+  ValueError where the template refuses them, with what to do about it where the system turn alone is the reason.
   """
+  options = {"add_generation_prompt": for_reply, "continue_final_message": continued}
   try:
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=for_reply)
-  except jinja2.TemplateError as error:
-    raise ValueError(f"the model's chat template refuses it: {error}") from error
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+  except Exception as error:  # Jinja's, and whatever a template's own expressions raise
+    reason = " ".join(str(error).split()) or type(error).__name__
+    rest = [message for message in messages if message["role"] != "system"]
+    if rest and len(rest) < len(messages):
+      with contextlib.suppress(Exception):
+        tokenizer.apply_chat_template(rest, tokenize=False, **options)
+        reason += ("; without its system turn it is taken: leave that out (task.system_prompt), or put it into the"
+                   " first user turn")
+    raise ValueError(f"the model's chat template refuses it: {reason}") from error
 
 
 def end_of_turn(tokenizer) -> str | None:

@@ -94,6 +94,7 @@ class PretrainingConfig:
   def __post_init__(self):
     require_seed("seed", self.seed)
     require_at_least(self, "", steps=1, batch_size=1, eval_every=1, eval_examples=1, max_prompt_length=1)
+    require(0 <= self.slips <= 1, "slips", f"must lie between 0 and 1, not {self.slips}")
     self.optimizer.check_length(self.steps)
 
 

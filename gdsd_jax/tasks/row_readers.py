@@ -1,14 +1,17 @@
 """What stands in a file of rows: JSON lines, a list in JSON, CSV or parquet."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import csv
 import functools
 import importlib.util
 import io
 import json
+import sys
 from typing import Any
 
 FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")  # endings of the files that rows are read from; .gz may follow
+
+csv.field_size_limit(sys.maxsize)  # of a cell: a long conversation has more than the default, 131,072 characters
 
 # A row that is still to be read: its place, and what gives its columns or raises ValueError.
 Entry = tuple[str, Callable[[], Any]]
@@ -80,10 +83,17 @@ def _read_csv(data):
   reader = csv.reader(io.StringIO(text, newline=""), strict=True)
   try:
     header = next(reader, [])
+    _check_names(header, "line 1")
     for fields in filter(None, reader):
       yield f"line {reader.line_num}", functools.partial(_csv_row, header, fields)
   except csv.Error as error:
     raise ValueError(f"line {reader.line_num}: not CSV: {error}") from error
+
+
+def _check_names(names: Sequence[str], place: str) -> None:
+  twice = next((name for name in names if list(names).count(name) > 1), None)
+  if twice is not None:
+    raise ValueError(f"{place}: it has the column {twice!r} twice")
 
 
 def _csv_row(header, fields):
@@ -93,14 +103,15 @@ def _csv_row(header, fields):
 
 
 def _read_parquet(data):
-  import pyarrow
   from pyarrow import parquet  # it takes a while to import, and comes with the extra `hub`
 
   try:
     # Without threads: where JAX is in the process, too, theirs abort it at its end.
-    rows = parquet.ParquetFile(io.BytesIO(data), pre_buffer=False).read(use_threads=False).to_pylist()
-  except (pyarrow.ArrowException, OSError, ValueError) as error:
+    table = parquet.ParquetFile(io.BytesIO(data), pre_buffer=False).read(use_threads=False)
+    names, rows = table.column_names, table.to_pylist()
+  except Exception as error:  # pyarrow's own, and those of Python's values that a column does not fit into
     raise ValueError(f"the whole file: not parquet: {first_line(error)}") from error
+  _check_names(names, "the whole file")
   for number, row in enumerate(rows, start=1):
     yield f"row {number}", lambda row=row: row
 
