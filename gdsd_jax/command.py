@@ -131,6 +131,13 @@ def _unset(config, path: str) -> None:
   config[name] = None
 
 
+_PLAIN_WORDS = {  # for what the libraries of flags say
+  r"invalid literal for int\(\) with base 10: .*": "must be a whole number",
+  r"could not convert string to float: .*": "must be a number",
+  r"flag (--\w+)=None: Flag --\w+ must have a value other than None\.": r"\1: is not given; --help tells what it is",
+}
+
+
 def _parse(argv: list[str]) -> list[str]:
   try:
     if any(argument in command_help.HELP for argument in argv[1:]):
@@ -157,7 +164,10 @@ def _parse(argv: list[str]) -> list[str]:
     if isinstance(error, KeyError | TypeError) and (unknown := command_help.unknown_field(argv)):
       _leave(error, unknown)
     # A value that cannot be parsed is named by the flag's message, a recipe that fails by its own.
-    _leave(error, str(error) if len(str(error).splitlines()) == 1 else f"{_origin(error)}")
+    message = str(error) if len(str(error).splitlines()) == 1 else f"{_origin(error)}"
+    for pattern, plain in _PLAIN_WORDS.items():
+      message = re.sub(pattern, plain, message)
+    _leave(error, message)
 
 
 def _origin(error: BaseException) -> BaseException:

@@ -25,6 +25,13 @@ TRAIN = "launch/train.py --config=configs/gdsd_math.py --config.steps=1 --workdi
 OWN = f"{TRAIN} --config.task.name=prompts --config.task.prompt_column=question --config.task.answer_column=answer"
 SFT = "launch/pretrain.py --config=configs/sft.py --out={f}/out --config.steps=1"
 EVALUATE = "launch/evaluate.py --config=configs/gdsd_math.py --out={f}/out"
+MODEL = f"{TRAIN} --config.model.path={{f}}/m"
+ADAPTER = f"{TRAIN} --config.model.lora.rank=4 --config.model.lora.path={{f}}/a"
+ROWS = f"{OWN} --config.task.train_source={{f}}/rows.jsonl"
+CHATS = f"{SFT} --config.data.train_source={{f}}/c.jsonl"
+NO_SYSTEM = (
+  "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system turns') }}{% endif %}"
+  "{% for message in messages %}<|start_header_id|>{{ message['content'] }}<|eot_id|>{% endfor %}")
 ROW = {"question": "1 + 1?", "answer": "2"}
 
 
@@ -48,7 +55,8 @@ def model(change: Callable[[Path], None] = lambda folder: None, remove: str | No
   def make(folder: Path) -> None:
     shutil.copytree(TINY, folder)
     fields = json.loads((folder / "config.json").read_text()) | config
-    (folder / "config.json").write_text(json.dumps({name: value for name, value in fields.items() if value is not None}))
+    fields = {name: value for name, value in fields.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(fields))
     if remove is not None:
       (folder / remove).unlink()
     change(folder)
@@ -58,6 +66,10 @@ def model(change: Callable[[Path], None] = lambda folder: None, remove: str | No
 
 def written(name: str, content: str | bytes):
   return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def template(text: str):
+  return model(written("chat_template.jinja", text))
 
 
 def cut(name: str, size: int):
@@ -73,12 +85,21 @@ def weights(change: Callable[[dict], None]):
   return make
 
 
+def whole_numbers(tensors: dict) -> None:
+  tensors["model.transformer.wte.weight"] = np.zeros((416, 96), np.int32)
+
+
+def turns(*roles: str) -> list[dict[str, str]]:
+  return [{"role": role, "content": "a"} for role in roles]
+
+
 def adapter(tensors: Callable[[Path], None] | None = None, **fields):
   """A folder with a PEFT adapter's config, and weights that `tensors` writes."""
 
   def make(folder: Path) -> None:
     folder.mkdir()
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "base_model_name_or_path": "tiny"}
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    config["base_model_name_or_path"] = "tiny"
     (folder / "adapter_config.json").write_text(json.dumps(config | fields))
     (tensors or (lambda folder: save_file({}, folder / "adapter_model.safetensors")))(folder)
 
@@ -112,211 +133,275 @@ def parquet(rows):
 
 BAD = {
   # The command line.
-  "flag": Case(f"{TRAIN} --wokdir=x", "Unknown command line flag 'wokdir'. Did you mean: workdir ?", quick=True),
+  "flag": Case(f"{TRAIN} --wokdir=x", "Unknown command line flag 'wokdir'. Did you mean: workdir .", quick=True),
   "no flag": Case(f"{TRAIN} fast", "'fast' is no flag; flags begin with --"),
   "no recipe": Case("launch/train.py --config=configs/none.py", "--config: .*configs/none.py.*"),
-  "recipe name": Case("launch/train.py --config=gdsd_maths", "--config: .*gdsd_maths.* gdsd_math.*"),
-  "preset": Case("launch/train.py --config=configs/gdsd_math.py:gpt", ".*'gpt'.*tiny, llada_8b, dream_7b.*"),
-  "no config": Case("launch/train.py --workdir={f}/run", ".*--config.*"),
-  "field": Case(f"{TRAIN} --config.objective.psy=1", "--config.objective.psy=1: the config has no field 'psy'; did you mean 'psi'\\?",
-                quick=True),
-  "section": Case(f"{TRAIN} --config.optimiser.clip=1", ".*'optimiser'.*'optimizer'.*"),
-  "unset field": Case(f"{TRAIN} --config.objective.psy=None", ".*psy.*no field.*"),
-  "number": Case(f"{TRAIN} --config.steps=many", ".*--config.steps=many.*"),
-  "whole number": Case(f"{TRAIN} --config.steps=1.5", ".*--config.steps=1.5.*"),
+  "recipe name": Case(
+    "launch/train.py --config=gdsd_maths", "--config: no recipe 'gdsd_maths'; known are .*gdsd_math, .*or name a file"),
+  "preset": Case(
+    "launch/train.py --config=configs/gdsd_math.py:gpt",
+    "--config: unknown preset 'gpt', known are tiny, llada_8b, dream_7b"),
+  "no config": Case("launch/train.py --workdir={f}/run", "--config: is not given.*"),
+  "field": Case(
+    f"{TRAIN} --config.objective.psy=1",
+    "--config.objective.psy.*: the config has no field '.*psy'; did you mean '.*psi'.", quick=True),
+  "section": Case(
+    f"{TRAIN} --config.optimiser.clip=1",
+    "--config.optimiser.clip=1: .* no field 'optimiser'; did you mean 'optimizer'."),
+  "unset field": Case(
+    f"{TRAIN} --config.objective.psy=None", "--config.objective.psy=None: the config has no field 'objective.psy'"),
+  "number": Case(f"{TRAIN} --config.steps=many", "flag --config.steps=many: must be a whole number"),
+  "whole number": Case(f"{TRAIN} --config.steps=1.5", "flag --config.steps=1.5: must be a whole number"),
   "negative": Case(f"{TRAIN} --config.steps=-1", "steps: must be at least 1, not -1", quick=True),
   "group": Case(f"{TRAIN} --config.group_size=1", "group_size: must be at least 2, not 1"),
   "psi": Case(f"{TRAIN} --config.objective.psi=0", "objective.psi: must be positive, not 0.0"),
   "epsilon": Case(f"{TRAIN} --config.objective.epsilon=2", "objective.epsilon: must lie between 0 and 1, not 2.0"),
   "objective": Case(f"{TRAIN} --config.objective.name=ppo", "objective.name: 'ppo' is not one of gdsd, .*FILE.py:NAME"),
-  "centre": Case(f"{TRAIN} --config.objective.center_top_k=8", "objective.center_top_k: gdsd has no centre; .*gdsd_tlc"),
+  "centre": Case(
+    f"{TRAIN} --config.objective.center_top_k=8", "objective.center_top_k: gdsd has no centre; .*gdsd_tlc"),
   "sampler": Case(f"{TRAIN} --config.sampler.kind=gpt", "sampler.kind: 'gpt' is not one of llada, dream.*"),
-  "block": Case(f"{TRAIN} --config.sampler.block_length=5", "sampler.block_length: 5 must divide completion_length, 16"),
-  "temperature": Case(f"{TRAIN} --config.sampler.temperature=-1", "sampler.temperature: must be a number and not negative.*"),
-  "remasking": Case(f"{TRAIN} --config.sampler.remasking=high", "sampler.remasking: 'high' is not one of low_confidence.*"),
-  "buckets": Case(f"{TRAIN} '--config.sampler.prompt_buckets=(64,32)'", "sampler.prompt_buckets: must be ascending positive.*"),
-  "learning rate": Case(f"{TRAIN} --config.optimizer.learning_rate=-1", "optimizer.learning_rate: .*"),
-  "accumulation": Case(f"{TRAIN} --config.optimizer.accumulation=7", "optimizer.accumulation: 7 must divide the 64 rollouts.*"),
+  "block": Case(
+    f"{TRAIN} --config.sampler.block_length=5", "sampler.block_length: 5 must divide completion_length, 16"),
+  "temperature": Case(
+    f"{TRAIN} --config.sampler.temperature=-1", "sampler.temperature: must be a number and not negative.*"),
+  "remasking": Case(
+    f"{TRAIN} --config.sampler.remasking=high", "sampler.remasking: 'high' is not one of low_confidence.*"),
+  "buckets": Case(
+    f"{TRAIN} '--config.sampler.prompt_buckets=(64,32)'", "sampler.prompt_buckets: must be ascending positive.*"),
+  "learning rate": Case(
+    f"{TRAIN} --config.optimizer.learning_rate=-1", "optimizer.learning_rate: must be positive, not -1.0"),
+  "accumulation": Case(
+    f"{TRAIN} --config.optimizer.accumulation=7", "optimizer.accumulation: 7 must divide the 64 rollouts.*"),
   "mesh": Case(f"{TRAIN} --config.mesh.fsdp=3", "mesh.data=-1, mesh.fsdp=3, mesh.tensor=1: their product must be.*"),
   "dtype": Case(f"{TRAIN} --config.model.dtype=int8", "model.dtype: 'int8' is not one of float32, bfloat16"),
-  "rank": Case(f"{TRAIN} --config.model.lora.rank=-1", "model.lora.rank: .*-1"),
-  "targets": Case(f"{TRAIN} --config.model.lora.rank=4 \"--config.model.lora.targets=('qqq',)\"", "model.lora.targets: .*qqq.*"),
-  "positions": Case(f"{TRAIN} --config.sampler.completion_length=512 --config.sampler.steps=512",
-                    ".*exceed the 256 positions.*"),
-  "workdir": Case("launch/train.py --config=configs/gdsd_math.py --workdir={f}/file", ".*{f}/file.*", {"file": "x"}),
-  "workdir scheme": Case("launch/train.py --config=configs/gdsd_math.py --workdir=ftp://a/b", "--workdir: ftp://a/b is neither.*"),
+  "rank": Case(f"{TRAIN} --config.model.lora.rank=-1", "model.lora.rank: must be at least 1, not -1"),
+  "targets": Case(
+    f"{TRAIN} --config.model.lora.rank=4 \"--config.model.lora.targets=('qqq',)\"",
+    "model.lora.targets: 'qqq' is not one of q, k, v, o, gate, up, down"),
+  "positions": Case(
+    f"{TRAIN} --config.sampler.completion_length=512 --config.sampler.steps=512",
+    ".*sampler.completion_length: 548 tokens exceed the 256 positions of tiny"),
+  "workdir": Case(
+    "launch/train.py --config=configs/gdsd_math.py --workdir={f}/file",
+    "--workdir: cannot make {f}/file: .*File exists.*", {"file": "x"}),
+  "workdir scheme": Case(
+    "launch/train.py --config=configs/gdsd_math.py --workdir=ftp://a/b", "--workdir: ftp://a/b is neither.*"),
   # Models.
-  "model path": Case(f"{TRAIN} --config.model.path={{f}}/none", "model.path: '{f}/none' is neither a folder nor a hub name.*",
-                     quick=True),
-  "empty model": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: {f}/m/config.json is missing",
-                      {"m": lambda folder: folder.mkdir()}),
-  "config.json": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: {f}/m/config.json is not JSON: .*",
-                      {"m": model(written("config.json", "{"))}),
-  "config list": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: {f}/m/config.json holds no JSON object",
-                      {"m": model(written("config.json", "[]"))}),
-  "model type": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: {f}/m/config.json has model_type 'gpt2'; known are.*",
-                     {"m": model(model_type="gpt2")}),
-  "missing field": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: {f}/m/config.json lacks the field 'd_model'",
-                        {"m": model(d_model=None)}),
-  "field type": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: {f}/m/config.json: .*'three'.*",
-                     {"m": model(n_layers="three")}),
-  "heads": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: {f}/m/config.json: .*", {"m": model(n_heads=0)}),
-  "special token": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: {f}/m/config.json: mask_token_id .9999. must lie.*",
-                        {"m": model(mask_token_id=9999)}),
-  "no weights": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: {f}/m has neither model.safetensors nor .*",
-                     {"m": model(remove="model.safetensors")}),
-  "truncated weights": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: weight file {f}/m/model.safetensors is damaged.*",
-                            {"m": model(cut("model.safetensors", 100_000))}, quick=True),
-  "empty weights": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: weight file {f}/m/model.safetensors is damaged.*",
-                        {"m": model(cut("model.safetensors", 0))}),
-  "LFS pointer": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: weight file {f}/m/model.safetensors .*",
-                      {"m": model(written("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"))}),
-  "lacking weight": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: no weight file in {f}/m holds model.transformer.wte.*",
-                         {"m": model(weights(lambda tensors: tensors.pop("model.transformer.wte.weight")))}),
-  "weight shape": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: .* has shape .*; config.json asks for .*",
-                       {"m": model(mlp_hidden_size=128)}),
-  "weight dtype": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: .* is I32, no floating-point weight", {"m": model(weights(
-    lambda tensors: tensors.update({"model.transformer.wte.weight": np.zeros((416, 96), np.int32)})))}),
-  "NaN weights": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: model.transformer.ln_f.weight .*", {"m": model(weights(
-    lambda tensors: tensors["model.transformer.ln_f.weight"].fill(np.nan)))}),
-  "weight index": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: .*index.json is no index of weights: .*",
-                       {"m": model(written("model.safetensors.index.json", "{}"))}),
-  "index elsewhere": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: .* names .*, which is no file of its folder",
-                          {"m": model(written("model.safetensors.index.json", '{"weight_map": {"a": "../b"}}'))}),
+  "model path": Case(
+    f"{TRAIN} --config.model.path={{f}}/none", "model.path: '{f}/none' is neither a folder nor a hub name.*",
+    quick=True),
+  "empty model": Case(MODEL, "model.path: {f}/m/config.json is missing", {"m": lambda folder: folder.mkdir()}),
+  "config.json": Case(
+    MODEL, "model.path: {f}/m/config.json is not JSON: .*", {"m": model(written("config.json", "{"))}),
+  "config list": Case(
+    MODEL, "model.path: {f}/m/config.json holds no JSON object", {"m": model(written("config.json", "[]"))}),
+  "model type": Case(
+    MODEL, "model.path: {f}/m/config.json has model_type 'gpt2'; known are.*", {"m": model(model_type="gpt2")}),
+  "missing field": Case(MODEL, "model.path: {f}/m/config.json lacks the field 'd_model'", {"m": model(d_model=None)}),
+  "field type": Case(
+    MODEL, "model.path: {f}/m/config.json: num_layers must be an integer, not 'three'", {"m": model(n_layers="three")}),
+  "heads": Case(MODEL, "model.path: {f}/m/config.json: n_heads must be a positive.*", {"m": model(n_heads=0)}),
+  "special token": Case(
+    MODEL, "model.path: {f}/m/config.json: mask_token_id .9999. must lie.*", {"m": model(mask_token_id=9999)}),
+  "no weights": Case(
+    MODEL, "model.path: {f}/m has neither model.safetensors nor .*", {"m": model(remove="model.safetensors")}),
+  "truncated weights": Case(
+    MODEL, "model.path: weight file {f}/m/model.safetensors is damaged.*",
+    {"m": model(cut("model.safetensors", 100_000))}, quick=True),
+  "empty weights": Case(
+    MODEL, "model.path: weight file {f}/m/model.safetensors is damaged.*", {"m": model(cut("model.safetensors", 0))}),
+  "LFS pointer": Case(
+    MODEL, "model.path: weight file {f}/m/model.safetensors .*",
+    {"m": model(written("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"))}),
+  "lacking weight": Case(
+    MODEL, "model.path: no weight file in {f}/m holds model.transformer.wte.*",
+    {"m": model(weights(lambda tensors: tensors.pop("model.transformer.wte.weight")))}),
+  "weight shape": Case(
+    MODEL, "model.path: .* has shape .*; config.json asks for .*", {"m": model(mlp_hidden_size=128)}),
+  "weight dtype": Case(MODEL, "model.path: .* is I32, no floating-point weight", {"m": model(weights(whole_numbers))}),
+  "NaN weights": Case(
+    MODEL, "model.path: model.transformer.ln_f.weight .*",
+    {"m": model(weights( lambda tensors: tensors["model.transformer.ln_f.weight"].fill(np.nan)))}),
+  "weight index": Case(
+    MODEL, "model.path: .*index.json is no index of weights: .*",
+    {"m": model(written("model.safetensors.index.json", "{}"))}),
+  "index elsewhere": Case(
+    MODEL, "model.path: .* names .*, which is no file of its folder",
+    {"m": model(written("model.safetensors.index.json", '{"weight_map": {"a": "../b"}}'))}),
   # Tokenizers and chat templates.
-  "no tokenizer": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: {f}/m has no tokenizer.json",
-                       {"m": model(remove="tokenizer.json")}),
-  "tokenizer": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: {f}/m: the tokenizer's files cannot be read: .*",
-                    {"m": model(cut("tokenizer.json", 500))}),
-  "tokenizer config": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: {f}/m: the tokenizer's files cannot be read: .*",
-                           {"m": model(written("tokenizer_config.json", "[1"))}),
-  "template": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: {f}/m: .*", {"m": model(
-    written("chat_template.jinja", "{% for message in messages %}"))}),
-  "template name": Case(f"{TRAIN} --config.model.path={{f}}/m", "model.path: {f}/m: .*", {"m": model(
-    written("chat_template.jinja", "{{ nothing.at.all }}"))}),
-  "system turn": Case(f"{OWN} --config.task.train_source={{f}}/rows.jsonl --config.task.system_prompt=Think. --config.model.path={{f}}/m",
-                      ".*the model's chat template refuses .*No system turns.*task.system_prompt.*", {
-    "rows.jsonl": jsonl(*[ROW] * 4),
-    "m": model(written("chat_template.jinja", "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system turns') }}"
-               "{% endif %}{% for message in messages %}<|start_header_id|>{{ message['content'] }}<|eot_id|>{% endfor %}"))}, quick=True),
+  "no tokenizer": Case(MODEL, "model.path: {f}/m has no tokenizer.json", {"m": model(remove="tokenizer.json")}),
+  "tokenizer": Case(
+    MODEL, "model.path: {f}/m: the tokenizer's files cannot be read: .*", {"m": model(cut("tokenizer.json", 500))}),
+  "tokenizer config": Case(
+    MODEL, "model.path: {f}/m: the tokenizer's files cannot be read: .*",
+    {"m": model(written("tokenizer_config.json", "[1"))}),
+  "template": Case(
+    MODEL, "model.path: {f}/m: the model's chat template refuses it: Unexpected.*",
+    {"m": template("{% for message in messages %}")}),
+  "template name": Case(
+    MODEL, "model.path: {f}/m: .*'nothing' is undefined.*", {"m": template("{{ nothing.at.all }}")}),
+  "system turn": Case(
+    f"{ROWS} --config.task.system_prompt=Think. --config.model.path={{f}}/m",
+    "task.train_source: the model's chat template refuses it: No system turns; without its .*task.system_prompt.*",
+    {"rows.jsonl": jsonl(*[ROW] * 4), "m": template(NO_SYSTEM)}, quick=True),
   # Adapters.
-  "adapter": Case(f"{TRAIN} --config.model.lora.rank=4 --config.model.lora.path={{f}}/none", "model.lora.path: .*"),
-  "adapter config": Case(f"{TRAIN} --config.model.lora.rank=4 --config.model.lora.path={{f}}/a", "model.lora.path: .* is not JSON: .*",
-                         {"a": folder_of(adapter_config__json="{")}),
-  "adapter kind": Case(f"{TRAIN} --config.model.lora.rank=4 --config.model.lora.path={{f}}/a", "model.lora.path: .*'IA3'.*",
-                       {"a": adapter(peft_type="IA3")}),
-  "adapter rank": Case(f"{TRAIN} --config.model.lora.rank=4 --config.model.lora.path={{f}}/a", "model.lora.path: .*r must be an integer.*",
-                       {"a": adapter(r="four")}),
-  "adapter weights": Case(f"{TRAIN} --config.model.lora.rank=4 --config.model.lora.alpha=8 --config.model.lora.path={{f}}/a",
-                          "model.lora.path: .*adapter_model.safetensors.*",
-                          {"a": adapter(written("adapter_model.safetensors", "nothing"))}),
+  "adapter": Case(
+    f"{TRAIN} --config.model.lora.rank=4 --config.model.lora.path={{f}}/none",
+    "model.lora.path: '{f}/none' is neither a folder nor a hub name.*"),
+  "adapter config": Case(ADAPTER, "model.lora.path: .* is not JSON: .*", {"a": folder_of(adapter_config__json="{")}),
+  "adapter kind": Case(
+    ADAPTER, "model.lora.path: {f}/a/adapter_config.json describes no LoRA adapter .*IA3.*",
+    {"a": adapter(peft_type="IA3")}),
+  "adapter rank": Case(ADAPTER, "model.lora.path: .*r must be an integer.*", {"a": adapter(r="four")}),
+  "adapter weights": Case(
+    f"{TRAIN} --config.model.lora.rank=4 --config.model.lora.alpha=8 --config.model.lora.path={{f}}/a",
+    "model.lora.path: .*adapter_model.safetensors.*", {"a": adapter(written("adapter_model.safetensors", "nothing"))}),
   # Rows of problems.
-  "source": Case(f"{OWN} --config.task.train_source={{f}}/none.jsonl", "task.train_source: cannot read {f}/none.jsonl: no such file.*",
-                 quick=True),
-  "kind of source": Case(f"{OWN} --config.task.train_source={{f}}/rows.xml", "task.train_source: '.*rows.xml' is neither a file.*",
-                         {"rows.xml": "<a/>"}),
-  "JSONL": Case(f"{OWN} --config.task.train_source={{f}}/rows.jsonl", "task.train_source: {f}/rows.jsonl, line 2: not JSON: .*",
-                {"rows.jsonl": jsonl(ROW) + "{\n"}, quick=True),
-  "JSON row": Case(f"{OWN} --config.task.train_source={{f}}/rows.jsonl", ".*rows.jsonl, line 2: must be a JSON object.*",
-                   {"rows.jsonl": jsonl(ROW, [1])}),
-  "column": Case(f"{OWN} --config.task.train_source={{f}}/rows.jsonl", ".*rows.jsonl, line 1: no column 'question', it has 'q'.*",
-                 {"rows.jsonl": jsonl({"q": "1"})}),
-  "column type": Case(f"{OWN} --config.task.train_source={{f}}/rows.jsonl", ".*line 2: column 'question' must be text, it is 5",
-                      {"rows.jsonl": jsonl(ROW, {"question": 5, "answer": "1"})}),
-  "empty source": Case(f"{OWN} --config.task.train_source={{f}}/rows.jsonl", "task.train_source: .*rows.jsonl: no problems in it",
-                       {"rows.jsonl": ""}),
-  "JSON list": Case(f"{OWN} --config.task.train_source={{f}}/rows.json", ".*rows.json, the whole file: must be a JSON list.*",
-                    {"rows.json": "5"}),
-  "surrogate": Case(f"{OWN} --config.task.train_source={{f}}/rows.jsonl", ".*rows.jsonl, line 1: not JSON: .*",
-                    {"rows.jsonl": '{"question": "\\ud800", "answer": "1"}\n'}),
-  "deep JSON": Case(f"{OWN} --config.task.train_source={{f}}/rows.jsonl", ".*rows.jsonl, line 1: not JSON: .*",
-                    {"rows.jsonl": "[" * 100_000 + "\n"}),
-  "gzip": Case(f"{OWN} --config.task.train_source={{f}}/rows.jsonl.gz", "task.train_source: cannot read .*rows.jsonl.gz: .*",
-               {"rows.jsonl.gz": gzip.compress(jsonl(*[ROW] * 9).encode())[:40]}),
-  "no gzip": Case(f"{OWN} --config.task.train_source={{f}}/rows.jsonl.gz", "task.train_source: cannot read .*rows.jsonl.gz: .*",
-                  {"rows.jsonl.gz": jsonl(ROW)}),
-  "CSV quotes": Case(f"{OWN} --config.task.train_source={{f}}/rows.csv", ".*rows.csv, line 2: not CSV: .*",
-                     {"rows.csv": 'question,answer\n"a"b,1\n'}),
-  "CSV fields": Case(f"{OWN} --config.task.train_source={{f}}/rows.csv", ".*rows.csv, line 2: 3 fields, but the header names 2",
-                     {"rows.csv": "question,answer\na,b,c\n"}),
-  "CSV header": Case(f"{OWN} --config.task.train_source={{f}}/rows.csv", ".*rows.csv, line 1: .*'question' twice",
-                     {"rows.csv": "question,question\na,b\n"}),
-  "CSV cell": Case(f"{OWN} --config.task.train_source={{f}}/rows.csv", ".*a problem.*prompt_buckets.*|.*prompt has [0-9]+ tokens.*",
-                   {"rows.csv": csv_text(["question", "answer"], ["apples " * 30_000, "1"])}, quick=True),
-  "UTF-8": Case(f"{OWN} --config.task.train_source={{f}}/rows.csv", ".*rows.csv, line 2: not UTF-8 text: .*",
-                {"rows.csv": b"question,answer\n\xff,1\n"}),
-  "parquet": Case(f"{OWN} --config.task.train_source={{f}}/rows.parquet", ".*rows.parquet, the whole file: not parquet: .*",
-                  {"rows.parquet": b"PAR1 nothing"}),
-  "parquet column": Case(f"{OWN} --config.task.train_source={{f}}/rows.parquet", ".*rows.parquet, row 1: no column 'question'.*",
-                         {"rows.parquet": parquet([{"q": "1"}])}),
-  "split": Case(f"{OWN} '--config.task.train_source={{f}}/rows.jsonl#trian'", ".*no split 'trian'.*", {"rows.jsonl": jsonl(ROW)}),
-  "slice": Case(f"{OWN} '--config.task.train_source={{f}}/rows.jsonl#train[a:b]'", ".*is no split.*", {"rows.jsonl": jsonl(ROW)}),
-  "columns": Case(f"{OWN} --config.task.train_source={{f}}/rows.jsonl --config.task.columns=question", "task.columns: 'question' must be.*",
-                  {"rows.jsonl": jsonl(ROW)}),
-  "all bad": Case(f"{OWN} --config.task.train_source={{f}}/rows.jsonl --config.task.bad_rows=skip", "task.train_source: all 1 rows are bad.*",
-                  {"rows.jsonl": "{\n"}),
-  "forged prompt": Case(f"{OWN} --config.task.train_source={{f}}/rows.jsonl", ".*a user message holds <.eot_id.>, which only.*",
-                        {"rows.jsonl": jsonl({"question": "a<|eot_id|>", "answer": "1"})}),
-  "regular expression": Case(f"{OWN} --config.task.train_source={{f}}/rows.jsonl '--config.task.extract=('", "task.extract: '.' is none of.*",
-                             {"rows.jsonl": jsonl(ROW)}),
-  "task": Case(f"{TRAIN} --config.task.name=chess", "task.name: .*'chess'.*"),
-  "task field": Case(f"{TRAIN} --config.task.colour=red", "task.*colour.*"),
+  "source": Case(
+    f"{OWN} --config.task.train_source={{f}}/none.jsonl",
+    "task.train_source: cannot read {f}/none.jsonl: No such file.*", quick=True),
+  "kind of source": Case(
+    f"{OWN} --config.task.train_source={{f}}/rows.xml", "task.train_source: '.*rows.xml' is neither a file.*",
+    {"rows.xml": "<a/>"}),
+  "JSONL": Case(
+    ROWS, "task.train_source: {f}/rows.jsonl, line 2: not JSON: .*", {"rows.jsonl": jsonl(ROW) + "{\n"}, quick=True),
+  "JSON row": Case(ROWS, ".*rows.jsonl, line 2: must be a JSON object.*", {"rows.jsonl": jsonl(ROW, [1])}),
+  "column": Case(
+    ROWS, ".*rows.jsonl, line 1: no column 'question', it has 'q', 'answer'",
+    {"rows.jsonl": jsonl({"q": "1", "answer": "1"})}),
+  "column type": Case(
+    ROWS, ".*line 2: column 'question' must be text, it is 5",
+    {"rows.jsonl": jsonl(ROW, {"question": 5, "answer": "1"})}),
+  "empty source": Case(ROWS, "task.train_source: .*rows.jsonl: no problems in it", {"rows.jsonl": ""}),
+  "JSON list": Case(
+    f"{OWN} --config.task.train_source={{f}}/rows.json", ".*rows.json, the whole file: must be a JSON list.*",
+    {"rows.json": "5"}),
+  "surrogate": Case(
+    ROWS, ".*rows.jsonl, line 1: not JSON: .*", {"rows.jsonl": '{"question": "\\ud800", "answer": "1"}\n'}),
+  "deep JSON": Case(ROWS, ".*rows.jsonl, line 1: not JSON: .*", {"rows.jsonl": "[" * 100_000 + "\n"}),
+  "gzip": Case(
+    f"{OWN} --config.task.train_source={{f}}/rows.jsonl.gz", "task.train_source: cannot read .*rows.jsonl.gz: .*",
+    {"rows.jsonl.gz": gzip.compress(jsonl(*[ROW] * 9).encode())[:40]}),
+  "no gzip": Case(
+    f"{OWN} --config.task.train_source={{f}}/rows.jsonl.gz", "task.train_source: cannot read .*rows.jsonl.gz: .*",
+    {"rows.jsonl.gz": jsonl(ROW)}),
+  "CSV quotes": Case(
+    f"{OWN} --config.task.train_source={{f}}/rows.csv", ".*rows.csv, line 2: not CSV: .*",
+    {"rows.csv": 'question,answer\n"a"b,1\n'}),
+  "CSV fields": Case(
+    f"{OWN} --config.task.train_source={{f}}/rows.csv", ".*rows.csv, line 2: 3 fields, but the header names 2",
+    {"rows.csv": "question,answer\na,b,c\n"}),
+  "CSV header": Case(
+    f"{OWN} --config.task.train_source={{f}}/rows.csv", ".*rows.csv, line 1: it has the column 'question' twice",
+    {"rows.csv": "question,question\na,b\n"}),
+  "CSV cell": Case(
+    f"{OWN} --config.task.train_source={{f}}/rows.csv",
+    "sampler.prompt_buckets: none of the 3 train prompts fits 36 tokens; the shortest has 30013",
+    {"rows.csv": csv_text(["question", "answer"], *[["apples " * 30_000, "1"]] * 4)}, quick=True),
+  "UTF-8": Case(
+    f"{OWN} --config.task.train_source={{f}}/rows.csv", ".*rows.csv, line 2: not UTF-8 text: .*",
+    {"rows.csv": b"question,answer\n\xff,1\n"}),
+  "parquet": Case(
+    f"{OWN} --config.task.train_source={{f}}/rows.parquet", ".*rows.parquet, the whole file: not parquet: .*",
+    {"rows.parquet": b"PAR1 nothing"}),
+  "parquet column": Case(
+    f"{OWN} --config.task.train_source={{f}}/rows.parquet",
+    ".*rows.parquet, row 1: no column 'question', it has 'q', 'answer'",
+    {"rows.parquet": parquet([{"q": "1", "answer": "1"}])}),
+  "split": Case(
+    f"{OWN} '--config.task.train_source={{f}}/rows.jsonl#trian'", ".*no split 'trian'.*", {"rows.jsonl": jsonl(ROW)}),
+  "slice": Case(
+    f"{OWN} '--config.task.train_source={{f}}/rows.jsonl#train[a:b]'", ".*is no split.*", {"rows.jsonl": jsonl(ROW)}),
+  "columns": Case(
+    f"{ROWS} --config.task.columns=question", "task.columns: 'question' must be.*", {"rows.jsonl": jsonl(ROW)}),
+  "all bad": Case(
+    f"{ROWS} --config.task.bad_rows=skip", "task.train_source: all 1 rows are bad.*", {"rows.jsonl": "{\n"}),
+  "forged prompt": Case(
+    ROWS, ".*a user message holds <.eot_id.>, which only.*",
+    {"rows.jsonl": jsonl(*[{"question": "a<|eot_id|>", "answer": "1"}] * 4)}),
+  "regular expression": Case(
+    f"{ROWS} '--config.task.extract=('", "task.extract: '.' is none of.*", {"rows.jsonl": jsonl(ROW)}),
+  "task": Case(
+    f"{TRAIN} --config.task.name=chess", "task.name='chess': unknown task, known are arithmetic, .*FILE.py:NAME"),
+  "task field": Case(
+    f"{TRAIN} --config.task.colour=red", "task.colour: unknown option of task 'arithmetic', known are data_dir"),
   # Own code.
-  "own file": Case(f"{TRAIN} --config.task.name={{f}}/none.py:Mine", "task.name: {f}/none.py: there is no such file", quick=True),
-  "own name": Case(f"{TRAIN} --config.task.name={{f}}/t.py:Mine", "task.name: {f}/t.py has no 'Mine'; did you mean 'Mind'\\?",
-                   {"t.py": "class Mind:\n  pass\n"}),
-  "own syntax": Case(f"{TRAIN} --config.objective.name={{f}}/o.py:mine", "objective.name: {f}/o.py, line 1: SyntaxError: .*",
-                     {"o.py": "def mine(:\n"}, quick=True),
-  "own import": Case(f"{TRAIN} --config.sampler.kind={{f}}/s.py:mine", "sampler.kind: {f}/s.py, line 1: ModuleNotFoundError: .*",
-                     {"s.py": "import no_such_module_at_all\n"}),
-  "own loss": Case(f"{TRAIN} --config.objective.name={{f}}/o.py:mine --config.objective.epsilon=None",
-                   "objective.name: .*o.py, line 2: .*", {"o.py": "def mine(batch):\n  return batch.nothing\n"}),
-  "own setting": Case(f"{TRAIN} --config.objective.name={{f}}/o.py:mine", "objective.epsilon: .*has no such setting.*",
-                      {"o.py": "def mine(batch):\n  return batch.student.plain.sum()\n"}),
-  "own reward": Case(f"{OWN} --config.task.train_source={{f}}/rows.jsonl '--config.task.rewards=(\"{{f}}/r.py:right\",)'",
-                     "task.rewards: {f}/r.py has no 'right'.*", {"rows.jsonl": jsonl(*[ROW] * 4), "r.py": "def wrong(completions): pass\n"}),
-  "own layout": Case(f"{TRAIN} --config.model.layout={{f}}/l.py:Mine", "model.layout: .*l.py.*", {"l.py": "Mine = 5\n"}),
+  "own file": Case(
+    f"{TRAIN} --config.task.name={{f}}/none.py:Mine", "task.name: {f}/none.py: there is no such file", quick=True),
+  "own name": Case(
+    f"{TRAIN} --config.task.name={{f}}/t.py:Mine", "task.name: {f}/t.py has no 'Mine'; did you mean 'Mind'\\?",
+    {"t.py": "class Mind:\n  pass\n"}),
+  "own syntax": Case(
+    f"{TRAIN} --config.objective.name={{f}}/o.py:mine", "objective.name: {f}/o.py, line 1: SyntaxError: .*",
+    {"o.py": "def mine(:\n"}, quick=True),
+  "own import": Case(
+    f"{TRAIN} --config.sampler.kind={{f}}/s.py:mine", "sampler.kind: {f}/s.py, line 1: ModuleNotFoundError: .*",
+    {"s.py": "import no_such_module_at_all\n"}),
+  "own loss": Case(
+    f"{TRAIN} --config.objective.name={{f}}/o.py:mine --config.objective.epsilon=None",
+    "objective.name: {f}/o.py, line 2: AttributeError: .*", {"o.py": "def mine(batch):\n  return batch.nothing\n"}),
+  "own setting": Case(
+    f"{TRAIN} --config.objective.name={{f}}/o.py:mine", "objective.epsilon: .*has no such setting.*",
+    {"o.py": "def mine(batch):\n  return batch.student.plain.sum()\n"}),
+  "own reward": Case(
+    f"{ROWS} '--config.task.rewards=(\"{{f}}/r.py:right\",)'", "task.rewards: {f}/r.py has no 'right'.*",
+    {"rows.jsonl": jsonl(*[ROW] * 4), "r.py": "def wrong(completions): pass\n"}),
+  "own layout": Case(
+    f"{TRAIN} --config.model.layout={{f}}/l.py:Mine", "model.layout: {f}/l.py:Mine must be a gdsd_jax.Layout, not 5",
+    {"l.py": "Mine = 5\n"}),
   # Fine-tuning and pretraining.
   "no chats": Case(SFT, "data.train_source: name a source of chats.*"),
-  "chat column": Case(f"{SFT} --config.data.train_source={{f}}/c.jsonl", ".*c.jsonl, line 1: no column `messages`, nor.*",
-                      {"c.jsonl": jsonl({"text": "a"})}, quick=True),
-  "turns": Case(f"{SFT} --config.data.train_source={{f}}/c.jsonl", ".*c.jsonl, line 1: `messages` must be a list of turns",
-                {"c.jsonl": jsonl({"messages": "a"})}),
-  "turn": Case(f"{SFT} --config.data.train_source={{f}}/c.jsonl", ".*c.jsonl, line 1: a turn must have `role` and `content`.*",
-               {"c.jsonl": jsonl({"messages": [{"role": "user"}]})}),
-  "last turn": Case(f"{SFT} --config.data.train_source={{f}}/c.jsonl", ".*line 1: the last turn must be the assistant's.*",
-                    {"c.jsonl": jsonl({"messages": [{"role": "user", "content": "a"}]})}),
-  "system chat": Case(f"{SFT} --config.data.train_source={{f}}/c.jsonl --config.model.path={{f}}/m",
-                      "data.train_source: .*c.jsonl, line 1: the model's chat template refuses .*No system turns.*", {
-    "c.jsonl": jsonl({"messages": [{"role": role, "content": "a"} for role in ("system", "user", "assistant")]}),
-    "m": model(written("chat_template.jinja", "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system turns') }}"
-               "{% endif %}{% for message in messages %}<|start_header_id|>{{ message['content'] }}<|eot_id|>{% endfor %}"))}),
-  "sft mesh": Case(f"{SFT} --config.data.train_source={{f}}/c.jsonl --config.batch_size=0", "batch_size: must be at least 1, not 0",
-                   {"c.jsonl": ""}),
-  "pretrain field": Case("launch/pretrain.py --config=configs/pretrain_tiny.py --out={f}/out --config.slips=2", "slips: .*"),
+  "chat column": Case(
+    CHATS, ".*c.jsonl, line 1: no column `messages`, nor.*", {"c.jsonl": jsonl({"text": "a"})}, quick=True),
+  "turns": Case(CHATS, ".*c.jsonl, line 1: `messages` must be a list of turns", {"c.jsonl": jsonl({"messages": "a"})}),
+  "turn": Case(
+    CHATS, ".*c.jsonl, line 1: a turn must have `role` and `content`.*",
+    {"c.jsonl": jsonl({"messages": [{"role": "user"}]})}),
+  "last turn": Case(
+    CHATS, ".*line 1: the last turn must be the assistant's.*",
+    {"c.jsonl": jsonl({"messages": [{"role": "user", "content": "a"}]})}),
+  "system chat": Case(
+    f"{CHATS} --config.model.path={{f}}/m",
+    "data.train_source: .*c.jsonl, line 1: the model's chat template refuses .*No system turns.*",
+    {"c.jsonl": jsonl({"messages": turns("system", "user", "assistant")}), "m": template(NO_SYSTEM)}),
+  "sft mesh": Case(f"{CHATS} --config.batch_size=0", "batch_size: must be at least 1, not 0", {"c.jsonl": ""}),
+  "pretrain field": Case(
+    "launch/pretrain.py --config=configs/pretrain_tiny.py --out={f}/out --config.slips=2",
+    "slips: must lie between 0 and 1, not 2.0"),
   "out is remote": Case("launch/pretrain.py --config=configs/sft.py --out=gs://a/b", "--out: .*gs://a/b.*"),
   # Runs: evaluation and export.
   "no run": Case("launch/export.py --workdir={f}/none --out={f}/out", "--workdir: {f}/none does not exist", quick=True),
-  "empty run": Case("launch/export.py --workdir={f} --out={f}/out", "--workdir: {f} holds no run: config.json is missing"),
-  "damaged run": Case("launch/export.py --workdir={f} --out={f}/out", "--workdir: {f}/config.json is not the config of a run: .*",
-                      {"config.json": "{"}),
-  "run without steps": Case("launch/export.py --workdir={f} --out={f}/out", "--workdir: {f} has no complete checkpoint yet",
-                            {"config.json": '{"model": {"path": "tiny"}}'}),
-  "two models": Case(f"{EVALUATE} --workdir={{f}} --model=tiny", "--model: --workdir names a model already; give one of them"),
+  "empty run": Case(
+    "launch/export.py --workdir={f} --out={f}/out", "--workdir: {f} holds no run: config.json is missing"),
+  "damaged run": Case(
+    "launch/export.py --workdir={f} --out={f}/out", "--workdir: {f}/config.json is not the config of a run: .*",
+    {"config.json": "{"}),
+  "run without steps": Case(
+    "launch/export.py --workdir={f} --out={f}/out", "--workdir: {f} has no complete checkpoint yet",
+    {"config.json": '{"model": {"path": "tiny"}}'}),
+  "two models": Case(
+    f"{EVALUATE} --workdir={{f}} --model=tiny", "--model: --workdir names a model already; give one of them"),
   "step alone": Case(f"{EVALUATE} --step=5", "--step: needs --workdir, whose checkpoint it chooses"),
   "lengths": Case(f"{EVALUATE} --lengths=a,b", "--lengths: .*", quick=True),
   "examples": Case(f"{EVALUATE} --num_examples=0", "--num_examples: must be at least 1, not 0"),
-  "evaluated model": Case(f"{EVALUATE} --model={{f}}/none", ".*{f}/none.*"),
-  "adapter's base": Case(f"{EVALUATE} --model={{f}}/a", ".*a/adapter_config.json .*", {"a": adapter(base_model_name_or_path=None)}),
+  "evaluated model": Case(f"{EVALUATE} --model={{f}}/none", "--model: '{f}/none' is neither a folder nor a hub name.*"),
+  "adapter's base": Case(
+    f"{EVALUATE} --model={{f}}/a", "--model: {f}/a/adapter_config.json names no base model.*",
+    {"a": adapter(base_model_name_or_path=None)}),
   # Planning and measuring.
-  "topology": Case("launch/compile.py --config=configs/gdsd_math.py --topology=v6e:4x4x4",
-                   "--topology: v6e has no slice '4x4x4'; it has 1x1, 2x2, .*16x16", quick=True),
-  "generation": Case("launch/compile.py --config=configs/gdsd_math.py --topology=v9:2x2", "--topology: 'v9:2x2' is no slice of .*"),
-  "unknown hub model": Case("launch/compile.py --config=configs/gdsd_math.py --config.model.path=some/Other --topology=v5e:2x2",
-                            "model.path: 'some/Other' is no folder.*"),
-  "benchmark model": Case("launch/benchmark.py --model=70b", "--model: .*70b.*"),
-  "benchmark part": Case("launch/benchmark.py --only=speed", "--only: .*speed.*"),
-  "benchmark objective": Case("launch/benchmark.py --objective=ppo", ".*'ppo' is not one of.*"),
+  "topology": Case(
+    "launch/compile.py --config=configs/gdsd_math.py --topology=v6e:4x4x4",
+    "--topology: v6e has no slice '4x4x4'; it has 1x1, 2x2, .*16x16", quick=True),
+  "generation": Case(
+    "launch/compile.py --config=configs/gdsd_math.py --topology=v9:2x2", "--topology: 'v9:2x2' is no slice of .*"),
+  "unknown hub model": Case(
+    "launch/compile.py --config=configs/gdsd_math.py --config.model.path=some/Other --topology=v5e:2x2",
+    "model.path: 'some/Other' is no folder.*"),
+  "benchmark model": Case("launch/benchmark.py --model=70b", "--model: '70b' is not one of tiny, 100m, 8b, 8b_dream"),
+  "benchmark part": Case(
+    "launch/benchmark.py --only=speed", "--only: must name some of sampling, training, memory, not 'speed'"),
+  "benchmark objective": Case(
+    "launch/benchmark.py --objective=ppo", "--objective: 'ppo' is not one of gdsd, gdsd_tlc, espo.*"),
 }
 
 

@@ -280,6 +280,26 @@ def test_a_damaged_newest_checkpoint_is_skipped_for_the_one_before_and_said_so(d
   assert (directory / "damaged-4" / item).is_dir()
 
 
+@pytest.mark.parametrize("content", ["", "{", "{}", '{"reward": null}'])
+def test_a_checkpoint_whose_reward_is_damaged_is_used_without(directory, content, caplog):
+  """Orbax reads the rewards of all when it starts, and raises what its libraries raise."""
+  save(directory, [small_state(step, step) for step in (3, 4)], rewards=[1.0, 2.0])
+  (directory / "4" / "metrics" / "metrics").write_text(content)
+  state = restored(directory, small_state(0))
+  np.testing.assert_array_equal(state.params["weight"], 4.0)
+  assert "the evaluation's reward in the checkpoint of step 4 cannot be read" in caplog.text
+  assert (directory / "damaged-metrics-4" / "metrics").is_file()
+
+
+def test_the_cause_of_damage_is_short(directory, caplog):
+  """TensorStore tells how it was asked to read an array, in a page of JSON."""
+  save(directory, [small_state(step, step) for step in (3, 4)])
+  (directory / "4" / "state" / "manifest.ocdbt").write_bytes(b"")
+  restored(directory, small_state(0))
+  assert "Error decoding manifest" in caplog.text and "manifest.ocdbt" in caplog.text
+  assert "tensorstore_spec" not in caplog.text and "{" not in caplog.text
+
+
 def test_the_step_of_a_damaged_checkpoint_can_be_saved_again(directory):
   save(directory, [small_state(step, step) for step in (3, 4)])
   truncate(directory / "4")

@@ -314,4 +314,4 @@ def test_command_line_knows_the_model():
              "--model_args", "pretrained=no/such/folder/at/all"]
   result = subprocess.run(command, capture_output=True, text=True, timeout=300)
   assert result.returncode != 0
-  assert result.stderr.strip().splitlines()[-1].startswith("error: model.path: 'no/such/folder/at/all'")
+  assert result.stderr.strip().splitlines()[-1].startswith("error: --model: 'no/such/folder/at/all'")

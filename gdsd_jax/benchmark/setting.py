@@ -130,4 +130,5 @@ def setting(model: str, **fields: Any) -> Setting:
   try:
     return Setting(model=model, **{**_DEFAULTS[model], **given})
   except ValueError as error:
-    raise ValueError(re.sub(r"^(sampler\.|objective\.)", "--", str(error).replace("model.lora.", "--lora_"))) from None
+    message = str(error).replace("model.lora.", "--lora_").replace("objective.name:", "--objective:")
+    raise ValueError(re.sub(r"^(sampler\.|objective\.)", "--", message)) from None

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import contextlib
 import json
 import logging
+import re
 from typing import Any
 
 from etils import epath
@@ -20,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 # Signs of errors that say nothing about the checkpoint: memory, permissions and the store's own state.
 _PASSING = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "UNAUTHENTICATED", "DEADLINE_EXCEEDED")
+_DETAILS = re.compile(r"\s\[(?:tensorstore_spec|source locations)|\. See full TensorStore details")
+_LONGEST_CAUSE = 300  # characters
 
 
 class CheckpointError(OSError):
@@ -31,6 +34,9 @@ class Checkpoints:
 
   def __init__(self, directory: epath.PathLike, keep: int):
     self.directory = absolute(directory)
+    if is_first_process():
+      _put_damaged_metrics_aside(self.directory)
+    gather_json(None)  # nobody looks before they are moved
     policies = [
       checkpoint_managers.LatestN(keep),
       checkpoint_managers.BestN(
@@ -88,6 +94,7 @@ class Checkpoints:
           damaged[step], restored = f"{name} holds values that are infinite or not a number", None
         if restored is not None:
           self._put_aside(damaged)
+          self._manager.reload()
           key = jax.random.wrap_key_data(restored.key)
           return restored.replace(key=key, frozen=state.frozen), run
     if damaged:
@@ -132,7 +139,6 @@ class Checkpoints:
         (self.directory / str(step)).rename(aside)
     if damaged:
       gather_json(None)  # nobody goes on before they are moved
-      self._manager.reload()
 
   def has(self, step: int) -> bool:
     """Whether the checkpoint of a step is whole; in any thread, also while it is being written."""
@@ -172,7 +178,34 @@ def _not_finite(state: TrainState) -> str | None:
   return not_finite({"params": state.params, "opt_state": state.opt_state, "reference": state.reference})
 
 
-def cause_of(error: Exception) -> str:
-  """What Orbax or TensorStore says went wrong, in one line."""
+def damaged_metrics(directory: epath.Path) -> dict[epath.Path, str]:
+  """Folder of a checkpoint's metrics -> why its evaluation's reward cannot be read. Orbax opens none beside it."""
+  found = {}
+  for file in sorted(directory.glob("*/metrics/metrics")) if directory.is_dir() else []:
+    if file.parent.parent.name.isdecimal():
+      try:
+        float(json.loads(file.read_text())["reward"])
+      except (OSError, ValueError, LookupError, TypeError) as error:
+        found[file.parent] = cause_of(error)
+  return found
+
+
+def _put_damaged_metrics_aside(directory: epath.Path) -> None:
+  for folder, cause in damaged_metrics(directory).items():
+    aside = directory / f"damaged-metrics-{folder.parent.name}"
+    _log.warning("the evaluation's reward in the checkpoint of step %s cannot be read (%s); it is put aside as %s, and"
+                 " the checkpoint is used without", folder.parent.name, cause, aside)
+    if aside.exists():
+      aside.rmtree()
+    folder.rename(aside)
+
+
+def cause_of(error: BaseException) -> str:
+  """What Orbax or TensorStore says went wrong, in one line: without how the array was to be read, which is a page."""
+  while error.__cause__ is not None:
+    error = error.__cause__
+  said = " ".join(_DETAILS.split(str(error))[0].split())
   # The end, because TensorStore puts the operating system's word last.
-  return json.dumps(" ".join(str(error).split())[-300:] or type(error).__name__)
+  said = said if len(said) <= _LONGEST_CAUSE else f"… {said[-_LONGEST_CAUSE:]}"
+  needs_name = isinstance(error, (LookupError, json.JSONDecodeError)) or not said
+  return f"{type(error).__name__}: {said}" if needs_name else said

@@ -15,7 +15,7 @@ from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import add_adapter
 from gdsd_jax.parallel.mesh import param_shardings
-from gdsd_jax.runs.checkpoints import cause_of, CheckpointError
+from gdsd_jax.runs.checkpoints import cause_of, CheckpointError, damaged_metrics
 from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.config_dict import made
 from gdsd_jax.runs.files import absolute
@@ -80,6 +80,9 @@ def find_step(workdir: epath.Path, step: str | int) -> int:
   read_model_config(workdir)
   steps, best = [], None
   if (workdir / "checkpoints").is_dir():
+    for folder, cause in damaged_metrics(absolute(workdir / "checkpoints")).items():
+      raise CheckpointError(f"--workdir: {folder} in the checkpoint of step {folder.parent.name} is damaged ({cause});"
+                            " without that folder, which holds its evaluation's reward, it can be used")
     with _open(workdir) as manager:
       steps, best = sorted(manager.all_steps()), manager.best_step()
   if not steps:
@@ -124,6 +127,7 @@ def load_run(workdir: epath.Path, step: str | int, mesh=None):
   except Exception as error:  # Orbax and TensorStore raise many kinds
     raise CheckpointError(
       f"--workdir: the checkpoint of step {step} in {workdir} cannot be read: {cause_of(error)}"
+      "; --step chooses another"
     ) from error
   if name := not_finite(state["params"]):
     raise CheckpointError(f"--step: {name} in the checkpoint of step {step} of {workdir} holds values that are infinite"
