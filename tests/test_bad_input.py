@@ -211,7 +211,7 @@ BAD = {
   "empty weights": Case(
     MODEL, "model.path: weight file {f}/m/model.safetensors is damaged.*", {"m": model(cut("model.safetensors", 0))}),
   "LFS pointer": Case(
-    MODEL, "model.path: weight file {f}/m/model.safetensors .*",
+    MODEL, "model.path: {f}/m/model.safetensors is a Git LFS pointer, .*git lfs pull.*",
     {"m": model(written("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"))}),
   "lacking weight": Case(
     MODEL, "model.path: no weight file in {f}/m holds model.transformer.wte.*",
@@ -243,7 +243,7 @@ BAD = {
   "system turn": Case(
     f"{ROWS} --config.task.system_prompt=Think. --config.model.path={{f}}/m",
     "task.train_source: the model's chat template refuses it: No system turns; without its .*task.system_prompt.*",
-    {"rows.jsonl": jsonl(*[ROW] * 4), "m": template(NO_SYSTEM)}, quick=True),
+    {"rows.jsonl": jsonl(*[ROW] * 4), "m": template(NO_SYSTEM)}),
   # Adapters.
   "adapter": Case(
     f"{TRAIN} --config.model.lora.rank=4 --config.model.lora.path={{f}}/none",
@@ -297,7 +297,7 @@ BAD = {
   "CSV cell": Case(
     f"{OWN} --config.task.train_source={{f}}/rows.csv",
     "sampler.prompt_buckets: none of the 3 train prompts fits 36 tokens; the shortest has 30013",
-    {"rows.csv": csv_text(["question", "answer"], *[["apples " * 30_000, "1"]] * 4)}, quick=True),
+    {"rows.csv": csv_text(["question", "answer"], *[["apples " * 30_000, "1"]] * 4)}),
   "UTF-8": Case(
     f"{OWN} --config.task.train_source={{f}}/rows.csv", ".*rows.csv, line 2: not UTF-8 text: .*",
     {"rows.csv": b"question,answer\n\xff,1\n"}),
@@ -351,8 +351,7 @@ BAD = {
     {"l.py": "Mine = 5\n"}),
   # Fine-tuning and pretraining.
   "no chats": Case(SFT, "data.train_source: name a source of chats.*"),
-  "chat column": Case(
-    CHATS, ".*c.jsonl, line 1: no column `messages`, nor.*", {"c.jsonl": jsonl({"text": "a"})}, quick=True),
+  "chat column": Case(CHATS, ".*c.jsonl, line 1: no column `messages`, nor.*", {"c.jsonl": jsonl({"text": "a"})}),
   "turns": Case(CHATS, ".*c.jsonl, line 1: `messages` must be a list of turns", {"c.jsonl": jsonl({"messages": "a"})}),
   "turn": Case(
     CHATS, ".*c.jsonl, line 1: a turn must have `role` and `content`.*",

@@ -81,7 +81,15 @@ def test_any_bytes_are_rows_or_one_clear_line(tmp_path_factory, content, kind):
   assert message((ValueError, OSError), file, ("no such column",))
 
 
+def test_a_cell_of_csv_may_be_as_long_as_a_conversation(tmp_path):
+  """Python's csv takes 131,072 characters unless it is told otherwise."""
+  long = "apples " * 50_000
+  source = written(tmp_path / "a.csv", f"question,answer\n{long},2\n")
+  assert open_(source) == [{"question": long, "answer": "2"}]
+
+
 @pytest.mark.parametrize("name, content, expected", [
+  ("a.csv", "question,answer,question\na,b,c\n", "FILE, line 1: it has the column 'question' twice"),
   ("a.jsonl", '{"question": 1}\n\n{"question": }', "FILE, line 3: not JSON: Expecting value at column 14"),
   ("a.jsonl", b'{"question": 1}\n{"question": "\xff"}', "FILE, line 2: not JSON: .* can't decode byte 0xff .*"),
   ("a.jsonl", '{"question": "\\ud800"}', "FILE, line 1: not JSON: .* surrogates not allowed"),
