@@ -25,6 +25,8 @@ _ALLOW_CHANGED_INPUTS = flags.DEFINE_bool(
   "allow_changed_inputs", False, "Go on with a run that was begun with other weights, data or code."
 )
 
+_LAYOUT = flags.DEFINE_enum("layout", None, ["transformers", "published"], "For whose code, as of launch/export.py.")
+
 
 def main():
   from gdsd_jax.runs.metrics import log_to_stdout
@@ -39,12 +41,12 @@ def main():
     from gdsd_jax.supervised.config import FinetuningConfig
     from gdsd_jax.supervised.finetuning import finetune
 
-    finetune(typed(FinetuningConfig, config), workdir, out, _ALLOW_CHANGED_INPUTS.value)
+    finetune(typed(FinetuningConfig, config), workdir, out, _ALLOW_CHANGED_INPUTS.value, _LAYOUT.value)
   else:
     from gdsd_jax.supervised.config import pretraining_config
     from gdsd_jax.supervised.pretraining import pretrain
 
-    pretrain(pretraining_config(config), workdir, out, _ALLOW_CHANGED_INPUTS.value)
+    pretrain(pretraining_config(config), workdir, out, _ALLOW_CHANGED_INPUTS.value, _LAYOUT.value)
 
 
 if __name__ == "__main__":

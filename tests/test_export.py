@@ -9,7 +9,7 @@ from conftest import slow
 import jax
 import numpy as np
 import pytest
-from test_huggingface import CONFIG, hugging_face_weights, write_hugging_face
+from test_huggingface import CONFIG, hugging_face_weights, random_params, write_hugging_face
 
 import gdsd_jax
 from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer, stop_token_ids, token_ids
@@ -177,6 +177,17 @@ def test_all_ends_of_text_come_along(tiny, tmp_path):
   write_model(out, denoiser, params, ModelConfig(path=str(base)))
   assert {7, 8} < set(before) and stop_token_ids(load_tokenizer(out), denoiser.config) == before
   assert read(out / "generation_config.json")["temperature"] == 0.5
+
+
+def test_a_network_that_transformers_class_lacks_is_published_by_default(tmp_path):
+  config = dataclasses.replace(CONFIG, num_heads=6, num_kv_heads=2, head_dim=4, family="dream", qkv_bias=True,
+                               shifted_output=True, positions_skip_padding=True)
+  denoiser = gdsd_jax.Denoiser(config)
+  base = ModelConfig(path=str(write_hugging_face(tmp_path / "base", CONFIG, {"x": np.zeros(1, np.float32)})))
+  write_model(tmp_path / "out", denoiser, random_params(denoiser), base)
+  assert read(tmp_path / "out" / "config.json")["model_type"] == "Dream"
+  with pytest.raises(ValueError, match="--layout: transformers has no class of this network"):
+    write_model(tmp_path / "other", denoiser, random_params(denoiser), base, layout="transformers")
 
 
 def test_a_layout_of_ones_own_stays(tiny, tmp_path):

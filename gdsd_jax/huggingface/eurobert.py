@@ -44,9 +44,13 @@ class EuroBertLayout(Layout):
       family=family, layout="transformers", **rope(fields, 10000.0),
     )
 
+  def computes(self, config: DenoiserConfig) -> bool:
+    """Whether the class accepts a network's sizes."""
+    return config.hidden_size % config.num_heads == 0
+
   def format_config(self, config: DenoiserConfig, dtype: str) -> dict[str, Any]:
     """Raises ValueError where the class has no such network."""
-    if config.hidden_size % config.num_heads:
+    if not self.computes(config):
       raise ValueError(f"{CLASS} wants hidden_size ({config.hidden_size}) to be a multiple of num_heads"
                        f" ({config.num_heads}); write the published layout")
     scaled = config.rope_factor != 1

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 from flax import traverse_util
 import numpy as np
@@ -29,6 +30,7 @@ from gdsd_jax.huggingface.stored_layers import (
 )
 from gdsd_jax.huggingface.tokenizer_export import write_tokenizer
 from gdsd_jax.huggingface.weight_files import INDEX
+from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import param_shardings
 from gdsd_jax.parallel.rows import lay_out
@@ -90,20 +92,12 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
   if "lora" in params:
     raise ValueError("the parameters have an adapter: merge it (models.lora.merge), or save it by itself"
                      " (huggingface.adapters.save_adapter)")
-  config = denoiser.config
-  if layout is not None:
-    require_one_of("layout", layout, LAYOUTS)
-    require(not own_code.is_own(config.family), "layout", f"the model has its own, {config.family}")
-    config = dataclasses.replace(config, layout=layout)
-  written = layout_of(config.family, config.layout)
-  fields = written.format_config(config, str(params["embedding"].dtype))
-  read_back = written.parse_config(fields)
-  if lost := [name for name, value in vars(config).items() if getattr(read_back, name) != value]:
-    raise ValueError(f"the layout of {config.family} has no place for this model's {', '.join(lost)}")
+  config, fields = _in_layout(denoiser.config, layout, str(params["embedding"].dtype))
   leaves = traverse_util.flatten_dict(params, sep=".")
   places = {name: (leaf, layer) for leaf in leaves for layer, name in enumerate(names_of(config, leaf))}
   places = dict(sorted(places.items(), key=lambda item: (is_stacked(item[1][0]), item[1][1])))  # layer by layer
-  zeros = {name: np.zeros(size, params["embedding"].dtype) for name, size in written.zero_biases(config).items()}
+  biases = layout_of(config.family, config.layout).zero_biases(config)
+  zeros = {name: np.zeros(size, params["embedding"].dtype) for name, size in biases.items()}
   places |= {name: (name, 0) for name in zeros}
   size = lambda place: (zeros[place[0]].nbytes if place[0] in zeros else
                         leaves[place[0]].nbytes // (config.num_layers if is_stacked(place[0]) else 1))
@@ -133,3 +127,17 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
     source = None if denoiser.source is None else Path(denoiser.source)
     if tokenizer is not None or source is not None and source.resolve() != Path(path).resolve():
       write_tokenizer(temporary, config, tokenizer, source)
+
+
+def _in_layout(config: DenoiserConfig, layout: str | None, dtype: str) -> tuple[DenoiserConfig, dict[str, Any]]:
+  """(config of the model in a layout, fields of its config.json). Raises ValueError where that has no place for it."""
+  if layout is not None:
+    require_one_of("layout", layout, LAYOUTS)
+    require(not own_code.is_own(config.family), "layout", f"the model has its own, {config.family}")
+    config = dataclasses.replace(config, layout=layout)
+  written = layout_of(config.family, config.layout)
+  fields = written.format_config(config, dtype)
+  read_back = written.parse_config(fields)
+  if lost := [name for name, value in vars(config).items() if getattr(read_back, name) != value]:
+    raise ValueError(f"the layout of {config.family} has no place for this model's {', '.join(lost)}")
+  return config, fields

@@ -12,6 +12,7 @@ from etils import epath
 from gdsd_jax import own_code
 from gdsd_jax.checks import require, require_one_of
 from gdsd_jax.huggingface.adapters import save_adapter
+from gdsd_jax.huggingface.eurobert import EUROBERT
 from gdsd_jax.huggingface.folder import is_embedded
 from gdsd_jax.huggingface.model_card import is_ours, model_card, NAME as README
 from gdsd_jax.huggingface.origin import check_alone, NAME as ORIGIN
@@ -98,12 +99,22 @@ def write_model(out: Path, denoiser, params, base_model: ModelConfig, merged: bo
     made: fields of the run's recipe, for the model card.
     origin: see `origin_of_run`; None where it is the model of no run.
   """
-  is_own = own_code.is_own(denoiser.config.family)
-  require(layout is None or not is_own, "--layout", f"the model has its own, {denoiser.config.family}")
-  if layout is not None:
-    require_one_of("--layout", layout, LAYOUTS)
+  check_layout(layout, denoiser, merged)
   with locked(out, "--out", alone=True):
     _write_model(out, denoiser, params, base_model, merged, layout, made, origin)
+
+
+def check_layout(layout: str | None, denoiser, merged: bool = False) -> None:
+  """Raises ValueError unless a model, or its adapter unless `merged`, can be written in a layout; None always can."""
+  if layout is None:
+    return
+  config, adapter = denoiser.config, denoiser.lora is not None and not merged
+  require(not own_code.is_own(config.family), "--layout", f"the model has its own, {config.family}")
+  require_one_of("--layout", layout, LAYOUTS)
+  require(not adapter or layout in ("transformers", config.layout), "--layout",
+          f"the base model's is {config.layout}, which its adapter must have, too")
+  require(layout != "transformers" or EUROBERT.computes(config), "--layout",
+          "transformers has no class of this network; write the published one")
 
 
 def _write_model(out: Path, denoiser, params, base_model: ModelConfig, merged: bool, layout: str | None,
@@ -115,7 +126,8 @@ def _write_model(out: Path, denoiser, params, base_model: ModelConfig, merged: b
     return
   if denoiser.lora is not None:
     params, denoiser = merge(params, denoiser.lora), dataclasses.replace(denoiser, lora=None)
-  layout = None if own else layout or "transformers"
+  if not own:
+    layout = layout or ("transformers" if EUROBERT.computes(denoiser.config) else "published")
   written = dataclasses.replace(denoiser, config=dataclasses.replace(
     denoiser.config, layout=layout or denoiser.config.layout), source=str(folder))
   card = model_card(out, written, *_named(base_model, folder)[:2], made)
@@ -130,8 +142,6 @@ def _write_adapter(out: Path, denoiser, params, base_model: ModelConfig, folder:
   made_from, config = base, denoiser.config
   layout = layout or ("transformers" if is_embedded(folder) else config.layout)
   if layout != config.layout:
-    require(layout == "transformers", "--layout", f"the base model {base} has the layout {config.layout}, which its"
-            " adapter must have, too")
     weights = params if "embedding" in params else load_weights(folder, denoiser)
     bare = dataclasses.replace(denoiser, lora=None, source=str(folder))
     save_pretrained(out / "base_model", bare, {name: leaf for name, leaf in weights.items() if name != "lora"},

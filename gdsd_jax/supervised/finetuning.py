@@ -20,7 +20,7 @@ from gdsd_jax.parallel.rows import fetch_whole, local_rows, spread
 from gdsd_jax.runs.config_dict import open_workdir
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.digits import significant
-from gdsd_jax.runs.export import check_out, origin_of_run, write_model
+from gdsd_jax.runs.export import check_layout, check_out, origin_of_run, write_model
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training
 from gdsd_jax.runs.metrics import Progress, Stopwatch
@@ -68,20 +68,23 @@ def _validation_loss(params, key, batch, *, denoiser, prompt_length: int):
   return loss, jnp.sum(batch[1])
 
 
-def finetune(config: FinetuningConfig, workdir: epath.Path, out: Path, allow_changed_inputs: bool = False) -> None:
+def finetune(config: FinetuningConfig, workdir: epath.Path, out: Path, allow_changed_inputs: bool = False,
+             layout: str | None = None) -> None:
   """Runs or resumes fine-tuning in `workdir` and writes the model, or adapter, to `out`. Raises as `run_training`.
 
-  A run that is resumed with other weights or data than it was begun with is refused, unless that is allowed.
+  A run that is resumed with other weights or data than it was begun with is refused, unless that is allowed. `layout`
+  is as in `write_model`.
   """
   with Interruption() as interruption:
     training = _Finetuning(config, workdir, out, allow_changed_inputs)
+    check_layout(layout, training.denoiser)
     run_training(training, interruption)
     params = training.state.params  # the adapter alone, if there is one
     if jax.process_count() > 1:
       params = fetch_whole(params)
     if is_first_process():
       origin = origin_of_run(workdir, config.model)
-      write_model(out, training.denoiser, params, config.model, made=config.as_given, origin=origin)
+      write_model(out, training.denoiser, params, config.model, False, layout, config.as_given, origin)
     gather_json(None)  # nobody leaves before the model is written
 
 

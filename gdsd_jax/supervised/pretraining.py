@@ -27,7 +27,7 @@ from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.runs.config_dict import open_workdir
-from gdsd_jax.runs.export import check_out, origin_of_run
+from gdsd_jax.runs.export import check_layout, check_out, origin_of_run
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.lock import locked
 from gdsd_jax.runs.loop import run_training, Training
@@ -80,19 +80,22 @@ def _train_step(denoiser, optimizer, state: TrainState, tokens, maskable, attent
   return state.replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss, **metrics}
 
 
-def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path, allow_changed_inputs: bool = False) -> None:
+def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path, allow_changed_inputs: bool = False,
+             layout: str | None = None) -> None:
   """Runs or resumes the pretraining of a model in `workdir` and writes its Hugging Face folder to `out`.
 
   Besides what every task has, config.task must offer `tags` (texts that become single tokens), `solution(example)` and
   `careless_solution(example, slips, rng)`. `out` keeps what it holds until the end. A run
-  whose problems have changed since it began is refused, unless that is allowed. Raises as `run_training`.
+  whose problems have changed since it began is refused, unless that is allowed. `layout` is as in `write_model`. Raises
+  as `run_training`.
   """
   with Interruption() as interruption:
     check_out(out, workdir, None)
     training = _Pretraining(config, workdir, allow_changed_inputs)
+    check_layout(layout, training.denoiser)
     run_training(training, interruption)
     written = dataclasses.replace(training.denoiser, config=dataclasses.replace(
-      training.denoiser.config, layout="transformers"))
+      training.denoiser.config, layout=layout or "transformers"))
     card = {NAME: model_card(out, written, "", False, config.as_given)} if is_ours(out) else None
     beside = {ORIGIN: origin_of_run(workdir, None), **(card or {})}
     with locked(out, "--out", alone=True):
