@@ -38,6 +38,8 @@ for name, code in job["modules"]:
   exec(code, module.__dict__)
 module.main(job)
 """
+_SHARED = ("containers", "wire", "standins", "objects", "peer")
+_MODULES = {"candidate": (*_SHARED, "candidate"), "judge": (*_SHARED, "names", "policy", "runner", "judge")}
 _INTERPRETER = os.path.realpath(sys.executable)
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 # Each sandbox gets a user number that nobody has, because limits on processes are counted by user.
@@ -51,7 +53,7 @@ _NAMESPACES_COUNT = tuple(map(int, re.findall(r"\d+", platform.release())[:2])) 
 class Limits:
   """What one program may use."""
 
-  test_seconds: float = 4.0  # CPU time of a test; a test that waits has twice that
+  test_seconds: float = 4.0  # CPU time of a test, of all its processes together; a test that waits has twice that
   program_seconds: float = 10.0  # wall-clock time of all tests of a program, its start included
   memory_mb: int = 512  # limit for a process, and for all processes of a program together
   file_mb: int = 16  # size of a file, and of the private /tmp, which takes some thousands of files
@@ -65,7 +67,7 @@ def start(main: str, job: dict, limits: Limits, pass_fds: tuple[int, ...], drop_
   kept. With `drop_user`, which needs root, it becomes another user.
   """
   user = _FIRST_USER + os.getpid() % 2**18 * 2**10 + next(_counter) % 2**10 if drop_user else 0
-  job = dict(job, user=user, modules=[(name, _code(name)) for name in ("wire", "names", main)], limits=[
+  job = dict(job, user=user, modules=[(name, _code(name)) for name in _MODULES[main]], limits=[
     ("RLIMIT_AS", limits.memory_mb * 2**20), ("RLIMIT_FSIZE", limits.file_mb * 2**20), ("RLIMIT_CORE", 0),
     ("RLIMIT_NPROC", limits.processes if drop_user or _NAMESPACES_COUNT else resource.RLIM_INFINITY),
     ("RLIMIT_NOFILE", 64), ("RLIMIT_MEMLOCK", 0), ("RLIMIT_MSGQUEUE", 0),

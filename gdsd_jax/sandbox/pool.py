@@ -13,15 +13,17 @@ import re
 import resource
 import select
 import shutil
+import signal
 import socket
 import sys
 import time
 
 from gdsd_jax.sandbox import bubblewrap
 
-_WATCH_SECONDS = 0.1
+_WATCH_SECONDS, _CLOCK_SECONDS = 0.1, 0.5
 _OWN_MEMORY = 64 * 2**20  # bytes, address space of a sandbox's own processes
 _MAX_FILES = 5000
+_TICKS = os.sysconf("SC_CLK_TCK")  # a second
 MAX_TEXT = 4 * 2**20  # bytes of what a script reads or prints: both lie in the sandbox's /tmp, and cross in one message
 _IMPORT = re.compile(r"^[ \t]*(?:from|import)[ \t]+([A-Za-z_][A-Za-z_0-9]*)", re.MULTILINE)
 
@@ -46,6 +48,8 @@ class Program:
   tests: tuple[str | ScriptTest, ...]
   setup: str = ""  # Python code that runs before every test of code
   names: tuple[str, ...] = ()  # what the program is known to define; only needed for names of Python's, such as `sum`
+  # Which of them are classes, whose objects may say what plain data they equal; None for what the tests treat as one.
+  classes: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,18 +121,56 @@ def _run(program, limits, drop_user, explain=False):
 def _read_marks(reader, count, limits, pids):
   """Reads the judge's bytes until they are all there, the time is up, or the program takes more than its share."""
   marks, memory = b"", limits.memory_mb * 2**20 + _OWN_MEMORY
-  start = watched = time.monotonic()
+  clocks = [Clock(pid) for pid in pids]
+  start = watched = timed = time.monotonic()
   while len(marks) < count and (left := start + limits.program_seconds - time.monotonic()) > 0:
     if select.select([reader], [], [], min(_WATCH_SECONDS, left))[0]:
       data = reader.read(count - len(marks))
       if not data:
         break
       marks += data
+      for clock in clocks:
+        clock.start = clock.last
     if time.monotonic() - watched >= _WATCH_SECONDS:
       if any(exceeds(pid, limits.processes, memory, limits.file_mb * 2**20) for pid in pids):
         break
       watched = time.monotonic()
+      if watched - timed >= _CLOCK_SECONDS:
+        for clock in clocks:
+          if clock.read() - clock.start > math.ceil(limits.test_seconds) + 1:
+            clock.end()
+        timed = watched
   return marks
+
+
+class Clock:
+  """The CPU time of all processes of a sandbox together, of which each has a limit of its own as well.
+
+  Short-lived ones whose parent did not wait for them count as far as they were seen: the time of the wall limits them.
+  """
+
+  def __init__(self, pid: int):
+    self._pid = pid
+    self._seen = {}  # (pid, when it started) -> seconds
+    self.start = self.last = 0.0  # seconds at the last test's end, and when they were last read
+
+  def read(self) -> float:
+    """Seconds that the processes below `pid` have taken so far."""
+    waited = 0.0
+    for pid in _tree(self._pid):
+      with contextlib.suppress(OSError):  # its process has ended meanwhile
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        own, children = (sum(map(int, fields[i:i + 2])) / _TICKS for i in (11, 13))
+        self._seen[pid, fields[19]] = own
+        waited += own + children  # of those that have ended, their parent has the time
+    self.last = max(self.last, waited, sum(self._seen.values()))
+    return self.last
+
+  def end(self) -> None:
+    """Ends the processes of the present test: those below the three that a sandbox has of its own."""
+    for pid in _tree(self._pid)[3:]:
+      with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def exceeds(pid: int, processes: int, memory: int, disk: int) -> bool:
@@ -138,15 +180,22 @@ def exceeds(pid: int, processes: int, memory: int, disk: int) -> bool:
   share stays allocated when none of them has it resident any more. The sandbox's own processes, at most four, come on
   top. Sees nothing where the kernel lists no children in /proc.
   """
-  count, total, waiting = 0, 0, [pid]
-  while waiting:
-    pid = waiting.pop()
-    waiting += [int(child) for task in glob.glob(f"/proc/{pid}/task/*/children") for child in _words(task)]
-    total += resource.getpagesize() * int((_words(f"/proc/{pid}/statm") or [0])[0])
+  count, total = 0, 0
+  for found in _tree(pid, processes + 4):
+    total += resource.getpagesize() * int((_words(f"/proc/{found}/statm") or [0])[0])
     count += 1
-    if count > processes + 4 or total > memory or count == 2 and _files(pid, disk) > _MAX_FILES:
+    if count > processes + 4 or total > memory or count == 2 and _files(found, disk) > _MAX_FILES:
       return True
   return False
+
+
+def _tree(pid, more=math.inf):
+  """A process and those below it, the nearest first: at most one more than `more`."""
+  found = [pid]
+  for pid in found:
+    if len(found) <= more:
+      found += [int(child) for task in glob.glob(f"/proc/{pid}/task/*/children") for child in _words(task)]
+  return found
 
 
 def _words(file):

@@ -20,9 +20,9 @@ class CodeTask(SourcedTask):
   """Programs asked for in one fenced block, run in bubblewrap, where they never see their tests.
 
   An example has `messages` and `tests`, each a text of Python or, for programs that read and print, a dict of `stdin`
-  and `stdout`. It may have `setup` (str, runs before every test of Python) and `names` (list of str, what the program
-  must define). It may also have `prompt` (str, the head of a function that the completion may go on with). A row of a
-  file is as good as an example.
+  and `stdout`. It may have `setup` (str, runs before every test of Python), `names` (list of str, what the program must
+  define) and `classes` (list of str, those that are classes; else the tests tell). It may also have `prompt` (str, the
+  head of a function that the completion may go on with). A row of a file is as good as an example.
 
   The columns of a row tell its kind, see `tasks/code_rows.py`: AceCode, HumanEval, MBPP (all of it or sanitized), APPS
   and TACO. Training has no default: the paper's subset of AceCode is on no hub.
@@ -32,7 +32,7 @@ class CodeTask(SourcedTask):
   # How AceCode's problems and those of APPS and TACO are asked: "gdsd" or "espo" (tasks/official_prompts.py), None for
   # the latter. HumanEval and MBPP are asked as both evaluate them.
   prompt: str | None = None
-  test_seconds: float = 4.0  # CPU time of a test; a test that waits has twice that
+  test_seconds: float = 4.0  # CPU time of a test, of all its processes together; a test that waits has twice that
   program_seconds: float = 10.0  # wall-clock time of all tests of a program
   memory_mb: int = 512  # for a program
   workers: int | None = None  # programs run at a time; None for as many as there are CPUs
@@ -116,7 +116,8 @@ def _program(completion, example):
     code = "("  # no Python either
   source = complete(example["prompt"], names[0], code) if "prompt" in example else code.strip()
   tests = tuple(test if isinstance(test, str) else sandbox.ScriptTest(**test) for test in example.get("tests", ()))
-  return sandbox.Program(source, tests, example.get("setup", ""), names)
+  classes = None if example.get("classes") is None else tuple(example["classes"])
+  return sandbox.Program(source, tests, example.get("setup", ""), names, classes)
 
 
 def _grade(completion: str, verdict: sandbox.Verdict) -> base.Grade:

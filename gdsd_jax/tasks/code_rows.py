@@ -26,15 +26,21 @@ assert _plain(_function(*{arguments!r})) in {expected!r}
 
 
 def read_row(row: Mapping[str, Any], prompt: str) -> dict[str, Any]:
-  """The example (see `CodeTask`) that a row of any known kind holds. ValueError where it is of none, or damaged.
+  """The example (see `CodeTask`) that a row of any known kind holds.
 
-  `prompt` names what AceCode's problems and those of APPS and TACO ask for: one of `CODE_SYSTEM`.
+  ValueError where it is of none, or damaged, or has tests that the sandbox cannot run, see docs/code.md. `prompt` names
+  what AceCode's problems and those of APPS and TACO ask for: one of `CODE_SYSTEM`.
   """
   columns = kind_of(row)
   if columns is None:
     known = "; ".join(map(", ".join, _KINDS))
     raise ValueError(f"columns {', '.join(row)} are those of no known kind: {known}")
-  return _KINDS[columns](row, prompt)
+  example = {**_KINDS[columns](row, prompt), **({"classes": _texts_of(row, "classes")} if "classes" in row else {})}
+  tests = [test for test in example["tests"] if isinstance(test, str)]
+  why = sandbox.refusal(tests, example.get("setup", ""), example.get("names", ()), example.get("classes"))
+  if why:
+    raise ValueError(f"{why} (docs/code.md)")
+  return example
 
 
 def kind_of(row: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -63,6 +69,7 @@ def _humaneval(row, _):
   return {
     "messages": _asked(question), "prompt": prompt, "names": [name],
     "tests": [f"{text_of(row, 'test')}\ncheck({name})\n"],
+    "classes": [],
     "setup": prompt[:head.start()],  # tests that use the prompt's helpers mean these, not what a program makes of them
   }
 
@@ -79,8 +86,10 @@ def _mbpp_of(row, text, setup):
   tests = _tests_of(row, "test_list")
   question = (f"You are an expert Python programmer, and here is your task: {text} "
               "Your code should pass these tests:\n\n" + "\n".join(tests))
-  names = re.findall(r"^(?:async[ \t]+def|def|class)[ \t]+(\w+)", text_of(row, "code"), re.MULTILINE)
-  return {"messages": _asked(question), "tests": tests, "setup": setup, "names": names}
+  code = text_of(row, "code")
+  names = re.findall(r"^(?:async[ \t]+def|def|class)[ \t]+(\w+)", code, re.MULTILINE)
+  classes = re.findall(r"^class[ \t]+(\w+)", code, re.MULTILINE)
+  return {"messages": _asked(question), "tests": tests, "setup": setup, "names": names, "classes": classes}
 
 
 def _input_output(row, prompt):
@@ -100,7 +109,7 @@ def _input_output(row, prompt):
   accepted = [(value, *value[:1]) if isinstance(value, list) else (value,) for value in outputs]
   tests = [_CALL.format(name=name, arguments=given, expected=values) for given, values in zip(inputs, accepted)]
   asked = _asked_strictly(f"{question}\n\nThe function is named `{name}`.{begun}", prompt)
-  return {"messages": asked, "tests": tests, "setup": _CALL_SETUP, "names": [name]}
+  return {"messages": asked, "tests": tests, "setup": _CALL_SETUP, "names": [name], "classes": []}
 
 
 def _asked(question):

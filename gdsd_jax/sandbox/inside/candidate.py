@@ -3,11 +3,10 @@
 Nothing here is a defence: a program may take this process over, and then has what any program has, the judge's socket.
 """
 
-from _collections import deque
 import _socket
 import array
-import marshal
-import operator
+import builtins
+import io
 import os
 import resource
 import signal
@@ -15,65 +14,104 @@ import sys
 import time
 import types
 
-import wire
-
-_CONTAINERS = (list, dict, set, bytearray, tuple, deque)
-# What the judge's stand-ins ask for, beside loading the program and calling what it defines.
-_OPERATIONS = {
-  "await": lambda value: __import__("asyncio").run(value),  # imported late, as few programs need it
-  "bool": bool, "delitem": operator.delitem, "getattr": getattr, "getitem": operator.getitem,
-  "isinstance": isinstance, "iter": iter, "len": len, "next": next, "repr": repr, "setattr": setattr,
-  "setitem": operator.setitem, "str": str,
-}
+import peer
+import standins
 
 
-class Candidate(wire.Peer):
+class Candidate(peer.Peer):
   """The program's end of the channel."""
 
   def __init__(self, sock, program):
-    super().__init__(sock)
-    self._objects = []
-    self._numbers = {}
+    super().__init__(sock, first=1)
     self._program = program
-    self._operations = _OPERATIONS | {"load": self._load, "call": self._call}
+    self._bound = {}  # names of the test that are the program's, and their values as last told
+    self._operations = standins.OPERATIONS | {"load": self._load, "above": _above, "subclass": _subclass, "do": _do}
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(_Input(self)), encoding="utf-8")
+    sys.stdout, sys.stderr = (io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogatepass") for _ in range(2))
+    self._printed = sys.stdout, sys.stderr
+    builtins.input = lambda prompt="", /: self.ask("input", prompt)
 
-  def refer(self, value):
-    number = self._numbers.setdefault(id(value), len(self._objects))
-    if number == len(self._objects):
-      self._objects.append(value)  # kept alive, so that its id stays its own
-    if isinstance(value, wire.BASES):
-      return "held", number
-    return "coroutine" if isinstance(value, types.CoroutineType) else "object", number
+  def resolve(self, tag, parts):
+    if tag == "std":
+      module, name = parts
+      return getattr(sys.modules.get(module) or __import__(module, fromlist=[name]), name)
+    found = super().resolve(tag, parts)
+    if tag == "object" and len(parts) == 4 and standins.is_standin(found):
+      return self._callback(found, parts[0], *parts[2:])
+    return found
 
-  def resolve(self, tag, number, value):
-    if tag == "held":
-      return value
-    if tag == "object":
-      return self._objects[number]
-    return lambda *args, **kwargs: self.ask("call", number, args, kwargs)
+  def _callback(self, standin, number, name, doc):
+    """A function of the test is a function here, so that it can be a method."""
+    def callback(*args, **kwargs):
+      return self.operate("call", standin, args, (*kwargs.items(),))
 
-  def handle(self, operation, arguments):
-    return self._operations[operation](*arguments)
+    callback.__name__ = callback.__qualname__ = name
+    callback.__doc__ = doc
+    self._standins[number] = callback
+    self._disguised[id(callback)] = number
+    return callback
+
+  def handle(self, operation, operands):
+    return self._operations[operation](*operands)
+
+  def news(self):
+    """What the program has printed, and which of the test's names it has bound anew."""
+    printed = [_taken(stream) for stream in self._printed]
+    module = sys.modules.get("program")
+    changed = {name: module.__dict__[name] for name, value in self._bound.items()
+               if name in module.__dict__ and module.__dict__[name] is not value}
+    self._bound |= changed
+    return (*printed, changed) if changed or any(printed) else None
 
   def _load(self, names):
     """Runs the program, but not what it does as a script; returns the values of those `names` that it defines."""
     module = sys.modules["program"] = types.ModuleType("program")
     exec(compile(self._program, "<program>", "exec"), module.__dict__)
+    self._bound = {name: module.__dict__.get(name) for name in names}
     return {name: getattr(module, name) for name in names if hasattr(module, name)}
 
-  def _call(self, function, args, kwargs):
-    """Returns (result, what became of arguments that the call changed in place, by position or name)."""
-    places = [*enumerate(args), *kwargs.items()]
-    before = {place: self._snapshot(value) for place, value in places if isinstance(value, _CONTAINERS)}
-    result = function(*args, **kwargs)
-    after = {place: value for place, value in places if place in before and self._snapshot(value) != before[place]}
-    return result, after
 
-  def _snapshot(self, value):
-    try:
-      return marshal.dumps(value, 2)  # quick, and the same for the same plain data
-    except ValueError:
-      return wire.encode(value, self.refer)
+class _Input(io.RawIOBase):
+  """The standard input of the test."""
+
+  def __init__(self, candidate):
+    self._candidate = candidate
+    self._rest = b""
+
+  def readable(self):
+    return True
+
+  def readinto(self, buffer):
+    self._rest = self._rest or self._candidate.ask("readline").encode("utf-8", "surrogatepass")
+    size = min(len(self._rest), len(buffer))
+    buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+    return size
+
+
+def _taken(stream):
+  """The text that was written to one of the program's streams since it was last taken."""
+  if stream.closed:
+    return ""
+  stream.flush()
+  text = stream.buffer.getvalue().decode("utf-8", "surrogatepass")
+  if text:
+    stream.seek(0)
+    stream.truncate()
+  return text
+
+
+def _above(owner, instance, kind, name):
+  value = next(vars(kind)[name] for kind in owner.__mro__ if name in vars(kind))
+  return value.__get__(instance, kind) if hasattr(type(value), "__get__") else value
+
+
+def _subclass(name, bases, namespace, options):
+  return types.new_class(name, bases, options, lambda into: into.update(namespace, __module__="program"))
+
+
+def _do(module, function, args, kwargs):
+  """Calls a function of the standard library that looks into an object of the program."""
+  return getattr(__import__(module), function)(*args, **kwargs)
 
 
 def main(job) -> None:
@@ -93,7 +131,7 @@ def main(job) -> None:
     if os.fork() == 0:
       resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_seconds"], job["cpu_seconds"] + 1))
       control.close()
-      serve = _run_script if data == wire.SCRIPT else _serve
+      serve = _run_script if data == peer.SCRIPT else _serve
       return serve(_socket.socket(fileno=fd), job["source"])
     os.close(fd)
 
@@ -128,8 +166,8 @@ def _run_script(sock, source):
   Returns in the script's process alone, once the program has run through: the interpreter then ends as it always does,
   with what the program left to be done at the end. Input and output are files, as no pipe holds all of them.
   """
-  peer = Candidate(sock, source)
-  _, _, (text,) = peer.receive()
+  channel = peer.Peer(sock, first=1)
+  _, _, (text,) = channel.receive()
   stdin, stdout = (os.open("/tmp", os.O_TMPFILE | os.O_RDWR, 0o600) for _ in range(2))
   with open(stdin, "wb", closefd=False) as file:
     file.write(text.encode("utf-8", "surrogatepass"))
@@ -145,7 +183,7 @@ def _run_script(sock, source):
     return
   try:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    printed = os.pread(stdout, wire.MAX_MESSAGE, 0).decode("utf-8", "replace")
-    peer.send(("ok", (status, printed)))
+    printed = os.pread(stdout, peer.MAX_MESSAGE, 0).decode("utf-8", "replace")
+    channel.send("ok", (status, printed))
   finally:
     os._exit(0)

@@ -1,220 +1,191 @@
-"""The only language that judge and candidate share: length-prefixed JSON of plain data, decoded strictly.
+"""The only language that judge and candidate share: JSON of plain data, decoded strictly.
 
 Numbers, texts, true, false and null stand for themselves. All else is a list that begins with a tag: `["tuple", 1, 2]`.
 No pickle: decoding builds exact builtin types and a few of the standard library's, and never calls the sender's code.
-Everything else crosses as a number that stands for an object on the sender's side.
+Containers that can change carry a number, so that both sides can say what became of them (`containers.py`). Everything
+else crosses as a number that stands for an object on the sender's side (`peer.py`).
 """
 
+from _collections import defaultdict
 import binascii
 import builtins
 import json
 import operator
-import struct
 
-MAX_MESSAGE = 16 * 2**20  # bytes
-FUNCTIONS, SCRIPT = b"1", b"2"  # how the judge wants a program run: for what it defines, or for what it prints
+import containers
+
 MAX_DEPTH = 200  # containers in each other; each takes two of Python's 1000 frames
 
-_LENGTH = struct.Struct("<I")
 # Characters beyond ASCII stay as they are, because escapes would join the halves of a surrogate pair.
 _JSON = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":"))
-_COLLECTIONS = {kind.__name__: kind for kind in (list, tuple, set, frozenset)}
-PLAIN_TYPES = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, type(None))
+PLAIN_TYPES = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, slice,
+               type(None), type(...), type(NotImplemented))
+# Objects of their subclasses, such as named tuples, cross as the value that they hold, with a reference to the object.
+BASES = (int, float, complex, str, bytes, tuple, frozenset, *containers.KINDS.values())
+_VIEWS = {type(getattr({}, name)()): name for name in ("keys", "values", "items")}
 # What crosses by its name: each side has its own.
 _BUILTINS = {value.__name__: value for value in (
-  *PLAIN_TYPES, object, enumerate, filter, map, reversed, zip, abs, all, any, ascii, bin, callable, chr, divmod, format,
-  hash, hex, isinstance, issubclass, iter, len, max, min, next, oct, ord, pow, repr, round, sorted, sum,
-)}
+  *PLAIN_TYPES, object, type, abs, all, any, ascii, bin, callable, chr, divmod, format, hash, hex, isinstance,
+  issubclass, iter, len, max, min, next, oct, ord, pow, print, repr, round, sorted, sum,
+)} | containers.KINDS | {"Ellipsis": ..., "NotImplemented": NotImplemented} | {
+  name: value for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, BaseException)}
+NAMES = {id(value): name for name, value in _BUILTINS.items()}
 # Types of the standard library that are rebuilt: (module, name) -> what the constructor takes.
 _STANDARD = {
-  ("collections", "Counter"): lambda value: (dict(value),),
-  ("collections", "OrderedDict"): lambda value: (list(value.items()),),
-  ("collections", "deque"): lambda value: (list(value), value.maxlen),
   ("datetime", "date"): operator.attrgetter("year", "month", "day"),
-  ("datetime", "datetime"): operator.attrgetter("year", "month", "day", "hour", "minute", "second", "microsecond"),
-  ("datetime", "time"): operator.attrgetter("hour", "minute", "second", "microsecond"),
+  ("datetime", "datetime"): operator.attrgetter(
+    "year", "month", "day", "hour", "minute", "second", "microsecond", "tzinfo"),
+  ("datetime", "time"): operator.attrgetter("hour", "minute", "second", "microsecond", "tzinfo"),
   ("datetime", "timedelta"): operator.attrgetter("days", "seconds", "microseconds"),
+  ("datetime", "timezone"): lambda value: (value.utcoffset(None),),
   ("decimal", "Decimal"): lambda value: (str(value),),
   ("fractions", "Fraction"): operator.attrgetter("numerator", "denominator"),
+  ("pathlib", "PosixPath"): lambda value: (str(value),),
+  ("pathlib", "PurePosixPath"): lambda value: (str(value),),
+  ("uuid", "UUID"): lambda value: (value.hex,),
 }
-_ARGUMENTS = {dict, list, int, str, type(None)}  # no range, with which a deque would fill the memory
-# Objects of their subclasses, such as named tuples, cross as the value that they hold, with a reference to the object.
-BASES = (int, float, str, bytes, tuple, frozenset)
+
+
+_ARGUMENTS = {"int", "str", "NoneType", "timedelta", "timezone"}
 
 
 class Malformed(Exception):
   """Bytes that are no message of this language."""
 
 
-def encode(value, refer) -> bytes:
-  """The bytes of a value; `refer(value) -> (tag, number)` names whatever is no plain data.
+class Terms:
+  """What the two ends agree on beyond plain data; these agree on nothing, and containers cross as copies.
 
-  Its tags are "object", "coroutine", "callback", and "held" for an object of a subclass of `BASES`, which crosses with
-  the value that it holds. ValueError on a value that is nested too deeply.
+  `share(value)` gives (number, whether the other side has it) for a container, `adopt(number, value)` takes one in that
+  the other side made, before it is filled, `settle(number)` says that it is, and `shared(number)` is the one of that
+  number. `refer(value) -> (tag, parts)` names what is no plain data, `resolve(tag, parts)` finds it.
   """
-  return _JSON.encode(_to_json(value, refer, 0)).encode("utf-8", "surrogatepass")
+
+  def share(self, value):
+    return 0, False
+
+  def adopt(self, number, value):
+    pass
+
+  def settle(self, number):
+    pass
+
+  def shared(self, number):
+    raise Malformed("container")
+
+  def refer(self, value):
+    raise TypeError(f"a {type(value).__name__} is no plain data")
+
+  def resolve(self, tag, parts):
+    raise Malformed("reference")
 
 
-def _to_json(value, refer, depth):
+def encode(value, terms) -> bytes:
+  """The bytes of a value. ValueError on one that is nested too deeply; TypeError on one that must not be told."""
+  return _JSON.encode(_to_json(value, terms, 0)).encode("utf-8", "surrogatepass")
+
+
+def _to_json(value, terms, depth):
   if depth > MAX_DEPTH:
     raise ValueError("nested too deeply")
   kind = type(value)
   if value is None or kind in (bool, float, str) or kind is int and abs(value) < 2**63:
     return value
-  tag, parts = _split(value, kind, refer)
-  return [tag, *[_to_json(part, refer, depth + 1) for part in parts]]
+  tag, parts = _split(value, kind, terms)
+  return [tag, *[_to_json(part, terms, depth + 1) for part in parts]]
 
 
-def _split(value, kind, refer):
+def _split(value, kind, terms):
   """The tag of a value, and the values that follow the tag."""
-  if kind in _COLLECTIONS.values():
+  if containers.KINDS.get(kind.__name__) is kind:
+    number, known = terms.share(value)
+    return ("same", (number,)) if known else (kind.__name__, (number, *_told(kind, value)))
+  if kind is tuple or kind is frozenset:
     return kind.__name__, value
-  if kind is dict:
-    return "dict", [part for item in value.items() for part in item]
   if kind is int:  # beyond what every JSON parser reads; hexadecimal, since Python limits decimal digits
     return "int", (f"{value:x}",)
   if kind is complex:
     return "complex", (value.real, value.imag)
-  if kind is bytes or kind is bytearray:
-    return kind.__name__, (binascii.b2a_base64(value, newline=False).decode(),)
-  if kind is range:
-    return "range", (value.start, value.stop, value.step)
-  if kind in (type, type(len)) and _BUILTINS.get(value.__name__) is value:
-    return "builtin", (value.__name__,)
-  name = (kind.__module__, kind.__name__)
-  if name in _STANDARD and getattr(value, "tzinfo", None) is None:
+  if kind is bytes:
+    return "bytes", (binascii.b2a_base64(value, newline=False).decode(),)
+  if kind is range or kind is slice:
+    return kind.__name__, (value.start, value.stop, value.step)
+  if kind in _VIEWS:
+    return "view", (_VIEWS[kind], {**value.mapping})
+  if id(value) in NAMES:
+    return "builtin", (NAMES[id(value)],)
+  name = type.__getattribute__(kind, "__module__"), kind.__name__  # as it is here, where it stands for another
+  if name in _STANDARD and type(getattr(value, "tzinfo", None)).__name__ in ("NoneType", "timezone"):
     return "standard", (*name, *_STANDARD[name](value))
-  if name == ("collections", "defaultdict"):
-    return _split(dict(value), dict, refer)
-  tag, number = refer(value)
-  if tag != "held":
-    return tag, (number,)
-  base = next(base for base in BASES if isinstance(value, base))
-  return tag, (number, str.__str__(value) if base is str else base(value))
+  return terms.refer(value)
 
 
-def decode(data: bytes, resolve):
-  """The value that the bytes stand for. Malformed where they stand for none.
+def _told(kind, value):
+  extra = (value.default_factory,) if kind is defaultdict else (value.maxlen,) if kind is containers.deque else ()
+  return (*extra, *containers.contents(kind, value))
 
-  `resolve(tag, number, value)` gives the object for a reference; `value` is None unless the tag is "held".
-  """
+
+def decode(data: bytes, terms):
+  """The value that the bytes stand for. Malformed where they stand for none."""
   try:
     # Each not-a-number is an object of its own, as it was: two of them are two keys of a dict.
-    return _from_json(json.loads(data.decode("utf-8", "surrogatepass"), parse_constant=float), resolve, 0)
+    return _from_json(json.loads(data.decode("utf-8", "surrogatepass"), parse_constant=float), terms, 0)
   except Exception as error:  # whatever a hostile message leads to: want of memory and of stack among it
     raise Malformed(str(error)) from error
 
 
-def _from_json(node, resolve, depth):
+def _from_json(node, terms, depth):
   if depth > MAX_DEPTH:
     raise Malformed("nested too deeply")
   if type(node) is dict:
     raise Malformed("an object of JSON")
   if type(node) is not list:
     return node
-  tag, parts = node[0], [_from_json(part, resolve, depth + 1) for part in node[1:]]
-  if tag in _COLLECTIONS:
-    return _COLLECTIONS[tag](parts)
+  if type(node[0]) is str and node[0] in containers.KINDS:
+    return _container(node, terms, depth)
+  tag, parts = node[0], [_from_json(part, terms, depth + 1) for part in node[1:]]
   match tag, parts:
-    case "dict", _:
-      return dict(zip(parts[::2], parts[1::2], strict=True))
+    case "tuple", _:
+      return tuple(parts)
+    case "frozenset", _:
+      return frozenset(parts)
+    case "same", [int(number)]:
+      return terms.shared(number)
     case "int", [str(digits)]:
       return int(digits, 16)
     case "complex", [float(real), float(imaginary)]:
       return complex(real, imaginary)
-    case "bytes" | "bytearray", [str(text)]:
-      return _BUILTINS[tag](binascii.a2b_base64(text, strict_mode=True))
+    case "bytes", [str(text)]:
+      return binascii.a2b_base64(text, strict_mode=True)
     case "range", [int(start), int(stop), int(step)]:
       return range(start, stop, step)
+    case "slice", [start, stop, step]:
+      return slice(start, stop, step)
+    case "view", ["keys" | "values" | "items" as name, value] if type(value) is dict:
+      return getattr(value, name)()
     case "builtin", [str(name)]:
       return _BUILTINS[name]
     case "standard", [module, name, *arguments] if (module, name) in _STANDARD:
-      if not _ARGUMENTS.issuperset(map(type, arguments)):
+      if not _ARGUMENTS.issuperset(type(given).__name__ for given in arguments):
         raise Malformed("arguments")
       return getattr(__import__(module), name)(*arguments)
-    case "object" | "coroutine" | "callback", [number] if type(number) is int:
-      return resolve(tag, number, None)
-    case "held", [number, value] if type(number) is int and type(value) in BASES:
-      return resolve(tag, number, value)
+    case str(), _:
+      return terms.resolve(tag, parts)
   raise Malformed("unknown tag")
 
 
-class Peer:
-  """One end of the channel. Both ends may ask, and answer what they are asked while they wait.
-
-  A message is a tuple: ("ask", operation, arguments), ("ok", value) or ("error", names, text). The ends differ in
-  `refer(value)` and `resolve(tag, number, value)`, see `encode` and `decode`, and in `handle(operation, arguments)`,
-  which gives the value to answer a question with.
-  """
-
-  def __init__(self, sock):
-    self._socket = sock
-
-  def send(self, message) -> None:
-    data = encode(message, self.refer)
-    if len(data) > MAX_MESSAGE:
-      raise ValueError("too much data")
-    self._socket.sendall(_LENGTH.pack(len(data)) + data)
-
-  def receive(self) -> tuple:
-    """The next message. EOFError at the end of the channel, Malformed on anything that is no message."""
-    size = _LENGTH.unpack(self._read(_LENGTH.size))[0]
-    if size > MAX_MESSAGE:
-      raise Malformed("too much data")
-    message = decode(self._read(size), self.resolve)
-    if type(message) is not tuple or not message or type(message[0]) is not str:
-      raise Malformed("no message")
-    return message
-
-  def _read(self, size):
-    data = bytearray()
-    while len(data) < size:
-      chunk = self._socket.recv(min(size - len(data), 2**16))
-      if not chunk:
-        raise EOFError
-      data += chunk
-    return bytes(data)
-
-  def ask(self, operation, *arguments):
-    """The other side's answer. Its errors are raised by `error`."""
-    self.send(("ask", operation, arguments))
-    while True:
-      message = self.receive()
-      if message[0] == "ask":
-        self.answer(message)
-      elif message[0] == "ok" and len(message) == 2:
-        return message[1]
-      elif message[0] == "error" and len(message) == 3:
-        raise self.error(message[1], message[2])
-      else:
-        raise Malformed("no answer")
-
-  def answer(self, message) -> None:
-    if len(message) != 3 or type(message[1]) is not str or type(message[2]) is not tuple:
-      raise Malformed("no question")
-    try:
-      self.send(("ok", self.handle(message[1], message[2])))
-    except BaseException as error:  # whatever the other side's request raised is its answer
-      if type(error) in (Malformed, EOFError):
-        raise
-      self.send(_describe(error))
-
-  def error(self, names, text) -> Exception:
-    """The exception to raise for an error of the other side: the first builtin of `names`, a RuntimeError without."""
-    if type(names) is not list or type(text) is not str:
-      raise Malformed("no error")
-    kinds = (getattr(builtins, name, None) for name in names if type(name) is str)
-    kind = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)), RuntimeError)
-    try:
-      return kind(text)
-    except TypeError:  # such as UnicodeDecodeError, which takes more
-      return RuntimeError(text)
-
-
-def _describe(error: BaseException) -> tuple:
-  """The message about an exception."""
-  try:
-    text = str.__str__(str(error))[:1000]
-  except BaseException:  # the program's own __str__ may raise anything
-    text = ""
-  return ("error", [kind.__name__ for kind in type(error).__mro__][:20], text)
+def _container(node, terms, depth):
+  """A container that the other side made. It is known before it is filled, since it may be within itself."""
+  tag, number, *rest = node
+  if type(number) is not int:
+    raise Malformed("number")
+  kind, extra = containers.KINDS[tag], ()
+  if tag in ("defaultdict", "deque"):
+    extra, rest = (_from_json(rest[0], terms, depth + 1),), rest[1:]
+    if tag == "deque":
+      extra = ((), None if extra[0] is None else operator.index(extra[0]))
+  value = kind(*extra)
+  terms.adopt(number, value)
+  containers.fill(kind, value, [_from_json(part, terms, depth + 1) for part in rest])
+  terms.settle(number)
+  return value
