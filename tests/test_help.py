@@ -2,13 +2,14 @@
 
 from commands import run_command
 from conftest import load_recipe, slow
+from ml_collections import ConfigDict
 import pytest
 
 from gdsd_jax.checks import did_you_mean_field
 from gdsd_jax.runs.config import RunConfig
-from gdsd_jax.runs.config_dict import base_config, flatten
+from gdsd_jax.runs.config_dict import base_config, flatten, run_config, typed
 from gdsd_jax.runs.fields import explanations
-from gdsd_jax.supervised.config import FinetuningConfig, PretrainingConfig
+from gdsd_jax.supervised.config import FinetuningConfig, pretraining_config, PretrainingConfig
 
 
 @pytest.mark.parametrize("command, words", [
@@ -79,3 +80,47 @@ def test_nothing_is_suggested_where_nothing_is_near():
 def test_a_mistyped_field_or_flag_is_one_line_with_the_nearest(command, arguments, line):
   result = run_command(f"launch/{command}.py", *arguments)
   assert result.returncode == 1 and result.stderr.splitlines() == [line]
+
+
+@pytest.mark.parametrize("change, line", [
+  ({"sampler.temprature": 1.0},
+   "--config.sampler.temprature: the config has no field 'sampler.temprature'; did you mean 'sampler.temperature'?"),
+  ({"gruop_size": 4}, "--config.gruop_size: the config has no field 'gruop_size'; did you mean 'group_size'?"),
+  ({"optimizer": None}, "--config.optimizer: the recipe lacks it; begin with gdsd_jax.runs.config_dict.base_config()"),
+])
+def test_what_a_recipe_of_rl_has_beside_its_fields_or_lacks_is_told(change, line):
+  fields = base_config().to_dict()
+  for path, value in change.items():
+    section, _, name = path.rpartition(".")
+    if value is None:
+      del fields[name]
+    else:
+      (fields[section] if section else fields)[name] = value
+  config = ConfigDict(fields)
+  with pytest.raises(ValueError) as caught:
+    run_config(config)
+  assert str(caught.value).startswith(line)
+
+
+@pytest.mark.parametrize("make, recipe, path, value, line", [
+  (lambda config: typed(FinetuningConfig, config), "sft", "batchsize", 3,
+   "--config.batchsize: the config has no field 'batchsize'; did you mean 'batch_size'?"),
+  (lambda config: typed(FinetuningConfig, config), "sft", "data.train_sorce", "x",
+   "--config.data.train_sorce: the config has no field 'data.train_sorce'; did you mean 'data.train_source'?"),
+  (pretraining_config, "pretrain_tiny", "model.hidden_sizes", 3,
+   "--config.model.hidden_sizes: the config has no field 'model.hidden_sizes'; did you mean 'model.hidden_size'?"),
+  (pretraining_config, "pretrain_tiny", "model.head_dim", 3, "model.head_dim: follows from the rest"),
+  (lambda config: typed(FinetuningConfig, config), "sft", "batch_size", None,
+   "--config.batch_size: the recipe lacks this field, which has no default"),
+])
+def test_what_a_supervised_recipe_has_beside_its_fields_or_lacks_is_told(make, recipe, path, value, line):
+  fields = load_recipe(recipe).get_config().to_dict()
+  *sections, name = path.split(".")
+  section = fields[sections[0]] if sections else fields
+  if value is None:
+    del section[name]
+  else:
+    section[name] = value
+  with pytest.raises(ValueError) as caught:
+    make(ConfigDict(fields))
+  assert str(caught.value).startswith(line)

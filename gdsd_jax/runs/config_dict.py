@@ -21,6 +21,7 @@ from gdsd_jax.objectives.own import make_objective
 from gdsd_jax.objectives.sequence import SequenceObjective
 from gdsd_jax.runs import weights_and_biases
 from gdsd_jax.runs.config import DistillationConfig, ModelConfig, RolloutConfig, RunConfig, TaskConfig
+from gdsd_jax.runs.fields import declared
 from gdsd_jax.runs.files import check_workdir
 from gdsd_jax.runs.lock import check_free
 
@@ -90,6 +91,9 @@ def run_config(config: ConfigDict) -> RunConfig:
     ValueError: one line that names the field.
   """
   known = flatten(base_config().to_dict())
+  for section in dict.fromkeys(path.partition(".")[0] for path in known):
+    require(section in config, f"--config.{section}",
+            "the recipe lacks it; begin with gdsd_jax.runs.config_dict.base_config(), which has all")
   own = tuple(f"{section}." for section in own_sections(config.objective.name, config.sampler.kind))
   for path, value in flatten(config.to_dict()).items():
     if path not in known and not path.startswith(own):
@@ -104,9 +108,22 @@ def own_sections(objective: str, sampler: str) -> tuple[str, ...]:
   return "task", *(section for section, name in own.items() if own_code.is_own(name))
 
 
+def check_paths(cls, fields: Mapping[str, Any]) -> None:
+  """Raises ValueError where a recipe for `cls` has a field that is none of it, or lacks one that has no default."""
+  known, given = declared(cls), flatten(fields)
+  for path in given:
+    fits = path in known or path == "kind" or path.startswith("task.")
+    require(fits, f"--config.{path}", f"the config has no field {path!r}{did_you_mean_field(path, known)}")
+  for path, (_, field) in known.items():
+    optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+    require(path in given or optional, f"--config.{path}", "the recipe lacks this field, which has no default")
+
+
 def typed(cls, config: ConfigDict):
   """The dataclass of a whole recipe, with the fields `as_given`. Raises ValueError, one line that names the field."""
   fields = config.to_dict()
+  if cls is not RunConfig:  # which `run_config` has checked
+    check_paths(cls, fields)
   for path, value in flatten(fields).items():
     for number in value if isinstance(value, list) else [value]:
       if isinstance(number, float) and not math.isfinite(number):

@@ -2,39 +2,60 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import io
 import textwrap
 import tokenize
+from typing import NamedTuple
 
 from gdsd_jax.models.lora import LoraConfig
-from gdsd_jax.runs.config import ModelConfig, TaskConfig
+from gdsd_jax.runs.config import ModelConfig
+
+_OURS = ("as_given", "own", "options", "made")  # fields of dataclasses that no recipe has
+_MORE = {
+  "model.lora.rank": "0: no adapter, all parameters are trained",
+  "task.name": "which problems, and how they are graded; its own fields beside it: gdsd_jax/tasks and docs/data.md",
+}
 
 
-def explanations(cls) -> dict[str, str]:
-  """Path -> what is said of it beside its declaration, of every field of a recipe, in the order of the dataclasses.
+class Declared(NamedTuple):
+  """Where a field of a recipe is declared: a dataclass, and its field."""
 
-  A field of the task, which says itself what it has, is not among them, but `task.name` is.
+  owner: type
+  field: dataclasses.Field
+
+
+def declared(cls) -> dict[str, Declared]:
+  """Path -> declaration of every field that a recipe may have, in the order of the dataclasses.
+
+  Of the task, which says itself what it has, there is `task.name` alone.
   """
   found = {}
   for field in dataclasses.fields(cls):
-    said = _comments(cls).get(field.name, "")
     part = field.metadata.get("fields_of", field.type)
-    if part is TaskConfig:
-      found["task.name"] = "the task; its own fields beside it are explained in gdsd_jax/tasks and docs/data.md"
-    elif cls is ModelConfig and field.name == "lora":
-      found |= {f"lora.{path}": text for path, text in explanations(LoraConfig).items()}
-      found["lora.rank"] += "; 0: no adapter, all parameters are trained"
+    if cls is ModelConfig and field.name == "lora":
+      found |= {f"lora.{path}": place for path, place in declared(LoraConfig).items()}
     elif cls is ModelConfig and field.name == "lora_path":
-      found["lora.path"] = said
+      found["lora.path"] = Declared(cls, field)
     elif dataclasses.is_dataclass(part):
       name = field.metadata.get("section", field.name)
-      found |= {f"{name}.{path}": text for path, text in explanations(part).items()}
-    elif field.init and field.name not in ("as_given", "own"):
-      found[field.name] = said
+      found |= {f"{name}.{path}": place for path, place in declared(part).items()}
+    elif field.name not in _OURS:
+      found[field.name] = Declared(cls, field)
   return found
 
 
+def explanations(cls) -> dict[str, str]:
+  """Path -> what is said of it beside its declaration, of every field of `declared`."""
+  found = {path: _comments(owner).get(field.name, "") for path, (owner, field) in declared(cls).items()}
+  for path, more in _MORE.items():
+    if path in found:
+      found[path] = f"{found[path]}; {more}".removeprefix("; ")
+  return found
+
+
+@functools.cache
 def _comments(cls) -> dict[str, str]:
   """Field -> the comment above it and that at its end, of a dataclass and of those that it inherits from."""
   found = {}

@@ -10,7 +10,7 @@ from gdsd_jax.checks import require, require_at_least, require_buckets, require_
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.runs import config as sections
-from gdsd_jax.runs.config_dict import made
+from gdsd_jax.runs.config_dict import check_paths, made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,11 @@ class PretrainingConfig:
 def pretraining_config(config: ConfigDict) -> PretrainingConfig:
   """The fields of configs/pretrain_tiny.py, typed and checked. Raises ValueError, one line naming the field."""
   fields = config.to_dict()
-  shape, optimizer = fields["model"], {"clip": 1.0, **fields["optimizer"]}
+  shape = fields["model"] = dict(fields.get("model", {}))
+  for name in ("head_dim", "mask_token_id", "eos_token_id", "pad_token_id"):
+    require(name not in shape, f"model.{name}", "follows from the rest, or from the tokenizer; leave it out")
+    shape[name] = 0
+  check_paths(PretrainingConfig, fields)
   shape["head_dim"] = shape["hidden_size"] // shape["num_heads"]
-  shape |= dict.fromkeys(("mask_token_id", "eos_token_id", "pad_token_id"), 0)
-  return made(PretrainingConfig, {**fields, "optimizer": optimizer, "as_given": config.to_dict()})
+  fields["optimizer"] = {"clip": 1.0, **fields["optimizer"]}
+  return made(PretrainingConfig, {**fields, "as_given": config.to_dict()})
