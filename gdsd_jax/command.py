@@ -18,6 +18,7 @@ from absl import app, flags, logging as absl_logging
 from ml_collections.config_flags import config_flags
 
 from gdsd_jax import command_help, signals
+from gdsd_jax.checks import did_you_mean
 from gdsd_jax.runs.recipe_files import recipe_file
 from gdsd_jax.signals import START_AGAIN
 
@@ -127,7 +128,7 @@ def _unset(config, path: str) -> None:
   for section in sections:
     config = config.get(section, {})
   if name not in config:
-    raise KeyError(path)
+    raise ValueError(f"--config.{path}=None: the config has no field {path!r}{did_you_mean(name, config)}")
   config[name] = None
 
 

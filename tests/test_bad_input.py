@@ -147,9 +147,10 @@ BAD = {
     "--config.objective.psy.*: the config has no field '.*psy'; did you mean '.*psi'.", quick=True),
   "section": Case(
     f"{TRAIN} --config.optimiser.clip=1",
-    "--config.optimiser.clip=1: .* no field 'optimiser'; did you mean 'optimizer'."),
+    "--config.optimiser.clip=1: .* no field 'optimiser.clip'; did you mean 'optimizer.clip'."),
   "unset field": Case(
-    f"{TRAIN} --config.objective.psy=None", "--config.objective.psy=None: the config has no field 'objective.psy'"),
+    f"{TRAIN} --config.objective.psy=None",
+    "--config.objective.psy=None: the config has no field 'objective.psy'; did you mean 'psi'."),
   "number": Case(f"{TRAIN} --config.steps=many", "flag --config.steps=many: must be a whole number"),
   "whole number": Case(f"{TRAIN} --config.steps=1.5", "flag --config.steps=1.5: must be a whole number"),
   "negative": Case(f"{TRAIN} --config.steps=-1", "steps: must be at least 1, not -1", quick=True),
@@ -218,7 +219,8 @@ BAD = {
     {"m": model(weights(lambda tensors: tensors.pop("model.transformer.wte.weight")))}),
   "weight shape": Case(
     MODEL, "model.path: .* has shape .*; config.json asks for .*", {"m": model(mlp_hidden_size=128)}),
-  "weight dtype": Case(MODEL, "model.path: .* is I32, no floating-point weight", {"m": model(weights(whole_numbers))}),
+  "weight dtype": Case(
+    MODEL, "model.path: .* is I32, no floating-point weight.*", {"m": model(weights(whole_numbers))}),
   "NaN weights": Case(
     MODEL, "model.path: model.transformer.ln_f.weight .*",
     {"m": model(weights( lambda tensors: tensors["model.transformer.ln_f.weight"].fill(np.nan)))}),
