@@ -191,6 +191,13 @@ def test_a_file_may_hold_problems_of_several_kinds(tmp_path):
   assert [len(example["tests"]) for example in examples] == [3, 2, 2]
 
 
+def test_a_column_tells_which_names_are_classes(tmp_path):
+  row = {**ACECODE, "test_cases": ["assert Sum(1) == 2"]}
+  source = fenced("class Sum:\n  def __init__(self, x): self.x = x\n  def __eq__(self, o): return o == self.x + 1")
+  task = task_of(tmp_path, {**row, "classes": ["Sum"]}, {**row, "classes": []})
+  assert [task.accuracy(source, example) for example in task.examples("train")] == [1.0, 0.0]
+
+
 def test_bad_problems_are_skipped_when_asked(tmp_path):
   task = task_of(tmp_path, {"a": 1}, {**APPS, "input_output": ""}, ACECODE, bad_rows="skip")
   assert len(task.examples("train")) == 1
@@ -274,6 +281,12 @@ def test_the_mbpp_file_opens(data):
   ({**ACECODE, "question": 1}, "column 'question' must be text"),
   ({**HUMANEVAL, "entry_point": "other"}, "column 'prompt' must hold the head of 'other'"),
   ({**MBPP, "test_setup_code": None}, "column 'test_setup_code' must be text"),
+  ({**ACECODE, "test_cases": ["assert f(1) == 2", "assert f(2) = 4"]}, "test 2 is no Python"),
+  ({**ACECODE, "test_cases": ["assert np.all(f(1))"]}, "test 1 uses np: programs and tests have Python's standard"),
+  ({**ACECODE, "test_cases": ["assert Sum(1) == 2"]}, "a test compares Sum.* name it in the column 'classes'"),
+  ({**MBPP, "test_list": ["assert 1"]}, "test 1 takes nothing from the program"),
+  ({**HUMANEVAL, "test": "import pytest\ndef check(f): f(1)"}, "test 1 imports pytest"),
+  ({**ACECODE, "classes": 5}, "column 'classes' must be a list of texts"),
 ])
 def test_bad_rows_are_named(tmp_path, row, message):
   task = task_of(tmp_path, row)

@@ -162,6 +162,12 @@ def test_objects_that_say_yes_to_everything_equal_nothing(test):
   assert not passes(TAKEOVER + yes + "peer.handle = answer\ndef f(x): pass", test)
 
 
+@pytest.mark.parametrize("kind", ["SkipTest", "case._ShouldStop", "case._UnexpectedSuccess"])
+def test_programs_cannot_tell_a_test_runner_what_became_of_the_test(kind):
+  test = "import unittest\nclass T(unittest.TestCase):\n  def test(self): self.assertEqual(f(3), 5)"
+  assert not passes(f"import unittest\ndef f(x): raise unittest.{kind}", test)
+
+
 # An object that learns what it is compared with, and says that it is that, for as long as the test runs.
 LEARNS = """
 known = []
