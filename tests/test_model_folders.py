@@ -23,6 +23,7 @@ from test_huggingface import (
 import gdsd_jax
 from gdsd_jax.huggingface import config_fields
 from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
+from gdsd_jax.huggingface.eurobert import EUROBERT
 from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
@@ -394,6 +395,17 @@ def test_transformers_own_class_gives_back_every_bit(tmp_path, change):
   loaded, restored = gdsd_jax.load_pretrained(tmp_path)
   assert loaded == denoiser and loaded.config.layout == "transformers"
   jax.tree.map(np.testing.assert_array_equal, restored, params)
+
+
+@pytest.mark.parametrize("name, value", [
+  ("num_attention_heads", 0), ("hidden_size", "16"), ("diffusion_family", "gpt"), ("mlp_bias", True),
+  ("hidden_act", "gelu"), ("mask_token_id", 99), ("rope_parameters", {"rope_type": "llama3", "factor": 8.0}),
+])
+def test_a_config_of_transformers_own_class_is_checked_as_the_published_are(tmp_path, name, value):
+  fields = EUROBERT.format_config(CONFIG, "float32")
+  (tmp_path / "config.json").write_text(json.dumps(fields | {name: value}))
+  with pytest.raises(ValueError, match=rf"config\.json: .*{name}"):
+    load_config(tmp_path)
 
 
 def test_a_bias_that_this_network_lacks_must_be_zero(tmp_path):

@@ -68,7 +68,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(straight, tmp_path, monkeypatch)
   for _ in range(2):  # the second time nothing is left to do but to write the model again
     pretrain(small_config(), tmp_path / "run", tmp_path / "out")
     assert read_rows(tmp_path / "run" / "metrics.jsonl") == read_rows(workdir / "metrics.jsonl")
-    for file in out.iterdir():
+    for file in out.glob("[!.]*"):
       assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
 
 

@@ -63,6 +63,13 @@ def _warn(message: str) -> None:
   _log.warning("config.json: %s", message)
 
 
+def check_sizes(fields: Mapping[str, Any], *names: str) -> None:
+  """Raises ValueError where one of the fields, which are divided by each other, is no positive integer."""
+  for name in names:
+    if type(fields[name]) is not int or fields[name] < 1:
+      raise ValueError(f"{name} must be a positive integer, not {fields[name]!r}")
+
+
 def token_ids(fields: Mapping[str, Any]) -> dict[str, int]:
   """`mask_token_id`, `eos_token_id` and `pad_token_id` of DenoiserConfig, which checks them.
 

@@ -9,7 +9,7 @@ attention's output, is written as zeros. Where Dream's output is shifted, so is 
 from collections.abc import Mapping
 from typing import Any
 
-from gdsd_jax.huggingface.config_fields import check_fields, rope, tied, token_ids
+from gdsd_jax.huggingface.config_fields import check_fields, check_sizes, rope, tied, token_ids
 from gdsd_jax.huggingface.layouts import DREAM, FAMILIES, Layout
 from gdsd_jax.models.config import DenoiserConfig
 
@@ -35,6 +35,7 @@ class EuroBertLayout(Layout):
     family = fields.get(_FAMILY, "llada")
     if family not in FAMILIES:
       raise ValueError(f"{_FAMILY} is {family!r}; known are {', '.join(FAMILIES)}")
+    check_sizes(fields, "hidden_size", "num_attention_heads")
     shifted, heads = family == "dream", fields["num_attention_heads"]
     given = {"num_key_value_heads": heads, "head_dim": fields["hidden_size"] // heads, **fields}
     return DenoiserConfig(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
-from gdsd_jax.huggingface.config_fields import check_fields, rope, tied, token_ids
+from gdsd_jax.huggingface.config_fields import check_fields, check_sizes, rope, tied, token_ids
 from gdsd_jax.models.config import DenoiserConfig
 
 
@@ -58,9 +58,7 @@ class PublishedLayout(Layout):
     check_fields(fields, {**self.required, **stated}, (*self.config, *self.refused, *self.harmless))
     names = {field: name for name, field in self.config.items() if isinstance(field, _Field)}
     width, heads = fields[names["hidden_size"]], fields[names["num_heads"]]
-    for name in (names["hidden_size"], names["num_heads"]):
-      if type(fields[name]) is not int or fields[name] < 1:
-        raise ValueError(f"{name} must be a positive integer, not {fields[name]!r}")
+    check_sizes(fields, names["hidden_size"], names["num_heads"])
     head_dim = fields.get(names["head_dim"]) if "head_dim" in names else None
     if width % heads and not head_dim:
       raise ValueError(f"{names['hidden_size']} ({width}) must be a multiple of {names['num_heads']} ({heads})")
