@@ -179,6 +179,13 @@ def test_an_end_of_turn_that_the_vocabulary_lacks_stops_nothing(folder, config, 
   assert stop_token_ids(load_tokenizer(copied, config), config) == (config.eos_token_id,)
 
 
+def panic(file):
+  """Writes what the library's Rust code does not foresee: it raises what is no Exception in Python."""
+  fields = json.loads(file.read_text())
+  fields["model"]["continuing_subword_prefix"] = "zzz"
+  file.write_text(json.dumps(fields))
+
+
 def remove(name):
   return lambda folder: (folder / name).unlink()
 
@@ -186,6 +193,7 @@ def remove(name):
 @pytest.mark.parametrize("damage, error, words", [
   (remove("tokenizer.json"), FileNotFoundError, "has no tokenizer.json"),
   (lambda folder: (folder / "tokenizer.json").write_text("{"), ValueError, "cannot be read"),
+  (lambda folder: panic(folder / "tokenizer.json"), ValueError, "cannot be read"),
 ])
 def test_a_damaged_folder_is_refused_in_one_line_that_names_it(copied, config, damage, error, words):
   damage(copied)

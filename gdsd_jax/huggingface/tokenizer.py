@@ -45,7 +45,9 @@ def load_tokenizer(path_or_hub_name, config: DenoiserConfig | None = None, revis
   try:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **backend)
     tokenizer.add_tokens(special, special_tokens=True)  # some releases forget what special_tokens_map.json says
-  except Exception as error:  # the library raises many kinds, bare Exception among them
+  except BaseException as error:  # the library raises many kinds, bare Exception among them, and Rust's panics
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+      raise
     cause = " ".join(str(error).split())
     raise ValueError(f"model.path: {path}: the tokenizer's files cannot be read: {cause}") from None
   require(not tokenizer.split_special_tokens, "model.path", f"{path}: tokenizer_config.json has split_special_tokens,"

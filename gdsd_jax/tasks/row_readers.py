@@ -91,7 +91,7 @@ def _read_csv(data):
 
 
 def _check_names(names: Sequence[str], place: str) -> None:
-  twice = next((name for name in names if list(names).count(name) > 1), None)
+  twice = next((name for name in names if name and list(names).count(name) > 1), None)  # an index may have no name
   if twice is not None:
     raise ValueError(f"{place}: it has the column {twice!r} twice")
 
