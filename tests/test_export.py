@@ -12,6 +12,7 @@ import pytest
 from test_huggingface import CONFIG, hugging_face_weights, random_params, write_hugging_face
 
 import gdsd_jax
+from gdsd_jax.huggingface.adapter_config import base_model_of
 from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer, stop_token_ids, token_ids
 from gdsd_jax.models.lora import add_adapter, LoraConfig
 from gdsd_jax.runs.config import ModelConfig
@@ -128,6 +129,13 @@ def test_an_adapter_of_an_embedded_model_brings_its_base_along(tiny, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, gdsd_jax.load_pretrained(tmp_path / "base_model")[1], tiny[1])
   card = (tmp_path / "README.md").read_text()
   assert "Its base model is `tiny`" in card and f'from_pretrained("{tmp_path.name}/base_model")' in card
+
+
+def test_a_base_that_came_along_is_found_where_both_are_moved(tiny, tmp_path):
+  write_model(tmp_path / "here", *adapted(*tiny), ModelConfig(path="tiny", lora=LORA))
+  assert base_model_of(tmp_path / "here") == (str(tmp_path / "here" / "base_model"), None)
+  (tmp_path / "here").rename(tmp_path / "there")
+  assert base_model_of(tmp_path / "there") == (str(tmp_path / "there" / "base_model"), None)
 
 
 def test_the_adapter_alone_is_enough_of_the_parameters(tiny, tmp_path):

@@ -65,6 +65,7 @@ class Evaluated:
     folder = resolve_path(path, revision, "--model" if self.model else "model.path")
     if is_adapter(folder):
       adapter, (path, revision) = folder, base_model_of(folder, "--model")
+      resolve_path(path, revision, f"--model: the base model of {folder}")
     elif adapter:
       adapter = default.lora_folder
     return ModelConfig(path, revision, default.dtype, layout=default.layout), adapter or None

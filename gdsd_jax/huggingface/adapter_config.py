@@ -95,11 +95,17 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
 
 
 def base_model_of(folder: Path, field: str = FIELD) -> tuple[str, str | None]:
-  """(name or path, revision) of the model that an adapter was made for. Raises ValueError, naming `field` and file."""
+  """(name or path, revision) of the model that an adapter was made for. Raises ValueError, naming `field` and file.
+
+  A base model that lies within the adapter's folder is found there, wherever that folder has been moved.
+  """
   file = folder / CONFIG
   fields = read_json_object(file, field)
   name = fields.get("base_model_name_or_path")
   require(isinstance(name, str) and name != "", field, f"{file} names no base model (base_model_name_or_path)")
+  within = folder / Path(name).name
+  if not Path(name).exists() and within.is_dir():
+    return str(within), None
   return name, None if Path(name).is_dir() else fields.get("revision")
 
 
