@@ -50,6 +50,8 @@ def take(line: str, status: int | None = None) -> None:
     signal.siginterrupt(number, False)  # no library's reads and writes fail because of them
   threading.Thread(target=_watch, args=(_reader,), name="signals", daemon=True).start()
   atexit.register(_ignore)  # what is registered first is called last
+  # What multiprocessing leaves behind, its tracker clears away, and would say so after our line.
+  sys.warnoptions.append("ignore:resource_tracker")
 
 
 def begin(stopped: str = "asked to stop before it was done", status: int | None = None) -> None:
