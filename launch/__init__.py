@@ -1,6 +1,7 @@
 """The commands of an installed package: `gdsd-train` does what `python launch/train.py` does in a clone, and so on."""
 
 import runpy
+import sys
 
 
 def _command(module: str):
@@ -15,4 +16,12 @@ def _command(module: str):
 train, evaluate, export, pretrain, compile, benchmark = (
   _command(f"{__name__}.{name}") for name in ("train", "evaluate", "export", "pretrain", "compile", "benchmark")
 )
-lm_eval = _command("gdsd_jax.evaluation.harness")  # lm-evaluation-harness, with the model gdsd_jax
+
+
+def lm_eval() -> None:
+  """The command line of lm-evaluation-harness, with the model gdsd_jax known to it."""
+  try:
+    from gdsd_jax.evaluation.harness import main
+  except ImportError as error:
+    sys.exit(f"error: {error}")
+  main()

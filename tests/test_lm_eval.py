@@ -1,10 +1,13 @@
 """lm-evaluation-harness on a denoiser: local tasks end to end, and what the harness asks of a model."""
 
+from importlib import metadata
 import json
 import logging
+import re
 import subprocess
 import sys
 
+from conftest import REPOSITORY
 import jax
 import pytest
 import yaml
@@ -13,9 +16,11 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (p
 
 import lm_eval
 from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
 import gdsd_jax
+from gdsd_jax import launch
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.evaluation.harness import DenoiserLM
 from gdsd_jax.evaluation.harness_requests import cut_at, GenerationDefaults, stops_of
@@ -306,6 +311,19 @@ def test_a_pair_that_does_not_fit_is_refused(model):
 def test_bad_arguments_are_named(arguments, words):
   with pytest.raises(ValueError, match=words):
     DenoiserLM(**arguments)
+
+
+def test_the_harness_finds_the_model_by_its_entry_point():
+  """Releases after 0.4.13 look there; here it is declared, and loads what the name stands for."""
+  (line,) = re.findall(r'"lm_eval.models": \["(.+?)"\]', (REPOSITORY / "setup.py").read_text())
+  name, _, value = line.partition(" = ")
+  assert metadata.EntryPoint(name, value, "lm_eval.models").load() is get_model(name) is DenoiserLM
+
+
+def test_without_the_harness_its_command_says_how_to_get_it(monkeypatch):
+  monkeypatch.setitem(sys.modules, "gdsd_jax.evaluation.harness", None)
+  with pytest.raises(SystemExit, match="^error: .*gdsd_jax.evaluation.harness"):
+    launch.lm_eval()
 
 
 @pytest.mark.slow
