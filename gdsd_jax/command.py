@@ -18,7 +18,6 @@ from absl import app, flags, logging as absl_logging
 from ml_collections.config_flags import config_flags
 
 from gdsd_jax import command_help, signals
-from gdsd_jax.checks import did_you_mean
 from gdsd_jax.runs.recipe_files import recipe_file
 from gdsd_jax.signals import START_AGAIN
 
@@ -125,11 +124,12 @@ _UNSET = re.compile(r"--config\.([\w.]+)=None")  # which the flags of numbers ca
 
 def _unset(config, path: str) -> None:
   *sections, name = path.split(".")
+  found = config
   for section in sections:
-    config = config.get(section, {})
-  if name not in config:
-    raise ValueError(f"--config.{path}=None: the config has no field {path!r}{did_you_mean(name, config)}")
-  config[name] = None
+    found = found.get(section, {})
+  if name not in found:
+    raise ValueError(command_help.no_field(f"--config.{path}=None", path, config))
+  found[name] = None
 
 
 _PLAIN_WORDS = {  # for what the libraries of flags say

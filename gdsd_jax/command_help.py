@@ -58,12 +58,20 @@ def explanations_of(config: ConfigDict) -> dict[str, str]:
   return explanations(cls) | ({} if kind is None else {"kind": "what the recipe is of"})
 
 
+def no_field(argument: str, path: str, config: ConfigDict) -> str:
+  """What is said of an argument whose path is no field of a recipe."""
+  from gdsd_jax.runs.config_dict import flatten  # this and the others import JAX
+
+  known = {**explanations_of(config), **flatten(config.to_dict())}
+  return f"{argument}: the config has no field {path!r}{did_you_mean_field(path, known)}"
+
+
 def unknown_field(arguments: Sequence[str]) -> str | None:
   """What is said of the first --config.PATH=VALUE whose PATH is no field of the recipe; None where there is none such.
 
   Sections of one's own code may have any field. Raises ValueError or OSError where there is no such recipe.
   """
-  from gdsd_jax.runs.config_dict import base_config, flatten  # this and the others import JAX
+  from gdsd_jax.runs.config_dict import base_config, flatten
 
   recipe = _given(arguments) or ""
   config = base_config() if recipe.endswith("/config.json") else load(recipe)  # that of a run has all fields
@@ -71,7 +79,7 @@ def unknown_field(arguments: Sequence[str]) -> str | None:
   for argument in arguments:
     path = argument.lstrip("-").partition("=")[0].removeprefix("config.")
     if argument.lstrip("-").startswith("config.") and path not in known and path.partition(".")[0] not in _OWN:
-      return f"{argument}: the config has no field {path!r}{did_you_mean_field(path, known)}"
+      return no_field(argument, path, config)
   return None
 
 
