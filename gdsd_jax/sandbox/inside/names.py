@@ -108,14 +108,15 @@ def _made(tree):
   """Variable -> names whose calls it was given, for variables that a test assigns nothing else."""
   made, other = {}, set()
   for node in ast.walk(tree):
-    if isinstance(node, ast.Assign):
-      names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-      given = _makers(node.value, {})
-      for name in names:
-        if given:
-          made.setdefault(name, set()).update(given)
-        else:
-          other.add(name)
+    for target in node.targets if isinstance(node, ast.Assign) else ():
+      pairs = [(target, node.value)]
+      if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+        pairs = zip(target.elts, node.value.elts)
+      for name, value in pairs:
+        if isinstance(name, ast.Name):
+          given = _makers(value, {})
+          made.setdefault(name.id, set()).update(given)
+          other.update(set() if given else {name.id})
   return {name: given for name, given in made.items() if name not in other}
 
 
