@@ -40,8 +40,8 @@ def under_test(tests: list, known: list) -> set:
 def classes(tests: list, bound: set) -> set:
   """Names that tests treat as classes: what they call so is an object, and no plain data, by what they do with it.
 
-  They say so outright (`isinstance(x, C)`, `except C`, `class D(C)`), or write the name as classes are written and use
-  the attributes of what it makes, or compare what it makes (`C(1) + C(2) == C(3)`).
+  They say so outright (`isinstance(x, C)`, `except C`, `class D(C)`), or begin the name with a capital and use the
+  attributes of what it makes, or compare what it makes (`C(1) + C(2) == C(3)`).
   """
   found = set()
   for tree in tests:

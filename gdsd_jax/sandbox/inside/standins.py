@@ -1,7 +1,7 @@
 """Stand-ins: objects here for those of the other side, of classes that are here for theirs.
 
 A stand-in has the special methods that its class has there, so that Python itself finds out here what an object can be
-asked; each of them asks the other side to do the same with the object itself. Exceptions are exceptions here, and what
+asked. Each of them asks the other side to do the same with the object itself. Exceptions are exceptions here, and what
 holds plain data, such as a named tuple, is plain data here.
 """
 

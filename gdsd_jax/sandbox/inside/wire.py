@@ -56,9 +56,9 @@ class Malformed(Exception):
 class Terms:
   """What the two ends agree on beyond plain data; these agree on nothing, and containers cross as copies.
 
-  `share(value)` gives (number, whether the other side has it) for a container, `adopt(number, value)` takes one in that
-  the other side made, before it is filled, `settle(number)` says that it is, and `shared(number)` is the one of that
-  number. `refer(value) -> (tag, parts)` names what is no plain data, `resolve(tag, parts)` finds it.
+  `share(value)` gives (number, whether the other side has it) for a container, and `shared(number)` is the one of that
+  number. `adopt(number, value)` takes one in that the other side made, before it is filled; `settle(number)` says that
+  it is. `refer(value) -> (tag, parts)` names what is no plain data, `resolve(tag, parts)` finds it.
   """
 
   def share(self, value):
