@@ -21,7 +21,7 @@ _PUBLIC = {
   "Scoring": "gdsd_jax.objectives.token_scores",
   "Scores": "gdsd_jax.objectives.scores",
   "sequence_scores": "gdsd_jax.objectives.scores",
-  "leave_one_out_advantages": "gdsd_jax.objectives.gdsd",
+  "leave_one_out_advantages": "gdsd_jax.objectives.advantages",
   "teacher_scores": "gdsd_jax.objectives.gdsd",
   "gdsd_loss": "gdsd_jax.objectives.gdsd",
   "espo_loss": "gdsd_jax.objectives.espo",

@@ -1,9 +1,13 @@
 """The ESPO loss: PPO's clipped objective on the ratio of sequence scores (arXiv 2512.03759)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
-from gdsd_jax.objectives.scores import ratio_metrics, Scores, with_kl
+from gdsd_jax.checks import require
+from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.objectives.scores import pair_scores, ratio_metrics, Scores, with_kl
 
 
 def espo_loss(scores: Scores, old: Scores, ref: Scores | None, advantages, completion_length: int,
@@ -21,3 +25,28 @@ def espo_loss(scores: Scores, old: Scores, ref: Scores | None, advantages, compl
   loss = -jnp.mean(jnp.minimum(ratio * advantages, clipped * advantages))
   metrics = ratio_metrics(scores.plain, log_ratio, ratio != clipped, completion_length)
   return with_kl(loss, metrics, student, over_samples(ref), completion_length, beta)
+
+
+@dataclasses.dataclass(frozen=True)
+class Espo(Objective):
+  """ESPO, see `espo_loss`; its authors' masks are of the whole completion, and so are ours unless masks.kind is set."""
+
+  name = "espo"
+  masks = "uniform"
+  epsilon: float = 0.2  # clip range of the ratio
+  beta: float = 1e-3  # weight of the KL to the reference
+  weighted: bool = True  # whether tokens have the weights of the forward process
+
+  def __post_init__(self):
+    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
+    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
+
+  @property
+  def needs_reference(self) -> bool:
+    return self.beta > 0
+
+  def loss(self, batch: ScoredRollouts):
+    """(loss, metrics); see `espo_loss`."""
+    student, old, ref = (pair_scores(scores, batch.masks, self.weighted)
+                         for scores in (batch.student, batch.old, batch.ref))
+    return espo_loss(student, old, ref, batch.advantages, batch.masks.shape[-1], self.epsilon, self.beta)

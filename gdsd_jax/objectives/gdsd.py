@@ -1,30 +1,13 @@
 """Guided Denoiser Self-Distillation: the advantage-guided teacher, and the loss towards it (arXiv 2605.29398)."""
 
+import dataclasses
+
 import jax.numpy as jnp
 
-from gdsd_jax.objectives.scores import ratio_metrics, Scores, with_kl
-
-
-def leave_one_out_advantages(rewards, scale_rewards: bool = False):
-  """Advantage of each rollout against the others of its group: A_i = r_i − (Σ_j r_j − r_i) / (G − 1).
-
-  Args:
-    rewards: float[..., G], a group along the last axis.
-    scale_rewards: whether to divide by the group's standard deviation (sample estimate) + 1e-4.
-
-  Returns:
-    float[..., G].
-
-  Raises:
-    ValueError: G is 1.
-  """
-  group_size = rewards.shape[-1]
-  if group_size < 2:
-    raise ValueError(f"group_size: must be at least 2 for leave-one-out advantages, not {group_size}")
-  advantages = rewards - (jnp.sum(rewards, axis=-1, keepdims=True) - rewards) / (group_size - 1)
-  if scale_rewards:
-    advantages = advantages / (jnp.std(rewards, axis=-1, ddof=1, keepdims=True) + 1e-4)
-  return advantages
+from gdsd_jax.checks import require, require_at_least
+from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.objectives.scores import pair_scores, ratio_metrics, Scores, with_kl
+from gdsd_jax.objectives.token_scores import Scoring
 
 
 def teacher_scores(old, advantages, psi: float):
@@ -72,3 +55,49 @@ def gdsd_loss(scores: Scores, old: Scores, ref: Scores | None, advantages, compl
   loss = jnp.sum(jnp.square(student - teacher_scores(0, advantages, psi))) / len(advantages)
   metrics = ratio_metrics(scores.policy, log_ratio, (log_ratio <= low) | (log_ratio >= high), completion_length)
   return with_kl(loss, metrics, scores, ref, completion_length, beta)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gdsd(Objective):
+  """GDSD on plain scores, see `gdsd_loss`."""
+
+  name = "gdsd"
+  psi: float = 0.04  # guidance strength per token
+  epsilon: float = 4e-4  # trust region of the log-ratio, as the official recipes have it
+  beta: float = 1e-3  # weight of the KL to the reference
+  # Whether tokens have the weights of the forward process; False: the official first release.
+  weighted: bool = True
+
+  def __post_init__(self):
+    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
+    require(self.psi > 0, "objective.psi", f"must be positive, not {self.psi}")
+    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
+
+  @property
+  def needs_reference(self) -> bool:
+    return self.beta > 0
+
+  def loss(self, batch: ScoredRollouts):
+    """(loss, metrics); see `gdsd_loss`."""
+    student, old, ref = (pair_scores(scores, batch.masks, self.weighted)
+                         for scores in (batch.student, batch.old, batch.ref))
+    length = batch.masks.shape[-1]
+    return gdsd_loss(student, old, ref, batch.advantages, length, self.psi, self.epsilon, self.beta)
+
+
+@dataclasses.dataclass(frozen=True)
+class GdsdTlc(Gdsd):
+  """GDSD on scores whose logits are centred token by token (TLC); the KL is on plain ones."""
+
+  name = "gdsd_tlc"
+  epsilon: float = 0.2  # centred scores move far more than plain ones
+  center_top_k: int = 64  # k of the logit centre; the vocabulary's size or more is all of it, the paper's Eq. 8
+  center_gradient: bool = False  # whether the gradient flows through the centre
+
+  def __post_init__(self):
+    super().__post_init__()
+    require_at_least(self, "objective.", center_top_k=1)
+
+  @property
+  def scoring(self) -> Scoring:
+    return Scoring(self.center_top_k, self.center_gradient, with_plain=self.beta > 0)

@@ -1,53 +1,69 @@
-"""What an objective is: which scores of rollouts it asks for, and what they cost."""
+"""What an objective is: the views in which it scores rollouts, and a loss of the token scores in them."""
 
 from flax import struct
 import jax
-import jax.numpy as jnp
 
 from gdsd_jax.objectives.scores import Scores, token_weights
 from gdsd_jax.objectives.token_scores import Scoring
+from gdsd_jax.objectives.views import Drawing, Rollouts, Views
 
 
-@struct.dataclass
-class ScoredRollouts:
-  """N rollouts and their scores under M mask samples: what a loss is a function of.
+@struct.dataclass(kw_only=True)
+class ScoredRollouts(Rollouts):
+  """N rollouts and the scores of their tokens in V views, float32[N, V, L]: what a loss is a function of."""
 
-  The G rollouts of a prompt are neighbours. Scores are float32[N, M, L], one for each token, if the objective's
-  `scoring` is `per_token`, and otherwise float32[N, M], one for each completion. A token is scored in that pass of a
-  coupled pair in which it is masked.
-  """
-
+  views: Views
   student: Scores  # under the student as it is now; a loss has its gradient by these
-  old: Scores  # under the student before the first of the updates on these rollouts, on the same masks
-  ref: Scores | None  # under the reference, on the same masks; None unless the objective `needs_reference`
-  masks: jax.Array  # bool[N, M, L], the first mask of each coupled pair; its complement is the second
-  tokens: jax.Array  # int32[N, L], the completions
-  lengths: jax.Array  # int32[N], tokens of each up to its first end of text, which is among them
-  rewards: jax.Array  # float32[N]
-  advantages: jax.Array  # float32[N], leave-one-out, as `objective.scale_rewards` says
-  group_size: int = struct.field(pytree_node=False)  # G
+  old: Scores | None  # under the student before the first of the updates on these rollouts; None unless `needs_old`
+  ref: Scores | None  # under the reference; None unless `needs_reference`
+  fixed: "ScoredViews | None" = None  # of the objective's `fixed_views`; None if it has none
+
+  @property
+  def masks(self) -> jax.Array:
+    """bool[N, V, L], see `Views`."""
+    return self.views.masks
 
   @property
   def weights(self) -> jax.Array:
-    """float32[N, M, L], the weights of tokens by the forward process, see `token_weights`."""
+    """float32[N, V, L], the weights of tokens in coupled pairs by the forward process, see `token_weights`."""
     return token_weights(self.masks)
 
-  @property
-  def counted(self) -> jax.Array:
-    """bool[N, L], the tokens of a completion up to its first end of text, which is among them."""
-    return jnp.arange(self.masks.shape[-1]) < self.lengths[:, None]
+
+@struct.dataclass
+class ScoredViews:
+  """Views that all updates on the same rollouts share, and the scores in them before the first of these."""
+
+  views: Views
+  old: Scores
+  ref: Scores | None
 
 
 class Objective:
   """What the student is trained on; subclass it as a frozen dataclass, whose fields are `--config.objective.FIELD`.
 
   It is traced by `jax.jit`, and a static argument of it, so that it must be hashable. The gradient by the parameters is
-  made one sample at a time from the loss's gradient by the student's scores (`training/gradient.py`).
+  made one view at a time from the loss's gradient by the student's scores (`training/gradient.py`).
   """
 
+  needs_old = True  # whether there are scores of the student before the first update on the rollouts
   needs_reference = False  # whether there are scores of the reference; it costs a copy of what is trained
-  # Scores of single tokens, or with `per_token=False` their weighted sums; with `center_top_k` centred ones besides.
-  scoring = Scoring(per_token=True)
+  needs: frozenset[str] = frozenset()  # what rollouts must remember, of "steps", "logp" and "entropy"
+  attends_after_end = True  # whether tokens after the first end of text are attended to, as the samplers do
+  scoring = Scoring()  # how tokens are scored; with `center_top_k` there are centred scores besides
+  num_mc: int | None = 2  # mask samples where the config says none; None: it has a number of views of its own
+  masks = "sampler"  # masks.kind where the config says none; None: its views are its own, whatever the sampler's masks
+  advantages = "leave_one_out"  # objective.advantages where the config says none, see `advantages.py`
+
+  def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
+    """The views of one of the updates on N rollouts, whose number is `update`, an int32 scalar; 0 is the first.
+
+    By default coupled pairs of the run's consistent forward process.
+    """
+    return Views(drawing.consistent_masks(key, rollouts.confidence), coupled=True)
+
+  def fixed_views(self, key, rollouts: Rollouts, drawing: Drawing) -> Views | None:
+    """Views that are scored once, under the student before the first update and the reference; None for none."""
+    return None
 
   def loss(self, batch: ScoredRollouts):
     """The loss, a float32 scalar, or (loss, metrics) with scalars by name, which are means over a step's updates."""

@@ -10,16 +10,18 @@ import jax.numpy as jnp
 
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lm_head import LMHead
+from gdsd_jax.objectives.kept_scores import kept_scores
 from gdsd_jax.objectives.token_scores import Scoring, token_scores
+from gdsd_jax.objectives.views import Views
 
 
 @struct.dataclass
 class Scores:
-  """Scores of B rollouts under one denoiser, one for each of M mask samples; with `Scoring.per_token` [B, M, L]."""
+  """Scores of B rollouts under one denoiser: of tokens, float32[B, V, L] in V views, or of M coupled pairs [B, M]."""
 
-  plain: jax.Array | None  # float32[B, M] from log-probabilities; None if nothing needs them
-  centered: jax.Array | None = None  # float32[B, M] from centred logits (TLC); None when no centre was asked for
-  entropy: jax.Array | None = None  # float32[B, M], mean of the tokens' entropies in nats; None if not asked for
+  plain: jax.Array | None  # from log-probabilities; None if nothing needs them
+  centered: jax.Array | None = None  # from centred logits (TLC); None when no centre was asked for
+  entropy: jax.Array | None = None  # of the tokens' distributions in nats; None if not asked for
 
   @property
   def policy(self):
@@ -35,37 +37,52 @@ def token_weights(mask):
   return (length + 1) / jnp.maximum(jnp.where(mask, masked, length - masked), 1).astype(jnp.float32)
 
 
-def masked_hidden(denoiser: Denoiser, params, tokens, mask, prompt_mask=None, dropout_key=None):
-  """Hidden state [B, L, D] of each completion token, from that pass of a coupled pair in which it is masked.
+def pair_scores(scores: Scores | None, masks, weighted: bool = True) -> Scores | None:
+  """Scores of coupled pairs, float32[B, M], from those of their tokens [B, M, L]: ½ Σ w_i s_i, or with w = 1."""
+  if scores is None:
+    return None
+  weights = token_weights(masks) if weighted else 1.0
+  total = lambda of_tokens: None if of_tokens is None else 0.5 * jnp.sum(weights * of_tokens, axis=-1)
+  return Scores(total(scores.plain), total(scores.centered))
 
-  So L positions go through the LM head, not 2 L. The mask is bool[B, L], the first of the pair; without a random key,
-  an adapter's dropout drops nothing; other arguments are those of `sequence_scores`.
+
+def masked_hidden(denoiser: Denoiser, params, tokens, view: Views, attention_mask=None, dropout_key=None):
+  """Hidden state [B, L, D] of each completion token in one view; of a coupled pair from that pass that masks it.
+
+  So L positions of a pair go through the LM head, not 2 L. The view's arrays are [B, L] and [B, P]; the attention mask
+  is bool[B, P+L], or None. Without a random key, an adapter's dropout drops nothing.
   """
-  batch, length = mask.shape
-  both = lambda x: jnp.broadcast_to(x[:, None], (batch, 2, *x.shape[1:]))
+  batch, length = view.masks.shape
+  prompt = tokens[:, :-length]
+  if view.prompt_masks is not None:
+    prompt = jnp.where(view.prompt_masks, denoiser.config.mask_token_id, prompt)
+  passes = jnp.stack([view.masks, ~view.masks], axis=1) if view.coupled else view.masks[:, None]
+  count = passes.shape[1]
+  each = lambda x: jnp.broadcast_to(x[:, None], (batch, count, *x.shape[1:]))
+  noised = jnp.where(passes, denoiser.config.mask_token_id, each(tokens[:, -length:]))
   # The two passes of a rollout are neighbours, on the chip that the rollout lies on.
-  flat = lambda prompt, completion: jnp.concatenate([both(prompt), completion], axis=2).reshape(2 * batch, -1)
-  masked = jnp.stack([mask, ~mask], axis=1)
-  noised = flat(tokens[:, :-length], jnp.where(masked, denoiser.config.mask_token_id, both(tokens[:, -length:])))
-  attention_mask = None if prompt_mask is None else flat(prompt_mask.astype(bool), jnp.ones_like(masked))
+  flat = lambda x: x.reshape(count * batch, -1)
+  noised = flat(jnp.concatenate([each(prompt), noised], axis=2))
+  attention_mask = None if attention_mask is None else flat(each(attention_mask))
   hidden = denoiser.hidden(params, noised, attention_mask, dropout_key)[:, -length:]
-  hidden = hidden.reshape(batch, 2, *hidden.shape[1:])
-  return jnp.where(mask[..., None], hidden[:, 0], hidden[:, 1])
+  hidden = hidden.reshape(batch, count, *hidden.shape[1:])
+  return jnp.where(view.masks[..., None], hidden[:, 0], hidden[:, 1]) if view.coupled else hidden[:, 0]
 
 
-def scores_of_hidden(head: LMHead, hidden, completion, mask, scoring: Scoring) -> Scores:
-  """Scores [B, ...] from hidden states [B, ..., L, D], completions int[B, ..., L] and masks bool[B, ..., L]."""
-  *scores, _, entropy = token_scores(head, hidden, completion, scoring)
-  if not scoring.per_token:
-    weights = token_weights(mask) if scoring.weighted else jnp.ones(mask.shape, jnp.float32)
-    scores = (None if s is None else 0.5 * jnp.sum(weights * s, axis=-1) for s in scores)
-  return Scores(*scores, None if entropy is None else jnp.mean(entropy, axis=-1))
+def scores_of_hidden(head: LMHead, hidden, targets, scoring: Scoring, kept=None) -> Scores:
+  """Scores [B, ..., L] of tokens int[B, ..., L] from hidden states [B, ..., L, D]; `kept` is as in `kept_scores`."""
+  if scoring.kept:
+    return Scores(kept_scores(head, hidden / scoring.temperature, targets, kept))
+  plain, centered, _, entropy = token_scores(head, hidden, targets, scoring)
+  return Scores(plain, centered, entropy)
 
 
-def sample_scores(denoiser: Denoiser, params, tokens, mask, prompt_mask, scoring: Scoring) -> Scores:
-  """Scores [B] of one mask sample; the arguments are those of `masked_hidden`."""
-  hidden = masked_hidden(denoiser, params, tokens, mask, prompt_mask)
-  return scores_of_hidden(denoiser.head(params), hidden, tokens[:, -mask.shape[1]:], mask, scoring)
+def view_scores(denoiser: Denoiser, params, tokens, view: Views, attention_mask, scoring: Scoring,
+                kept=None) -> Scores:
+  """Scores [B, L] of the tokens in one view; the arguments are those of `masked_hidden` and `scores_of_hidden`."""
+  hidden = masked_hidden(denoiser, params, tokens, view, attention_mask)
+  targets = tokens[:, -view.masks.shape[1]:] if view.targets is None else view.targets
+  return scores_of_hidden(denoiser.head(params), hidden, targets, scoring, kept)
 
 
 def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: int, prompt_mask=None,
@@ -78,7 +95,9 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
     masks: bool[M, B, L], the first mask of each coupled pair (`consistent_masks`); the prompt is never masked.
     prompt_length: P.
     prompt_mask: bool[B, P], False at padding; None when no prompt is padded.
-    weighted, center_top_k, center_gradient: as in `Scoring`.
+    weighted: whether tokens have the weights of the forward process (`token_weights`); False weighs all alike, as the
+      official code's first release does.
+    center_top_k, center_gradient: as in `Scoring`.
 
   Returns:
     Scores of float32[B, M] each; `centered` is None without `center_top_k`.
@@ -86,12 +105,19 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
   Raises:
     ValueError: center_top_k is less than 1, or tokens, masks and prompt_length do not agree.
   """
-  scoring = Scoring(weighted, center_top_k, center_gradient)
+  scoring = Scoring(center_top_k, center_gradient)
   if prompt_length + masks.shape[2] != tokens.shape[1]:
     raise ValueError(f"prompt_length: {prompt_length} and the masks' {masks.shape[2]} must add up to the"
                      f" {tokens.shape[1]} positions of tokens")
-  scores = jax.lax.map(lambda mask: sample_scores(denoiser, params, tokens, mask, prompt_mask, scoring), masks)
-  return jax.tree.map(jnp.transpose, scores)
+  attention_mask = None
+  if prompt_mask is not None:
+    attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones(masks.shape[1:], bool)], axis=1)
+
+  def score(mask):
+    view = Views(mask, coupled=True)
+    return pair_scores(view_scores(denoiser, params, tokens, view, attention_mask, scoring), mask, weighted)
+
+  return jax.tree.map(jnp.transpose, jax.lax.map(score, masks))
 
 
 def with_kl(loss, metrics, scores: Scores, ref: Scores | None, completion_length: int, beta: float):

@@ -23,9 +23,6 @@ from gdsd_jax.objectives.head_gradient import mean_of_columns, weight_gradient
 class Scoring:
   """Which scores are made, and how. Hashable, so it can be a static argument of `jax.jit`."""
 
-  # Whether tokens have the weights of the forward process (`token_weights`); False weighs all tokens alike, as the
-  # official code's first release does.
-  weighted: bool = True
   # k of the token-level logit centre (TLC), the mean of the k largest logits. The vocabulary's size or more is the mean
   # of all logits (GDSD's Eq. 8); None makes no centred scores.
   center_top_k: int | None = None
@@ -33,13 +30,14 @@ class Scoring:
   # the same value, but the gradient of the log-probability.
   center_gradient: bool = False
   with_plain: bool = True  # False leaves plain scores out where centred ones need no logits
-  per_token: bool = False  # whether scores stay those of single tokens, in place of their sums; they have no weights
   with_entropy: bool = False  # whether the policy's entropy is told, too, wherever the scores need logits
+  temperature: float = 1.0  # T of the distribution that is scored, softmax(z / T)
+  kept: bool = False  # whether that is over the tokens which the sampler's filters left, not all (`kept_scores`)
 
   def __post_init__(self):
     require(self.center_top_k is None or self.center_top_k >= 1, "center_top_k",
             f"must be None or at least 1, not {self.center_top_k}")
-    require(self.weighted or not self.per_token, "weighted", "is for sums of token scores; per_token leaves none")
+    require(self.temperature > 0, "temperature", f"must be positive, not {self.temperature}")
 
 
 PLAIN = Scoring()
@@ -60,8 +58,9 @@ def token_scores(head: LMHead, hidden, targets, scoring: Scoring = PLAIN) -> Tok
 
   With all of the vocabulary in the centre, the centred score is h · (W_y − mean_v W_v), linear in the hidden state h.
   It needs no logits: with the centre's gradient and without the plain score there are none.
-  `scoring.weighted` plays no part here.
   """
+  if scoring.temperature != 1.0:
+    hidden = (hidden / scoring.temperature).astype(hidden.dtype)  # whose logits are z / T
   if scoring.center_top_k is None or scoring.center_top_k < head.vocab_size:
     return _scores(scoring, head, hidden, targets)
   centered = jnp.sum(hidden * (head.columns(targets) - head.mean_column()), axis=-1)

@@ -17,22 +17,25 @@ import jax.numpy as jnp
 
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.objective import Objective, ScoredRollouts
-from gdsd_jax.objectives.scores import masked_hidden, Scores, scores_of_hidden
+from gdsd_jax.objectives.scores import masked_hidden, scores_of_hidden
 from gdsd_jax.objectives.token_scores import Scoring
+from gdsd_jax.objectives.views import Views
 from gdsd_jax.runs.state import TrainState
 
 
 @struct.dataclass
 class ScoringBatch:
-  """What scoring needs of N rollouts; cut into single samples, its arrays have no axis M (`single_samples`)."""
+  """What scoring needs of N rollouts; cut into single samples, its views have no axis V (`single_samples`)."""
 
   tokens: jax.Array  # int32[N, P+L], prompts (left-padded) and completions
-  prompt_mask: jax.Array  # bool[N, P], False at padding
-  masks: jax.Array  # bool[N, M, L], the first mask of each coupled pair
+  attention_mask: jax.Array  # bool[N, P+L], False where nothing attends to
+  views: Views  # their `inputs`
+  kept: jax.Array | None = None  # int32[N, L, K], see `kept_scores`
 
   @property
-  def completion(self):
-    return self.tokens[..., self.prompt_mask.shape[-1]:]
+  def targets(self):
+    """Tokens that are scored, int32[..., L]."""
+    return self.tokens[..., -self.views.masks.shape[-1]:] if self.views.targets is None else self.views.targets
 
 
 @struct.dataclass
@@ -40,20 +43,9 @@ class DistillationBatch:
   """N rollouts with everything that one update needs; all scores are made by `score_rollouts`."""
 
   rollouts: ScoringBatch
-  rewards: jax.Array  # float32[N]
-  advantages: jax.Array  # float32[N]
-  lengths: jax.Array  # int32[N], tokens of a completion up to its first end of text, which is among them
-  old: Scores  # under the student before the first of the updates on these rollouts
-  ref: Scores | None  # under the reference
-  # Under the student as it is now. The loss takes its values from these and only its gradient from the step's own
-  # forward pass: two compilations of one pass round differently, and in bf16 that would drown the log-ratio.
-  current: Scores
-  group_size: int = struct.field(pytree_node=False)  # neighbours that answer one prompt (G)
-
-  def scored(self, student: Scores) -> ScoredRollouts:
-    """What the loss is a function of, with these scores of the student."""
-    return ScoredRollouts(student, self.old, self.ref, self.rollouts.masks, self.rollouts.completion, self.lengths,
-                          self.rewards, self.advantages, self.group_size)
+  # The student's scores are as it is now. The loss takes its values from these and only its gradient from the step's
+  # own forward pass: two compilations of one pass round differently, and in bf16 that would drown the log-ratio.
+  scored: ScoredRollouts
 
 
 def loss_and_gradient(denoiser: Denoiser, objective: Objective, state: TrainState, batch: DistillationBatch,
@@ -62,11 +54,11 @@ def loss_and_gradient(denoiser: Denoiser, objective: Objective, state: TrainStat
 
   The arguments are those of `distillation_step`; without a random key, the adapter's dropout drops nothing.
   """
-  loss_fn = lambda scores: objective.loss(batch.scored(scores))
-  current = batch.current.replace(entropy=None)  # which no loss depends on
+  loss_fn = lambda student: objective.loss(batch.scored.replace(student=student))
+  current = batch.scored.student.replace(entropy=None)  # which no loss depends on
   loss_and_metrics, cotangents = jax.value_and_grad(loss_fn, has_aux=True)(current)
   samples, cotangents = single_samples(batch.rollouts, accumulation), cut(cotangents, accumulation)
-  dropout_keys = None if dropout_key is None else jax.random.split(dropout_key, len(samples.masks))
+  dropout_keys = None if dropout_key is None else jax.random.split(dropout_key, len(samples.tokens))
   return loss_and_metrics, _gradient(denoiser, objective.scoring, state, samples, cotangents, dropout_keys)
 
 
@@ -83,8 +75,8 @@ def _gradient(denoiser: Denoiser, scoring: Scoring, state: TrainState, samples: 
 
     def scores(body):
       params = {**state.student_params, **body}
-      hidden = masked_hidden(denoiser, params, sample.tokens, sample.masks, sample.prompt_mask, dropout_key)
-      return scores_of_hidden(head, hidden, sample.completion, sample.masks, scoring), hidden if trains_head else None
+      hidden = masked_hidden(denoiser, params, sample.tokens, sample.views, sample.attention_mask, dropout_key)
+      return scores_of_hidden(head, hidden, sample.targets, scoring, sample.kept), hidden if trains_head else None
 
     _, product, hidden = jax.vjp(scores, body, has_aux=True)
     return jax.tree.map(jnp.add, total, *product(cotangent)), hidden
@@ -95,16 +87,17 @@ def _gradient(denoiser: Denoiser, scoring: Scoring, state: TrainState, samples: 
     return gradient
   by_rollout = lambda tree: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)  # [n, S, …]: each chip keeps its own
   hidden, samples = by_rollout(hidden), by_rollout(samples)
-  _, product = jax.vjp(lambda head: scores_of_hidden(head, hidden, samples.completion, samples.masks, scoring), head)
+  of_head = lambda head: scores_of_hidden(head, hidden, samples.targets, scoring, samples.kept)
+  _, product = jax.vjp(of_head, head)
   [of_head] = product(by_rollout(cotangents))
   return {**gradient, head_name: gradient[head_name] + of_head.weight if head.tied else of_head.weight}
 
 
 def single_samples(batch: ScoringBatch, accumulation: int) -> ScoringBatch:
-  """The batch as S = accumulation · M samples of n = N / accumulation rollouts: tokens int[S, n, P+L] and so on."""
-  num_samples = batch.masks.shape[1]
-  each = lambda x: jnp.repeat(x[:, None], num_samples, axis=1)
-  return cut(batch.replace(tokens=each(batch.tokens), prompt_mask=each(batch.prompt_mask)), accumulation)
+  """The batch as S = accumulation · V samples of n = N / accumulation rollouts: tokens int[S, n, P+L] and so on."""
+  count = batch.views.masks.shape[1]
+  each = lambda x: None if x is None else jnp.repeat(x[:, None], count, axis=1)
+  return cut(ScoringBatch(each(batch.tokens), each(batch.attention_mask), batch.views, each(batch.kept)), accumulation)
 
 
 def cut(tree, accumulation: int):

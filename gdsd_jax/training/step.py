@@ -11,7 +11,7 @@ import optax
 
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.objective import Objective
-from gdsd_jax.objectives.scores import sample_scores, Scores
+from gdsd_jax.objectives.scores import Scores, view_scores
 from gdsd_jax.runs.state import TrainState
 from gdsd_jax.training.gradient import DistillationBatch, join, loss_and_gradient, ScoringBatch, single_samples
 
@@ -29,7 +29,7 @@ def score_rollouts(
   params, scoring = denoiser.cast(params), dataclasses.replace(objective.scoring, with_entropy=with_entropy)
 
   def score(sample: ScoringBatch) -> Scores:
-    return sample_scores(denoiser, params, sample.tokens, sample.masks, sample.prompt_mask, scoring)
+    return view_scores(denoiser, params, sample.tokens, sample.views, sample.attention_mask, scoring, sample.kept)
 
   return join(jax.lax.map(score, single_samples(rollouts, accumulation)), accumulation)
 

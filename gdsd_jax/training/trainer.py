@@ -18,7 +18,7 @@ from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import GradedCompletions, RewardError
 from gdsd_jax.huggingface.tokenizer import chat_prompt
-from gdsd_jax.objectives.gdsd import leave_one_out_advantages
+from gdsd_jax.objectives.advantages import leave_one_out_advantages
 from gdsd_jax.parallel.mesh import batch_sharding, whole_batch
 from gdsd_jax.parallel.rows import local_rows, spread
 from gdsd_jax.runs.config import RunConfig

@@ -1,0 +1,53 @@
+"""CJ-GRPO (arXiv 2509.23924): GRPO on every step of the rollout's own trajectory."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from gdsd_jax.checks import require
+from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, difference_where, k3, mean_where
+from gdsd_jax.objectives.views import Drawing, Rollouts, Views, views_of_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class CjGrpo(Objective):
+  """mean over steps of the mean over a step's tokens of −min(r_i A, clip(r_i, 1−ε, 1+ε) A) + β k3(p_i, p_i^ref).
+
+  A step's view is the state before it, and scored are the tokens that it unmasks, after the end of text, too. A dual
+  clip, which DARE's port has at 3, holds the loss of A < 0 below −c A. A = R − mean. A step counts where it unmasked
+  something. It costs as many passes as there are steps. Source: yjyddq/EOSER-ASS-RL@5affb4e; the port is
+  yjyddq/DARE@83ae8a3.
+  """
+
+  name = "cj_grpo"
+  num_mc, masks, advantages, needs = None, None, "minus_mean", frozenset({"steps"})
+  epsilon: float = 0.5  # clip range of the ratio
+  beta: float = 0.04  # weight of the KL to the reference
+  dual_clip: float | None = None  # c
+
+  def __post_init__(self):
+    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
+    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
+    c = self.dual_clip
+    require(c is None or c > 1, "objective.dual_clip", f"must be above 1, not {c}")
+
+  @property
+  def needs_reference(self) -> bool:
+    return self.beta > 0
+
+  def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
+    steps = jnp.arange(drawing.num_steps)
+    return views_of_steps(rollouts.steps, steps, steps + 1)
+
+  def loss(self, batch: ScoredRollouts):
+    scored = batch.views.counted
+    happened = jnp.any(scored, axis=(0, 2))
+    over_steps = lambda values: mean_where(mean_where(values, scored, axis=(0, 2)), happened)
+    log_ratio = difference_where(batch.student.plain, batch.old.plain, scored)
+    loss = over_steps(clipped_loss(log_ratio, batch.advantages[:, None, None], self.epsilon, dual=self.dual_clip))
+    metrics = {"clip_fraction": clipped_share(log_ratio, scored, self.epsilon)}
+    if batch.ref is not None:
+      metrics["kl"] = over_steps(k3(batch.student.plain, batch.ref.plain))
+      loss = loss + self.beta * metrics["kl"]
+    return loss, metrics

@@ -1,0 +1,61 @@
+"""coupled-GRPO, of DiffuCoder (arXiv 2506.20639): GRPO on tokens scored in a full mask and in a coupled pair."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from gdsd_jax.checks import require
+from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, k3, mean_where
+from gdsd_jax.objectives.views import Drawing, Rollouts, Views
+
+
+@dataclasses.dataclass(frozen=True)
+class CoupledGrpo(Objective):
+  """Σ c_i [−min(r_i A, clip(r_i, 1−ε, 1+ε) A) + β k3] / Σ c with r_i = exp(s_i − s_i^old).
+
+  s_i = ½ (log p_i^full + w log p_i): p_i^full is the probability where the whole completion is masked, p_i that in the
+  pass that masks i, of a random share ρ of the completion or its complement, and w is 1/ρ or 1/(1−ρ). One ρ ~ U(0.2, 0.8)
+  serves a batch. As w averages more than 1, s_i is no log-probability, and ε is tighter than it looks. c_i = 1 up to
+  the first end of text; A is leave-one-out. Source: apple/ml-diffucoder@f735e01.
+  """
+
+  name = "coupled_grpo"
+  num_mc, masks = None, None
+  epsilon: float = 0.5  # clip range of the ratio
+  beta: float = 0.01  # weight of the KL to the reference
+  least_share: float = 0.2  # of masked tokens in the pair's first pass
+  largest_share: float = 0.8
+
+  def __post_init__(self):
+    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
+    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
+    require(0 < self.least_share <= self.largest_share < 1, "objective.least_share, objective.largest_share",
+            f"must lie between 0 and 1, in that order, not {self.least_share}, {self.largest_share}")
+
+  @property
+  def needs_reference(self) -> bool:
+    return self.beta > 0
+
+  def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
+    of_share, of_tokens = jax.random.split(key)
+    share = jax.random.uniform(of_share, minval=self.least_share, maxval=self.largest_share)
+    everywhere = jnp.ones(rollouts.tokens.shape, bool)
+    first = jax.random.uniform(of_tokens, everywhere.shape) < share
+    masks = jnp.stack([everywhere, first, ~first], axis=1)
+    weights = jnp.stack([jnp.float32(1), 1 / share, 1 / (1 - share)])
+    return Views(masks, weights=jnp.broadcast_to(weights[:, None], (len(first), 3, 1)))
+
+  def loss(self, batch: ScoredRollouts):
+    def token_scores(scores):
+      return 0.5 * jnp.sum(jnp.where(batch.views.counted, batch.views.weights * scores.plain, 0), axis=1)
+
+    counted, student = batch.counted, token_scores(batch.student)
+    log_ratio = student - token_scores(batch.old)
+    loss = mean_where(clipped_loss(log_ratio, batch.advantages[:, None], self.epsilon), counted)
+    metrics = {"clip_fraction": clipped_share(log_ratio, counted, self.epsilon)}
+    if batch.ref is not None:
+      metrics["kl"] = mean_where(k3(student, token_scores(batch.ref)), counted)
+      loss = loss + self.beta * metrics["kl"]
+    return loss, metrics

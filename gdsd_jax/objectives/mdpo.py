@@ -1,0 +1,78 @@
+"""MDPO (arXiv 2508.13148): GRPO on the full predictions of single denoising steps, each with a reward of its own."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from gdsd_jax.checks import require
+from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, difference_where
+from gdsd_jax.objectives.views import Drawing, Rollouts, Views
+
+
+@dataclasses.dataclass(frozen=True)
+class Mdpo(Objective):
+  """mean_b Σ_t Σ_masked conf_i [−λ_t min(r_i A_t, clip(r_i, 1−ε, 1+ε) A_t) + β ½ (log p_i^ref/p_i)²] / (n_t + 1e-4).
+
+  R_t is the reward of the prediction of all tokens at step t; A_t is the z-score over the group of
+  R_t − R_{t−1} + 1 + the mean of the later R, and in the last step of R_t itself. A rollout trains its M steps of the
+  largest |A_t|: in the view before step t all n_t masked tokens are scored as they were predicted there, not as they
+  came to be, and weighed by that prediction's confidence; λ_t = L/(n_t + 1e-4). Source: autonomousvision/mdpo@e6ae439.
+  """
+
+  name = "mdpo"
+  num_mc, masks, needs = 8, None, frozenset({"steps", "predictions"})
+  epsilon: float = 0.2  # clip range of the ratio
+  beta: float = 0.02  # weight of the KL to the reference
+  temperature: float = 1.0  # that of the sampler
+
+  def __post_init__(self):
+    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
+    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
+    require(self.temperature > 0, "objective.temperature", f"must be positive, not {self.temperature}")
+
+  @property
+  def needs_reference(self) -> bool:
+    return self.beta > 0
+
+  @property
+  def scoring(self):
+    return dataclasses.replace(Objective.scoring, temperature=self.temperature)
+
+  def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
+    predictions = rollouts.predictions
+    advantages = step_advantages(predictions.rewards, rollouts.group_size)
+    _, steps = jax.lax.top_k(jnp.abs(advantages), drawing.num_mc)
+    of_steps = lambda values: jnp.take_along_axis(values, steps.reshape(*steps.shape, *[1] * (values.ndim - 2)), axis=1)
+    masks = rollouts.steps[:, None] >= steps[..., None]
+    weights = of_steps(advantages)[..., None] * jnp.ones(masks.shape)
+    return Views(masks, weights=jnp.stack([weights, of_steps(predictions.confidence)], axis=-1),
+                 targets=of_steps(predictions.tokens))
+
+  def loss(self, batch: ScoredRollouts):
+    scored, student = batch.views.counted, batch.student.plain
+    advantages, confidence = batch.views.weights[..., 0], batch.views.weights[..., 1]
+    masked = jnp.sum(scored, axis=-1) + 1e-4
+    over_rows = lambda values: jnp.mean(jnp.sum(
+      jnp.sum(jnp.where(scored, confidence * values, 0), axis=-1) / masked, axis=1))
+    log_ratio = difference_where(student, batch.old.plain, scored)
+    surrogate = clipped_loss(log_ratio, advantages, self.epsilon)
+    loss = over_rows(scored.shape[-1] / masked[..., None] * surrogate)
+    metrics = {"clip_fraction": clipped_share(log_ratio, scored, self.epsilon)}
+    if batch.ref is not None:
+      metrics["kl"] = over_rows(0.5 * jnp.square(batch.ref.plain - student))
+      loss = loss + self.beta * metrics["kl"]
+    return loss, metrics
+
+
+def step_advantages(rewards, group_size: int):
+  """A_t of MDPO, float32[N, S], from the rewards of the predictions of N rollouts at S steps."""
+  steps = rewards.shape[1]
+  before = jnp.concatenate([jnp.zeros_like(rewards[:, :1]), rewards[:, :-1]], axis=1)
+  from_end = jnp.cumsum(rewards[:, ::-1], axis=1)[:, ::-1]
+  later = (from_end - rewards) / jnp.maximum(jnp.arange(steps)[::-1], 1)
+  scores = (rewards - before + 1 + later).at[:, -1].set(rewards[:, -1])
+  groups = scores.reshape(-1, group_size, steps)
+  centred = groups - jnp.mean(groups, axis=1, keepdims=True)
+  return (centred / (jnp.std(groups, axis=1, ddof=1, keepdims=True) + 1e-4)).reshape(scores.shape)

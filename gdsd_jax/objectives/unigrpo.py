@@ -1,0 +1,59 @@
+"""UniGRPO, of MMaDA (arXiv 2505.15809): GRPO on the masked tokens, whose share is spread evenly over the updates."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from gdsd_jax.checks import require, require_one_of
+from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, difference_where, k3, mean_where
+from gdsd_jax.objectives.views import Drawing, random_masks, Rollouts, Views
+
+_DIVISORS = ("scored", "length")
+
+
+@dataclasses.dataclass(frozen=True)
+class UniGrpo(Objective):
+  """mean_b (1/n_b) Σ_i [−min(r_i A, clip(r_i, 1−ε, 1+ε) A) + β k3(p_i, p_i^ref)] over the n_b masked tokens that count.
+
+  A rollout's share of masked tokens is random for the first update on it, and the later ones are spread evenly from
+  there, modulo 1; the prompt is clean. Tokens count up to the first end of text; A is a z-score. Its authors' RL code
+  is not released: this is the paper's formula, with the ratio of averaged log-likelihoods read as that of tokens.
+  """
+
+  name = "unigrpo"
+  num_mc, masks, advantages = None, None, "z_score"
+  epsilon: float = 0.2  # clip range of the ratio
+  beta: float = 0.01  # weight of the KL to the reference
+  divided_by: str = "scored"  # or "length": whether a rollout's sum is over its scored tokens or over L
+
+  def __post_init__(self):
+    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
+    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
+    require_one_of("objective.divided_by", self.divided_by, _DIVISORS)
+
+  @property
+  def needs_reference(self) -> bool:
+    return self.beta > 0
+
+  def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
+    batch, length = rollouts.tokens.shape
+    of_share, of_tokens = jax.random.split(key)
+    share = (jax.random.uniform(of_share, (batch,)) + update / drawing.updates) % 1
+    counts = jnp.clip(jnp.round(share * length).astype(jnp.int32), 1, length)
+    masks = random_masks(of_tokens, counts, jnp.ones((batch, length), bool))[:, None]
+    return Views(masks, scored=masks & rollouts.counted[:, None])
+
+  def loss(self, batch: ScoredRollouts):
+    scored, student = batch.views.counted[:, 0], batch.student.plain[:, 0]
+    log_ratio = difference_where(student, batch.old.plain[:, 0], scored)
+    length = batch.tokens.shape[1]
+    over_rows = lambda values: jnp.mean(
+      mean_where(values, scored, axis=1) * (jnp.sum(scored, axis=1) / length if self.divided_by == "length" else 1))
+    loss = over_rows(clipped_loss(log_ratio, batch.advantages[:, None], self.epsilon))
+    metrics = {"clip_fraction": clipped_share(log_ratio, scored, self.epsilon)}
+    if batch.ref is not None:
+      metrics["kl"] = over_rows(k3(student, batch.ref.plain[:, 0]))
+      loss = loss + self.beta * metrics["kl"]
+    return loss, metrics
