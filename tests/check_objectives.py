@@ -61,7 +61,8 @@ def differences(case: Case, denoiser, params) -> dict[str, float]:
   state = init_state(denoiser, params, optax.sgd(1.0), 0, False, make_mesh(1, 1, 1, jax.devices()[:1]))
   array = functools.partial(jax.tree.map, jnp.asarray)
   views, (batch, _, length) = array(case.views), case.views.masks.shape
-  scoring = ScoringBatch(jnp.asarray(case.tokens), jnp.asarray(case.attention_mask, bool), views.inputs, array(case.kept))
+  attention_mask = jnp.asarray(case.attention_mask, bool)
+  scoring = ScoringBatch(jnp.asarray(case.tokens), attention_mask, views.inputs, array(case.kept))
   student = score_rollouts(state.params, scoring, denoiser=denoiser, objective=case.objective)
   counted = np.ones((batch, length), bool) if case.counted is None else np.asarray(case.counted)
   given = lambda scores: None if scores is None else Scores(jnp.asarray(scores, jnp.float32))
@@ -234,7 +235,8 @@ def gdpo(name: str, data: Data) -> Iterator[Case]:
       attention = attention & np.concatenate([np.ones_like(attention[:, :-data.length]), of["valid"]], axis=1)
     # A position's part in the ELBO, over what its views weigh in all.
     total = np.sum(counted * weights, axis=1, keepdims=True)
-    spread = lambda parts, counted=counted, total=total: np.where(counted, parts[:, None] / np.where(total, total, 1), 0)
+    total = np.where(total, total, 1)
+    spread = lambda parts, counted=counted, total=total: np.where(counted, parts[:, None] / total, 0)
     yield of.case(part or "main", objective, masks, weights=weights, attention_mask=attention,
                   counted=of["valid"] if part else data["completion_mask"], old=spread(of["old_logp"]),
                   ref=spread(of["ref_logp"]) if settings["beta"] > 0 else None)

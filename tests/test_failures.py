@@ -16,7 +16,7 @@ from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
 from gdsd_jax.huggingface.finite import require_finite
 from gdsd_jax.huggingface.folder import resolve_path
 from gdsd_jax.models.lora import add_adapter, LoraConfig
-from gdsd_jax.objectives.sequence import SequenceObjective
+from gdsd_jax.objectives.gdsd import Gdsd
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.checkpoints import CheckpointError, Checkpoints
 from gdsd_jax.runs.digits import significant
@@ -143,7 +143,7 @@ def check_that_a_checkpoint_that_is_not_finite_is_of_no_use(trainer):
 
 
 def test_a_loss_that_is_never_finite_fails_though_its_gradient_is(tmp_path, monkeypatch):
-  monkeypatch.setattr(SequenceObjective, "loss", lambda self, batch: (jnp.mean(batch.student.plain) + jnp.inf, {}))
+  monkeypatch.setattr(Gdsd, "loss", lambda self, batch: (jnp.mean(batch.student.plain) + jnp.inf, {}))
   with pytest.raises(TrainingError, match="nothing was learnt: none of the 1 steps .* finite loss and gradient"):
     run(tmp_path, steps=1, **{"objective.psi": 0.123})  # compiled anew
   assert read_rows(tmp_path / "metrics.jsonl")[-1]["skipped"] == 1

@@ -13,11 +13,13 @@ import pytest
 import gdsd_jax
 from gdsd_jax.huggingface import published, weights as huggingface
 from gdsd_jax.models.lora import TARGETS
+from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.parallel.mesh import make_mesh, param_shardings
 from gdsd_jax.runs import optimizer as training_optimizer, state as training_state
 from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
+from gdsd_jax.training.updates import drawing_of
 
 PUBLISHED = {preset: published.PUBLISHED[name] for preset, name in published.HUB_NAMES.items()}
 COUNTS = {"llada_8b": 8_015_581_184, "dream_7b": 7_615_616_512}
@@ -104,21 +106,20 @@ def test_recipes_trace_at_full_size(full_size, name):
   assert rollout.tokens.shape == rollout.confidence.shape == (batch, length)
 
   objective = config.objective
-  rollouts = ScoringBatch(
-    of((rollouts_per_step, width + length), jnp.int32), of((rollouts_per_step, width), bool),
-    of((rollouts_per_step, config.distillation.num_mc, length), bool),
-  )
+  abstract = abstract_rollouts(objective, rollouts_per_step, length, config.group_size)
+  scored = abstract_scored(objective, abstract, drawing_of(config, width))
+  shape = (rollouts_per_step, width + length)
+  rollouts = ScoringBatch(of(shape, jnp.int32), of(shape, bool), scored.views.inputs)
   static = dict(denoiser=denoiser, objective=objective, accumulation=config.optimizer.accumulation)
   scores = jax.eval_shape(functools.partial(score_rollouts, **static), params, rollouts)
-  assert scores.plain.shape == (rollouts_per_step, config.distillation.num_mc)
+  assert scores.plain.shape == scored.student.plain.shape == (rollouts_per_step, config.num_mc, length)
   optimizer = training_optimizer.make_optimizer(config.optimizer, config.updates)
   state = training_state.TrainState(
     step=of((), jnp.int32), params=adapter, frozen={k: v for k, v in params.items() if k != "lora"},
     opt_state=jax.eval_shape(optimizer.init, adapter), reference={}, key=key,
   )
-  numbers = of((rollouts_per_step,), jnp.float32)
   new_state, _ = jax.eval_shape(
     functools.partial(distillation_step, optimizer=optimizer, **static), state,
-    DistillationBatch(rollouts, numbers, numbers, numbers, scores, scores, scores, group_size=2),
+    DistillationBatch(rollouts, scored.replace(student=scores, old=scores, ref=scores)),
   )
   assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(lambda x: (x.shape, x.dtype), state)

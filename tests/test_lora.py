@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 
+from batches import coupled_batch, distillation_batch
 import chex
 from conftest import slow
 import jax
@@ -16,11 +17,10 @@ from safetensors.numpy import save_file
 import gdsd_jax
 from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
 from gdsd_jax.models.lora import add_adapter, LoraConfig, merge, TARGETS
-from gdsd_jax.objectives.sequence import SequenceObjective
+from gdsd_jax.objectives.gdsd import Gdsd
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
 from gdsd_jax.runs.state import init_state
-from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
 CONFIG = LoraConfig(rank=4, alpha=8.0, dropout=0.0)
@@ -103,7 +103,7 @@ def test_dropout_needs_a_key_and_keeps_the_mean(tiny_denoiser, tiny_params):
   assert np.abs(one - plain).max() > 1e-3 and np.abs(one - other).max() > 1e-3
 
 
-OBJECTIVE, ADVANTAGES = SequenceObjective(beta=1e-3), np.array([1.0, -1.0, 0.5, -0.5], np.float32)
+OBJECTIVE, ADVANTAGES = Gdsd(beta=1e-3), np.array([1.0, -1.0, 0.5, -0.5], np.float32)
 
 
 @functools.cache
@@ -115,10 +115,10 @@ def distillation(dropout):
   optimizer = make_optimizer(OptimizerConfig(), updates=1)
   state = init_state(denoiser, params, optimizer, seed=0, with_reference=True, mesh=mesh)
   rng = np.random.default_rng(0)
-  rollouts = ScoringBatch(rng.integers(0, 400, (4, 20)), np.ones((4, 4), bool), rng.random((4, 2, 16)) < 0.5)
+  rollouts = coupled_batch(rng.integers(0, 400, (4, 20)), np.ones((4, 4), bool), rng.random((4, 2, 16)) < 0.5)
   old = score_rollouts(state.student_params, rollouts, denoiser=denoiser, objective=OBJECTIVE)
   ref = score_rollouts(state.reference_params, rollouts, denoiser=denoiser, objective=OBJECTIVE)
-  batch = DistillationBatch(rollouts, ADVANTAGES, ADVANTAGES, np.full(4, 8), old, ref, old, group_size=4)
+  batch = distillation_batch(rollouts, ADVANTAGES, old, ref, group_size=4)
   frozen = jax.tree.map(np.asarray, state.frozen)
   new_state, metrics = distillation_step(
     state, batch, denoiser=denoiser, objective=OBJECTIVE, optimizer=optimizer, accumulation=2
@@ -146,13 +146,13 @@ def test_the_optimizer_knows_the_adapter_alone(dropout):
 @dropouts
 def test_at_the_start_student_and_reference_scores_are_equal(dropout):
   _, batch, _, _ = distillation(dropout)
-  chex.assert_trees_all_equal(batch.old, batch.ref)
+  chex.assert_trees_all_equal(batch.scored.old, batch.scored.ref)
 
 
 @dropouts
 def test_dropout_is_drawn_anew_in_every_step_and_leaves_values_alone(dropout):
   _, batch, state, metrics = distillation(dropout)
-  assert float(metrics["loss"]) == pytest.approx(float(OBJECTIVE.loss(batch.scored(batch.old))[0]), rel=1e-4)
+  assert float(metrics["loss"]) == pytest.approx(float(OBJECTIVE.loss(batch.scored)[0]), rel=1e-4)
   key = jax.random.key_data(jax.random.key(0))  # the state's before the step
   assert np.array_equal(jax.random.key_data(state.key), key) == (dropout == 0)
 

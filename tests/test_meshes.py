@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+from batches import coupled_batch, distillation_batch
 from conftest import load_recipe, slow
 import jax
 import jax.numpy as jnp
@@ -14,15 +15,14 @@ from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.huggingface.weights import load_pretrained
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.objectives.own import make_objective
 from gdsd_jax.objectives.scores import Scores
-from gdsd_jax.objectives.sequence import SequenceObjective
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from gdsd_jax.parallel.rows import lay_out
 from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
 from gdsd_jax.runs.state import init_state
 from gdsd_jax.training import trainer as training
-from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "fsdp_tensor": (1, 4, 2), "all": (2, 2, 2)}
@@ -104,10 +104,10 @@ def quick_and_slow(names, quick):
 
 
 OBJECTIVES = {
-  "gdsd": SequenceObjective("gdsd"),
-  "tlc": SequenceObjective("gdsd_tlc", center_top_k=8),
-  "tlc_center_gradient": SequenceObjective("gdsd_tlc", center_top_k=8, center_gradient=True),
-  "tlc_whole_vocabulary": SequenceObjective("gdsd_tlc", center_top_k=VOCABULARY, center_gradient=True),
+  "gdsd": make_objective("gdsd", {}),
+  "tlc": make_objective("gdsd_tlc", dict(center_top_k=8)),
+  "tlc_center_gradient": make_objective("gdsd_tlc", dict(center_top_k=8, center_gradient=True)),
+  "tlc_whole_vocabulary": make_objective("gdsd_tlc", dict(center_top_k=VOCABULARY, center_gradient=True)),
 }
 
 
@@ -118,15 +118,15 @@ def test_the_step_keeps_the_vocabulary_split(tiny_config, name):
   state = init_state(denoiser, params, optimizer, 0, with_reference=True, mesh=denoiser.mesh)
   split = batch_sharding(denoiser.mesh)
   put = lambda x: jax.device_put(x, split)
-  rollouts = ScoringBatch(put(jnp.zeros((BATCH, PROMPT + LENGTH), jnp.int32)), put(jnp.ones((BATCH, PROMPT), bool)),
-                          put(jnp.ones((BATCH, 2, LENGTH), bool)))
+  tokens, masks = jnp.zeros((BATCH, PROMPT + LENGTH), jnp.int32), jnp.ones((BATCH, 2, LENGTH), bool)
+  rollouts = jax.tree.map(put, coupled_batch(tokens, jnp.ones((BATCH, PROMPT), bool), masks))
   static = dict(denoiser=denoiser, objective=OBJECTIVES[name], accumulation=2)
   score = score_rollouts.lower(state.student_params, rollouts, **static).compile()
   assert_vocabulary_stays_split(score)
-  plain = put(jnp.zeros((BATCH, 2)))
+  plain = put(jnp.zeros((BATCH, 2, LENGTH)))
   scores = Scores(plain, None if name == "gdsd" else plain)
   ones = put(jnp.ones(BATCH))
-  batch = DistillationBatch(rollouts, ones, ones, put(jnp.ones(BATCH, jnp.int32)), scores, scores, scores, group_size=2)
+  batch = distillation_batch(rollouts, ones, scores, scores, lengths=put(jnp.ones(BATCH, jnp.int32)))
   assert_vocabulary_stays_split(distillation_step.lower(state, batch, optimizer=optimizer, **static).compile())
 
 

@@ -13,10 +13,10 @@ import pytest
 
 import gdsd_jax
 from gdsd_jax import command
+from gdsd_jax.objectives.gdsd import Gdsd
 from gdsd_jax.objectives.objective import ScoredRollouts
 from gdsd_jax.objectives.own import make_objective, OwnObjective, try_out
 from gdsd_jax.objectives.scores import Scores
-from gdsd_jax.objectives.sequence import SequenceObjective
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.state import init_state
@@ -177,7 +177,7 @@ def test_token_scores_carry_the_same_gradient_as_their_sums(tiny_denoiser, tiny_
   of_tokens = score_rollouts(state.params, rollouts, denoiser=tiny_denoiser, objective=TokenGDSD(), accumulation=2)
   assert of_tokens.plain.shape == (N, M, L)
   sums = Scores(0.5 * jnp.sum(given.weights * of_tokens.plain, axis=2))
-  for objective, scores in ((SequenceObjective(), sums), (TokenGDSD(), of_tokens)):
+  for objective, scores in ((Gdsd(), sums), (TokenGDSD(), of_tokens)):
     ref = jax.tree.map(lambda x: x * 1.01, scores)
     batch = DistillationBatch(rollouts, given.rewards, given.advantages, given.lengths, scores, ref, scores, G)
     step = functools.partial(loss_and_gradient, tiny_denoiser, objective)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+from batches import coupled_batch, distillation_batch
 import chex
 from conftest import slow
 import jax
@@ -12,16 +13,16 @@ import optax
 import pytest
 
 from gdsd_jax.diffusion.forward import rollout_masks
-from gdsd_jax.objectives.scores import Scores, sequence_scores
-from gdsd_jax.objectives.sequence import SequenceObjective
+from gdsd_jax.objectives.own import make_objective
+from gdsd_jax.objectives.scores import Scores, view_scores
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
 from gdsd_jax.runs.state import init_state, state_shardings, sync_reference
-from gdsd_jax.training.gradient import cut, DistillationBatch, join, ScoringBatch
+from gdsd_jax.training.gradient import cut, join
 from gdsd_jax.training.step import distillation_step, policy_entropy, score_rollouts
 
 N, P, L, M = 8, 4, 8, 2
-GDSD = SequenceObjective()
+GDSD = make_objective("gdsd", {})
 
 
 def adamw(moments_dtype="float32"):
@@ -56,7 +57,7 @@ def some_rollouts():
   masks = jax.jit(rollout_masks, static_argnums=(2, 3))(jax.random.key(1), confidence, M, 4)
   prompt_mask = np.ones((N, P), bool)
   prompt_mask[::2, 0] = False
-  return jax.device_get(ScoringBatch(rng.integers(0, 60, (N, P + L)), prompt_mask, masks))
+  return jax.device_get(coupled_batch(rng.integers(0, 60, (N, P + L)), prompt_mask, np.asarray(masks)))
 
 
 def make_batch(denoiser, state, objective, mesh, accumulation=1):
@@ -66,8 +67,7 @@ def make_batch(denoiser, state, objective, mesh, accumulation=1):
     state.params, rollouts, denoiser=denoiser, objective=objective, accumulation=accumulation
   )
   lengths = jax.device_put(jnp.arange(1, N + 1), batch_sharding(mesh))
-  return DistillationBatch(rollouts, rewards=1 + advantages, advantages=advantages, lengths=lengths, old=scores,
-                           ref=scores, current=scores, group_size=4)
+  return distillation_batch(rollouts, advantages, scores, scores, 4, rewards=1 + advantages, lengths=lengths)
 
 
 def run_step(denoiser, optimizer, mesh, objective=GDSD, accumulation=1, change=lambda batch: batch):
@@ -83,7 +83,7 @@ def run_step(denoiser, optimizer, mesh, objective=GDSD, accumulation=1, change=l
 ])
 def test_first_log_ratio_is_exactly_zero(tiny_denoiser, optimizer, one_device, name, dtype):
   """Student and old are one model, so that any other value would be rounding noise."""
-  objective = SequenceObjective(name)
+  objective = make_objective(name, {})
   denoiser, state = make_state(tiny_denoiser, optimizer, one_device, dtype)
   batch = make_batch(denoiser, state, objective, one_device)
   _, metrics = distillation_step(
@@ -102,34 +102,32 @@ def test_the_entropy_is_the_mean_over_tokens_each_in_the_state_that_masks_it(tin
   )
   rollouts, apply, expected = some_rollouts(), jax.jit(denoiser.apply), np.zeros((N, M, L))
   for sample in range(M):
-    for masked in (rollouts.masks[:, sample], ~rollouts.masks[:, sample]):
-      completion = np.where(masked, denoiser.config.mask_token_id, rollouts.completion)
+    for masked in (rollouts.views.masks[:, sample], ~rollouts.views.masks[:, sample]):
+      completion = np.where(masked, denoiser.config.mask_token_id, rollouts.tokens[:, P:])
       tokens = np.concatenate([rollouts.tokens[:, :P], completion], axis=1)
-      attended = np.concatenate([rollouts.prompt_mask, np.ones_like(masked)], axis=1)
-      logits = np.asarray(apply(state.params, tokens, attended)[:, P:], np.float64)
+      logits = np.asarray(apply(state.params, tokens, rollouts.attention_mask)[:, P:], np.float64)
       probability = np.exp(logits) / np.sum(np.exp(logits), axis=-1, keepdims=True)
       entropy = -np.sum(probability * np.log(probability), axis=-1)
       expected[:, sample] += np.where(masked, entropy, 0)
-  np.testing.assert_allclose(scores.entropy, expected.mean(axis=-1), rtol=1e-5)
-  assert float(policy_entropy([scores, scores])) == pytest.approx(expected.mean(), rel=1e-5)
-  assert batch.old.entropy is None
-  np.testing.assert_array_equal(batch.old.plain, scores.plain)  # which the entropy beside them leaves as they are
+  np.testing.assert_allclose(scores.entropy, expected, rtol=1e-5, atol=1e-6)
+  assert float(policy_entropy([scores, scores], [rollouts.views] * 2)) == pytest.approx(expected.mean(), rel=1e-5)
+  assert batch.scored.old.entropy is None
+  np.testing.assert_array_equal(batch.scored.old.plain, scores.plain)  # the entropy beside them leaves them as they are
 
 
 def test_scores_without_logits_tell_no_entropy():
-  assert policy_entropy([Scores(None, jnp.zeros((N, M)))]) is None
+  assert policy_entropy([Scores(None, jnp.zeros((N, M, L)))], [some_rollouts().views]) is None
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 @jax.grad
 def gradient_of_loss(params, batch, denoiser, objective):
   """The gradient of the loss by the parameters, through all samples at once."""
-  rollouts, scoring = batch.rollouts, objective.scoring
-  scores = sequence_scores(
-    denoiser, params, rollouts.tokens, jnp.swapaxes(rollouts.masks, 0, 1), P, rollouts.prompt_mask,
-    scoring.weighted, scoring.center_top_k, scoring.center_gradient,
-  )
-  return objective.loss(batch.scored(scores))[0]
+  rollouts = batch.rollouts
+  score = lambda view: view_scores(
+    denoiser, params, rollouts.tokens, view, rollouts.attention_mask, objective.scoring)
+  scores = jax.vmap(score, in_axes=1, out_axes=1)(rollouts.views)
+  return objective.loss(batch.scored.replace(student=scores))[0]
 
 
 def mean_distances(one, other):
@@ -138,7 +136,7 @@ def mean_distances(one, other):
 
 
 def test_step_is_adamw_on_the_gradient_of_the_loss(tiny_denoiser, optimizer, one_device):
-  objective = SequenceObjective()
+  objective = make_objective("gdsd", {})
   denoiser, state = make_state(tiny_denoiser, optimizer, one_device)
   batch = make_batch(denoiser, state, objective, one_device)
   before = jax.tree.map(np.asarray, state.params)  # the step donates the state
@@ -156,10 +154,10 @@ def test_step_is_adamw_on_the_gradient_of_the_loss(tiny_denoiser, optimizer, one
 @pytest.mark.parametrize("tied", [False, slow(True)])
 @pytest.mark.parametrize("objective", [
   GDSD, *(slow(objective) for objective in (
-    SequenceObjective("gdsd_tlc", center_top_k=8, center_gradient=True),
-    SequenceObjective("espo"),
-    SequenceObjective("gdsd_tlc", center_top_k=10**6),
-    SequenceObjective("gdsd_tlc", center_top_k=10**6, center_gradient=True, beta=0.0),
+    make_objective("gdsd_tlc", dict(center_top_k=8, center_gradient=True)),
+    make_objective("espo", {}),
+    make_objective("gdsd_tlc", dict(center_top_k=10**6)),
+    make_objective("gdsd_tlc", dict(center_top_k=10**6, center_gradient=True, beta=0.0)),
   )),
 ])
 def test_gradient_is_that_of_the_loss(tiny_denoiser, one_device, tied, objective):
@@ -168,8 +166,8 @@ def test_gradient_is_that_of_the_loss(tiny_denoiser, one_device, tied, objective
   descent = optax.apply_if_finite(optax.sgd(1.0), 1)
   denoiser, state = make_state(denoiser, descent, one_device)
   batch = make_batch(denoiser, state, objective, one_device)
-  shifted = jax.tree.map(lambda scores: scores + 1.0, batch.old)
-  batch = batch.replace(ref=shifted if objective.beta else None)
+  shifted = jax.tree.map(lambda scores: scores + 0.1, batch.scored.old)
+  batch = batch.replace(scored=batch.scored.replace(ref=shifted if objective.beta else None))
   expected = gradient_of_loss(state.params, batch, denoiser, objective)
   before = jax.tree.map(np.asarray, state.params)
   state, metrics = distillation_step(
@@ -202,7 +200,8 @@ def test_accumulation_gives_the_same_update(tiny_denoiser, optimizer, one_device
 
 def test_update_that_is_not_finite_is_left_out_and_counted(tiny_denoiser, optimizer, one_device):
   _, before = make_state(tiny_denoiser, optimizer, one_device)
-  poison = lambda batch: batch.replace(advantages=batch.advantages.at[3].set(jnp.nan))
+  poison = lambda batch: batch.replace(
+    scored=batch.scored.replace(advantages=batch.scored.advantages.at[3].set(jnp.nan)))
   after, metrics = run_step(tiny_denoiser, optimizer, one_device, change=poison)
   assert metrics["skipped"] == 1
   chex.assert_trees_all_equal(after.params, before.params)
@@ -257,4 +256,4 @@ def test_reference_is_mixed_with_the_student():
 ])
 def test_bad_objective_names_the_field(change, field):
   with pytest.raises(ValueError, match=field):
-    SequenceObjective(**change)
+    make_objective(change.pop("name", "gdsd"), change)

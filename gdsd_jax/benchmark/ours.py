@@ -18,7 +18,9 @@ from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
 from gdsd_jax.huggingface.weights import load_pretrained, save_pretrained
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import add_adapter, LoraConfig
+from gdsd_jax.objectives.objective import ScoredRollouts
 from gdsd_jax.objectives.scores import sequence_scores
+from gdsd_jax.objectives.views import Views
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
 from gdsd_jax.runs.state import init_state, split_adapter
@@ -101,7 +103,7 @@ def sampling(folder: Path, setting: Setting, fast: bool = False) -> dict[str, An
   sampler = setting.fast_sampler if fast else setting.sampler
   denoiser, params, _, rollouts, _ = _load(folder, setting)
   prompt = rollouts.tokens[:, :setting.prompt_length]
-  arguments = params, prompt, rollouts.prompt_mask, jax.random.key(0)
+  arguments = params, prompt, rollouts.attention_mask[:, :setting.prompt_length], jax.random.key(0)
   compiled = sample.lower(denoiser, *arguments, sampler).compile()
   jax.block_until_ready(jax.jit(denoiser.hidden)(params, rollouts.tokens))  # warm-up
   work = lambda: jax.block_until_ready(compiled(*arguments))
@@ -122,11 +124,14 @@ def training(folder: Path, setting: Setting) -> dict[str, Any]:
   def update():
     nonlocal state
     old = score_rollouts(state.student_params, rollouts, **static)
-    reference = score_rollouts(state.reference_params, rollouts, **static) if objective.beta else None
-    lengths = jnp.full(len(advantages), setting.completion_length, jnp.int32)  # what the loss does not see
-    batch = DistillationBatch(rollouts, rewards=advantages, advantages=advantages, lengths=lengths, old=old,
-                              ref=reference, current=old, group_size=len(advantages))
-    state, metrics = distillation_step(state, batch, optimizer=optimizer, **static)
+    reference = score_rollouts(state.reference_params, rollouts, **static) if objective.needs_reference else None
+    # Lengths and confidence are what the loss does not see.
+    tokens, count = rollouts.tokens[:, setting.prompt_length:], len(advantages)
+    scored = ScoredRollouts(
+      tokens=tokens, lengths=jnp.full(count, setting.completion_length, jnp.int32), rewards=advantages,
+      advantages=advantages, confidence=jnp.zeros(tokens.shape, jnp.float32), group_size=count, views=rollouts.views,
+      student=old, old=old, ref=reference)
+    state, metrics = distillation_step(state, DistillationBatch(rollouts, scored), optimizer=optimizer, **static)
     return jax.device_get({**metrics, "score": metrics["score"] * setting.completion_length})
 
   first = update()
@@ -141,10 +146,10 @@ def _load(folder: Path, setting: Setting):
   if setting.lora:
     denoiser, params = load_adapter(folder / "adapter", denoiser, params)
   with np.load(folder / "inputs.npz") as inputs:
-    arrays = {**inputs, "prompt_mask": np.ones((setting.batch, setting.prompt_length), bool)}
+    arrays = {**inputs, "attended": np.ones(inputs["tokens"].shape, bool)}
   arrays = jax.device_put(arrays, batch_sharding(mesh))
-  advantages = arrays.pop("advantages")
-  return denoiser, params, mesh, ScoringBatch(**arrays), advantages
+  rollouts = ScoringBatch(arrays["tokens"], arrays["attended"], Views(arrays["masks"], coupled=True))
+  return denoiser, params, mesh, rollouts, arrays["advantages"]
 
 
 def _measured(work: Callable[[], Any], profile: str | None, name: str) -> tuple[Any, dict[str, float]]:
@@ -177,7 +182,7 @@ def scoring_memory(setting: Setting) -> dict[int, dict[str, int]]:
 
     def scores(adapter, params, tokens, masks, denoiser=denoiser):
       found = sequence_scores(denoiser, {**params, **adapter}, tokens, masks, setting.prompt_length,
-                              center_top_k=setting.loss.center_top_k)
+                              center_top_k=setting.loss.scoring.center_top_k)
       return jnp.sum(found.policy)
 
     programs = {"scores": scores, "scores_and_gradient": jax.value_and_grad(scores)}

@@ -12,7 +12,8 @@ from gdsd_jax.huggingface.published import architecture, HUB_NAMES
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser, DTYPES, REMAT
 from gdsd_jax.models.lora import LoraConfig
-from gdsd_jax.objectives.sequence import SequenceObjective
+from gdsd_jax.objectives.objective import Objective
+from gdsd_jax.objectives.own import make_objective
 
 MEASUREMENTS = ("sampling", "training", "memory")
 # The reference's final norm over the student's, without an adapter. With equal models the KL would have no gradient.
@@ -103,8 +104,8 @@ class Setting:
     return fast if fast.is_fast else None
 
   @property
-  def loss(self) -> SequenceObjective:
-    return SequenceObjective(self.objective, center_top_k=self.center_top_k)
+  def loss(self) -> Objective:
+    return make_objective(self.objective, {} if self.center_top_k is None else {"center_top_k": self.center_top_k})
 
   @property
   def lora(self) -> LoraConfig | None:

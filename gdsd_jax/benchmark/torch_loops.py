@@ -56,7 +56,7 @@ class Updater:
 
   Args:
     model: the network. The reference is the base model where it has an adapter, otherwise a copy.
-    objective: `SequenceObjective` named gdsd or gdsd_tlc, with `center_gradient` off.
+    objective: `Gdsd` or `GdsdTlc`, with `center_gradient` off.
     optimizer: an `OptimizerConfig` without warm-up.
     reference_norm: what the final norm's weights are multiplied by in the copy.
   """
@@ -112,9 +112,9 @@ class Updater:
     if self.objective.weighted:
       weights = (length + 1) / torch.where(mask, masked, length - masked).clamp(min=1)
     score = lambda values: 0.5 * (weights * torch.where(mask, values[:batch], values[batch:])).sum(dim=1)
-    if self.objective.center_top_k is None:
+    if self.objective.scoring.center_top_k is None:
       return (score(plain),) * 2
-    k = min(self.objective.center_top_k, log_probs.shape[-1])
+    k = min(self.objective.scoring.center_top_k, log_probs.shape[-1])
     center = log_probs.detach().topk(k, dim=-1).values.mean(dim=-1)
     return score(plain), score(plain - center)
 

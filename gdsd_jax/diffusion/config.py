@@ -33,6 +33,11 @@ class Rollout:
   # float32[B, L], what the sampler ordered its commits by when each token was unmasked: with LLaDA the probability of
   # the token (full softmax, without temperature, after guidance and penalty), with Dream that of `alg`.
   confidence: jax.Array
+  steps: jax.Array | None = None  # int32[B, L], the denoising step that unmasked each token, from 0; None of one's own
+  # float32[B, L], of each token under the distribution that it was drawn from (after temperature, top-p, top-k, and
+  # without the mask token), and the entropy of that in nats; None unless they were asked for.
+  logp: jax.Array | None = None
+  entropy: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +183,11 @@ class SamplerConfig:
   def num_blocks(self) -> int:
     """Blocks of a completion, one where it is not divided."""
     return self.completion_length // self.block_length if self.is_blockwise else 1
+
+  @property
+  def most_steps(self) -> int:
+    """Denoising steps of a completion at most."""
+    return self.completion_length if self.is_parallel else self.steps
 
   @property
   def forward_process(self) -> dict[str, int | str | None]:

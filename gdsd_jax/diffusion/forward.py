@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gdsd_jax.checks import require, require_one_of
+from gdsd_jax.checks import require
 from gdsd_jax.diffusion.config import REMASKING, SamplerConfig
 
 KINDS = ("sampler", "uniform", "blocks")
@@ -16,27 +16,31 @@ KINDS = ("sampler", "uniform", "blocks")
 class MaskConfig:
   """In which states of its denoising a rollout is scored; section `masks`."""
 
-  # "sampler", the states that llada's or dream's sampler visits, as GDSD has them; "uniform", any of the whole
-  # completion's tokens, as ESPO was published with; or "blocks", as the two fields below say.
-  kind: str = "sampler"
+  # "sampler", the states that llada's or dream's sampler visits; "uniform", any of the whole completion's tokens; or
+  # "blocks", as the two fields below say. None is what the objective was published with: "sampler" for GDSD, "uniform"
+  # for ESPO. Objectives with views of their own have no such choice.
+  kind: str | None = None
   block_length: int | None = None  # tokens of a block, which divide the completion; None for one block, the whole of it
   remasking: str | None = None  # masked first are the "low_confidence" tokens of a block, or "random" ones; None: low
   fresh: bool = True  # whether each update on the same rollouts draws its own; if not, all share theirs
 
   def __post_init__(self):
-    require_one_of("masks.kind", self.kind, KINDS)
+    require(self.kind in (None, *KINDS), "masks.kind", f"{self.kind!r} is not one of {', '.join(KINDS)}")
     require(self.remasking in (None, *REMASKING), "masks.remasking",
             f"{self.remasking!r} is not one of {', '.join(REMASKING)}")
     for name in ("block_length", "remasking"):
       require(self.kind == "blocks" or getattr(self, name) is None, f"masks.{name}",
               f"needs masks.kind=blocks; it is {self.kind!r}, which says it already")
 
-  def forward_process(self, sampler: SamplerConfig) -> dict[str, Any]:
-    """`block_length` and `remasking` of `rollout_masks`. Raises ValueError where they do not fit the sampler."""
-    length, K = sampler.completion_length, self.block_length
-    if self.kind == "uniform":
+  def forward_process(self, sampler: SamplerConfig, default: str) -> dict[str, Any]:
+    """`block_length` and `remasking` of `rollout_masks`, by the `default` kind where none is chosen.
+
+    Raises ValueError where they do not fit the sampler.
+    """
+    length, K, kind = sampler.completion_length, self.block_length, self.kind or default
+    if kind == "uniform":
       return dict(block_length=None, remasking="random")
-    if self.kind == "blocks":
+    if kind == "blocks":
       require(K is None or K >= 1 and length % K == 0, "masks.block_length",
               f"{K} must divide sampler.completion_length, {length}")
       return dict(block_length=K, remasking=self.remasking or "low_confidence")

@@ -29,13 +29,14 @@ class Agrpo(Objective):
   epsilon: float = 0.2  # clip range of the ratio
   beta: float = 0.0  # weight of the KL to the reference
   steps_by: str = "entropy"  # or "uniform"
-  temperature: float = 1.0  # that of the sampler
+  temperature: float | None = None  # T of the scores; None for that of the sampler
   filtered: bool = False  # whether the sampler filters by top-k, whose tokens rollouts then remember
 
   def __post_init__(self):
     require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
     require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
-    require(self.temperature > 0, "objective.temperature", f"must be positive, not {self.temperature}")
+    T = self.temperature
+    require(T is None or T > 0, "objective.temperature", f"must be positive, not {T}")
     require_one_of("objective.steps_by", self.steps_by, _STEPS)
 
   @property

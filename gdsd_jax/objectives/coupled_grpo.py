@@ -16,8 +16,8 @@ class CoupledGrpo(Objective):
   """Σ c_i [−min(r_i A, clip(r_i, 1−ε, 1+ε) A) + β k3] / Σ c with r_i = exp(s_i − s_i^old).
 
   s_i = ½ (log p_i^full + w log p_i): p_i^full is the probability where the whole completion is masked, p_i that in the
-  pass that masks i, of a random share ρ of the completion or its complement, and w is 1/ρ or 1/(1−ρ). One ρ ~ U(0.2, 0.8)
-  serves a batch. As w averages more than 1, s_i is no log-probability, and ε is tighter than it looks. c_i = 1 up to
+  pass that masks i, of a random share ρ of the completion or its complement, and w is 1/ρ or 1/(1−ρ). A batch has one
+  ρ ~ U(0.2, 0.8). As w averages more than 1, s_i is no log-probability, and ε is tighter than it looks. c_i = 1 up to
   the first end of text; A is leave-one-out. Source: apple/ml-diffucoder@f735e01.
   """
 

@@ -28,14 +28,15 @@ class JustGrpo(Objective):
   epsilon: float = 0.2  # clip range of the ratio
   dual_clip: float | None = None  # c, which holds the loss of A < 0 below −c A
   mean_over: str = "informative"  # or "tokens"; or "rows", each up to its end, which nothing is attended to after
-  temperature: float = 1.0  # of the scores: that which rollouts are sampled at
+  temperature: float | None = None  # T of the scores; None for that of the sampler
 
   def __post_init__(self):
     require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
     c = self.dual_clip
     require(c is None or c > 1, "objective.dual_clip", f"must be above 1, not {c}")
     require_one_of("objective.mean_over", self.mean_over, _MEANS)
-    require(self.temperature > 0, "objective.temperature", f"must be positive, not {self.temperature}")
+    T = self.temperature
+    require(T is None or T > 0, "objective.temperature", f"must be positive, not {T}")
 
   @property
   def scoring(self):

@@ -25,12 +25,13 @@ class Mdpo(Objective):
   num_mc, masks, needs = 8, None, frozenset({"steps", "predictions"})
   epsilon: float = 0.2  # clip range of the ratio
   beta: float = 0.02  # weight of the KL to the reference
-  temperature: float = 1.0  # that of the sampler
+  temperature: float | None = None  # T of the scores; None for that of the sampler
 
   def __post_init__(self):
     require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
     require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
-    require(self.temperature > 0, "objective.temperature", f"must be positive, not {self.temperature}")
+    T = self.temperature
+    require(T is None or T > 0, "objective.temperature", f"must be positive, not {T}")
 
   @property
   def needs_reference(self) -> bool:

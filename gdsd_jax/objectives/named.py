@@ -1,5 +1,6 @@
 """The objectives by name."""
 
+import dataclasses
 import importlib
 
 from gdsd_jax.checks import did_you_mean, require
@@ -13,6 +14,23 @@ _CLASSES = {
   "just_grpo": "just_grpo:JustGrpo", "vrpo": "vrpo:Vrpo", "mdpo": "mdpo:Mdpo",
 }
 OBJECTIVES = tuple(_CLASSES)
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveFields:
+  """What recipes may say of an objective, a part of section `objective`: its name, and settings that several have.
+
+  What is None is at the objective's own default, which its dataclass explains. Others that it has are named as these
+  are, `--config.objective.eubo_beta=1.0`, and what it has not is refused.
+  """
+
+  name: str = "gdsd"  # one of OBJECTIVES, or one's own, FILE.py:NAME (docs/own.md)
+  psi: float | None = None
+  epsilon: float | None = None
+  beta: float | None = None
+  center_top_k: int | None = None
+  center_gradient: bool | None = None
+  weighted: bool | None = None
 
 
 def objective_class(name: str) -> type[Objective]:

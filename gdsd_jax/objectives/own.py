@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import operator
 from typing import Any
 
 import jax
@@ -10,11 +11,14 @@ import numpy as np
 
 from gdsd_jax import own_code
 from gdsd_jax.checks import require
+from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
+from gdsd_jax.objectives.advantages import ADVANTAGES
+from gdsd_jax.objectives.named import objective_class
 from gdsd_jax.objectives.objective import Objective, ScoredRollouts
-from gdsd_jax.objectives.scores import Scores
-from gdsd_jax.objectives.sequence import SequenceObjective
 from gdsd_jax.objectives.token_scores import Scoring
+from gdsd_jax.objectives.views import Drawing, Rollouts, Views
 
+_REMEMBERED = frozenset({"steps", "logp", "entropy"})
 _TAKEN = ("loss", "grad_norm", "skipped", "entropy", "learning_rate", "reward", "step")  # what a step's row tells
 
 
@@ -24,7 +28,9 @@ def make_objective(name: str, fields: Mapping[str, Any]) -> Objective:
   Raises ValueError or OSError, one line: an unknown name or field, or the file and line of the user's own mistake.
   """
   if not own_code.is_own(name):
-    return SequenceObjective(name, **fields)
+    ours = objective_class(name)
+    own_code.require_settings(ours, "objective.name", name, fields)
+    return ours(**fields)
   found = own_code.load(name, "objective.name")
   if isinstance(found, type):
     own_code.require_settings(found, "objective.name", name, fields)
@@ -63,19 +69,32 @@ class OwnObjective(Objective):
   objective: Objective
 
   def __post_init__(self):
-    scoring, reference = self.scoring, self.needs_reference
-    if not isinstance(scoring, Scoring):
-      self._refuse(f"scoring must be a gdsd_jax.Scoring, not {scoring!r:.80}")
-    if not isinstance(reference, bool):
-      self._refuse(f"needs_reference must be True or False, not {reference!r:.80}")
+    for name, (fits, said) in _SAID_BY_CLASS.items():
+      if not fits(value := getattr(self.objective, name)):
+        self._refuse(f"{name} must be {said}, not {value!r:.80}")
 
-  @property
-  def scoring(self) -> Scoring:
-    return self.objective.scoring
+  def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
+    return self._drawn(self.objective.views, key, rollouts, update, drawing)
 
-  @property
-  def needs_reference(self) -> bool:
-    return self.objective.needs_reference
+  def fixed_views(self, key, rollouts: Rollouts, drawing: Drawing) -> Views | None:
+    return self._drawn(self.objective.fixed_views, key, rollouts, drawing)
+
+  def _drawn(self, draw: Callable, key, rollouts: Rollouts, *given) -> Views | None:
+    try:
+      found = draw(key, rollouts, *given)
+    except Exception as error:  # the user's own
+      raise ValueError(f"objective.name: {own_code.described_briefly(error, draw)}") from error
+    if found is None and draw == self.objective.fixed_views:
+      return None
+    if not isinstance(found, Views):
+      self._refuse(f"must give gdsd_jax.Views, not {found!r:.80}", draw)
+    shape = (len(rollouts.tokens), jnp.shape(found.masks)[1:2] or (0,), rollouts.tokens.shape[1])
+    shape = (shape[0], *shape[1], shape[2])
+    for name in ("masks", "scored"):
+      value = getattr(found, name)
+      if value is not None and (jnp.shape(value) != shape or value.dtype != bool):
+        self._refuse(f"must give {name} that are bool[N, V, L], {list(shape)}, not {_said(value)}", draw)
+    return found
 
   def loss(self, batch: ScoredRollouts):
     try:
@@ -101,36 +120,41 @@ class OwnObjective(Objective):
     """The function of the user's that is the loss."""
     return self.objective.function if isinstance(self.objective, _Loss) else type(self.objective).loss
 
-  def _refuse(self, message: str):
-    called = getattr(self.culprit, "__qualname__", self.name)
-    raise ValueError(f"objective.name: {own_code.at(self.culprit)}{called} {message}")
+  def _refuse(self, message: str, culprit: Callable | None = None):
+    culprit = culprit or self.culprit
+    raise ValueError(f"objective.name: {own_code.at(culprit)}{getattr(culprit, '__qualname__', self.name)} {message}")
+
+
+# What an objective's class says beside its methods: what that may be.
+_SAID_BY_CLASS = {
+  "scoring": (lambda value: isinstance(value, Scoring), "a gdsd_jax.Scoring"),
+  **dict.fromkeys(("needs_reference", "needs_old", "attends_after_end"),
+                  (lambda value: isinstance(value, bool), "True or False")),
+  "needs": (lambda value: isinstance(value, frozenset) and value <= _REMEMBERED,
+            f"a frozenset of {', '.join(sorted(_REMEMBERED))}"),
+  "num_mc": (lambda value: value is None or isinstance(value, int) and value >= 1, "None or an integer of at least 1"),
+  "masks": (lambda value: value in (None, "sampler", "uniform"), "None, 'sampler' or 'uniform'"),
+  "advantages": (lambda value: value in ADVANTAGES, f"one of {', '.join(ADVANTAGES)}"),
+}
+for _name in _SAID_BY_CLASS:
+  setattr(OwnObjective, _name, property(operator.attrgetter(f"objective.{_name}")))
 
 
 def _said(value: Any) -> str:
   return f"{value.dtype}{list(value.shape)}" if isinstance(value, jax.Array) else f"{value!r:.80}"
 
 
-def try_out(objective: Objective, rollouts: int, group_size: int, num_samples: int, length: int) -> None:
-  """Traces the loss of an own objective and its gradient for N rollouts, M samples and L tokens; nothing is compiled.
+def try_out(objective: Objective, rollouts: int, group_size: int, length: int, drawing: Drawing) -> None:
+  """Traces an objective's views, its loss and the gradient of that for N rollouts of L tokens; nothing is compiled.
 
-  Raises ValueError, one line with the user's file and line.
+  Raises ValueError, one line, with the user's file and line where it is their own.
   """
-  if not isinstance(objective, OwnObjective):
-    return
-  array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
-  scoring, samples = objective.scoring, (rollouts, num_samples)
-  score = array(jnp.float32, *samples, length) if scoring.per_token else array(jnp.float32, *samples)
-  centered = scoring.center_top_k is not None
-  scores = Scores(score if scoring.with_plain or not centered else None, score if centered else None)
-  batch = ScoredRollouts(
-    scores, scores, scores if objective.needs_reference else None, array(bool, *samples, length),
-    array(jnp.int32, rollouts, length), array(jnp.int32, rollouts), array(jnp.float32, rollouts),
-    array(jnp.float32, rollouts), group_size,
-  )
+  culprit = objective.culprit if isinstance(objective, OwnObjective) else None
   loss_of = lambda student, batch: objective.loss(batch.replace(student=student))
   try:
-    jax.eval_shape(jax.grad(loss_of, has_aux=True), scores, batch)
+    batch = abstract_scored(objective, abstract_rollouts(objective, rollouts, length, group_size), drawing)
+    jax.eval_shape(jax.grad(loss_of, has_aux=True), batch.student, batch)
   except Exception as error:  # the user's own, or JAX's of what has no gradient
-    if isinstance(error, ValueError) and str(error).startswith("objective.name: "):
+    if culprit is None or isinstance(error, ValueError) and str(error).startswith("objective.name: "):
       raise
-    raise ValueError(f"objective.name: {own_code.described_briefly(error, objective.culprit)}") from error
+    raise ValueError(f"objective.name: {own_code.described_briefly(error, culprit)}") from error

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.huggingface.published import architecture
+from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.planning.chips import Chip, slice_devices
 from gdsd_jax.planning.hlo_cost import Cost, program_cost
@@ -28,6 +29,7 @@ from gdsd_jax.runs.state import init_state, state_shardings, TrainState
 from gdsd_jax.runs.weights import make_denoiser
 from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
+from gdsd_jax.training.updates import drawing_of
 
 _log = logging.getLogger(__name__)
 
@@ -160,23 +162,25 @@ class AbstractRun:
     if evaluated > rows // parts:
       yield "evaluate", 0, *sampling(evaluated, dataclasses.replace(sampler, **config.eval.validation(sampler)))
 
-    masks = batch(bool, rows, config.distillation.num_mc, length)
-    rollouts = ScoringBatch(batch(jnp.int32, rows, width + length), batch(bool, rows, width), masks)
+    laid_out = lambda tree: jax.tree.map(lambda leaf: batch(leaf.dtype, *leaf.shape), tree)
+    abstract = abstract_rollouts(config.objective, rows, length, config.group_size)
+    scored = laid_out(abstract_scored(config.objective, abstract, drawing_of(config, width)))
+    tokens, attended = batch(jnp.int32, rows, width + length), batch(bool, rows, width + length)
+    rollouts = ScoringBatch(tokens, attended, scored.views.inputs)
     static = dict(denoiser=self.denoiser, objective=config.objective, accumulation=config.optimizer.accumulation)
     updates = config.distillation.num_iterations
     drawn = updates if config.masks.fresh else 1
-    # Old scores, the reference's, and from the second update on current ones.
-    times = drawn + drawn * (state.reference is not None) + updates - 1
+    # Old scores, the reference's, and from the second update on current ones; those of fixed views.
+    times = (drawn if config.objective.needs_old else 1) + drawn * (state.reference is not None) + updates - 1
+    times += 0 if scored.fixed is None else 1 + (state.reference is not None)
     scoring = {"with_entropy": True, **static}
     yield "score_rollouts", times, score_rollouts, (state.student_params, rollouts), scoring
 
-    scores = jax.eval_shape(functools.partial(score_rollouts, **scoring), state.student_params, rollouts)
-    scores = jax.tree.map(lambda leaf: batch(leaf.dtype, *leaf.shape), scores)
-    reference = None if state.reference is None else scores
-    numbers = batch(jnp.float32, rows)
-    scored = DistillationBatch(rollouts, numbers, numbers, batch(jnp.int32, rows), old=scores, ref=reference,
-                               current=scores, group_size=config.group_size)
-    yield "distillation_step", updates, distillation_step, (state, scored), {"optimizer": self.optimizer, **static}
+    student = laid_out(jax.eval_shape(functools.partial(score_rollouts, **scoring), state.student_params, rollouts))
+    scored = scored.replace(student=student, old=student if config.objective.needs_old else None,
+                            ref=None if state.reference is None else student)
+    batch = DistillationBatch(rollouts, scored)
+    yield "distillation_step", updates, distillation_step, (state, batch), {"optimizer": self.optimizer, **static}
 
 
 def _compile(name: str, calls: int, resident_bytes: int, lowered: jax.stages.Lowered) -> Program:

@@ -2,7 +2,7 @@
 
 Recipes and flags see an `ml_collections.ConfigDict` of the same fields (runs/config_dict.py). Samplers, objectives,
 masks, adapters, the optimizer and evaluations have their dataclasses beside them: diffusion/config.py,
-objectives/sequence.py, diffusion/forward.py, models/lora.py, runs/optimizer.py, runs/eval_config.py.
+objectives/named.py, diffusion/forward.py, models/lora.py, runs/optimizer.py, runs/eval_config.py.
 """
 
 from collections.abc import Mapping
@@ -18,8 +18,9 @@ from gdsd_jax.diffusion.forward import MaskConfig
 from gdsd_jax.huggingface.folder import resolve_path
 from gdsd_jax.models.denoiser import REMAT
 from gdsd_jax.models.lora import LoraConfig
+from gdsd_jax.objectives.advantages import ADVANTAGES
+from gdsd_jax.objectives.named import ObjectiveFields
 from gdsd_jax.objectives.objective import Objective
-from gdsd_jax.objectives.sequence import SequenceObjective
 from gdsd_jax.parallel.mesh import batch_shards
 from gdsd_jax.runs.eval_config import EvalConfig
 from gdsd_jax.runs.optimizer import OptimizerConfig
@@ -89,16 +90,21 @@ MOST_SAMPLES = 1024  # more masks would do no more for a score than other rollou
 class DistillationConfig:
   """What an iteration makes of its rollouts; a part of section `objective`."""
 
-  num_mc: int = 2  # mask samples (M)
+  num_mc: int | None = None  # mask samples (M); None: as many as the objective was published with
   num_iterations: int = 8  # updates on each batch of rollouts (mu)
-  scale_rewards: bool = False  # divide advantages by the group's standard deviation
+  # "leave_one_out", "minus_mean" or "z_score" (objectives/advantages.py); None: as the objective was published
+  advantages: str | None = None
+  scale_rewards: bool = False  # divide leave-one-out advantages by the group's standard deviation
   reference_sync_every: int = 0  # iterations between draws of the reference to the student; 0: frozen
   reference_sync_mix: float = 0.6  # share of the student in the new reference
 
   def __post_init__(self):
-    require_at_least(self, "objective.", num_mc=1, num_iterations=1, reference_sync_every=0)
-    require(self.num_mc <= MOST_SAMPLES, "objective.num_mc",
+    require_at_least(self, "objective.", num_iterations=1, reference_sync_every=0)
+    require(self.num_mc is None or self.num_mc >= 1, "objective.num_mc", f"must be at least 1, not {self.num_mc}")
+    require(self.num_mc is None or self.num_mc <= MOST_SAMPLES, "objective.num_mc",
             f"{self.num_mc} is more than {MOST_SAMPLES}; each sample takes two passes over every rollout")
+    require(self.advantages in (None, *ADVANTAGES), "objective.advantages",
+            f"{self.advantages!r} is not one of {', '.join(ADVANTAGES)}")
     mix = self.reference_sync_mix
     require(0 <= mix <= 1, "objective.reference_sync_mix", f"must lie between 0 and 1, not {mix}")
 
@@ -156,7 +162,7 @@ class RunConfig:
   sampler: SamplerConfig
   rollouts: RolloutConfig = dataclasses.field(metadata={"section": "sampler"})
   masks: MaskConfig
-  objective: Objective = dataclasses.field(metadata={"fields_of": SequenceObjective})  # one's own has fields of its own
+  objective: Objective = dataclasses.field(metadata={"fields_of": ObjectiveFields})  # one's own has fields of its own
   distillation: DistillationConfig = dataclasses.field(metadata={"section": "objective"})
   optimizer: OptimizerConfig
   eval: EvalConfig
@@ -176,9 +182,38 @@ class RunConfig:
       require(rollouts % count == 0, field,
               f"{count} must divide the {rollouts} rollouts of a step (group_size × prompts_per_step)")
     require_int32("steps × objective.num_iterations", self.updates)
+    self._check_objective()
     self.optimizer.check_length(self.updates)
     evaluation_samplers(self)
     self.eval.validation(self.sampler)
+
+  def _check_objective(self):
+    objective, said = self.objective, self.objective.name
+    if getattr(objective, "temperature", 0) is None:  # scores are made as rollouts were sampled
+      temperature = self.sampler.temperature
+      require(temperature > 0, "sampler.temperature", f"must be above 0 for {said}, which scores what was drawn")
+      objective = dataclasses.replace(objective, temperature=temperature)
+      object.__setattr__(self, "objective", objective)
+    require(objective.num_mc is not None or self.distillation.num_mc is None, "objective.num_mc",
+            f"{said} has as many views as it has; unset it by --config.objective.num_mc=None")
+    own_views = objective.masks is None
+    require(not own_views or (self.masks.kind, self.masks.block_length, self.masks.remasking) == (None, None, None),
+            "masks.kind", f"{said} draws masks of its own; unset it by --config.masks.kind=None")
+    require(not self.distillation.scale_rewards or self.advantages == "leave_one_out", "objective.scale_rewards",
+            f"divides leave-one-out advantages, and they are {self.advantages}; z_score is divided already")
+    lacking = objective.needs if self.sampler.is_own else objective.needs - {"steps", "logp", "entropy"}
+    require(not lacking, "objective.name",
+            f"{said} needs rollouts that remember {', '.join(sorted(lacking))}, which {self.sampler.kind}'s do not")
+
+  @property
+  def num_mc(self) -> int:
+    """Mask samples of the objective's views; 1 where it has a number of views of its own."""
+    return self.distillation.num_mc or self.objective.num_mc or 1
+
+  @property
+  def advantages(self) -> str:
+    """The kind of advantages, see `group_advantages`."""
+    return self.distillation.advantages or self.objective.advantages
 
   @property
   def rollouts_per_step(self) -> int:

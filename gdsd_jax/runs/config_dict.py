@@ -17,8 +17,8 @@ from gdsd_jax import own_code
 from gdsd_jax.checks import did_you_mean_field, require, require_int32
 from gdsd_jax.diffusion.config import BLOCK_LENGTH, SamplerConfig
 from gdsd_jax.models.lora import LoraConfig
+from gdsd_jax.objectives.named import ObjectiveFields
 from gdsd_jax.objectives.own import make_objective
-from gdsd_jax.objectives.sequence import SequenceObjective
 from gdsd_jax.runs import weights_and_biases
 from gdsd_jax.runs.config import DistillationConfig, ModelConfig, RolloutConfig, RunConfig, TaskConfig
 from gdsd_jax.runs.fields import declared
@@ -140,7 +140,7 @@ def made(cls, fields: Mapping[str, Any]):
   if cls is ModelConfig:
     lora = fields.get("lora", {})
     fields = fields | {"lora": made(LoraConfig, lora) if lora.get("rank") else None, "lora_path": lora.get("path")}
-  if cls is SequenceObjective:
+  if cls is ObjectiveFields:
     runs_own = {field.name for field in dataclasses.fields(DistillationConfig)}
     given = {k: v for k, v in fields.items() if k not in runs_own and v is not None}
     return make_objective(given.pop("name"), given)

@@ -25,6 +25,7 @@ from gdsd_jax.runs.state import init_state, TrainState
 from gdsd_jax.runs.weights import load_model
 from gdsd_jax.tasks import get_task, train_and_validation, try_out
 from gdsd_jax.training.size import check_size
+from gdsd_jax.training.updates import drawing_of
 
 _log = logging.getLogger(__name__)
 
@@ -53,9 +54,9 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
   check_size(config, architecture, mesh)
   task = get_task(config.task.made or config.task.name, **config.task.options)
   train, validation = train_and_validation(task, config.eval.num_examples)
-  config.masks.forward_process(config.sampler)  # which says whether they fit
-  try_out_objective(config.objective, config.rollouts_per_step, config.group_size, config.distillation.num_mc,
-                    config.sampler.completion_length)
+  drawing = drawing_of(config, config.rollouts.prompt_buckets[-1])
+  length = config.sampler.completion_length
+  try_out_objective(config.objective, config.rollouts_per_step, config.group_size, length, drawing)
   try_out(task, train)
   given = [config.task.made, *(one for one in config.task.options.get("rewards", ()) if not isinstance(one, str))]
   provenance = provenance_of(config.model, {"training data": train, "validation data": validation}, given)

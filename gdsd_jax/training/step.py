@@ -12,6 +12,8 @@ import optax
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.scores import Scores, view_scores
+from gdsd_jax.objectives.surrogates import mean_where
+from gdsd_jax.objectives.views import Views
 from gdsd_jax.runs.state import TrainState
 from gdsd_jax.training.gradient import DistillationBatch, join, loss_and_gradient, ScoringBatch, single_samples
 
@@ -34,20 +36,20 @@ def score_rollouts(
   return join(jax.lax.map(score, single_samples(rollouts, accumulation)), accumulation)
 
 
-def policy_entropy(scores: Sequence[Scores]) -> jax.Array | None:
-  """Mean entropy in nats of the distribution over a token, the policy's own (temperature 1, the whole vocabulary).
+def policy_entropy(scores: Sequence[Scores], views: Sequence[Views]) -> jax.Array | None:
+  """Mean entropy in nats of the distribution over a token, the policy's own, of the tokens that are scored in views.
 
-  The mean is over rollouts, their completion tokens and mask samples, each token in the one state of a coupled pair in
-  which it is masked. So these are states of the forward process, which are like those that the sampler visited, and not
-  only the last one before a token was committed. None where the scores need no logits, and so tell no entropy.
+  With coupled pairs these are all tokens of the completions, each in the one state of a pair in which it is masked: in
+  states of the forward process, which are like those that the sampler visited, and not only the last one before a token
+  was committed. None where the scores need no logits, and so tell no entropy.
   """
   entropies = [each.entropy for each in scores]
-  return None if entropies[0] is None else _mean(entropies)
+  return None if entropies[0] is None else _mean(entropies, [each.counted for each, _ in zip(views, scores)])
 
 
 @jax.jit
-def _mean(arrays):
-  return jnp.mean(jnp.stack(arrays))
+def _mean(arrays, where):
+  return mean_where(jnp.stack(arrays), jnp.stack(where))
 
 
 @functools.partial(

@@ -9,18 +9,13 @@ from typing import Any
 
 from etils import epath
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
-import numpy as np
 
 from gdsd_jax.checks import require_seed
-from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import GradedCompletions, RewardError
 from gdsd_jax.huggingface.tokenizer import chat_prompt
-from gdsd_jax.objectives.advantages import leave_one_out_advantages
-from gdsd_jax.parallel.mesh import batch_sharding, whole_batch
-from gdsd_jax.parallel.rows import local_rows, spread
+from gdsd_jax.parallel.mesh import whole_batch
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import open_workdir
 from gdsd_jax.runs.data import ExampleStream
@@ -30,17 +25,15 @@ from gdsd_jax.runs.given import as_run_config, with_own
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training, TrainingError
 from gdsd_jax.runs.metrics import Progress, Stopwatch
-from gdsd_jax.runs.optimizer import last_rate
 from gdsd_jax.runs.recipe_files import run_name
 from gdsd_jax.runs.state import sync_reference, TrainState
 from gdsd_jax.tasks import Task
 from gdsd_jax.training.callbacks import Callback
-from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.training.idle import IdleSteps
 from gdsd_jax.training.overlap import Overlap
 from gdsd_jax.training.prepare import prepare
 from gdsd_jax.training.report import announce, evaluation_row, numbers_of, rollout_metrics, show_rollouts
-from gdsd_jax.training.step import distillation_step, policy_entropy, score_rollouts
+from gdsd_jax.training.updates import Updates
 
 _log = logging.getLogger(__name__)
 
@@ -73,16 +66,10 @@ class Trainer(Training):
     self.mesh, self.denoiser, self.sampler, self.held_out = start.mesh, start.denoiser, start.sampler, start.held_out
     self.optimizer, self.state, self.provenance = start.optimizer, start.state, start.provenance
     self.overlap = Overlap(self.sampler, ExampleStream(start.train, config.seed), config)
-    self._static = dict(denoiser=self.denoiser, objective=config.objective, accumulation=config.optimizer.accumulation)
-    self._compiled = set()
+    self.updates = Updates(config, self.denoiser, self.optimizer, self.mesh)
     self._idle = IdleSteps(config.group_size)
     self._failures = 0  # steps in a row that were skipped
     self._scored: GradedCompletions | None = None  # what the last step trained on, None if its rewards failed
-    split = batch_sharding(self.mesh)
-    self._concatenate = jax.jit(lambda *parts: jnp.concatenate(parts, axis=1), out_shardings=split)
-    process = config.masks.forward_process(config.sampler) | {"group_size": config.group_size}
-    masks = functools.partial(rollout_masks, num_samples=config.distillation.num_mc, **process)
-    self._draw_masks = jax.jit(masks, out_shardings=split)
     self._sync_reference = jax.jit(functools.partial(sync_reference, mix=config.distillation.reference_sync_mix))
 
   def train(self) -> None:
@@ -165,7 +152,7 @@ class Trainer(Training):
 
   def iterate(self, watch: Stopwatch) -> tuple[dict[str, float], GradedCompletions]:
     """Samples, rewards, and updates `distillation.num_iterations` times. Raises RewardError before any update."""
-    distillation, group_size = self.config.distillation, self.config.group_size
+    distillation = self.config.distillation
     with watch.phase("rollout"):
       key, mask_key, sampled = self.overlap.take(self.state)
       self.state = self.state.replace(key=key, step=self.state.step + 1)
@@ -174,57 +161,11 @@ class Trainer(Training):
       scored = self.sampler.grade(sampled)
     for callback in self.callbacks:
       callback.after_rollouts(self, int(self.state.step), scored)
-    rewards = jnp.asarray(scored.total_reward).reshape(-1, group_size)
-    advantages = leave_one_out_advantages(rewards, distillation.scale_rewards).reshape(-1)
-    updates = self._update(scored, advantages, mask_key, watch)
+    self.state, updates = self.updates(self.state, scored, mask_key, watch)
     sync_every = distillation.reference_sync_every
     if self.state.reference is not None and sync_every and int(self.state.step) % sync_every == 0:
       self.state = self.state.replace(reference=self._sync_reference(self.state.reference, self.state.params))
-    return {**rollout_metrics(scored, group_size), **updates}, scored
-
-  def _update(self, scored: GradedCompletions, advantages, mask_key, watch: Stopwatch) -> dict[str, float]:
-    """The updates on one batch of rollouts; metrics averaged over them."""
-    sampled, updates = scored.sampled, self.config.distillation.num_iterations
-    tokens = self._concatenate(sampled.prompt, sampled.rollout.tokens)
-    if tokens.shape not in self._compiled:
-      self._compiled.add(tokens.shape)
-      _log.info("compiling scores and distillation step for %d rollouts of %d tokens", *tokens.shape)
-    fresh = self.config.masks.fresh
-    drawn = [
-      ScoringBatch(tokens, sampled.prompt_mask, self._draw_masks(key, sampled.rollout.confidence))
-      for key in jax.random.split(mask_key, updates if fresh else 1)
-    ]
-    rows = local_rows(self.mesh, len(tokens))
-    laid_out = lambda values: spread(self.mesh, len(tokens), np.asarray(values)[rows])
-    lengths = np.minimum(scored.lengths + 1, sampled.rollout.tokens.shape[1]).astype(np.int32)  # with the end of text
-    known = dict(rewards=laid_out(scored.total_reward), advantages=laid_out(advantages), lengths=laid_out(lengths),
-                 group_size=self.config.group_size)
-    score = functools.partial(score_rollouts, with_entropy=True, **self._static)
-    with watch.phase("score"):
-      # Old is the student as it is now, also where async rollouts were sampled by the one before: the teacher is a
-      # condition on the scores of every completion, whoever sampled it. Old says where the trust region lies, which is
-      # around the student that is about to move. Around the one before, the clip would take the last iteration's
-      # updates for a part of this one's, and hold most of the rest back.
-      old = [score(self.state.student_params, part) for part in drawn]
-      reference = None if self.state.reference is None else self.state.reference_params
-      ref = [None if reference is None else score(reference, part) for part in drawn]
-      del reference
-      jax.block_until_ready((old, ref))
-    metrics, entropy = [], policy_entropy(old)
-    with watch.phase("update"):
-      for i in range(updates):
-        at = i if fresh else 0
-        # Before the first update the student is old.
-        current = old[0] if i == 0 else score(self.state.student_params, drawn[at])
-        batch = DistillationBatch(drawn[at], old=old[at], ref=ref[at], current=current, **known)
-        self.state, step_metrics = distillation_step(self.state, batch, optimizer=self.optimizer, **self._static)
-        metrics.append(step_metrics)
-      metrics = jax.device_get(metrics)
-    row = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
-    if entropy is not None:
-      row["entropy"] = float(entropy)
-    row["learning_rate"] = last_rate(self.config.optimizer, self.config.updates, self.state.opt_state)
-    return {**row, "skipped": int(sum(m["skipped"] for m in metrics))}
+    return {**rollout_metrics(scored, self.config.group_size), **updates}, scored
 
   def evaluation(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     """Held-out accuracy and rewards; the same problems and random key every time; none if the task's grader raises."""

@@ -1,0 +1,119 @@
+"""The updates of an iteration: views of its rollouts, scores in them, and one distillation step after the other."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gdsd_jax.diffusion.forward import rollout_masks
+from gdsd_jax.generation.rollout import GradedCompletions
+from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.objectives.advantages import group_advantages
+from gdsd_jax.objectives.objective import ScoredRollouts, ScoredViews
+from gdsd_jax.objectives.views import Drawing, Rollouts, Views
+from gdsd_jax.parallel.mesh import batch_sharding
+from gdsd_jax.parallel.rows import local_rows, spread
+from gdsd_jax.runs.config import RunConfig
+from gdsd_jax.runs.metrics import Stopwatch
+from gdsd_jax.runs.optimizer import last_rate
+from gdsd_jax.runs.state import TrainState
+from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
+from gdsd_jax.training.step import distillation_step, policy_entropy, score_rollouts
+
+_log = logging.getLogger(__name__)
+
+
+class Updates:
+  """Updates a run's state on batches of rollouts."""
+
+  def __init__(self, config: RunConfig, denoiser: Denoiser, optimizer, mesh):
+    self.config, self.objective, self.optimizer, self.mesh = config, config.objective, optimizer, mesh
+    self._static = dict(denoiser=denoiser, objective=config.objective, accumulation=config.optimizer.accumulation)
+    split = batch_sharding(mesh)
+    self._draw = jax.jit(self._views, static_argnames=("prompt_length", "fixed"), out_shardings=split)
+    self._batch = jax.jit(self._scoring_batch, out_shardings=split)
+    self.compiled = set()  # shapes of the tokens so far
+
+  def __call__(self, state: TrainState, graded: GradedCompletions, key,
+               watch: Stopwatch) -> tuple[TrainState, dict[str, float]]:
+    """The state after the updates on a batch of rollouts, and metrics averaged over them."""
+    sampled, count, fresh = graded.sampled, self.config.distillation.num_iterations, self.config.masks.fresh
+    rollouts, prompt_length = self.rollouts(graded), sampled.prompt.shape[1]
+    draw = lambda key, update, fixed=False: self._draw(key, rollouts, update, prompt_length=prompt_length, fixed=fixed)
+    keys = jax.random.split(key, count if fresh else 1)
+    views = [draw(key, np.int32(i)) for i, key in enumerate(keys)]
+    fixed = draw(jax.random.fold_in(key, count), np.int32(0), fixed=True)
+    batch = lambda views: self._batch(sampled.prompt, sampled.prompt_mask, rollouts, views.inputs)
+    shape = len(rollouts.tokens), prompt_length + rollouts.tokens.shape[1]
+    if shape not in self.compiled:
+      self.compiled.add(shape)
+      _log.info("compiling scores and distillation step for %d rollouts of %d tokens", *shape)
+    drawn = [batch(each) for each in views]
+    score = functools.partial(score_rollouts, with_entropy=True, **self._static)
+    with watch.phase("score"):
+      # Old is the student as it is now, also where async rollouts were sampled by the one before: the teacher is a
+      # condition on the scores of every completion, whoever sampled it. Old says where the trust region lies, which is
+      # around the student that is about to move. Around the one before, the clip would take the last iteration's
+      # updates for a part of this one's, and hold most of the rest back.
+      old = [score(state.student_params, part) for part in (drawn if self.objective.needs_old else drawn[:1])]
+      reference = None if state.reference is None else state.reference_params
+      ref = [None if reference is None else score(reference, part) for part in drawn]
+      if fixed is not None:
+        part = batch(fixed)
+        of_reference = None if reference is None else score(reference, part)
+        fixed = ScoredViews(fixed, score(state.student_params, part), of_reference)
+      del reference
+      jax.block_until_ready((old, ref, fixed))
+    metrics, entropy = [], policy_entropy(old, views)
+    with watch.phase("update"):
+      for i in range(count):
+        at = i if fresh else 0
+        # Before the first update the student is old.
+        current = old[0] if i == 0 else score(state.student_params, drawn[at])
+        scored = ScoredRollouts(
+          **{name: getattr(rollouts, name) for name in rollouts.__dataclass_fields__}, views=views[at], student=current,
+          old=old[at] if self.objective.needs_old else None, ref=ref[at], fixed=fixed)
+        state, told = distillation_step(state, DistillationBatch(drawn[at], scored), optimizer=self.optimizer,
+                                        **self._static)
+        metrics.append(told)
+      metrics = jax.device_get(metrics)
+    row = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
+    if entropy is not None:
+      row["entropy"] = float(entropy)
+    row["learning_rate"] = last_rate(self.config.optimizer, self.config.updates, state.opt_state)
+    return state, {**row, "skipped": int(sum(m["skipped"] for m in metrics))}
+
+  def rollouts(self, graded: GradedCompletions) -> Rollouts:
+    """What an objective knows of them, laid over the mesh."""
+    rollout, group_size = graded.sampled.rollout, self.config.group_size
+    rows = local_rows(self.mesh, len(rollout.tokens))
+    laid_out = lambda values: spread(self.mesh, len(rollout.tokens), np.asarray(values)[rows])
+    groups = jnp.asarray(graded.total_reward).reshape(-1, group_size)
+    advantages = group_advantages(groups, self.config.advantages, self.config.distillation.scale_rewards)
+    lengths = np.minimum(graded.lengths + 1, rollout.tokens.shape[1]).astype(np.int32)  # with the end of text
+    return Rollouts(tokens=rollout.tokens, lengths=laid_out(lengths), rewards=laid_out(graded.total_reward),
+                    advantages=laid_out(advantages.reshape(-1)), confidence=rollout.confidence, steps=rollout.steps,
+                    logp=rollout.logp, entropy=rollout.entropy, group_size=group_size)
+
+  def _views(self, key, rollouts: Rollouts, update, *, prompt_length: int, fixed: bool) -> Views | None:
+    drawing = drawing_of(self.config, prompt_length)
+    if fixed:
+      return self.objective.fixed_views(key, rollouts, drawing)
+    return self.objective.views(key, rollouts, update, drawing)
+
+  def _scoring_batch(self, prompt, prompt_mask, rollouts: Rollouts, inputs: Views) -> ScoringBatch:
+    attended = jnp.ones(rollouts.tokens.shape, bool) if self.objective.attends_after_end else rollouts.counted
+    join = lambda *parts: jnp.concatenate(parts, axis=1)
+    return ScoringBatch(join(prompt, rollouts.tokens), join(prompt_mask, attended), inputs, rollouts.kept)
+
+
+def drawing_of(config: RunConfig, prompt_length: int) -> Drawing:
+  """What a run's objective is told when it draws views."""
+  sampler, masks = config.sampler, None
+  if config.objective.masks is not None:
+    process = config.masks.forward_process(sampler, config.objective.masks)
+    masks = functools.partial(rollout_masks, num_samples=config.num_mc, group_size=config.group_size, **process)
+  return Drawing(config.num_mc, config.distillation.num_iterations, prompt_length,
+                 sampler.block_length if sampler.is_blockwise else None, sampler.most_steps, masks)
