@@ -19,6 +19,7 @@ _PUBLIC = {
   "Objective": "gdsd_jax.objectives.objective",
   "ScoredRollouts": "gdsd_jax.objectives.objective",
   "Scoring": "gdsd_jax.objectives.token_scores",
+  "Views": "gdsd_jax.objectives.views",
   "Scores": "gdsd_jax.objectives.scores",
   "sequence_scores": "gdsd_jax.objectives.scores",
   "leave_one_out_advantages": "gdsd_jax.objectives.advantages",

@@ -197,7 +197,8 @@ def dmpo(name: str, data: Data) -> Iterator[Case]:
   settings, masks = data.settings["settings"], by_rollout(data["noised/mask"])
   fields = {"alpha": settings["alpha"], "coefficient": settings["coeff"], "centering": settings["centering_strength"]}
   fixed_masks = by_rollout(data["elbo/mask"])[..., -data.length:]
-  spread = lambda elbos: Scores(np.broadcast_to(elbos[:, None, None] / data.length, fixed_masks.shape))
+  share = fixed_masks.any(axis=-1).mean(axis=-1)  # of views with masked tokens; the others add nothing
+  spread = lambda elbos: Scores(np.broadcast_to((elbos / share)[:, None, None] / data.length, fixed_masks.shape))
   fixed = ScoredViews(Views(fixed_masks), spread(data["log_prob_behaviour"]), spread(data["log_prob_ref"]))
   variants = {"": "negative", "mean_centering": "mean", "unbiased_centering": "policy", "no_centering": "none",
               "not_antithetic": "negative"}
@@ -233,12 +234,24 @@ def gdpo(name: str, data: Data) -> Iterator[Case]:
     counted, attention = masks[..., -data.length:], data.attention_mask
     if part:
       attention = attention & np.concatenate([np.ones_like(attention[:, :-data.length]), of["valid"]], axis=1)
-    # A position's part in the ELBO, over what its views weigh in all.
-    total = np.sum(counted * weights, axis=1, keepdims=True)
-    total = np.where(total, total, 1)
-    spread = lambda parts, counted=counted, total=total: np.where(counted, parts[:, None] / total, 0)
-    yield of.case(part or "main", objective, masks, weights=weights, attention_mask=attention,
-                  counted=of["valid"] if part else data["completion_mask"], old=spread(of["old_logp"]),
+    total, masked = np.sum(counted * weights, axis=1), counted.any(axis=1)
+    valid = of["valid"] if part else np.ones(masked.shape, bool)
+
+    def spread(parts, counted=counted, total=total):
+      """A position's part in the ELBO, over what its views weigh in all."""
+      return np.where(counted, (parts / np.where(total, total, 1))[:, None], 0)
+
+    # Old and reference have parts of positions that no view masks, too: in a sum any position can have them, and in the
+    # KL they are a constant.
+    old = np.where(masked, of["old_logp"], 0)
+    first = masked.argmax(axis=1)
+    old[np.arange(len(old)), first] += np.where(masked, 0, of["old_logp"]).sum(axis=1)
+    difference = np.clip(np.where(masked, 0, of["ref_logp"]), -20, 20)
+    constant = np.clip(np.expm1(difference) - difference, -10, 10).sum(axis=1) / valid.sum(axis=1)
+    expected = of.expected()
+    expected["loss"] = expected["loss"] - settings["beta"] * constant.mean()
+    yield of.case(part or "main", objective, masks, expected, weights=weights, attention_mask=attention,
+                  counted=valid if part else data["completion_mask"], old=spread(old),
                   ref=spread(of["ref_logp"]) if settings["beta"] > 0 else None)
 
 

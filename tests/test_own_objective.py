@@ -1,30 +1,26 @@
 """An objective of the user's own: what it sees, its gradient, its settings, and what its mistakes say."""
 
-import dataclasses
 import functools
 import re
 
 from conftest import REPOSITORY
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import gdsd_jax
 from gdsd_jax import command
-from gdsd_jax.objectives.gdsd import Gdsd
+from gdsd_jax.diffusion.forward import rollout_masks
+from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.objectives.objective import ScoredRollouts
 from gdsd_jax.objectives.own import make_objective, OwnObjective, try_out
 from gdsd_jax.objectives.scores import Scores
-from gdsd_jax.parallel.mesh import make_mesh
+from gdsd_jax.objectives.views import Drawing, Views
 from gdsd_jax.runs.config_dict import base_config, run_config
-from gdsd_jax.runs.state import init_state
-from gdsd_jax.training.gradient import DistillationBatch, loss_and_gradient, ScoringBatch
-from gdsd_jax.training.step import score_rollouts
 
 EXAMPLE = REPOSITORY / "examples" / "own_objective" / "token_ppo.py"
 N, M, L, G = 4, 2, 6, 2
+DRAWING = Drawing(M, 1, 3, None, L, functools.partial(rollout_masks, num_samples=M))
 GOOD = """
 import dataclasses
 import gdsd_jax
@@ -35,7 +31,7 @@ import jax.numpy as jnp
 class Own(gdsd_jax.Objective):
   scale: float = 2.0
   needs_reference = True
-  scoring = gdsd_jax.Scoring(per_token=True)
+  scoring = gdsd_jax.Scoring()
 
   def loss(self, batch):
     loss = jnp.mean(batch.student.plain - batch.ref.plain)
@@ -53,18 +49,21 @@ def own(tmp_path, monkeypatch):
     assert old in GOOD
     (tmp_path / "own.py").write_text(GOOD.replace(old, new))
     objective = make_objective("own.py:Own", fields)
-    try_out(objective, N, G, M, L)
+    try_out(objective, N, G, L, DRAWING)
     return objective
   return make
 
 
-def scored(seed=0, per_token=True) -> ScoredRollouts:
+def scored(seed=0) -> ScoredRollouts:
   random = np.random.default_rng(seed)
-  scores = lambda: Scores(jnp.asarray(-random.random((N, M, L) if per_token else (N, M)), jnp.float32))
+  scores = lambda: Scores(jnp.asarray(-random.random((N, M, L)), jnp.float32))
   rewards = jnp.asarray(random.random(N), jnp.float32)
   advantages = gdsd_jax.leave_one_out_advantages(rewards.reshape(-1, G)).reshape(-1)
   masks, tokens = jnp.asarray(random.random((N, M, L)) < 0.5), jnp.zeros((N, L), jnp.int32)
-  return ScoredRollouts(scores(), scores(), scores(), masks, tokens, jnp.array([6, 1, 3, 6]), rewards, advantages, G)
+  return ScoredRollouts(
+    tokens=tokens, lengths=jnp.array([6, 1, 3, 6]), rewards=rewards, advantages=advantages,
+    confidence=jnp.ones((N, L)), group_size=G, views=Views(masks, coupled=True), student=scores(), old=scores(),
+    ref=scores())
 
 
 def test_a_class_in_a_file_is_an_objective_whose_fields_are_settings(own):
@@ -80,7 +79,8 @@ def test_tokens_count_up_to_the_first_end_and_have_the_weights_of_the_forward_pr
   batch = scored()
   np.testing.assert_array_equal(batch.counted.sum(axis=1), [6, 1, 3, 6])
   mask = np.array([True, True, False, False, False, True])
-  weights = batch.replace(masks=jnp.broadcast_to(mask, (N, M, L)).at[0, 0].set([True] * 2 + [False] * 4)).weights
+  masks = jnp.broadcast_to(mask, (N, M, L)).at[0, 0].set([True] * 2 + [False] * 4)
+  weights = batch.replace(views=Views(masks, coupled=True)).weights
   np.testing.assert_allclose(weights[0, 0], [7 / 2] * 2 + [7 / 4] * 4, rtol=1e-6)
   np.testing.assert_allclose(weights[1, 1], np.full(L, 7 / 3), rtol=1e-6)
 
@@ -102,6 +102,26 @@ def test_the_example_is_ppo_on_the_tokens_that_count():
   assert not gradient.needs_reference
 
 
+VIEWS = "  def views(self, key, rollouts, update, drawing):\n    return "
+
+
+@pytest.mark.parametrize("views, message", [
+  ("3", "own.py, line 13: Own.views must give gdsd_jax.Views, not 3"),
+  ("gdsd_jax.Views(rollouts.tokens)", "Own.views must give masks that are bool[N, V, L], [4, 6, 6], not int32[4, 6]"),
+  ("gdsd_jax.Views(rollouts.stepss)", "own.py, line 14: AttributeError: 'Rollouts' object has no attribute 'stepss'"),
+])
+def test_mistakes_of_views_are_one_line_with_file_and_line(own, views, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    own("  def loss", VIEWS + views + "\n\n  def loss")
+
+
+def test_views_of_ones_own_are_what_is_scored(own):
+  every_other = "gdsd_jax.Views(jnp.broadcast_to(jnp.arange(6) % 2 == 0, (4, 3, 6)))"
+  objective = own("  def loss", VIEWS + every_other + "\n\n  def loss")
+  rollouts = abstract_rollouts(objective, N, L, G)
+  assert abstract_scored(objective, rollouts, DRAWING).student.plain.shape == (4, 3, 6)
+
+
 @pytest.mark.parametrize("old, new, message", [
   ("class Own(gdsd_jax.Objective)", "class Own", "own.py, line 7: own.py:Own is no gdsd_jax.Objective"),
   ("(frozen=True)", "", "own.py, line 7: own.py:Own must be hashable, as a frozen dataclass is"),
@@ -118,7 +138,7 @@ def test_the_example_is_ppo_on_the_tokens_that_count():
   ("loss = jnp", "assert batch.advantages[0] > 0; loss = jnp", "own.py, line 14: TracerBoolConversionError: Attem"),
   ("needs_reference = True", "", "own.py, line 14: AttributeError: 'NoneType' object has no attribute 'plain'"),
   ("needs_reference = True", "needs_reference = 1", "needs_reference must be True or False, not 1"),
-  ("gdsd_jax.Scoring(per_token=True)", "3", "scoring must be a gdsd_jax.Scoring, not 3"),
+  ("gdsd_jax.Scoring()", "3", "scoring must be a gdsd_jax.Scoring, not 3"),
   ("scale: float = 2.0", "scale: float = 2.0\n  def __post_init__(self): 1 / 0", "line 10: ZeroDivisionError"),
   ("jnp.mean(batch.student.plain - ",
    "jax.lax.while_loop(lambda x: x < 1, lambda x: x + 1, jnp.mean(batch.student.plain)) + jnp.mean(",
@@ -150,39 +170,5 @@ def test_a_recipe_sets_its_fields_and_what_it_lacks_is_refused():
   assert run_config(config).objective == run_config(recipe()).objective
   config = base_config()
   config.objective.clip = 1.0
-  with pytest.raises(ValueError, match="the config has no field 'objective.clip'"):
+  with pytest.raises(ValueError, match="objective.clip: gdsd has no such setting; it has psi, epsilon, beta, weighted"):
     run_config(config)
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenGDSD(gdsd_jax.Objective):
-  """GDSD from the scores of single tokens, in other words than those of `gdsd_loss`."""
-
-  scoring = gdsd_jax.Scoring(per_token=True)
-  needs_reference = True
-
-  def loss(self, batch):
-    sums = lambda scores: 0.5 * jnp.einsum("nml,nml->nm", batch.weights, scores.plain)
-    moved = jnp.clip(sums(batch.student) - sums(batch.old), jnp.log(1 - 4e-4), jnp.log(1 + 4e-4)) / L
-    loss = jnp.sum(jnp.square(moved - 0.04 * batch.advantages[:, None])) / N
-    return loss + 1e-3 * jnp.mean(jnp.square(sums(batch.student) - sums(batch.ref))) / (2 * L), {}
-
-
-@pytest.mark.slow
-def test_token_scores_carry_the_same_gradient_as_their_sums(tiny_denoiser, tiny_params):
-  given, prompt = scored(), jnp.ones((N, 3), bool)
-  tokens = jax.random.randint(jax.random.key(0), (N, 3 + L), 0, 60)
-  rollouts, found = ScoringBatch(tokens, prompt, given.masks), []
-  state = init_state(tiny_denoiser, tiny_params, optax.sgd(1.0), 0, True, make_mesh(1, 1, 1, jax.devices()[:1]))
-  of_tokens = score_rollouts(state.params, rollouts, denoiser=tiny_denoiser, objective=TokenGDSD(), accumulation=2)
-  assert of_tokens.plain.shape == (N, M, L)
-  sums = Scores(0.5 * jnp.sum(given.weights * of_tokens.plain, axis=2))
-  for objective, scores in ((Gdsd(), sums), (TokenGDSD(), of_tokens)):
-    ref = jax.tree.map(lambda x: x * 1.01, scores)
-    batch = DistillationBatch(rollouts, given.rewards, given.advantages, given.lengths, scores, ref, scores, G)
-    step = functools.partial(loss_and_gradient, tiny_denoiser, objective)
-    (loss, _), gradient = jax.jit(step, static_argnames="accumulation")(state, batch, accumulation=2)
-    found.append((loss, gradient))
-  np.testing.assert_allclose(*(loss for loss, _ in found), rtol=1e-4)
-  norm = float(optax.global_norm(found[0][1]))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * norm), *(g for _, g in found))

@@ -16,7 +16,7 @@ class Mdpo(Objective):
   """mean_b Σ_t Σ_masked conf_i [−λ_t min(r_i A_t, clip(r_i, 1−ε, 1+ε) A_t) + β ½ (log p_i^ref/p_i)²] / (n_t + 1e-4).
 
   R_t is the reward of the prediction of all tokens at step t; A_t is the z-score over the group of
-  R_t − R_{t−1} + 1 + the mean of the later R, and in the last step of R_t itself. A rollout trains its M steps of the
+  R_t − R_{t−1} + 1 + the mean of the later R, which in the last step is R_t itself. A rollout trains its M steps of the
   largest |A_t|: in the view before step t all n_t masked tokens are scored as they were predicted there, not as they
   came to be, and weighed by that prediction's confidence; λ_t = L/(n_t + 1e-4). Source: autonomousvision/mdpo@e6ae439.
   """
@@ -72,8 +72,8 @@ def step_advantages(rewards, group_size: int):
   steps = rewards.shape[1]
   before = jnp.concatenate([jnp.zeros_like(rewards[:, :1]), rewards[:, :-1]], axis=1)
   from_end = jnp.cumsum(rewards[:, ::-1], axis=1)[:, ::-1]
-  later = (from_end - rewards) / jnp.maximum(jnp.arange(steps)[::-1], 1)
-  scores = (rewards - before + 1 + later).at[:, -1].set(rewards[:, -1])
+  later = ((from_end - rewards) / jnp.maximum(jnp.arange(steps)[::-1], 1)).at[:, -1].set(rewards[:, -1])
+  scores = rewards - before + 1 + later
   groups = scores.reshape(-1, group_size, steps)
   centred = groups - jnp.mean(groups, axis=1, keepdims=True)
   return (centred / (jnp.std(groups, axis=1, ddof=1, keepdims=True) + 1e-4)).reshape(scores.shape)
