@@ -25,11 +25,13 @@ import numpy as np
 from gdsd_jax.checks import require
 from gdsd_jax.diffusion import dream, own, prediction
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
+from gdsd_jax.diffusion.trajectory import remembered
 from gdsd_jax.models.denoiser import Denoiser
 
 
-@functools.partial(jax.jit, static_argnames=("denoiser", "config"))
-def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: SamplerConfig) -> Rollout:
+@functools.partial(jax.jit, static_argnames=("denoiser", "config", "record"))
+def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: SamplerConfig,
+           record: frozenset[str] = frozenset()) -> Rollout:
   """Samples one completion for each prompt. Compiled once per shape, denoiser and config.
 
   Args:
@@ -38,9 +40,11 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     prompt_mask: bool[B, P], False at padding; None when no prompt is padded.
     key: random key; ignored where the config leaves nothing to chance.
     config: the sampler, whose kind may be one's own (docs/own.md).
+    record: what the rollout remembers beside its steps: "logp" and "entropy" cost a second pass of the LM head; "kept",
+      for dream with top_k, a third.
 
   Returns:
-    The rollout of int32[B, L] tokens and float32[B, L] confidence.
+    The rollout, see `Rollout`.
 
   Raises:
     ValueError: prompt and completion exceed the model's positions, or prompt_mask has another shape than prompt. Or
@@ -60,11 +64,14 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
   require(readable, "prompt", "must have a token, by whose output this model predicts the first of the completion")
   params, prompt = denoiser.cast(params), prompt.astype(jnp.int32)  # cast once, not in each of the steps
   block_length = length // config.num_blocks
-  denoise_block = functools.partial(_denoise_block, denoiser, params, prompt, attention_mask, config)
+  denoise_block = functools.partial(_denoise_block, denoiser, params, prompt, attention_mask, config, record)
   if config.early_stop:
     denoise_block = _unless_ended(denoise_block, block_length, denoiser.config.eos_token_id)
-  masks = jnp.full((batch, length), denoiser.config.mask_token_id, jnp.int32)
-  rollout = Rollout(masks, jnp.zeros((batch, length), jnp.float32))
+  # What early stopping fills was unmasked in no step: it was masked in all of them.
+  whole = lambda value, *more: jnp.full((batch, length, *more), value)
+  empty = Rollout(whole(jnp.int32(denoiser.config.mask_token_id)), whole(0.0), whole(jnp.int32(config.most_steps)),
+                  whole(0.0), whole(0.0), whole(jnp.int32(-1), config.top_k or 1))
+  rollout = empty.only({"steps", *record})
   keys = jax.random.split(key, config.num_blocks) if config.is_blockwise else key[None]
   if config.cache == "prefix":  # What a step computes has another length in each block.
     for index in range(config.num_blocks):
@@ -81,8 +88,10 @@ def _unless_ended(denoise_block: Callable, block_length: int, eos_token_id: int)
   def denoise_or_fill(rollout, start, key):
 
     def fill(rollout):
-      block = jnp.ones((rollout.tokens.shape[0], block_length), jnp.int32)
-      return _put(rollout, Rollout(eos_token_id * block, block.astype(jnp.float32)), start)
+      of_block = lambda x: jax.lax.dynamic_slice_in_dim(x, start, block_length, axis=1)
+      block = jax.tree.map(of_block, rollout)
+      tokens, sure = jnp.full_like(block.tokens, eos_token_id), jnp.ones_like(block.confidence)
+      return _put(rollout, block.replace(tokens=tokens, confidence=sure), start)
 
     ended = jnp.all(jnp.any(rollout.tokens == eos_token_id, axis=1))
     # `start` is closed over, because it may have to stay a plain number.
@@ -91,7 +100,9 @@ def _unless_ended(denoise_block: Callable, block_length: int, eos_token_id: int)
   return denoise_or_fill
 
 
-def _denoise_block(denoiser: Denoiser, params, prompt, attention_mask, config: SamplerConfig, rollout, start, key):
+def _denoise_block(
+  denoiser: Denoiser, params, prompt, attention_mask, config: SamplerConfig, record, rollout, start, key
+):
   """The rollout with the block that begins at `start` of the completion denoised."""
   mask_id, prompt_length = denoiser.config.mask_token_id, prompt.shape[1]
   block_length = config.completion_length // config.num_blocks
@@ -108,9 +119,12 @@ def _denoise_block(denoiser: Denoiser, params, prompt, attention_mask, config: S
   def commit(index, rollout, hidden, unconditional=None):
     """The rollout after a step, given its hidden states of the block."""
     token_key, position_key = jax.random.split(keys[index])
-    predicted = Rollout(*_predict(denoiser, params, hidden, unconditional, token_key, config))
-    chosen = choose(predicted.confidence, masked(rollout), plan[index], position_key, config)
-    new = jax.tree.map(lambda new, whole: jnp.where(chosen, new, of_block(whole)), predicted, rollout)
+    tokens, confidence = _predict(denoiser, params, hidden, unconditional, token_key, config)
+    steps = jnp.full(tokens.shape, start // block_length * config.block_steps + index, jnp.int32)
+    told = remembered(denoiser, params, hidden, unconditional, tokens, config, record)
+    predicted = Rollout(tokens, confidence, steps, **told)
+    chosen = choose(confidence, masked(rollout), plan[index], position_key, config)
+    new = jax.tree.map(lambda new, whole: jnp.where(_as_wide(chosen, new), new, of_block(whole)), predicted, rollout)
     return _put(rollout, new, start)
 
   first = 0
@@ -134,6 +148,10 @@ def _denoise_block(denoiser: Denoiser, params, prompt, attention_mask, config: S
   unfinished = lambda loop: jnp.any(masked(loop[1]))
   _, rollout = jax.lax.while_loop(unfinished, lambda loop: (loop[0] + 1, step(*loop)), (first, rollout))
   return rollout
+
+
+def _as_wide(chosen, x):
+  return chosen.reshape(*chosen.shape, *[1] * (x.ndim - chosen.ndim))
 
 
 def _put(rollout: Rollout, block: Rollout, start) -> Rollout:

@@ -1,5 +1,6 @@
 """What a sampler is told and what it gives back."""
 
+from collections.abc import Collection
 import dataclasses
 import math
 from numbers import Integral, Real
@@ -38,6 +39,12 @@ class Rollout:
   # without the mask token), and the entropy of that in nats; None unless they were asked for.
   logp: jax.Array | None = None
   entropy: jax.Array | None = None
+  kept: jax.Array | None = None  # int32[B, L, top_k], the tokens that the filters left there, -1 for none
+
+  def only(self, names: Collection[str]) -> "Rollout":
+    """The rollout without what it remembers beside these: checkpoints and objectives have what they need."""
+    dropped = {"steps", "logp", "entropy", "kept"} - set(names)
+    return self.replace(**dict.fromkeys(dropped))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,9 +192,17 @@ class SamplerConfig:
     return self.completion_length // self.block_length if self.is_blockwise else 1
 
   @property
+  def block_steps(self) -> int:
+    """Denoising steps of a block at most; each commits a token at least, but for dream's "origin"."""
+    length, steps = self.completion_length // self.num_blocks, self.steps // self.num_blocks
+    if self.is_parallel:
+      return length
+    return steps if self.kind == "dream" and self.alg == "origin" else min(steps, length)
+
+  @property
   def most_steps(self) -> int:
-    """Denoising steps of a completion at most."""
-    return self.completion_length if self.is_parallel else self.steps
+    """Denoising steps of a completion at most; a block's begin at a multiple of `block_steps`."""
+    return self.num_blocks * self.block_steps
 
   @property
   def forward_process(self) -> dict[str, int | str | None]:

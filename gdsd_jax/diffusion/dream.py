@@ -20,17 +20,27 @@ _ENTROPY_OFFSET = 1e-10  # Added inside the logarithm, as published.
 
 def predict(denoiser: Denoiser, params, hidden, key, config: SamplerConfig):
   """`predict_from_logits` of hidden states [B, L, D], some positions at a time."""
-  special = denoiser.config
+  mask_id, keys = denoiser.config.mask_token_id, jax.random.split(key, hidden.shape[1])
+  return _by_position(denoiser, params, (hidden,), config, lambda logits, key: predict_from_logits(
+    logits, key, mask_id, config, denoiser.mesh), keys)
+
+
+def _by_position(denoiser: Denoiser, params, rows, config: SamplerConfig, compute, keys=None):
+  """compute(logits [B, V], *rest) at each position, a tree of [B, L, ...]; rows are hidden states [B, L, D] and others.
+
+  Some positions have logits in memory at a time. Keys, one for each position, come last among the rest.
+  """
+  special, (hidden, *others) = denoiser.config, rows
   head, hidden = denoiser.head(params).whole(hidden)  # Gathered once for all positions.
 
   def at_a_position(scanned):
-    hidden, key = scanned
+    hidden, *rest = scanned
     logits = penalize(head.logits(hidden), jnp.arange(special.vocab_size), special.end_token_ids, config.eos_penalty)
-    return predict_from_logits(logits, key, special.mask_token_id, config, denoiser.mesh)
+    return compute(logits, *rest)
 
-  by_position = jnp.moveaxis(hidden, 1, 0), jax.random.split(key, hidden.shape[1])
-  predicted = jax.lax.map(at_a_position, by_position, batch_size=_POSITIONS)
-  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), predicted)
+  by_position = [jnp.moveaxis(x, 1, 0) for x in (hidden, *others)] + ([] if keys is None else [keys])
+  found = jax.lax.map(at_a_position, tuple(by_position), batch_size=_POSITIONS)
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
 
 
 def predict_from_logits(logits, key, mask_id: int, config: SamplerConfig, mesh=None):
@@ -46,15 +56,8 @@ def predict_from_logits(logits, key, mask_id: int, config: SamplerConfig, mesh=N
   Returns:
     (tokens, confidence): int32[B, L] and float32[B, L].
   """
-  if config.temperature > 0:
-    logits = logits / config.temperature
-  filtered = filter_logits(logits, config.top_p, config.top_k, mesh)
+  filtered, eligible = _filtered(logits, mask_id, config, mesh)
   probabilities = jax.nn.softmax(filtered, axis=-1)
-  is_mask = jnp.arange(logits.shape[-1]) == mask_id
-  eligible = jnp.where(is_mask, -jnp.inf, filtered)
-  # Where the filters leave nothing but the mask token, any other token may be chosen.
-  nothing_left = jnp.all(jnp.isneginf(eligible), axis=-1, keepdims=True)
-  eligible = jnp.where(nothing_left, jnp.where(is_mask, -jnp.inf, logits), eligible)
   if config.temperature > 0:
     eligible = eligible + jax.random.gumbel(key, logits.shape, logits.dtype)
   tokens = jnp.argmax(eligible, axis=-1).astype(jnp.int32)
@@ -66,6 +69,44 @@ def predict_from_logits(logits, key, mask_id: int, config: SamplerConfig, mesh=N
   else:
     confidence = pick(probabilities, tokens)
   return tokens, confidence
+
+
+def drawn(denoiser: Denoiser, params, hidden, unconditional, tokens, config: SamplerConfig):
+  """What `trajectory.drawn` tells, of this sampler: (logp, entropy), float32[B, K]; it has no guidance."""
+  return _by_position(
+    denoiser, params, (hidden, tokens), config, lambda logits, tokens: _told(logits, tokens, denoiser, config))
+
+
+def kept(denoiser: Denoiser, params, hidden, config: SamplerConfig):
+  """The tokens that may be drawn at hidden states [B, K, D], int32[B, K, top_k], -1 where the filters leave fewer."""
+
+  def at_a_position(logits):
+    _, eligible = _filtered(logits, denoiser.config.mask_token_id, config, denoiser.mesh)
+    found, tokens = jax.lax.top_k(eligible, min(config.top_k, eligible.shape[-1]))
+    return jnp.where(jnp.isneginf(found), -1, tokens)
+
+  return _by_position(denoiser, params, (hidden,), config, at_a_position)
+
+
+def _told(logits, tokens, denoiser: Denoiser, config: SamplerConfig):
+  _, eligible = _filtered(logits, denoiser.config.mask_token_id, config, denoiser.mesh)
+  log_probabilities = jax.nn.log_softmax(eligible, axis=-1)
+  impossible = jnp.isneginf(log_probabilities)
+  of_all = jnp.where(impossible, 0, jnp.exp(log_probabilities) * log_probabilities)
+  chosen = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == tokens[..., None]
+  return jnp.sum(jnp.where(chosen, log_probabilities, 0), axis=-1), -jnp.sum(of_all, axis=-1)
+
+
+def _filtered(logits, mask_id: int, config: SamplerConfig, mesh):
+  """(filtered, eligible): logits at the temperature with -inf where filters leave none, and for the mask token, too."""
+  if config.temperature > 0:
+    logits = logits / config.temperature
+  filtered = filter_logits(logits, config.top_p, config.top_k, mesh)
+  is_mask = jnp.arange(logits.shape[-1]) == mask_id
+  eligible = jnp.where(is_mask, -jnp.inf, filtered)
+  # Where the filters leave nothing but the mask token, any other token may be chosen.
+  nothing_left = jnp.all(jnp.isneginf(eligible), axis=-1, keepdims=True)
+  return filtered, jnp.where(nothing_left, jnp.where(is_mask, -jnp.inf, logits), eligible)
 
 
 def filter_logits(logits, top_p: float | None, top_k: int | None, mesh=None):

@@ -47,7 +47,8 @@ class Generator:
       laid_out.append((spread(self.mesh, len(rows), tokens), spread(self.mesh, len(rows), mask)))
     return laid_out
 
-  def sample(self, params, prompt: jax.Array, prompt_mask: jax.Array, key, config: SamplerConfig) -> Rollout:
+  def sample(self, params, prompt: jax.Array, prompt_mask: jax.Array, key, config: SamplerConfig,
+             record: frozenset[str] = frozenset()) -> Rollout:
     """One completion for each encoded prompt, on the device. Returns before it is computed."""
     if (config, prompt.shape) not in self.compiled:
       self.compiled.add((config, prompt.shape))
@@ -55,7 +56,7 @@ class Generator:
       steps = "as many steps as it takes" if config.is_parallel else f"{config.steps} steps"
       _log.info("compiling the %ssampler for %d prompts of up to %d tokens, completions of %d tokens in %s",
                 greedy, *prompt.shape, config.completion_length, steps)
-    return sample(self.denoiser, params, prompt, prompt_mask, key, config)
+    return sample(self.denoiser, params, prompt, prompt_mask, key, config, record)
 
   def complete(
     self, params, prompts: Sequence[str], buckets: Sequence[int], config: SamplerConfig, key, batch_size: int

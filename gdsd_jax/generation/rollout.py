@@ -67,9 +67,9 @@ class RolloutSampler:
   """Samples and grades completions of a task's examples by one denoiser and one sampler."""
 
   def __init__(self, denoiser: Denoiser, tokenizer, task: Task, config: SamplerConfig, prompt_buckets: Sequence[int],
-               mesh=None):
+               mesh=None, needs: frozenset[str] = frozenset()):
     self.generator, self.task, self.config = Generator(denoiser, tokenizer, mesh), task, config
-    self.prompt_buckets = tuple(prompt_buckets)
+    self.prompt_buckets, self.needs = tuple(prompt_buckets), needs  # what rollouts remember
     split = None if mesh is None else batch_sharding(mesh)
     self._join = jax.jit(functools.partial(_join, denoiser.config.pad_token_id), out_shardings=split)
 
@@ -98,13 +98,17 @@ class RolloutSampler:
     parts = self._parts(prompts, microbatches)
     keys = [key] if microbatches == 1 else jax.random.split(key, microbatches)
     sampled = [
-      (prompt, mask, self.generator.sample(params, prompt, mask, part_key, self.config))
+      (prompt, mask, self._rollout(params, prompt, mask, part_key))
       for (prompt, mask), part_key in zip(self.generator.encode(prompts, parts, self.prompt_buckets), keys)
     ]
     # Joined right after them, not when it is needed: the device may be at the next rollouts by then.
     whole = sampled[0] if microbatches == 1 else self._join(sampled, np.argsort(np.concatenate(parts)))
     tokens = [rollout.tokens for _, _, rollout in sampled]
     return PendingCompletions(examples, *whole, tuple(zip(parts, tokens)), started)
+
+  def _rollout(self, params, prompt, mask, key) -> Rollout:
+    record = self.needs - {"steps"}
+    return self.generator.sample(params, prompt, mask, key, self.config, record).only(self.needs)
 
   def restore(self, examples: Sequence[Mapping[str, Any]], rollout: Rollout) -> PendingCompletions:
     """What `sample` returned for these examples, of which a checkpoint keeps the rollout alone."""

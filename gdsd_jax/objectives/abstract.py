@@ -12,10 +12,12 @@ def _array(dtype, *shape) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def abstract_rollouts(objective: Objective, count: int, length: int, group_size: int) -> Rollouts:
-  """`count` rollouts of L tokens, which remember what the objective needs."""
+def abstract_rollouts(objective: Objective, count: int, length: int, group_size: int, kept: int = 1) -> Rollouts:
+  """`count` rollouts of L tokens, which remember what the objective needs; `kept` is the sampler's top_k, if any."""
   of_tokens = {name: _array(dtype, count, length) for name, dtype in (
     ("steps", jnp.int32), ("logp", jnp.float32), ("entropy", jnp.float32)) if name in objective.needs}
+  if "kept" in objective.needs:
+    of_tokens["kept"] = _array(jnp.int32, count, length, kept)
   numbers = _array(jnp.float32, count)
   return Rollouts(tokens=_array(jnp.int32, count, length), lengths=_array(jnp.int32, count), rewards=numbers,
                   advantages=numbers, confidence=_array(jnp.float32, count, length), group_size=group_size, **of_tokens)

@@ -18,7 +18,7 @@ from gdsd_jax.objectives.objective import Objective, ScoredRollouts
 from gdsd_jax.objectives.token_scores import Scoring
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views
 
-_REMEMBERED = frozenset({"steps", "logp", "entropy"})
+_REMEMBERED = frozenset({"steps", "logp", "entropy", "kept"})
 _TAKEN = ("loss", "grad_norm", "skipped", "entropy", "learning_rate", "reward", "step")  # what a step's row tells
 
 
@@ -144,7 +144,7 @@ def _said(value: Any) -> str:
   return f"{value.dtype}{list(value.shape)}" if isinstance(value, jax.Array) else f"{value!r:.80}"
 
 
-def try_out(objective: Objective, rollouts: int, group_size: int, length: int, drawing: Drawing) -> None:
+def try_out(objective: Objective, rollouts: int, group_size: int, length: int, drawing: Drawing, kept: int = 1) -> None:
   """Traces an objective's views, its loss and the gradient of that for N rollouts of L tokens; nothing is compiled.
 
   Raises ValueError, one line, with the user's file and line where it is their own.
@@ -152,7 +152,7 @@ def try_out(objective: Objective, rollouts: int, group_size: int, length: int, d
   culprit = objective.culprit if isinstance(objective, OwnObjective) else None
   loss_of = lambda student, batch: objective.loss(batch.replace(student=student))
   try:
-    batch = abstract_scored(objective, abstract_rollouts(objective, rollouts, length, group_size), drawing)
+    batch = abstract_scored(objective, abstract_rollouts(objective, rollouts, length, group_size, kept), drawing)
     jax.eval_shape(jax.grad(loss_of, has_aux=True), batch.student, batch)
   except Exception as error:  # the user's own, or JAX's of what has no gradient
     if culprit is None or isinstance(error, ValueError) and str(error).startswith("objective.name: "):

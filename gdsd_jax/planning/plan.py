@@ -155,7 +155,8 @@ class AbstractRun:
 
     def sampling(rows, sampler):
       prompts = batch(jnp.int32, rows, width), batch(bool, rows, width)
-      return sample, (self.denoiser, state.student_params, *prompts, state.key, sampler), {}
+      record = config.objective.needs - {"steps"}
+      return sample, (self.denoiser, state.student_params, *prompts, state.key, sampler, record), {}
 
     parts, evaluated = config.rollouts.microbatches, config.eval.batch_size
     yield "sample", parts, *sampling(rows // parts, sampler)
@@ -163,10 +164,10 @@ class AbstractRun:
       yield "evaluate", 0, *sampling(evaluated, dataclasses.replace(sampler, **config.eval.validation(sampler)))
 
     laid_out = lambda tree: jax.tree.map(lambda leaf: batch(leaf.dtype, *leaf.shape), tree)
-    abstract = abstract_rollouts(config.objective, rows, length, config.group_size)
+    abstract = abstract_rollouts(config.objective, rows, length, config.group_size, sampler.top_k or 1)
     scored = laid_out(abstract_scored(config.objective, abstract, drawing_of(config, width)))
     tokens, attended = batch(jnp.int32, rows, width + length), batch(bool, rows, width + length)
-    rollouts = ScoringBatch(tokens, attended, scored.views.inputs)
+    rollouts = ScoringBatch(tokens, attended, scored.views.inputs, scored.kept)
     static = dict(denoiser=self.denoiser, objective=config.objective, accumulation=config.optimizer.accumulation)
     updates = config.distillation.num_iterations
     drawn = updates if config.masks.fresh else 1

@@ -201,9 +201,13 @@ class RunConfig:
             "masks.kind", f"{said} draws masks of its own; unset it by --config.masks.kind=None")
     require(not self.distillation.scale_rewards or self.advantages == "leave_one_out", "objective.scale_rewards",
             f"divides leave-one-out advantages, and they are {self.advantages}; z_score is divided already")
-    lacking = objective.needs if self.sampler.is_own else objective.needs - {"steps", "logp", "entropy"}
+    remembered = set() if self.sampler.is_own else {"steps", "logp", "entropy"}
+    if self.sampler.kind == "dream" and self.sampler.top_k is not None:
+      remembered.add("kept")
+    lacking = objective.needs - remembered
     require(not lacking, "objective.name",
-            f"{said} needs rollouts that remember {', '.join(sorted(lacking))}, which {self.sampler.kind}'s do not")
+            f"{said} needs rollouts that remember {', '.join(sorted(lacking))}, which {self.sampler.kind}'s do not"
+            f"{' without sampler.top_k' if 'kept' in lacking else ''}")
 
   @property
   def num_mc(self) -> int:

@@ -94,7 +94,7 @@ def run_config(config: ConfigDict) -> RunConfig:
   for section in dict.fromkeys(path.partition(".")[0] for path in known):
     require(section in config, f"--config.{section}",
             "the recipe lacks it; begin with gdsd_jax.runs.config_dict.base_config(), which has all")
-  own = tuple(f"{section}." for section in own_sections(config.objective.name, config.sampler.kind))
+  own = tuple(f"{section}." for section in own_sections(config.sampler.kind))
   for path, value in flatten(config.to_dict()).items():
     if path not in known and not path.startswith(own):
       raise ValueError(f"--config.{path}: the config has no field {path!r}{did_you_mean_field(path, known)}")
@@ -102,10 +102,9 @@ def run_config(config: ConfigDict) -> RunConfig:
   return typed(RunConfig, config)
 
 
-def own_sections(objective: str, sampler: str) -> tuple[str, ...]:
-  """Sections whose task, objective or sampler, of these names, says itself which fields it has."""
-  own = {"objective": objective, "sampler": sampler}
-  return "task", *(section for section, name in own.items() if own_code.is_own(name))
+def own_sections(sampler: str) -> tuple[str, ...]:
+  """Sections whose task, objective or own sampler, of that name, says itself which fields it has."""
+  return "task", "objective", *(["sampler"] if own_code.is_own(sampler) else [])
 
 
 def check_paths(cls, fields: Mapping[str, Any]) -> None:

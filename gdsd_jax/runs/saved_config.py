@@ -50,7 +50,7 @@ def saved_recipe(file: str) -> ConfigDict:
   rl = all(isinstance(fields.get(name), dict) for name in ("task", "sampler", "objective", "eval", "model"))
   require(rl, "--workdir", f"{workdir} is no RL run, and says no task; name a recipe that does by --config")
   config, lost = base_config(), []
-  known, own = flatten(config.to_dict()), own_sections(fields["objective"].get("name"), fields["sampler"].get("kind"))
+  known, own = flatten(config.to_dict()), own_sections(fields["sampler"].get("kind"))
   unheeded = _unheeded(fields["sampler"])
   for path, value in flatten(_without_own(fields, known, own)).items():
     if path in unheeded:

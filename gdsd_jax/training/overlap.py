@@ -65,7 +65,10 @@ class Overlap:
       return self._ahead.rollout
     shape = (self.config.rollouts_per_step, self.config.sampler.completion_length)
     split = batch_sharding(self.sampler.generator.mesh)
-    return Rollout(*(jax.ShapeDtypeStruct(shape, dtype, sharding=split) for dtype in (jnp.int32, jnp.float32)))
+    of = lambda dtype, *more: jax.ShapeDtypeStruct((*shape, *more), dtype, sharding=split)
+    kept = of(jnp.int32, self.config.sampler.top_k or 1)
+    rollout = Rollout(of(jnp.int32), of(jnp.float32), of(jnp.int32), of(jnp.float32), of(jnp.float32), kept)
+    return rollout.only(self.sampler.needs)
 
   def restore(self, position: int, ahead: Rollout | None) -> None:
     """Goes on from a checkpoint: the position, and what `saved` gave."""

@@ -56,7 +56,8 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
   train, validation = train_and_validation(task, config.eval.num_examples)
   drawing = drawing_of(config, config.rollouts.prompt_buckets[-1])
   length = config.sampler.completion_length
-  try_out_objective(config.objective, config.rollouts_per_step, config.group_size, length, drawing)
+  try_out_objective(config.objective, config.rollouts_per_step, config.group_size, length, drawing,
+                    config.sampler.top_k or 1)
   try_out(task, train)
   given = [config.task.made, *(one for one in config.task.options.get("rewards", ()) if not isinstance(one, str))]
   provenance = provenance_of(config.model, {"training data": train, "validation data": validation}, given)
@@ -64,7 +65,7 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
   denoiser, params = load_model(config.model, config.seed, mesh)
   tokenizer, buckets = load_tokenizer(config.model.folder, denoiser.config), config.rollouts.prompt_buckets
   try_out_sampler(denoiser, config.sampler, config.rollouts_per_step // config.rollouts.microbatches, buckets[-1])
-  sampler = RolloutSampler(denoiser, tokenizer, task, config.sampler, buckets, mesh)
+  sampler = RolloutSampler(denoiser, tokenizer, task, config.sampler, buckets, mesh, config.objective.needs)
   train, validation = _fitting(sampler, train, "train"), _fitting(sampler, validation, "validation")
   held_out = [validation[i] for i in range(min(config.eval.num_examples, len(validation)))]
   optimizer = make_optimizer(config.optimizer, config.updates)

@@ -95,7 +95,7 @@ class Updates:
     lengths = np.minimum(graded.lengths + 1, rollout.tokens.shape[1]).astype(np.int32)  # with the end of text
     return Rollouts(tokens=rollout.tokens, lengths=laid_out(lengths), rewards=laid_out(graded.total_reward),
                     advantages=laid_out(advantages.reshape(-1)), confidence=rollout.confidence, steps=rollout.steps,
-                    logp=rollout.logp, entropy=rollout.entropy, group_size=group_size)
+                    logp=rollout.logp, entropy=rollout.entropy, kept=rollout.kept, group_size=group_size)
 
   def _views(self, key, rollouts: Rollouts, update, *, prompt_length: int, fixed: bool) -> Views | None:
     drawing = drawing_of(self.config, prompt_length)

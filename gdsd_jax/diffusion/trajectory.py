@@ -1,0 +1,137 @@
+"""What a rollout remembers of its trajectory, the distributions that its tokens were drawn from, and their replay."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from gdsd_jax.checks import require
+from gdsd_jax.diffusion import dream
+from gdsd_jax.diffusion.config import Rollout, SamplerConfig
+from gdsd_jax.diffusion.prediction import penalize
+from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.models.lm_head import accumulator, multiply, over_vocabulary, Share
+
+
+def remembered(denoiser: Denoiser, params, hidden, unconditional, tokens, config: SamplerConfig, record):
+  """What of `record`, names of a rollout's fields, a step tells of the tokens that it predicted, by name."""
+  told = {}
+  if record & {"logp", "entropy"}:
+    told = dict(zip(("logp", "entropy"), drawn(denoiser, params, hidden, unconditional, tokens, config)))
+  if "kept" in record:
+    told["kept"] = dream.kept(denoiser, params, hidden, config)
+  return {name: value for name, value in told.items() if name in record}
+
+
+def drawn(denoiser: Denoiser, params, hidden, unconditional, tokens, config: SamplerConfig):
+  """Log-probability of tokens under the distributions that a sampler draws from, and the entropies of these in nats.
+
+  These are after guidance, penalty and temperature, top-p and top-k, and without the mask token. A greedy sampler draws
+  nothing: both are 0. With noise="official" they are those of the softmax, which that noise falls short of.
+
+  Args:
+    denoiser, params: the model.
+    hidden: [B, K, D] hidden states, aligned with the tokens.
+    unconditional: those without the prompt, for guidance, or None.
+    tokens: int32[B, K].
+    config: the sampler.
+
+  Returns:
+    (logp, entropy): float32[B, K].
+  """
+  if config.temperature == 0:
+    return jnp.zeros(tokens.shape), jnp.zeros(tokens.shape)
+  of_kind = dream.drawn if config.kind == "dream" else _drawn_by_llada
+  return of_kind(denoiser, params, hidden, unconditional, tokens, config)
+
+
+def _drawn_by_llada(denoiser: Denoiser, params, hidden, unconditional, tokens, config: SamplerConfig):
+  special, T = denoiser.config, config.temperature
+
+  def compute(share: Share, rows):
+    hidden, unconditional, tokens = rows
+    flat, goal = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1, 1)
+    count = len(flat)
+    if unconditional is not None:
+      flat = jnp.concatenate([flat, unconditional.reshape(count, -1)])
+
+    def step(carry, weight, start):
+      top, total, spread, target = carry
+      logits = multiply(flat, weight)
+      if unconditional is not None:
+        logits, without = logits[:count], logits[count:]
+        logits = without + (config.cfg_scale + 1) * (logits - without)
+      columns = share.first + start + jnp.arange(logits.shape[1])
+      logits = penalize(logits, columns, special.end_token_ids, config.eos_penalty) / T
+      target = target + jnp.sum(jnp.where(columns == goal, logits, 0), axis=1)
+      logits = jnp.where(columns == special.mask_token_id, -jnp.inf, logits)
+      highest = jnp.maximum(top, jnp.max(logits, axis=1))
+      gap = jnp.where(jnp.isneginf(logits), 0, highest[:, None] - logits)
+      shares, decay = jnp.where(jnp.isneginf(logits), 0, jnp.exp(-gap)), jnp.exp(top - highest)
+      spread = decay * (spread + total * (highest - top)) + jnp.sum(shares * gap, axis=1)
+      return highest, total * decay + jnp.sum(shares, axis=1), spread, target
+
+    dtype = accumulator(flat.dtype)
+    zeros, least = jnp.zeros(count, dtype), jnp.full(count, jnp.finfo(dtype).min / 2)
+    top, total, spread, target = share.fold(flat.dtype, step, (least, zeros, zeros, zeros))
+    highest = share.max(top)
+    scale = jnp.exp(top - highest)
+    spread = share.sum(scale * (spread + total * (highest - top)))
+    total = share.sum(total * scale)
+    found = share.sum(target) - highest - jnp.log(total), jnp.log(total) + spread / total
+    return tuple(x.reshape(tokens.shape) for x in found)
+
+  return over_vocabulary(compute, denoiser.head(params), (hidden, unconditional, tokens))
+
+
+@functools.partial(jax.jit, static_argnames=("denoiser", "config"))
+def replay(denoiser: Denoiser, params, prompt, prompt_mask, rollout: Rollout, config: SamplerConfig):
+  """Goes through a rollout's own states again: log-probability and entropy of each token where it was unmasked.
+
+  On the weights that it was sampled by, the log-probability is `rollout.logp`: every ratio is 1.
+
+  Args:
+    denoiser, params: the model whose log-probabilities are asked for.
+    prompt: int[B, P], left-padded.
+    prompt_mask: bool[B, P], False at padding; None when no prompt is padded.
+    rollout: what the sampler gave, which remembers `steps`.
+    config: the sampler, which computes the whole sequence in each step.
+
+  Returns:
+    (logp, entropy): float32[B, L].
+
+  Raises:
+    ValueError: the sampler has a cache, whose steps see keys and values of other states, or is one's own.
+  """
+  require(config.cache == "none" and not config.is_own, "sampler.cache",
+          "a replay computes every state whole, which neither a sampler with a cache nor one of your own does")
+  require(rollout.steps is not None, "rollout.steps", "is None: there is no trajectory to go through")
+  params, length, mask_id = denoiser.cast(params), config.completion_length, denoiser.config.mask_token_id
+  block_length = length // config.num_blocks
+  attention_mask = None
+  if prompt_mask is not None:
+    attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones(rollout.tokens.shape, bool)], axis=1)
+  prompt, each = prompt.astype(jnp.int32), config.block_steps
+
+  def step(index, found):
+    start = index // each * block_length
+    of_block = lambda x, before=0: jax.lax.dynamic_slice_in_dim(x, before + start, block_length, axis=1)
+    state = state_before(rollout, index, mask_id)
+
+    def hidden(prompt):
+      sequence = jnp.concatenate([prompt, state], axis=1)
+      return of_block(denoiser.hidden(params, sequence, attention_mask), prompt.shape[1])
+
+    unconditional = hidden(jnp.full_like(prompt, mask_id)) if config.cfg_scale > 0 else None
+    now = drawn(denoiser, params, hidden(prompt), unconditional, of_block(rollout.tokens), config)
+    came = of_block(rollout.steps) == index
+    return tuple(jax.lax.dynamic_update_slice_in_dim(whole, jnp.where(came, new, of_block(whole)), start, axis=1)
+                 for whole, new in zip(found, now))
+
+  zeros = jnp.zeros(rollout.tokens.shape)
+  return jax.lax.fori_loop(0, config.most_steps, step, (zeros, zeros))
+
+
+def state_before(rollout: Rollout, step, mask_id: int) -> jax.Array:
+  """int32[B, L], the completions as they were before a step: what was unmasked in it or later is masked."""
+  return jnp.where(rollout.steps >= step, mask_id, rollout.tokens)
