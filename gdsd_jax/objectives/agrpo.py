@@ -18,7 +18,8 @@ class Agrpo(Objective):
   """Σ_bmi [−min(r_i A, clip(r_i, 1−ε, 1+ε) A) + β r_i k3(p_i, p_i^ref)] (1/(T+1)) / q(t) / (M G).
 
   M steps t of each rollout are drawn from q, uniform over 0 … T or proportional to the entropy that the sampler had at
-  the step; T is the last step that unmasked a token up to the end of text. In a step's view it and all later tokens are
+  the step; T is the last step that unmasked a token other than an
+  end of text. In a step's view it and all later tokens are
   masked, and its own are scored as they were sampled: at the sampler's temperature, among the tokens that its filters
   left. r_i is the ratio to the rollout's own log-probability. The numbers that steps are drawn by are spread evenly
   over the batch. A = R − mean. Source: probablyabot/agrpo@98f1182.
@@ -56,18 +57,19 @@ class Agrpo(Objective):
     of_order, of_numbers = jax.random.split(key)
     order = jax.random.permutation(of_order, batch * count)
     numbers = (order + jax.random.uniform(of_numbers, order.shape)) / (batch * count)
-    steps, weights = self.draw_steps(numbers.reshape(batch, count), rollouts, drawing.num_steps)
+    steps, weights = self.draw_steps(numbers.reshape(batch, count), rollouts, drawing)
     return views_of_steps(rollouts.steps, steps, steps + 1).replace(weights=weights[..., None])
 
-  def draw_steps(self, numbers, rollouts: Rollouts, num_steps: int):
+  def draw_steps(self, numbers, rollouts: Rollouts, drawing: Drawing):
     """(steps, weights): int32 and float32[N, M], by the inverse of their distribution at numbers in [0, 1)."""
-    last = jnp.max(jnp.where(rollouts.counted, rollouts.steps, 0), axis=1, keepdims=True)
+    ends = jnp.isin(rollouts.tokens, jnp.array(drawing.end_token_ids, jnp.int32))
+    last = jnp.max(jnp.where(ends, 0, rollouts.steps), axis=1, keepdims=True)
     if self.steps_by == "uniform":
       steps = jnp.minimum((numbers * (last + 1)).astype(jnp.int32), last)
       return steps, jnp.ones(numbers.shape)
-    at = rollouts.steps[..., None] == jnp.arange(num_steps)
+    at = rollouts.steps[..., None] == jnp.arange(drawing.num_steps)
     of_steps = jnp.sum(jnp.where(at, rollouts.entropy[..., None], 0), axis=1) + 1e-8
-    of_steps = jnp.where(jnp.arange(num_steps) <= last, of_steps, 0)
+    of_steps = jnp.where(jnp.arange(drawing.num_steps) <= last, of_steps, 0)
     probability = of_steps / jnp.sum(of_steps, axis=1, keepdims=True)
     below = jnp.cumsum(probability, axis=1)[:, None] <= numbers[..., None]
     steps = jnp.minimum(jnp.sum(below, axis=-1).astype(jnp.int32), last)  # the sum may round to less than 1

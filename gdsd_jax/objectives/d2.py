@@ -39,11 +39,13 @@ class D2(Objective):
     require(self.segments <= drawing.num_steps, "objective.segments",
             f"{self.segments} must be at most the {drawing.num_steps} steps of a rollout (sampler.steps)")
     bounds = jnp.arange(self.segments + 1) * drawing.num_steps // self.segments
-    views, shape = views_of_steps(rollouts.steps, bounds[:-1], bounds[1:]), (len(rollouts.tokens), self.segments)
-    return views.replace(prompt_masks=random_prompt_masks(key, (*shape, drawing.prompt_length), self.prompt_masking))
+    views = views_of_steps(rollouts.steps, bounds[:-1], bounds[1:])
+    shape = len(rollouts.tokens), self.segments, drawing.prompt_length
+    return views.replace(scored=views.scored & rollouts.counted[:, None],
+                         prompt_masks=random_prompt_masks(key, shape, self.prompt_masking))
 
   def loss(self, batch: ScoredRollouts):
-    scored = batch.views.counted & batch.counted[:, None]
+    scored = batch.views.counted
     over_tokens = lambda values: jnp.sum(jnp.where(scored, values, 0)) / jnp.sum(batch.counted)
     log_ratio = difference_where(batch.student.plain, batch.old.plain, scored)
     loss = over_tokens(clipped_loss(log_ratio, batch.advantages[:, None, None], self.epsilon))

@@ -77,6 +77,7 @@ class Drawing:
   num_steps: int  # the most denoising steps that a rollout took
   # (key, confidence) -> bool[N, M, L], the run's consistent forward process (section `masks`)
   consistent_masks: Callable[[jax.Array, jax.Array], jax.Array]
+  end_token_ids: tuple[int, ...] = ()  # tokens that end a text
 
 
 def random_prompt_masks(key, shape, share: float = 0.15) -> jax.Array | None:

@@ -98,7 +98,7 @@ class Updates:
                     logp=rollout.logp, entropy=rollout.entropy, kept=rollout.kept, group_size=group_size)
 
   def _views(self, key, rollouts: Rollouts, update, *, prompt_length: int, fixed: bool) -> Views | None:
-    drawing = drawing_of(self.config, prompt_length)
+    drawing = drawing_of(self.config, prompt_length, self._static["denoiser"].config.end_token_ids)
     if fixed:
       return self.objective.fixed_views(key, rollouts, drawing)
     return self.objective.views(key, rollouts, update, drawing)
@@ -109,11 +109,11 @@ class Updates:
     return ScoringBatch(join(prompt, rollouts.tokens), join(prompt_mask, attended), inputs, rollouts.kept)
 
 
-def drawing_of(config: RunConfig, prompt_length: int) -> Drawing:
+def drawing_of(config: RunConfig, prompt_length: int, end_token_ids: tuple[int, ...] = ()) -> Drawing:
   """What a run's objective is told when it draws views."""
   sampler, masks = config.sampler, None
   if config.objective.masks is not None:
     process = config.masks.forward_process(sampler, config.objective.masks)
     masks = functools.partial(rollout_masks, num_samples=config.num_mc, group_size=config.group_size, **process)
   return Drawing(config.num_mc, config.distillation.num_iterations, prompt_length,
-                 sampler.block_length if sampler.is_blockwise else None, sampler.most_steps, masks)
+                 sampler.block_length if sampler.is_blockwise else None, sampler.most_steps, masks, end_token_ids)
