@@ -60,6 +60,7 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
     "objective.name": "gdsd_tlc", "objective.psi": 0.1, "objective.epsilon": 0.3, "objective.beta": 0.0,
     "objective.center_top_k": 8, "objective.center_gradient": True, "objective.weighted": False,
     "objective.num_mc": 3, "objective.num_iterations": 5, "objective.scale_rewards": True,
+    "objective.advantages": "leave_one_out",
     "objective.reference_sync_every": 0, "objective.reference_sync_mix": 0.1, "optimizer.learning_rate": 1.0,
     "optimizer.schedule": "linear", "optimizer.warmup_steps": 1, "optimizer.warmup_ratio": 0.0,
     "optimizer.final_share": 0.5, "optimizer.b1": 0.1, "optimizer.b2": 0.2, "optimizer.weight_decay": 0.3,
@@ -82,7 +83,7 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
   sections = {
     **config, "model": {**config["model"], "lora": {**config["model"]["lora"], "path": config["model"]["lora_path"]}},
     "task": {"name": config["task"]["name"], **config["task"]["options"]},
-    "sampler": config["sampler"] | config["rollouts"], "objective": config["objective"] | config["distillation"],
+    "sampler": config["sampler"] | config["rollouts"], "objective": {"name": typed.objective.name, **config["objective"], **config["distillation"]},
   }
   del sections["rollouts"], sections["distillation"], sections["model"]["lora_path"]
   assert flatten(sections) == flatten(fields.to_dict())
@@ -254,7 +255,7 @@ def test_recipes_have_the_official_numbers(recipe, numbers, preset):
   updates = config.distillation
   per_device = config.group_size * config.prompts_per_step / optimizer.accumulation / 8
   assert (objective.name, updates.num_iterations, per_device, optimizer.accumulation, sampler.steps, updates.num_mc,
-          optimizer.learning_rate, objective.beta, objective.center_top_k
+          optimizer.learning_rate, objective.beta, objective.scoring.center_top_k
           ) == (DREAMS_OWN.get(recipe, numbers) if preset == "dream_7b" else numbers)
   assert (config.group_size, objective.psi) == (16, 0.04)
   assert (sampler.completion_length, config.rollouts.prompt_buckets[-1], sampler.temperature) == (256, 400, 1.0)
