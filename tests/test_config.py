@@ -83,7 +83,8 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
   sections = {
     **config, "model": {**config["model"], "lora": {**config["model"]["lora"], "path": config["model"]["lora_path"]}},
     "task": {"name": config["task"]["name"], **config["task"]["options"]},
-    "sampler": config["sampler"] | config["rollouts"], "objective": {"name": typed.objective.name, **config["objective"], **config["distillation"]},
+    "sampler": config["sampler"] | config["rollouts"],
+    "objective": {"name": typed.objective.name, **config["objective"], **config["distillation"]},
   }
   del sections["rollouts"], sections["distillation"], sections["model"]["lora_path"]
   assert flatten(sections) == flatten(fields.to_dict())
