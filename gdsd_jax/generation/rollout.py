@@ -116,6 +116,14 @@ class RolloutSampler:
     [(prompt, mask)] = self.generator.encode(self.prompts(examples), [rows], self.prompt_buckets)
     return PendingCompletions(examples, prompt, mask, rollout, ((rows, rollout.tokens),), time.monotonic())
 
+  def join(self, drawn: Sequence[PendingCompletions], rows: np.ndarray) -> PendingCompletions:
+    """Completions that were sampled apart as one batch: int[B], which rows of all of them, one after the other."""
+    examples = [example for pending in drawn for example in pending.examples]
+    parts = [(pending.prompt, pending.prompt_mask, pending.rollout) for pending in drawn]
+    prompt, mask, rollout = self._join(parts, rows)
+    chosen, parts = [examples[row] for row in rows], ((np.arange(len(rows)), rollout.tokens),)
+    return PendingCompletions(chosen, prompt, mask, rollout, parts, drawn[0].started)
+
   def _parts(self, prompts: Sequence[str], microbatches: int) -> list[np.ndarray]:
     """Rows of each part, ascending; the part of the shortest prompts first. Rollouts of one prompt stay neighbours."""
     if microbatches == 1:

@@ -5,19 +5,20 @@ import jax.numpy as jnp
 ADVANTAGES = ("leave_one_out", "minus_mean", "z_score")
 
 
-def group_advantages(rewards, kind: str = "leave_one_out"):
+def group_advantages(rewards, kind: str = "leave_one_out", scale_rewards: bool = False):
   """Advantages float[..., G] of rewards float[..., G], a group along the last axis.
 
   Args:
     rewards: the groups.
     kind: "leave_one_out" (RLOO), "minus_mean" of the group, or "z_score", which divides that by the group's standard
       deviation (GRPO).
+    scale_rewards: whether leave-one-out advantages are divided by the standard deviation, too.
 
   Raises:
     ValueError: G is 1, or there is no such kind.
   """
   if kind == "leave_one_out":
-    return leave_one_out_advantages(rewards)
+    return leave_one_out_advantages(rewards, scale_rewards)
   if kind not in ADVANTAGES:
     raise ValueError(f"objective.advantages: {kind!r} is not one of {', '.join(ADVANTAGES)}")
   advantages = rewards - jnp.mean(rewards, axis=-1, keepdims=True)

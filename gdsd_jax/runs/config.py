@@ -95,11 +95,20 @@ class DistillationConfig:
   # "leave_one_out", "minus_mean" or "z_score" (objectives/advantages.py); None: as the objective was published
   advantages: str | None = None
   scale_rewards: bool = False  # divide leave-one-out advantages by the group's standard deviation
+  # Groups with an accuracy outside of this range are left out, and others drawn in their place, up to so many times.
+  least_accuracy: float = 0.0
+  largest_accuracy: float = 1.0
+  redraws: int = 0
   reference_sync_every: int = 0  # iterations between draws of the reference to the student; 0: frozen
   reference_sync_mix: float = 0.6  # share of the student in the new reference
 
   def __post_init__(self):
-    require_at_least(self, "objective.", num_iterations=1, reference_sync_every=0)
+    require_at_least(self, "objective.", num_iterations=1, reference_sync_every=0, redraws=0)
+    low, high = self.least_accuracy, self.largest_accuracy
+    require(0 <= low <= high <= 1, "objective.least_accuracy, objective.largest_accuracy",
+            f"must lie between 0 and 1, in that order, not {low}, {high}")
+    require(not self.redraws or (low, high) != (0, 1), "objective.redraws",
+            "is for groups that objective.least_accuracy and largest_accuracy leave out; all are kept")
     require(self.num_mc is None or self.num_mc >= 1, "objective.num_mc", f"must be at least 1, not {self.num_mc}")
     require(self.num_mc is None or self.num_mc <= MOST_SAMPLES, "objective.num_mc",
             f"{self.num_mc} is more than {MOST_SAMPLES}; each sample takes two passes over every rollout")
@@ -196,6 +205,8 @@ class RunConfig:
       object.__setattr__(self, "objective", objective)
     require(objective.num_mc is not None or self.distillation.num_mc is None, "objective.num_mc",
             f"{said} has as many views as it has; unset it by --config.objective.num_mc=None")
+    require(not (self.async_rollouts and self.distillation.redraws), "objective.redraws",
+            "must be 0 with async_rollouts, whose next rollouts are on the device already")
     own_views = objective.masks is None
     require(not own_views or (self.masks.kind, self.masks.block_length, self.masks.remasking) == (None, None, None),
             "masks.kind", f"{said} draws masks of its own; unset it by --config.masks.kind=None")

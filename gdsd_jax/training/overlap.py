@@ -57,6 +57,12 @@ class Overlap:
     self.position += self.config.prompts_per_step
     return key, mask_key, sampled
 
+  def more(self, state: TrainState, key) -> PendingCompletions:
+    """Rollouts of the problems that come next, for an iteration that needs more than it was handed over."""
+    sampled = self._sample(state, self.position, key)
+    self.position += self.config.prompts_per_step
+    return sampled
+
   def saved(self) -> Rollout | None:
     """With async_rollouts, what the next iteration trains on, or before the first its shapes alone; None without."""
     if not self.config.async_rollouts:

@@ -29,6 +29,7 @@ from gdsd_jax.runs.recipe_files import run_name
 from gdsd_jax.runs.state import sync_reference, TrainState
 from gdsd_jax.tasks import Task
 from gdsd_jax.training.callbacks import Callback
+from gdsd_jax.training.group_filter import GroupFilter
 from gdsd_jax.training.idle import IdleSteps
 from gdsd_jax.training.overlap import Overlap
 from gdsd_jax.training.prepare import prepare
@@ -67,6 +68,7 @@ class Trainer(Training):
     self.optimizer, self.state, self.provenance = start.optimizer, start.state, start.provenance
     self.overlap = Overlap(self.sampler, ExampleStream(start.train, config.seed), config)
     self.updates = Updates(config, self.denoiser, self.optimizer, self.mesh)
+    self.filter = GroupFilter(config, self.sampler)
     self._idle = IdleSteps(config.group_size)
     self._failures = 0  # steps in a row that were skipped
     self._scored: GradedCompletions | None = None  # what the last step trained on, None if its rewards failed
@@ -161,11 +163,17 @@ class Trainer(Training):
       scored = self.sampler.grade(sampled)
     for callback in self.callbacks:
       callback.after_rollouts(self, int(self.state.step), scored)
-    self.state, updates = self.updates(self.state, scored, mask_key, watch)
+    row, chosen = rollout_metrics(scored, self.config.group_size), scored
+    if self.filter.is_on:
+      keys = iter(jax.random.split(jax.random.fold_in(key, 1), max(distillation.redraws, 1)))
+      with watch.phase("rollout"):
+        chosen, told = self.filter(scored, lambda: self.sampler.grade(self.overlap.more(self.state, next(keys))))
+      row |= told
+    self.state, updates = self.updates(self.state, chosen, mask_key, watch)
     sync_every = distillation.reference_sync_every
     if self.state.reference is not None and sync_every and int(self.state.step) % sync_every == 0:
       self.state = self.state.replace(reference=self._sync_reference(self.state.reference, self.state.params))
-    return {**rollout_metrics(scored, self.config.group_size), **updates}, scored
+    return {**row, **updates}, scored
 
   def evaluation(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     """Held-out accuracy and rewards; the same problems and random key every time; none if the task's grader raises."""

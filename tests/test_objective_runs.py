@@ -1,0 +1,107 @@
+"""Every objective in the one loop, and the groups that a step trains on."""
+
+import dataclasses
+
+from conftest import slow
+import jax
+import numpy as np
+import pytest
+
+from gdsd_jax.generation.rollout import RewardError
+from gdsd_jax.objectives.named import OBJECTIVES
+from gdsd_jax.runs.config_dict import base_config, run_config
+from gdsd_jax.runs.metrics import Stopwatch
+from gdsd_jax.training.trainer import Trainer
+
+SMALL = {
+  "model.path": "tiny", "steps": 2, "group_size": 2, "prompts_per_step": 4, "objective.num_iterations": 2,
+  "sampler.completion_length": 8, "sampler.steps": 8, "sampler.block_length": 4, "eval.num_examples": 8,
+  "eval.batch_size": 8, "eval.lengths": (16,), "eval.block_length": 8, "log.tensorboard": False,
+}
+FIELDS = {
+  "d2": {"segments": 4}, "trace_rl": {"shrink": 2}, "agrpo": {"num_mc": 3}, "bgpo": {"num_mc": 4},
+  "just_grpo": {"num_iterations": 1}, "vrpo": {"num_mc": 2},
+}
+NAMES = tuple(name for name in OBJECTIVES if name != "mdpo")  # rollouts do not remember predictions
+
+
+def trainer_of(folder, name="gdsd", **changes):
+  config = base_config()
+  config.sampler.prompt_buckets = (40,)
+  config.update_from_flattened_dict(SMALL)
+  config.objective.name = name
+  for field, value in FIELDS.get(name, {}).items():
+    config.objective[field] = value
+  if name == "just_grpo":
+    config.sampler.block_length = 1
+  for path, value in changes.items():
+    section, field = path.split("__")
+    config[section][field] = value
+  return Trainer(run_config(config), folder)
+
+
+@pytest.mark.parametrize("name", [name if name == "agrpo" else slow(name) for name in NAMES])
+def test_every_objective_trains(tmp_path, name):
+  trainer = trainer_of(tmp_path, name)
+  before = jax.tree.map(np.asarray, trainer.state.params)
+  row, _ = trainer.iterate(Stopwatch())
+  assert row["skipped"] == 0 and np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"])
+  moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(trainer.state.params))]
+  assert max(moved) > 0 and all(np.isfinite(moved))
+
+
+def with_accuracy(trainer, monkeypatch, accuracies):
+  """Grades tell these accuracies of groups, one draw after the other."""
+  grade, draws = trainer.sampler.grade, iter(accuracies)
+
+  def graded(pending):
+    found = grade(pending)
+    return dataclasses.replace(found, accuracy=np.repeat(next(draws), trainer.config.group_size).astype(float))
+  monkeypatch.setattr(trainer.sampler, "grade", graded)
+
+
+RANGE = {"objective__least_accuracy": 0.2, "objective__largest_accuracy": 0.8, "objective__redraws": 2}
+
+
+def test_groups_outside_of_the_range_give_way_to_others(tmp_path, monkeypatch):
+  trainer = trainer_of(tmp_path, **RANGE)
+  with_accuracy(trainer, monkeypatch, [[0.0, 0.5, 1.0, 0.0], [0.5, 1.0, 0.5, 0.0], [0.5, 0.5, 0.0, 0.0]])
+  first = trainer.overlap.position
+  row, _ = trainer.iterate(Stopwatch())
+  assert (row["groups_drawn"], row["groups_kept"]) == (12, 4) and row["skipped"] == 0
+  assert trainer.overlap.position == first + 12
+
+
+def test_chosen_groups_are_whole_and_in_order(tmp_path, monkeypatch):
+  trainer = trainer_of(tmp_path, **RANGE)
+  with_accuracy(trainer, monkeypatch, [[0.0, 0.5, 1.0, 0.5], [0.5, 1.0, 0.5, 0.0]])
+  _, _, sampled = trainer.overlap.take(trainer.state)
+  drawn = [trainer.sampler.grade(sampled)]
+
+  def draw():
+    drawn.append(trainer.sampler.grade(trainer.overlap.more(trainer.state, jax.random.key(7))))
+    return drawn[-1]
+
+  chosen, _ = trainer.filter(drawn[0], draw)
+  rows = [(0, 2), (0, 3), (0, 6), (0, 7), (1, 0), (1, 1), (1, 4), (1, 5)]
+  assert chosen.completions == [drawn[i].completions[row] for i, row in rows]
+  tokens = [np.asarray(graded.sampled.rollout.tokens) for graded in drawn]
+  np.testing.assert_array_equal(chosen.sampled.rollout.tokens, np.stack([tokens[i][row] for i, row in rows]))
+  assert [each["question"] if "question" in each else each for each in chosen.sampled.examples] == [
+    each["question"] if "question" in each else each for each in (drawn[i].sampled.examples[row] for i, row in rows)]
+
+
+def test_a_filter_that_finds_nothing_is_one_line(tmp_path, monkeypatch):
+  trainer = trainer_of(tmp_path, **RANGE | {"objective__redraws": 1})
+  with_accuracy(trainer, monkeypatch, [[0.0, 1.0, 1.0, 0.0]] * 2)
+  with pytest.raises(RewardError, match="least_accuracy: none of 8 groups has an accuracy within 0.2 and 0.8;"):
+    trainer.iterate(Stopwatch())
+
+
+@pytest.mark.parametrize("changes, said", [
+  ({"objective__least_accuracy": 0.9, "objective__largest_accuracy": 0.1}, "objective.least_accuracy, objective.larg"),
+  ({"objective__redraws": 1}, "objective.redraws: is for groups that objective.least_accuracy"),
+])
+def test_a_range_that_does_not_fit_is_refused(tmp_path, changes, said):
+  with pytest.raises(ValueError, match=said):
+    trainer_of(tmp_path, **changes)
