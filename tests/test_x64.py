@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from conftest import REPOSITORY, slow, without_times
+from gdsd_jax.objectives.sequence import SequenceObjective
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,6 @@ from test_train import command
 import gdsd_jax
 from gdsd_jax.models.lora import add_adapter, LoraConfig
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
-from gdsd_jax.objectives.sequence import SequenceObjective
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig

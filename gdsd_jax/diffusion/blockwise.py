@@ -68,9 +68,10 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
   if config.early_stop:
     denoise_block = _unless_ended(denoise_block, block_length, denoiser.config.eos_token_id)
   # What early stopping fills was unmasked in no step: it was masked in all of them.
-  whole = lambda value, *more: jnp.full((batch, length, *more), value)
-  empty = Rollout(whole(jnp.int32(denoiser.config.mask_token_id)), whole(0.0), whole(jnp.int32(config.most_steps)),
-                  whole(0.0), whole(0.0), whole(jnp.int32(-1), config.top_k or 1))
+  whole = lambda value, dtype, *more: jnp.full((batch, length, *more), value, dtype)
+  numbers = lambda: whole(0, jnp.float32)
+  empty = Rollout(whole(denoiser.config.mask_token_id, jnp.int32), numbers(), whole(config.most_steps, jnp.int32),
+                  numbers(), numbers(), whole(-1, jnp.int32, config.top_k or 1))
   rollout = empty.only({"steps", *record})
   keys = jax.random.split(key, config.num_blocks) if config.is_blockwise else key[None]
   if config.cache == "prefix":  # What a step computes has another length in each block.

@@ -40,7 +40,7 @@ def drawn(denoiser: Denoiser, params, hidden, unconditional, tokens, config: Sam
     (logp, entropy): float32[B, K].
   """
   if config.temperature == 0:
-    return jnp.zeros(tokens.shape), jnp.zeros(tokens.shape)
+    return jnp.zeros(tokens.shape, jnp.float32), jnp.zeros(tokens.shape, jnp.float32)
   of_kind = dream.drawn if config.kind == "dream" else _drawn_by_llada
   return of_kind(denoiser, params, hidden, unconditional, tokens, config)
 
@@ -128,7 +128,7 @@ def replay(denoiser: Denoiser, params, prompt, prompt_mask, rollout: Rollout, co
     return tuple(jax.lax.dynamic_update_slice_in_dim(whole, jnp.where(came, new, of_block(whole)), start, axis=1)
                  for whole, new in zip(found, now))
 
-  zeros = jnp.zeros(rollout.tokens.shape)
+  zeros = jnp.zeros(rollout.tokens.shape, jnp.float32)
   return jax.lax.fori_loop(0, config.most_steps, step, (zeros, zeros))
 
 

@@ -56,7 +56,7 @@ class Agrpo(Objective):
     batch, count = len(rollouts.tokens), drawing.num_mc
     of_order, of_numbers = jax.random.split(key)
     order = jax.random.permutation(of_order, batch * count)
-    numbers = (order + jax.random.uniform(of_numbers, order.shape)) / (batch * count)
+    numbers = (order + jax.random.uniform(of_numbers, order.shape, jnp.float32)) / (batch * count)
     steps, weights = self.draw_steps(numbers.reshape(batch, count), rollouts, drawing)
     return views_of_steps(rollouts.steps, steps, steps + 1).replace(weights=weights[..., None])
 
@@ -66,7 +66,7 @@ class Agrpo(Objective):
     last = jnp.max(jnp.where(ends, 0, rollouts.steps), axis=1, keepdims=True)
     if self.steps_by == "uniform":
       steps = jnp.minimum((numbers * (last + 1)).astype(jnp.int32), last)
-      return steps, jnp.ones(numbers.shape)
+      return steps, jnp.ones(numbers.shape, jnp.float32)
     at = rollouts.steps[..., None] == jnp.arange(drawing.num_steps)
     of_steps = jnp.sum(jnp.where(at, rollouts.entropy[..., None], 0), axis=1) + 1e-8
     of_steps = jnp.where(jnp.arange(drawing.num_steps) <= last, of_steps, 0)

@@ -21,7 +21,7 @@ def stratified_views(key, rollouts: Rollouts, count: int, within=None) -> Views:
   first = jax.random.randint(of_first, N.shape, 0, N)
   counts = 1 + (first + jnp.arange(count) * N // count) % N
   masks = random_masks(of_tokens, counts, jnp.broadcast_to(within[:, None], (*counts.shape, within.shape[1])))
-  return Views(masks, weights=(N / counts)[..., None])
+  return Views(masks, weights=(N / counts).astype(jnp.float32)[..., None])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,9 +40,9 @@ class CoupledGrpo(Objective):
 
   def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
     of_share, of_tokens = jax.random.split(key)
-    share = jax.random.uniform(of_share, minval=self.least_share, maxval=self.largest_share)
+    share = jax.random.uniform(of_share, (), jnp.float32, minval=self.least_share, maxval=self.largest_share)
     everywhere = jnp.ones(rollouts.tokens.shape, bool)
-    first = jax.random.uniform(of_tokens, everywhere.shape) < share
+    first = jax.random.uniform(of_tokens, everywhere.shape, jnp.float32) < share
     masks = jnp.stack([everywhere, first, ~first], axis=1)
     weights = jnp.stack([jnp.float32(1), 1 / share, 1 / (1 - share)])
     return Views(masks, weights=jnp.broadcast_to(weights[:, None], (len(first), 3, 1)))

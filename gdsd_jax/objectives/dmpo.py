@@ -42,8 +42,8 @@ class Dmpo(Objective):
     of_share, of_tokens = jax.random.split(key)
     batch, length = rollouts.tokens.shape
     drawn = (batch, count // 2 if self.antithetic else count, length)
-    share = 0.1 + 0.9 * jax.random.uniform(of_share, (*drawn[:2], 1))
-    masks = jax.random.uniform(of_tokens, drawn) < share
+    share = 0.1 + 0.9 * jax.random.uniform(of_share, (*drawn[:2], 1), jnp.float32)
+    masks = jax.random.uniform(of_tokens, drawn, jnp.float32) < share
     return Views(jnp.concatenate([masks, ~masks], axis=1) if self.antithetic else masks)
 
   def fixed_views(self, key, rollouts: Rollouts, drawing: Drawing) -> Views:

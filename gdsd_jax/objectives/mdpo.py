@@ -47,7 +47,7 @@ class Mdpo(Objective):
     _, steps = jax.lax.top_k(jnp.abs(advantages), drawing.num_mc)
     of_steps = lambda values: jnp.take_along_axis(values, steps.reshape(*steps.shape, *[1] * (values.ndim - 2)), axis=1)
     masks = rollouts.steps[:, None] >= steps[..., None]
-    weights = of_steps(advantages)[..., None] * jnp.ones(masks.shape)
+    weights = of_steps(advantages)[..., None] * jnp.ones(masks.shape, jnp.float32)
     return Views(masks, weights=jnp.stack([weights, of_steps(predictions.confidence)], axis=-1),
                  targets=of_steps(predictions.tokens))
 

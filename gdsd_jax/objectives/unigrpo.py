@@ -40,7 +40,7 @@ class UniGrpo(Objective):
   def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
     batch, length = rollouts.tokens.shape
     of_share, of_tokens = jax.random.split(key)
-    share = (jax.random.uniform(of_share, (batch,)) + update / drawing.updates) % 1
+    share = (jax.random.uniform(of_share, (batch,), jnp.float32) + update / drawing.updates) % 1
     counts = jnp.clip(jnp.round(share * length).astype(jnp.int32), 1, length)
     masks = random_masks(of_tokens, counts, jnp.ones((batch, length), bool))[:, None]
     return Views(masks, scored=masks & rollouts.counted[:, None])

@@ -87,7 +87,7 @@ def random_prompt_masks(key, shape, share: float = 0.15) -> jax.Array | None:
 
 def random_masks(key, counts, within) -> jax.Array:
   """bool[..., L] of `counts` tokens, int[...], at random among those of `within`, bool[..., L], which has as many."""
-  rank = jnp.argsort(jnp.argsort(jnp.where(within, jax.random.uniform(key, within.shape), 2.0), axis=-1), axis=-1)
+  rank = jnp.argsort(jnp.argsort(jnp.where(within, jax.random.uniform(key, within.shape, jnp.float32), 2.0), axis=-1), axis=-1)
   return rank < counts[..., None]
 
 

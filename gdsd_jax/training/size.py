@@ -32,7 +32,7 @@ def check_size(config: RunConfig, model: DenoiserConfig, mesh: Mesh) -> None:
   for fields, held in least_held(config, model, batch_shards(mesh)).items():
     require(held <= room, fields, f"the rollouts of a step take {held / 1e9:,.1f} GB of each device at least, which has"
                                   f" {room / 1e9:,.1f} GB; lower one of them")
-  samples, rollouts = config.distillation.num_mc, config.rollouts_per_step
+  samples, rollouts = config.num_mc, config.rollouts_per_step
   if samples > _MANY_SAMPLES:
     _log.warning("WARNING: objective.num_mc: each update scores every rollout in %d masked states; published recipes"
                  " have 2", samples)
@@ -49,7 +49,7 @@ def least_held(config: RunConfig, model: DenoiserConfig, shards: int) -> dict[st
   """
   length, shortest_prompt = config.sampler.completion_length, config.rollouts.prompt_buckets[0]
   draws = config.distillation.num_iterations if config.masks.fresh else 1
-  masks = config.rollouts_per_step * config.distillation.num_mc * draws * length
+  masks = config.rollouts_per_step * config.num_mc * draws * length
   held = {"group_size × prompts_per_step × objective.num_mc": masks // shards}
   if not config.sampler.is_own:  # which may go through them as it likes
     hidden = (shortest_prompt + length) * model.hidden_size * (2 if config.model.dtype == "bfloat16" else 4)
