@@ -19,7 +19,8 @@ def distillation_batch(rollouts: ScoringBatch, advantages, scores, ref=None, gro
                        lengths=None, old=None) -> DistillationBatch:
   """A batch whose student has these scores, and so has the old one unless it is given."""
   count, _, length = rollouts.views.masks.shape
+  lengths = jnp.full(count, length, jnp.int32) if lengths is None else lengths
   return DistillationBatch(rollouts, ScoredRollouts(
-    tokens=rollouts.tokens[:, -length:], lengths=jnp.full(count, length) if lengths is None else lengths,
-    rewards=advantages if rewards is None else rewards, advantages=advantages, confidence=jnp.ones((count, length)),
-    group_size=group_size, views=rollouts.views, student=scores, old=scores if old is None else old, ref=ref))
+    tokens=rollouts.tokens[:, -length:], lengths=lengths, rewards=advantages if rewards is None else rewards,
+    advantages=advantages, confidence=jnp.ones((count, length), jnp.float32), group_size=group_size,
+    views=rollouts.views, student=scores, old=scores if old is None else old, ref=ref))

@@ -1,11 +1,12 @@
 """With JAX_ENABLE_X64=1, which a user may have set for other work, everything computes what it does without."""
 
+import functools
 import os
 import subprocess
 import sys
 
+from batches import coupled_batch, distillation_batch
 from conftest import REPOSITORY, slow, without_times
-from gdsd_jax.objectives.sequence import SequenceObjective
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,13 +14,18 @@ import pytest
 from test_train import command
 
 import gdsd_jax
+from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.models.lora import add_adapter, LoraConfig
+from gdsd_jax.objectives.abstract import abstract_scored
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
+from gdsd_jax.objectives.named import OBJECTIVES
+from gdsd_jax.objectives.own import make_objective
+from gdsd_jax.objectives.views import Drawing, Rollouts
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
 from gdsd_jax.runs.state import init_state
-from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
+from gdsd_jax.training.gradient import ScoringBatch
 from gdsd_jax.training.step import distillation_step, score_rollouts
 
 LENGTH = 8
@@ -59,13 +65,13 @@ def test_masks(remasking):
 
 def rollouts() -> ScoringBatch:
   masks = np.random.default_rng(2).random((4, 2, LENGTH)) < 0.5
-  return ScoringBatch(jnp.asarray(TOKENS), jnp.asarray(PADDING), jnp.asarray(masks))
+  return coupled_batch(jnp.asarray(TOKENS), jnp.asarray(PADDING), jnp.asarray(masks))
 
 
 @pytest.mark.parametrize("objective", [
-  SequenceObjective("gdsd", beta=0.1),
-  slow(SequenceObjective("gdsd_tlc", center_top_k=5, center_gradient=True, beta=0.1)),
-  slow(SequenceObjective("espo", beta=0.1)), slow(SequenceObjective("gdsd_tlc", center_top_k=64)),
+  make_objective("gdsd", dict(beta=0.1)),
+  slow(make_objective("gdsd_tlc", dict(center_top_k=5, center_gradient=True, beta=0.1))),
+  slow(make_objective("espo", dict(beta=0.1))), slow(make_objective("gdsd_tlc", dict(center_top_k=64))),
 ])
 def test_scores_losses_and_updates(tiny_denoiser, tiny_params, objective):
   optimizer = make_optimizer(OptimizerConfig(schedule="cosine", warmup_steps=1, learning_rate=1e-3), 9)
@@ -82,8 +88,7 @@ def test_scores_losses_and_updates(tiny_denoiser, tiny_params, objective):
     scores = score_rollouts(state.student_params, batch, with_entropy=True, **static)
     for _ in range(2):
       current = score_rollouts(state.student_params, batch, **static)
-      scored = DistillationBatch(batch, advantages, advantages, np.full(4, LENGTH, np.int32), old=scores, ref=scores,
-                                 current=current, group_size=2)
+      scored = distillation_batch(batch, advantages, current, scores, old=scores)
       state, step_metrics = distillation_step(state, scored, optimizer=optimizer, **static)
       metrics.append(step_metrics)
     return scores, metrics, state.params, state.opt_state
@@ -116,3 +121,29 @@ def test_a_run_goes_on_in_either_way_and_ends_the_same(tmp_path):
     for name in ("reward", "loss", "completion_length"):
       assert (row.get(name) is None) == (other.get(name) is None)
       assert row.get(name) is None or row[name] == pytest.approx(other[name], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [name if name == "spg" else slow(name) for name in OBJECTIVES if name != "mdpo"])
+def test_views_and_losses_of_every_objective(name):
+  needs_temperature = {"agrpo", "just_grpo"}
+  objective = make_objective(name, {"temperature": 0.7} if name in needs_temperature else
+                             {"segments": 4} if name == "d2" else {})
+  random = np.random.default_rng(0)
+  tokens, numbers = TOKENS[:, 5:], random.random((4, LENGTH), np.float32)
+  rollouts = Rollouts(
+    tokens=tokens, lengths=np.array([3, 8, 8, 5], np.int32), rewards=numbers[:, 0], advantages=numbers[:, 1] - 0.5,
+    confidence=CONFIDENCE, logp=-numbers, entropy=numbers, group_size=2,
+    steps=np.argsort(random.random((4, LENGTH)), axis=1).astype(np.int32))
+  masks = functools.partial(rollout_masks, num_samples=2, group_size=2)
+  drawing = Drawing(2, 2, 5, 1 if name == "just_grpo" else 4, LENGTH, masks, (3, 7))
+
+  def compute():
+    views = objective.views(jax.random.key(2), rollouts, jnp.int32(1), drawing)
+    scored = abstract_scored(objective, rollouts, drawing)
+    made = jax.tree.map(lambda leaf: -jnp.linspace(0.1, 2, leaf.size, dtype=jnp.float32).reshape(leaf.shape),
+                        (scored.student, scored.old, scored.ref))
+    fixed = scored.fixed and scored.fixed.replace(views=views, old=made[0], ref=made[2])
+    scored = scored.replace(views=views, student=made[0], old=made[1], ref=made[2], fixed=fixed)
+    return views, objective.loss(scored)
+
+  both_ways(jax.jit(compute), tolerance=1e-5)

@@ -18,7 +18,7 @@ def stratified_views(key, rollouts: Rollouts, count: int, within=None) -> Views:
   within = jnp.ones(rollouts.tokens.shape, bool) if within is None else within
   of_first, of_tokens = jax.random.split(key)
   N = jnp.sum(within, axis=1, keepdims=True)
-  first = jax.random.randint(of_first, N.shape, 0, N)
+  first = jax.random.randint(of_first, N.shape, 0, N, jnp.int32)
   counts = 1 + (first + jnp.arange(count) * N // count) % N
   masks = random_masks(of_tokens, counts, jnp.broadcast_to(within[:, None], (*counts.shape, within.shape[1])))
   return Views(masks, weights=(N / counts).astype(jnp.float32)[..., None])

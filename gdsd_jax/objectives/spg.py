@@ -50,8 +50,8 @@ class Spg(Objective):
     position, text = jnp.arange(length), rollouts.counted[:, None]
     inside = (position // K == block) & text
     most = jnp.sum(inside, axis=-1)
-    counts = jax.random.randint(of_counts, most.shape, 1, most + 1)
-    context = jax.random.bernoulli(of_context, self.context_masking, (batch, J, P + length))
+    counts = jax.random.randint(of_counts, most.shape, 1, most + 1, jnp.int32)
+    context = jax.random.uniform(of_context, (batch, J, P + length), jnp.float32) < self.context_masking
     before = position // K < block
     masks = random_masks(of_tokens, counts, inside) | (position // K > block) | (before & context[..., P:]) | ~text
     return Views(masks, scored=masks & text, prompt_masks=context[..., :P])

@@ -32,8 +32,9 @@ def k3(log_p, log_q):
 
 def mean_where(values, where, axis=None):
   """Mean of the elements that count, bool; 0 where there are none."""
-  total = jnp.sum(jnp.where(where, values, 0), axis=axis)
-  return total / jnp.maximum(jnp.sum(jnp.broadcast_to(where, jnp.shape(values)), axis=axis), 1)
+  total = jnp.sum(jnp.where(where, values, 0), axis=axis, dtype=jnp.float32)
+  count = jnp.sum(jnp.broadcast_to(where, jnp.shape(values)), axis=axis, dtype=jnp.float32)
+  return total / jnp.maximum(count, 1)
 
 
 def difference_where(scores, others, where):

@@ -82,12 +82,13 @@ class Drawing:
 
 def random_prompt_masks(key, shape, share: float = 0.15) -> jax.Array | None:
   """bool[*shape], each token of a prompt with that probability; None where it is 0."""
-  return jax.random.bernoulli(key, share, shape) if share else None
+  return jax.random.uniform(key, shape, jnp.float32) < share if share else None
 
 
 def random_masks(key, counts, within) -> jax.Array:
   """bool[..., L] of `counts` tokens, int[...], at random among those of `within`, bool[..., L], which has as many."""
-  rank = jnp.argsort(jnp.argsort(jnp.where(within, jax.random.uniform(key, within.shape, jnp.float32), 2.0), axis=-1), axis=-1)
+  priority = jnp.where(within, jax.random.uniform(key, within.shape, jnp.float32), 2)
+  rank = jnp.argsort(jnp.argsort(priority, axis=-1), axis=-1)
   return rank < counts[..., None]
 
 

@@ -42,7 +42,7 @@ class Vrpo(Objective):
       return jnp.mean(sums, axis=1) / (batch.tokens.shape[1] if self.per_token else 1)
 
     gains = (gain(batch.student) - gain(batch.ref)).reshape(-1, 2)
-    first_is_chosen = jnp.sign(batch.rewards.reshape(-1, 2) @ jnp.array([1.0, -1.0]))
-    margin = first_is_chosen * (gains[:, 0] - gains[:, 1])
+    first, second = batch.rewards.reshape(-1, 2).T
+    margin = jnp.sign(first - second) * (gains[:, 0] - gains[:, 1])
     loss = -jnp.mean(jax.nn.log_sigmoid(self.beta * margin))
     return loss, {"margin": jnp.mean(margin), "preference_accuracy": jnp.mean(margin > 0)}
