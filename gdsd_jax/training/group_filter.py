@@ -1,6 +1,7 @@
 """Which groups a step trains on: those whose accuracy lies within a range; others are drawn where these are too few."""
 
 from collections.abc import Callable
+import dataclasses
 
 import numpy as np
 
@@ -53,9 +54,10 @@ class GroupFilter:
   def _joined(self, drawn: list[GradedCompletions], groups: list[tuple[int, int]]) -> GradedCompletions:
     size, total = self._group_size, len(drawn[0].accuracy)
     rows = np.concatenate([number * total + group * size + np.arange(size) for number, group in groups])
-    of_all = lambda name: [row for graded in drawn for row in getattr(graded, name)]
-    return GradedCompletions(
-      self._sampler.join([graded.sampled for graded in drawn], rows), drawn[0].sampling_seconds,
-      [of_all("completions")[row] for row in rows], np.array(of_all("lengths"))[rows],
-      {name: np.concatenate([graded.rewards[name] for graded in drawn])[rows] for name in drawn[0].rewards},
-      np.array(of_all("accuracy"))[rows], drawn[0].metrics)
+    joined = lambda name: np.concatenate([np.asarray(getattr(graded, name)) for graded in drawn])[rows]
+    completions = [text for graded in drawn for text in graded.completions]
+    rewards = {name: np.concatenate([graded.rewards[name] for graded in drawn])[rows] for name in drawn[0].rewards}
+    return dataclasses.replace(
+      drawn[0], sampled=self._sampler.join([graded.sampled for graded in drawn], rows), rewards=rewards,
+      completions=[completions[row] for row in rows],
+      **{name: joined(name) for name in ("lengths", "accuracy", "accuracy_lenient")})
