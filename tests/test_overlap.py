@@ -76,9 +76,9 @@ def calls(monkeypatch):
   """(params, prompt, prompt_mask, key) of every call of the compiled sampler, and what it returned."""
   seen, sample = [], generator.sample
 
-  def spy(denoiser, params, prompt, mask, key, config):
+  def spy(denoiser, params, prompt, mask, key, config, record):
     kept = jax.tree.map(lambda x: np.array(x), params)  # on the host: the device's may be donated
-    result = sample(denoiser, params, prompt, mask, key, config)
+    result = sample(denoiser, params, prompt, mask, key, config, record)
     seen.append((kept, prompt, mask, key, result))
     return result
 

@@ -14,7 +14,8 @@ import optax
 import pytest
 
 from gdsd_jax.models.lm_head import LMHead
-from gdsd_jax.objectives.gdsd import gdsd_loss, leave_one_out_advantages, teacher_scores
+from gdsd_jax.objectives.advantages import leave_one_out_advantages
+from gdsd_jax.objectives.gdsd import gdsd_loss, teacher_scores
 from gdsd_jax.objectives.scores import Scores
 from gdsd_jax.objectives.token_scores import Scoring, token_scores
 

@@ -32,7 +32,7 @@ class MaskConfig:
       require(self.kind == "blocks" or getattr(self, name) is None, f"masks.{name}",
               f"needs masks.kind=blocks; it is {self.kind!r}, which says it already")
 
-  def forward_process(self, sampler: SamplerConfig, default: str) -> dict[str, Any]:
+  def forward_process(self, sampler: SamplerConfig, default: str = "sampler") -> dict[str, Any]:
     """`block_length` and `remasking` of `rollout_masks`, by the `default` kind where none is chosen.
 
     Raises ValueError where they do not fit the sampler.
