@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 import gdsd_jax
-from gdsd_jax.huggingface import published, weights as huggingface
+from gdsd_jax.huggingface import published, stored_layers, weights as huggingface
 from gdsd_jax.models.lora import TARGETS
 from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.parallel.mesh import make_mesh, param_shardings
@@ -53,9 +53,9 @@ def test_shapes_of_the_published_weights(full_size):
   shapes = {}
   for path, spec in leaves:
     leaf = ".".join(key.key for key in path)
-    shape = spec.shape[1:] if huggingface._is_stacked(leaf) else spec.shape
-    for weight in huggingface._weight_names(denoiser.config, leaf):
-      shapes[weight] = huggingface._linear_shape(leaf, shape)
+    shape = spec.shape[1:] if stored_layers.is_stacked(leaf) else spec.shape
+    for weight in stored_layers.names_of(denoiser.config, leaf):
+      shapes[weight] = stored_layers._linear_shape(leaf, shape)
   if name == "llada_8b":
     assert len(shapes) == 3 + 32 * 9
     assert shapes["model.transformer.blocks.31.ff_out.weight"] == (4096, 12288)

@@ -50,7 +50,7 @@ def gdsd_loss(scores: Scores, old: Scores, ref: Scores | None, advantages, compl
     ValueError: beta is not 0, and ref is None.
   """
   log_ratio = scores.policy - old.policy
-  low, high = jnp.log1p(jnp.float32(-epsilon)), jnp.log1p(jnp.float32(epsilon))
+  low, high = (jnp.log1p(jnp.asarray(bound, log_ratio.dtype)) for bound in (-epsilon, epsilon))
   student = jnp.clip(log_ratio, low, high) / completion_length
   loss = jnp.sum(jnp.square(student - teacher_scores(0, advantages, psi))) / len(advantages)
   metrics = ratio_metrics(scores.policy, log_ratio, (log_ratio <= low) | (log_ratio >= high), completion_length)
