@@ -434,7 +434,7 @@ def test_a_run_is_evaluated_by_its_own_settings(run, tmp_path):
 @pytest.mark.parametrize("arguments, words", [
   (["--workdir=no/such/run"], "error: --workdir: no/such/run does not exist"),
   (["--workdir", "launch"], "error: --workdir: launch holds no run: config.json is missing"),
-  (["--num_examples=3"], "Flag --config must have a value other than None"),
+  (["--num_examples=3"], "error: --config: is not given"),
 ])
 def test_without_a_recipe_there_must_be_a_run(arguments, words):
   result = run_command("launch/evaluate.py", *arguments)

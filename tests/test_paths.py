@@ -60,6 +60,7 @@ def test_a_run_is_here_or_on_gs(text):
 
 
 def test_a_runs_folder_may_be_on_gs():
+  pytest.importorskip("gcsfs")
   assert run_folder("gs://bucket/run/") == epath.Path("gs://bucket/run")
 
 

@@ -25,12 +25,12 @@ class ObjectiveFields:
   """
 
   name: str = "gdsd"  # one of OBJECTIVES, or one's own, FILE.py:NAME (docs/own.md)
-  psi: float | None = None
-  epsilon: float | None = None
-  beta: float | None = None
-  center_top_k: int | None = None
-  center_gradient: bool | None = None
-  weighted: bool | None = None
+  psi: float | None = None  # guidance strength per token (gdsd, gdsd_tlc)
+  epsilon: float | None = None  # trust region of the ratio, or of the log-ratio (gdsd, gdsd_tlc)
+  beta: float | None = None  # weight of the KL
+  center_top_k: int | None = None  # k of the logit centre (gdsd_tlc)
+  center_gradient: bool | None = None  # whether the gradient flows through the centre (gdsd_tlc)
+  weighted: bool | None = None  # whether tokens have the weights of the forward process (gdsd, gdsd_tlc, espo)
 
 
 def objective_class(name: str) -> type[Objective]:
@@ -40,3 +40,8 @@ def objective_class(name: str) -> type[Objective]:
           " one of your own is FILE.py:NAME")
   file, _, found = _CLASSES[name].partition(":")
   return getattr(importlib.import_module(f"gdsd_jax.objectives.{file}"), found)
+
+
+def settings() -> frozenset[str]:
+  """The settings that any of the objectives has; which has which, `make_objective` says."""
+  return frozenset(field.name for name in OBJECTIVES for field in dataclasses.fields(objective_class(name)))

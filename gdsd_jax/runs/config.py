@@ -95,10 +95,9 @@ class DistillationConfig:
   # "leave_one_out", "minus_mean" or "z_score" (objectives/advantages.py); None: as the objective was published
   advantages: str | None = None
   scale_rewards: bool = False  # divide leave-one-out advantages by the group's standard deviation
-  # Groups with an accuracy outside of this range are left out, and others drawn in their place, up to so many times.
-  least_accuracy: float = 0.0
-  largest_accuracy: float = 1.0
-  redraws: int = 0
+  least_accuracy: float = 0.0  # groups with an accuracy below are left out of the updates
+  largest_accuracy: float = 1.0  # and those above
+  redraws: int = 0  # how often others are drawn in the place of groups that are left out
   reference_sync_every: int = 0  # iterations between draws of the reference to the student; 0: frozen
   reference_sync_mix: float = 0.6  # share of the student in the new reference
 

@@ -17,7 +17,7 @@ from gdsd_jax import own_code
 from gdsd_jax.checks import did_you_mean_field, require, require_int32
 from gdsd_jax.diffusion.config import BLOCK_LENGTH, SamplerConfig
 from gdsd_jax.models.lora import LoraConfig
-from gdsd_jax.objectives.named import ObjectiveFields
+from gdsd_jax.objectives.named import ObjectiveFields, settings
 from gdsd_jax.objectives.own import make_objective
 from gdsd_jax.runs import weights_and_biases
 from gdsd_jax.runs.config import DistillationConfig, ModelConfig, RolloutConfig, RunConfig, TaskConfig
@@ -96,7 +96,8 @@ def run_config(config: ConfigDict) -> RunConfig:
             "the recipe lacks it; begin with gdsd_jax.runs.config_dict.base_config(), which has all")
   own = tuple(f"{section}." for section in own_sections(config.sampler.kind))
   for path, value in flatten(config.to_dict()).items():
-    if path not in known and not path.startswith(own):
+    of_objective = path.startswith("objective.") and not own_code.is_own(config.objective.name)
+    if path not in known and (not path.startswith(own) or of_objective and path.partition(".")[2] not in settings()):
       raise ValueError(f"--config.{path}: the config has no field {path!r}{did_you_mean_field(path, known)}")
     require(value is not None or known.get(path) is None, path, "must not be None")
   return typed(RunConfig, config)
