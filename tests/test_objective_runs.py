@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from conftest import slow
 import jax
 import numpy as np
 import pytest
@@ -40,7 +39,8 @@ def trainer_of(folder, name="gdsd", **changes):
   return Trainer(run_config(config), folder)
 
 
-@pytest.mark.parametrize("name", [name if name == "agrpo" else slow(name) for name in NAMES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_every_objective_trains(tmp_path, name):
   trainer = trainer_of(tmp_path, name)
   before = jax.tree.map(np.asarray, trainer.state.params)

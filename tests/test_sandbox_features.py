@@ -122,9 +122,9 @@ for _ in range(3):
 def test_cpu_time_is_summed_over_processes_that_run_and_that_have_ended(after):
   parent = subprocess.Popen([sys.executable, "-c", SPIN.format(after)])
   clock, deadline = pool.Clock(parent.pid), time.monotonic() + 60.0
-  while clock.read() < 1.2 and time.monotonic() < deadline:
+  while clock.read() < 1.1 and time.monotonic() < deadline:
     time.sleep(0.05)
-  assert 1.2 <= clock.last < 2.5  # three times 0.4, and the interpreter's start
+  assert 1.1 <= clock.last < 2.5  # three times 0.4, of which ticks may be lost, and the interpreter's start
   parent.kill()
   parent.wait()
 

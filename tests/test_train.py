@@ -11,7 +11,7 @@ import sys
 import time
 
 from commands import Command, run_command
-from conftest import REPOSITORY, slow, without_times
+from conftest import REPOSITORY, without_times
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -101,7 +101,8 @@ def test_killed_run_resumes_bit_for_bit(straight, tmp_path):
   assert_resumed_as(straight[0], tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, slow(signal.SIGTERM)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_asked_to_stop_saves_first_and_meanwhile_nobody_else_writes_there(straight, tmp_path, number):
   run = Command(*command(tmp_path, **{"checkpoint.every": 100}))
   wait_for_rows(run, tmp_path, lambda rows: len(rows) > 2)
