@@ -72,7 +72,7 @@ def rollouts() -> ScoringBatch:
 @pytest.mark.parametrize("objective", [
   make_objective("gdsd", dict(beta=0.1)),
   make_objective("gdsd_tlc", dict(center_top_k=5, center_gradient=True, beta=0.1)),
-  (make_objective("espo", dict(beta=0.1))), (make_objective("gdsd_tlc", dict(center_top_k=64))),
+  make_objective("espo", dict(beta=0.1)), make_objective("gdsd_tlc", dict(center_top_k=64)),
 ])
 def test_scores_losses_and_updates(tiny_denoiser, tiny_params, objective):
   optimizer = make_optimizer(OptimizerConfig(schedule="cosine", warmup_steps=1, learning_rate=1e-3), 9)
