@@ -130,8 +130,10 @@ class Data:
     if "scored" in of_views:
       of_views["scored"] = of_views["scored"][..., -self.length:]
     views = Views(masks[..., P:], prompt_masks=masks[..., :P], **of_views)
-    fields = {"advantages": self["advantages"], "attention_mask": self.attention_mask,
-              "group_size": int(self["group_size"]), "counted": self["completion_mask"], **fields}
+    for name, value in (("advantages", "advantages"), ("counted", "completion_mask"), ("group_size", "group_size")):
+      if name not in fields:
+        fields[name] = self[value]
+    fields = {"attention_mask": self.attention_mask, **fields, "group_size": int(fields["group_size"])}
     return Case(label, objective, self["ids"], views, expected=expected or self.expected(), **fields)
 
 

@@ -26,7 +26,7 @@ class UniGrpo(Objective):
   num_mc, masks, advantages = None, None, "z_score"
   epsilon: float = 0.2  # clip range of the ratio
   beta: float = 0.01  # weight of the KL to the reference
-  divided_by: str = "scored"  # or "length": whether a rollout's sum is over its scored tokens or over L
+  divided_by: str = "scored"  # or "length": whether a rollout's sum is over its scored tokens, or its length
 
   def __post_init__(self):
     require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
@@ -48,9 +48,8 @@ class UniGrpo(Objective):
   def loss(self, batch: ScoredRollouts):
     scored, student = batch.views.counted[:, 0], batch.student.plain[:, 0]
     log_ratio = difference_where(student, batch.old.plain[:, 0], scored)
-    length = batch.tokens.shape[1]
-    over_rows = lambda values: jnp.mean(
-      mean_where(values, scored, axis=1) * (jnp.sum(scored, axis=1) / length if self.divided_by == "length" else 1))
+    share = jnp.sum(scored, axis=1, dtype=jnp.float32) / batch.lengths if self.divided_by == "length" else 1
+    over_rows = lambda values: jnp.mean(mean_where(values, scored, axis=1) * share)
     loss = over_rows(clipped_loss(log_ratio, batch.advantages[:, None], self.epsilon))
     metrics = {"clip_fraction": clipped_share(log_ratio, scored, self.epsilon)}
     if batch.ref is not None:
