@@ -158,7 +158,7 @@ BAD = {
   "epsilon": Case(f"{TRAIN} --config.objective.epsilon=2", "objective.epsilon: must lie between 0 and 1, not 2.0"),
   "objective": Case(f"{TRAIN} --config.objective.name=ppo", "objective.name: 'ppo' is not one of gdsd, .*FILE.py:NAME"),
   "centre": Case(
-    f"{TRAIN} --config.objective.center_top_k=8", "objective.center_top_k: gdsd has no centre; .*gdsd_tlc"),
+    f"{TRAIN} --config.objective.center_top_k=8", "objective.center_top_k: gdsd has no such setting; .*gdsd_tlc.*"),
   "sampler": Case(f"{TRAIN} --config.sampler.kind=gpt", "sampler.kind: 'gpt' is not one of llada, dream.*"),
   "block": Case(
     f"{TRAIN} --config.sampler.block_length=5", "sampler.block_length: 5 must divide completion_length, 16"),

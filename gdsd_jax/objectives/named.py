@@ -1,5 +1,6 @@
 """The objectives by name."""
 
+from collections.abc import Iterable
 import dataclasses
 import importlib
 
@@ -42,6 +43,20 @@ def objective_class(name: str) -> type[Objective]:
   return getattr(importlib.import_module(f"gdsd_jax.objectives.{file}"), found)
 
 
-def settings() -> frozenset[str]:
-  """The settings that any of the objectives has; which has which, `make_objective` says."""
-  return frozenset(field.name for name in OBJECTIVES for field in dataclasses.fields(objective_class(name)))
+def settings() -> dict[str, list[str]]:
+  """Setting -> the objectives that have it."""
+  found = {}
+  for name in OBJECTIVES:
+    for field in dataclasses.fields(objective_class(name)):
+      found.setdefault(field.name, []).append(name)
+  return found
+
+
+def require_settings_of(name: str, given: Iterable[str]) -> None:
+  """Raises ValueError, one line, where an objective of ours is given a setting that it has not."""
+  known = [field.name for field in dataclasses.fields(objective_class(name))]
+  unknown = [setting for setting in given if setting not in known]
+  has = "; ".join(f"{setting} is one of {', '.join(settings().get(setting, ()))}" for setting in unknown)
+  unset = " ".join(f"--config.objective.{setting}=None" for setting in unknown)
+  require(not unknown, ", ".join(f"objective.{setting}" for setting in unknown),
+          f"{name} has no such setting; it has {', '.join(known)} ({has}). What a recipe sets, unset by {unset}")
