@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gdsd_jax.checks import require, require_one_of
-from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
 from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, difference_where, k3
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views, views_of_steps
 
@@ -14,7 +14,7 @@ _STEPS = ("entropy", "uniform")
 
 
 @dataclasses.dataclass(frozen=True)
-class Agrpo(Objective):
+class Agrpo(TrustRegionObjective):
   """Σ_bmi [−min(r_i A, clip(r_i, 1−ε, 1+ε) A) + β r_i k3(p_i, p_i^ref)] (1/(T+1)) / q(t) / (M G).
 
   M steps t of each rollout are drawn from q, uniform over 0 … T or proportional to the entropy that the sampler had at
@@ -34,15 +34,10 @@ class Agrpo(Objective):
   filtered: bool = False  # whether the sampler filters by top-k, whose tokens rollouts then remember
 
   def __post_init__(self):
-    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
-    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
+    super().__post_init__()
     T = self.temperature
     require(T is None or T > 0, "objective.temperature", f"must be positive, not {T}")
     require_one_of("objective.steps_by", self.steps_by, _STEPS)
-
-  @property
-  def needs_reference(self) -> bool:
-    return self.beta > 0
 
   @property
   def needs(self) -> frozenset[str]:
@@ -50,7 +45,7 @@ class Agrpo(Objective):
 
   @property
   def scoring(self):
-    return dataclasses.replace(Objective.scoring, temperature=self.temperature, kept=self.filtered)
+    return dataclasses.replace(TrustRegionObjective.scoring, temperature=self.temperature, kept=self.filtered)
 
   def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
     batch, count = len(rollouts.tokens), drawing.num_mc

@@ -5,13 +5,13 @@ import dataclasses
 import jax.numpy as jnp
 
 from gdsd_jax.checks import require
-from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
 from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, difference_where, k3, mean_where
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views, views_of_steps
 
 
 @dataclasses.dataclass(frozen=True)
-class CjGrpo(Objective):
+class CjGrpo(TrustRegionObjective):
   """mean over steps of the mean over a step's tokens of −min(r_i A, clip(r_i, 1−ε, 1+ε) A) + β k3(p_i, p_i^ref).
 
   A step's view is the state before it, and scored are the tokens that it unmasks, after the end of text, too. A dual
@@ -27,14 +27,9 @@ class CjGrpo(Objective):
   dual_clip: float | None = None  # c
 
   def __post_init__(self):
-    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
-    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
+    super().__post_init__()
     c = self.dual_clip
     require(c is None or c > 1, "objective.dual_clip", f"must be above 1, not {c}")
-
-  @property
-  def needs_reference(self) -> bool:
-    return self.beta > 0
 
   def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
     steps = jnp.arange(drawing.num_steps)

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from gdsd_jax.checks import require
-from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
 from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, k3, mean_where
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views
 
 
 @dataclasses.dataclass(frozen=True)
-class CoupledGrpo(Objective):
+class CoupledGrpo(TrustRegionObjective):
   """Σ c_i [−min(r_i A, clip(r_i, 1−ε, 1+ε) A) + β k3] / Σ c with r_i = exp(s_i − s_i^old).
 
   s_i = ½ (log p_i^full + w log p_i): p_i^full is the probability where the whole completion is masked, p_i that in the
@@ -29,14 +29,9 @@ class CoupledGrpo(Objective):
   largest_share: float = 0.8
 
   def __post_init__(self):
-    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
-    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
+    super().__post_init__()
     require(0 < self.least_share <= self.largest_share < 1, "objective.least_share, objective.largest_share",
             f"must lie between 0 and 1, in that order, not {self.least_share}, {self.largest_share}")
-
-  @property
-  def needs_reference(self) -> bool:
-    return self.beta > 0
 
   def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
     of_share, of_tokens = jax.random.split(key)

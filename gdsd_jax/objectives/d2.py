@@ -5,13 +5,13 @@ import dataclasses
 import jax.numpy as jnp
 
 from gdsd_jax.checks import require, require_at_least
-from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
 from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, difference_where, k3
 from gdsd_jax.objectives.views import Drawing, random_prompt_masks, Rollouts, Views, views_of_steps
 
 
 @dataclasses.dataclass(frozen=True)
-class D2(Objective):
+class D2(TrustRegionObjective):
   """Σ_bi c_i [−min(r_i A, clip(r_i, 1−ε, 1+ε) A) + β k3(p_i, p_i^ref)] / Σ c, each token in its segment's view.
 
   Segment n of N begins at step ⌊n S / N⌋ of S. Its input is the state at its begin, with 15 % of the prompt masked; its
@@ -26,14 +26,9 @@ class D2(Objective):
   prompt_masking: float = 0.15  # probability that a prompt token is masked
 
   def __post_init__(self):
-    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
-    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
+    super().__post_init__()
     require(0 <= self.prompt_masking < 1, "objective.prompt_masking", f"must lie in [0, 1), not {self.prompt_masking}")
     require_at_least(self, "objective.", segments=1)
-
-  @property
-  def needs_reference(self) -> bool:
-    return self.beta > 0
 
   def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
     require(self.segments <= drawing.num_steps, "objective.segments",

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from gdsd_jax.checks import require
-from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
 from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, k3, mean_where
 from gdsd_jax.objectives.views import Drawing, random_prompt_masks, Rollouts, Views
 
@@ -18,7 +18,7 @@ def whole_completion_views(key, rollouts: Rollouts, drawing: Drawing, prompt_mas
 
 
 @dataclasses.dataclass(frozen=True)
-class DiffuGrpo(Objective):
+class DiffuGrpo(TrustRegionObjective):
   """Σ_bi c_i [−min(r_i A, clip(r_i, 1−ε, 1+ε) A) + β k3(p_i, p_i^ref)] / Σ c.
 
   p_i is the probability of token i where the whole completion and 15 % of the prompt are masked, drawn anew for each
@@ -32,13 +32,8 @@ class DiffuGrpo(Objective):
   prompt_masking: float = 0.15  # probability that a prompt token is masked
 
   def __post_init__(self):
-    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
-    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
+    super().__post_init__()
     require(0 <= self.prompt_masking < 1, "objective.prompt_masking", f"must lie in [0, 1), not {self.prompt_masking}")
-
-  @property
-  def needs_reference(self) -> bool:
-    return self.beta > 0
 
   def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
     return whole_completion_views(key, rollouts, drawing, self.prompt_masking)

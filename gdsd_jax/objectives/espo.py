@@ -5,8 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from gdsd_jax.checks import require
-from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
 from gdsd_jax.objectives.scores import pair_scores, ratio_metrics, Scores, with_kl
 
 
@@ -28,7 +27,7 @@ def espo_loss(scores: Scores, old: Scores, ref: Scores | None, advantages, compl
 
 
 @dataclasses.dataclass(frozen=True)
-class Espo(Objective):
+class Espo(TrustRegionObjective):
   """ESPO, see `espo_loss`; its authors' masks are of the whole completion, and so are ours unless masks.kind is set."""
 
   name = "espo"
@@ -36,14 +35,6 @@ class Espo(Objective):
   epsilon: float = 0.2  # clip range of the ratio
   beta: float = 1e-3  # weight of the KL to the reference
   weighted: bool = True  # whether tokens have the weights of the forward process
-
-  def __post_init__(self):
-    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
-    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
-
-  @property
-  def needs_reference(self) -> bool:
-    return self.beta > 0
 
   def loss(self, batch: ScoredRollouts):
     """(loss, metrics); see `espo_loss`."""

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gdsd_jax.checks import require, require_at_least
-from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.checks import require_at_least
+from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
 from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, mean_where
 from gdsd_jax.objectives.views import Drawing, random_masks, Rollouts, Views
 
 
 @dataclasses.dataclass(frozen=True)
-class Gdpo(Objective):
+class Gdpo(TrustRegionObjective):
   """mean_b −min(r A, clip(r, 1−ε, 1+ε) A) + β mean_b mean_i k3_i ρ_i, r = exp((E − E_old)/L).
 
   E = Σ_q (w_q / (t_q K)) Σ_masked log p over Q nodes t_q of [0, 1] with weights w_q, and K = num_mc draws of masks at
@@ -30,13 +30,8 @@ class Gdpo(Objective):
   truncated: bool = False  # whether a completion ends at its first end of text, and what follows attends to nothing
 
   def __post_init__(self):
-    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
-    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
+    super().__post_init__()
     require_at_least(self, "objective.", nodes=1)
-
-  @property
-  def needs_reference(self) -> bool:
-    return self.beta > 0
 
   @property
   def attends_after_end(self) -> bool:

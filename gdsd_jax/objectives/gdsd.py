@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from gdsd_jax.checks import require, require_at_least
-from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
 from gdsd_jax.objectives.scores import pair_scores, ratio_metrics, Scores, with_kl
 from gdsd_jax.objectives.token_scores import Scoring
 
@@ -58,7 +58,7 @@ def gdsd_loss(scores: Scores, old: Scores, ref: Scores | None, advantages, compl
 
 
 @dataclasses.dataclass(frozen=True)
-class Gdsd(Objective):
+class Gdsd(TrustRegionObjective):
   """GDSD on plain scores, see `gdsd_loss`."""
 
   name = "gdsd"
@@ -69,13 +69,8 @@ class Gdsd(Objective):
   weighted: bool = True
 
   def __post_init__(self):
-    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
+    super().__post_init__()
     require(self.psi > 0, "objective.psi", f"must be positive, not {self.psi}")
-    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
-
-  @property
-  def needs_reference(self) -> bool:
-    return self.beta > 0
 
   def loss(self, batch: ScoredRollouts):
     """(loss, metrics); see `gdsd_loss`."""

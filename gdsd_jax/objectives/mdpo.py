@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from gdsd_jax.checks import require
-from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
 from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, difference_where
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views
 
 
 @dataclasses.dataclass(frozen=True)
-class Mdpo(Objective):
+class Mdpo(TrustRegionObjective):
   """mean_b Σ_t Σ_masked conf_i [−λ_t min(r_i A_t, clip(r_i, 1−ε, 1+ε) A_t) + β ½ (log p_i^ref/p_i)²] / (n_t + 1e-4).
 
   R_t is the reward of the prediction of all tokens at step t; A_t is the z-score over the group of
@@ -28,18 +28,13 @@ class Mdpo(Objective):
   temperature: float | None = None  # T of the scores; None for that of the sampler
 
   def __post_init__(self):
-    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
-    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
+    super().__post_init__()
     T = self.temperature
     require(T is None or T > 0, "objective.temperature", f"must be positive, not {T}")
 
   @property
-  def needs_reference(self) -> bool:
-    return self.beta > 0
-
-  @property
   def scoring(self):
-    return dataclasses.replace(Objective.scoring, temperature=self.temperature)
+    return dataclasses.replace(TrustRegionObjective.scoring, temperature=self.temperature)
 
   def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
     predictions = rollouts.predictions

@@ -1,8 +1,11 @@
 """What an objective is: the views in which it scores rollouts, and a loss of the token scores in them."""
 
+import dataclasses
+
 from flax import struct
 import jax
 
+from gdsd_jax.checks import require
 from gdsd_jax.objectives.scores import Scores, token_weights
 from gdsd_jax.objectives.token_scores import Scoring
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views
@@ -68,3 +71,19 @@ class Objective:
   def loss(self, batch: ScoredRollouts):
     """The loss, a float32 scalar, or (loss, metrics) with scalars by name, which are means over a step's updates."""
     raise NotImplementedError(f"{type(self).__name__} must have `loss`")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrustRegionObjective(Objective):
+  """An objective with a trust region, and a KL to the reference, which it needs unless its weight is 0."""
+
+  epsilon: float = 0.2  # half-width of the trust region, such as the clip range of a ratio
+  beta: float = 0.0  # weight of the KL
+
+  def __post_init__(self):
+    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
+    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
+
+  @property
+  def needs_reference(self) -> bool:
+    return self.beta > 0

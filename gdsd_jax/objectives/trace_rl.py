@@ -4,14 +4,14 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from gdsd_jax.checks import require, require_at_least
-from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.checks import require_at_least
+from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
 from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, difference_where, k3, mean_where
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views, views_of_steps
 
 
 @dataclasses.dataclass(frozen=True)
-class TraceRl(Objective):
+class TraceRl(TrustRegionObjective):
   """mean over rows of [mean over scored of −min(r_i A, clip(r_i, 1−ε, 1+ε) A) + β Σ_scored k3(p_i, p_i^old)].
 
   A rollout's steps are merged, `shrink` of those that unmasked something at a time. Each merged step is a row: its
@@ -23,14 +23,14 @@ class TraceRl(Objective):
 
   name = "trace_rl"
   num_mc, masks, advantages, needs = None, None, "z_score", frozenset({"steps"})
+  needs_reference = False  # the KL is to the old policy
   epsilon: float = 0.2  # clip range of the ratio
   beta: float = 0.01  # weight of the KL to the old policy
   shrink: int = 8  # steps that are merged
   after_end: bool = True  # whether tokens after the first end of text are scored
 
   def __post_init__(self):
-    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
-    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
+    super().__post_init__()
     require_at_least(self, "objective.", shrink=1)
 
   def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from gdsd_jax.checks import require, require_one_of
-from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.checks import require_one_of
+from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
 from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, difference_where, k3, mean_where
 from gdsd_jax.objectives.views import Drawing, random_masks, Rollouts, Views
 
@@ -14,7 +14,7 @@ _DIVISORS = ("scored", "length")
 
 
 @dataclasses.dataclass(frozen=True)
-class UniGrpo(Objective):
+class UniGrpo(TrustRegionObjective):
   """mean_b (1/n_b) Σ_i [−min(r_i A, clip(r_i, 1−ε, 1+ε) A) + β k3(p_i, p_i^ref)] over the n_b masked tokens that count.
 
   A rollout's share of masked tokens is random for the first update on it, and the later ones are spread evenly from
@@ -29,13 +29,8 @@ class UniGrpo(Objective):
   divided_by: str = "scored"  # or "length": whether a rollout's sum is over its scored tokens, or its length
 
   def __post_init__(self):
-    require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")
-    require(self.beta >= 0, "objective.beta", f"must not be negative, not {self.beta}")
+    super().__post_init__()
     require_one_of("objective.divided_by", self.divided_by, _DIVISORS)
-
-  @property
-  def needs_reference(self) -> bool:
-    return self.beta > 0
 
   def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
     batch, length = rollouts.tokens.shape
