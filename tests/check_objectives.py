@@ -171,7 +171,7 @@ def espo(name: str, data: Data) -> Iterator[Case]:
     L, count = of.length, int(of["num_mc"])
     objective = made("espo", epsilon=float(of["epsilon"]), beta=float(of["beta"]))
     masks = by_rollout(of["masks"])
-    # Of old and reference there are sums alone: token scores that have them.
+    # The data has sums alone of old and reference: these are token scores with such sums.
     weights = np.where(masks, (L + 1) / masks.sum(-1, keepdims=True).clip(1),
                        (L + 1) / (~masks).sum(-1, keepdims=True).clip(1))
     spread = lambda sums, weights=weights, count=count: np.broadcast_to(
@@ -187,7 +187,7 @@ def coupled_grpo(name: str, data: Data) -> Iterator[Case]:
   for update, masks in enumerate(data["noised/mask"]):
     masks, weights = by_rollout(masks), data["noised/weight"][update]
     weights = np.broadcast_to(weights[:, None], (len(masks), 3, 1))
-    # Of old and reference there are the combined scores alone, ½ (1 + w) s of a token in its two views.
+    # The data has the combined scores alone of old and reference, ½ (1 + w) s of a token in its two views.
     counted = masks[..., -data.length:]
     total = np.sum(counted * weights, axis=1, keepdims=True)
     spread = lambda scores, counted=counted, total=total: np.where(counted, 2 * scores[:, None] / total, 0)

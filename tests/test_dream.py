@@ -70,7 +70,7 @@ def test_the_published_fields_come_back(goldens, tmp_path):
   folder = goldens / "dream_tiny" / "hf"
   gdsd_jax.save_pretrained(tmp_path, *gdsd_jax.load_pretrained(folder))
   published, saved = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path))
-  # Of no consequence: which release wrote it, and how many layers would have a window if windows were on.
+  # Two have no consequence: which release wrote it, and how many layers would have a window if windows were on.
   ignored = {"transformers_version", "max_window_layers"}
   assert {n: v for n, v in published.items() if n not in ignored} == {n: saved[n] for n in published.keys() - ignored}
 
@@ -280,7 +280,7 @@ def test_completions_in_blocks_are_whole(alg):
 
 
 def test_a_penalty_counts_in_prediction_and_confidence():
-  """Of whole logits in float64, the penalty taken off first."""
+  """The reference is made of whole logits in float64, the penalty taken off first."""
   denoiser, params = made()
   prompt = np.array([[1, 2, 3, 4]])
   sequence = np.append(prompt, np.full((1, 6), 20), axis=1)

@@ -68,8 +68,8 @@ class SamplerConfig:
   temperature: float = 1.0  # at which tokens are sampled; 0 is greedy
   # Tokens of a block (K); completion_length for a single one. None: 32, but dream's exact sampler then has no blocks.
   block_length: int | None = None
-  # Of llada's draws at temperatures above 0. "exact" samples the softmax. "official" is what the published runs drew in
-  # bfloat16: noise that never exceeds 5.54, so that improbable tokens are never drawn (see noise.py).
+  # Noise of llada's draws at temperatures above 0. "exact" samples the softmax. "official" is what the published runs
+  # drew in bfloat16: noise that never exceeds 5.54, so that improbable tokens are never drawn (see noise.py).
   noise: str = "exact"
   # Subtracted from the logits of end of text and padding while completions are sampled, in predictions and in the
   # confidence in them: against floods of end of text, where blocks fill with it from the end. A chat format's end of

@@ -132,7 +132,7 @@ class DenoiserLM(LM):
       plan += [(sampler, width, [indices[i] for i in batch]) for width, batch in batches]
     for place, (sampler, width, indices) in enumerate(plan):
       prompts = [contexts[i] for i in indices]
-      # Of the batch, and of its place: where a task asks the same several times, the answers differ.
+      # The key belongs to the batch and to its place: where a task asks the same several times, the answers differ.
       key = jax.random.fold_in(jax.random.fold_in(self._key, place), zlib.crc32(json.dumps(prompts).encode()))
       completions, _ = self._generator.complete(self._params, prompts, (width,), sampler, key, self.batch_size)
       for index, completion in zip(indices, completions):

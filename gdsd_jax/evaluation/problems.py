@@ -7,7 +7,7 @@ import numpy as np
 
 from gdsd_jax.checks import require
 
-# Of the official evaluation (GaryBall/GDSD, math_eval/eval.py), which draws 256 of Sudoku's 500 puzzles.
+# The seed of the official evaluation (GaryBall/GDSD, math_eval/eval.py), which draws 256 of Sudoku's 500 puzzles.
 OFFICIAL_SEED = 42
 
 

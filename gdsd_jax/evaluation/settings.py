@@ -13,7 +13,7 @@ from gdsd_jax.runs.saved_config import read_saved
 
 _log = logging.getLogger(__name__)
 
-# Of the sampler, what only rollouts have, and the evaluation's own field in its place.
+# Fields of the sampler that only rollouts have, and the evaluation's own field in the place of each.
 _ROLLOUTS_ONLY = {
   "sampler.completion_length": "eval.lengths", "sampler.steps": "eval.steps_per_token",
   **{f"sampler.{name}": f"eval.{name}" for name in (

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
-from gdsd_jax.objectives.scores import pair_scores, ratio_metrics, Scores, with_kl
+from gdsd_jax.objectives.scores import ratio_metrics, Scores, with_kl
 
 
 def espo_loss(scores: Scores, old: Scores, ref: Scores | None, advantages, completion_length: int,
@@ -38,6 +38,5 @@ class Espo(TrustRegionObjective):
 
   def loss(self, batch: ScoredRollouts):
     """(loss, metrics); see `espo_loss`."""
-    student, old, ref = (pair_scores(scores, batch.masks, self.weighted)
-                         for scores in (batch.student, batch.old, batch.ref))
+    student, old, ref = batch.pair_scores(self.weighted)
     return espo_loss(student, old, ref, batch.advantages, batch.masks.shape[-1], self.epsilon, self.beta)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from gdsd_jax.checks import require, require_at_least
 from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
-from gdsd_jax.objectives.scores import pair_scores, ratio_metrics, Scores, with_kl
+from gdsd_jax.objectives.scores import ratio_metrics, Scores, with_kl
 from gdsd_jax.objectives.token_scores import Scoring
 
 
@@ -74,8 +74,7 @@ class Gdsd(TrustRegionObjective):
 
   def loss(self, batch: ScoredRollouts):
     """(loss, metrics); see `gdsd_loss`."""
-    student, old, ref = (pair_scores(scores, batch.masks, self.weighted)
-                         for scores in (batch.student, batch.old, batch.ref))
+    student, old, ref = batch.pair_scores(self.weighted)
     length = batch.masks.shape[-1]
     return gdsd_loss(student, old, ref, batch.advantages, length, self.psi, self.epsilon, self.beta)
 

@@ -6,7 +6,7 @@ from flax import struct
 import jax
 
 from gdsd_jax.checks import require
-from gdsd_jax.objectives.scores import Scores, token_weights
+from gdsd_jax.objectives.scores import pair_scores, Scores, token_weights
 from gdsd_jax.objectives.token_scores import Scoring
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views
 
@@ -30,6 +30,10 @@ class ScoredRollouts(Rollouts):
   def weights(self) -> jax.Array:
     """float32[N, V, L], the weights of tokens in coupled pairs by the forward process, see `token_weights`."""
     return token_weights(self.masks)
+
+  def pair_scores(self, weighted: bool = True) -> tuple[Scores, Scores, Scores | None]:
+    """(student, old, ref), scores float32[N, M] of coupled pairs, see `scores.pair_scores`."""
+    return tuple(pair_scores(scores, self.masks, weighted) for scores in (self.student, self.old, self.ref))
 
 
 @struct.dataclass

@@ -24,9 +24,9 @@ class EvalConfig:
   every: int = 100  # iterations; also before the first and after the last
   num_examples: int = 256  # problems of the validation split that are evaluated while training
   batch_size: int = 64  # completions that are sampled together
-  # Of all evaluations. At temperature 0, greedy; above it completions are drawn, with keys made of the run's seed. The
-  # published number of Dream-Instruct on GSM8K, MATH and code is at 0.1 and 0.9; at 0 its GSM8K falls from 81.8 to 35.0
-  # (github.com/DreamLM/Dream, issue 56). All others are greedy.
+  # These are for all evaluations. At temperature 0, greedy; above it completions are drawn, with keys made of the run's
+  # seed. The published number of Dream-Instruct on GSM8K, MATH and code is at 0.1 and 0.9; at 0 its GSM8K falls from
+  # 81.8 to 35.0 (github.com/DreamLM/Dream, issue 56). All others are greedy.
   temperature: float = 0.0
   top_p: float | None = None  # dream's, where it samples; None is off
   top_k: int | None = None  # likewise

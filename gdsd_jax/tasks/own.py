@@ -54,7 +54,7 @@ class OwnTask(base.Task):
     return self._messages_by("messages", example)
 
   def evaluation_messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
-    # Of the two, what is nearest to the user: a class that asks one of our tasks' problems by other messages means it.
+    # What is nearest to the user of the two: a class that asks one of our tasks' problems by other messages means it.
     defined = (cls.__dict__.keys() & {"messages", "evaluation_messages"} for cls in type(self.task).__mro__)
     return self._messages_by(min(next(filter(None, defined))), example)
 
