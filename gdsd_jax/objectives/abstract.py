@@ -32,9 +32,9 @@ def abstract_scored(objective: Objective, rollouts: Rollouts, drawing: Drawing) 
   if fixed is not None:
     of_fixed = _scores(objective, fixed)
     fixed = ScoredViews(fixed, of_fixed, of_fixed if reference else None)
-  return ScoredRollouts(
-    **{name: getattr(rollouts, name) for name in rollouts.__dataclass_fields__}, views=views, student=scores,
-    old=scores if objective.needs_old else None, ref=scores if reference else None, fixed=fixed)
+  return ScoredRollouts.of(
+    rollouts, views=views, student=scores, old=scores if objective.needs_old else None,
+    ref=scores if reference else None, fixed=fixed)
 
 
 def _scores(objective: Objective, views: Views) -> Scores:

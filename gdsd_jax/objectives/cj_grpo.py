@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from gdsd_jax.checks import require
 from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
-from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, difference_where, k3, mean_where
+from gdsd_jax.objectives.surrogates import grpo_loss, mean_where
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views, views_of_steps
 
 
@@ -36,13 +36,8 @@ class CjGrpo(TrustRegionObjective):
     return views_of_steps(rollouts.steps, steps, steps + 1)
 
   def loss(self, batch: ScoredRollouts):
-    scored = batch.views.counted
+    scored, ref = batch.views.counted, None if batch.ref is None else batch.ref.plain
     happened = jnp.any(scored, axis=(0, 2))
     over_steps = lambda values: mean_where(mean_where(values, scored, axis=(0, 2)), happened)
-    log_ratio = difference_where(batch.student.plain, batch.old.plain, scored)
-    loss = over_steps(clipped_loss(log_ratio, batch.advantages[:, None, None], self.epsilon, dual=self.dual_clip))
-    metrics = {"clip_fraction": clipped_share(log_ratio, scored, self.epsilon)}
-    if batch.ref is not None:
-      metrics["kl"] = over_steps(k3(batch.student.plain, batch.ref.plain))
-      loss = loss + self.beta * metrics["kl"]
-    return loss, metrics
+    advantages = batch.advantages[:, None, None]
+    return grpo_loss(batch.student.plain, batch.old.plain, ref, advantages, scored, over_steps, self, self.dual_clip)

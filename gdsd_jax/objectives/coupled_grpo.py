@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from gdsd_jax.checks import require
 from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
-from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, k3, mean_where
+from gdsd_jax.objectives.surrogates import grpo_loss, mean_where
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views
 
 
@@ -44,13 +44,11 @@ class CoupledGrpo(TrustRegionObjective):
 
   def loss(self, batch: ScoredRollouts):
     def token_scores(scores):
+      if scores is None:
+        return None
       return 0.5 * jnp.sum(jnp.where(batch.views.counted, batch.views.weights * scores.plain, 0), axis=1)
 
-    counted, student = batch.counted, token_scores(batch.student)
-    log_ratio = student - token_scores(batch.old)
-    loss = mean_where(clipped_loss(log_ratio, batch.advantages[:, None], self.epsilon), counted)
-    metrics = {"clip_fraction": clipped_share(log_ratio, counted, self.epsilon)}
-    if batch.ref is not None:
-      metrics["kl"] = mean_where(k3(student, token_scores(batch.ref)), counted)
-      loss = loss + self.beta * metrics["kl"]
-    return loss, metrics
+    counted = batch.counted
+    student, old, ref = map(token_scores, (batch.student, batch.old, batch.ref))
+    over_tokens = lambda values: mean_where(values, counted)
+    return grpo_loss(student, old, ref, batch.advantages[:, None], counted, over_tokens, self)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from gdsd_jax.checks import require, require_at_least
 from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
-from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, difference_where, k3
+from gdsd_jax.objectives.surrogates import grpo_loss
 from gdsd_jax.objectives.views import Drawing, random_prompt_masks, Rollouts, Views, views_of_steps
 
 
@@ -40,12 +40,7 @@ class D2(TrustRegionObjective):
                          prompt_masks=random_prompt_masks(key, shape, self.prompt_masking))
 
   def loss(self, batch: ScoredRollouts):
-    scored = batch.views.counted
+    scored, ref = batch.views.counted, None if batch.ref is None else batch.ref.plain
     over_tokens = lambda values: jnp.sum(jnp.where(scored, values, 0)) / jnp.sum(batch.counted)
-    log_ratio = difference_where(batch.student.plain, batch.old.plain, scored)
-    loss = over_tokens(clipped_loss(log_ratio, batch.advantages[:, None, None], self.epsilon))
-    metrics = {"clip_fraction": clipped_share(log_ratio, scored, self.epsilon)}
-    if batch.ref is not None:
-      metrics["kl"] = over_tokens(k3(batch.student.plain, batch.ref.plain))
-      loss = loss + self.beta * metrics["kl"]
-    return loss, metrics
+    advantages = batch.advantages[:, None, None]
+    return grpo_loss(batch.student.plain, batch.old.plain, ref, advantages, scored, over_tokens, self)

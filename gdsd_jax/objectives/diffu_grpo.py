@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from gdsd_jax.checks import require
 from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
-from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, k3, mean_where
+from gdsd_jax.objectives.surrogates import grpo_loss, mean_where
 from gdsd_jax.objectives.views import Drawing, random_prompt_masks, Rollouts, Views
 
 
@@ -39,11 +39,8 @@ class DiffuGrpo(TrustRegionObjective):
     return whole_completion_views(key, rollouts, drawing, self.prompt_masking)
 
   def loss(self, batch: ScoredRollouts):
-    counted, student = batch.counted, batch.student.plain[:, 0]
-    log_ratio = student - batch.old.plain[:, 0]
-    loss = mean_where(clipped_loss(log_ratio, batch.advantages[:, None], self.epsilon), counted)
-    metrics = {"clip_fraction": clipped_share(log_ratio, counted, self.epsilon)}
-    if batch.ref is not None:
-      metrics["kl"] = mean_where(k3(student, batch.ref.plain[:, 0]), counted)
-      loss = loss + self.beta * metrics["kl"]
-    return loss, metrics
+    counted = batch.counted
+    student, old, ref = (None if scores is None else scores.plain[:, 0]
+                         for scores in (batch.student, batch.old, batch.ref))
+    over_tokens = lambda values: mean_where(values, counted)
+    return grpo_loss(student, old, ref, batch.advantages[:, None], counted, over_tokens, self)

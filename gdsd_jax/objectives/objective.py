@@ -21,6 +21,11 @@ class ScoredRollouts(Rollouts):
   ref: Scores | None  # under the reference; None unless `needs_reference`
   fixed: "ScoredViews | None" = None  # of the objective's `fixed_views`; None if it has none
 
+  @classmethod
+  def of(cls, rollouts: Rollouts, **scored) -> "ScoredRollouts":
+    """The rollouts with these of the fields above."""
+    return cls(**{name: getattr(rollouts, name) for name in rollouts.__dataclass_fields__}, **scored)
+
   @property
   def masks(self) -> jax.Array:
     """bool[N, V, L], see `Views`."""

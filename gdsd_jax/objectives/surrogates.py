@@ -1,5 +1,7 @@
 """What policy-gradient objectives share: clipped ratios, estimates of the KL, and means over the tokens that count."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
 
@@ -40,3 +42,23 @@ def mean_where(values, where, axis=None):
 def difference_where(scores, others, where):
   """scores − others where they count, bool, and 0 elsewhere: what is not scored may be as large as it likes."""
   return jnp.where(where, scores - others, 0)
+
+
+def grpo_loss(student, old, ref, advantages, scored, over: Callable, objective, dual: float | None = None):
+  """(loss, metrics): PPO's clipped loss on ratios of tokens, and β times the k3 estimate of the KL to the reference.
+
+  Args:
+    student, old, ref: log-probabilities of tokens, of one shape; ref is None where there is no KL.
+    advantages: broadcast to it.
+    scored: bool, which of them count.
+    over: makes a scalar of their values, such as a mean where they count.
+    objective: whose `epsilon` and `beta` hold.
+    dual: see `clipped_loss`.
+  """
+  log_ratio = difference_where(student, old, scored)
+  loss = over(clipped_loss(log_ratio, advantages, objective.epsilon, dual=dual))
+  metrics = {"clip_fraction": clipped_share(log_ratio, scored, objective.epsilon)}
+  if ref is not None:
+    metrics["kl"] = over(k3(student, ref))
+    loss = loss + objective.beta * metrics["kl"]
+  return loss, metrics

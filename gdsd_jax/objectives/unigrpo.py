@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from gdsd_jax.checks import require_one_of
 from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
-from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, difference_where, k3, mean_where
+from gdsd_jax.objectives.surrogates import grpo_loss, mean_where
 from gdsd_jax.objectives.views import Drawing, random_masks, Rollouts, Views
 
 _DIVISORS = ("scored", "length")
@@ -41,13 +41,9 @@ class UniGrpo(TrustRegionObjective):
     return Views(masks, scored=masks & rollouts.counted[:, None])
 
   def loss(self, batch: ScoredRollouts):
-    scored, student = batch.views.counted[:, 0], batch.student.plain[:, 0]
-    log_ratio = difference_where(student, batch.old.plain[:, 0], scored)
+    scored = batch.views.counted[:, 0]
     share = jnp.sum(scored, axis=1, dtype=jnp.float32) / batch.lengths if self.divided_by == "length" else 1
     over_rows = lambda values: jnp.mean(mean_where(values, scored, axis=1) * share)
-    loss = over_rows(clipped_loss(log_ratio, batch.advantages[:, None], self.epsilon))
-    metrics = {"clip_fraction": clipped_share(log_ratio, scored, self.epsilon)}
-    if batch.ref is not None:
-      metrics["kl"] = over_rows(k3(student, batch.ref.plain[:, 0]))
-      loss = loss + self.beta * metrics["kl"]
-    return loss, metrics
+    student, old, ref = (None if scores is None else scores.plain[:, 0]
+                         for scores in (batch.student, batch.old, batch.ref))
+    return grpo_loss(student, old, ref, batch.advantages[:, None], scored, over_rows, self)

@@ -72,9 +72,9 @@ class Updates:
         at = i if fresh else 0
         # Before the first update the student is old.
         current = old[0] if i == 0 else score(state.student_params, drawn[at])
-        scored = ScoredRollouts(
-          **{name: getattr(rollouts, name) for name in rollouts.__dataclass_fields__}, views=views[at], student=current,
-          old=old[at] if self.objective.needs_old else None, ref=ref[at], fixed=fixed)
+        scored = ScoredRollouts.of(
+          rollouts, views=views[at], student=current, old=old[at] if self.objective.needs_old else None, ref=ref[at],
+          fixed=fixed)
         state, told = distillation_step(state, DistillationBatch(drawn[at], scored), optimizer=self.optimizer,
                                         **self._static)
         metrics.append(told)
