@@ -1,6 +1,6 @@
 """Users' own code, named FILE.py:NAME or PACKAGE.MODULE:NAME: it is loaded here, and its mistakes are told by line."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import contextlib
 import functools
 import importlib
@@ -50,15 +50,19 @@ def load(reference: str, field: str) -> Any:
   return found
 
 
-def require_settings(thing: Any, field: str, reference: str, given: Mapping[str, Any], passed: int = 0) -> None:
-  """Settings of a section may be given that a user's class or function has a parameter for, after those `passed`.
+def require_settings(
+  thing: Any, field: str, reference: str, given: Iterable[str], passed: int = 0,
+  owners: Callable[[], Mapping[str, Sequence[str]]] = dict,
+) -> None:
+  """Settings of a section may be given that a class or function has a parameter for, after those `passed`.
 
   Args:
     thing: the class or function.
     field: what the section calls it, such as "objective.name".
     reference: its name there.
-    given: the settings by their names.
+    given: names of the settings.
     passed: leading parameters that are no settings.
+    owners: gives for settings the other things that have them, which the message then tells.
 
   Raises:
     ValueError: one line that names what it does not take, what it takes, and how to unset the others.
@@ -72,8 +76,11 @@ def require_settings(thing: Any, field: str, reference: str, given: Mapping[str,
   known, section = [parameter.name for parameter in parameters], field.partition(".")[0]
   unknown = [name for name in given if name not in known]
   unset = " ".join(f"--config.{section}.{name}=None" for name in unknown)
+  others = owners() if unknown else {}
+  told = "; ".join(f"{name} is one of {', '.join(others[name])}" for name in unknown if name in others)
   require(not unknown, ", ".join(f"{section}.{name}" for name in unknown),
-          f"{reference} has no such setting; it has {', '.join(known) or 'none'}. What a recipe sets, unset by {unset}")
+          f"{reference} has no such setting; it has {', '.join(known) or 'none'}{f' ({told})' if told else ''}."
+          f" What a recipe sets, unset by {unset}")
 
 
 @functools.cache

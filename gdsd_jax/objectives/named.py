@@ -1,6 +1,5 @@
 """The objectives by name."""
 
-from collections.abc import Iterable
 import dataclasses
 import importlib
 
@@ -50,13 +49,3 @@ def settings() -> dict[str, list[str]]:
     for field in dataclasses.fields(objective_class(name)):
       found.setdefault(field.name, []).append(name)
   return found
-
-
-def require_settings_of(name: str, given: Iterable[str]) -> None:
-  """Raises ValueError, one line, where an objective of ours is given a setting that it has not."""
-  known = [field.name for field in dataclasses.fields(objective_class(name))]
-  unknown = [setting for setting in given if setting not in known]
-  has = "; ".join(f"{setting} is one of {', '.join(settings().get(setting, ()))}" for setting in unknown)
-  unset = " ".join(f"--config.objective.{setting}=None" for setting in unknown)
-  require(not unknown, ", ".join(f"objective.{setting}" for setting in unknown),
-          f"{name} has no such setting; it has {', '.join(known)} ({has}). What a recipe sets, unset by {unset}")

@@ -13,7 +13,7 @@ from gdsd_jax import own_code
 from gdsd_jax.checks import require
 from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.objectives.advantages import ADVANTAGES
-from gdsd_jax.objectives.named import objective_class, require_settings_of
+from gdsd_jax.objectives.named import objective_class, settings
 from gdsd_jax.objectives.objective import Objective, ScoredRollouts
 from gdsd_jax.objectives.token_scores import Scoring
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views
@@ -29,7 +29,7 @@ def make_objective(name: str, fields: Mapping[str, Any]) -> Objective:
   """
   if not own_code.is_own(name):
     ours = objective_class(name)
-    require_settings_of(name, fields)
+    own_code.require_settings(ours, "objective.name", name, fields, owners=settings)
     return ours(**fields)
   found = own_code.load(name, "objective.name")
   if isinstance(found, type):
