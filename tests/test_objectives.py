@@ -20,7 +20,7 @@ from gdsd_jax.objectives.d2 import D2
 from gdsd_jax.objectives.dmpo import Dmpo
 from gdsd_jax.objectives.just_grpo import JustGrpo
 from gdsd_jax.objectives.named import objective_class, OBJECTIVES
-from gdsd_jax.objectives.own import make_objective, try_out
+from gdsd_jax.objectives.own import make_objective, trace_gradient, try_out
 from gdsd_jax.objectives.spg import Spg
 from gdsd_jax.objectives.trace_rl import TraceRl
 from gdsd_jax.objectives.unigrpo import UniGrpo
@@ -161,6 +161,7 @@ def test_an_objective_can_be_traced_for_rollouts_that_remember_what_it_needs(nam
   drawing = Drawing(2, 2, P, 1, L, MASKS) if name == "just_grpo" else DRAWING
   try_out(objective, N, G, L, drawing)
   scored = abstract_scored(objective, abstract_rollouts(objective, N, L, G), drawing)
+  trace_gradient(objective, scored)
   assert scored.views.masks.shape[0::2] == (N, L)
   assert (scored.ref is not None) == objective.needs_reference and (scored.old is not None) == objective.needs_old
 

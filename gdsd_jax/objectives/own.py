@@ -145,16 +145,22 @@ def _said(value: Any) -> str:
 
 
 def try_out(objective: Objective, rollouts: int, group_size: int, length: int, drawing: Drawing, kept: int = 1) -> None:
-  """Traces an objective's views, its loss and the gradient of that for N rollouts of L tokens; nothing is compiled.
+  """Traces an objective's views for N rollouts of L tokens, and of an own one the loss and its gradient, too.
 
-  Raises ValueError, one line, with the user's file and line where it is their own.
+  Nothing is compiled. Raises ValueError, one line, with the user's file and line where it is their own.
   """
-  culprit = objective.culprit if isinstance(objective, OwnObjective) else None
-  loss_of = lambda student, batch: objective.loss(batch.replace(student=student))
+  own = isinstance(objective, OwnObjective)
   try:
     batch = abstract_scored(objective, abstract_rollouts(objective, rollouts, length, group_size, kept), drawing)
-    jax.eval_shape(jax.grad(loss_of, has_aux=True), batch.student, batch)
+    if own:
+      trace_gradient(objective, batch)
   except Exception as error:  # the user's own, or JAX's of what has no gradient
-    if culprit is None or isinstance(error, ValueError) and str(error).startswith("objective.name: "):
+    if not own or isinstance(error, ValueError) and str(error).startswith("objective.name: "):
       raise
-    raise ValueError(f"objective.name: {own_code.described_briefly(error, culprit)}") from error
+    raise ValueError(f"objective.name: {own_code.described_briefly(error, objective.culprit)}") from error
+
+
+def trace_gradient(objective: Objective, batch: ScoredRollouts) -> None:
+  """Traces the loss of rollouts, which may be shapes alone, and its gradient by the student's scores."""
+  loss_of = lambda student, batch: objective.loss(batch.replace(student=student))
+  jax.eval_shape(jax.grad(loss_of, has_aux=True), batch.student, batch)
