@@ -5,7 +5,7 @@ import numpy as np
 
 from gdsd_jax.objectives.objective import ScoredRollouts
 from gdsd_jax.objectives.views import Views
-from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
+from gdsd_jax.runs.gradient import DistillationBatch, ScoringBatch
 
 
 def coupled_batch(tokens, prompt_mask, masks) -> ScoringBatch:

@@ -25,9 +25,9 @@ from gdsd_jax.objectives.objective import Objective, ScoredRollouts, ScoredViews
 from gdsd_jax.objectives.scores import Scores
 from gdsd_jax.objectives.views import Views
 from gdsd_jax.parallel.mesh import make_mesh
+from gdsd_jax.runs.gradient import DistillationBatch, loss_and_gradient, ScoringBatch
 from gdsd_jax.runs.state import init_state
-from gdsd_jax.training.gradient import DistillationBatch, loss_and_gradient, ScoringBatch
-from gdsd_jax.training.step import score_rollouts
+from gdsd_jax.runs.step import score_rollouts
 
 MOST = 1e-4  # of each difference
 _LEAST_LOSS = 0.01  # losses near zero by cancellation are compared to this

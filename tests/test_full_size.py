@@ -17,8 +17,8 @@ from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.parallel.mesh import make_mesh, param_shardings
 from gdsd_jax.runs import optimizer as training_optimizer, state as training_state
 from gdsd_jax.runs.config_dict import run_config
-from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
-from gdsd_jax.training.step import distillation_step, score_rollouts
+from gdsd_jax.runs.gradient import DistillationBatch, ScoringBatch
+from gdsd_jax.runs.step import distillation_step, score_rollouts
 from gdsd_jax.training.updates import drawing_of
 
 PUBLISHED = {preset: published.PUBLISHED[name] for preset, name in published.HUB_NAMES.items()}

@@ -21,7 +21,7 @@ from gdsd_jax.objectives.gdsd import Gdsd
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
 from gdsd_jax.runs.state import init_state
-from gdsd_jax.training.step import distillation_step, score_rollouts
+from gdsd_jax.runs.step import distillation_step, score_rollouts
 
 CONFIG = LoraConfig(rank=4, alpha=8.0, dropout=0.0)
 TOKENS = np.arange(24).reshape(2, 12) % 50

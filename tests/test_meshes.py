@@ -22,8 +22,8 @@ from gdsd_jax.parallel.rows import lay_out
 from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
 from gdsd_jax.runs.state import init_state
+from gdsd_jax.runs.step import distillation_step, score_rollouts
 from gdsd_jax.training import trainer as training
-from gdsd_jax.training.step import distillation_step, score_rollouts
 
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "fsdp_tensor": (1, 4, 2), "all": (2, 2, 2)}
 

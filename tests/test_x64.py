@@ -23,10 +23,10 @@ from gdsd_jax.objectives.own import make_objective
 from gdsd_jax.objectives.views import Drawing, Rollouts
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.files import read_rows
+from gdsd_jax.runs.gradient import ScoringBatch
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
 from gdsd_jax.runs.state import init_state
-from gdsd_jax.training.gradient import ScoringBatch
-from gdsd_jax.training.step import distillation_step, score_rollouts
+from gdsd_jax.runs.step import distillation_step, score_rollouts
 
 LENGTH = 8
 PROMPT = np.arange(20, dtype=np.int32).reshape(4, 5)

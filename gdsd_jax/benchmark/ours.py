@@ -22,10 +22,10 @@ from gdsd_jax.objectives.objective import ScoredRollouts
 from gdsd_jax.objectives.scores import sequence_scores
 from gdsd_jax.objectives.views import Views
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
+from gdsd_jax.runs.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
 from gdsd_jax.runs.state import init_state, split_adapter
-from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
-from gdsd_jax.training.step import distillation_step, score_rollouts
+from gdsd_jax.runs.step import distillation_step, score_rollouts
 
 _VOCABULARIES = (8192, 32768, 131072)
 

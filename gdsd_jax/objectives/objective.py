@@ -54,7 +54,7 @@ class Objective:
   """What the student is trained on; subclass it as a frozen dataclass, whose fields are `--config.objective.FIELD`.
 
   It is traced by `jax.jit`, and a static argument of it, so that it must be hashable. The gradient by the parameters is
-  made one view at a time from the loss's gradient by the student's scores (`training/gradient.py`).
+  made one view at a time from the loss's gradient by the student's scores (`runs/gradient.py`).
   """
 
   needs_old = True  # whether there are scores of the student before the first update on the rollouts

@@ -24,11 +24,11 @@ from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
 from gdsd_jax.planning.chips import Chip, slice_devices
 from gdsd_jax.planning.hlo_cost import Cost, program_cost
 from gdsd_jax.runs.config import RunConfig, validate_family, validate_mesh
+from gdsd_jax.runs.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.runs.optimizer import make_optimizer
 from gdsd_jax.runs.state import init_state, state_shardings, TrainState
+from gdsd_jax.runs.step import distillation_step, score_rollouts
 from gdsd_jax.runs.weights import make_denoiser
-from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
-from gdsd_jax.training.step import distillation_step, score_rollouts
 from gdsd_jax.training.updates import drawing_of
 
 _log = logging.getLogger(__name__)

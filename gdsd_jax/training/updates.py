@@ -16,11 +16,11 @@ from gdsd_jax.objectives.views import Drawing, Rollouts, Views
 from gdsd_jax.parallel.mesh import batch_sharding
 from gdsd_jax.parallel.rows import local_rows, spread
 from gdsd_jax.runs.config import RunConfig
+from gdsd_jax.runs.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.runs.metrics import Stopwatch
 from gdsd_jax.runs.optimizer import last_rate
 from gdsd_jax.runs.state import TrainState
-from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
-from gdsd_jax.training.step import distillation_step, policy_entropy, score_rollouts
+from gdsd_jax.runs.step import distillation_step, policy_entropy, score_rollouts
 
 _log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.scores import Scores, view_scores
 from gdsd_jax.objectives.surrogates import mean_where
 from gdsd_jax.objectives.views import Views
+from gdsd_jax.runs.gradient import DistillationBatch, join, loss_and_gradient, ScoringBatch, single_samples
 from gdsd_jax.runs.state import TrainState
-from gdsd_jax.training.gradient import DistillationBatch, join, loss_and_gradient, ScoringBatch, single_samples
 
 
 @functools.partial(jax.jit, static_argnames=("denoiser", "objective", "accumulation", "with_entropy"))
