@@ -23,9 +23,10 @@ from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.checkpoints import Checkpoints
 from gdsd_jax.runs.config import evaluation_samplers
-from gdsd_jax.runs.config_dict import base_config, config_json, contradictions, run_config
+from gdsd_jax.runs.config_dict import base_config, config_json, run_config
 from gdsd_jax.runs.export import export_run
 from gdsd_jax.runs.loop import resume, save
+from gdsd_jax.runs.saved_config import contradictions
 from gdsd_jax.runs.weights import find_step, load_run
 from gdsd_jax.tasks import get_task
 from gdsd_jax.tasks.arithmetic import ArithmeticTask

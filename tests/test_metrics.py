@@ -17,9 +17,10 @@ import pytest
 
 from gdsd_jax.runs import files, metrics
 from gdsd_jax.runs.config import LogConfig
-from gdsd_jax.runs.config_dict import base_config, open_workdir, run_config
+from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.metrics import format_seconds, MetricsWriter, Progress, Stopwatch
+from gdsd_jax.runs.saved_config import open_workdir
 from gdsd_jax.training.report import numbers_of
 
 ROW = {"step": 1, "reward": 0.5, "loss": 0.25, "kl": 0.1, "reward/format": 0.25, "seconds/step": 2.0}

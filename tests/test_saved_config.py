@@ -4,12 +4,35 @@ import json
 import logging
 
 import pytest
+from recipes import load
 
 from gdsd_jax.evaluation.settings import check_flags, tell_differences
 from gdsd_jax.runs.config import evaluation_samplers
 from gdsd_jax.runs.config_dict import base_config, flatten, run_config
 from gdsd_jax.runs.recipe_files import run_of
-from gdsd_jax.runs.saved_config import saved_recipe
+from gdsd_jax.runs.saved_config import contradictions, open_workdir, saved_recipe
+
+# The config.json of configs/gdsd_math.py as commit 216a67e wrote it, before None stood for what an
+# objective was published with.
+EARLIER = {
+  "async_rollouts": False, "checkpoint": {"every": 5, "keep": 2}, "eval": {"batch_size": 64, "block_length": 8,
+  "every": 25, "lengths": [16], "num_examples": 256, "prefill": "", "prompt_buckets": [36], "steps_per_token": 1.0},
+  "group_size": 8, "log": {"every": 1, "plot_seconds": 20.0, "rollouts_every": 25, "tensorboard": True,
+  "wandb_project": ""}, "masks": {"block_length": None, "fresh": True, "kind": "sampler", "remasking": None},
+  "max_skipped_steps": 5, "mesh": {"data": -1, "fsdp": 1, "tensor": 1}, "model": {"dtype": "float32", "layout":
+  None, "lora": {"alpha": 64.0, "dropout": 0.05, "path": None, "rank": 0, "targets": ["q", "k", "v", "o", "gate",
+  "up", "down"]}, "path": "tiny", "remat": "full", "revision": None}, "objective": {"beta": None, "center_gradient":
+  None, "center_top_k": None, "epsilon": 0.2, "name": "gdsd", "num_iterations": 4, "num_mc": 2, "psi": None,
+  "reference_sync_every": 0, "reference_sync_mix": 0.6, "scale_rewards": False, "weighted": None}, "optimizer":
+  {"accumulation": 1, "b1": 0.9, "b2": 0.99, "clip": 0.2, "final_share": 0.0, "learning_rate": 0.0001,
+  "moments_dtype": "float32", "schedule": "constant", "warmup_ratio": 0.0, "warmup_steps": 0, "weight_decay": 0.01},
+  "prompts_per_step": 8, "sampler": {"alg": "entropy", "alg_temp": 0.0, "block_length": 8, "cache": "none",
+  "cfg_scale": 0.0, "completion_length": 16, "early_stop": False, "eps": 0.001, "factor": None, "kind": "llada",
+  "microbatches": 1, "prompt_buckets": [36], "remasking": "low_confidence", "steps": 16, "temperature": 1.0,
+  "threshold": None, "top_k": None, "top_p": None}, "seed": 0, "steps": 100, "task": {"bad_rows": None, "columns":
+  None, "data_dir": None, "name": "arithmetic", "reward_weights": None, "rewards": None, "test_source": None,
+  "train_source": None, "validation_source": None},
+}
 
 
 def changed(fields):
@@ -93,3 +116,31 @@ def test_what_is_no_rl_run_has_no_recipe(tmp_path, text, words):
 ])
 def test_a_recipe_is_the_runs_where_none_is_given(arguments, run):
   assert run_of(arguments) == run
+
+
+@pytest.mark.parametrize("then, now, different", [
+  ({}, {}, []),
+  ({"objective.name": "gdsd_tlc"}, {"objective.name": "gdsd_tlc", "objective.epsilon": 0.2}, []),
+  ({"objective.epsilon": None}, {"objective.epsilon": 4e-4, "masks.kind": "sampler", "objective.num_mc": 2}, []),
+  ({"masks.kind": "uniform", "objective.name": "espo"}, {"objective.name": "espo"}, []),
+  # ESPO's own masks are others than were chosen for it then.
+  ({"objective.name": "espo"}, {"objective.name": "espo"}, ["masks.kind: 'sampler' → None"]),
+  ({"objective.num_mc": 4}, {}, ["objective.num_mc: 4 → None"]),
+  ({}, {"objective.psi": 0.05}, ["objective.psi: None → 0.05"]),
+  # Dream's exact sampler had neither blocks nor remasking, whatever was said of them.
+  ({"sampler.kind": "dream", "sampler.block_length": 32, "sampler.remasking": "random"},
+   {"sampler.kind": "dream", "sampler.block_length": None}, []),
+])
+def test_a_run_of_the_release_before_goes_on_where_nothing_changes(tmp_path, then, now, different):
+  saved, config = json.loads(json.dumps(EARLIER)), load("gdsd_math", "tiny")
+  for path, value in then.items():
+    part, _, name = path.partition(".")
+    saved[part][name] = value
+  config.update_from_flattened_dict(now)
+  assert contradictions(saved, config := run_config(config)) == different
+  (tmp_path / "config.json").write_text(json.dumps(saved))
+  if different:
+    with pytest.raises(ValueError, match="^--workdir: .* holds a run with another config"):
+      open_workdir(tmp_path, config)
+  else:
+    open_workdir(tmp_path, config)

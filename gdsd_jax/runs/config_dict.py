@@ -10,30 +10,16 @@ import math
 import typing
 from typing import Any
 
-from etils import epath
 from ml_collections import config_dict, ConfigDict
 
 from gdsd_jax import own_code
 from gdsd_jax.checks import did_you_mean_field, require, require_int32
-from gdsd_jax.diffusion.config import BLOCK_LENGTH, SamplerConfig
+from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.named import ObjectiveFields, settings
 from gdsd_jax.objectives.own import make_objective
-from gdsd_jax.runs import weights_and_biases
 from gdsd_jax.runs.config import DistillationConfig, ModelConfig, RolloutConfig, RunConfig, TaskConfig
 from gdsd_jax.runs.fields import declared
-from gdsd_jax.runs.files import check_workdir
-from gdsd_jax.runs.lock import check_free
-
-# Fields that may change when a run resumes: they do not change what the run computes.
-RESUMABLE = (
-  "steps", "checkpoint.", "log.", "mesh.", "model.remat",
-  "model.revision",  # the weights themselves are compared
-  # Only launch/evaluate.py reads these.
-  "eval.alg", "eval.alg_temp", "eval.remasking", "eval.cfg_scale", "eval.eos_penalty", "eval.cache", "eval.threshold",
-  "eval.factor", "eval.test_size",
-  "eval.lengths", "eval.steps_per_token", "eval.block_length", "eval.prompt_buckets", "eval.prefill", "eval.prompt",
-)
 
 
 def base_config() -> ConfigDict:
@@ -165,54 +151,6 @@ def flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
     else:
       flat[name] = list(value) if isinstance(value, tuple) else value
   return flat
-
-
-def contradictions(saved: Mapping[str, Any], current) -> list[str]:
-  """Lines "field: saved → current" for what a resumed run may not change.
-
-  Fields that were added to recipes after the run began are compared at their defaults. Runs from before dream's exact
-  sampler could have blocks say a block length of 32 where they mean that nothing was said.
-
-  Args:
-    saved: nested fields of the run's config.json.
-    current: typed config, which has its own in `as_given`.
-  """
-  saved = {name: value for name, value in saved.items() if name != "provenance"}
-  new = flatten(current.as_given)
-  added = {path: value for path, value in flatten(section(type(current)).to_dict()).items() if path in new}
-  old = added | flatten(saved)
-  if "sampler.noise" not in flatten(saved) and old.get("sampler.block_length") == BLOCK_LENGTH:
-    old["sampler.block_length"] = new.get("sampler.block_length") and BLOCK_LENGTH
-  may_change = RESUMABLE
-  if current.optimizer.follows_length:  # the rates of a decay, or of a warm-up by share, are those of another run
-    may_change = tuple(field for field in RESUMABLE if field != "steps")
-  return [
-    f"{path}: {old.get(path)!r} → {new.get(path)!r}"
-    f"{' (optimizer.schedule or warmup_ratio makes the rate follow them)' * (path == 'steps')}"
-    for path in sorted(old.keys() | new.keys())
-    if old.get(path) != new.get(path) and not path.startswith(may_change)
-  ]
-
-
-def open_workdir(workdir: epath.Path, config) -> None:
-  """Makes the folder of a run. Collective.
-
-  Raises ValueError or OSError if it cannot, if a run with another config is there, or one that is going on.
-  """
-  check_workdir(workdir)
-  if (file := workdir / "config.json").is_file():
-    try:
-      different = contradictions(json.loads(file.read_text()), config)
-    except (ValueError, AttributeError) as error:
-      raise ValueError(f"--workdir: {file} is not the config of a run: {error}") from None
-    require(not different, "--workdir", f"{workdir} holds a run with another config ({'; '.join(different)});"
-                                        " restore these fields or choose another --workdir")
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise OSError(f"--workdir: cannot make {workdir}: {error}") from error
-  check_free(workdir)
-  weights_and_biases.check(config.log.wandb_project)
 
 
 def config_json(config, provenance: Mapping[str, Any] | None = None) -> str:

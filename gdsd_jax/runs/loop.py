@@ -11,13 +11,14 @@ from etils import epath
 from gdsd_jax.checks import require
 from gdsd_jax.parallel.processes import is_first_process
 from gdsd_jax.runs.checkpoints import Checkpoints
-from gdsd_jax.runs.config_dict import config_json, contradictions
+from gdsd_jax.runs.config_dict import config_json
 from gdsd_jax.runs.earlier import keep_rows, set_aside
 from gdsd_jax.runs.files import write_whole
 from gdsd_jax.runs.interruption import Interrupted, Interruption
 from gdsd_jax.runs.lock import Lock, locked
 from gdsd_jax.runs.metrics import format_seconds, MetricsWriter, Progress, Stopwatch
 from gdsd_jax.runs.optimizer import updates_made
+from gdsd_jax.runs.saved_config import contradictions
 from gdsd_jax.runs.state import TrainState
 
 _log = logging.getLogger(__name__)

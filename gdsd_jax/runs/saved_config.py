@@ -1,6 +1,10 @@
-"""The settings of a run that is there, from its config.json: what evaluates or exports it starts from them."""
+"""The settings of a run that is there, from its config.json.
+
+A run that resumes is held to them; what evaluates or exports it starts from them.
+"""
 
 from collections.abc import Mapping
+import dataclasses
 import json
 import logging
 from typing import Any
@@ -10,12 +14,24 @@ from ml_collections import ConfigDict
 
 from gdsd_jax.checks import require
 from gdsd_jax.diffusion.config import BLOCK_LENGTH, KINDS, ONLY
-from gdsd_jax.runs.config_dict import base_config, flatten, own_sections
+from gdsd_jax.runs import weights_and_biases
+from gdsd_jax.runs.config import RunConfig
+from gdsd_jax.runs.config_dict import base_config, flatten, own_sections, run_config, section
 from gdsd_jax.runs.files import check_workdir, run_folder
+from gdsd_jax.runs.lock import check_free
 
 _log = logging.getLogger(__name__)
 
 FILE = "config.json"
+# Fields that may change when a run resumes: they do not change what the run computes.
+_RESUMABLE = (
+  "steps", "checkpoint.", "log.", "mesh.", "model.remat",
+  "model.revision",  # the weights themselves are compared
+  # Only launch/evaluate.py reads these.
+  "eval.alg", "eval.alg_temp", "eval.remasking", "eval.cfg_scale", "eval.eos_penalty", "eval.cache", "eval.threshold",
+  "eval.factor", "eval.test_size",
+  "eval.lengths", "eval.steps_per_token", "eval.block_length", "eval.prompt_buckets", "eval.prefill", "eval.prompt",
+)
 _BLOCKS = ("sampler.block_length", "eval.block_length")
 
 
@@ -46,9 +62,19 @@ def saved_recipe(file: str) -> ConfigDict:
   Raises ValueError or OSError, one line.
   """
   workdir = run_folder(file.removesuffix(f"/{FILE}"))
-  fields = {name: value for name, value in read_saved(workdir).items() if name != "provenance"}
-  rl = all(isinstance(fields.get(name), dict) for name in ("task", "sampler", "objective", "eval", "model"))
-  require(rl, "--workdir", f"{workdir} is no RL run, and says no task; name a recipe that does by --config")
+  config, lost = _recipe_of(read_saved(workdir))
+  require(config is not None, "--workdir",
+          f"{workdir} is no RL run, and says no task; name a recipe that does by --config")
+  if lost:
+    _log.warning("%s is of an older version; without effect are its %s", workdir / FILE, ", ".join(lost))
+  return config
+
+
+def _recipe_of(saved: Mapping[str, Any]) -> tuple[ConfigDict | None, list[str]]:
+  """The recipe of a config.json, None where it is of no RL run, and the paths of fields that are left out of it."""
+  fields = _without_provenance(saved)
+  if not all(isinstance(fields.get(name), dict) for name in ("task", "sampler", "objective", "eval", "model")):
+    return None, []
   config, lost = base_config(), []
   known, own = flatten(config.to_dict()), own_sections(fields["sampler"].get("kind"))
   unheeded = _unheeded(fields["sampler"])
@@ -61,13 +87,11 @@ def saved_recipe(file: str) -> ConfigDict:
       config.update_from_flattened_dict({path: _as_given(value)})
     except (ValueError, TypeError):
       lost.append(path)
-  for section in own:
-    for name, value in fields[section].items():
-      if f"{section}.{name}" not in known:
-        config[section][name] = _as_given(value)
-  if lost:
-    _log.warning("%s is of an older version; without effect are its %s", workdir / FILE, ", ".join(lost))
-  return config
+  for part in own:
+    for name, value in fields[part].items():
+      if f"{part}.{name}" not in known:
+        config[part][name] = _as_given(value)
+  return config, lost
 
 
 def _unheeded(sampler: Mapping[str, Any]) -> set[str]:
@@ -83,10 +107,80 @@ def _unheeded(sampler: Mapping[str, Any]) -> set[str]:
 
 def _without_own(fields: Mapping[str, Any], known: Mapping[str, Any], own: tuple[str, ...]) -> dict[str, Any]:
   """The fields without those that only one's own task, objective or sampler has."""
-  return fields | {section: {name: value for name, value in fields[section].items() if f"{section}.{name}" in known}
-                   for section in own}
+  return fields | {part: {name: value for name, value in fields[part].items() if f"{part}.{name}" in known}
+                   for part in own}
+
+
+def _without_provenance(saved: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: value for name, value in saved.items() if name != "provenance"}
 
 
 def _as_given(value: Any) -> Any:
   """A value of JSON as recipes have it."""
   return tuple(value) if isinstance(value, list) else value
+
+
+def open_workdir(workdir: epath.Path, config) -> None:
+  """Makes the folder of a run. Collective.
+
+  Raises ValueError or OSError if it cannot, if a run with another config is there, or one that is going on.
+  """
+  check_workdir(workdir)
+  if (workdir / FILE).is_file():
+    different = contradictions(read_saved(workdir), config)
+    require(not different, "--workdir", f"{workdir} holds a run with another config ({'; '.join(different)});"
+                                        " restore these fields or choose another --workdir")
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise OSError(f"--workdir: cannot make {workdir}: {error}") from error
+  check_free(workdir)
+  weights_and_biases.check(config.log.wandb_project)
+
+
+def contradictions(saved: Mapping[str, Any], current) -> list[str]:
+  """Lines "field: saved → current" for what a resumed run may not change.
+
+  Fields that were added to recipes after the run began are compared at their defaults, and those of an RL run that say
+  the same in other words, such as None for what it stands for, do not differ.
+
+  Args:
+    saved: nested fields of the run's config.json.
+    current: typed config, which has its own in `as_given`.
+  """
+  new, told = flatten(current.as_given), flatten(_without_provenance(saved))
+  old = {path: value for path, value in flatten(section(type(current)).to_dict()).items() if path in new} | told
+  may_change = _RESUMABLE
+  if current.optimizer.follows_length:  # the rates of a decay, or of a warm-up by share, are those of another run
+    may_change = tuple(field for field in _RESUMABLE if field != "steps")
+  different = [path for path in sorted(old.keys() | new.keys())
+               if old.get(path) != new.get(path) and not path.startswith(may_change)]
+  if different and isinstance(current, RunConfig):
+    then, now = _meant_by(saved), _meanings(current)
+    different = [path for path in different if path not in then or then[path] != now.get(path)]
+  return [
+    f"{path}: {old.get(path)!r} → {new.get(path)!r}"
+    f"{' (optimizer.schedule or warmup_ratio makes the rate follow them)' * (path == 'steps')}"
+    for path in different
+  ]
+
+
+def _meant_by(saved: Mapping[str, Any]) -> dict[str, Any]:
+  """The `_meanings` of a config.json; none where it is no recipe of today's."""
+  try:
+    recipe, _ = _recipe_of(saved)
+    return {} if recipe is None else _meanings(run_config(recipe))
+  except (ValueError, OSError):
+    return {}
+
+
+def _meanings(config: RunConfig) -> dict[str, Any]:
+  """Path -> what the run makes of a field, where it may stand for another value than it has."""
+  objective = config.objective
+  masks = () if objective.masks is None else config.masks.forward_process(config.sampler, objective.masks)
+  return {
+    **{f"sampler.{name}": value for name, value in config.sampler.settings.items()},
+    **{f"objective.{field.name}": getattr(objective, field.name) for field in dataclasses.fields(objective)},
+    "objective.num_mc": config.num_mc, "objective.advantages": config.advantages,
+    **dict.fromkeys(("masks.kind", "masks.block_length", "masks.remasking"), masks),
+  }

@@ -17,7 +17,6 @@ from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh
 from gdsd_jax.parallel.processes import gather_json, is_first_process
 from gdsd_jax.parallel.rows import fetch_whole, local_rows, spread
-from gdsd_jax.runs.config_dict import open_workdir
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.digits import significant
 from gdsd_jax.runs.export import check_layout, check_out, origin_of_run, write_model
@@ -26,6 +25,7 @@ from gdsd_jax.runs.loop import run_training, Training
 from gdsd_jax.runs.metrics import Progress, Stopwatch
 from gdsd_jax.runs.optimizer import make_optimizer
 from gdsd_jax.runs.provenance import check_inputs, provenance_of
+from gdsd_jax.runs.saved_config import open_workdir
 from gdsd_jax.runs.state import init_state, TrainState
 from gdsd_jax.runs.weights import load_model
 from gdsd_jax.supervised.chats import batch_of, Chats, read_chats

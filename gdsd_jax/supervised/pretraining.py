@@ -26,7 +26,6 @@ from gdsd_jax.huggingface.weights import save_pretrained
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
-from gdsd_jax.runs.config_dict import open_workdir
 from gdsd_jax.runs.export import check_layout, check_out, origin_of_run
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.lock import locked
@@ -34,6 +33,7 @@ from gdsd_jax.runs.loop import run_training, Training
 from gdsd_jax.runs.metrics import Progress, Stopwatch
 from gdsd_jax.runs.optimizer import make_optimizer
 from gdsd_jax.runs.provenance import check_inputs, provenance_of
+from gdsd_jax.runs.saved_config import open_workdir
 from gdsd_jax.runs.state import TrainState
 from gdsd_jax.supervised.chats import joined
 from gdsd_jax.supervised.config import PretrainingConfig

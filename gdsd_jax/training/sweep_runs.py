@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from gdsd_jax import signals
 from gdsd_jax.checks import require
 from gdsd_jax.parallel.processes import is_one_of_several
-from gdsd_jax.runs.config_dict import contradictions
 from gdsd_jax.runs.files import local_folder, read_rows
 from gdsd_jax.runs.lock import locked
+from gdsd_jax.runs.saved_config import contradictions
 from gdsd_jax.signals import START_AGAIN
 from gdsd_jax.training.sweep_grid import make_runs, Run
 from gdsd_jax.training.sweep_table import summarize, table

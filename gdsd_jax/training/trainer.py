@@ -17,7 +17,6 @@ from gdsd_jax.generation.rollout import GradedCompletions, RewardError
 from gdsd_jax.huggingface.tokenizer import chat_prompt
 from gdsd_jax.parallel.mesh import whole_batch
 from gdsd_jax.runs.config import RunConfig
-from gdsd_jax.runs.config_dict import open_workdir
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.export import check_out, origin_of_run, write_model
 from gdsd_jax.runs.files import local_folder, run_folder
@@ -26,6 +25,7 @@ from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training, TrainingError
 from gdsd_jax.runs.metrics import Progress, Stopwatch
 from gdsd_jax.runs.recipe_files import run_name
+from gdsd_jax.runs.saved_config import open_workdir
 from gdsd_jax.runs.state import sync_reference, TrainState
 from gdsd_jax.tasks import Task
 from gdsd_jax.training.callbacks import Callback
