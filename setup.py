@@ -9,7 +9,8 @@ _ROOT = Path(__file__).parent
 _MATH_VERIFY = "math-verify[antlr4_13_2]>=0.8"
 _DATASETS = "datasets>=3.0"
 _GCS = "gcsfs>=2024.2.0"
-_COMMANDS = ("train", "evaluate", "export", "pretrain", "compile", "benchmark")  # functions of launch/__init__.py
+# Functions of launch/__init__.py.
+_COMMANDS = ("train", "evaluate", "export", "pretrain", "compile", "benchmark", "compare")
 
 setup(
   name="gdsd_jax",

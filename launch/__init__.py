@@ -13,8 +13,9 @@ def _command(module: str):
   return run
 
 
-train, evaluate, export, pretrain, compile, benchmark = (
-  _command(f"{__name__}.{name}") for name in ("train", "evaluate", "export", "pretrain", "compile", "benchmark")
+train, evaluate, export, pretrain, compile, benchmark, compare = (
+  _command(f"{__name__}.{name}")
+  for name in ("train", "evaluate", "export", "pretrain", "compile", "benchmark", "compare")
 )
 
 

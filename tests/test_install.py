@@ -78,7 +78,7 @@ def test_a_path_stays_as_it_is(tmp_path, monkeypatch, path):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-  with pytest.raises(FileNotFoundError, match="^no recipe 'gdsd_mth'; known are gdsd_code, .*, or name a file$"):
+  with pytest.raises(FileNotFoundError, match="^no recipe 'gdsd_mth'; known are .*gdsd_code, .*, or name a file$"):
     recipe_file("gdsd_mth:tiny")
 
 

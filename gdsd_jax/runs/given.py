@@ -7,9 +7,9 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from gdsd_jax.checks import require
+from gdsd_jax.checks import did_you_mean_field, require
 from gdsd_jax.runs.config import RunConfig, TaskConfig
-from gdsd_jax.runs.config_dict import run_config
+from gdsd_jax.runs.config_dict import flatten, run_config
 from gdsd_jax.runs.recipe_files import recipe_file
 from gdsd_jax.tasks import Task
 
@@ -31,8 +31,11 @@ def load_config(recipe: str, changes: Mapping[str, Any] | None = None) -> Config
           config[section][name] = value
       else:
         config.update_from_flattened_dict({path: value})
-    except (KeyError, AttributeError, TypeError) as error:
-      raise ValueError(f"{path}: {error.args[0]}") from None
+    except (KeyError, AttributeError):
+      near = did_you_mean_field(path, flatten(config.to_dict()))
+      raise ValueError(f"{path}: the config has no field {path!r}{near}") from None
+    except TypeError as error:
+      raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
   return config
 
 

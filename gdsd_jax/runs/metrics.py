@@ -176,7 +176,7 @@ class Stopwatch:
   """Seconds that the host spent in each phase of a step."""
 
   def __init__(self):
-    self.seconds, self._started = {}, time.monotonic()
+    self.seconds, self._started, self._cpu = {}, time.monotonic(), time.process_time()
 
   @contextlib.contextmanager
   def phase(self, name: str):
@@ -186,8 +186,12 @@ class Stopwatch:
     self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
   def metrics(self) -> dict[str, float]:
-    """seconds/PHASE of each phase and seconds/step of all since the start; empty where no phase was timed."""
+    """seconds/PHASE of each phase and seconds/step of all since the start; empty where no phase was timed.
+
+    And seconds/cpu, of all threads of this process: what a step costs a CPU that others use, too.
+    """
     if not self.seconds:
       return {}
     phases = {f"seconds/{name}": seconds for name, seconds in self.seconds.items()}
-    return {**phases, "seconds/step": time.monotonic() - self._started}
+    cpu = time.process_time() - self._cpu
+    return {**phases, "seconds/step": time.monotonic() - self._started, "seconds/cpu": cpu}

@@ -1,6 +1,6 @@
 """Sweeps: the runs of a grid, each a process and a folder of its own, some at a time, and what they found."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import datetime
 import json
 import os
@@ -21,6 +21,7 @@ from gdsd_jax.runs.lock import locked
 from gdsd_jax.runs.saved_config import contradictions
 from gdsd_jax.signals import START_AGAIN
 from gdsd_jax.training.sweep_grid import make_runs, Run
+from gdsd_jax.training.sweep_progress import SweepProgress
 from gdsd_jax.training.sweep_table import summarize, table
 
 _CHILD = ("from gdsd_jax.signals import end_with_parent; end_with_parent();"
@@ -53,11 +54,17 @@ def run_sweep(
     summarize(runs, dict.fromkeys(run.name for run in runs), folder)  # by sweep.json its runs know they are of one
     statuses = run_all(runs, folder, _without_ours(arguments), jobs)
     print(table(summarize(runs, statuses, folder)), f"see {folder / 'sweep.json'}", sep="\n", flush=True)
+  return exit_status(statuses)
+
+
+def exit_status(statuses: Mapping[str, int | None]) -> int:
+  """That of a command by those of its runs, as `run_all` returns them; what is left to do is told."""
   if failed := [name for name, status in statuses.items() if status not in (0, None, START_AGAIN)]:
-    print(f"error: {len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}", file=sys.stderr, flush=True)
+    print(f"error: {len(failed)} of {len(statuses)} runs failed: {'; '.join(failed)}", file=sys.stderr, flush=True)
     return 1
   if left := sum(status != 0 for status in statuses.values()):
-    print(f"asked to stop: {left} of {len(runs)} runs are to go on; the same command does", file=sys.stderr, flush=True)
+    said = f"asked to stop: {left} of {len(statuses)} runs are to go on; the same command does"
+    print(said, file=sys.stderr, flush=True)
   return START_AGAIN if left else 0
 
 
@@ -96,7 +103,9 @@ def is_finished(run: Run, folder: Path) -> bool:
     return False
 
 
-def run_all(runs: Sequence[Run], workdir: Path, arguments: Sequence[str], jobs: int) -> dict[str, int | None]:
+def run_all(runs: Sequence[Run], workdir: Path, arguments: Sequence[str], jobs: int,
+            progress: SweepProgress | None = None, is_done: Callable[[Run, Path], bool] = is_finished,
+            ) -> dict[str, int | None]:
   """Runs or resumes what is not finished, `jobs` at a time; what a run prints is in output.log of its folder.
 
   Args:
@@ -104,20 +113,25 @@ def run_all(runs: Sequence[Run], workdir: Path, arguments: Sequence[str], jobs: 
     workdir: folder of the sweep, with a folder for each run.
     arguments: flags of launch/train.py that all runs share.
     jobs: how many go on at a time.
+    progress: counts them; None for one that begins here.
+    is_done: whether a run need not be started, by what is in its folder.
 
   Returns the exit status of each run by its name: 0 finished, START_AGAIN asked to stop, None not started. SIGTERM and
   Ctrl-C are handed on to the runs, which save the step under way; no other is started then.
   """
+  progress = progress or SweepProgress(len(runs), jobs)
   statuses, running, waiting = dict.fromkeys((run.name for run in runs), None), {}, list(runs)
   stopping, ended = False, (-signal.SIGTERM, -signal.SIGINT)  # by the signal, before they could take it
   with signals.Noted(lambda: "asked to stop: the runs save what they have done; Ctrl-C again leaves at once") as asked:
     while running or (waiting and not asked.came):
       while waiting and len(running) < jobs and not asked.came:
         run = waiting.pop(0)
-        if is_finished(run, workdir / run.name):
+        if is_done(run, workdir / run.name):
           statuses[run.name] = 0
+          progress.finished_before()
           print(f"{run.name}: finished before", flush=True)
         else:
+          progress.started(run.name)
           running[_start(run, workdir / run.name, arguments)] = run
       if asked.came and not stopping:
         stopping = True
@@ -127,6 +141,10 @@ def run_all(runs: Sequence[Run], workdir: Path, arguments: Sequence[str], jobs: 
         run, status = running.pop(process), process.returncode
         statuses[run.name] = START_AGAIN if stopping and status in ended else status
         print(_told(run, statuses[run.name], workdir / run.name), flush=True)
+        if is_done(run, workdir / run.name):
+          statuses[run.name] = 0
+        if not stopping:
+          print(progress.ended(run.name, statuses[run.name] == 0, [run.name for run in running.values()]), flush=True)
       time.sleep(0.1)
   return statuses
 

@@ -1,0 +1,88 @@
+"""A comparison from its config to its report: the runs that choose learning rates, then those that are reported."""
+
+from collections.abc import Mapping
+import json
+from pathlib import Path
+import sys
+from typing import Any
+
+from gdsd_jax.checks import require
+from gdsd_jax.comparison.config import ComparisonConfig
+from gdsd_jax.comparison.grid import make_run, rate_of, rate_runs
+from gdsd_jax.comparison.results import choose, collect, is_done, reported_runs, result
+from gdsd_jax.parallel.processes import is_one_of_several
+from gdsd_jax.runs.files import write_whole
+from gdsd_jax.runs.lock import locked
+from gdsd_jax.runs.saved_config import contradictions
+from gdsd_jax.training.sweep_progress import SweepProgress
+from gdsd_jax.training.sweep_runs import exit_status, run_all
+
+
+def run_comparison(config: ComparisonConfig, as_given: Mapping[str, Any], folder: Path, jobs: int) -> int:
+  """Runs or resumes a comparison in its folder, and reports it.
+
+  Args:
+    config: what is compared.
+    as_given: its fields as the report tells them.
+    folder: a folder for each run, below rates/ and runs/, and the report.
+    jobs: how many runs go on at a time.
+
+  Returns the exit status: 0 where all runs are done, 1 where some failed, START_AGAIN where some were stopped. Raises
+  ValueError, one line, before any run is started.
+  """
+  require(jobs >= 1, "--jobs", f"must be at least 1, not {jobs}")
+  require(not is_one_of_several(), "--config", "a comparison starts its runs by itself; it is no run of several"
+                                               " processes")
+  pairs = [(task, objective) for task in config.tasks for objective in config.objectives]
+  sweeps = [run for pair in pairs for run in rate_runs(config, *pair)]
+  for pair in pairs:  # what does not fit is told now
+    make_run(config, "runs", *pair, rate_of(config, *pair) or config.learning_rates[0], config.seeds[0])
+  _refuse_others(sweeps, folder)
+  total = len(sweeps) + len(pairs) * len(config.seeds)
+  print(f"COMPARISON of {len(config.objectives)} objectives on {len(config.tasks)} tasks in {folder}: {len(sweeps)}"
+        f" runs to choose learning rates, {total - len(sweeps)} to report, {jobs} at a time", flush=True)
+  with locked(folder):
+    progress = SweepProgress(total, jobs)
+    statuses = run_all(sweeps, folder, [], jobs, progress, is_done)
+    if not _stopped(statuses):
+      choices = choose(config, [result(run, folder / run.name) for run in sweeps])
+      tell_rates(choices)
+      reported = reported_runs(config, choices)
+      _refuse_others(reported, folder)
+      statuses |= run_all(reported, folder, [], jobs, progress, is_done)
+    report(config, as_given, folder)
+  return exit_status(statuses)
+
+
+def _stopped(statuses: Mapping[str, int | None]) -> bool:
+  return None in statuses.values()
+
+
+def _refuse_others(runs, folder: Path) -> None:
+  require(not (folder / "config.json").exists(), "--workdir", f"{folder} holds a run; choose another folder")
+  for run in runs:
+    try:
+      different = contradictions(json.loads((folder / run.name / "config.json").read_text()), run.config)
+    except (OSError, ValueError, AttributeError):  # none, or damaged: its own process says so
+      continue
+    require(not different, "--workdir", f"{folder / run.name} is a run with another config ({'; '.join(different)});"
+                                        " restore these fields or choose another --workdir")
+
+
+def tell_rates(choices: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+  """Shows the learning rates that are chosen, and warns of those at an end of what was tried."""
+  for task, of_task in choices.items():
+    for objective, chosen in of_task.items():
+      means = ", ".join(f"{rate}: {mean:.3f}" for rate, mean in chosen["means"].items())
+      if chosen["rate"] is None:
+        print(f"warning: {objective} on {task}: no learning rate, since runs failed ({means})", file=sys.stderr)
+      elif means:
+        end = "; the best is at an end of learning_rates: another beyond may be better" * chosen["at_end"]
+        print(f"{objective} on {task}: learning rate {chosen['rate']:g} ({means}){end}", flush=True)
+
+
+def report(config: ComparisonConfig, as_given: Mapping[str, Any], folder: Path) -> None:
+  """Writes comparison.json from what is in the folder so far."""
+  results, choices = collect(config, folder)
+  found = {"config": as_given, "choices": choices, "runs": results}
+  write_whole(folder / "comparison.json", json.dumps(found, indent=1) + "\n")

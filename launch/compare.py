@@ -1,0 +1,51 @@
+"""Compares objectives: python launch/compare.py --config=configs/compare.py [--workdir=DIR] [--jobs=N] [--report].
+
+Every objective of the config on every task and seed, each a run of launch/train.py in a folder of its own below
+--workdir, at the learning rate that a small sweep on other seeds chose for it. The same command goes on, skips what is
+done and resumes the rest; SIGTERM and Ctrl-C stop all with their steps saved, exit status 75. See docs/comparison.md.
+"""
+
+from gdsd_jax import signals
+
+if __name__ == "__main__":
+  signals.begin_run()  # before imports that take seconds
+
+import os
+from pathlib import Path
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from gdsd_jax import command
+from gdsd_jax.runs.files import local_folder
+from gdsd_jax.runs.recipe_files import run_name
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "What is compared, with a preset after a colon: configs/compare.py:ablations.", lock_config=False,
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Local folder of all runs and the report; by default runs/compare_PRESET."
+)
+_JOBS = flags.DEFINE_integer("jobs", 1, "How many runs go on at a time.")
+
+
+def workdir():
+  """By default runs/compare_PRESET: the same command finds the same folder."""
+  if _WORKDIR.value == "":  # an unset variable of the shell, say
+    raise ValueError("--workdir: is empty")
+  return local_folder("--workdir", _WORKDIR.value or Path("runs") / run_name(flags.FLAGS["config"].config_filename))
+
+
+def main():
+  from gdsd_jax.comparison.compare import run_comparison
+  from gdsd_jax.comparison.config import comparison_config
+
+  # Runs side by side share the processors: threads that wait for each other cost a third of them.
+  os.environ.setdefault("NPROC", str(max(1, (os.cpu_count() or 1) // max(1, _JOBS.value))))
+  sys.exit(run_comparison(comparison_config(_CONFIG.value), _CONFIG.value.to_dict(), workdir(), _JOBS.value))
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  command.run(main, alone=True)

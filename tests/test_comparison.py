@@ -1,0 +1,105 @@
+"""Comparisons: the runs of a config, the choice of learning rates, refusals, and the command after a kill."""
+
+from conftest import load_recipe
+from ml_collections import ConfigDict
+import pytest
+
+from gdsd_jax.comparison.compare import run_comparison
+from gdsd_jax.comparison.config import comparison_config
+from gdsd_jax.comparison.grid import make_run, rate_runs
+from gdsd_jax.comparison.results import choose, reported_runs
+
+
+def comparison(changes=(), preset="smoke") -> ConfigDict:
+  config = load_recipe("compare").get_config(preset)
+  config.unlock()
+  config.update(dict(changes))
+  return config
+
+
+# ------------------------------------------------------------------------------------------------------- the runs
+
+
+def test_each_objective_has_its_own_settings_and_none_of_the_recipes():
+  config = comparison_config(comparison(preset="all"))
+  runs = {name: make_run(config, "runs", "sudoku", name, 3e-4, 7) for name in config.objectives}
+  assert len(runs) == 8 and len({run.config.rollouts_per_step for run in runs.values()}) == 1
+  assert runs["gdsd"].config.objective.psi == 0.04  # the recipe's is 0.1
+  assert not hasattr(runs["wd1"].config.objective, "psi")
+  assert (runs["spg"].config.num_mc, make_run(config, "runs", "arithmetic", "spg", 3e-4, 7).config.num_mc) == (1, 2)
+  for name, run in runs.items():
+    assert (run.config.objective.name, run.config.optimizer.learning_rate, run.config.seed) == (name, 3e-4, 7)
+    assert run.name == f"runs/sudoku,{name},rate=0.0003,seed=7"
+
+
+def test_rates_are_tried_on_seeds_that_are_not_reported():
+  config = comparison_config(comparison({"seeds": (0, 1), "sweep_seeds": (5, 6)}))
+  swept = rate_runs(config, "countdown", "gdsd")
+  assert [(run.config.seed, run.config.optimizer.learning_rate) for run in swept] == [
+    (5, 1e-4), (5, 1e-3), (6, 1e-4), (6, 1e-3)]
+  reported = reported_runs(config, {"countdown": {"gdsd": {"rate": 1e-3}, "wd1": {"rate": None}}})
+  assert [run.setting["seed"] for run in reported] == [0, 1]
+  assert {run.setting["objective"] for run in reported} == {"gdsd"}
+
+
+def test_a_rate_that_is_set_is_not_chosen():
+  config = comparison_config(comparison({"objectives": {"gdsd": {"optimizer": {"learning_rate": 2e-4}}}}))
+  assert rate_runs(config, "countdown", "gdsd") == [] and len(rate_runs(config, "countdown", "wd1")) == 2
+  assert choose(config, [])["countdown"]["gdsd"]["rate"] == 2e-4
+
+
+# ------------------------------------------------------------------------------------------------- learning rates
+
+
+def swept(rewards, statuses=()):
+  return [{"stage": "rates", "task": "countdown", "objective": "gdsd", "learning_rate": rate, "seed": seed,
+           "status": dict(statuses).get((rate, seed), "finished"),
+           "evaluations": [{"step": 2, "sampled_reward": reward}]} for (rate, seed), reward in rewards.items()]
+
+
+@pytest.mark.parametrize("rewards, statuses, rate, at_end", [
+  ({(1e-4, 5): 0.1, (1e-4, 6): 0.3, (3e-4, 5): 0.5, (3e-4, 6): 0.2, (1e-3, 5): 0.1, (1e-3, 6): 0.1}, {}, 3e-4, False),
+  ({(1e-4, 5): 0.25, (1e-4, 6): 0.25, (3e-4, 5): 0.5, (3e-4, 6): 0.0, (1e-3, 5): 0.1, (1e-3, 6): 0.1}, {}, 1e-4, True),
+  ({(1e-4, 5): 0.1, (1e-4, 6): 0.1, (3e-4, 5): 0.2, (3e-4, 6): 0.2, (1e-3, 5): 0.9, (1e-3, 6): 0.9},
+   {(1e-3, 6): "gave_up"}, 3e-4, False),
+  ({(1e-4, 5): 0.1, (1e-4, 6): 0.1, (3e-4, 5): 0.2, (3e-4, 6): 0.2, (1e-3, 5): 0.9, (1e-3, 6): 0.9},
+   {(1e-3, 6): "unfinished"}, None, False),
+])
+def test_the_rate_with_the_best_mean_is_chosen(rewards, statuses, rate, at_end):
+  config = comparison_config(comparison({"learning_rates": (1e-3, 1e-4, 3e-4), "sweep_seeds": (5, 6)}))
+  chosen = choose(config, swept(rewards, statuses))["countdown"]["gdsd"]
+  assert (chosen["rate"], chosen["at_end"]) == (rate, at_end)
+
+
+# ------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("changes, message", [
+  ({"sweep_seeds": (1, 100)}, "sweep_seeds: must be others than seeds, which are reported; [1] are in both"),
+  ({"sweep_seeds": ()}, "sweep_seeds: must name some, by whose runs one of learning_rates is chosen"),
+  ({"seeds": (0, 0)}, "seeds: has a value twice: (0, 0)"),
+  ({"learning_rates": (1e-4, -1.0)}, "learning_rates: must be positive, not -1.0"),
+  ({"judged_by": "loss"}, "judged_by: 'loss' is not one of sampled_reward, reward, accuracy"),
+  ({"window": 0}, "window: must be at least 1, not 0"),
+  ({"windows": 3}, "--config.windows: the config has no field 'windows'"),
+  ({"objectives": {"a,b": {}}}, "objectives.a,b: must be letters, digits, _ and -, to name folders"),
+  ({"tasks": {"countdown": {"objectives": {"spg": {}}}}}, "tasks.countdown.objectives: spg is none of the objectives"),
+  ({"tasks": {"math": {}}}, "--config.tasks.math.recipe: names no recipe, such as gdsd_math:tiny"),
+])
+def test_a_config_that_does_not_fit_is_one_line(changes, message):
+  with pytest.raises(ValueError) as caught:
+    comparison_config(comparison(changes))
+  assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes, message", [
+  ({"objectives": {"wd1": {"objective": {"psi": 0.1}}}}, "objective wd1 on task countdown: objective.psi: "),
+  ({"tasks": {"countdown": {"recipe": "no_such"}}}, "no recipe 'no_such'"),
+  ({"shared": {"step": 3}}, "objective gdsd on task countdown: step: "),
+])
+def test_settings_that_do_not_fit_are_told_before_any_run_starts(tmp_path, changes, message):
+  given = comparison(changes)
+  with pytest.raises((ValueError, OSError)) as caught:
+    run_comparison(comparison_config(given), given.to_dict(), tmp_path / "made", 1)
+  assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+  assert not (tmp_path / "made").exists()
