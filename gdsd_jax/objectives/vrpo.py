@@ -21,7 +21,7 @@ class Vrpo(Objective):
 
   name = "vrpo"
   needs_old, needs_reference, num_mc, masks = False, True, 8, None
-  beta: float = 0.2
+  beta: float = 0.2  # by which the margin is multiplied
   per_token: bool = False  # whether ℓ is divided by L
   truncated: bool = False  # whether a completion ends at its first end of text, and what follows attends to nothing
 
@@ -37,12 +37,20 @@ class Vrpo(Objective):
     return stratified_views(key, rollouts, drawing.num_mc, within)
 
   def loss(self, batch: ScoredRollouts):
+    margin = self.margins(batch)
+    return jnp.mean(self.losses(margin)), {"margin": jnp.mean(margin), "preference_accuracy": jnp.mean(margin > 0)}
+
+  def losses(self, margins):
+    """−log σ(β margin), elementwise."""
+    return -jax.nn.log_sigmoid(self.beta * margins)
+
+  def margins(self, batch: ScoredRollouts) -> jax.Array:
+    """(ℓ − ℓ_ref)_chosen − (ℓ − ℓ_ref)_rejected of each pair of neighbours, float32[N/2]."""
+
     def gain(scores):
       sums = jnp.sum(jnp.where(batch.views.counted, batch.views.weights * scores.plain, 0), axis=-1)
       return jnp.mean(sums, axis=1) / (batch.tokens.shape[1] if self.per_token else 1)
 
     gains = (gain(batch.student) - gain(batch.ref)).reshape(-1, 2)
     first, second = batch.rewards.reshape(-1, 2).T
-    margin = jnp.sign(first - second) * (gains[:, 0] - gains[:, 1])
-    loss = -jnp.mean(jax.nn.log_sigmoid(self.beta * margin))
-    return loss, {"margin": jnp.mean(margin), "preference_accuracy": jnp.mean(margin > 0)}
+    return jnp.sign(first - second) * (gains[:, 0] - gains[:, 1])

@@ -3,7 +3,7 @@
 Rows have the turns as `messages`, as `prompt` and `completion`, or, as ShareGPT does, as `conversations`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import logging
 from typing import Any, NamedTuple
 
@@ -27,34 +27,49 @@ class Chat(NamedTuple):
   prompt: list[int]
   completion: list[int]
 
+  @property
+  def length(self) -> int:
+    return len(self.completion)
 
-class Chats(NamedTuple):
-  """The chats of a source that fit the buckets, and how many do not."""
 
-  fitting: list[Chat]
+class Fitting(NamedTuple):
+  """The examples of a source that fit the buckets, and how many do not."""
+
+  fitting: list
   too_long: int
 
 
-def read_chats(config: ChatsConfig, tokenizer) -> tuple[Chats, Chats | None]:
+def read_chats(config: ChatsConfig, tokenizer) -> tuple[Fitting, Fitting | None]:
   """The chats to learn and those to validate on, of a run's `data` section; None where it names none of these.
 
   Raises ValueError or OSError, one line naming the field, or the file and line of a row that is no chat.
   """
-  train = _read(config, "train_source", tokenizer)
+  return read_parts(config, lambda name: _read(config, name, tokenizer), "chats")
+
+
+def read_parts(config: ChatsConfig, read: Callable[[str], list], what: str) -> tuple[Fitting, Fitting | None]:
+  """As `read_chats`, of examples with `prompt` and `length` that are called `what`.
+
+  `read` gives all those of "train_source" or "validation_source".
+  """
+  train, size = read("train_source"), config.validation_size
   if config.validation_source:
-    return _fitting(train, config), _fitting(_read(config, "validation_source", tokenizer), config)
-  if not config.validation_size:
-    return _fitting(train, config), None
-  require(config.validation_size < len(train), "data.validation_size",
-          f"{config.validation_size} of the {len(train)} chats leave none to learn")
-  return tuple(_fitting(part, config) for part in (train[:-config.validation_size], train[-config.validation_size:]))
+    return _fitting(train, config, what), _fitting(read("validation_source"), config, what)
+  if not size:
+    return _fitting(train, config, what), None
+  require(size < len(train), "data.validation_size", f"{size} of the {len(train)} {what} leave none to learn")
+  return tuple(_fitting(part, config, what) for part in (train[:-size], train[-size:]))
+
+
+def read_rows(config: ChatsConfig, name: str, read_row: Callable[[Mapping[str, Any]], dict]) -> list[dict]:
+  """`read_row` of every row of a source; its ValueErrors are told with the file and line."""
+  options = {"data_dir": config.data_dir, "names": config.columns or "", "bad_rows": config.bad_rows}
+  rows = sources.open_source(getattr(config, name), (), field=f"data.{name}", **options)
+  return sources.examples_of(rows, read_row, field=f"data.{name}")
 
 
 def _read(config, name, tokenizer) -> list[Chat]:
-  field, source = f"data.{name}", getattr(config, name)
-  options = {"data_dir": config.data_dir, "names": config.columns or "", "bad_rows": config.bad_rows}
-  rows = sources.open_source(source, (), field=field, **options)
-  pairs = sources.examples_of(rows, lambda row: _split_turns(_messages(row), tokenizer), field=field)
+  field, pairs = f"data.{name}", read_rows(config, name, lambda row: split_turns(_messages(row), tokenizer))
   empty = sum(pair["empty"] for pair in pairs)
   require(empty < len(pairs), field, f"the assistant's last turn is empty in all {len(pairs)} chats: nothing to learn")
   if empty:
@@ -64,12 +79,12 @@ def _read(config, name, tokenizer) -> list[Chat]:
   return [Chat(*texts) for texts in zip(*sides)]
 
 
-def _fitting(chats, config):
+def _fitting(examples, config, what):
   width, length = config.prompt_buckets[-1], config.completion_buckets[-1]
-  fitting = [chat for chat in chats if len(chat.prompt) <= width and len(chat.completion) <= length]
+  fitting = [example for example in examples if len(example.prompt) <= width and example.length <= length]
   require(bool(fitting), "data.prompt_buckets, data.completion_buckets",
-          f"none of the {len(chats)} chats fits {width} and {length} tokens")
-  return Chats(fitting, len(chats) - len(fitting))
+          f"none of the {len(examples)} {what} fits {width} and {length} tokens")
+  return Fitting(fitting, len(examples) - len(fitting))
 
 
 def _messages(row: Mapping[str, Any]) -> Any:
@@ -77,21 +92,24 @@ def _messages(row: Mapping[str, Any]) -> Any:
   if "messages" in row:
     return row["messages"]
   if "conversations" in row:
-    return _from_sharegpt(row["conversations"])
+    return from_sharegpt(row, "conversations")
   if not {"prompt", "completion"} <= row.keys():
     raise ValueError("no column `messages`, nor `prompt` and `completion`, nor `conversations`; "
                      f"it has {', '.join(map(repr, row)) or 'none'}")
-  return [*_turns_of(row, "prompt", "user"), *_turns_of(row, "completion", "assistant")]
+  return [*turns_of(row, "prompt", "user"), *turns_of(row, "completion", "assistant")]
 
 
-def _from_sharegpt(turns):
+def from_sharegpt(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
+  """The turns of a column whose turns have `from` and `value`. Raises ValueError where it is no list of turns."""
+  turns = row[column]
   if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-    raise ValueError("`conversations` must be a list of turns, each with `from` and `value`")
+    raise ValueError(f"`{column}` must be a list of turns, each with `from` and `value`")
   said = [(turn.get("from"), turn.get("value")) for turn in turns]
   return [{"role": _SHAREGPT_ROLES.get(str(role), role), "content": text} for role, text in said]
 
 
-def _turns_of(row, column, role):
+def turns_of(row: Mapping[str, Any], column: str, role: str) -> list[Any]:
+  """The turns of a column, where a text is one turn of that `role`. Raises ValueError where it is none of both."""
   value = row[column]
   if isinstance(value, str):
     return [{"role": role, "content": value}]
@@ -100,8 +118,11 @@ def _turns_of(row, column, role):
   return value
 
 
-def _split_turns(messages, tokenizer) -> dict[str, str | bool]:
-  """The text of a chat up to the assistant's last turn, that of the turn, and whether nothing is said in it."""
+def split_turns(messages: Any, tokenizer) -> dict[str, str | bool]:
+  """The text of a chat up to the assistant's last turn, that of the turn, and whether nothing is said in it.
+
+  Raises ValueError, one line, where it is no chat that ends with the assistant's turn, or forges the chat format.
+  """
   if not isinstance(messages, list) or not messages:
     raise ValueError("`messages` must be a list of turns")
   for message in messages:

@@ -1,14 +1,15 @@
-"""What fine-tuning and pretraining are told: configs/sft.py and configs/pretrain_tiny.py, typed and checked."""
+"""What fine-tuning and pretraining are told: configs/sft.py, vrpo.py and pretrain_tiny.py, typed and checked."""
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 
 from gdsd_jax.checks import require, require_at_least, require_buckets, require_seed
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.objectives.vrpo import Vrpo
 from gdsd_jax.runs import config as sections
 from gdsd_jax.runs.config_dict import check_paths, made
 
@@ -25,10 +26,10 @@ class ChatsConfig:
   bad_rows: str  # "refuse", or "skip": chats that cannot be read are left out, and counted
   prompt_buckets: tuple[int, ...]  # widths that prompts are padded to
   completion_buckets: tuple[int, ...]  # completions are filled up with EOS, which is learnt: so a model learns to end
+  rows: ClassVar[str] = "of chats, whose rows have `messages`, `prompt` and `completion`, or `conversations`"
 
   def __post_init__(self):
-    require(self.train_source is not None, "data.train_source",
-            "name a source of chats, whose rows have `messages`, `prompt` and `completion`, or `conversations`")
+    require(self.train_source is not None, "data.train_source", f"name a source {self.rows}")
     require_at_least(self, "data.", validation_size=0)
     require(not (self.validation_source and self.validation_size), "data.validation_size",
             "must be 0 with data.validation_source, which has the validation chats")
@@ -69,6 +70,33 @@ class FinetuningConfig:
     require(self.batch_size % parts == 0, "optimizer.accumulation",
             f"{parts} must divide batch_size, {self.batch_size}")
     self.optimizer.check_length(self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceRowsConfig(ChatsConfig):
+  """The preferences to learn; section `data` of configs/vrpo.py."""
+
+  rows: ClassVar[str] = "of preferences, whose rows have `chosen` and `rejected`, and `prompt` unless these are chats"
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceViewsConfig:
+  """How replies are scored; a part of section `objective`."""
+
+  num_mc: int  # time steps at which the likelihood of a reply is estimated, each with one mask
+
+  def __post_init__(self):
+    require(1 <= self.num_mc <= sections.MOST_SAMPLES, "objective.num_mc",
+            f"must lie between 1 and {sections.MOST_SAMPLES}, not {self.num_mc}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceConfig(FinetuningConfig):
+  """Fine-tuning on preferences (configs/vrpo.py): `batch_size` counts these, of two replies each."""
+
+  data: PreferenceRowsConfig
+  objective: Vrpo
+  views: PreferenceViewsConfig = dataclasses.field(metadata={"section": "objective"})
 
 
 @dataclasses.dataclass(frozen=True)
