@@ -13,42 +13,15 @@ Result:    DIR holds a PEFT adapter (LoRA) or the full model; train from it by -
 Full:      --config.model.lora.rank=0 trains all parameters.
 """
 
-import ml_collections
-from ml_collections import config_dict
-
-from gdsd_jax.runs.config_dict import base_config
-from gdsd_jax.runs.recipes import check_preset, published_config
+from gdsd_jax.runs.recipes import check_preset, finetuning_config
 
 
 def get_config(preset: str = "tiny"):
   check_preset(preset)
-  source = base_config() if preset == "tiny" else published_config(preset, per_device_batch=8, accumulation=4)
-  config = ml_collections.ConfigDict()
+  config = finetuning_config(preset)
   config.kind = "sft"
-  config.seed = 0
   config.steps = 1000
   config.batch_size = 64 if preset == "tiny" else 32
-  config.model = source.model
-  config.mesh = source.mesh
-
-  config.data = ml_collections.ConfigDict()
-  for name in ("train_source", "validation_source", "data_dir", "columns"):
-    config.data[name] = config_dict.placeholder(str)
-  config.data.bad_rows = "refuse"
-  config.data.validation_size = 0
-  config.data.prompt_buckets = (36, 64, 128) if preset == "tiny" else (128, 256, 512, 1024)
-  config.data.completion_buckets = (16, 32, 64) if preset == "tiny" else (128, 256, 512, 1024)
-
-  config.eval = dict(every=100)
-
-  config.optimizer = source.optimizer
   config.optimizer.learning_rate = 1e-4 if preset == "tiny" else 2.5e-5  # LLaDA's own SFT; LoRA stands more
   config.optimizer.warmup_steps = 50
-  config.optimizer.clip = 1.0
-  config.optimizer.accumulation = 1 if preset == "tiny" else 4
-
-  config.checkpoint = source.checkpoint
-  config.checkpoint.every = 100
-  config.log = source.log
-  config.log.every = 10
   return config

@@ -55,6 +55,8 @@ def explanations_of(config: ConfigDict) -> dict[str, str]:
     from gdsd_jax.supervised.config import FinetuningConfig as cls
   elif kind == "comparison":
     from gdsd_jax.comparison.config import ComparisonConfig as cls
+  elif kind == "vrpo":
+    from gdsd_jax.supervised.config import PreferenceConfig as cls
   else:
     from gdsd_jax.supervised.config import PretrainingConfig as cls
   return explanations(cls) | ({} if kind is None else {"kind": "what the recipe is of"})

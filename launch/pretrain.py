@@ -1,7 +1,8 @@
-"""Pretrains a small denoiser from nothing, or fine-tunes a loaded one on chats.
+"""Pretrains a small denoiser from nothing, or fine-tunes a loaded one on chats or preferences.
 
 python launch/pretrain.py --config=configs/pretrain_tiny.py --out=DIR [--workdir=RUN]
 python launch/pretrain.py --config=configs/sft.py --config.data.train_source=chats.jsonl --out=DIR [--workdir=RUN]
+python launch/pretrain.py --config=configs/vrpo.py --config.data.train_source=pairs.jsonl --out=DIR [--workdir=RUN]
 """
 
 from gdsd_jax import signals
@@ -33,20 +34,24 @@ def main():
 
   log_to_stdout()
   config, out = _CONFIG.value, local_folder("--out", _OUT.value)
-  if config.get("kind") not in ("pretraining", "sft"):
-    raise ValueError("--config: must be configs/pretrain_tiny.py or configs/sft.py; launch/train.py takes the others")
-  workdir = run_folder(_WORKDIR.value or f"{out}.run")
-  if config.kind == "sft":
-    from gdsd_jax.runs.config_dict import typed
-    from gdsd_jax.supervised.config import FinetuningConfig
-    from gdsd_jax.supervised.finetuning import finetune
-
-    finetune(typed(FinetuningConfig, config), workdir, out, _ALLOW_CHANGED_INPUTS.value, _LAYOUT.value)
-  else:
+  kind = config.get("kind")
+  if kind not in ("pretraining", "sft", "vrpo"):
+    raise ValueError("--config: must be configs/pretrain_tiny.py, configs/sft.py or configs/vrpo.py; launch/train.py"
+                     " takes the others")
+  where = run_folder(_WORKDIR.value or f"{out}.run"), out, _ALLOW_CHANGED_INPUTS.value, _LAYOUT.value
+  if kind == "pretraining":
     from gdsd_jax.supervised.config import pretraining_config
     from gdsd_jax.supervised.pretraining import pretrain
 
-    pretrain(pretraining_config(config), workdir, out, _ALLOW_CHANGED_INPUTS.value, _LAYOUT.value)
+    pretrain(pretraining_config(config), *where)
+    return
+  from gdsd_jax.runs.config_dict import typed
+  from gdsd_jax.supervised.config import FinetuningConfig, PreferenceConfig
+  from gdsd_jax.supervised.finetuning import finetune, Finetuning
+  from gdsd_jax.supervised.preferences import PreferenceFinetuning
+
+  fields, training = {"sft": (FinetuningConfig, Finetuning), "vrpo": (PreferenceConfig, PreferenceFinetuning)}[kind]
+  finetune(typed(fields, config), *where, training)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Where they depart from the official scripts is told in docs/protocol.md.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from gdsd_jax.checks import require
 from gdsd_jax.huggingface.published import HUB_NAMES
@@ -31,6 +32,35 @@ def check_preset(preset: str, without_tiny: str | None = None) -> None:
   require(preset in PRESETS, "--config", f"unknown preset {preset!r}, known are {', '.join(PRESETS)}")
   require(preset != "tiny" or not without_tiny, "--config",
           f"no preset tiny here, {without_tiny}; there are {', '.join(HUB_NAMES)}")
+
+
+def finetuning_config(preset: str) -> ml_collections.ConfigDict:
+  """What recipes of fine-tuning share, for a recipe to complete: model, mesh, rows, when it validates and saves.
+
+  Args:
+    preset: of `check_preset`; a published model is trained by LoRA on eight devices.
+  """
+  tiny = preset == "tiny"
+  source = base_config() if tiny else published_config(preset, per_device_batch=8, accumulation=4)
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.model, config.mesh, config.optimizer = source.model, source.mesh, source.optimizer
+  config.optimizer.clip = 1.0
+  config.optimizer.accumulation = 1 if tiny else 4
+
+  config.data = ml_collections.ConfigDict()
+  for name in ("train_source", "validation_source", "data_dir", "columns"):
+    config.data[name] = config_dict.placeholder(str)
+  config.data.bad_rows = "refuse"
+  config.data.validation_size = 0
+  config.data.prompt_buckets = (36, 64, 128) if tiny else (128, 256, 512, 1024)
+  config.data.completion_buckets = (16, 32, 64) if tiny else (128, 256, 512, 1024)
+
+  config.eval = dict(every=100)
+  config.checkpoint, config.log = source.checkpoint, source.log
+  config.checkpoint.every = 100
+  config.log.every = 10
+  return config
 
 
 def published_config(preset: str, per_device_batch: int, accumulation: int) -> ml_collections.ConfigDict:

@@ -1,10 +1,10 @@
 """Supervised fine-tuning of a loaded model by masked diffusion, on the assistant's turns of chats."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import functools
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from etils import epath
 import jax
@@ -28,7 +28,7 @@ from gdsd_jax.runs.provenance import check_inputs, provenance_of
 from gdsd_jax.runs.saved_config import open_workdir
 from gdsd_jax.runs.state import init_state, TrainState
 from gdsd_jax.runs.weights import load_model
-from gdsd_jax.supervised.chats import batch_of, Chats, read_chats
+from gdsd_jax.supervised.chats import batch_of, Fitting, read_chats
 from gdsd_jax.supervised.config import FinetuningConfig
 from gdsd_jax.supervised.rows import numbers_of, row_of
 
@@ -69,14 +69,14 @@ def _validation_loss(params, key, batch, *, denoiser, prompt_length: int):
 
 
 def finetune(config: FinetuningConfig, workdir: epath.Path, out: Path, allow_changed_inputs: bool = False,
-             layout: str | None = None) -> None:
+             layout: str | None = None, kind: "type[Finetuning] | None" = None) -> None:
   """Runs or resumes fine-tuning in `workdir` and writes the model, or adapter, to `out`. Raises as `run_training`.
 
   A run that is resumed with other weights or data than it was begun with is refused, unless that is allowed. `layout`
-  is as in `write_model`.
+  is as in `write_model`; `kind` is the run's class, `Finetuning` on chats where it is None.
   """
   with Interruption() as interruption:
-    training = _Finetuning(config, workdir, out, allow_changed_inputs)
+    training = (kind or Finetuning)(config, workdir, out, allow_changed_inputs)
     check_layout(layout, training.denoiser)
     run_training(training, interruption)
     params = training.state.params  # the adapter alone, if there is one
@@ -88,15 +88,19 @@ def finetune(config: FinetuningConfig, workdir: epath.Path, out: Path, allow_cha
     gather_json(None)  # nobody leaves before the model is written
 
 
-class _Finetuning(Training):
-  """A fine-tuning run: everything that its steps need, built and checked once."""
+class Finetuning(Training):
+  """A fine-tuning run on chats: everything that its steps need, built and checked once."""
+
+  examples: ClassVar[str] = "chats"  # what it learns from
+  with_reference: ClassVar[bool] = False  # whether the model that it starts from is kept beside the one in training
+  shown: ClassVar[str] = "masked_accuracy"  # the share that a line of progress tells
 
   def __init__(self, config: FinetuningConfig, workdir: epath.Path, out: Path, allow_changed_inputs: bool = False):
     self.config, self.workdir = config, workdir
     self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     shards, microbatch = batch_shards(self.mesh), config.batch_size // config.optimizer.accumulation
     require(microbatch % shards == 0, "batch_size",
-            f"{microbatch} chats of a microbatch cannot be split over {shards} devices")
+            f"{microbatch} {self.examples} of a microbatch cannot be split over {shards} devices")
     check_out(out, workdir, config.model)
     open_workdir(workdir, config)
     self.denoiser, params = load_model(config.model, config.seed, self.mesh)
@@ -104,55 +108,78 @@ class _Finetuning(Training):
     longest = config.data.prompt_buckets[-1] + config.data.completion_buckets[-1]
     said = f"data.prompt_buckets, data.completion_buckets: {longest} tokens"
     require_positions(said, longest, self.denoiser.config.max_positions, config.model.path)
-    train, self.validation = read_chats(config.data, tokenizer)
-    _log.info("fine-tuning %s on %d chats (%d are too long and left out)", config.model.path, *_counts(train))
-    if self.validation:
-      _log.info("validation on %d chats (%d are too long and left out)", *_counts(self.validation))
+    train, self.validation = self.read(tokenizer)
+    for what, part in ((f"fine-tuning {config.model.path}", train), ("validation", self.validation)):
+      if part:
+        _log.info("%s on %d %s (%d are too long and left out)", what, len(part.fitting), self.examples, part.too_long)
     data = {"training data": train.fitting, **({"validation data": self.validation.fitting} if self.validation else {})}
     self.provenance = check_inputs(workdir, provenance_of(config.model, data), allow_changed_inputs)
     self.stream = ExampleStream(train.fitting, config.seed)
     self.optimizer = make_optimizer(config.optimizer, config.steps)
-    self.state = init_state(self.denoiser, params, self.optimizer, config.seed, with_reference=False, mesh=self.mesh)
+    self.state = init_state(self.denoiser, params, self.optimizer, config.seed, self.with_reference, self.mesh)
     self._compiled = set()
+
+  def read(self, tokenizer) -> tuple[Fitting, Fitting | None]:
+    """What is learnt, and what is validated on."""
+    return read_chats(self.config.data, tokenizer)
 
   def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     config = self.config
     static = {"denoiser": self.denoiser, "optimizer": self.optimizer, "accumulation": config.optimizer.accumulation}
     with watch.phase("update"):
       batch, width = self._batch(self.stream.take(config.batch_size))
-      if batch[0].shape not in self._compiled:
-        self._compiled.add(batch[0].shape)
-        _log.info("compiling the step for %d chats of up to %d tokens", *batch[0].shape)
+      self.tell_compiling(batch[0])
       self.state, metrics = _finetuning_step(self.state, batch, prompt_length=width, **static)
       return row_of(number, metrics, config.optimizer, config.steps, self.state)
 
+  def tell_compiling(self, tokens: jax.Array) -> None:
+    """Says so before the first step on tokens of this shape."""
+    if tokens.shape not in self._compiled:
+      self._compiled.add(tokens.shape)
+      _log.info("compiling the step for %d chats of up to %d tokens", *tokens.shape)
+
   def evaluation(self, number: int, watch: Stopwatch) -> dict[str, Any]:
-    """The loss on the validation chats, with the same masks every time; nothing where there are none."""
+    """Means over the validation examples, with the same masks every time; nothing where there are none."""
     if self.validation is None or number % self.config.eval.every and number < self.config.steps:
       return {}
-    chats, size = self.validation.fitting, self.config.batch_size // self.config.optimizer.accumulation
-    keys, total, count = jax.random.split(jax.random.key(self.config.seed), len(chats)), 0.0, 0
+    examples, size = self.validation.fitting, self.config.batch_size // self.config.optimizer.accumulation
+    keys, total, count = jax.random.split(jax.random.key(self.config.seed), len(examples)), {}, 0
     with watch.phase("evaluate"):
-      for start in range(0, len(chats), size):
-        batch, width = self._batch(chats[start:start + size], size)
-        loss, tokens = _validation_loss(
-          self.state.student_params, keys[start], batch, denoiser=self.denoiser, prompt_length=width)
-        total, count = total + float(loss) * int(tokens), count + int(tokens)
-    _log.info("evaluation after step %d: loss %s", number, significant(total / count))
-    return {"eval/loss": total / count}
+      for start in range(0, len(examples), size):
+        sums, counted = self.validate(examples[start:start + size], size, keys[start])
+        total = {name: total.get(name, 0.0) + float(value) for name, value in sums.items()}
+        count += int(counted)
+    means = {name: value / count for name, value in total.items()}
+    _log.info("evaluation after step %d: %s", number, "  ".join(f"{k} {significant(v)}" for k, v in means.items()))
+    return {f"eval/{name}": value for name, value in means.items()}
+
+  def validate(self, chats, size: int, key) -> tuple[dict[str, Any], Any]:
+    """Sums over validation examples, `size` at most, by name; and what to divide them by for means, such as tokens."""
+    batch, width = self._batch(chats, size)
+    loss, tokens = _validation_loss(
+      self.state.student_params, key, batch, denoiser=self.denoiser, prompt_length=width)
+    return {"loss": float(loss) * int(tokens)}, tokens
 
   def _batch(self, chats, size: int | None = None):
     """What `joined` gives of chats, spread over the mesh, and P; filled up to `size` by chats that do not count."""
-    special = (self.denoiser.config.pad_token_id, self.denoiser.config.eos_token_id)
-    filled = [*chats, *[chats[0]] * ((size or len(chats)) - len(chats))]
-    tokens, maskable, attended, width = batch_of(
-      filled, self.config.data.prompt_buckets, self.config.data.completion_buckets, *special)
+    filled = filled_up(chats, size or len(chats))
+    tokens, maskable, attended, width = self.joined(filled)
     maskable[len(chats):] = False
-    held = local_rows(self.mesh, len(filled))
-    return tuple(spread(self.mesh, len(filled), array[held]) for array in (tokens, maskable, attended)), width
+    return self.spread(tokens, maskable, attended), width
+
+  def joined(self, chats):
+    """What `batch_of` gives of chats, in the run's buckets."""
+    special = (self.denoiser.config.pad_token_id, self.denoiser.config.eos_token_id)
+    return batch_of(chats, self.config.data.prompt_buckets, self.config.data.completion_buckets, *special)
+
+  def spread(self, *arrays) -> tuple[jax.Array, ...]:
+    """Arrays of a batch, which every process has whole, over the mesh."""
+    rows = len(arrays[0])
+    held = local_rows(self.mesh, rows)
+    return tuple(spread(self.mesh, rows, array[held]) for array in arrays)
 
   def show(self, row: Mapping[str, Any], progress: Progress) -> None:
-    progress.show(row["step"], numbers_of(row))
+    progress.show(row["step"], numbers_of(row, self.shown))
 
   def saved(self) -> tuple[TrainState, dict[str, Any]]:
     return self.state, {"data_position": self.stream.position}
@@ -161,5 +188,6 @@ class _Finetuning(Training):
     self.state, self.stream.position = state, values["data_position"]
 
 
-def _counts(chats: Chats) -> tuple[int, int]:
-  return len(chats.fitting), chats.too_long
+def filled_up(examples: Sequence, size: int) -> list:
+  """Examples, and copies of the first behind them, up to `size`."""
+  return [*examples, *[examples[0]] * (size - len(examples))]

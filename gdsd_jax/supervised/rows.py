@@ -21,6 +21,6 @@ def row_of(number: int, metrics: Mapping[str, Any], config: OptimizerConfig, ste
   return {**row, "learning_rate": last_rate(config, steps, state.opt_state)}
 
 
-def numbers_of(row: Mapping[str, Any]) -> str:
-  """What a line of progress tells of a step."""
-  return f"loss {significant(row['loss'])}  masked accuracy {row['masked_accuracy']:.3f}"
+def numbers_of(row: Mapping[str, Any], share: str = "masked_accuracy") -> str:
+  """What a line of progress tells of a step: its loss, and a share by its name in the row."""
+  return f"loss {significant(row['loss'])}  {share.replace('_', ' ')} {row[share]:.3f}"
