@@ -7,14 +7,27 @@ Data:      --config.task.train_source=acecode.jsonl (rows with question and test
 Hardware:  eight devices of 80 GB (the official runs'), or a pod slice with as much memory.
 Expected:  see the paper's figures; it reports rewards, no table. Not run by us at this size.
 
+released_llada: the model that the authors released, to be evaluated
+           python launch/evaluate.py --config=configs/gdsd_code.py:released_llada \
+             --config.task.test_source=HumanEval.jsonl.gz --config.eval.steps_per_token=1.0
+Hardware:  one device of 24 GB or more.
+Expected:  no number of it is known to us, the paper shows figures alone. A step a token is how LLaDA's authors evaluate
+           code. Not run by us.
+
 The embedded model has no preset here: 0.4 M parameters, pretrained on one-line sums, write no program.
 """
 
-from gdsd_jax.runs.recipes import check_preset, evaluate_as_dream, published_config
+from gdsd_jax.runs.recipes import check_preset, evaluate_as_dream, published_config, with_released
 
 
 def get_config(preset: str = "tiny"):
-  check_preset(preset, without_tiny="a model of 0.4 M parameters writes no programs")
+  check_preset(preset, "a model of 0.4 M parameters writes no programs", more=["released_llada"])
+  if preset == "released_llada":
+    return with_released(_published("llada_8b"), "code", preset)
+  return _published(preset)
+
+
+def _published(preset: str):
   config = published_config(preset, per_device_batch=3, accumulation=20)
   config.steps = 300
   config.task.name = "code"

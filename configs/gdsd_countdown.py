@@ -15,14 +15,24 @@ Data:      generated, disjoint from the official test, which comes by
 Hardware:  eight devices of 80 GB (the official runs'), or a pod slice with as much memory.
 Expected:  LLaDA-8B 84.0 % (the paper's GDSD), Dream-7B 84.8 % (GDSD with TLC), best over lengths 128, 256, 512. Not
            run by us at this size.
+
+released_llada, released_dream: the models that the authors released, both trained with TLC, to be evaluated
+           python launch/evaluate.py --config=configs/gdsd_countdown.py:released_llada \
+             --config.task.test_source=countdown_cd3_test.jsonl
+Hardware:  one device of 24 GB or more.
+Expected:  LLaDA-8B 85.6 %, Dream-7B 84.8 % (the paper's GDSD with TLC, best over lengths 128, 256, 512): greedy, half a
+           step a token, on the 256 official problems by the official prompt, with the official parser
+           (docs/protocol.md). Not run by us.
 """
 
 from gdsd_jax.runs.config_dict import base_config
-from gdsd_jax.runs.recipes import check_preset, published_config
+from gdsd_jax.runs.recipes import check_preset, published_config, RELEASED, with_released
 
 
 def get_config(preset: str = "tiny"):
-  check_preset(preset)
+  check_preset(preset, more=RELEASED)
+  if preset in RELEASED:
+    return with_released(_published(RELEASED[preset]), "countdown", preset)
   return _tiny() if preset == "tiny" else _published(preset)
 
 

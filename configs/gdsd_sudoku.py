@@ -15,14 +15,24 @@ Data:      generated, disjoint from the official test, which comes by
 Hardware:  eight devices of 80 GB (the official runs'), or a pod slice with as much memory.
 Expected:  LLaDA-8B 92.0 %, Dream-7B 91.7 % (the paper's GDSD with TLC, best over lengths 128, 256, 512). Not run by us
            at this size.
+The numbers are those of the authors' script for Dream (run_gdsd_dream_sudoku.sh); for LLaDA theirs is a demonstration.
+
+released_llada, released_dream: the models that the authors released, to be evaluated
+           python launch/evaluate.py --config=configs/gdsd_sudoku.py:released_llada \
+             --config.task.test_source=4x4_test_sudoku.csv
+Hardware:  one device of 24 GB or more.
+Expected:  LLaDA-8B 92.0 %, Dream-7B 91.7 %, as above: greedy, half a step a token, on 256 of the official puzzles by
+           the official prompt, with the official parser (docs/protocol.md). Not run by us.
 """
 
 from gdsd_jax.runs.config_dict import base_config
-from gdsd_jax.runs.recipes import check_preset, published_config
+from gdsd_jax.runs.recipes import check_preset, published_config, RELEASED, with_released
 
 
 def get_config(preset: str = "tiny"):
-  check_preset(preset)
+  check_preset(preset, more=RELEASED)
+  if preset in RELEASED:
+    return with_released(_published(RELEASED[preset]), "sudoku", preset)
   return _tiny() if preset == "tiny" else _published(preset)
 
 

@@ -114,7 +114,7 @@ def test_validation_chats_are_the_last_ones_or_of_a_source_of_their_own(chats_fi
 def test_chats_that_fill_up_a_batch_do_not_count_in_the_validation_loss(chats_file, tmp_path):
   """Of 11 chats in batches of 8, the loss is the mean over all tokens of the 8 and the 3."""
   config = sft_config(chats_file, **{"data.validation_size": 11})
-  run = finetuning._Finetuning(config, tmp_path / "run", tmp_path / "out")
+  run = finetuning.Finetuning(config, tmp_path / "run", tmp_path / "out")
   loss = run.evaluation(0, Stopwatch())["eval/loss"]
   chats, keys = run.validation.fitting, jax.random.split(jax.random.key(config.seed), 11)
   eos, total = run.denoiser.config.eos_token_id, 0.0

@@ -24,6 +24,7 @@ from gdsd_jax.evaluation.records import Records, shown, summarize
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.adapter_config import base_model_of
 from gdsd_jax.huggingface.adapters import load_adapter
+from gdsd_jax.huggingface.base_fingerprint import hub_name
 from gdsd_jax.huggingface.folder import is_adapter, load_config, resolve_path
 from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer, token_ids
 from gdsd_jax.huggingface.weights import load_pretrained
@@ -61,11 +62,14 @@ class Evaluated:
     if self.workdir is not None:
       return read_model_config(self.workdir), None
     path, adapter = self.model or default.path, None if self.model else default.lora_path
-    revision = None if self.model else default.revision
-    folder = resolve_path(path, revision, "--model" if self.model else "model.path")
+    revision, field = None if self.model else default.revision, "--model" if self.model else "model.path"
+    folder = resolve_path(path, revision, field)
     if is_adapter(folder):
-      adapter, (path, revision) = folder, base_model_of(folder, "--model")
-      resolve_path(path, revision, f"--model: the base model of {folder}")
+      require(not adapter, "model.lora.path", f"{path}, which is model.path, is an adapter already; name one of them,"
+              " and its base model as model.path")
+      adapter, (path, revision) = folder, base_model_of(folder, field)
+      resolve_path(path, revision, f"{field}: the base model of {folder} (--config.model.path=BASE"
+                                   " --config.model.lora.path=ADAPTER lay it over another)")
     elif adapter:
       adapter = default.lora_folder
     return ModelConfig(path, revision, default.dtype, layout=default.layout), adapter or None
@@ -75,6 +79,10 @@ class Evaluated:
     model, adapter = self.base(default)
     if self.workdir is not None:
       return *load_run(self.workdir, self.step, mesh), model
+    if adapter is None:
+      _log.info("%s is a whole model", model.path)
+    else:
+      _log.info("%s is a PEFT adapter, laid over %s", hub_name(adapter) or adapter, model.path)
     denoiser, params = load_pretrained(model.path, model.dtype, mesh, layout=model.layout, revision=model.revision)
     if adapter is not None:
       denoiser, params = load_adapter(adapter, denoiser, params)

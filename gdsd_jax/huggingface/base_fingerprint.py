@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 from pathlib import Path
+import re
 
 from flax import traverse_util
 import ml_dtypes
@@ -16,6 +17,7 @@ from gdsd_jax.models.denoiser import Denoiser
 
 _log = logging.getLogger(__name__)
 
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _ROWS = 4  # of each weight as it lies in the files, or heads, of the first and the last layer
 
 
@@ -42,7 +44,9 @@ def base_fingerprint(denoiser: Denoiser) -> str | None:
 
 
 def check_base(field: str, path, named: str | None, fingerprint: str | None, denoiser: Denoiser) -> None:
-  """Refuses an adapter that was trained over other weights, and warns where its base model is called otherwise.
+  """Refuses an adapter that was trained over other weights, or made for another model of the hub.
+
+  A base model that lies in a folder may be called as its owner likes: another name than the adapter's is warned of.
 
   Args:
     field: of the config, for messages.
@@ -58,13 +62,19 @@ def check_base(field: str, path, named: str | None, fingerprint: str | None, den
     require(same, field, f"{path} was trained over other weights ({named}) than those of {denoiser.source};"
                          " name its own base model by model.path")
   elif _name(named) != _name(denoiser.source):
+    of_hub = not Path(named).is_dir() and _HUB_NAME.fullmatch(named) and hub_name(denoiser.source)
+    require(not of_hub, field, f"{path} was made for {named}, not for {of_hub}; name its own base model by model.path")
     _log.warning("%s: %s was made for %s, and is laid over %s; unless these have the same weights, it means nothing",
                  field, path, named, denoiser.source)
 
 
 def _name(path: str | os.PathLike) -> str:
   """The last part of a model's name or path, that of the hub's name where it lies in the hub's cache."""
+  return Path(hub_name(path) or path).name.lower()
+
+
+def hub_name(path: str | os.PathLike) -> str | None:
+  """OWNER/NAME of a model's folder in the hub's cache; None for any other folder."""
   path = Path(path)
-  if path.parent.name == "snapshots":
-    return path.parent.parent.name.rpartition("--")[2].lower()
-  return path.name.lower()
+  _, _, name = path.parent.parent.name.partition("models--")
+  return name.replace("--", "/", 1) if path.parent.name == "snapshots" and name else None

@@ -3,6 +3,8 @@
 Where they depart from the official scripts is told in docs/protocol.md.
 """
 
+from collections.abc import Iterable
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -11,6 +13,8 @@ from gdsd_jax.huggingface.published import HUB_NAMES
 from gdsd_jax.runs.config_dict import base_config
 
 PRESETS = ("tiny", *HUB_NAMES)
+# Preset of a model that GDSD's authors released -> that of the model which they trained it from.
+RELEASED = {"released_llada": "llada_8b", "released_dream": "dream_7b"}
 
 _DEVICES = 8  # The official runs had so many, and their batch sizes are per device.
 
@@ -27,11 +31,27 @@ def evaluate_as_dream(config: ml_collections.ConfigDict) -> None:
   config.eval.steps_per_token = 1.0
 
 
-def check_preset(preset: str, without_tiny: str | None = None) -> None:
-  """Raises ValueError unless `preset` is known; `without_tiny` says why a recipe has none for the embedded model."""
-  require(preset in PRESETS, "--config", f"unknown preset {preset!r}, known are {', '.join(PRESETS)}")
+def check_preset(preset: str, without_tiny: str | None = None, more: Iterable[str] = ()) -> None:
+  """Raises ValueError unless `preset` is known, which `more` are, too; `without_tiny` says why a recipe has no tiny."""
+  known = (*PRESETS, *more)
+  require(preset in known, "--config", f"unknown preset {preset!r}, known are {', '.join(known)}")
   require(preset != "tiny" or not without_tiny, "--config",
-          f"no preset tiny here, {without_tiny}; there are {', '.join(HUB_NAMES)}")
+          f"no preset tiny here, {without_tiny}; there are {', '.join(known[1:])}")
+
+
+def with_released(config: ml_collections.ConfigDict, task: str, preset: str) -> ml_collections.ConfigDict:
+  """The config of a published model with the one that GDSD's authors made of it in its place, for its evaluation.
+
+  All of them are of GDSD-TLC (github.com/GaryBall/GDSD). Their hub pages tell 8 billion parameters in bfloat16: whole
+  models. One that is a PEFT adapter would be evaluated over the base model which it names.
+
+  Args:
+    config: of `published_config`, which the recipe has completed.
+    task: as their names have it, "sudoku", "countdown" or "code".
+    preset: one of RELEASED.
+  """
+  config.model.path = f"diffusion-reasoning/gdsd_{task}_{preset.removeprefix('released_')}"
+  return config
 
 
 def finetuning_config(preset: str) -> ml_collections.ConfigDict:
