@@ -1,8 +1,11 @@
-"""Compares objectives: python launch/compare.py --config=configs/compare.py [--workdir=DIR] [--jobs=N] [--report].
+"""Compares objectives: python launch/compare.py --config=configs/compare.py [--workdir=DIR] [--jobs=N].
 
 Every objective of the config on every task and seed, each a run of launch/train.py in a folder of its own below
 --workdir, at the learning rate that a small sweep on other seeds chose for it. The same command goes on, skips what is
 done and resumes the rest; SIGTERM and Ctrl-C stop all with their steps saved, exit status 75. See docs/comparison.md.
+
+  python launch/compare.py --config=configs/compare.py --report           # of what is done so far, and starts nothing
+  python launch/compare.py --report=docs/comparison.json                  # tables and picture beside it, made again
 """
 
 from gdsd_jax import signals
@@ -28,6 +31,7 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Local folder of all runs and the report; by default runs/compare_PRESET."
 )
 _JOBS = flags.DEFINE_integer("jobs", 1, "How many runs go on at a time.")
+_REPORT = flags.DEFINE_string("report", None, "Only report: what --workdir holds, or what this file holds.")
 
 
 def workdir():
@@ -38,14 +42,27 @@ def workdir():
 
 
 def main():
+  if _REPORT.value:
+    from gdsd_jax.comparison.report import report_file
+
+    print(report_file(local_folder("--report", _REPORT.value)))
+    return
   from gdsd_jax.comparison.compare import run_comparison
   from gdsd_jax.comparison.config import comparison_config
 
+  if _CONFIG.value is None:
+    raise ValueError("--config: is not given; --help tells what it is")
+  config, as_given = comparison_config(_CONFIG.value), _CONFIG.value.to_dict()
+  if _REPORT.value is not None:
+    from gdsd_jax.comparison.report import report_folder
+
+    print(report_folder(config, as_given, workdir()))
+    return
   # Runs side by side share the processors: threads that wait for each other cost a third of them.
   os.environ.setdefault("NPROC", str(max(1, (os.cpu_count() or 1) // max(1, _JOBS.value))))
-  sys.exit(run_comparison(comparison_config(_CONFIG.value), _CONFIG.value.to_dict(), workdir(), _JOBS.value))
+  sys.exit(run_comparison(config, as_given, workdir(), _JOBS.value))
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("config")
+  sys.argv = [f"{argument}=" if argument == "--report" else argument for argument in sys.argv]
   command.run(main, alone=True)

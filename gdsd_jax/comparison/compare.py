@@ -9,9 +9,9 @@ from typing import Any
 from gdsd_jax.checks import require
 from gdsd_jax.comparison.config import ComparisonConfig
 from gdsd_jax.comparison.grid import make_run, rate_of, rate_runs
-from gdsd_jax.comparison.results import choose, collect, is_done, reported_runs, result
+from gdsd_jax.comparison.report import NAME, report_folder
+from gdsd_jax.comparison.results import choose, is_done, reported_runs, result
 from gdsd_jax.parallel.processes import is_one_of_several
-from gdsd_jax.runs.files import write_whole
 from gdsd_jax.runs.lock import locked
 from gdsd_jax.runs.saved_config import contradictions
 from gdsd_jax.training.sweep_progress import SweepProgress
@@ -50,7 +50,7 @@ def run_comparison(config: ComparisonConfig, as_given: Mapping[str, Any], folder
       reported = reported_runs(config, choices)
       _refuse_others(reported, folder)
       statuses |= run_all(reported, folder, [], jobs, progress, is_done)
-    report(config, as_given, folder)
+    print(report_folder(config, as_given, folder), f"see {folder / NAME}", sep="\n", flush=True)
   return exit_status(statuses)
 
 
@@ -80,9 +80,3 @@ def tell_rates(choices: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
         end = "; the best is at an end of learning_rates: another beyond may be better" * chosen["at_end"]
         print(f"{objective} on {task}: learning rate {chosen['rate']:g} ({means}){end}", flush=True)
 
-
-def report(config: ComparisonConfig, as_given: Mapping[str, Any], folder: Path) -> None:
-  """Writes comparison.json from what is in the folder so far."""
-  results, choices = collect(config, folder)
-  found = {"config": as_given, "choices": choices, "runs": results}
-  write_whole(folder / "comparison.json", json.dumps(found, indent=1) + "\n")

@@ -8,11 +8,14 @@ from typing import Any
 
 from gdsd_jax.comparison.config import ComparisonConfig
 from gdsd_jax.comparison.grid import make_run, rate_of, rate_runs
+from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
+from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import config_json
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.saved_config import contradictions
 from gdsd_jax.training.sweep_grid import Run
 from gdsd_jax.training.sweep_runs import is_finished
+from gdsd_jax.training.updates import drawing_of
 
 _EVALUATED = ("accuracy", "reward", "sampled_reward")
 
@@ -109,6 +112,10 @@ def collect(config: ComparisonConfig, folder: Path) -> tuple[list[dict[str, Any]
   pairs = [(task, objective) for task in config.tasks for objective in config.objectives]
   results = [result(run, folder / run.name) for pair in pairs for run in rate_runs(config, *pair)]
   choices = choose(config, results)
+  for task, objective in pairs:
+    chosen = choices[task][objective]
+    any_run = make_run(config, "runs", task, objective, chosen["rate"] or config.learning_rates[0], config.seeds[0])
+    chosen["inputs"] = inputs(any_run.config)
   reported = reported_runs(config, choices)
   return [*results, *(result(run, folder / run.name) for run in reported)], choices
 
@@ -118,6 +125,14 @@ def reported_runs(config: ComparisonConfig, choices: Mapping[str, Any]) -> list[
   return [make_run(config, "runs", task, objective, choices[task][objective]["rate"], seed)
           for seed in config.seeds for task in config.tasks for objective in config.objectives
           if choices[task][objective]["rate"] is not None]
+
+
+def inputs(config: RunConfig) -> int:
+  """Passes through the model by which an update's scores of one rollout are made; of a coupled pair there are two."""
+  sampler, G = config.sampler, config.group_size
+  rollouts = abstract_rollouts(config.objective, G, sampler.completion_length, G, sampler.top_k or 1)
+  views = abstract_scored(config.objective, rollouts, drawing_of(config, config.rollouts.prompt_buckets[-1])).views
+  return views.masks.shape[1] * (2 if views.coupled else 1)
 
 
 def config_hash(run: Run) -> str:

@@ -1,0 +1,67 @@
+"""The picture of a comparison: learning curves with bands over seeds, and what they ended at."""
+
+from collections.abc import Mapping
+import io
+from typing import Any
+
+from gdsd_jax.comparison.statistics import mean_interval, smoothed
+from gdsd_jax.comparison.summary import labels, reported
+
+
+def picture(report: Mapping[str, Any]) -> bytes:
+  """A PNG: for each task the smoothed reward of rollouts by step, and the last sampled reward of held-out problems.
+
+  Lines and dots are means over seeds, bands and bars 95 % intervals.
+  """
+  import matplotlib
+
+  matplotlib.use("Agg")
+  import matplotlib.pyplot as plt
+
+  (tasks, objectives), window = labels(report), report["config"]["window"]
+  figure, axes = plt.subplots(
+    2, len(tasks), figsize=(4.5 * len(tasks), 6.5), squeeze=False, layout="constrained",
+    gridspec_kw={"height_ratios": [3, 0.5 + len(objectives) / 5]},
+  )
+  colors = {name: plt.get_cmap("tab10" if len(objectives) <= 10 else "tab20")(i) for i, name in enumerate(objectives)}
+  for column, task in enumerate(tasks):
+    for name in objectives:
+      _curve(axes[0, column], [smoothed(run["curve"], window) for run in reported(report, task, name)], window,
+             colors[name], name)
+    axes[0, column].set(title=task, xlabel="step", ylabel=f"reward of rollouts, mean of {window} steps")
+    axes[0, column].grid(alpha=0.3)
+    _ends(axes[1, column], report["summary"][task], colors)
+  axes[0, -1].legend(fontsize="small", loc="best")
+  image = io.BytesIO()
+  figure.savefig(image, format="png", dpi=110)
+  plt.close(figure)
+  return image.getvalue()
+
+
+def _curve(axes, curves, window: int, color, name: str) -> None:
+  if not any(curves):
+    return
+  intervals = [mean_interval(values) for values in _by_step(curves)]
+  steps = range(window, window + len(intervals))
+  axes.plot(steps, [interval.value for interval in intervals], color=color, label=name, linewidth=1.5)
+  banded = [(step, interval.low, interval.high) for step, interval in zip(steps, intervals) if interval.low is not None]
+  if banded:
+    axes.fill_between(*zip(*banded), color=color, alpha=0.12, linewidth=0)
+
+
+def _by_step(curves) -> list[list[float]]:
+  """The values of all curves at each step that some have; a run that gave up is not among the later ones."""
+  return [[curve[at] for curve in curves if at < len(curve)] for at in range(max(map(len, curves)))]
+
+
+def _ends(axes, summary: Mapping[str, Any], colors) -> None:
+  order = sorted((name for name in summary if summary[name]["sampled_reward"][0] is not None),
+                 key=lambda name: summary[name]["sampled_reward"][0])
+  for row, name in enumerate(order):
+    value, low, high = summary[name]["sampled_reward"]
+    if low is not None:
+      axes.plot([low, high], [row, row], color=colors[name], linewidth=2)
+    axes.plot([value], [row], "o", color=colors[name])
+  axes.set(yticks=range(len(order)), yticklabels=order, xlabel="last sampled reward on held-out problems")
+  axes.tick_params(axis="y", labelsize="small")
+  axes.grid(alpha=0.3, axis="x")

@@ -1,0 +1,61 @@
+"""The tables of a comparison, in markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gdsd_jax.comparison.summary import labels
+
+BEGIN, END = "<!-- made by launch/compare.py --report: begin -->", "<!-- end -->"
+_HEADS = ("objective", "rate", "seeds", "sampled reward", "greedy accuracy", "mean reward of training", "largest drop",
+          "collapsed", "CPU s/step", "inputs")
+
+
+def tables(report: Mapping[str, Any]) -> str:
+  """A table for each task, objectives by their final sampled reward, and one of who beats whom over all tasks."""
+  (tasks, objectives), summary, said = labels(report), report["summary"], []
+  for task in tasks:
+    before = next((of["before"][0] for of in summary[task].values() if of["before"][0] is not None), None)
+    start = "" if before is None else f" (sampled reward before: {before:.3f})"
+    order = sorted(objectives, key=lambda name: -(summary[task][name]["sampled_reward"][0] or 0))
+    rows = [_row(name, summary[task][name], len(report["config"]["seeds"])) for name in order]
+    said += [f"**{task}**{start}", "", *_table(_HEADS, rows), ""]
+  said += ["Probability that a run of the row's objective ends above one of the column's, mean over the tasks:", ""]
+  rows = [[name, *(_probability(summary["all"][name]["better_than"].get(rival)) for rival in objectives)]
+          for name in objectives]
+  return "\n".join([*said, *_table(("", *objectives), rows)])
+
+
+def _row(name: str, of: Mapping[str, Any], seeds: int) -> list[str]:
+  number = lambda value, form: "–" if value is None else format(value, form)
+  return [
+    name, number(of["learning_rate"], "g"), f"{of['seeds']}" + f" of {seeds}" * (of["seeds"] < seeds),
+    *(_interval(of[column]) for column in ("sampled_reward", "accuracy", "mean_reward", "largest_drop")),
+    number(of["collapsed"], ".0%"), number(of["cpu_seconds_a_step"], ".2f"), number(of["inputs"], "d"),
+  ]
+
+
+def _interval(interval: Sequence[float | None]) -> str:
+  value, low, high = interval
+  if value is None:
+    return "–"
+  return f"{value:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+
+
+def _probability(interval: Sequence[float | None] | None) -> str:
+  if interval is None or interval[0] is None:
+    return "–"
+  value, low, high = interval
+  return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+  line = lambda cells: f"| {' | '.join(cells)} |"
+  return [line(heads), line(["---"] * len(heads)), *map(line, rows)]
+
+
+def placed(text: str, document: str | None) -> str:
+  """A document with the tables between its two marks in place of what was there; a new one where there is none."""
+  if document is None:
+    return f"{BEGIN}\n{text}\n{END}\n"
+  before, _, rest = document.partition(BEGIN)
+  return f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}"
