@@ -1,7 +1,11 @@
 """Objectives side by side on the embedded tasks: which learns more, how steadily, at what cost.
 
 Command:   python launch/compare.py --config=configs/compare.py --jobs=2
+ablations: python launch/compare.py --config=configs/compare.py:ablations --workdir=runs/compare_tiny --jobs=2
+           one setting of GDSD changed at a time, at the rate chosen for gdsd or gdsd_tlc; it goes on in the folder of
+           the comparison, whose runs of these two it has in common with it
 smoke:     python launch/compare.py --config=configs/compare.py:smoke, minutes: does all of it run?
+Hardware:  two CPU cores, HOURS.
 
 Alike for all, for a fair comparison: model, problems and their order, the sampler, 4 prompts × 8 rollouts a step, 2
 updates on each batch (the authors' numbers go from 1 to 12; 2 is the least at which old scores matter), AdamW with the
@@ -17,10 +21,13 @@ Their own, as their authors have them: views and how many (M), advantages, KL an
 
 import ml_collections
 
-PRESETS = ("all", "smoke")
+PRESETS = ("tiny", "ablations", "smoke")
 
 
-def get_config(preset: str = "all"):
+_GDSD = {"psi": 0.04, "epsilon": 0.2, "beta": 1e-3, "num_mc": 2}
+
+
+def get_config(preset: str = "tiny"):
   if preset not in PRESETS:
     raise ValueError(f"unknown preset {preset!r}, known are {', '.join(PRESETS)}")
   config = ml_collections.ConfigDict()
@@ -32,8 +39,8 @@ def get_config(preset: str = "all"):
     "sudoku": {"recipe": "gdsd_sudoku:tiny", "objectives": one_block},
   }
   config.objectives = {
-    "gdsd": _objective("gdsd", psi=0.04, epsilon=0.2, beta=1e-3, num_mc=2),
-    "gdsd_tlc": _objective("gdsd_tlc", psi=0.04, epsilon=0.2, beta=1e-3, num_mc=2, center_top_k=64),
+    "gdsd": _objective("gdsd", **_GDSD),
+    "gdsd_tlc": _objective("gdsd_tlc", **_GDSD, center_top_k=64),
     "espo": _objective("espo", epsilon=0.2, beta=1e-2, num_mc=2),
     "spg": _objective("spg", num_mc=2, eubo_beta=1.5, mix_weight=0.5),
     "wd1": _objective("wd1"),
@@ -53,13 +60,35 @@ def get_config(preset: str = "all"):
   config.seeds = (0, 1, 2, 3, 4)
   config.judged_by = "sampled_reward"
   config.window = 10
-  if preset == "smoke":
+  config.over_others = ("gdsd", "gdsd_tlc")
+  config.report = "comparison"
+  if preset == "ablations":
+    _ablations(config)
+  elif preset == "smoke":
     _smoke(config)
   return config
 
 
 def _objective(name: str, **settings):
   return {"objective": {"name": name, **settings}}
+
+
+def _ablations(config):
+  config.report = "ablations"
+  config.tasks = {label: {"recipe": task["recipe"]} for label, task in config.tasks.items()}
+  config.over_others = ("gdsd",)
+  plain = lambda **settings: {"rate_of": "gdsd", **_objective("gdsd", **{**_GDSD, **settings})}
+  tlc = lambda k: {"rate_of": "gdsd_tlc", **_objective("gdsd_tlc", **{**_GDSD, "center_top_k": k})}
+  config.objectives = {
+    "gdsd": config.objectives["gdsd"], "gdsd_tlc": config.objectives["gdsd_tlc"],
+    "psi_0p01": plain(psi=0.01), "psi_0p16": plain(psi=0.16),
+    "epsilon_0p02": plain(epsilon=0.02), "epsilon_0p9": plain(epsilon=0.9),  # tight; all but open
+    "uniform_masks": {**plain(), "masks": {"kind": "uniform"}},
+    "uncoupled": plain(coupled=False, num_mc=4),  # as many passes as two pairs take
+    "m_1": plain(num_mc=1), "m_4": plain(num_mc=4),
+    "tlc_k_1": tlc(1), "tlc_k_8": tlc(8), "tlc_k_all": tlc(512),  # vocabularies have at most 416 tokens
+    "official_noise": {**plain(), "sampler": {"noise": "official"}},
+  }
 
 
 def _smoke(config):
@@ -70,3 +99,4 @@ def _smoke(config):
   config.learning_rates = (1e-4, 1e-3)
   config.seeds = (0, 1)
   config.window = 2
+  config.over_others = ()

@@ -8,6 +8,7 @@ from gdsd_jax.comparison.compare import run_comparison
 from gdsd_jax.comparison.config import comparison_config
 from gdsd_jax.comparison.grid import make_run, rate_runs
 from gdsd_jax.comparison.results import choose, reported_runs
+from gdsd_jax.runs.config_dict import flatten
 
 
 def comparison(changes=(), preset="smoke") -> ConfigDict:
@@ -21,7 +22,7 @@ def comparison(changes=(), preset="smoke") -> ConfigDict:
 
 
 def test_each_objective_has_its_own_settings_and_none_of_the_recipes():
-  config = comparison_config(comparison(preset="all"))
+  config = comparison_config(comparison(preset="tiny"))
   runs = {name: make_run(config, "runs", "sudoku", name, 3e-4, 7) for name in config.objectives}
   assert len(runs) == 8 and len({run.config.rollouts_per_step for run in runs.values()}) == 1
   assert runs["gdsd"].config.objective.psi == 0.04  # the recipe's is 0.1
@@ -103,3 +104,20 @@ def test_settings_that_do_not_fit_are_told_before_any_run_starts(tmp_path, chang
     run_comparison(comparison_config(given), given.to_dict(), tmp_path / "made", 1)
   assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
   assert not (tmp_path / "made").exists()
+
+
+# ------------------------------------------------------------------------------------------------------ ablations
+
+
+def test_ablations_change_one_setting_each_at_the_rate_of_what_they_vary():
+  config = comparison_config(comparison(preset="ablations"))
+  assert {objective for objective in config.objectives if rate_runs(config, "sudoku", objective)} == {
+    "gdsd", "gdsd_tlc"}
+  runs = {name: flatten(make_run(config, "runs", "sudoku", name, 3e-4, 7).config.as_given)
+          for name in config.objectives}
+  given = lambda name, of: {path: value for path, value in runs[name].items() if runs[of].get(path) != value}
+  assert [len(given(name, config.rate_of(name))) for name in runs] == [
+    2 if name == "uncoupled" else 0 if name in ("gdsd", "gdsd_tlc") else 1 for name in runs]
+  results = [{**row, "task": "sudoku"} for row in swept({(rate, 100): rate for rate in config.learning_rates})]
+  chosen = choose(config, results)["sudoku"]
+  assert (chosen["gdsd"]["rate"], chosen["psi_0p01"]["rate"], chosen["tlc_k_1"]["rate"]) == (1e-3, 1e-3, None)

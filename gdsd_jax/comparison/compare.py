@@ -9,7 +9,7 @@ from typing import Any
 from gdsd_jax.checks import require
 from gdsd_jax.comparison.config import ComparisonConfig
 from gdsd_jax.comparison.grid import make_run, rate_of, rate_runs
-from gdsd_jax.comparison.report import NAME, report_folder
+from gdsd_jax.comparison.report import report_folder
 from gdsd_jax.comparison.results import choose, is_done, reported_runs, result
 from gdsd_jax.parallel.processes import is_one_of_several
 from gdsd_jax.runs.lock import locked
@@ -50,7 +50,7 @@ def run_comparison(config: ComparisonConfig, as_given: Mapping[str, Any], folder
       reported = reported_runs(config, choices)
       _refuse_others(reported, folder)
       statuses |= run_all(reported, folder, [], jobs, progress, is_done)
-    print(report_folder(config, as_given, folder), f"see {folder / NAME}", sep="\n", flush=True)
+    print(report_folder(config, as_given, folder), f"see {folder / config.report}.json", sep="\n", flush=True)
   return exit_status(statuses)
 
 

@@ -28,13 +28,17 @@ class ComparisonConfig:
   """A comparison; ValueError, one line naming the field, where it does not fit."""
 
   tasks: Mapping[str, TaskSettings]
-  objectives: Mapping[str, Any]  # label -> what is set in its runs alone, objective.name among it
+  # Label -> what is set in its runs alone, objective.name among it; rate_of names the objective whose rate it takes.
+  objectives: Mapping[str, Any]
   shared: Mapping[str, Any]  # what is set in all runs, in place of what the recipes say
   learning_rates: tuple[float, ...]  # tried for each objective and task, unless one is set for it
   sweep_seeds: tuple[int, ...]  # of the runs that choose a rate
   seeds: tuple[int, ...]  # of the runs that are reported
   judged_by: str = "sampled_reward"  # of the last evaluation: what rates are chosen by
   window: int = 10  # steps that a smoothed curve is a mean of
+  # Objectives whose probability of improvement over each other one the tables tell; none for all.
+  over_others: tuple[str, ...] = ()
+  report: str = "comparison"  # name of the report's files: several comparisons in one folder share their runs
 
   def __post_init__(self):
     for section in ("tasks", "objectives"):
@@ -45,6 +49,13 @@ class ComparisonConfig:
       unknown = task.objectives.keys() - self.objectives.keys()
       require(not unknown, f"tasks.{label}.objectives",
               f"{', '.join(sorted(unknown))} is none of the objectives, {', '.join(self.objectives)}")
+    for label, given in self.objectives.items():
+      other = given.get("rate_of")
+      require(other is None or other in self.objectives and "rate_of" not in self.objectives[other],
+              f"objectives.{label}.rate_of", f"{other!r} must be one of the objectives, with a rate of its own")
+    unknown = [label for label in self.over_others if label not in self.objectives]
+    require(not unknown, "over_others", f"{', '.join(unknown)} is none of the objectives")
+    require(_LABEL.fullmatch(self.report), "report", f"{self.report!r} must be letters, digits, _ and -")
     for field in ("learning_rates", "seeds", "sweep_seeds"):
       values = getattr(self, field)
       require(len(set(values)) == len(values), field, f"has a value twice: {values}")
@@ -69,7 +80,12 @@ class ComparisonConfig:
     found = {}
     for fields in given:
       found |= flatten(fields)
+    found.pop("rate_of", None)
     return found
+
+  def rate_of(self, objective: str) -> str:
+    """The objective whose learning rate an objective takes, in most cases its own."""
+    return self.objectives[objective].get("rate_of", objective)
 
 
 def comparison_config(config: ConfigDict) -> ComparisonConfig:

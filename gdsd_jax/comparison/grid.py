@@ -23,8 +23,8 @@ def rate_of(config: ComparisonConfig, task: str, objective: str) -> float | None
 
 
 def rate_runs(config: ComparisonConfig, task: str, objective: str) -> list[Run]:
-  """The runs by which a learning rate is chosen; none where one is set."""
-  if rate_of(config, task, objective) is not None:
+  """The runs by which a learning rate is chosen for an objective; none where one is set, or another's is taken."""
+  if rate_of(config, task, objective) is not None or config.rate_of(objective) != objective:
     return []
   return [make_run(config, "rates", task, objective, rate, seed)
           for seed in config.sweep_seeds for rate in sorted(config.learning_rates)]

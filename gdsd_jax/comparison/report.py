@@ -1,4 +1,4 @@
-"""The report of a comparison: comparison.json, and the tables and the picture that are made of it."""
+"""The report of a comparison: its JSON, and the tables and the picture that are made of it."""
 
 from collections.abc import Mapping
 import json
@@ -13,13 +13,11 @@ from gdsd_jax.comparison.summary import summarize
 from gdsd_jax.comparison.table import BEGIN, END, placed, tables
 from gdsd_jax.runs.files import write_whole
 
-NAME = "comparison.json"
-
 
 def report_folder(config: ComparisonConfig, as_given: Mapping[str, Any], folder: Path) -> str:
   """Reports what is done so far of a comparison in its folder; returns the tables."""
   results, choices = collect(config, folder)
-  return _write({"config": as_given, "choices": choices, "runs": results}, folder / NAME)
+  return _write({"config": as_given, "choices": choices, "runs": results}, folder / f"{config.report}.json")
 
 
 def report_file(file: Path) -> str:

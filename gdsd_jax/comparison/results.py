@@ -89,6 +89,9 @@ def choose(config: ComparisonConfig, results: Sequence[Mapping[str, Any]]) -> di
       runs = [result for result in results
               if (result["stage"], result["task"], result["objective"]) == ("rates", task, objective)]
       chosen[objective] = _choose(config, runs)
+    for objective in config.objectives:
+      if (other := config.rate_of(objective)) != objective and not chosen[objective]["rate"]:
+        chosen[objective] |= {"rate": chosen[other]["rate"]}
   return found
 
 

@@ -19,10 +19,12 @@ def tables(report: Mapping[str, Any]) -> str:
     order = sorted(objectives, key=lambda name: -(summary[task][name]["sampled_reward"][0] or 0))
     rows = [_row(name, summary[task][name], len(report["config"]["seeds"])) for name in order]
     said += [f"**{task}**{start}", "", *_table(_HEADS, rows), ""]
-  said += ["Probability that a run of the row's objective ends above one of the column's, mean over the tasks:", ""]
-  rows = [[name, *(_probability(summary["all"][name]["better_than"].get(rival)) for rival in objectives)]
-          for name in objectives]
-  return "\n".join([*said, *_table(("", *objectives), rows)])
+  ours = report["config"].get("over_others") or objectives
+  said += ["Probability that a run of the column's objective ends with a higher sampled reward than one of the row's,"
+           " mean over the tasks:", ""]
+  rows = [[rival, *(_probability(summary["all"][name]["better_than"].get(rival)) for name in ours)]
+          for rival in objectives]
+  return "\n".join([*said, *_table(("over", *ours), rows)])
 
 
 def _row(name: str, of: Mapping[str, Any], seeds: int) -> list[str]:

@@ -8,6 +8,7 @@ from gdsd_jax.checks import require, require_at_least
 from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
 from gdsd_jax.objectives.scores import ratio_metrics, Scores, with_kl
 from gdsd_jax.objectives.token_scores import Scoring
+from gdsd_jax.objectives.views import Drawing, Rollouts, Views
 
 
 def teacher_scores(old, advantages, psi: float):
@@ -67,10 +68,14 @@ class Gdsd(TrustRegionObjective):
   beta: float = 1e-3  # weight of the KL to the reference
   # Whether tokens have the weights of the forward process; False: the official first release.
   weighted: bool = True
+  coupled: bool = True  # whether each mask is scored together with its complement; if not, alone, by half of the passes
 
   def __post_init__(self):
     super().__post_init__()
     require(self.psi > 0, "objective.psi", f"must be positive, not {self.psi}")
+
+  def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
+    return Views(drawing.consistent_masks(key, rollouts.confidence), coupled=self.coupled)
 
   def loss(self, batch: ScoredRollouts):
     """(loss, metrics); see `gdsd_loss`."""

@@ -37,8 +37,9 @@ class ScoredRollouts(Rollouts):
     return token_weights(self.masks)
 
   def pair_scores(self, weighted: bool = True) -> tuple[Scores, Scores, Scores | None]:
-    """(student, old, ref), scores float32[N, M] of coupled pairs, see `scores.pair_scores`."""
-    return tuple(pair_scores(scores, self.masks, weighted) for scores in (self.student, self.old, self.ref))
+    """(student, old, ref), scores float32[N, M] of the views, see `scores.pair_scores`."""
+    return tuple(pair_scores(scores, self.masks, weighted, self.views.coupled)
+                 for scores in (self.student, self.old, self.ref))
 
 
 @struct.dataclass

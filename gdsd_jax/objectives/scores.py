@@ -37,11 +37,16 @@ def token_weights(mask):
   return (length + 1) / jnp.maximum(jnp.where(mask, masked, length - masked), 1).astype(jnp.float32)
 
 
-def pair_scores(scores: Scores | None, masks, weighted: bool = True) -> Scores | None:
-  """Scores of coupled pairs, float32[B, M], from those of their tokens [B, M, L]: ½ Σ w_i s_i, or with w = 1."""
+def pair_scores(scores: Scores | None, masks, weighted: bool = True, coupled: bool = True) -> Scores | None:
+  """Scores of coupled pairs, float32[B, M], from those of their tokens [B, M, L]: ½ Σ w_i s_i, or with w = 1.
+
+  Of a mask alone, not `coupled`, Σ w_i s_i of the tokens that it masks: that of a pair is the mean of its two masks'.
+  """
   if scores is None:
     return None
   weights = token_weights(masks) if weighted else 1.0
+  if not coupled:
+    weights = 2 * weights * masks
   total = lambda of_tokens: None if of_tokens is None else 0.5 * jnp.sum(weights * of_tokens, axis=-1)
   return Scores(total(scores.plain), total(scores.centered))
 
