@@ -1,6 +1,14 @@
 """Comparisons: the runs of a config, the choice of learning rates, refusals, and the command after a kill."""
 
-from conftest import load_recipe
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+from conftest import load_recipe, REPOSITORY
 from ml_collections import ConfigDict
 import pytest
 
@@ -121,3 +129,47 @@ def test_ablations_change_one_setting_each_at_the_rate_of_what_they_vary():
   results = [{**row, "task": "sudoku"} for row in swept({(rate, 100): rate for rate in config.learning_rates})]
   chosen = choose(config, results)["sudoku"]
   assert (chosen["gdsd"]["rate"], chosen["psi_0p01"]["rate"], chosen["tlc_k_1"]["rate"]) == (1e-3, 1e-3, None)
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+
+
+def start(workdir: Path, *arguments: str) -> subprocess.Popen:
+  command = [sys.executable, "launch/compare.py", "--config=configs/compare.py:smoke", f"--workdir={workdir}",
+             "--jobs=2", *arguments]
+  return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env=os.environ | {"JAX_PLATFORMS": "cpu"})
+
+
+def without_times(workdir: Path) -> dict:
+  found = json.loads((workdir / "comparison.json").read_text())
+  summaries = [of for name, task in found["summary"].items() if name != "all" for of in task.values()]
+  for row in [*found["runs"], *summaries]:
+    for name in [name for name in row if "seconds" in name]:
+      row.pop(name)
+  return found
+
+
+@pytest.mark.slow
+def test_a_comparison_that_was_stopped_and_killed_reports_the_same(tmp_path):
+  whole, broken = tmp_path / "whole", tmp_path / "broken"
+  process = start(whole)
+  shown, errors = process.communicate(timeout=1800)
+  assert process.returncode == 0, errors
+  assert "8 of 8 runs done" in shown and shown.count("the best is at an end of learning_rates") == 2
+  for stop in (signal.SIGTERM, signal.SIGKILL):  # within the runs that choose rates, then within those reported
+    process, stage = start(broken), "rates" if stop == signal.SIGTERM else "runs"
+    deadline = time.monotonic() + 1800
+    while not list(broken.glob(f"{stage}/*/metrics.jsonl")) and time.monotonic() < deadline:
+      time.sleep(0.1)
+    process.send_signal(stop)
+    process.communicate(timeout=600)
+    assert process.returncode == (75 if stop == signal.SIGTERM else -signal.SIGKILL)
+  process = start(broken, "--report")
+  so_far, errors = process.communicate(timeout=600)
+  assert process.returncode == 0 and "| gdsd | 0.0001 | 0 of 2 | – |" in so_far, errors
+  process = start(broken)
+  again, errors = process.communicate(timeout=1800)
+  assert process.returncode == 0 and "finished before" in again, errors
+  assert without_times(broken) == without_times(whole)
+  assert again[again.index("**countdown**"):].count("|") == shown[shown.index("**countdown**"):].count("|")

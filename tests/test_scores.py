@@ -14,7 +14,7 @@ from gdsd_jax.diffusion.forward import consistent_masks
 from gdsd_jax.objectives.espo import espo_loss
 from gdsd_jax.objectives.gdsd import gdsd_loss
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
-from gdsd_jax.objectives.scores import Scores, sequence_scores, token_weights
+from gdsd_jax.objectives.scores import pair_scores, Scores, sequence_scores, token_weights
 
 B, P, L, M = 3, 4, 8, 2
 # Every value of each setting: (weighted, center_top_k, center_gradient).
@@ -99,6 +99,18 @@ def test_weights_of_a_pair():
   mask = jnp.array([[True, False, False, False], [True, True, True, True], [False] * 4])
   expected = [[5, 5 / 3, 5 / 3, 5 / 3], [5 / 4] * 4, [5 / 4] * 4]
   np.testing.assert_allclose(token_weights(mask), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_pair_scores_the_mean_of_its_two_masks_alone(weighted):
+  rng = np.random.default_rng(0)
+  masks = rng.permuted(np.arange(L) < np.arange(L + 1)[:, None, None], axis=-1)  # of every count
+  scores = Scores(rng.standard_normal(masks.shape, np.float32))
+  alone = lambda masks: pair_scores(scores, masks, weighted, coupled=False).plain
+  np.testing.assert_allclose(pair_scores(scores, masks, weighted).plain, (alone(masks) + alone(~masks)) / 2, atol=1e-5)
+  n = masks.sum(-1)
+  expected = np.where(masks, scores.plain, 0).sum(-1) * ((L + 1) / np.maximum(n, 1) if weighted else 1)
+  np.testing.assert_allclose(alone(masks), expected, rtol=1e-5)
 
 
 def test_left_padding_does_not_change_scores(tiny_denoiser, tiny_params, batch):

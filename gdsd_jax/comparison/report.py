@@ -26,7 +26,7 @@ def report_file(file: Path) -> str:
     found = json.loads(file.read_text())
     found = {name: found[name] for name in ("config", "choices", "runs")}
     summarize(found)
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except (ValueError, LookupError, TypeError, AttributeError) as error:
     raise ValueError(f"--report: {file} is no report of a comparison: {type(error).__name__} {error}") from None
   return _write(found, file)
 

@@ -85,23 +85,12 @@ def smoothed(curve: Sequence[float | None], window: int) -> list[float]:
   return [float(total / count) for total, count in zip(sums, counts) if count]
 
 
-class Drop(NamedTuple):
-  """The largest fall of a smoothed curve below its best so far."""
-
-  drop: float
-  best: float  # the best that it fell from
-
-
-def largest_drop(curve: Sequence[float]) -> Drop | None:
-  """The largest fall below the best so far, 0 where a smoothed curve never falls; None where there is no curve."""
-  if not len(curve):
-    return None
-  best = np.maximum.accumulate(curve)
-  at = int(np.argmax(best - curve))
-  return Drop(float(best[at] - curve[at]), float(best[at]))
+def largest_drop(curve: Sequence[float]) -> float | None:
+  """The largest fall of a smoothed curve below its best so far, 0 where it never falls; None where it has no steps."""
+  return float(np.max(np.maximum.accumulate(curve) - curve)) if len(curve) else None
 
 
 def collapsed(run: Mapping, window: int) -> bool:
-  """Whether a run gave up on updates that were not finite, or lost more than half of its best smoothed reward."""
-  fall = largest_drop(smoothed(run["curve"], window))
-  return run["status"] == "gave_up" or (fall is not None and fall.drop > COLLAPSE * fall.best)
+  """Whether a run gave up on updates that were not finite, or its smoothed reward fell below half of its best."""
+  curve = np.array(smoothed(run["curve"], window))
+  return run["status"] == "gave_up" or bool(np.any(curve < (1 - COLLAPSE) * np.maximum.accumulate(curve)))

@@ -59,7 +59,7 @@ def summarize(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _summary(report: Mapping[str, Any], task: str, objective: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   window, steps = report["config"]["window"], sum(len(run["curve"]) for run in runs)
-  falls = [fall.drop for run in runs if (fall := largest_drop(smoothed(run["curve"], window))) is not None]
+  falls = [fall for run in runs if (fall := largest_drop(smoothed(run["curve"], window))) is not None]
   means = [float(np.mean(known)) for run in runs if (known := [value for value in run["curve"] if value is not None])]
   return {
     "learning_rate": report["choices"][task][objective]["rate"],
