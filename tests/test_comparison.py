@@ -128,7 +128,7 @@ def test_ablations_change_one_setting_each_at_the_rate_of_what_they_vary():
     2 if name == "uncoupled" else 0 if name in ("gdsd", "gdsd_tlc") else 1 for name in runs]
   results = [{**row, "task": "sudoku"} for row in swept({(rate, 100): rate for rate in config.learning_rates})]
   chosen = choose(config, results)["sudoku"]
-  assert (chosen["gdsd"]["rate"], chosen["psi_0p01"]["rate"], chosen["tlc_k_1"]["rate"]) == (1e-3, 1e-3, None)
+  assert (chosen["gdsd"]["rate"], chosen["psi_0p01"]["rate"], chosen["tlc_k_8"]["rate"]) == (1e-3, 1e-3, None)
 
 
 # ---------------------------------------------------------------------------------------------------- the command
