@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import os
 from pathlib import Path
+import re
 import sys
 
 from absl import flags
@@ -50,8 +51,6 @@ def main():
   from gdsd_jax.comparison.compare import run_comparison
   from gdsd_jax.comparison.config import comparison_config
 
-  if _CONFIG.value is None:
-    raise ValueError("--config: is not given; --help tells what it is")
   config, as_given = comparison_config(_CONFIG.value), _CONFIG.value.to_dict()
   if _REPORT.value is not None:
     from gdsd_jax.comparison.report import report_folder
@@ -65,4 +64,7 @@ def main():
 
 if __name__ == "__main__":
   sys.argv = [f"{argument}=" if argument == "--report" else argument for argument in sys.argv]
+  if any(re.match("--?report=.", argument) for argument in sys.argv):
+    sys.argv.append("--config=compare")  # a report has its own in itself
+  flags.mark_flag_as_required("config")
   command.run(main, alone=True)

@@ -397,6 +397,11 @@ BAD = {
   "unknown hub model": Case(
     "launch/compile.py --config=configs/gdsd_math.py --config.model.path=some/Other --topology=v5e:2x2",
     "model.path: 'some/Other' is no folder.*"),
+  "compared recipe": Case("launch/compare.py --config=gdsd_math", "--config: is not of a comparison; see .*"),
+  "report": Case("launch/compare.py --report={f}/none.json", "--report: cannot read {f}/none.json: No such file .*"),
+  "compared setting": Case(
+    "launch/compare.py --config=compare:smoke --config.objectives.wd1.objective.name=spg --config.shared.steps=0",
+    "objective gdsd on task countdown: steps: must be at least 1, not 0"),
   "benchmark model": Case("launch/benchmark.py --model=70b", "--model: '70b' is not one of tiny, 100m, 8b, 8b_dream"),
   "benchmark part": Case(
     "launch/benchmark.py --only=speed", "--only: must name some of sampling, training, memory, not 'speed'"),

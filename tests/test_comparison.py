@@ -87,7 +87,12 @@ def test_the_rate_with_the_best_mean_is_chosen(rewards, statuses, rate, at_end):
   ({"sweep_seeds": (1, 100)}, "sweep_seeds: must be others than seeds, which are reported; [1] are in both"),
   ({"sweep_seeds": ()}, "sweep_seeds: must name some, by whose runs one of learning_rates is chosen"),
   ({"seeds": (0, 0)}, "seeds: has a value twice: (0, 0)"),
-  ({"learning_rates": (1e-4, -1.0)}, "learning_rates: must be positive, not -1.0"),
+  ({"learning_rates": (1e-4, -1.0)}, "learning_rates: must be positive numbers, not -1.0"),
+  ({"seeds": ("a",)}, "seeds: "),
+  ({"shared": {"seed": 3}}, "seed of gdsd on countdown: is said by seeds"),
+  ({"objectives": {"b": {"rate_of": "c"}}}, "objectives.b.rate_of: 'c' must be one of the objectives"),
+  ({"over_others": ("spg",)}, "over_others: spg is none of the objectives, gdsd, wd1"),
+  ({"report": "a/b"}, "report: 'a/b' must be letters, digits, _ and -"),
   ({"judged_by": "loss"}, "judged_by: 'loss' is not one of sampled_reward, reward, accuracy"),
   ({"window": 0}, "window: must be at least 1, not 0"),
   ({"windows": 3}, "--config.windows: the config has no field 'windows'"),
@@ -105,6 +110,8 @@ def test_a_config_that_does_not_fit_is_one_line(changes, message):
   ({"objectives": {"wd1": {"objective": {"psi": 0.1}}}}, "objective wd1 on task countdown: objective.psi: "),
   ({"tasks": {"countdown": {"recipe": "no_such"}}}, "no recipe 'no_such'"),
   ({"shared": {"step": 3}}, "objective gdsd on task countdown: step: "),
+  ({"window": 3}, "window: must be at most the 2 steps of a run, not 3"),
+  ({"objectives": {"wd1": {"objective": {"name": "wd2"}}}}, "objective wd1 on task countdown: objective.name: 'wd2'"),
 ])
 def test_settings_that_do_not_fit_are_told_before_any_run_starts(tmp_path, changes, message):
   given = comparison(changes)

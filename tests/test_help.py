@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 import pytest
 
 from gdsd_jax.checks import did_you_mean_field
+from gdsd_jax.comparison.config import ComparisonConfig
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import base_config, flatten, run_config, typed
 from gdsd_jax.runs.fields import explanations
@@ -19,6 +20,7 @@ from gdsd_jax.supervised.config import FinetuningConfig, pretraining_config, Pre
   slow("pretrain", ["--out", "--config.careless_after=", "steps on right solutions before the careless ones"]),
   slow("compile", ["--topology", "--config.mesh.fsdp=1"]),
   slow("benchmark", ["--model=tiny", "--num_mc"]),
+  slow("compare", ["--report", "--config.window=10", "steps that a smoothed curve is a mean of"]),
 ])
 def test_help_shows_flags_and_fields_with_defaults_and_explanations(command, words):
   result = run_command(f"launch/{command}.py", "--help")
@@ -37,12 +39,13 @@ def test_help_shows_the_recipe_that_is_named():
 
 
 @pytest.mark.parametrize("cls, recipe", [
-  (RunConfig, None), (FinetuningConfig, "sft"), (PretrainingConfig, "pretrain_tiny"),
+  (RunConfig, None), (FinetuningConfig, "sft"), (PretrainingConfig, "pretrain_tiny"), (ComparisonConfig, "compare"),
 ])
 def test_every_field_of_a_recipe_is_explained(cls, recipe):
   said = explanations(cls)
   config = base_config() if recipe is None else load_recipe(recipe).get_config()
-  special = {"kind", *(path for path in flatten(config.to_dict()) if path.startswith("task."))}
+  whole = ("task.", "tasks.", "objectives.", "shared.")  # sections of anything
+  special = {"kind", *(path for path in flatten(config.to_dict()) if path.startswith(whole))}
   assert flatten(config.to_dict()).keys() - special <= said.keys()
   assert [path for path, text in said.items() if not text and not path.endswith("_token_id")] == []
 

@@ -121,7 +121,7 @@ def test_in_a_users_program_the_first_is_noted_and_the_second_is_what_it_was():
   assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "export", "pretrain", "compile", "benchmark"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "export", "pretrain", "compile", "benchmark", "compare"])
 def test_every_command_takes_the_signals_before_imports_that_take_seconds(name):
   lines = (REPOSITORY / "launch" / f"{name}.py").read_text().split('"""', 2)[2].split("\n")
   code = [line for line in lines if line and not line.lstrip().startswith("#")]
@@ -197,6 +197,7 @@ def test_a_signal_at_any_moment_is_one_line_and_loses_nothing(tmp_path, undistur
   ["benchmark", "--model=tiny"],
   ["pretrain", "--config=configs/pretrain_tiny.py", "--out=OUT"],
   ["train", "--config=configs/gdsd_math.py", "--config.seed=0,1", "--workdir=OUT"],
+  ["compare", "--config=configs/compare.py:smoke", "--workdir=OUT"],
 ], ids=lambda command: command[0] if command[0] != "train" else "sweep")
 @pytest.mark.parametrize("seconds", [0.3, 3.0, 12.0])
 def test_ctrl_c_of_a_terminal_ends_every_command_and_its_children_in_one_line(tmp_path, command, seconds):

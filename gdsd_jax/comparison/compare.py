@@ -33,12 +33,13 @@ def run_comparison(config: ComparisonConfig, as_given: Mapping[str, Any], folder
   require(jobs >= 1, "--jobs", f"must be at least 1, not {jobs}")
   require(not is_one_of_several(), "--config", "a comparison starts its runs by itself; it is no run of several"
                                                " processes")
-  pairs = [(task, objective) for task in config.tasks for objective in config.objectives]
-  sweeps = [run for pair in pairs for run in rate_runs(config, *pair)]
-  for pair in pairs:  # what does not fit is told now
-    make_run(config, "runs", *pair, rate_of(config, *pair) or config.learning_rates[0], config.seeds[0])
+  sweeps = [run for pair in config.pairs for run in rate_runs(config, *pair)]
+  for pair in config.pairs:  # what does not fit is told now
+    run = make_run(config, "runs", *pair, rate_of(config, *pair) or config.learning_rates[0], config.seeds[0])
+    steps = run.config.steps
+    require(config.window <= steps, "window", f"must be at most the {steps} steps of a run, not {config.window}")
   _refuse_others(sweeps, folder)
-  total = len(sweeps) + len(pairs) * len(config.seeds)
+  total = len(sweeps) + len(config.pairs) * len(config.seeds)
   print(f"COMPARISON of {len(config.objectives)} objectives on {len(config.tasks)} tasks in {folder}: {len(sweeps)}"
         f" runs to choose learning rates, {total - len(sweeps)} to report, {jobs} at a time", flush=True)
   with locked(folder):
@@ -75,7 +76,8 @@ def tell_rates(choices: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     for objective, chosen in of_task.items():
       means = ", ".join(f"{rate}: {mean:.3f}" for rate, mean in chosen["means"].items())
       if chosen["rate"] is None:
-        print(f"warning: {objective} on {task}: no learning rate, since runs failed ({means})", file=sys.stderr)
+        print(f"warning: {objective} on {task}: no learning rate, since runs failed or tell no such number ({means})",
+              file=sys.stderr, flush=True)
       elif means:
         end = "; the best is at an end of learning_rates: another beyond may be better" * chosen["at_end"]
         print(f"{objective} on {task}: learning rate {chosen['rate']:g} ({means}){end}", flush=True)

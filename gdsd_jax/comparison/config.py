@@ -1,7 +1,9 @@
 """What a comparison is told: objectives × tasks × seeds, typed and checked; configs/compare.py explains the fields."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
+import math
+from numbers import Real
 import re
 from typing import Any
 
@@ -27,7 +29,7 @@ class TaskSettings:
 class ComparisonConfig:
   """A comparison; ValueError, one line naming the field, where it does not fit."""
 
-  tasks: Mapping[str, TaskSettings]
+  tasks: Mapping[str, TaskSettings]  # label -> its recipe, and what is set for its runs (shared, objectives.LABEL)
   # Label -> what is set in its runs alone, objective.name among it; rate_of names the objective whose rate it takes.
   objectives: Mapping[str, Any]
   shared: Mapping[str, Any]  # what is set in all runs, in place of what the recipes say
@@ -45,23 +47,34 @@ class ComparisonConfig:
       require(getattr(self, section), section, "names none")
       for label in getattr(self, section):
         require(_LABEL.fullmatch(label), f"{section}.{label}", "must be letters, digits, _ and -, to name folders")
-    for label, task in self.tasks.items():
-      unknown = task.objectives.keys() - self.objectives.keys()
-      require(not unknown, f"tasks.{label}.objectives",
-              f"{', '.join(sorted(unknown))} is none of the objectives, {', '.join(self.objectives)}")
     for label, given in self.objectives.items():
+      require(isinstance(given, Mapping), f"objectives.{label}", f"must be a section of settings, not {given!r}")
       other = given.get("rate_of")
       require(other is None or other in self.objectives and "rate_of" not in self.objectives[other],
               f"objectives.{label}.rate_of", f"{other!r} must be one of the objectives, with a rate of its own")
-    unknown = [label for label in self.over_others if label not in self.objectives]
-    require(not unknown, "over_others", f"{', '.join(unknown)} is none of the objectives")
+    for task, objective in self.pairs:
+      require("seed" not in self.changes(task, objective), f"seed of {objective} on {task}", "is said by seeds")
+    for label, task in self.tasks.items():
+      self._require_objectives(f"tasks.{label}.objectives", task.objectives)
+    self._require_objectives("over_others", self.over_others)
     require(_LABEL.fullmatch(self.report), "report", f"{self.report!r} must be letters, digits, _ and -")
+    require_one_of("judged_by", self.judged_by, JUDGES)
+    require_at_least(self, "", window=1)
+    self._check_lists()
+
+  def _require_objectives(self, field: str, named: Collection[str]) -> None:
+    unknown = [label for label in named if label not in self.objectives]
+    require(not unknown, field, f"{', '.join(unknown)} is none of the objectives, {', '.join(self.objectives)}")
+
+  def _check_lists(self) -> None:
     for field in ("learning_rates", "seeds", "sweep_seeds"):
       values = getattr(self, field)
+      require(isinstance(values, (tuple, list)), field, f"must be a list, such as (1, 2), not {values!r}")
       require(len(set(values)) == len(values), field, f"has a value twice: {values}")
       for value in values:
         if field == "learning_rates":
-          require(value > 0, field, f"must be positive, not {value}")
+          fits = isinstance(value, Real) and 0 < value < math.inf
+          require(fits, field, f"must be positive numbers, not {value!r}")
         else:
           require_seed(field, value)
     require(self.learning_rates, "learning_rates", "names none")
@@ -70,8 +83,11 @@ class ComparisonConfig:
             "must name some, by whose runs one of learning_rates is chosen")
     both = set(self.seeds) & set(self.sweep_seeds)
     require(not both, "sweep_seeds", f"must be others than seeds, which are reported; {sorted(both)} are in both")
-    require_one_of("judged_by", self.judged_by, JUDGES)
-    require_at_least(self, "", window=1)
+
+  @property
+  def pairs(self) -> list[tuple[str, str]]:
+    """(task, objective) of all."""
+    return [(task, objective) for task in self.tasks for objective in self.objectives]
 
   def changes(self, task: str, objective: str) -> dict[str, Any]:
     """Path -> value of what a comparison sets in the recipe of a task, for an objective; the last word counts."""
@@ -104,6 +120,7 @@ def comparison_config(config: ConfigDict) -> ComparisonConfig:
 
 def _task(label: str, given: Mapping[str, Any]) -> TaskSettings:
   known = [field.name for field in dataclasses.fields(TaskSettings)]
+  require(isinstance(given, Mapping), f"--config.tasks.{label}", f"must be a section with a recipe, not {given!r}")
   for name in given:
     require(name in known, f"--config.tasks.{label}.{name}", f"is none of a task's fields, {', '.join(known)}")
   require("recipe" in given, f"--config.tasks.{label}.recipe", "names no recipe, such as gdsd_math:tiny")

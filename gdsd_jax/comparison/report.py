@@ -23,7 +23,11 @@ def report_folder(config: ComparisonConfig, as_given: Mapping[str, Any], folder:
 def report_file(file: Path) -> str:
   """Makes tables and picture of a report again, beside it; returns the tables. Raises ValueError or OSError."""
   try:
-    found = json.loads(file.read_text())
+    text = file.read_text()
+  except OSError as error:
+    raise OSError(f"--report: cannot read {file}: {error.strerror}") from None
+  try:
+    found = json.loads(text)
     found = {name: found[name] for name in ("config", "choices", "runs")}
     summarize(found)
   except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -37,7 +41,7 @@ def _write(report: dict[str, Any], file: Path) -> str:
   require(before is None or {BEGIN, END} <= set(before.splitlines()), "--report",
           f"{document} is there, and lacks the two lines between which tables belong: {BEGIN} and {END}")
   report["summary"] = summarize(report)
-  text, image = tables(report), picture(report)
+  text, image = f"![Learning curves, and what they end at]({file.stem}.png)\n\n{tables(report)}", picture(report)
   write_whole(file, _json(report))
   write_whole(document, placed(text, before))
   write_whole(file.with_suffix(".png"), image)

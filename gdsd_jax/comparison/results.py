@@ -112,10 +112,9 @@ def _choose(config: ComparisonConfig, runs: Sequence[Mapping[str, Any]]) -> dict
 
 def collect(config: ComparisonConfig, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
   """(results, choices) of all runs of a comparison whose rates are chosen so far, from its folder."""
-  pairs = [(task, objective) for task in config.tasks for objective in config.objectives]
-  results = [result(run, folder / run.name) for pair in pairs for run in rate_runs(config, *pair)]
+  results = [result(run, folder / run.name) for pair in config.pairs for run in rate_runs(config, *pair)]
   choices = choose(config, results)
-  for task, objective in pairs:
+  for task, objective in config.pairs:
     chosen = choices[task][objective]
     any_run = make_run(config, "runs", task, objective, chosen["rate"] or config.learning_rates[0], config.seeds[0])
     chosen["inputs"] = inputs(any_run.config)
