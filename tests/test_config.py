@@ -58,7 +58,7 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
     "sampler.early_stop": True, "sampler.prompt_buckets": (7,), "sampler.microbatches": 2,
     "sampler.other_family": True,
     "masks.kind": "blocks", "masks.block_length": 4, "masks.remasking": "random", "masks.fresh": False,
-    "objective.name": "gdsd_tlc", "objective.psi": 0.1, "objective.epsilon": 0.3, "objective.beta": 0.0,
+    "objective.name": "gdsd_tlc", "objective.psi": 0.1, "objective.epsilon": 0.3, "objective.beta": 0.7,
     "objective.center_top_k": 8, "objective.center_gradient": True, "objective.weighted": False,
     "objective.num_mc": 3, "objective.num_iterations": 5, "objective.scale_rewards": True,
     "objective.advantages": "leave_one_out", "objective.least_accuracy": 0.1, "objective.largest_accuracy": 0.9,
@@ -74,7 +74,7 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
     "eval.factor": None, "eval.test_size": 5, "eval.eos_penalty": 0.25,
     "checkpoint.every": 2,
     "checkpoint.keep": 3, "mesh.data": 2, "mesh.fsdp": 3, "mesh.tensor": 4, "log.every": 5, "log.rollouts_every": 6,
-    "log.plot_seconds": 7.0, "log.tensorboard": False, "log.wandb_project": "",
+    "log.trajectory": True, "log.plot_seconds": 7.0, "log.tensorboard": False, "log.wandb_project": "",
   }
   fields = base_config()
   assert others.keys() == flatten(fields.to_dict()).keys()

@@ -50,6 +50,49 @@ def test_every_objective_trains(tmp_path, name):
   assert max(moved) > 0 and all(np.isfinite(moved))
 
 
+@pytest.mark.slow
+def test_the_gap_between_exact_likelihoods_and_the_trajectory_is_none(tmp_path):
+  """JustGRPO scores each token in the state that a sampler from left to right drew it in, at its temperature."""
+  trainer = trainer_of(tmp_path, "just_grpo", log__trajectory=True, sampler__temperature=0.7)
+  row, _ = trainer.iterate(Stopwatch())
+  assert row["trajectory_logp"] < -0.01 and abs(row["elbo_gap"]) < 1e-4 and row["elbo_gap_std"] < 1e-4
+  assert row["elbo_correlation"] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [
+  {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "sampler__microbatches": 2, "optimizer__accumulation": 2},
+  {"sampler__cache": "dual"}, {"sampler__kind": "dream", "sampler__other_family": True, "sampler__top_p": 0.9},
+  {"objective__name": "gdsd_tlc"},
+])
+def test_a_step_tells_the_trajectory_of_the_rollouts_that_it_trains_on(tmp_path, changes):
+  trainer = trainer_of(tmp_path, **changes, log__trajectory=True)
+  row, graded = trainer.iterate(Stopwatch())
+  logp = np.asarray(graded.sampled.rollout.logp)
+  assert row["trajectory_logp"] == pytest.approx(logp.mean(), rel=1e-5) and np.isfinite(row["elbo_gap_std"])
+  assert row["elbo"] == pytest.approx(row.get("score_plain", row["score"]), rel=0.2)
+
+
+@pytest.mark.slow
+def test_rollouts_of_the_iteration_before_keep_their_trajectory(tmp_path):
+  trainer = trainer_of(tmp_path, log__trajectory=True)
+  trainer.config = dataclasses.replace(trainer.config, async_rollouts=True)
+  trainer.overlap.config = trainer.config
+  for _ in range(2):
+    row, graded = trainer.iterate(Stopwatch())
+    assert row["trajectory_logp"] == pytest.approx(np.asarray(graded.sampled.rollout.logp).mean(), rel=1e-5)
+  assert trainer.saved()[0].ahead.logp.shape == graded.sampled.rollout.tokens.shape
+
+
+@pytest.mark.slow
+def test_the_numbers_of_a_step_are_the_same_with_its_trajectory(tmp_path):
+  rows = [trainer_of(tmp_path / str(on), log__trajectory=on).iterate(Stopwatch())[0] for on in (False, True)]
+  for name, value in rows[0].items():
+    assert rows[1][name] == value or "second" in name, name
+  assert rows[1].keys() - rows[0].keys() == {
+    "trajectory_logp", "elbo", "elbo_gap", "elbo_gap_std", "elbo_correlation"}
+
+
 def with_accuracy(trainer, monkeypatch, accuracies):
   """Grades tell these accuracies of groups, one draw after the other."""
   grade, draws = trainer.sampler.grade, iter(accuracies)
@@ -64,11 +107,12 @@ RANGE = {"objective__least_accuracy": 0.2, "objective__largest_accuracy": 0.8, "
 
 
 def test_groups_outside_of_the_range_give_way_to_others(tmp_path, monkeypatch):
-  trainer = trainer_of(tmp_path, **RANGE)
+  trainer = trainer_of(tmp_path, **RANGE, log__trajectory=True)
   with_accuracy(trainer, monkeypatch, [[0.0, 0.5, 1.0, 0.0], [0.5, 1.0, 0.5, 0.0], [0.5, 0.5, 0.0, 0.0]])
   first = trainer.overlap.position
   row, _ = trainer.iterate(Stopwatch())
   assert (row["groups_drawn"], row["groups_kept"]) == (12, 4) and row["skipped"] == 0
+  assert np.isfinite(row["trajectory_logp"]) and 0 < row["token_agreement"] < 1
   assert trainer.overlap.position == first + 12
 
 

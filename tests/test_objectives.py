@@ -6,6 +6,7 @@ import json
 import check_objectives
 from check_objectives import by_rollout, cases_of, differences, model_of, MOST
 from conftest import REPOSITORY, slow
+from documented import documented
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.objectives.agrpo import Agrpo
 from gdsd_jax.objectives.cj_grpo import CjGrpo
 from gdsd_jax.objectives.d2 import D2
+from gdsd_jax.objectives.diagnostics import score_metrics
 from gdsd_jax.objectives.dmpo import Dmpo
 from gdsd_jax.objectives.just_grpo import JustGrpo
 from gdsd_jax.objectives.named import objective_class, OBJECTIVES
@@ -161,7 +163,9 @@ def test_an_objective_can_be_traced_for_rollouts_that_remember_what_it_needs(nam
   drawing = Drawing(2, 2, P, 1, L, MASKS) if name == "just_grpo" else DRAWING
   try_out(objective, N, G, L, drawing)
   scored = abstract_scored(objective, abstract_rollouts(objective, N, L, G), drawing)
-  trace_gradient(objective, scored)
+  told = {*trace_gradient(objective, scored), *jax.eval_shape(score_metrics, scored)}
+  assert told <= documented().keys()
+  assert {metric for metric, of in documented().items() if name in of} <= told
   assert scored.views.masks.shape[0::2] == (N, L)
   assert (scored.ref is not None) == objective.needs_reference and (scored.old is not None) == objective.needs_old
 

@@ -123,7 +123,7 @@ def test_two_processes_compute_what_one_computes(one, two):
   rows, other = (read_rows(workdir / "metrics.jsonl") for workdir in (one, two[0]))
   assert [row["step"] for row in other] == [0, 1, 2, 3, 4]
   first, other_first = rows[1], other[1]
-  for name in ("reward", "completion_length", "diversity", "reward_std"):
+  for name in ("reward", "completion_length", "diversity", "reward_std", "token_agreement", "distinct_1"):
     assert other_first[name] == first[name]
   for name in ("loss", "grad_norm"):
     np.testing.assert_allclose(other_first[name], first[name], rtol=1e-5)

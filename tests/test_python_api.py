@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 from conftest import REPOSITORY
+from documented import documented, undocumented
 import jax
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def small_config(**changes):
   return gdsd_jax.load_config("gdsd_math:tiny", {
     "steps": 2, "group_size": 2, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.steps": 8,
     "objective.num_iterations": 1, "objective.num_mc": 1, "eval.every": 2, "eval.num_examples": 4, "eval.batch_size": 4,
-    "eval.lengths": (8,), "log.tensorboard": False, **changes})
+    "eval.lengths": (8,), "log.tensorboard": False, "log.trajectory": True, **changes})
 
 
 class Notes(gdsd_jax.Callback):
@@ -64,6 +65,16 @@ def test_a_run_with_an_own_reward_tells_its_callbacks(trained):
   assert [row.get("mine") for row in rows] == [None, 3.0, 3.0]
   saved = json.loads((folder / "config.json").read_text())["task"]
   assert (saved["rewards"], saved["reward_weights"]) == (["test_python_api:short"], [2.0])
+
+
+def test_every_number_of_a_step_is_documented_and_every_documented_one_is_there(trained):
+  rows = read_rows(trained[1] / "metrics.jsonl")
+  told = {name for name, of in documented().items() if {"all", "gdsd", "log.trajectory"} & set(of)}
+  for row in rows:
+    assert undocumented(row, "short") <= {"mine"}
+    if row["step"]:
+      assert {name.replace("NAME", "short") for name in told} <= row.keys()
+      assert row["trajectory_logp"] < 0 and row["elbo_gap"] == pytest.approx(row["elbo"] - row["trajectory_logp"], 1e-3)
 
 
 def test_what_was_learnt_is_evaluated_sampled_and_saved(trained, tmp_path):

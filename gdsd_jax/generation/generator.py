@@ -68,12 +68,12 @@ class Generator:
     filled = np.arange(batch_size) % len(prompts)
     [(prompt, mask)] = self.encode(prompts, [filled], buckets)
     tokens = self.sample(params, prompt, mask, key, config).tokens
-    texts, lengths, _ = self.decode([(np.arange(len(prompts)), tokens)])
-    return texts, lengths
+    texts, ids, _ = self.decode([(np.arange(len(prompts)), tokens)])
+    return texts, np.array([len(tokens) for tokens in ids])
 
   def decode(
     self, parts: Sequence[tuple[np.ndarray, jax.Array]], look: Callable[..., list] | None = None
-  ) -> tuple[list[str], np.ndarray, list[Any]]:
+  ) -> tuple[list[str], list[list[int]], list[Any]]:
     """Texts of sampled completions, each process reading its own; a part is read while the next is sampled. Collective.
 
     Args:
@@ -83,7 +83,7 @@ class Generator:
         each; without it they are None.
 
     Returns:
-      Texts up to their end, int[B] tokens up to there, and the values of `look`, known to every process.
+      Texts up to their end, token ids up to there, and the values of `look`, known to every process.
       Where `look` raises, so does this, and in the other processes RemoteError.
     """
     shares = [own_rows(self.mesh, len(tokens)) for _, tokens in parts]
@@ -94,10 +94,10 @@ class Generator:
       for (rows, tokens), share in zip(parts, shares):
         ids = text.completion_ids(fetch_rows(tokens, share), self.stop_ids)
         texts = text.texts_of(self.tokenizer, ids)
-        values += zip(texts, map(len, ids), look(rows[share], texts, ids) if look else [None] * len(texts))
+        values += zip(texts, ids, look(rows[share], texts, ids) if look else [None] * len(texts))
       return values
 
     # Processes tell each other of all parts at once, after the last: that is a program of their devices, too.
     own = np.concatenate([rows[share] for (rows, _), share in zip(parts, shares)])
-    texts, lengths, values = zip(*share_work(sum(len(rows) for rows, _ in parts), work, own))
-    return list(texts), np.array(lengths), list(values)
+    texts, ids, values = zip(*share_work(sum(len(rows) for rows, _ in parts), work, own))
+    return list(texts), list(ids), list(values)

@@ -45,11 +45,16 @@ class GradedCompletions:
   sampled: PendingCompletions
   sampling_seconds: float  # from the beginning of sampling until the last text was read on the host
   completions: list[str]  # text of each, up to its end
-  lengths: np.ndarray  # int[B] tokens up to there
+  ids: list[list[int]]  # token ids of each up to there
   rewards: dict[str, np.ndarray]  # by name, float32[B] each, not-a-number where it does not apply
   accuracy: np.ndarray  # float64[B], what each adds to the published accuracy; not-a-number where there is none
   accuracy_lenient: np.ndarray  # float64[B], what each adds to a lenient reader's; not-a-number where there is none
   metrics: dict[str, float]  # what else the reward functions told
+
+  @functools.cached_property
+  def lengths(self) -> np.ndarray:
+    """int[B], tokens of each up to its end."""
+    return np.array([len(tokens) for tokens in self.ids])
 
   @functools.cached_property
   def total_reward(self) -> np.ndarray:
@@ -140,7 +145,7 @@ class RolloutSampler:
       return self._grade(texts, [pending.examples[row] for row in rows], ids)
 
     try:
-      completions, lengths, grades = self.generator.decode(pending.parts, look)
+      completions, ids, grades = self.generator.decode(pending.parts, look)
     except RemoteError as error:
       raise RewardError(str(error)) from error
     rewards, *accuracies = zip(*grades)
@@ -148,7 +153,7 @@ class RolloutSampler:
     rewards = {name: np.array([each[name] for each in rewards], np.float32) for name in rewards[0]}
     accuracies = [np.array(accuracy, np.float64) for accuracy in accuracies]
     seconds, metrics = seen[-1] - pending.started, self.task.metrics() if self.task.takes_ids else {}
-    return GradedCompletions(pending, seconds, completions, lengths, rewards, *accuracies, metrics)
+    return GradedCompletions(pending, seconds, completions, ids, rewards, *accuracies, metrics)
 
   def _grade(self, texts: list[str], examples: list[Mapping[str, Any]], ids: list[list[int]]) -> list[tuple]:
     """(rewards, accuracy, accuracy_lenient) of each text."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from gdsd_jax.checks import require, require_one_of
 from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
-from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, difference_where, k3
+from gdsd_jax.objectives.surrogates import clipped_loss, difference_where, k3, kl_metrics, ratio_metrics
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views, views_of_steps
 
 _STEPS = ("entropy", "uniform")
@@ -77,9 +77,10 @@ class Agrpo(TrustRegionObjective):
     student = batch.student.plain
     log_ratio = difference_where(student, batch.logp[:, None], scored)
     loss = over_tokens(clipped_loss(log_ratio, batch.advantages[:, None, None], self.epsilon))
-    metrics = {"clip_fraction": clipped_share(log_ratio, scored, self.epsilon)}
+    metrics = ratio_metrics(log_ratio, self.epsilon, scored)
     if batch.ref is not None:
       difference = difference_where(batch.ref.plain, student, scored)
-      metrics["kl"] = over_tokens(jnp.exp(log_ratio) * k3(0.0, difference))
+      kl = jnp.exp(log_ratio) * k3(0.0, difference)
+      metrics |= kl_metrics(over_tokens(kl), kl, scored)
       loss = loss + self.beta * metrics["kl"]
     return loss, metrics

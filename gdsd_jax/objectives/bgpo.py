@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from gdsd_jax.checks import require
 from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.objectives.surrogates import log_ratio_metrics
 from gdsd_jax.objectives.views import Drawing, random_masks, Rollouts, Views
 
 
@@ -55,4 +56,4 @@ class Bgpo(Objective):
     clipped = jnp.clip(ratio, 1 - self.epsilon, 1 + self.epsilon)
     loss = -jnp.minimum(ratio * advantages, clipped * advantages)
     loss = jnp.where(advantages < 0, jnp.minimum(loss, -self.dual_clip * advantages), loss)
-    return jnp.mean(loss), {"clip_fraction": jnp.mean(ratio != clipped), "score": jnp.mean(level(batch.student))}
+    return jnp.mean(loss), log_ratio_metrics(moved, ratio != clipped)

@@ -40,7 +40,8 @@ class CoupledGrpo(TrustRegionObjective):
     first = jax.random.uniform(of_tokens, everywhere.shape, jnp.float32) < share
     masks = jnp.stack([everywhere, first, ~first], axis=1)
     weights = jnp.stack([jnp.float32(1), 1 / share, 1 / (1 - share)])
-    return Views(masks, weights=jnp.broadcast_to(weights[:, None], (len(first), 3, 1)))
+    weights = jnp.broadcast_to(weights[:, None], (len(first), 3, 1))
+    return Views(masks, scored=masks & rollouts.counted[:, None], weights=weights)
 
   def loss(self, batch: ScoredRollouts):
     def token_scores(scores):

@@ -14,7 +14,8 @@ def whole_completion_views(key, rollouts: Rollouts, drawing: Drawing, prompt_mas
   """One view: the whole completion is masked, and each prompt token with probability `prompt_masking`."""
   batch = len(rollouts.tokens)
   prompt_masks = random_prompt_masks(key, (batch, 1, drawing.prompt_length), prompt_masking)
-  return Views(jnp.ones((batch, 1, rollouts.tokens.shape[1]), bool), prompt_masks=prompt_masks)
+  masks = jnp.ones((batch, 1, rollouts.tokens.shape[1]), bool)
+  return Views(masks, scored=rollouts.counted[:, None], prompt_masks=prompt_masks)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Dmpo(Objective):
       moved = jax.lax.stop_gradient(mean_log) * batch.tokens.shape[1] - behaviour
       center = jax.nn.softmax(moved)
     loss = -jnp.sum((weights - self.centering * center) * mean_log)
-    return loss, {"score": jnp.mean(mean_log), "largest_weight": jnp.mean(jnp.max(weights.reshape(gap.shape), axis=-1))}
+    return loss, {"largest_weight": jnp.mean(jnp.max(weights.reshape(gap.shape), axis=-1))}
 
 
 def elbo(scores, masked):

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
-from gdsd_jax.objectives.scores import ratio_metrics, Scores, with_kl
+from gdsd_jax.objectives.scores import Scores, with_kl
+from gdsd_jax.objectives.surrogates import log_ratio_metrics
 
 
 def espo_loss(scores: Scores, old: Scores, ref: Scores | None, advantages, completion_length: int,
@@ -22,7 +23,7 @@ def espo_loss(scores: Scores, old: Scores, ref: Scores | None, advantages, compl
   ratio = jnp.exp(log_ratio / completion_length)
   clipped = jnp.clip(ratio, 1 - epsilon, 1 + epsilon)
   loss = -jnp.mean(jnp.minimum(ratio * advantages, clipped * advantages))
-  metrics = ratio_metrics(scores.plain, log_ratio, ratio != clipped, completion_length)
+  metrics = log_ratio_metrics(log_ratio, ratio != clipped)
   return with_kl(loss, metrics, student, over_samples(ref), completion_length, beta)
 
 

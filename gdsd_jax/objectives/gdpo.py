@@ -8,7 +8,7 @@ import numpy as np
 
 from gdsd_jax.checks import require_at_least
 from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
-from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, mean_where
+from gdsd_jax.objectives.surrogates import clipped_loss, kl_metrics, mean_where, ratio_metrics
 from gdsd_jax.objectives.views import Drawing, random_masks, Rollouts, Views
 
 
@@ -55,11 +55,11 @@ class Gdpo(TrustRegionObjective):
     valid = batch.counted if self.truncated else jnp.ones(batch.tokens.shape, bool)
     log_ratio = jnp.sum(student - by_position(batch.old), axis=-1) / jnp.sum(valid, axis=-1)
     loss = jnp.mean(clipped_loss(log_ratio, batch.advantages, self.epsilon))
-    metrics = {"clip_fraction": clipped_share(log_ratio, True, self.epsilon), "score": jnp.mean(student)}
+    metrics = ratio_metrics(log_ratio, self.epsilon)
     if batch.ref is not None:
       difference = jnp.clip(by_position(batch.ref) - student, -20, 20)
       to_itself = jnp.exp(student - jax.lax.stop_gradient(student))
       kl = jnp.clip(jnp.expm1(difference) - difference, -10, 10) * to_itself
-      metrics["kl"] = jnp.mean(mean_where(kl, valid, axis=1))
+      metrics |= kl_metrics(jnp.mean(mean_where(kl, valid, axis=1)), kl, valid)
       loss = loss + self.beta * metrics["kl"]
     return loss, metrics

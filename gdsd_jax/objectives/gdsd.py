@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from gdsd_jax.checks import require, require_at_least
 from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
-from gdsd_jax.objectives.scores import ratio_metrics, Scores, with_kl
+from gdsd_jax.objectives.scores import Scores, with_kl
+from gdsd_jax.objectives.surrogates import log_ratio_metrics
 from gdsd_jax.objectives.token_scores import Scoring
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views
 
@@ -53,9 +54,27 @@ def gdsd_loss(scores: Scores, old: Scores, ref: Scores | None, advantages, compl
   log_ratio = scores.policy - old.policy
   low, high = (jnp.log1p(jnp.asarray(bound, log_ratio.dtype)) for bound in (-epsilon, epsilon))
   student = jnp.clip(log_ratio, low, high) / completion_length
-  loss = jnp.sum(jnp.square(student - teacher_scores(0, advantages, psi))) / len(advantages)
-  metrics = ratio_metrics(scores.policy, log_ratio, (log_ratio <= low) | (log_ratio >= high), completion_length)
+  teacher = teacher_scores(0, advantages, psi)
+  loss = jnp.sum(jnp.square(student - teacher)) / len(advantages)
+  metrics = log_ratio_metrics(log_ratio, (log_ratio <= low) | (log_ratio >= high))
+  metrics |= _regression_metrics(teacher, student - teacher, completion_length)
   return with_kl(loss, metrics, scores, ref, completion_length, beta)
+
+
+def _regression_metrics(target, residual, completion_length: int) -> dict:
+  """Target and residual of the regression on the teacher, and the scale of its gradient: B ∂loss/∂S, but for the clip.
+
+  The official code takes the mean of that over rollouts and mask samples, over its spread, as its signal to noise.
+  """
+  scale = 2 * residual / completion_length
+  spread = jnp.std(scale)
+  return {
+    "target_abs": jnp.mean(jnp.abs(target)),
+    "residual_abs": jnp.mean(jnp.abs(residual)),
+    "gradient_scale": jnp.mean(jnp.abs(scale)),
+    "gradient_scale_std": spread,
+    "gradient_snr": jnp.abs(jnp.mean(scale)) / (spread + 1e-12),
+  }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from gdsd_jax.checks import require, require_one_of
 from gdsd_jax.objectives.objective import Objective, ScoredRollouts
-from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, mean_where
+from gdsd_jax.objectives.surrogates import clipped_loss, mean_where, ratio_metrics
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views
 
 _MEANS = ("informative", "tokens", "rows")
@@ -65,4 +65,4 @@ class JustGrpo(Objective):
       loss = jnp.mean(loss)
     else:
       loss = jnp.mean(mean_where(loss, batch.counted, axis=1))
-    return loss, {"clip_fraction": clipped_share(log_ratio, True, self.epsilon)}
+    return loss, ratio_metrics(log_ratio, self.epsilon)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from gdsd_jax.checks import require
 from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
-from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, difference_where
+from gdsd_jax.objectives.surrogates import clipped_loss, difference_where, kl_metrics, ratio_metrics
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views
 
 
@@ -55,9 +55,10 @@ class Mdpo(TrustRegionObjective):
     log_ratio = difference_where(student, batch.old.plain, scored)
     surrogate = clipped_loss(log_ratio, advantages, self.epsilon)
     loss = over_rows(scored.shape[-1] / masked[..., None] * surrogate)
-    metrics = {"clip_fraction": clipped_share(log_ratio, scored, self.epsilon)}
+    metrics = ratio_metrics(log_ratio, self.epsilon, scored)
     if batch.ref is not None:
-      metrics["kl"] = over_rows(0.5 * jnp.square(batch.ref.plain - student))
+      kl = 0.5 * jnp.square(batch.ref.plain - student)
+      metrics |= kl_metrics(over_rows(kl), kl, scored)
       loss = loss + self.beta * metrics["kl"]
     return loss, metrics
 

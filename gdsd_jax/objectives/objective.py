@@ -79,7 +79,10 @@ class Objective:
     return None
 
   def loss(self, batch: ScoredRollouts):
-    """The loss, a float32 scalar, or (loss, metrics) with scalars by name, which are means over a step's updates."""
+    """The loss, a float32 scalar, or (loss, metrics) with scalars by name.
+
+    A step's row has their means over its updates, and of names that begin with largest_ the largest.
+    """
     raise NotImplementedError(f"{type(self).__name__} must have `loss`")
 
 

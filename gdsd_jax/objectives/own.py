@@ -160,7 +160,7 @@ def try_out(objective: Objective, rollouts: int, group_size: int, length: int, d
     raise ValueError(f"objective.name: {own_code.described_briefly(error, objective.culprit)}") from error
 
 
-def trace_gradient(objective: Objective, batch: ScoredRollouts) -> None:
-  """Traces the loss of rollouts, which may be shapes alone, and its gradient by the student's scores."""
+def trace_gradient(objective: Objective, batch: ScoredRollouts) -> dict[str, jax.ShapeDtypeStruct]:
+  """Traces the loss of rollouts, which may be shapes alone, and its gradient by the student's scores; its metrics."""
   loss_of = lambda student, batch: objective.loss(batch.replace(student=student))
-  jax.eval_shape(jax.grad(loss_of, has_aux=True), batch.student, batch)
+  return jax.eval_shape(jax.grad(loss_of, has_aux=True), batch.student, batch)[1]

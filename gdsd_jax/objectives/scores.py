@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lm_head import LMHead
 from gdsd_jax.objectives.kept_scores import kept_scores
+from gdsd_jax.objectives.surrogates import kl_metrics
 from gdsd_jax.objectives.token_scores import Scoring, token_scores
 from gdsd_jax.objectives.views import Views
 
@@ -135,19 +136,6 @@ def with_kl(loss, metrics, scores: Scores, ref: Scores | None, completion_length
     if beta:
       raise ValueError(f"ref: scores of the reference are needed when beta is {beta}")
     return loss, metrics
-  kl = jnp.mean(0.5 * jnp.square(scores.plain - ref.plain)) / completion_length
-  return loss + beta * kl, {**metrics, "kl": kl}
-
-
-def ratio_metrics(scores, log_ratio, clipped, completion_length: int) -> dict:
-  """Means of what a loss on ratios sees: the student's scores [B, M] per token, S_θ − S_old, and where it was clipped.
-
-  The noise is the standard deviation of a rollout's score across its M mask samples; 0 when M is 1.
-  """
-  return {
-    "log_ratio": jnp.mean(log_ratio),
-    "log_ratio_abs": jnp.mean(jnp.abs(log_ratio)),
-    "clip_fraction": jnp.mean(clipped, dtype=jnp.float32),
-    "score": jnp.mean(scores) / completion_length,
-    "score_noise": jnp.mean(jnp.std(scores, axis=1)) / completion_length,
-  }
+  kl = 0.5 * jnp.square(scores.plain - ref.plain)
+  mean = jnp.mean(kl) / completion_length
+  return loss + beta * mean, {**metrics, **kl_metrics(mean, kl / completion_length)}

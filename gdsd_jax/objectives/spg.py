@@ -69,4 +69,4 @@ class Spg(Objective):
     negative = {"mix": mixed, "eubo": eubo, "elbo": elbo, "zero": jnp.zeros_like(elbo)}[self.negative]
     bound = jnp.where(batch.advantages > 0, elbo, negative)
     loss = -jnp.sum(batch.advantages * bound * n) / jnp.sum(n)
-    return loss, {"score": jnp.mean(elbo), "bound_gap": jnp.mean(eubo - elbo)}
+    return loss, {"bound_gap": jnp.mean(eubo - elbo)}

@@ -20,10 +20,25 @@ def clipped_loss(log_ratio, advantages, low: float, high: float | None = None, d
   return loss if dual is None else jnp.where(advantages < 0, jnp.minimum(loss, -dual * advantages), loss)
 
 
-def clipped_share(log_ratio, where, low: float, high: float | None = None):
-  """Share of the elements that count, bool, whose ratio lies outside the clip range."""
+def log_ratio_metrics(log_ratio, clipped, where=True) -> dict:
+  """What is told of the ratios that a loss clips: their logs where they count, bool, and the share that is clipped."""
+  return {
+    "log_ratio": mean_where(log_ratio, where),
+    "log_ratio_abs": mean_where(jnp.abs(log_ratio), where),
+    "largest_log_ratio": largest_where(log_ratio, where),
+    "clip_fraction": mean_where(clipped, where),
+  }
+
+
+def ratio_metrics(log_ratio, epsilon: float, where=True) -> dict:
+  """`log_ratio_metrics` of ratios that are clipped to 1 ± ε."""
   ratio = jnp.exp(log_ratio)
-  return mean_where((ratio < 1 - low) | (ratio > 1 + (low if high is None else high)), where)
+  return log_ratio_metrics(log_ratio, (ratio < 1 - epsilon) | (ratio > 1 + epsilon), where)
+
+
+def kl_metrics(kl, values, where=True) -> dict:
+  """The KL to the reference as the loss has it, and the largest of the values that it is made of, where they count."""
+  return {"kl": kl, "largest_kl": largest_where(values, where)}
 
 
 def k3(log_p, log_q):
@@ -37,6 +52,11 @@ def mean_where(values, where, axis=None):
   total = jnp.sum(jnp.where(where, values, 0), axis=axis, dtype=jnp.float32)
   count = jnp.sum(jnp.broadcast_to(where, jnp.shape(values)), axis=axis, dtype=jnp.float32)
   return total / jnp.maximum(count, 1)
+
+
+def largest_where(values, where=True):
+  """The largest magnitude of the elements that count, bool; 0 where there are none."""
+  return jnp.max(jnp.where(where, jnp.abs(values), 0))
 
 
 def difference_where(scores, others, where):
@@ -57,8 +77,9 @@ def grpo_loss(student, old, ref, advantages, scored, over: Callable, objective, 
   """
   log_ratio = difference_where(student, old, scored)
   loss = over(clipped_loss(log_ratio, advantages, objective.epsilon, dual=dual))
-  metrics = {"clip_fraction": clipped_share(log_ratio, scored, objective.epsilon)}
+  metrics = ratio_metrics(log_ratio, objective.epsilon, scored)
   if ref is not None:
-    metrics["kl"] = over(k3(student, ref))
+    kl = k3(student, ref)
+    metrics |= kl_metrics(over(kl), kl, scored)
     loss = loss + objective.beta * metrics["kl"]
   return loss, metrics

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from gdsd_jax.checks import require_at_least
 from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
-from gdsd_jax.objectives.surrogates import clipped_loss, clipped_share, difference_where, k3, mean_where
+from gdsd_jax.objectives.surrogates import clipped_loss, difference_where, k3, largest_where, mean_where, ratio_metrics
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views, views_of_steps
 
 
@@ -47,5 +47,7 @@ class TraceRl(TrustRegionObjective):
     surrogate = clipped_loss(log_ratio, batch.advantages[:, None, None], self.epsilon)
     rows = jnp.any(scored, axis=-1)
     policy = mean_where(mean_where(surrogate, scored, axis=-1), rows)
-    kl = mean_where(jnp.sum(jnp.where(scored, k3(log_ratio, 0.0), 0), axis=-1), rows)
-    return policy + self.beta * kl, {"clip_fraction": clipped_share(log_ratio, scored, self.epsilon), "kl_old": kl}
+    of_rows = jnp.sum(jnp.where(scored, k3(log_ratio, 0.0), 0), axis=-1)
+    kl = mean_where(of_rows, rows)
+    metrics = ratio_metrics(log_ratio, self.epsilon, scored)
+    return policy + self.beta * kl, {**metrics, "kl_old": kl, "largest_kl_old": largest_where(of_rows)}

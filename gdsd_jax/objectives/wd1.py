@@ -41,8 +41,7 @@ class Wd1(Objective):
     together = batch.group_size if self.weights_over == "group" else len(batch.advantages)
     weights = self.weights(batch.advantages.reshape(-1, together))
     likelihood = jnp.sum(jnp.where(batch.counted, batch.student.plain[:, 0], 0), axis=-1)
-    loss = jnp.sum(weights.reshape(-1) * likelihood) / len(weights)
-    return loss, {"score": jnp.mean(likelihood / batch.lengths)}
+    return jnp.sum(weights.reshape(-1) * likelihood) / len(weights), {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -155,7 +155,7 @@ class AbstractRun:
 
     def sampling(rows, sampler):
       prompts = batch(jnp.int32, rows, width), batch(bool, rows, width)
-      record = config.objective.needs - {"steps"}
+      record = config.remembered - {"steps"}
       return sample, (self.denoiser, state.student_params, *prompts, state.key, sampler, record), {}
 
     parts, evaluated = config.rollouts.microbatches, config.eval.batch_size

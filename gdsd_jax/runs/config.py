@@ -1,13 +1,12 @@
 """What a run is told: frozen dataclasses, which check themselves, with every field's default and explanation.
 
 Recipes and flags see an `ml_collections.ConfigDict` of the same fields (runs/config_dict.py). Samplers, objectives,
-masks, adapters, the optimizer and evaluations have their dataclasses beside them: diffusion/config.py,
-objectives/named.py, diffusion/forward.py, models/lora.py, runs/optimizer.py, runs/eval_config.py.
+masks, adapters, the optimizer, evaluations and logs have their dataclasses beside them: diffusion/config.py,
+objectives/named.py, diffusion/forward.py, models/lora.py, runs/optimizer.py, runs/eval_config.py, runs/log_config.py.
 """
 
 from collections.abc import Mapping
 import dataclasses
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from gdsd_jax.objectives.named import ObjectiveFields
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.parallel.mesh import batch_shards
 from gdsd_jax.runs.eval_config import EvalConfig
+from gdsd_jax.runs.log_config import LogConfig
 from gdsd_jax.runs.optimizer import OptimizerConfig
 from gdsd_jax.tasks import Task
 
@@ -137,22 +137,6 @@ class MeshConfig:
   tensor: int = 1  # devices that heads, MLP and vocabulary are split over
 
 
-@dataclasses.dataclass(frozen=True)
-class LogConfig:
-  """What the screen and other programs see of a run; section `log`."""
-
-  every: int = 1  # iterations between lines on the screen
-  rollouts_every: int = 50  # iterations between printed rollouts; 0: never
-  plot_seconds: float = 20.0  # least time between drawings of reward.png
-  tensorboard: bool = True  # whether the numbers of metrics.jsonl go to WORKDIR/tensorboard, too
-  wandb_project: str = ""  # Weights & Biases, when a project is named
-
-  def __post_init__(self):
-    require_at_least(self, "log.", every=1, rollouts_every=0)
-    installed = not self.wandb_project or importlib.util.find_spec("wandb") is not None
-    require(installed, "log.wandb_project", "wandb is not installed; pip install 'gdsd_jax[wandb]'")
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
   """An RL run. It and each of its parts raise ValueError, one line naming the field, where a value does not fit."""
@@ -211,6 +195,7 @@ class RunConfig:
             "masks.kind", f"{said} draws masks of its own; unset it by --config.masks.kind=None")
     require(not self.distillation.scale_rewards or self.advantages == "leave_one_out", "objective.scale_rewards",
             f"divides leave-one-out advantages, and they are {self.advantages}; z_score is divided already")
+    self.log.check_trajectory(objective, self.sampler)
     remembered = set() if self.sampler.is_own else {"steps", "logp", "entropy"}
     if self.sampler.kind == "dream" and self.sampler.top_k is not None:
       remembered.add("kept")
@@ -218,6 +203,11 @@ class RunConfig:
     require(not lacking, "objective.name",
             f"{said} needs rollouts that remember {', '.join(sorted(lacking))}, which {self.sampler.kind}'s do not"
             f"{' without sampler.top_k' if 'kept' in lacking else ''}")
+
+  @property
+  def remembered(self) -> frozenset[str]:
+    """What rollouts remember, for the objective and the log."""
+    return self.objective.needs | ({"logp"} if self.log.trajectory else set())
 
   @property
   def num_mc(self) -> int:

@@ -153,13 +153,16 @@ def contradictions(saved: Mapping[str, Any], current) -> list[str]:
   may_change = _RESUMABLE
   if current.optimizer.follows_length:  # the rates of a decay, or of a warm-up by share, are those of another run
     may_change = tuple(field for field in _RESUMABLE if field != "steps")
+  # Checkpoints of such a run have rollouts, with what these remember.
+  held = ("log.trajectory",) if getattr(current, "async_rollouts", False) else ()
   different = [path for path in sorted(old.keys() | new.keys())
-               if old.get(path) != new.get(path) and not path.startswith(may_change)]
+               if old.get(path) != new.get(path) and (path in held or not path.startswith(may_change))]
   if different and isinstance(current, RunConfig):
     then, now = _meant_by(saved), _meanings(current)
     different = [path for path in different if path not in then or then[path] != now.get(path)]
   return [
     f"{path}: {old.get(path)!r} → {new.get(path)!r}"
+    f"{' (with async_rollouts the checkpoints hold what rollouts remember)' * (path in held)}"
     f"{' (optimizer.schedule or warmup_ratio makes the rate follow them)' * (path == 'steps')}"
     for path in different
   ]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.objectives.diagnostics import score_metrics
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.scores import Scores, view_scores
 from gdsd_jax.objectives.surrogates import mean_where
@@ -76,7 +77,7 @@ def distillation_step(
     key, dropout_key = jax.random.split(state.key)
     state = state.replace(key=key)
   (loss, metrics), gradient = loss_and_gradient(denoiser, objective, state, batch, accumulation, dropout_key)
-  metrics = {"loss": loss, **metrics, "grad_norm": optax.global_norm(gradient)}
+  metrics = {"loss": loss, **score_metrics(batch.scored), **metrics, "grad_norm": optax.global_norm(gradient)}
   gradient = _spoiled_unless(jnp.isfinite(loss), gradient)
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
   metrics["skipped"] = 1.0 - opt_state.last_finite.astype(jnp.float32)

@@ -55,9 +55,9 @@ class GroupFilter:
     size, total = self._group_size, len(drawn[0].accuracy)
     rows = np.concatenate([number * total + group * size + np.arange(size) for number, group in groups])
     joined = lambda name: np.concatenate([np.asarray(getattr(graded, name)) for graded in drawn])[rows]
-    completions = [text for graded in drawn for text in graded.completions]
+    texts, ids = ([each for graded in drawn for each in getattr(graded, name)] for name in ("completions", "ids"))
     rewards = {name: np.concatenate([graded.rewards[name] for graded in drawn])[rows] for name in drawn[0].rewards}
     return dataclasses.replace(
       drawn[0], sampled=self._sampler.join([graded.sampled for graded in drawn], rows), rewards=rewards,
-      completions=[completions[row] for row in rows],
-      **{name: joined(name) for name in ("lengths", "accuracy", "accuracy_lenient")})
+      completions=[texts[row] for row in rows], ids=[ids[row] for row in rows],
+      **{name: joined(name) for name in ("accuracy", "accuracy_lenient")})

@@ -65,7 +65,7 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
   denoiser, params = load_model(config.model, config.seed, mesh)
   tokenizer, buckets = load_tokenizer(config.model.folder, denoiser.config), config.rollouts.prompt_buckets
   try_out_sampler(denoiser, config.sampler, config.rollouts_per_step // config.rollouts.microbatches, buckets[-1])
-  sampler = RolloutSampler(denoiser, tokenizer, task, config.sampler, buckets, mesh, config.objective.needs)
+  sampler = RolloutSampler(denoiser, tokenizer, task, config.sampler, buckets, mesh, config.remembered)
   train, validation = _fitting(sampler, train, "train"), _fitting(sampler, validation, "validation")
   held_out = [validation[i] for i in range(min(config.eval.num_examples, len(validation)))]
   optimizer = make_optimizer(config.optimizer, config.updates)

@@ -14,6 +14,7 @@ from gdsd_jax.generation.rollout import GradedCompletions, mean_that_applies, Re
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.digits import significant
 from gdsd_jax.runs.state import TrainState
+from gdsd_jax.training.diversity import group_diversity
 
 _log = logging.getLogger(__name__)
 
@@ -32,15 +33,16 @@ def announce(config: RunConfig, state: TrainState, mesh: Mesh) -> None:
 
 def rollout_metrics(scored: GradedCompletions, group_size: int) -> dict[str, float]:
   """A step's numbers about its rollouts, of which each group of `group_size` answers one prompt."""
-  groups = scored.total_reward.reshape(-1, group_size)
-  texts = np.array(scored.completions, dtype=object).reshape(-1, group_size)
+  groups, lengths = scored.total_reward.reshape(-1, group_size), scored.lengths.reshape(-1, group_size)
   return {
     "reward": float(groups.mean()),
     **{f"reward/{name}": mean_that_applies(values) for name, values in scored.rewards.items()},
     "reward_std": float(groups.std(axis=1).mean()),
     "groups_without_spread": float(np.mean(np.ptp(groups, axis=1) == 0)),
-    "completion_length": float(scored.lengths.mean()),
-    "diversity": float(np.mean([len(set(group)) for group in texts]) / group_size),
+    "unique_rewards": float(np.mean([len(np.unique(group)) for group in groups]) / group_size),
+    "completion_length": float(lengths.mean()),
+    "completion_length_std": float(lengths.std(axis=1).mean()),
+    **group_diversity(scored.ids, scored.sampled.rollout.tokens.shape[1], group_size),
     "tokens_per_second": scored.sampled.rollout.tokens.size / scored.sampling_seconds,
     **scored.metrics,
   }

@@ -11,6 +11,7 @@ from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.generation.rollout import GradedCompletions
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.advantages import group_advantages
+from gdsd_jax.objectives.diagnostics import mismatch
 from gdsd_jax.objectives.objective import ScoredRollouts, ScoredViews
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views
 from gdsd_jax.parallel.mesh import batch_sharding
@@ -66,7 +67,9 @@ class Updates:
         fixed = ScoredViews(fixed, score(state.student_params, part), of_reference)
       del reference
       jax.block_until_ready((old, ref, fixed))
-    metrics, entropy = [], policy_entropy(old, views)
+    metrics, before = [], {"entropy": policy_entropy(old, views)}
+    if self.config.log.trajectory:
+      before |= mismatch(rollouts, old, views)
     with watch.phase("update"):
       for i in range(count):
         at = i if fresh else 0
@@ -79,9 +82,9 @@ class Updates:
                                         **self._static)
         metrics.append(told)
       metrics = jax.device_get(metrics)
-    row = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
-    if entropy is not None:
-      row["entropy"] = float(entropy)
+    over_updates = lambda name: np.max if name.startswith("largest_") else np.mean
+    row = {name: float(over_updates(name)([m[name] for m in metrics])) for name in metrics[0]}
+    row |= {name: float(value) for name, value in jax.device_get(before).items() if value is not None}
     row["learning_rate"] = last_rate(self.config.optimizer, self.config.updates, state.opt_state)
     return state, {**row, "skipped": int(sum(m["skipped"] for m in metrics))}
 

@@ -1,0 +1,42 @@
+"""What the screen and other programs see of a run: section `log`."""
+
+import dataclasses
+import importlib.util
+
+from gdsd_jax.checks import require, require_at_least
+from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.objectives.objective import Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+  """What the screen and other programs see of a run; section `log`."""
+
+  every: int = 1  # iterations between lines on the screen
+  rollouts_every: int = 50  # iterations between printed rollouts; 0: never
+  # Whether rollouts remember the log-probability of each token as it was drawn, and a step's row tells it beside the
+  # ELBO's estimate (docs/metrics.md). The sampler's LM head then works twice.
+  trajectory: bool = False
+  plot_seconds: float = 20.0  # least time between drawings of reward.png
+  tensorboard: bool = True  # whether the numbers of metrics.jsonl go to WORKDIR/tensorboard, too
+  wandb_project: str = ""  # Weights & Biases, when a project is named
+
+  def __post_init__(self):
+    require_at_least(self, "log.", every=1, rollouts_every=0)
+    installed = not self.wandb_project or importlib.util.find_spec("wandb") is not None
+    require(installed, "log.wandb_project", "wandb is not installed; pip install 'gdsd_jax[wandb]'")
+
+  def check_trajectory(self, objective: Objective | None = None, sampler: SamplerConfig | None = None) -> None:
+    """Raises ValueError, one line, where `trajectory` cannot be told of a run; without an objective, of no RL run."""
+    if not self.trajectory:
+      return
+    require(objective is not None, "log.trajectory", "must be False: only RL samples what it learns")
+    name, scoring = objective.name, objective.scoring
+    require(not sampler.is_own, "log.trajectory",
+            f"must be False with {sampler.kind}: only llada and dream tell the log-probability of what they draw")
+    require(sampler.temperature > 0, "log.trajectory",
+            "must be False with sampler.temperature=0, at which nothing is drawn")
+    require("predictions" not in objective.needs, "log.trajectory",
+            f"must be False with {name}, which scores predictions and not completions")
+    require(scoring.with_plain or not scoring.center_gradient, "log.trajectory",
+            f"must be False with {name} at objective.beta=0, which scores no log-probabilities")
