@@ -12,11 +12,12 @@ from conftest import load_recipe, REPOSITORY
 from ml_collections import ConfigDict
 import pytest
 
+from gdsd_jax.comparison import compare
 from gdsd_jax.comparison.compare import run_comparison
 from gdsd_jax.comparison.config import comparison_config
 from gdsd_jax.comparison.grid import make_run, rate_runs
 from gdsd_jax.comparison.results import choose, reported_runs
-from gdsd_jax.runs.config_dict import flatten
+from gdsd_jax.runs.config_dict import config_json, flatten
 
 
 def comparison(changes=(), preset="smoke") -> ConfigDict:
@@ -136,6 +137,95 @@ def test_ablations_change_one_setting_each_at_the_rate_of_what_they_vary():
   results = [{**row, "task": "sudoku"} for row in swept({(rate, 100): rate for rate in config.learning_rates})]
   chosen = choose(config, results)["sudoku"]
   assert (chosen["gdsd"]["rate"], chosen["psi_0p01"]["rate"], chosen["tlc_k_8"]["rate"]) == (1e-3, 1e-3, None)
+
+
+# ------------------------------------------------------------------------------------------- from runs to a report
+
+
+def leave(run, folder: Path, reward: float, skipped: int = 0) -> None:
+  """What a run leaves in its folder: at its end, or where no update was finite."""
+  steps = run.config.steps
+  rows = [{"step": 0, "eval/reward": 0.1, "eval/accuracy": 0.0, "eval/sampled_reward": 0.1}]
+  rows += [{"step": step, "reward": reward, "skipped": skipped, "seconds/cpu": 2.0} for step in range(1, steps + 1)]
+  if not skipped:
+    (folder / "checkpoints" / str(steps)).mkdir(parents=True)
+    rows[-1] |= {"eval/reward": reward, "eval/accuracy": reward, "eval/sampled_reward": reward}
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "config.json").write_text(config_json(run.config))
+  (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def compared(tmp_path, monkeypatch):
+  """A function that makes the smoke comparison, whose runs are as `outcome` of their setting says, at once."""
+
+  def run(outcome, **changes):
+    def run_all(runs, workdir, arguments, jobs, progress, is_done):
+      assert arguments == [] and jobs == 3
+      statuses = {}
+      for run in runs:
+        if not is_done(run, workdir / run.name):
+          statuses[run.name], *left = outcome(**run.setting)
+          if left:
+            leave(run, workdir / run.name, *left)
+        statuses[run.name] = 0 if is_done(run, workdir / run.name) else statuses[run.name]
+      return statuses
+
+    monkeypatch.setattr(compare, "run_all", run_all)
+    monkeypatch.setattr("gdsd_jax.comparison.report.picture", lambda report: b"")  # it takes a second
+    given = comparison(changes)
+    status = run_comparison(comparison_config(given), given.to_dict(), tmp_path, 3)
+    return status, json.loads((tmp_path / "comparison.json").read_text())
+
+  return run
+
+
+def test_runs_are_reported_at_the_rate_that_the_sweep_found(compared, capfd):
+  best = {"gdsd": 1e-3, "wd1": 1e-4}
+  status, report = compared(lambda objective, learning_rate, **_: (0, 0.9 if learning_rate == best[objective] else 0.4))
+  assert status == 0
+  reported = [row for row in report["runs"] if row["stage"] == "runs"]
+  assert [(row["objective"], row["learning_rate"], row["seed"]) for row in reported] == [
+    ("gdsd", 1e-3, 0), ("wd1", 1e-4, 0), ("gdsd", 1e-3, 1), ("wd1", 1e-4, 1)]
+  assert {(row["status"], row["curve"][-1], row["cpu_seconds"], row["tokens"]) for row in reported} == {
+    ("finished", 0.9, 4.0, 2 * 4 * 12)}
+  assert report["summary"]["countdown"]["wd1"]["inputs"] == 1 and report["summary"]["countdown"]["gdsd"]["inputs"] == 4
+  shown = capfd.readouterr().out
+  assert "gdsd on countdown: learning rate 0.001 (0.0001: 0.400, 0.001: 0.900); the best is at an end" in shown
+  hashes = [row["config"] for row in report["runs"]]
+  assert len(set(hashes)) == len(hashes) == 8
+
+
+def test_a_run_that_gave_up_has_collapsed_and_one_that_failed_is_told(compared, capfd):
+  def outcome(stage, objective, seed, **_):
+    if stage == "runs" and objective == "wd1":
+      return (1, 0.7, 2) if seed == 0 else (1,)  # its process ends so
+    return 0, 0.5
+
+  status, report = compared(outcome)
+  assert status == 1 and "error: 1 of 8 runs failed: runs/countdown,wd1,rate=0.0001,seed=1" in capfd.readouterr().err
+  found = report["summary"]["countdown"]["wd1"]
+  assert (found["seeds"], found["missing"], found["collapsed"]) == (1, 1, 1.0)
+  assert found["sampled_reward"][0] == 0.1  # the last that was evaluated
+
+
+def test_nothing_is_reported_at_a_rate_that_could_not_be_chosen(compared, capfd):
+  status, report = compared(lambda objective, **_: (1,) if objective == "wd1" else (0, 0.5))
+  assert status == 1 and {row["objective"] for row in report["runs"] if row["stage"] == "runs"} == {"gdsd"}
+  assert "warning: wd1 on countdown: no learning rate, since runs failed" in capfd.readouterr().err
+
+
+def test_who_is_asked_to_stop_while_rates_are_chosen_reports_none(compared):
+  status, report = compared(lambda stage, **_: (75,))
+  assert status == 75 and {row["stage"] for row in report["runs"]} == {"rates"}
+  assert compared(lambda **_: (0, 0.5))[0] == 0  # the same command goes on
+
+
+def test_runs_of_another_config_are_refused(compared, tmp_path):
+  compared(lambda **_: (0, 0.5))
+  with pytest.raises(ValueError, match=r"^--workdir: .*rates/countdown,gdsd,rate=0.0001,seed=100 is a run with another"
+                                       r" config \(group_size: 2 → 4\)"):
+    compared(lambda **_: (0, 0.5), shared=comparison().shared.to_dict() | {"group_size": 4})
 
 
 # ---------------------------------------------------------------------------------------------------- the command

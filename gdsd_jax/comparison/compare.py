@@ -14,6 +14,7 @@ from gdsd_jax.comparison.results import choose, is_done, reported_runs, result
 from gdsd_jax.parallel.processes import is_one_of_several
 from gdsd_jax.runs.lock import locked
 from gdsd_jax.runs.saved_config import contradictions
+from gdsd_jax.signals import START_AGAIN
 from gdsd_jax.training.sweep_progress import SweepProgress
 from gdsd_jax.training.sweep_runs import exit_status, run_all
 
@@ -44,19 +45,16 @@ def run_comparison(config: ComparisonConfig, as_given: Mapping[str, Any], folder
         f" runs to choose learning rates, {total - len(sweeps)} to report, {jobs} at a time", flush=True)
   with locked(folder):
     progress = SweepProgress(total, jobs)
-    statuses = run_all(sweeps, folder, [], jobs, progress, is_done)
-    if not _stopped(statuses):
+    all_chosen, statuses = True, run_all(sweeps, folder, [], jobs, progress, is_done)
+    if not {None, START_AGAIN} & set(statuses.values()):
       choices = choose(config, [result(run, folder / run.name) for run in sweeps])
-      tell_rates(choices)
+      all_chosen = tell_rates(choices, config.judged_by)
       reported = reported_runs(config, choices)
       _refuse_others(reported, folder)
       statuses |= run_all(reported, folder, [], jobs, progress, is_done)
     print(report_folder(config, as_given, folder), f"see {folder / config.report}.json", sep="\n", flush=True)
-  return exit_status(statuses)
-
-
-def _stopped(statuses: Mapping[str, int | None]) -> bool:
-  return None in statuses.values()
+  status = exit_status(statuses)
+  return status if all_chosen else 1
 
 
 def _refuse_others(runs, folder: Path) -> None:
@@ -70,15 +68,16 @@ def _refuse_others(runs, folder: Path) -> None:
                                         " restore these fields or choose another --workdir")
 
 
-def tell_rates(choices: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
-  """Shows the learning rates that are chosen, and warns of those at an end of what was tried."""
+def tell_rates(choices: Mapping[str, Mapping[str, Mapping[str, Any]]], judged_by: str) -> bool:
+  """Shows the learning rates, and warns of those at an end of what was tried; returns whether all are chosen."""
   for task, of_task in choices.items():
     for objective, chosen in of_task.items():
       means = ", ".join(f"{rate}: {mean:.3f}" for rate, mean in chosen["means"].items())
       if chosen["rate"] is None:
-        print(f"warning: {objective} on {task}: no learning rate, since runs failed or tell no such number ({means})",
-              file=sys.stderr, flush=True)
+        said = f"no learning rate, since runs failed or tell no {judged_by}; found are {means or 'none'}"
+        print(f"warning: {objective} on {task}: {said}", file=sys.stderr, flush=True)
       elif means:
         end = "; the best is at an end of learning_rates: another beyond may be better" * chosen["at_end"]
         print(f"{objective} on {task}: learning rate {chosen['rate']:g} ({means}){end}", flush=True)
+  return all(chosen["rate"] for of_task in choices.values() for chosen in of_task.values())
 

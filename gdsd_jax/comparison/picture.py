@@ -31,7 +31,8 @@ def picture(report: Mapping[str, Any]) -> bytes:
     axes[0, column].set(title=task, xlabel="step", ylabel=f"reward of rollouts, mean of {window} steps")
     axes[0, column].grid(alpha=0.3)
     _ends(axes[1, column], report["summary"][task], colors)
-  axes[0, -1].legend(fontsize="small", loc="best")
+  if axes[0, -1].lines:
+    axes[0, -1].legend(fontsize="small", loc="best")
   image = io.BytesIO()
   figure.savefig(image, format="png", dpi=110)
   plt.close(figure)

@@ -33,8 +33,8 @@ def gave_up(run: Run, folder: Path) -> bool:
     last = [row for row in read_rows(folder / "metrics.jsonl") if row["step"] > 0][-run.config.max_skipped_steps:]
   except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged, or no run: its own process says so
     return False
-  updates = run.config.distillation.num_iterations
-  return len(last) == run.config.max_skipped_steps and all(row.get("skipped") == updates for row in last)
+  updates, most = run.config.distillation.num_iterations, min(run.config.max_skipped_steps, run.config.steps)
+  return len(last) == most and all(row.get("skipped") == updates for row in last)
 
 
 def result(run: Run, folder: Path) -> dict[str, Any]:

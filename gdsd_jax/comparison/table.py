@@ -15,7 +15,8 @@ def tables(report: Mapping[str, Any]) -> str:
   (tasks, objectives), summary, said = labels(report), report["summary"], []
   for task in tasks:
     before = next((of["before"][0] for of in summary[task].values() if of["before"][0] is not None), None)
-    start = "" if before is None else f" (sampled reward before: {before:.3f})"
+    tokens = max((run["tokens"] for run in report["runs"] if run["task"] == task), default=0)
+    start = "" if before is None else f": sampled reward {before:.3f} before training; {tokens:,} tokens sampled a run"
     order = sorted(objectives, key=lambda name: -(summary[task][name]["sampled_reward"][0] or 0))
     rows = [_row(name, summary[task][name], len(report["config"]["seeds"])) for name in order]
     said += [f"**{task}**{start}", "", *_table(_HEADS, rows), ""]
