@@ -135,7 +135,8 @@ def test_a_report_makes_the_same_tables_and_picture_again(tmp_path, report):
   assert json.loads(before)["runs"] == report["runs"]
 
 
-def test_tables_go_between_the_marks_of_a_document_and_nowhere_else(tmp_path, report):
+def test_tables_go_between_the_marks_of_a_document_and_nowhere_else(tmp_path, report, monkeypatch):
+  monkeypatch.setattr("gdsd_jax.comparison.report.picture", lambda report: b"")  # it takes a second
   file, document = tmp_path / "comparison.json", tmp_path / "comparison.md"
   file.write_text(json.dumps(report))
   document.write_text(f"# Found\n\n{BEGIN}\nold\n{END}\n\nafter\n")
