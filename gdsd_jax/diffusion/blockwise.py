@@ -120,7 +120,7 @@ def _denoise_block(
   def commit(index, rollout, hidden, unconditional=None):
     """The rollout after a step, given its hidden states of the block."""
     token_key, position_key = jax.random.split(keys[index])
-    tokens, confidence = _predict(denoiser, params, hidden, unconditional, token_key, config)
+    tokens, confidence = predict(denoiser, params, hidden, unconditional, token_key, config)
     steps = jnp.full(tokens.shape, start // block_length * config.block_steps + index, jnp.int32)
     told = remembered(denoiser, params, hidden, unconditional, tokens, config, record)
     predicted = Rollout(tokens, confidence, steps, **told)
@@ -160,14 +160,18 @@ def _put(rollout: Rollout, block: Rollout, start) -> Rollout:
   return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, axis=1), rollout, block)
 
 
-def _predict(denoiser: Denoiser, params, hidden, unconditional, key, config: SamplerConfig):
-  """A token for each position of hidden states [B, K, D], int32[B, K], and the confidence in it, float32[B, K]."""
+def predict(denoiser: Denoiser, params, hidden, unconditional, key, config: SamplerConfig, given=None):
+  """A token for each position of hidden states [B, K, D], int32[B, K], and the confidence in it, float32[B, K].
+
+  It is drawn, or, for the confidence in tokens of one's own, as `given` says. `unconditional` are hidden states
+  without the prompt, for guidance, or None.
+  """
   if config.kind == "dream":
-    return dream.predict(denoiser, params, hidden, key, config)
+    return dream.predict(denoiser, params, hidden, key, config, given)
   special = denoiser.config
   return prediction.predict(
     denoiser.head(params), hidden, key, special.mask_token_id, config.temperature, unconditional, config.cfg_scale,
-    config.noise, special.end_token_ids, config.eos_penalty,
+    config.noise, special.end_token_ids, config.eos_penalty, given,
   )
 
 

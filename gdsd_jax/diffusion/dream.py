@@ -18,9 +18,13 @@ _POSITIONS = 32  # Positions whose logits are in memory at a time.
 _ENTROPY_OFFSET = 1e-10  # Added inside the logarithm, as published.
 
 
-def predict(denoiser: Denoiser, params, hidden, key, config: SamplerConfig):
+def predict(denoiser: Denoiser, params, hidden, key, config: SamplerConfig, given=None):
   """`predict_from_logits` of hidden states [B, L, D], some positions at a time."""
-  mask_id, keys = denoiser.config.mask_token_id, jax.random.split(key, hidden.shape[1])
+  mask_id = denoiser.config.mask_token_id
+  if given is not None:
+    return _by_position(denoiser, params, (hidden, given), config, lambda logits, given: predict_from_logits(
+      logits, key, mask_id, config, denoiser.mesh, given))
+  keys = jax.random.split(key, hidden.shape[1])
   return _by_position(denoiser, params, (hidden,), config, lambda logits, key: predict_from_logits(
     logits, key, mask_id, config, denoiser.mesh), keys)
 
@@ -43,7 +47,7 @@ def _by_position(denoiser: Denoiser, params, rows, config: SamplerConfig, comput
   return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
 
 
-def predict_from_logits(logits, key, mask_id: int, config: SamplerConfig, mesh=None):
+def predict_from_logits(logits, key, mask_id: int, config: SamplerConfig, mesh=None, given=None):
   """A token for each position, never the mask token, and the confidence of `config.alg` in it.
 
   Args:
@@ -52,15 +56,16 @@ def predict_from_logits(logits, key, mask_id: int, config: SamplerConfig, mesh=N
     mask_id: the mask token.
     config: the sampler; temperature, top_p, top_k and alg count here.
     mesh: the mesh that the vocabulary is split over, or None.
+    given: int32[B, L] tokens in place of drawn ones, for the confidence in them; None draws.
 
   Returns:
     (tokens, confidence): int32[B, L] and float32[B, L].
   """
   filtered, eligible = _filtered(logits, mask_id, config, mesh)
   probabilities = jax.nn.softmax(filtered, axis=-1)
-  if config.temperature > 0:
+  if config.temperature > 0 and given is None:
     eligible = eligible + jax.random.gumbel(key, logits.shape, logits.dtype)
-  tokens = jnp.argmax(eligible, axis=-1).astype(jnp.int32)
+  tokens = jnp.argmax(eligible, axis=-1).astype(jnp.int32) if given is None else given
   if config.alg == "entropy":
     confidence = jnp.sum(probabilities * jnp.log(probabilities + _ENTROPY_OFFSET), axis=-1)
   elif config.alg == "topk_margin":

@@ -36,6 +36,18 @@ class Greedy(NamedTuple):
     return logits
 
 
+class Given(NamedTuple):
+  """No draw: the tokens are given, and no other scores above zero."""
+
+  tokens: jax.Array  # int32[R, 1]
+
+  def of_tiles(self, tiles, first, temperature: float):
+    return (first + jnp.arange(tiles.shape[1]) == self.tokens // tiles.shape[2]).astype(jnp.float32)
+
+  def of_tokens(self, logits, tile, temperature: float):
+    return (jnp.arange(logits.shape[1]) == self.tokens % logits.shape[1]).astype(jnp.float32)
+
+
 class Exact(NamedTuple):
   """Gumbel noise, of V / C + C random numbers.
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gdsd_jax.diffusion.noise import Exact, Greedy, Official
+from gdsd_jax.diffusion.noise import Exact, Given, Greedy, Official
 from gdsd_jax.models import lm_head
 from gdsd_jax.models.lm_head import LMHead, multiply, over_vocabulary, Share
 
@@ -23,7 +23,7 @@ class _Best(NamedTuple):
 
 def predict(
   head: LMHead, hidden, key, mask_id: int, temperature: float, unconditional=None, cfg_scale: float = 0.0,
-  noise: str = "exact", penalized: tuple[int, ...] = (), penalty: float = 0.0,
+  noise: str = "exact", penalized: tuple[int, ...] = (), penalty: float = 0.0, given=None,
 ):
   """A token for each position, never the mask token, and its probability under the full softmax.
 
@@ -38,13 +38,14 @@ def predict(
     cfg_scale: c of the guided logits u + (c + 1) (z − u).
     noise: "exact" for the softmax at T, or "official", see noise.py.
     penalized, penalty: tokens, and what is subtracted from their logits, after guidance: for draw and probability.
+    given: int32[B, K] tokens in place of drawn ones, for their probability; None draws.
 
   Returns:
     (tokens, probability): int32[B, K] and float32[B, K].
   """
   tile = _tile_size(head)
-  drawn = Greedy()
-  if temperature > 0:  # Drawn before the vocabulary is split, so that it is the same on every mesh.
+  drawn = Greedy() if given is None else Given(given)
+  if temperature > 0 and given is None:  # Drawn before the vocabulary is split, so that it is the same on every mesh.
     kind = {"exact": Exact, "official": Official}[noise]
     drawn = kind.drawn(key, hidden.shape[:2], head.vocab_size // tile, tile)
 
