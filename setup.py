@@ -10,7 +10,7 @@ _MATH_VERIFY = "math-verify[antlr4_13_2]>=0.8"
 _DATASETS = "datasets>=3.0"
 _GCS = "gcsfs>=2024.2.0"
 # Functions of launch/__init__.py.
-_COMMANDS = ("train", "evaluate", "export", "pretrain", "compile", "benchmark", "compare")
+_COMMANDS = ("train", "evaluate", "export", "pretrain", "compile", "benchmark", "compare", "exact")
 
 setup(
   name="gdsd_jax",

@@ -13,9 +13,9 @@ def _command(module: str):
   return run
 
 
-train, evaluate, export, pretrain, compile, benchmark, compare = (
+train, evaluate, export, pretrain, compile, benchmark, compare, exact = (
   _command(f"{__name__}.{name}")
-  for name in ("train", "evaluate", "export", "pretrain", "compile", "benchmark", "compare")
+  for name in ("train", "evaluate", "export", "pretrain", "compile", "benchmark", "compare", "exact")
 )
 
 

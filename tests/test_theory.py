@@ -1,25 +1,18 @@
 """What the losses converge to, against the closed-form teacher on a vocabulary small enough to enumerate.
 
-One completion token, always masked; every token of the vocabulary is a rollout once, so all completions weigh alike.
-The student is its table of logits, in float64.
+See `gdsd_jax/exact/fixed_point.py`.
 """
-
-import functools
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from gdsd_jax.models.lm_head import LMHead
+from gdsd_jax.exact.fixed_point import minimise, problem, teacher, VOCABULARY
 from gdsd_jax.objectives.advantages import leave_one_out_advantages
 from gdsd_jax.objectives.gdsd import gdsd_loss, teacher_scores
 from gdsd_jax.objectives.scores import Scores
-from gdsd_jax.objectives.token_scores import Scoring, token_scores
-
-VOCABULARY = 7
 
 
 @pytest.fixture(autouse=True)
@@ -28,53 +21,10 @@ def float64():
     yield
 
 
-def problem():
-  rng = np.random.default_rng(0)
-  logits = jnp.asarray(rng.normal(size=VOCABULARY))
-  advantages = jnp.asarray(rng.normal(size=VOCABULARY))
-  # A centred under p_old: E_old[A] = 0.
-  return logits, advantages - jnp.sum(jax.nn.softmax(logits) * advantages)
-
-
-def scores_of(logits, center_top_k):
-  every_token = jnp.broadcast_to(logits, (VOCABULARY, VOCABULARY))
-  head = LMHead(jnp.eye(VOCABULARY))  # hidden states are the logits
-  scoring = Scoring(center_top_k=center_top_k, center_gradient=True)
-  plain, centered, *_ = token_scores(head, every_token, jnp.arange(VOCABULARY), scoring)
-  return Scores(plain[:, None], None if centered is None else centered[:, None])
-
-
-@functools.partial(jax.jit, static_argnames=("center_top_k",))
-def minimise(old_logits, advantages, psi, center_top_k):
-  """(minimiser of the GDSD loss, norm of the gradient there), by L-BFGS. The trust region is too wide to be active."""
-  old = scores_of(old_logits, center_top_k)
-
-  def loss_fn(logits):
-    loss, _ = gdsd_loss(
-      scores_of(logits, center_top_k), old, None, advantages, completion_length=1, psi=psi, epsilon=0.999, beta=0.0
-    )
-    return loss / psi**2  # conditions the search; the minimiser is the same
-
-  solver = optax.lbfgs()
-
-  def update(_, found):
-    logits, state = found
-    value, gradient = optax.value_and_grad_from_state(loss_fn)(logits, state=state)
-    updates, state = solver.update(gradient, state, logits, value=value, grad=gradient, value_fn=loss_fn)
-    return optax.apply_updates(logits, updates), state
-
-  logits, _ = jax.lax.fori_loop(0, 60, update, (old_logits, solver.init(old_logits)))
-  return jax.nn.softmax(logits), jnp.linalg.norm(jax.grad(loss_fn)(logits))
-
-
 def student_of(logits, advantages, psi, center_top_k):
   student, norm = minimise(logits, advantages, psi, center_top_k)
   assert norm < 1e-5
   return student
-
-
-def teacher(old_logits, advantages, psi):
-  return jax.nn.softmax(jax.nn.log_softmax(old_logits) + psi * advantages)  # p_old exp(ψA) / Z
 
 
 @pytest.mark.parametrize("psi", [0.05, 0.2])

@@ -1,4 +1,4 @@
-"""Training on the enumerable problem by any objective, through the updates of a real run, and what it does to rewards."""
+"""Training on the enumerable problem by any objective, through the updates of a real run, and its true reward."""
 
 import dataclasses
 import functools
@@ -15,13 +15,14 @@ from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.exact.enumeration import Completions, enumerate_completions
 from gdsd_jax.exact.problem import Problem
 from gdsd_jax.generation.rollout import GradedCompletions, PendingCompletions
+from gdsd_jax.objectives.own import try_out
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.metrics import Stopwatch
 from gdsd_jax.runs.optimizer import OptimizerConfig
 from gdsd_jax.runs.state import init_state
-from gdsd_jax.training.updates import Updates
+from gdsd_jax.training.updates import drawing_of, Updates
 
 # What the length of these completions asks for; everything else is each objective's own default.
 FIELDS = {
@@ -32,9 +33,6 @@ FIELDS = {
   "agrpo": {"num_mc": 6},  # as many as there are steps
   "bgpo": {"num_mc": 6},
 }
-# Objectives without a rollout of theirs in the loop.
-_NOT_TRAINED = ("mdpo",)
-
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
@@ -73,11 +71,15 @@ def probabilities(problem: Problem, params, sampler: SamplerConfig) -> np.ndarra
 
 
 class Trained:
-  """An objective on the problem. What is compiled serves all seeds and learning rates."""
+  """An objective on the problem, tried out. What is compiled serves all seeds and learning rates.
+
+  Raises ValueError where the objective does not fit the problem.
+  """
 
   def __init__(self, problem: Problem, name: str, budget: Budget):
-    require(name not in _NOT_TRAINED, "--objectives", f"{name} needs predictions of every step, which no rollouts have")
     self.problem, self.budget, self.config = problem, budget, _config(problem, name, budget)
+    drawing = drawing_of(self.config, problem.prompts.shape[1])
+    try_out(self.config.objective, self.config.rollouts_per_step, budget.group_size, problem.length, drawing)
     self.mesh = make_mesh(1, 1, 1, jax.local_devices()[:1])
     self.optimizer = optimizer_with_rate(self.config.optimizer)
     self.updates = Updates(self.config, problem.denoiser, self.optimizer, self.mesh)

@@ -56,15 +56,19 @@ class Spg(Objective):
     masks = random_masks(of_tokens, counts, inside) | (position // K > block) | (before & context[..., P:]) | ~text
     return Views(masks, scored=masks & text, prompt_masks=context[..., :P])
 
-  def loss(self, batch: ScoredRollouts):
-    scored, n = batch.views.counted, batch.lengths.astype(jnp.float32)
-    scores = jnp.where(scored, batch.student.plain, 0)
+  def bounds(self, scores, scored, n):
+    """(ELBO, EUBO) per token, float32[N], of scores [N, J, L] of the scored tokens of completions of n, [N]."""
+    scores = jnp.where(scored, scores, 0)
     masked = jnp.maximum(jnp.sum(scored, axis=-1), 1)
     elbo = jnp.mean(jnp.sum(scores, axis=-1) / masked, axis=1)
     shares = jnp.where(scored, jnp.exp(self.eubo_beta * scores) * (n[:, None] / masked)[..., None], 0)
     means, seen = jnp.mean(shares, axis=1), jnp.any(scored, axis=1)
     logs = jnp.where(seen, jnp.log(jnp.where(seen, means, 1)), 0)
-    eubo = jnp.sum(logs, axis=-1) / jnp.maximum(jnp.sum(seen, axis=-1), 1) / self.eubo_beta
+    return elbo, jnp.sum(logs, axis=-1) / jnp.maximum(jnp.sum(seen, axis=-1), 1) / self.eubo_beta
+
+  def loss(self, batch: ScoredRollouts):
+    n = batch.lengths.astype(jnp.float32)
+    elbo, eubo = self.bounds(batch.student.plain, batch.views.counted, n)
     mixed = self.mix_weight * eubo + (1 - self.mix_weight) * elbo
     negative = {"mix": mixed, "eubo": eubo, "elbo": elbo, "zero": jnp.zeros_like(elbo)}[self.negative]
     bound = jnp.where(batch.advantages > 0, elbo, negative)
