@@ -41,7 +41,7 @@ class Study:
   only: tuple[str, ...] = PARTS
   seeds: int = 5  # those reported: of the model's pretraining, and of its rollouts
   tuning_seeds: int = 1
-  rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+  rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
 
   def __post_init__(self):
     require_at_least(self, "--", seeds=2, tuning_seeds=1)
