@@ -16,7 +16,8 @@ and exact.png, the whole of them. The last line of standard output is exact.json
 from gdsd_jax import signals
 
 if __name__ == "__main__":
-  signals.begin()  # before imports that take seconds
+  # Before imports that take seconds.
+  signals.begin("asked to stop: what was found is saved; the same command goes on", signals.START_AGAIN)
 
 import json
 
