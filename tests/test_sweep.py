@@ -19,6 +19,7 @@ from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.given import load_config
 from gdsd_jax.training import sweep_runs
 from gdsd_jax.training.sweep_grid import make_runs, split_grid
+from gdsd_jax.training.sweep_progress import SweepProgress
 from gdsd_jax.training.sweep_table import summarize, table
 
 RECIPE = "--config=gdsd_math:tiny"
@@ -123,6 +124,20 @@ def test_one_run_that_fails_does_not_stop_the_others(tmp_path, stand_in, capfd):
     assert tiny[name] == pytest.approx({"mean": values.mean(), "std": values.std(ddof=1)})
   assert broken["final_reward"] == {"mean": None, "std": None}
   assert "tiny        3      2.000 ± 1.000  0.500 ± 0.500" in shown.out and "broken      0      –" in shown.out
+
+
+def test_the_line_of_progress_counts_runs_and_foresees_their_end(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(time, "monotonic", lambda: now[0])
+  progress = SweepProgress(total=7, jobs=2)
+  progress.finished_before()
+  for name, began in (("a", 0), ("b", 10)):
+    now[0] = began
+    progress.started(name)
+  now[0] = 60
+  assert progress.ended("a", True, ["b"]) == "2 of 7 runs done, about 2m30s left; under way: b"
+  now[0] = 100  # 75 seconds a run, and four to go, two at a time
+  assert progress.ended("b", False, []) == "2 of 7 runs done, 1 failed, about 2m30s left"
 
 
 def test_finished_runs_are_skipped_and_others_started(tmp_path, stand_in, capfd):
