@@ -8,7 +8,7 @@ from typing import Any
 
 from gdsd_jax.checks import require
 from gdsd_jax.comparison.config import ComparisonConfig
-from gdsd_jax.comparison.grid import make_run, rate_of, rate_runs
+from gdsd_jax.comparison.grid import make_run, rate_runs, rate_set
 from gdsd_jax.comparison.report import report_folder
 from gdsd_jax.comparison.results import choose, is_done, reported_runs, result
 from gdsd_jax.parallel.processes import is_one_of_several
@@ -36,7 +36,7 @@ def run_comparison(config: ComparisonConfig, as_given: Mapping[str, Any], folder
                                                " processes")
   sweeps = [run for pair in config.pairs for run in rate_runs(config, *pair)]
   for pair in config.pairs:  # what does not fit is told now
-    run = make_run(config, "runs", *pair, rate_of(config, *pair) or config.learning_rates[0], config.seeds[0])
+    run = make_run(config, "runs", *pair, rate_set(config, *pair) or config.learning_rates[0], config.seeds[0])
     steps = run.config.steps
     require(config.window <= steps, "window", f"must be at most the {steps} steps of a run, not {config.window}")
   _refuse_others(sweeps, folder)

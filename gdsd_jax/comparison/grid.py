@@ -16,7 +16,7 @@ _OF_RECIPE = (*(field.name for field in dataclasses.fields(ObjectiveFields) if f
               "num_mc", "advantages")
 
 
-def rate_of(config: ComparisonConfig, task: str, objective: str) -> float | None:
+def rate_set(config: ComparisonConfig, task: str, objective: str) -> float | None:
   """The learning rate that is set for an objective on a task; None where it is to be chosen among several."""
   given = config.changes(task, objective).get(RATE)
   return config.learning_rates[0] if given is None and len(config.learning_rates) == 1 else given
@@ -24,7 +24,7 @@ def rate_of(config: ComparisonConfig, task: str, objective: str) -> float | None
 
 def rate_runs(config: ComparisonConfig, task: str, objective: str) -> list[Run]:
   """The runs by which a learning rate is chosen for an objective; none where one is set, or another's is taken."""
-  if rate_of(config, task, objective) is not None or config.rate_of(objective) != objective:
+  if rate_set(config, task, objective) is not None or config.rate_of(objective) != objective:
     return []
   return [make_run(config, "rates", task, objective, rate, seed)
           for seed in config.sweep_seeds for rate in sorted(config.learning_rates)]
@@ -41,7 +41,7 @@ def make_run(config: ComparisonConfig, stage: str, task: str, objective: str, ra
     made = run_config(load_config(recipe, {path: _frozen(value) for path, value in changed.items()}))
   except ValueError as error:
     raise ValueError(f"objective {objective} on task {task}: {error}") from None
-  name = f"{stage}/{task},{objective},rate={rate:g},seed={seed}"
+  name = f"{stage}/{task},{objective},rate={rate},seed={seed}"
   setting = {"stage": stage, "task": task, "objective": objective, "learning_rate": rate, "seed": seed}
   flags = [f"--config={recipe}", *(f"--config.{path}={_frozen(value)}" for path, value in changed.items())]
   return Run(name, setting, flags, made)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gdsd_jax.comparison.config import ComparisonConfig
-from gdsd_jax.comparison.grid import make_run, rate_of, rate_runs
+from gdsd_jax.comparison.grid import make_run, rate_runs, rate_set
 from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import config_json
@@ -77,13 +77,13 @@ def choose(config: ComparisonConfig, results: Sequence[Mapping[str, Any]]) -> di
 
   It is that with the highest mean of `judged_by` over the sweep's seeds; of equal ones the smallest. A rate at which a
   run gave up is taken only where all are such. `means` has them all; `at_end` is whether a rate beyond those tried may
-  be better.
+  be better. An objective with `rate_of` takes the rate of that one.
   """
   found = {}
   for task in config.tasks:
     for objective in config.objectives:
       chosen = found.setdefault(task, {})
-      if (given := rate_of(config, task, objective)) is not None:
+      if (given := rate_set(config, task, objective)) is not None:
         chosen[objective] = {"rate": given, "means": {}, "at_end": False}
         continue
       runs = [result for result in results
@@ -103,7 +103,7 @@ def _choose(config: ComparisonConfig, runs: Sequence[Mapping[str, Any]]) -> dict
     if len(values) == len(config.sweep_seeds) and None not in values:
       means[rate] = sum(values) / len(values)
       steady[rate] = all(run["status"] == "finished" for run in of_rate)
-  told = {f"{rate:g}": _rounded(mean) for rate, mean in means.items()}
+  told = {str(rate): _rounded(mean) for rate, mean in means.items()}
   if len(means) < len(rates):
     return {"rate": None, "means": told, "at_end": False}
   best = min(rates, key=lambda rate: (not steady[rate], -means[rate], rate))
