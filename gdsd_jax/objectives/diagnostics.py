@@ -14,8 +14,8 @@ from gdsd_jax.objectives.views import Rollouts, Views
 def per_token(scores, views: Views):
   """The score of a completion per token in each of its views, and where a view has one.
 
-  A coupled pair's is ½ Σ w_i s_i / L with the weights of the forward process, of whose ELBO it is an unbiased estimate
-  with log-probabilities s_i. That of another view is the mean over the tokens that are scored there.
+  A coupled pair's is ½ Σ w_i s_i / L with the weights of the forward process; with uniform masks and log-probabilities
+  s_i it is an unbiased estimate of the ELBO. That of another view is the mean over the tokens that are scored there.
 
   Args:
     scores: float32[N, V, L], of tokens.
