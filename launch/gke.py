@@ -7,6 +7,7 @@ It needs PyYAML and kubectl but neither JAX nor this package installed, so that 
 """
 
 import argparse
+from collections.abc import Sequence
 import math
 from pathlib import Path
 import re
@@ -29,8 +30,12 @@ ACCELERATORS = {
   "v6e": "tpu-v6e-slice",
 }
 _SPOT = "cloud.google.com/gke-spot"
-# NAME=VALUE of a command that has no place in a manifest, nor in what `ps` shows on the nodes.
-_SECRET = re.compile(r"([A-Za-z_]\w*(?:TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?))=.", re.IGNORECASE)
+# Secrets that have no place in a manifest, nor in what `ps` shows on the nodes; as launch/secrets.sh finds them.
+_ASSIGNED = re.compile(
+  r"""(?<![a-z0-9_.-])[a-z_]\w*?(?:(?:token|key|secret|password)(?==["']?[^$"'\s])|credentials?(?==["']?[^$"'\s/]))""",
+  re.IGNORECASE)
+_FLAG = re.compile(r"(--?(?:[a-z][a-z0-9_-]*[_-])?(?:token|api[_-]?key|secret|password))($|=[^$])", re.IGNORECASE)
+_TOKEN = re.compile(r"(?<![a-z0-9])hf_(?=[a-z0-9]{30})", re.IGNORECASE)
 _LONGEST_NAME = 40  # pods add to it, and their names are host names of at most 63 characters
 
 
@@ -52,10 +57,12 @@ def manifest(options: argparse.Namespace) -> dict:
   if not re.fullmatch(rf"[a-z][a-z0-9-]{{0,{_LONGEST_NAME - 2}}}[a-z0-9]", options.name):
     raise ValueError(f"NAME: lowercase letters, digits and -, at most {_LONGEST_NAME} characters, not {options.name!r}")
   check_shape(options.type, options.topology)
-  chips = math.prod(int(size) for size in options.topology.split("x"))
-  chips_per_host = options.chips_per_host or min(chips, 4)
-  if chips_per_host < 1 or chips % chips_per_host:
-    raise ValueError(f"--chips-per-host={chips_per_host} does not divide the {chips} chips of --topology")
+  chips = math.prod(map(int, re.findall(r"\d+", options.topology)))
+  machines = [min(chips, 4)] + [8] * (chips == 8 and options.type in ("v5e", "v6e"))  # of 8 chips there is one alone
+  chips_per_host = machines[0] if options.chips_per_host is None else options.chips_per_host
+  if chips_per_host not in machines:
+    raise ValueError(f"--chips-per-host={chips_per_host}: machines of {options.type} {options.topology} have"
+                     f" {' or '.join(map(str, machines))} chips")
   if options.max_restarts < 0:
     raise ValueError(f"--max-restarts={options.max_restarts}: must not be negative")
   if not options.command:
@@ -92,8 +99,8 @@ def manifest(options: argparse.Namespace) -> dict:
 def _check_command(options: argparse.Namespace) -> None:
   """Refuses a run's folder that is gone with its pod, and secrets that everybody could read."""
   words = options.command
-  if found := next(filter(None, map(_SECRET.match, words)), None):
-    raise ValueError(f"{found[1]}=…: a secret in the command can be read in the manifest and in process lists; put it"
+  if secret := _secret_in(words):
+    raise ValueError(f"{secret}=…: a secret in the command can be read in the manifest and in process lists; put it"
                      " into a Kubernetes secret, and name it by --secret=NAME (docs/gke.md)")
   followed = [f"{word}={after}" for word, after in zip(words, words[1:]) if re.fullmatch("--?workdir", word)]
   given = [word.partition("=")[2] for word in [*words, *followed] if re.match("--?workdir=", word)]
@@ -101,6 +108,17 @@ def _check_command(options: argparse.Namespace) -> None:
   if (needs_one or not all(folder.startswith("gs://") for folder in given)) and not options.shared_disk:
     raise ValueError("--workdir=gs://BUCKET/DIR: the command needs it; a pod's own files are gone when it starts again,"
                      " and the others do not see them (--shared-disk, if the manifest mounts a disk that all share)")
+
+
+def _secret_in(words: Sequence[str]) -> str | None:
+  """The name of a secret whose value is among the words of a command."""
+  for word, after in zip(words, [*words[1:], ""]):
+    found = _TOKEN.search(word) or (None if word.startswith("--config") else _ASSIGNED.search(word))
+    if found:
+      return found[0]
+    if (flag := _FLAG.match(word)) and (flag[2] or after[:1] not in ("", "-", "$")):
+      return flag[1]
+  return None
 
 
 class _Parser(argparse.ArgumentParser):

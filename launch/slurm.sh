@@ -2,6 +2,8 @@
 # Submits a command to Slurm by launch/slurm.sbatch (docs/slurm.md).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=launch/secrets.sh
+. launch/secrets.sh
 
 usage() {
   cat << 'END'
@@ -22,12 +24,11 @@ fail() {
 
 # Refuses a run's folder that only one node sees, and secrets that process lists would show.
 check() { # what sbatch gets
-  local word before='' folder
+  local word before='' folder secret
+  secret=$(secret_in "$@")
+  [ -z "$secret" ] \
+    || fail "$secret=…: process lists show it: export secrets by their names before; the job gets the environment"
   for word in "$@"; do
-    shopt -s nocasematch
-    [[ ! $word =~ ^(--export=.*[=,]|--export=)?([a-z_][a-z0-9_]*(token|key|secret|password|credentials?))=. ]] \
-      || fail "${BASH_REMATCH[2]}=…: process lists show it: export ${BASH_REMATCH[2]} before; the job gets the environment"
-    shopt -u nocasematch
     folder=''
     [[ ! $word =~ ^--?workdir=(.*)$ ]] || folder=${BASH_REMATCH[1]}
     [[ ! $before =~ ^--?workdir$ ]] || folder=$word

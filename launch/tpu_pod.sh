@@ -313,12 +313,11 @@ run() { # COMMAND [ARGUMENT...]; leaves the status in $result
 
 # Refuses a run's folder that the other workers do not see and that is gone with its VM, and secrets that all could read.
 check_command() { # COMMAND [ARGUMENT...]
-  local word before='' folder workdirs=0 trains=''
+  local word before='' folder workdirs=0 trains='' secret
+  secret=$(secret_in "$@" "${create_flags[@]}")
+  [ -z "$secret" ] \
+    || fail "run: $secret=…: process lists show it: export a secret by its name, HF_TOKEN say, and give --secret=HF_TOKEN"
   for word in "$@"; do
-    shopt -s nocasematch
-    [[ ! $word =~ ^([a-z_][a-z0-9_]*(token|key|secret|password|credentials?))=. ]] \
-      || fail "run: ${BASH_REMATCH[1]}=…: process lists show it: export ${BASH_REMATCH[1]}, and give --secret=${BASH_REMATCH[1]}"
-    shopt -u nocasematch
     [[ ! $word =~ (^|/)(launch/train\.py|gdsd-train)$ ]] || trains=yes
     folder=''
     [[ ! $word =~ ^--?workdir=(.*)$ ]] || folder=${BASH_REMATCH[1]:-.}
@@ -339,6 +338,9 @@ if [ "${1:-}" = worker ]; then
   "worker_$2" "${@:3}"
   exit
 fi
+
+# shellcheck source=launch/secrets.sh
+. launch/secrets.sh
 
 exec 3>&1 # where --dry-run prints, whoever reads the standard output of a function
 poll=${TPU_POD_POLL_SECONDS:-15}

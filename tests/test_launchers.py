@@ -372,8 +372,9 @@ def test_stop_lets_the_command_save(cloud):
     (["run", "my-pod", "--secret=HF_TOKEN=abc", "--", "ls"], "--secret: the name of an environment variable, not"),
     (["run", "my-pod", "--secret=NOT_SET_AT_ALL", "--", "ls"], "--secret=NOT_SET_AT_ALL: the environment has no"),
     (["run", "my-pod", "--", "env", f"HF_TOKEN={SECRET}", "ls"],
-     "run: HF_TOKEN=…: process lists show it: export HF_TOKEN, and give --secret=HF_TOKEN"),
-    (["run", "my-pod", "--dry-run", "--", "env", f"wandb_api_key={SECRET}", "ls"], "give --secret=wandb_api_key"),
+     "run: HF_TOKEN=…: process lists show it: export a secret by its name, HF_TOKEN say, and give --secret=HF_TOKEN"),
+    (["run", "my-pod", "--dry-run", "--", "env", f"wandb_api_key={SECRET}", "ls"], "run: wandb_api_key=…: process"),
+    (["run", "my-pod", f"--create-flag=--metadata=HF_TOKEN={SECRET}", "--dry-run", "--", "ls"], "run: HF_TOKEN=…"),
   ],
 )
 def test_pod_refuses_in_one_line(cloud, arguments, message):
@@ -439,7 +440,7 @@ def test_slurm_says_what_is_missing(tmp_path):
 @pytest.mark.parametrize("arguments, message", [
   (["--", "python", "launch/train.py", "--workdir=/tmp/run"], "--workdir=/tmp/run: only one node sees it"),
   (["--", "python", "launch/train.py", "--workdir", "/dev/shm/run"], "--workdir=/dev/shm/run: only one node sees it"),
-  (["--", "env", f"HF_TOKEN={SECRET}", "python"], "HF_TOKEN=…: process lists show it: export HF_TOKEN before"),
+  (["--", "env", f"HF_TOKEN={SECRET}", "python"], "HF_TOKEN=…: process lists show it: export secrets by their names before"),
   ([f"--export=ALL,WANDB_API_KEY={SECRET}", "--", "python"], "WANDB_API_KEY=…: process lists show it"),
   (["--dry-run", f"--export=WANDB_API_KEY={SECRET}", "--", "python"], "WANDB_API_KEY=…: process lists show it"),
 ])
@@ -577,7 +578,7 @@ def test_gke_creates_the_jobset(tmp_path):
 @pytest.mark.parametrize(
   "topology, options, hosts, chips",
   [("1x1", [], 1, 1), ("2x2", [], 1, 4), ("2x4", [], 2, 4), ("2x4", ["--chips-per-host=8"], 1, 8),
-   ("2x2x4", ["--type=v5p"], 4, 4)],
+   ("2x2x4", ["--type=v5p"], 4, 4), ("4x4x8_untwisted", ["--type=v4"], 32, 4)],
 )
 def test_gke_hosts_of_a_topology(topology, options, hosts, chips):
   result = gke("my-run", "--image=i", "--type=v5e", f"--topology={topology}", *options, "--dry-run", "--", "ls")
@@ -593,7 +594,10 @@ def test_gke_hosts_of_a_topology(topology, options, hosts, chips):
     ([*GKE[:3], "--topology=16", "--", "ls"], "--topology: v6e has no slice '16'; it has 1x1, 2x2, 2x4, 4x4"),
     ([*GKE[:3], "--topology=4x4x4", "--", "ls"], "--topology: v6e has no slice '4x4x4'; it has 1x1"),
     ([*GKE[:2], "--type=v4", "--topology=4x4", "--", "ls"], "multiples of 4, as 4x4x8, up to 4096 chips"),
-    ([*GKE, "--chips-per-host=3", "--", "ls"], "--chips-per-host=3 does not divide the 16 chips"),
+    ([*GKE, "--chips-per-host=3", "--", "ls"], "--chips-per-host=3: machines of v6e 4x4 have 4 chips"),
+    ([*GKE, "--chips-per-host=0", "--", "ls"], "--chips-per-host=0: machines of v6e 4x4 have 4 chips"),
+    ([*GKE[:2], "--type=v5e", "--topology=2x4", "--chips-per-host=2", "--", "ls"], "v5e 2x4 have 4 or 8 chips"),
+    ([*GKE[:2], "--type=v5p", "--topology=8x8x8_twisted", "--", "ls"], "--topology: v5p has no slice '8x8x8_twisted'"),
     ([*GKE, "--max-restarts=-1", "--", "ls"], "--max-restarts=-1: must not be negative"),
     ([*GKE[:2], "--type=v9", *GKE[3:], "--", "ls"], "--type: invalid choice: 'v9'"),
     (GKE, "no command"),
@@ -615,3 +619,23 @@ def test_gke_takes_secrets_from_kubernetes():
   jobset = yaml.safe_load(gke(*GKE, *options, "--", "gdsd-train", "--workdir=/mnt/a").stdout)
   (container,) = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
   assert container["envFrom"] == [{"secretRef": {"name": "keys"}}, {"secretRef": {"name": "more"}}]
+
+
+@pytest.mark.parametrize("words, name", [
+  (["bash", "-c", f"export HF_TOKEN={SECRET}; ls"], "HF_TOKEN"), (["bash", "-c", f'X="a" WANDB_API_KEY="{SECRET}" ls'],
+   "WANDB_API_KEY"), (["hf", "login", "--token", SECRET], "--token"), (["x", f"--hf-token={SECRET}"], "--hf-token"),
+  (["x", f"--api_key={SECRET}"], "--api_key"), (["x", "--config.task.hub=hf_" + 34 * "M"], "hf_"),
+  (["env", f"AWS_CREDENTIALS={SECRET}", "ls"], "AWS_CREDENTIALS"),
+  (["bash", "-c", "HF_TOKEN=$(cat /secrets/hf) HF_KEY='$K' ls"], None),
+  (["env", "GOOGLE_APPLICATION_CREDENTIALS=/secrets/key.json", "ls"], None), (["x", "--token", "$HF_TOKEN"], None),
+  (["x", "--config.task.columns=question=q,answer_key=a", "--config.task.key=1", "--token"], None),
+  (["x", "--max_tokens=5", "--tokenizer=hf_internal", "monkey=5a", "--split_token", "-1"], "monkey"),
+])
+def test_a_secret_in_a_command_is_found_in_whatever_it_is_wrapped(words, name):
+  """By both the shell's rule and Python's."""
+  script = f'. {LAUNCH / "secrets.sh"}; secret_in "$@"'
+  by_shell = subprocess.run(["bash", "-euc", script, "bash", *words], capture_output=True, text=True, check=True).stdout
+  refused = gke(*GKE, "--dry-run", "--shared-disk", "--", *words)
+  by_python = re.match("error: (.*?)=…: a secret", refused.stderr)
+  assert (by_shell or None, by_python and by_python[1]) == (name, name)
+  assert not name or not shown(by_shell, refused.stdout, refused.stderr)

@@ -29,4 +29,5 @@ def _is_torus(generation: str, shape: str) -> bool:
     return False
   sizes = [int(size) for size in found.groups()[:3]]
   multiples = all(size % 4 == 0 for size in sizes)
-  return multiples and sizes == sorted(sizes) and math.prod(sizes) <= _LARGEST[generation]
+  may_twist = found[4] is None or sizes[2] == 2 * sizes[0] and sizes[1] in (sizes[0], sizes[2])
+  return multiples and may_twist and sizes == sorted(sizes) and math.prod(sizes) <= _LARGEST[generation]

@@ -22,13 +22,13 @@ _log = logging.getLogger(__name__)
 def log_to_stdout() -> None:
   """Shows this package's messages as plain lines on standard output, in a terminal or a log file alike.
 
-  Among several processes the first shows them; the others only warnings.
+  Among several processes the first shows them: what it warns of the others would warn of, too.
   """
   handler = logging.StreamHandler(sys.stdout)
   handler.setFormatter(logging.Formatter("%(message)s"))
   logger = logging.getLogger("gdsd_jax")
   logger.handlers[:] = [handler]
-  logger.setLevel(logging.INFO if is_first_process() else logging.WARNING)
+  logger.setLevel(logging.INFO if is_first_process() else logging.ERROR)
   logger.propagate = False
   absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax and TFDS tell every step they take, and errors twice
 
