@@ -23,7 +23,7 @@ from gdsd_jax.planning.hlo_cost import Cost, program_cost
 from gdsd_jax.planning.report import report, table
 from gdsd_jax.planning.slices import check_shape
 from gdsd_jax.runs.config_dict import run_config
-from gdsd_jax.training import trainer as training
+from gdsd_jax.training import trainer as training, updates
 
 V5E = CHIPS["TPU v5 lite"]
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
@@ -294,7 +294,7 @@ def test_the_programs_are_those_that_training_calls(tmp_path, monkeypatch, rank)
 
     return jax.tree.map(leaf, call)
 
-  spy(generator, "sample"), spy(training, "score_rollouts"), spy(training, "distillation_step")
+  spy(generator, "sample"), spy(updates, "score_rollouts"), spy(updates, "distillation_step")
   trainer = training.Trainer(config, tmp_path)
   trainer.iterate(training.Stopwatch())
   planned = list(pod_plan.AbstractRun(config, trainer.mesh).calls())

@@ -440,7 +440,7 @@ def test_slurm_says_what_is_missing(tmp_path):
 @pytest.mark.parametrize("arguments, message", [
   (["--", "python", "launch/train.py", "--workdir=/tmp/run"], "--workdir=/tmp/run: only one node sees it"),
   (["--", "python", "launch/train.py", "--workdir", "/dev/shm/run"], "--workdir=/dev/shm/run: only one node sees it"),
-  (["--", "env", f"HF_TOKEN={SECRET}", "python"], "HF_TOKEN=…: process lists show it: export secrets by their names before"),
+  (["--", "env", f"HF_TOKEN={SECRET}", "python"], "HF_TOKEN=…: process lists show it: export secrets"),
   ([f"--export=ALL,WANDB_API_KEY={SECRET}", "--", "python"], "WANDB_API_KEY=…: process lists show it"),
   (["--dry-run", f"--export=WANDB_API_KEY={SECRET}", "--", "python"], "WANDB_API_KEY=…: process lists show it"),
 ])
