@@ -20,7 +20,8 @@ from gdsd_jax.tasks.gsm8k import final_number
   ("3/4", 0.75), ("2 1/2", 2.5), ("7 / 2 hours", 3.5), ("\\text{12 cm}", 12), ("1,5", 1), ("1,2345", 1), ("5%", 5),
   ("1 200", 1200), ("$ 1 000 000.00", 1e6), ("1~200", 1200), ("1\\;200", 1200), ("3 100 or so", 3), ("10^3", 1000),
   ("10^{-1}", 0.1), ("-2^{10}", -1024), ("90^\\circ", 90), ("\\frac{1,200}{2}", 600), ("12 dollars, 1,200 cents", 12),
-  ("12 + 1", 12), ("twelve", None), ("", None), ("²", None), ("-", None),
+  ("1.200,00", 1200), ("1.234.567,8 €", 1234567.8), ("1.2\\times10^3", 1200), ("-3 × 10^{-2}", -0.03), ("2*3^2", 18),
+  ("3 \\times 4", 3), ("12 + 1", 12), ("twelve", None), ("", None), ("²", None), ("-", None),
 ])
 def test_first_number_of_a_text(text, number):
   assert numbers.read_number(text) == number
@@ -73,7 +74,8 @@ def test_a_solution_that_speaks_of_boxes_has_its_answer_in_one():
 
 
 @pytest.mark.parametrize("text", [
-  "111," * 20_000 + "1111", "\\frac" * 20_000, "1 1/" * 20_000, "\\boxed{" * 20_000 + "}" * 20_000,
+  "111," * 20_000 + "1111", "111." * 20_000 + "111,", "1 \\times " * 20_000,
+  "\\frac" * 20_000, "1 1/" * 20_000, "\\boxed{" * 20_000 + "}" * 20_000,
   "\\boxed{\n" * 20_000 + "}",
 ], ids=lambda text: text[:9])
 def test_readers_take_linear_time(text):

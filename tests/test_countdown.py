@@ -307,3 +307,9 @@ def test_embedded_model_fits_the_recipe(recipe):
 @pytest.mark.slow
 def test_recipe_runs(recipe, tmp_path):
   recipes.check_runs(recipe, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["<answer>3×4+5</answer>", "\\boxed{5 + 4·3 = 17}", "<answer>3*4−(−5)</answer>"])
+def test_signs_that_people_write_are_right_to_the_lenient_accuracy_alone(text):
+  grade = get_task("countdown").grade_one(text, {"numbers": [3, 4, 5], "target": 17})
+  assert (grade.rewards["equation"] < 1, grade.accuracy, grade.accuracy_lenient) == (True, 0, 1)

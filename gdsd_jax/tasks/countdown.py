@@ -24,6 +24,7 @@ OPERATORS = {"official": "+-*/", "small": "+-"}
 CORRECT_REWARD, ANSWER_REWARD = 1.0, 0.1  # the latter for any answer in tags
 _TOLERANCE = Fraction(1, 100_000)  # matters for large targets only
 _LATEX_OPERATORS = (("\\div", "/"), ("\\times", "*"), ("\\cdot", "*"))
+_SIGNS = str.maketrans("×·⋅÷−–", "***/--")  # as people write them; the lenient accuracy knows them
 _EQUALS = re.compile(r"(?<=[0-9+*/() -])=(?=[0-9. ])")
 _LAYOUTS = (("numbers", "target"), ("nums", "target"), ("input", "output"))  # columns of rows
 
@@ -89,12 +90,13 @@ class CountdownTask(puzzles.PuzzleTask):
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
     """The reward is for the last tagged answer; accuracy finds the expression elsewhere, too, see `_expression_in`.
 
-    What either of them counts is right to the lenient accuracy.
+    What either of them counts is right to the lenient accuracy, which reads ×, ÷ and − besides.
     """
     answer = answers.last_answer(completion)
     reward = 0.0 if answer is None else CORRECT_REWARD if self._solves(answer, example) else ANSWER_REWARD
     right = self._solves(_expression_in(completion), example)
-    return base.Grade({"equation": reward}, right, right or reward == CORRECT_REWARD)
+    lenient = right or reward == CORRECT_REWARD or self._solves(_expression_in(completion.translate(_SIGNS)), example)
+    return base.Grade({"equation": reward}, right, lenient)
 
   def _solves(self, expression: str, example: Mapping[str, Any]) -> bool:
     example = self.read_row(example)

@@ -1,4 +1,4 @@
-r"""Numbers as people and models write them: 1200, $1,200.00, 1{,}200, \frac{2}{3}, 3/4, 2 1/2, 10^3, 1e3.
+r"""Numbers as people and models write them: 1200, $1,200.00, 1{,}200, \frac{2}{3}, 3/4, 2 1/2, 10^3, 1e3, 1.2 × 10^3.
 
 GSM8K's official parser takes what `float` reads, or else a run of digits. Here thousands may be separated, and a
 fraction or a power is one number. Digits of any script count, there and here. All work is linear in the text.
@@ -9,6 +9,7 @@ import math
 import re
 
 _GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\}|\\[,;: ]|~|,?\\!|[\u2009\u202f\u00a0])\d{3})+(?!\d)")
+_POINTS = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d{1,2}(?![\d.,])")  # 1.200,00, as half of the world writes it
 _SPACED = re.compile(r"[\s$\\-]*\d{1,3}(?: \d{3})+(?:\.\d*)?\s*")  # all of a text, else "3 100" may be two numbers
 _SEPARATOR = re.compile(r"\D+")
 # Digits are bounded in fractions and powers: unbounded ones would be tried in quadratically many ways.
@@ -18,16 +19,18 @@ _NUMBER = re.compile(
   rf"(?<![\d.])(?P<whole>\d{{1,18}})? ?\\[dt]?frac ?(?:\{{ ?(?P<above>-?{_PART}) ?\}}|(?P<above_digit>\d))"
   rf" ?(?:\{{ ?(?P<below>-?{_PART}) ?\}}|(?P<below_digit>\d))"
   rf"|(?<![\d./])(?:(?P<before>\d{{1,18}}) )?(?P<left>{_PART}) ?/ ?(?P<right>{_PART})(?!\d|\.\d| ?/)"
-  rf"|(?<![\d.])(?P<base>{_PART}) ?\^ ?(?:\{{ ?(?P<exponent>-?\d{{1,3}}) ?\}}|(?P<exponent_digit>\d))"
+  rf"|(?<![\d.])(?:(?P<factor>{_PART}) ?(?:\\times|\\cdot|[×·*]) ?)?(?P<base>{_PART}) ?\^"
+  r" ?(?:\{ ?(?P<exponent>-?\d{1,3}) ?\}|(?P<exponent_digit>\d))"
   r"|\d+(?:\.\d*)?|(?<![\d.])\.\d+)")
 _MINUS = re.compile(r"−|-\\?\$(?=[\d.])")  # the sign of its own, and that before an amount of money
 _DOLLAR = re.compile(r"\s*\\?\$?\s*")
 
 
 def plain(text: str) -> str:
-  """The text with 1,200 as 1200 and -$5 as -5. Groups must have three digits: 1,5 stays as it is."""
+  """The text with 1,200 and 1.200,00 as 1200, and -$5 as -5. Groups must have three digits: 1,5 stays as it is."""
   if _SPACED.fullmatch(text):
     text = text.strip().replace(" ", "")
+  text = _POINTS.sub(lambda match: match[0].replace(".", "").replace(",", "."), text)
   return _GROUPS.sub(lambda match: _SEPARATOR.sub("", match[0]), _MINUS.sub("-", text))
 
 
@@ -81,7 +84,8 @@ def _value(match: re.Match) -> float:
     if above is not None:
       value = float(part["whole"] or part["before"] or 0) + float(above) / float(below)
     elif part["base"] is not None:
-      value = float(part["base"]) ** int(part["exponent"] or part["exponent_digit"])
+      power = float(part["base"]) ** int(part["exponent"] or part["exponent_digit"])
+      value = float(part["factor"] or 1) * power
     else:
       return float(match[0])
   except (ZeroDivisionError, OverflowError):
