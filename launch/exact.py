@@ -1,7 +1,7 @@
 """Exact likelihoods and true rewards on a vocabulary small enough to write every completion down.
 
   python launch/exact.py --out=runs/exact                                # all of it, ten minutes on two CPU cores
-  python launch/exact.py --out=runs/few --objectives=gdsd,espo --seeds=3
+  python launch/exact.py --out=runs/few --objectives=gdsd,gdsd:psi=0.4,espo --seeds=3
   python launch/exact.py --out=runs/estimators --only=estimators --denoising_steps=3
 
 A small model of LLaDA's layout is pretrained on a pattern. The distribution of its completions under LLaDA's and
@@ -27,7 +27,7 @@ from gdsd_jax import command
 
 _OUT = flags.DEFINE_string("out", "runs/exact", "Folder for the results.")
 _ONLY = flags.DEFINE_list("only", None, "Some of estimators, objectives; by default both.")
-_OBJECTIVES = flags.DEFINE_list("objectives", None, "Names of objectives; by default all that have rollouts.")
+_OBJECTIVES = flags.DEFINE_list("objectives", None, "NAME or NAME:FIELD=VALUE; by default all that have rollouts.")
 _SEEDS = flags.DEFINE_integer("seeds", None, "Seeds that are reported.")
 _TUNING_SEEDS = flags.DEFINE_integer("tuning_seeds", None, "Other seeds, that learning rates are chosen on.")
 _RATES = flags.DEFINE_list("rates", None, "Learning rates to choose from.")

@@ -22,7 +22,7 @@ from gdsd_jax.exact.problem import Problem
 from gdsd_jax.exact.states import Space
 from gdsd_jax.exact.study import best_rate, run_study, Study
 from gdsd_jax.exact.summary import Interval, markdown, picture, summarize
-from gdsd_jax.exact.training import Budget
+from gdsd_jax.exact.training import Budget, parse_objective, Trained
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 
@@ -194,6 +194,7 @@ def test_problems_that_do_not_fit_name_the_flag(fields, words):
 
 @pytest.mark.parametrize("fields, words", [
   (dict(objectives=("gdsq",)), "--objectives: 'gdsq' is not one of .*; did you mean 'gdsd'"),
+  (dict(objectives=("gdsd:psi",)), "--objectives: 'gdsd:psi' must be NAME or"),
   (dict(objectives=("mdpo",)), "--objectives: 'mdpo' is not one of"), (dict(only=()), "--only: must name some of"),
   (dict(seeds=1), "--seeds: must be at least 2"), (dict(rates=(0.0,)), "--rates: must be numbers between 0 and 1"),
   (dict(budget=Budget(group_size=3)), "--group_size: must be even for vrpo"),
@@ -228,6 +229,13 @@ def test_estimates_are_what_theory_says():
   assert judged.bias < 0 and judged.noise > 0 and judged.bias_error == 0 and judged.correlation > 0.9
   itself = found["elbo"]._replace(mean=exact - 0.3)
   assert quality(itself, exact).bias == pytest.approx(-0.3) and quality(itself, exact).spread < 1e-6
+
+
+def test_an_objective_may_have_fields_of_its_own():
+  assert parse_objective("spg:eubo_beta=2.0:negative=elbo") == ("spg", {"eubo_beta": 2.0, "negative": "elbo"})
+  assert Trained(SMALL, "gdsd:psi=0.4", Budget()).config.objective.psi == 0.4
+  with pytest.raises(ValueError, match="objective.psii"):
+    Trained(SMALL, "gdsd:psii=0.4", Budget())
 
 
 def test_intervals_are_students():

@@ -18,7 +18,7 @@ from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.exact.estimators import Estimators, quality
 from gdsd_jax.exact.fixed_point import distance_to_teacher
 from gdsd_jax.exact.problem import Problem
-from gdsd_jax.exact.training import Budget, every_completion, Trained, trained_reward
+from gdsd_jax.exact.training import Budget, every_completion, parse_objective, Trained, trained_reward
 from gdsd_jax.objectives.named import OBJECTIVES
 from gdsd_jax.runs.files import JsonLines
 from gdsd_jax.runs.metrics import format_seconds
@@ -37,7 +37,7 @@ class Study:
 
   problem: Problem = Problem()
   budget: Budget = Budget()
-  objectives: tuple[str, ...] = TRAINED
+  objectives: tuple[str, ...] = TRAINED  # as `parse_objective` has them
   only: tuple[str, ...] = PARTS
   seeds: int = 5  # those reported: of the model's pretraining, and of its rollouts
   tuning_seeds: int = 1
@@ -46,7 +46,8 @@ class Study:
   def __post_init__(self):
     require_at_least(self, "--", seeds=2, tuning_seeds=1)
     require_at_least(self.budget, "--", steps=1, group_size=2, num_iterations=1)
-    for name in self.objectives:
+    names = [parse_objective(text)[0] for text in self.objectives]
+    for name in names:
       require(name in TRAINED, "--objectives", f"{name!r} is not one of {', '.join(TRAINED)}"
               f"{did_you_mean(name, TRAINED)}")
     require(len(set(self.objectives)) == len(self.objectives) > 0, "--objectives", "must be different ones, and some")
@@ -54,7 +55,7 @@ class Study:
             f"must name some of {', '.join(PARTS)}, not {','.join(self.only)!r}")
     require(len(self.rates) > 0 and all(0 < rate < 1 for rate in self.rates), "--rates",
             f"must be numbers between 0 and 1, not {self.rates}")
-    pairs = self.budget.group_size % 2 == 0 or "vrpo" not in self.objectives or "objectives" not in self.only
+    pairs = self.budget.group_size % 2 == 0 or "vrpo" not in names or "objectives" not in self.only
     require(pairs, "--group_size", f"must be even for vrpo, which compares pairs, not {self.budget.group_size}")
 
   @property

@@ -1,5 +1,6 @@
 """Training on the enumerable problem by any objective, through the updates of a real run, and its true reward."""
 
+import ast
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -70,14 +71,28 @@ def probabilities(problem: Problem, params, sampler: SamplerConfig) -> np.ndarra
   return np.stack([each.probability for each in every_completion(problem, params, sampler)])
 
 
+def parse_objective(text: str) -> tuple[str, dict[str, Any]]:
+  """("gdsd", {"psi": 0.4}) of "gdsd:psi=0.4"; fields are parted by colons. Raises ValueError for other texts."""
+  name, *settings = text.split(":")
+  fields = {}
+  for setting in settings:
+    field, equals, value = setting.partition("=")
+    require(bool(field and equals and value), "--objectives", f"{text!r} must be NAME or NAME:FIELD=VALUE:…")
+    try:
+      fields[field] = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      fields[field] = value  # a word
+  return name, fields
+
+
 class Trained:
-  """An objective on the problem, tried out. What is compiled serves all seeds and learning rates.
+  """An objective, as `parse_objective` has it, on the problem. What is compiled serves all seeds and learning rates.
 
   Raises ValueError where the objective does not fit the problem.
   """
 
-  def __init__(self, problem: Problem, name: str, budget: Budget):
-    self.problem, self.budget, self.config = problem, budget, _config(problem, name, budget)
+  def __init__(self, problem: Problem, objective: str, budget: Budget):
+    self.problem, self.budget, self.config = problem, budget, _config(problem, budget, *parse_objective(objective))
     drawing = drawing_of(self.config, problem.prompts.shape[1])
     try_out(self.config.objective, self.config.rollouts_per_step, budget.group_size, problem.length, drawing)
     self.mesh = make_mesh(1, 1, 1, jax.local_devices()[:1])
@@ -109,7 +124,7 @@ class Trained:
     return state.params
 
 
-def _config(problem: Problem, name: str, budget: Budget) -> RunConfig:
+def _config(problem: Problem, budget: Budget, name: str, fields: dict[str, Any]) -> RunConfig:
   config = base_config()
   config.update_from_flattened_dict({
     "steps": budget.steps, "group_size": budget.group_size, "prompts_per_step": problem.tokens,
@@ -118,7 +133,7 @@ def _config(problem: Problem, name: str, budget: Budget) -> RunConfig:
     "sampler.steps": problem.denoising_steps, "sampler.block_length": problem.block_length,
     "sampler.temperature": problem.temperature, "log.tensorboard": False,
   })
-  for field, value in FIELDS.get(name, {}).items():
+  for field, value in {**FIELDS.get(name, {}), **fields}.items():
     config.objective[field] = value
   if name == "just_grpo":  # whose likelihoods are those of a sampler that goes from left to right
     config.sampler.block_length, config.sampler.steps = 1, problem.length
