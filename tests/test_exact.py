@@ -41,16 +41,16 @@ SAMPLERS = {
   "llada_left_to_right": dict(block_length=1),
   "llada_guided": dict(block_length=2, cfg_scale=0.7),
   "llada_penalty": dict(block_length=4, eos_penalty=1.0),
-  "llada_threshold": dict(block_length=4, threshold=0.4),
+  "llada_threshold": dict(block_length=4, threshold=0.4, temperature=2.0),
   "llada_factor": dict(block_length=4, factor=0.9),
   "dream": dict(kind="dream"),
   "dream_probability": dict(kind="dream", alg="maskgit_plus", steps=3, temperature=0.7),
   "dream_margin": dict(kind="dream", alg="topk_margin", steps=3, top_p=0.9),
   "dream_origin": dict(kind="dream", alg="origin", steps=3),
-  "dream_top_k": dict(kind="dream", alg="maskgit_plus", top_k=2),
+  "dream_top_k": dict(kind="dream", alg="maskgit_plus", top_k=3),  # the mask token among them
   "dream_drawn_positions": dict(kind="dream", steps=2, alg="maskgit_plus", alg_temp=0.3),
   "dream_blocks": dict(kind="dream", alg="maskgit_plus", block_length=2, temperature=0.8),
-  "dream_threshold": dict(kind="dream", alg="maskgit_plus", threshold=0.4, block_length=4),
+  "dream_threshold": dict(kind="dream", alg="maskgit_plus", threshold=0.4, block_length=4, temperature=2.0),
 }
 
 
@@ -78,7 +78,8 @@ def rollouts_of(model, sampler, count=20_000):
 def p_value(expected, numbers):
   """Of the chi-square test; completions that are expected less than five times are one."""
   count, expected = np.bincount(numbers, minlength=len(expected)), expected * len(numbers)
-  assert (count[expected == 0] == 0).all()
+  if count[expected == 0].any():
+    return 0.0
   few = expected < 5
   count, expected = (np.append(x[~few], x[few].sum()) for x in (count, expected))
   count, expected = count[expected > 0], expected[expected > 0]
@@ -91,11 +92,11 @@ def test_real_samples_have_the_enumerated_distribution(model, name):
   sampler = sampler_of(name)
   found = enumerate_completions(*model, PROMPT, sampler)
   assert found.probability.sum() == pytest.approx(1, abs=1e-6) and np.isfinite(found.probability).all()
-  assert (found.probability > 0.02).sum() > 3  # not one completion alone
+  assert (found.probability > 0.01).sum() > 3  # not one completion alone
   _, rollout = rollouts_of(model, sampler)
   numbers = Space.of(CONFIG, L).number(rollout.tokens)
   assert p_value(found.probability, numbers) > 1e-3
-  assert p_value(np.roll(found.probability, 1), numbers) < 1e-9 or (found.probability == 0).any()
+  assert p_value(np.roll(found.probability, 1), numbers) < 1e-9
   logp = np.asarray(rollout.logp, np.float64).sum(axis=1)
   deviations = (logp - found.trajectory_mean[numbers]) / np.maximum(found.trajectory_std[numbers], 1e-4)
   assert abs(deviations.mean()) < 5 / np.sqrt(len(numbers)) or np.abs(deviations).max() < 1

@@ -115,10 +115,12 @@ class Trained:
       key, of_rollouts, of_updates = jax.random.split(state.key, 3)
       rollout = sample(denoiser, state.student_params, prompt, mask, of_rollouts, self.sampler,
                        objective.needs - {"steps"}).only(objective.needs)
-      rewards = self.problem.rewards[rows, self.problem.space.number(rollout.tokens)].astype(np.float32)
+      tokens = np.asarray(rollout.tokens)
+      rewards = self.problem.rewards[rows, self.problem.space.number(tokens)].astype(np.float32)
       pending = PendingCompletions((), jnp.asarray(prompt), jnp.asarray(mask), rollout, (), 0.0)
-      graded = GradedCompletions(pending, 0.0, [], np.full(len(prompt), self.problem.length), {"exact": rewards},
-                                 np.floor(rewards), np.floor(rewards), {})
+      graded = GradedCompletions(
+        sampled=pending, sampling_seconds=0.0, completions=[], ids=tokens.tolist(), rewards={"exact": rewards},
+        accuracy=np.floor(rewards), accuracy_lenient=np.floor(rewards), metrics={})
       state, row = self.updates(state.replace(key=key), graded, of_updates, Stopwatch())
       require(not row["skipped"], "--objectives", f"{objective.name} has a loss or gradient that is not finite")
     return state.params
