@@ -10,7 +10,6 @@ from gdsd_jax.comparison.config import ComparisonConfig
 from gdsd_jax.comparison.grid import make_run, rate_runs, rate_set
 from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.runs.config import RunConfig
-from gdsd_jax.runs.config_dict import config_json
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.saved_config import contradictions
 from gdsd_jax.training.sweep_grid import Run
@@ -53,7 +52,7 @@ def result(run: Run, folder: Path) -> dict[str, Any]:
   config = run.config
   tokens = len(steps) * config.rollouts_per_step * config.sampler.completion_length
   return {
-    "name": run.name, **run.setting, "status": status, "config": config_hash(run), "commit": _commit(folder),
+    "name": run.name, **run.setting, "status": status, **_origin(folder),
     "curve": [_rounded(row.get("reward")) for row in steps],
     "evaluations": [{"step": row["step"], **{name: _rounded(row.get(f"eval/{name}")) for name in _EVALUATED}}
                     for row in rows if row.get("eval/reward") is not None],
@@ -137,16 +136,15 @@ def inputs(config: RunConfig) -> int:
   return views.masks.shape[1] * (2 if views.coupled else 1)
 
 
-def config_hash(run: Run) -> str:
-  """Of the whole config of a run, as its config.json has it but for the provenance."""
-  return hashlib.sha256(config_json(run.config).encode()).hexdigest()[:12]
-
-
-def _commit(folder: Path) -> str | None:
+def _origin(folder: Path) -> dict[str, str | None]:
+  """`config`, a hash of a run's config.json but for the provenance, and `commit`, of the code that it ran by."""
   try:
-    return json.loads((folder / "config.json").read_text())["provenance"]["versions"]["commit"]
-  except (OSError, ValueError, KeyError, TypeError):  # not begun, or of a version without
-    return None
+    saved = json.loads((folder / "config.json").read_text())
+    provenance = saved.pop("provenance", {})
+    commit = provenance.get("versions", {}).get("commit")
+    return {"config": hashlib.sha256(json.dumps(saved, sort_keys=True).encode()).hexdigest()[:12], "commit": commit}
+  except (OSError, ValueError, TypeError, AttributeError):  # not begun, or damaged
+    return {"config": None, "commit": None}
 
 
 def _rounded(number: float | None) -> float | None:
