@@ -32,6 +32,7 @@ CHATS = f"{SFT} --config.data.train_source={{f}}/c.jsonl"
 NO_SYSTEM = (
   "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system turns') }}{% endif %}"
   "{% for message in messages %}<|start_header_id|>{{ message['content'] }}<|eot_id|>{% endfor %}")
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123\n"
 ROW = {"question": "1 + 1?", "answer": "2"}
 
 
@@ -201,6 +202,30 @@ BAD = {
   "field type": Case(
     MODEL, "model.path: {f}/m/config.json: num_layers must be an integer, not 'three'", {"m": model(n_layers="three")}),
   "heads": Case(MODEL, "model.path: {f}/m/config.json: n_heads must be a positive.*", {"m": model(n_heads=0)}),
+  "layers": Case(MODEL, "model.path: .*num_layers must be at most 10000.*", {"m": model(n_layers=10**9)}),
+  "second end": Case(
+    MODEL, "model.path: .*: eos_token_id .9999. must lie in the vocabulary of 416",
+    {"m": model(eos_token_id=[3, 9999])}),
+  "kind of end": Case(
+    MODEL, "model.path: .*: eos_token_id is \\['a'\\]; it must be.*", {"m": model(eos_token_id=["a"])}),
+  "no mask token": Case(MODEL, "model.path: .* lacks the field 'mask_token_id'", {"m": model(mask_token_id=None)}),
+  "rope": Case(
+    MODEL, "model.path: .*rope_scaling is .*; only unscaled and linearly.*",
+    {"m": model(rope_scaling={"type": "yarn"})}),
+  "rope type": Case(
+    MODEL, "model.path: .*rope_parameters is .1.; only unscaled and linearly.*", {"m": model(rope_parameters=[1])}),
+  "base of rope": Case(
+    MODEL, "model.path: .*rope_theta must be a positive number, not 'x'", {"m": model(rope_theta="x")}),
+  "quantised": Case(
+    MODEL, "model.path: .*its weights are quantised.*", {"m": model(quantization_config={"load_in_4bit": True})}),
+  "pickles": Case(
+    MODEL, "model.path: .* has neither model.safetensors nor .*pytorch_model.bin is pickles.*",
+    {"m": model(written("pytorch_model.bin", b"PK"), remove="model.safetensors")}),
+  "tokenizer pointer": Case(
+    MODEL, "model.path: {f}/m/tokenizer.json is a Git LFS pointer, .*",
+    {"m": model(written("tokenizer.json", POINTER))}),
+  "template pointer": Case(
+    MODEL, "model.path: {f}/m/chat_template.jinja is a Git LFS pointer, .*", {"m": template(POINTER)}),
   "special token": Case(
     MODEL, "model.path: {f}/m/config.json: mask_token_id .9999. must lie.*", {"m": model(mask_token_id=9999)}),
   "no weights": Case(
@@ -212,7 +237,7 @@ BAD = {
     MODEL, "model.path: weight file {f}/m/model.safetensors is damaged.*", {"m": model(cut("model.safetensors", 0))}),
   "LFS pointer": Case(
     MODEL, "model.path: {f}/m/model.safetensors is a Git LFS pointer, .*git lfs pull.*",
-    {"m": model(written("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"))}),
+    {"m": model(written("model.safetensors", POINTER))}),
   "lacking weight": Case(
     MODEL, "model.path: no weight file in {f}/m holds model.transformer.wte.*",
     {"m": model(weights(lambda tensors: tensors.pop("model.transformer.wte.weight")))}),
@@ -250,6 +275,9 @@ BAD = {
     f"{TRAIN} --config.model.lora.rank=4 --config.model.lora.path={{f}}/none",
     "model.lora.path: '{f}/none' is neither a folder nor a hub name.*"),
   "adapter config": Case(ADAPTER, "model.lora.path: .* is not JSON: .*", {"a": folder_of(adapter_config__json="{")}),
+  "adapter pointer": Case(
+    ADAPTER, "model.lora.path: {f}/a/adapter_config.json is a Git LFS pointer, .*",
+    {"a": folder_of(adapter_config__json=POINTER)}),
   "adapter kind": Case(
     ADAPTER, "model.lora.path: {f}/a/adapter_config.json describes no LoRA adapter .*IA3.*",
     {"a": adapter(peft_type="IA3")}),

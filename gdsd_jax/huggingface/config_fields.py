@@ -80,6 +80,9 @@ def token_ids(fields: Mapping[str, Any]) -> dict[str, int]:
   ends = ids["eos_token_id"] if isinstance(ids["eos_token_id"], list) else [ids["eos_token_id"]]
   if not ends or not all(type(end) is int for end in ends):
     raise ValueError(f"eos_token_id is {ids['eos_token_id']!r}; it must be a token's id, or a list of them")
+  size = max((fields[name] for name in ("vocab_size", "embedding_size") if type(fields.get(name)) is int), default=0)
+  if outside := [end for end in ends[1:] if not 0 <= end < size]:
+    raise ValueError(f"eos_token_id ({outside[0]}) must lie in the vocabulary of {size}")
   if ids["mask_token_id"] in ends:
     raise ValueError(f"eos_token_id is {ids['eos_token_id']!r}, which holds the mask token")
   pad = fields.get("pad_token_id")

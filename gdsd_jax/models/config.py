@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+_MOST_LAYERS = 10_000  # no model has so many; each is looked for in the files
 _KINDS = {int: "an integer", bool: "true or false", float: "a positive number"}
 
 
@@ -47,6 +48,8 @@ class DenoiserConfig:
     for name, value in vars(self).items():
       if type(value) is int and value < 1 and not name.endswith("_token_id"):
         raise ValueError(f"{name} must be at least 1, not {value}")
+    if self.num_layers > _MOST_LAYERS:
+      raise ValueError(f"num_layers must be at most {_MOST_LAYERS}, not {self.num_layers}")
     if self.num_heads % self.num_kv_heads:
       raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
     if self.head_dim % 2:
