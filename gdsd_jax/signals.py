@@ -19,6 +19,8 @@ import sys
 import threading
 import time
 
+from gdsd_jax import screen
+
 START_AGAIN = 75  # exit status, EX_TEMPFAIL: the same command goes on where this one was
 
 _PATIENCE = 2.0  # seconds before it is said what is waited for
@@ -56,6 +58,7 @@ def take(line: str, status: int | None = None) -> None:
 
 def begin(stopped: str = "asked to stop before it was done", status: int | None = None) -> None:
   """The first that a command does, before imports that take seconds: `take`, and a word that it is there."""
+  screen.take()
   take(stopped, status)
   print("gdsd_jax: loading", flush=True)
 

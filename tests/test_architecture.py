@@ -22,6 +22,7 @@ FLOORS = (
   ("gdsd_jax.parallel", "gdsd_jax.sandbox"),
   ("gdsd_jax.own_code", "gdsd_jax.paths"),
   ("gdsd_jax.checks", "gdsd_jax.signals"),
+  ("gdsd_jax.screen",),
 )
 WITHOUT_JAX = ("gdsd_jax.tasks", "gdsd_jax.sandbox")
 _JAX = re.compile(r"(jax|jaxlib|flax|optax|orbax|chex)(\.|$)")
