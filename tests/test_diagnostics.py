@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+from conftest import load_recipe
 import jax
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from gdsd_jax.objectives.gdsd import gdsd_loss
 from gdsd_jax.objectives.objective import Objective, ScoredRollouts
 from gdsd_jax.objectives.scores import Scores
 from gdsd_jax.objectives.views import Rollouts, Views
-from gdsd_jax.runs.config_dict import base_config, run_config
+from gdsd_jax.runs.config_dict import base_config, run_config, typed
 from gdsd_jax.runs.saved_config import contradictions
+from gdsd_jax.supervised.config import FinetuningConfig
 from gdsd_jax.training.diversity import group_diversity
 
 
@@ -114,6 +116,13 @@ def test_a_trajectory_that_nothing_tells_is_refused(fields, said):
   with pytest.raises(ValueError, match=f"^{said}") as caught:
     recipe({"log.trajectory": True, **fields})
   assert "\n" not in str(caught.value)
+
+
+def test_a_run_without_rollouts_has_no_trajectory():
+  config = load_recipe("sft").get_config()
+  config.data.train_source, config.log.trajectory = "chats.jsonl", True
+  with pytest.raises(ValueError, match="^log.trajectory: must be False: only RL samples what it learns$"):
+    typed(FinetuningConfig, config)
 
 
 def recipe(fields):
