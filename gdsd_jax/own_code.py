@@ -15,6 +15,7 @@ from typing import Any
 
 from gdsd_jax.checks import did_you_mean, require
 
+RAISED = (Exception, SystemExit)  # what a user's code may raise: where it means to leave, this process does not
 _LIBRARIES = tuple({str(Path(folder).resolve()) + os.sep for folder in (
   *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")), Path(__file__).parent)})
 
@@ -40,7 +41,7 @@ def load(reference: str, field: str) -> Any:
     if error.filename is not None:  # the user's own code lacks a file
       raise ValueError(f"{field}: {described(error)}") from error
     raise FileNotFoundError(f"{field}: {where}: there is no such file") from None
-  except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise whatever it likes
+  except RAISED as error:  # importing runs the user's code, which may raise whatever it likes
     missing = isinstance(error, ModuleNotFoundError) and error.name and where.startswith(error.name)
     cause = f"there is no module {error.name!r}" if missing else described(error)
     raise ValueError(f"{field}: {cause}") from error

@@ -146,6 +146,9 @@ def raises(completions, **kwargs):
 async def raises_later(completions, **kwargs):
   return [{}["x"]]
 def nested(completions, **kwargs): return [[1.0], [2.0]]
+def without_order(completions, **kwargs): return {1.0, 2.0}
+def huge(completions, **kwargs): return [1e300, 1.0]
+def leaves(completions, **kwargs): raise SystemExit(3)
 """
 
 
@@ -160,6 +163,9 @@ def nested(completions, **kwargs): return [[1.0], [2.0]]
   ("raises", "own.py, line 11: ZeroDivisionError: division by zero"),
   ("raises_later", "own.py, line 13: KeyError: 'x'"),
   ("nested", "own.py, line 14: nested(): each reward: must be a number, not [1.0]"),
+  ("without_order", "own.py, line 15: without_order() must return a list of 2 rewards, one for each completion, not"),
+  ("huge", "own.py, line 16: huge(): each reward: must be a number of 32 bits, at most 1e+37, not 1e+300"),
+  ("leaves", "own.py, line 17: SystemExit: 3"),
 ])
 def test_mistakes_are_one_line_with_file_and_line(folder, task, name, message):
   (folder / "own.py").write_text(MISTAKES)

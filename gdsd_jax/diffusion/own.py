@@ -16,7 +16,7 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     prompt_mask = jnp.ones(prompt.shape, bool)
   try:
     rollout = function(denoiser, params, prompt.astype(jnp.int32), prompt_mask, key, config, **dict(config.own))
-  except Exception as error:  # the user's own
+  except own_code.RAISED as error:  # the user's own
     raise ValueError(f"sampler.kind: {own_code.described_briefly(error, function)}") from error
   said, shape = f"{own_code.at(function)}{config.kind}", (len(prompt), config.completion_length)
   require(isinstance(rollout, Rollout), "sampler.kind", f"{said} must give a gdsd_jax.Rollout, not {rollout!r:.80}")

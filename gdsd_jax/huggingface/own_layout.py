@@ -25,7 +25,7 @@ def layout_of(family: str, layout: str = "published") -> Layout:
   found = own_code.load(family, "model.layout")
   try:
     layout = found() if isinstance(found, type) else found
-  except Exception as error:  # the user's own
+  except own_code.RAISED as error:  # the user's own
     raise ValueError(f"model.layout: {own_code.described_briefly(error, found)}") from error
   require(isinstance(layout, Layout), "model.layout", f"{family} must be a gdsd_jax.Layout, not {found!r:.80}")
   return _OwnLayout(family, layout)
@@ -72,7 +72,7 @@ class _OwnLayout(Layout):
   def _call(self, method: str, *arguments):
     try:
       return getattr(self.layout, method)(*arguments)
-    except Exception as error:  # the user's own
+    except own_code.RAISED as error:  # the user's own
       cause = own_code.described_briefly(error, getattr(type(self.layout), method))
       raise ValueError(f"model.layout: {cause}") from error
 

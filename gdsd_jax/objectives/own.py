@@ -36,7 +36,7 @@ def make_objective(name: str, fields: Mapping[str, Any]) -> Objective:
     own_code.require_settings(found, "objective.name", name, fields)
     try:
       made = found(**fields)
-    except Exception as error:  # the user's own
+    except own_code.RAISED as error:  # the user's own
       raise ValueError(f"objective.name: {own_code.described_briefly(error, found)}") from error
     require(isinstance(made, Objective), "objective.name", f"{own_code.at(found)}{name} is no gdsd_jax.Objective")
     try:
@@ -82,7 +82,7 @@ class OwnObjective(Objective):
   def _drawn(self, draw: Callable, key, rollouts: Rollouts, *given) -> Views | None:
     try:
       found = draw(key, rollouts, *given)
-    except Exception as error:  # the user's own
+    except own_code.RAISED as error:  # the user's own
       raise ValueError(f"objective.name: {own_code.described_briefly(error, draw)}") from error
     if found is None and draw == self.objective.fixed_views:
       return None
@@ -99,7 +99,7 @@ class OwnObjective(Objective):
   def loss(self, batch: ScoredRollouts):
     try:
       found = self.objective.loss(batch)
-    except Exception as error:  # the user's own
+    except own_code.RAISED as error:  # the user's own
       raise ValueError(f"objective.name: {own_code.described_briefly(error, self.culprit)}") from error
     loss, metrics = found if isinstance(found, tuple) and len(found) == 2 else (found, {})
     if not isinstance(loss, jax.Array):
@@ -154,7 +154,7 @@ def try_out(objective: Objective, rollouts: int, group_size: int, length: int, d
     batch = abstract_scored(objective, abstract_rollouts(objective, rollouts, length, group_size, kept), drawing)
     if own:
       trace_gradient(objective, batch)
-  except Exception as error:  # the user's own, or JAX's of what has no gradient
+  except own_code.RAISED as error:  # the user's own, or JAX's of what has no gradient
     if not own or isinstance(error, ValueError) and str(error).startswith("objective.name: "):
       raise
     raise ValueError(f"objective.name: {own_code.described_briefly(error, objective.culprit)}") from error

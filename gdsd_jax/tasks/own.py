@@ -22,7 +22,7 @@ def load_task(reference: str, options: Mapping[str, Any]) -> "OwnTask":
     pass
   try:
     task = make(**options)
-  except Exception as error:  # the user's own
+  except own_code.RAISED as error:  # the user's own
     raise ValueError(f"task.name: {own_code.described(error, make)}") from error
   return OwnTask(task, own_code.at(make) + reference)
 
@@ -86,7 +86,7 @@ class OwnTask(base.Task):
   def _call(self, method: str, *arguments):
     try:
       return getattr(self.task, method)(*arguments)
-    except Exception as error:  # the user's own
+    except own_code.RAISED as error:  # the user's own
       if method == "examples" and isinstance(error, ValueError | OSError) and not own_code.came_through(error):
         raise  # of a source, which says where
       raise ValueError(own_code.described(error, self._function(method))) from error

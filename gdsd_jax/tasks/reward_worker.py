@@ -16,7 +16,7 @@ def _prepare():
       values = function(**arguments)
       [value] = asyncio.run(_finished(values)) if inspect.isawaitable(values) else values
       return {"value": None if value is None else float(value)}
-    except Exception as error:  # the user's own, told in the process that asked
+    except own_code.RAISED as error:  # the user's own, told in the process that asked
       return {"error": own_code.described(error, function)}
 
   return call

@@ -7,7 +7,7 @@ for each completion, and returns a number for each, or None where it does not ap
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent import futures
 import dataclasses
 import functools
@@ -56,7 +56,8 @@ class RewardFunction:
   def checked(self, values: Any, count: int) -> list[float | None]:
     """What the function returned as `count` floats or Nones. ValueError, with its file and line, where it is not."""
     at = f"{own_code.at(self.function)}{self.name}()"
-    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
+    listed = hasattr(values, "__len__") and hasattr(values, "__iter__")
+    if not listed or isinstance(values, str | bytes | Mapping | Set):
       raise ValueError(f"{at} must return a list of {count} rewards, one for each completion, not {values!r:.80}")
     if len(values) != count:
       raise ValueError(f"{at} returned {len(values)} rewards for {count} completions")
@@ -172,7 +173,7 @@ class RewardedTask(base.Task):
       accepted = reward.accepted(arguments)
       try:
         given[reward.name] = reward.function(**accepted)
-      except Exception as error:  # the user's own
+      except own_code.RAISED as error:  # the user's own
         raise ValueError(own_code.described(error, reward.function)) from error
       if inspect.isawaitable(given[reward.name]):
         waiting[reward.name] = given[reward.name]
