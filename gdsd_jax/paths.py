@@ -37,7 +37,9 @@ def expanded(value: str | os.PathLike, field: str) -> str:
     return text.rstrip("/") if text.count("/") > 2 and not text.endswith("://") else text
   if text.startswith("~"):
     home = os.path.expanduser(text)
-    require(home != text or os.path.lexists(text), field, f"{text}: there is no user {text.split('/')[0][1:]!r}")
+    user = text.split("/")[0][1:]
+    said = f"there is no user {user!r}" if user else "there is no home folder; HOME names one"
+    require(home != text or os.path.lexists(text), field, f"{text}: {said}")
     text = home
   variable = _VARIABLE.search(text)
   require(variable is None or os.path.lexists(text), field,

@@ -68,8 +68,10 @@ def test_it_can_be_turned_off(home):
   assert jax.config.jax_compilation_cache_dir is None and not list(home.iterdir())
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(home, monkeypatch):
-  monkeypatch.setenv("XDG_CACHE_HOME", "/proc/no/such")
+@pytest.mark.parametrize("cache", ["/proc/no/such", ""])
+def test_a_folder_that_cannot_be_written_is_no_error(home, monkeypatch, cache):
+  monkeypatch.setenv("XDG_CACHE_HOME", cache)
+  monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user without a home
   ours.use_compilation_cache()
   assert jax.config.jax_compilation_cache_dir is None
   compile_one(2345.5)

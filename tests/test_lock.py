@@ -104,7 +104,7 @@ def test_a_heartbeat_of_long_ago_is_not_watched(tmp_path, monkeypatch):
     pass
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1', '{"token": "a", "beat": "now"}'])
 def test_what_a_kill_has_left_of_a_lock_is_none(tmp_path, content):
   (tmp_path / ".lock").write_text(content)
   with locked(tmp_path):

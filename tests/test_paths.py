@@ -1,5 +1,6 @@
 """Paths as users write them: homes, addresses, variables that nobody put in; the same for every flag and field."""
 
+import os
 from pathlib import Path
 
 from etils import epath
@@ -109,3 +110,11 @@ def test_rows_are_found_as_models_are(home, source):
   (home / "rows.jsonl").write_text('{"a": 1}\n')
   [row] = open_source(source.format(home=home), ["a"], field="task.train_source")
   assert row == {"a": 1}
+
+
+def test_a_recipe_in_a_home_that_is_not_there_is_refused(monkeypatch):
+  with pytest.raises(ValueError, match="^--config: ~nobody-here/r.py: there is no user 'nobody-here'"):
+    recipe_file("~nobody-here/r.py:tiny")
+  monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user without a home
+  with pytest.raises(ValueError, match="^--config: ~/r.py: there is no home folder; HOME names one"):
+    recipe_file("~/r.py")

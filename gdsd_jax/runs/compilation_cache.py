@@ -33,7 +33,7 @@ def use_compilation_cache() -> None:
     if not os.access(folder, os.W_OK):
       raise PermissionError(f"{folder} is read-only")
     _remove_unfinished(folder)
-  except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
+  except OSError as error:
     _log.info("compiled programs are not kept: %s; JAX_COMPILATION_CACHE_DIR names another folder", error)
     return
   settings = {"jax_compilation_cache_dir": str(folder), "jax_compilation_cache_max_size": _MAX_BYTES,

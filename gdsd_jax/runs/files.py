@@ -42,8 +42,14 @@ def local_folder(flag: str, value: epath.PathLike) -> Path:
 
 
 def cache_folder() -> Path:
-  """Where this package keeps what can be made again: XDG_CACHE_HOME/gdsd_jax, or ~/.cache/gdsd_jax."""
-  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gdsd_jax"
+  """Where this package keeps what can be made again: XDG_CACHE_HOME/gdsd_jax, or ~/.cache/gdsd_jax.
+
+  Raises FileNotFoundError where there is neither: in a container a user may have no home.
+  """
+  caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  if caches.startswith("~"):
+    raise FileNotFoundError("there is no home folder; HOME or XDG_CACHE_HOME names one")
+  return Path(caches) / "gdsd_jax"
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

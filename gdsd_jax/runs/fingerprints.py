@@ -72,14 +72,15 @@ def _content(file: Path) -> str:
   if status.st_size < _REMEMBERED_BYTES:
     return hashlib.sha256(file.read_bytes()).hexdigest()
   key = f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-  memory = cache_folder() / "hashes" / of_text(f"{file.resolve()} {key}")[:32]
-  with contextlib.suppress(OSError):
+  memory = None
+  with contextlib.suppress(OSError):  # a home that is not there, or cannot be read, is no error
+    memory = cache_folder() / "hashes" / of_text(f"{file.resolve()} {key}")[:32]
     return memory.read_text()
   began = time.time()
   with file.open("rb") as opened:
     content = hashlib.file_digest(opened, "sha256").hexdigest()
-  if began - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS:
-    with contextlib.suppress(OSError):  # a home that cannot be written is no error
+  if memory is not None and began - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS:
+    with contextlib.suppress(OSError):
       os.makedirs(memory.parent, exist_ok=True)
       write_whole(memory, content)
   return content

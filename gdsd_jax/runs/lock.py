@@ -188,10 +188,11 @@ class Lock:
       os.close(descriptor)
 
   def _read(self) -> dict[str, Any] | None:
-    """What the file says; None where there is none, or what a kill has left of it."""
+    """What the file says; None where there is none, what a kill has left of it, or something of another program."""
     try:
       owner = json.loads(self._path.read_text())
-      return owner if isinstance(owner, dict) and owner else None
+      ours = isinstance(owner, dict) and isinstance(owner.get("token"), str) and isinstance(owner.get("beat"), float)
+      return owner if ours else None
     except (FileNotFoundError, ValueError):
       return None
 

@@ -5,6 +5,8 @@ import itertools
 from pathlib import Path
 import re
 
+from gdsd_jax.paths import expanded
+
 PACKAGED = Path(__file__).parent / "../configs"
 
 
@@ -36,10 +38,11 @@ def recipe_file(config: str) -> str:
 
   Raises:
     FileNotFoundError: there is no recipe of this name; the message tells those that there are.
+    ValueError: `~` stands for no home.
   """
   name, colon, preset = config.partition(":")
   if not name.isidentifier() or Path(name).is_file():
-    return f"{Path(name).expanduser()}{colon}{preset}" if name.startswith("~") else config
+    return f"{expanded(name, '--config')}{colon}{preset}" if name.startswith("~") else config
   file = Path(f"{name}.py")
   if not file.is_file():
     file = PACKAGED / file

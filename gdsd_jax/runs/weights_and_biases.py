@@ -34,7 +34,8 @@ def check(project: str) -> None:
 def _is_logged_in() -> bool:
   """Whether wandb finds a key without asking for it, or needs none."""
   said = {"base_url": "https://api.wandb.ai", "mode": "online"}
-  files = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser() / "settings", Path("wandb/settings")
+  folder = os.path.expanduser(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb"))
+  files = Path(folder) / "settings", Path("wandb/settings")
   with contextlib.suppress(configparser.Error):
     settings = configparser.ConfigParser(interpolation=None)
     settings.read(files)
@@ -46,7 +47,7 @@ def _is_logged_in() -> bool:
   host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", said["base_url"])).netloc
   for file in filter(None, (os.environ.get("NETRC"), "~/.netrc", "~/_netrc")):
     with contextlib.suppress(OSError, netrc.NetrcParseError):
-      if netrc.netrc(Path(file).expanduser()).authenticators(host):
+      if netrc.netrc(os.path.expanduser(file)).authenticators(host):
         return True
   return False
 
