@@ -10,7 +10,7 @@ from gdsd_jax.comparison.config import ComparisonConfig
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import base_config, flatten, run_config, typed
 from gdsd_jax.runs.fields import explanations
-from gdsd_jax.supervised.config import FinetuningConfig, pretraining_config, PretrainingConfig
+from gdsd_jax.supervised.config import FinetuningConfig, PreferenceConfig, pretraining_config, PretrainingConfig
 
 
 @pytest.mark.parametrize("command, words", [
@@ -39,7 +39,8 @@ def test_help_shows_the_recipe_that_is_named():
 
 
 @pytest.mark.parametrize("cls, recipe", [
-  (RunConfig, None), (FinetuningConfig, "sft"), (PretrainingConfig, "pretrain_tiny"), (ComparisonConfig, "compare"),
+  (RunConfig, None), (FinetuningConfig, "sft"), (PreferenceConfig, "vrpo"), (PretrainingConfig, "pretrain_tiny"),
+  (ComparisonConfig, "compare"),
 ])
 def test_every_field_of_a_recipe_is_explained(cls, recipe):
   said = explanations(cls)

@@ -81,7 +81,7 @@ def test_recipes_beyond_the_embedded_model_say_so(recipe):
     load_recipe(f"gdsd_{recipe}").get_config()
 
 
-@pytest.mark.parametrize("recipe", ["math", "gsm8k", "code", "sft"])
+@pytest.mark.parametrize("recipe", ["math", "gsm8k", "code", "sft", "vrpo"])
 def test_an_unknown_preset_is_refused_with_the_known_ones(recipe):
   with pytest.raises(ValueError, match="unknown preset 'llada', known are tiny, llada_8b, dream_7b"):
-    load_recipe(recipe if recipe == "sft" else f"gdsd_{recipe}").get_config("llada")
+    load_recipe(recipe if recipe in ("sft", "vrpo") else f"gdsd_{recipe}").get_config("llada")

@@ -66,7 +66,8 @@ def _texts_of(row: Mapping[str, Any], tokenizer) -> dict[str, str]:
 def _chat_of(row: Mapping[str, Any], column: str) -> list[Any]:
   """The whole chat that ends with the reply of a column."""
   reply = _turns(row, column, "assistant")
-  begun = isinstance(row[column], list) and not _is_reply(reply)  # a whole chat, prompt and all
+  # A whole chat, prompt and all.
+  begun = isinstance(row[column], list) and reply != [] and not _is_reply(reply[0])
   source = next((name for name in ("prompt", "conversations") if row.get(name) is not None), None)
   if source is None:
     if not begun:
@@ -89,6 +90,5 @@ def _turns(row, column, role):
   return from_sharegpt(row, column) if isinstance(first, dict) and "from" in first and "role" not in first else turns
 
 
-def _is_reply(turns) -> bool:
-  first = turns[0] if turns else None
-  return isinstance(first, dict) and first.get("role") == "assistant"
+def _is_reply(turn) -> bool:
+  return isinstance(turn, dict) and turn.get("role") == "assistant"
