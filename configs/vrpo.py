@@ -6,9 +6,11 @@ llada_8b:  python launch/pretrain.py --config=configs/vrpo.py:llada_8b --config.
 Data:      rows with `prompt`, `chosen` and `rejected`, texts or lists of turns, or whole chats as `chosen` and
            `rejected` (docs/data.md). tiny has rows of its own (gdsd_jax/tasks/preferences.py), right solutions beside
            wrong ones.
-Hardware:  tiny: two CPU cores, a minute; llada_8b and dream_7b: eight devices of 80 GB.
+Hardware:  tiny: two CPU cores, two minutes; llada_8b and dream_7b: eight devices of 80 GB.
 Result:    DIR holds the model, or with --config.model.lora.rank=128 a PEFT adapter; see configs/sft.py for what can be
-           done with them.
+           done with them. Of tiny, the share of pairs whose margin is positive is @@ on 64 that were not learnt, and
+           greedy accuracy on the 400 test problems goes from @@ to @@ (launch/evaluate.py --config=gdsd_math
+           --model=DIR).
 Expected:  of LLaDA-8B, the paper's GSM8K + 4.7, HumanEval + 3.0, MBPP + 1.8 over LLaDA-8B-Instruct, from 350,000 pairs
            that are not public. Not run by us at this size.
 
