@@ -3,7 +3,7 @@
 import csv
 import json
 
-from conftest import all_devices, load_recipe, only_devices, slow, without_times
+from conftest import load_recipe, only_devices, slow, without_times
 import jax
 import numpy as np
 import pytest
@@ -213,14 +213,15 @@ def test_a_resumed_run_is_the_undisturbed_one(tmp_path, rank):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [
-  {"optimizer.accumulation": 2}, {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
-  {"mesh.data": 1, "mesh.fsdp": 2, "optimizer.accumulation": 2, "model.lora.rank": 4},
+@pytest.mark.parametrize("devices, changes", [
+  (1, {"optimizer.accumulation": 2}), (8, {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}),
+  (2, {"mesh.data": 1, "mesh.fsdp": 2, "optimizer.accumulation": 2, "model.lora.rank": 4,
+       "model.lora.dropout": 0.0}),  # each microbatch drops others
 ])
-def test_meshes_and_microbatches_leave_the_numbers_as_they_are(tmp_path, changes):
-  alone = {name: value for name, value in changes.items() if name == "model.lora.rank"}
+def test_meshes_and_microbatches_leave_the_numbers_as_they_are(tmp_path, devices, changes):
+  alone = {name: value for name, value in changes.items() if name.startswith("model.lora.")}
   rows = run(config_of(None, steps=3, **alone), tmp_path / "one")
-  with all_devices():
+  with only_devices(devices):
     others = run(config_of(None, steps=3, **changes), tmp_path / "other")
   for row, other in zip(rows, others, strict=True):
     assert row.keys() == other.keys()
