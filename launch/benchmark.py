@@ -7,6 +7,7 @@
   python launch/benchmark.py --model=8b --only=training --reference    # LoRA r 128, M 2; --accumulation if too large
   python launch/benchmark.py --model=8b --only=sampling --cache=dual --threshold=0.9  # Fast-dLLM beside the exact one
   python launch/benchmark.py --model=100m --only=memory                # one rollout's scores at V 8k, 32k, 128k
+  python launch/benchmark.py --model=100m --only=views                 # an update's memory at M 2, 4, 8, 16
 
 Weights are random, but those of `tiny`; both sides have the same weights, prompts, masks and tokens in one run, and it
 says whether sampled tokens (at temperature 0), loss and gradient norm are the same. Compilation and a warm-up are left
@@ -43,7 +44,7 @@ from gdsd_jax.paths import local_path
 
 _MODEL = flags.DEFINE_string("model", "tiny", "tiny, 100m, 8b (LLaDA's shape) or 8b_dream.")
 _REFERENCE = flags.DEFINE_bool("reference", False, "Measure the PyTorch version, too.")
-_ONLY = flags.DEFINE_list("only", None, "Some of sampling, training, memory; by default all.")
+_ONLY = flags.DEFINE_list("only", None, "Some of sampling, training, memory, views; by default all.")
 _OUT = flags.DEFINE_string("out", None, "File for the JSON object.")
 _PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of our sampling and of our update.")
 _FIELDS = [  # by default the model's own

@@ -1,7 +1,9 @@
 """The benchmark: its PyTorch version computes what this package computes, and its command reports what it measures."""
 
+import dataclasses
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,6 +19,8 @@ import gdsd_jax
 from gdsd_jax.benchmark import measure as benchmark, ours as benchmark_ours
 from gdsd_jax.benchmark.flops import attention_flops, head_flops, projection_flops, sampling_flops, training_flops
 from gdsd_jax.benchmark.setting import setting
+from gdsd_jax.benchmark.views import compiled_memory
+from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.planning.hlo_cost import program_cost
 
 SMALL = dict(batch=4, prompt_length=12, completion_length=16, block_length=8, steps=8)
@@ -157,6 +161,21 @@ def test_memory_of_scores_does_not_grow_with_the_vocabulary():
     assert found[131072][program] < 1.2 * found[8192][program]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["gdsd_tlc", "bgpo"])
+@pytest.mark.parametrize("tied, lora_rank", [(False, 0), (True, 0), (False, 8)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
+def test_memory_of_an_update_does_not_grow_with_the_views(sizes, tied, lora_rank, objective):
+  mesh, peaks = make_mesh(*sizes, jax.devices()[:math.prod(sizes)]), []
+  for views in (2, 16):
+    chosen = setting("tiny", **{**SMALL, "batch": 8}, num_mc=views, lora_rank=lora_rank, objective=objective)
+    config = dataclasses.replace(chosen.architecture, tied_head=tied)
+    denoiser = gdsd_jax.Denoiser(config, remat=chosen.remat, lora=chosen.lora, mesh=mesh)
+    peaks.append(compiled_memory(chosen, denoiser, mesh))
+  for program in ("scores", "update"):
+    assert peaks[1][program] < 1.05 * peaks[0][program]
+
+
 def test_command_compares_with_the_reference():
   torch_side()
   finished = run_afresh("--only=sampling,training", "--reference")
@@ -168,7 +187,7 @@ def test_command_compares_with_the_reference():
 
 @pytest.mark.parametrize("argument, message", [
   ("--model=70b", "--model: '70b' is not one of tiny, 100m, 8b, 8b_dream"),
-  ("--only=speed", "--only: must name some of sampling, training, memory"),
+  ("--only=speed", "--only: must name some of sampling, training, memory, views"),
   ("--accumulation=3", "--accumulation: 3 must divide the batch of 4"),
   ("--steps=7", "--steps: 7 must be a multiple"),
   ("--prompt_length=300", "--prompt_length, --completion_length: their sum exceeds the 256 positions"),

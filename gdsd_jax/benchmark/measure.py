@@ -6,6 +6,7 @@ Every measurement has a process of its own, so that its memory is its own, and n
 from collections.abc import Callable
 import concurrent.futures
 from concurrent.futures.process import BrokenProcessPool
+import dataclasses
 import functools
 import importlib.metadata
 import multiprocessing
@@ -21,6 +22,7 @@ from gdsd_jax import signals
 from gdsd_jax.benchmark import ours
 from gdsd_jax.benchmark.flops import sampling_flops, training_flops
 from gdsd_jax.benchmark.setting import Setting
+from gdsd_jax.benchmark.views import compiled_for_one_device, VIEWS
 
 _MEASURED = ("seconds", "cpu_seconds", "bytes_before", "bytes_peak", "load")
 _CHECKED = ("loss", "grad_norm", "score")
@@ -30,8 +32,9 @@ def measure(setting: Setting, say: Callable[[str], None] = print) -> dict[str, A
   """Everything that a setting asks for, as JSON values.
 
   They are the setting's fields; `parameters`; `device`; `versions`; `peak_flops_per_second` of a large matrix product
-  by each side; `sampling` and `training`, see `_sides`; `memory`, see `scoring_memory`. Raises ValueError or OSError,
-  one line, where the device has too little memory or PyTorch cannot use it.
+  by each side; `sampling` and `training`, see `_sides`; `memory`, see `scoring_memory`; `views`, see
+  `_memory_by_views`. Raises ValueError or OSError, one line, where the device has too little memory or PyTorch cannot
+  use it.
   """
   with tempfile.TemporaryDirectory(prefix="gdsd_benchmark_") as folder, signals.at_leaving(
       functools.partial(shutil.rmtree, folder, ignore_errors=True)):
@@ -49,6 +52,8 @@ def measure(setting: Setting, say: Callable[[str], None] = print) -> dict[str, A
   if "memory" in setting.only:
     say("compiling scores at several vocabularies")
     result["memory"] = _in_own_process(ours.scoring_memory, setting)
+  if "views" in setting.only:
+    result["views"] = _memory_by_views(setting, Path(folder), result["device"]["platform"], say)
   return result
 
 
@@ -106,6 +111,24 @@ def _training(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
     differences = {check: abs(sides["ours"][check] / sides["reference"][check] - 1) for check in _CHECKED}
     compared["relative_difference"] = differences
   return {"flops": flops, **sides, **compared}
+
+
+def _memory_by_views(setting: Setting, folder: Path, platform: str, say) -> dict[str, Any]:
+  """Mask samples -> `compiled_memory` and `peak`, bytes, in `by_views`; the `source` of the peak, and its `growth`.
+
+  The peak is the device's own, of two updates, where it tells one; of a CPU it is that of the compiled update. The
+  growth is the largest over the smallest, less 1.
+  """
+  found, on_cpu = {}, platform == "cpu"
+  for num_mc in VIEWS:
+    say(f"memory of an update in {num_mc} views")
+    chosen = dataclasses.replace(setting, num_mc=num_mc)
+    numbers = _in_own_process(compiled_for_one_device, chosen)
+    peak = numbers["update"] if on_cpu else _in_own_process(ours.training, folder, chosen)["bytes_peak"]
+    found[num_mc] = {**numbers, "peak": peak}
+  peaks = [numbers["peak"] for numbers in found.values()]
+  source = "the compiled update" if on_cpu else "the device's allocator"
+  return {"source": source, "growth": max(peaks) / min(peaks) - 1, "by_views": found}
 
 
 def _sides(name: str, works: dict[str, tuple], setting: Setting, flops: float, peaks: dict[str, float], say):

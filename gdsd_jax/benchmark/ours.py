@@ -40,7 +40,8 @@ def prepare(folder: Path, setting: Setting) -> tuple[dict[str, Any], int]:
   memory = device_memory(device)
   config = setting.architecture
   described = {"platform": device.platform, "kind": device.device_kind, "memory_bytes": memory}
-  if set(setting.only) == {"memory"}:  # compiled alone: nothing begins from files
+  compiled = {"memory", "views"} if device.platform == "cpu" else {"memory"}
+  if set(setting.only) <= compiled:  # and not run: nothing begins from files
     return described, _size(Denoiser(config, lora=setting.lora).abstract_params())
   _check_memory(setting, memory)
   if setting.model == "tiny":
@@ -82,12 +83,13 @@ def _check_memory(setting: Setting, available: int) -> None:
   adapter = _size(params.get("lora"))
   base = _size(params) - adapter
   needed = base * jnp.dtype(setting.held_dtype).itemsize
-  if "training" in setting.only:
+  trains = bool({"training", "views"} & set(setting.only))
+  if trains:
     # What is trained has, in float32, a gradient, two moments, and the weights of an adapter or of a reference.
     needed += 4 * 4 * (adapter or base)
   require(needed <= available, "--model",
           f"{setting.model} needs more than {needed / 1e9:.0f} GB for its weights"
-          f"{' and their training' * ('training' in setting.only)}, the device has {available / 1e9:.0f} GB;"
+          f"{' and their training' * trains}, the device has {available / 1e9:.0f} GB;"
           " choose a smaller model, --lora_rank or --only=sampling")
 
 
@@ -148,7 +150,8 @@ def _load(folder: Path, setting: Setting):
   with np.load(folder / "inputs.npz") as inputs:
     arrays = {**inputs, "attended": np.ones(inputs["tokens"].shape, bool)}
   arrays = jax.device_put(arrays, batch_sharding(mesh))
-  rollouts = ScoringBatch(arrays["tokens"], arrays["attended"], Views(arrays["masks"], coupled=True))
+  masks = jnp.take(arrays["masks"], jnp.arange(setting.num_mc) % arrays["masks"].shape[1], axis=1)
+  rollouts = ScoringBatch(arrays["tokens"], arrays["attended"], Views(masks, coupled=True))
   return denoiser, params, mesh, rollouts, arrays["advantages"]
 
 

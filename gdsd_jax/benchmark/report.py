@@ -32,6 +32,13 @@ def table(result: dict[str, Any]) -> str:
     lines += ["", "temporary memory of one rollout's scores, GB", _row("vocabulary", "scores", "with gradient")]
     for vocabulary, found in result["memory"].items():
       lines.append(_row(f"{vocabulary:,}", *(f"{found[name] / _GB:.3f}" for name in ("scores", "scores_and_gradient"))))
+  if "views" in result:
+    found = result["views"]
+    lines += ["", f"memory of an update by mask samples, GB; the peak is that of {found['source']}",
+              _row("mask samples", "scores", "update", "peak")]
+    for count, numbers in found["by_views"].items():
+      lines.append(_row(str(count), *(f"{numbers[name] / _GB:.4f}" for name in ("scores", "update", "peak"))))
+    lines.append(f"  the peak grows by {found['growth']:.1%}")
   return "\n".join(lines)
 
 

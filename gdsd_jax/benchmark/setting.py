@@ -15,7 +15,7 @@ from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.own import make_objective
 
-MEASUREMENTS = ("sampling", "training", "memory")
+MEASUREMENTS = ("sampling", "training", "memory", "views")
 # The reference's final norm over the student's, without an adapter. With equal models the KL would have no gradient.
 REFERENCE_NORM = 0.99
 _100M = DenoiserConfig(  # LLaDA's layout, vocabulary and special tokens on a small body

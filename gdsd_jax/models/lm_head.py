@@ -22,11 +22,13 @@ CHUNK = 4096
 
 @struct.dataclass
 class LMHead:
-  """The LM head as a pytree: its one leaf is the weight, by which it can be differentiated."""
+  """The LM head as a pytree: a leaf is the weight, by which it can be differentiated."""
 
   weight: jax.Array  # [D, V], or [V, D] if it is tied
   tied: bool = struct.field(pytree_node=False, default=False)  # whether the weight is the embedding
   mesh: Mesh | None = struct.field(pytree_node=False, default=None)  # that the weight lies on
+  # What the gradient by the weight is added to, in place: its cotangent is then their sum (`Scoring.adds_in_place`).
+  gradient: jax.Array | None = None
 
   @property
   def axis(self) -> int:

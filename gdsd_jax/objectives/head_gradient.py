@@ -10,39 +10,32 @@ from gdsd_jax.models.lm_head import accumulator, LMHead, multiply, over_vocabula
 
 
 def weight_gradient(head: LMHead, hidden, targets, others, top_tokens, missing, center):
-  """Gradient by the head's weight, shaped like it: logits are made again, chunk by chunk.
+  """Gradient by the head's weight, shaped like it, added to `head.gradient`: logits are made again, chunk by chunk.
 
-  With hidden states [B, S, ..., D] the logits of one of the S parts at a time are in memory. `missing` and `center` are
-  the cotangents of plain scores, times 1 − p_y, and of centred ones; the rest is as in `_Pass`.
+  `missing` and `center` are the cotangents of plain scores, times 1 − p_y, and of centred ones; the rest is as in
+  `_Pass`.
   """
-  row_axis, parts = targets.ndim, targets.shape[1] if targets.ndim > 2 else 1
-
-  def by_part(x):
-    """[B, S, ..., *row] as [S, rows, *row]."""
-    row = x.shape[row_axis:]
-    return jnp.swapaxes(x.reshape(len(x), parts, -1, *row), 0, 1).reshape(parts, -1, *row)
 
   def compute(share: Share, rows):
-    rows = jax.tree.map(by_part, rows)
+    flat = lambda x, trailing=0: None if x is None else x.reshape(-1, *x.shape[x.ndim - trailing:])
+    hidden, targets, others, top_tokens, missing, center = rows
+    hidden, top_tokens = flat(hidden, 1), flat(top_tokens, 1)
+    targets, others, missing, center = (flat(x)[:, None] for x in (targets, others, missing, center))
 
     def step(gradient, weight, start):
       first, size = share.first + start, weight.shape[1]
+      of_logits = -missing * jnp.exp(multiply(hidden, weight) - others)
+      is_target = first + jnp.arange(size) == targets
+      of_logits = jnp.where(is_target, missing + center, of_logits)
+      if top_tokens is not None:
+        of_logits -= center / top_tokens.shape[1] * _membership(top_tokens - first, size)
+      columns = share.sum_over_batch(multiply(hidden.T, of_logits.astype(hidden.dtype))).astype(gradient.dtype)
+      axis, columns = share.head.axis, columns.T if head.tied else columns
+      before = jax.lax.dynamic_slice_in_dim(gradient, start, size, axis)
+      return jax.lax.dynamic_update_slice_in_dim(gradient, before + columns, start, axis)
 
-      def add_part(columns, part):
-        hidden, targets, others, top_tokens, missing, center = part
-        of_logits = -missing[:, None] * jnp.exp(multiply(hidden, weight) - others[:, None])
-        is_target = first + jnp.arange(size) == targets[:, None]
-        of_logits = jnp.where(is_target, (missing + center)[:, None], of_logits)
-        if top_tokens is not None:
-          of_logits -= center[:, None] / top_tokens.shape[1] * _membership(top_tokens - first, size)
-        return columns + multiply(hidden.T, of_logits.astype(hidden.dtype)), None
-
-      columns, _ = jax.lax.scan(add_part, jnp.zeros(weight.shape, accumulator(weight.dtype)), rows)
-      columns = share.sum_over_batch(columns).astype(gradient.dtype)
-      columns = columns.T if head.tied else columns
-      return jax.lax.dynamic_update_slice_in_dim(gradient, columns, start, axis=0 if head.tied else 1)
-
-    return share.fold(hidden.dtype, step, jnp.zeros_like(share.head.weight))
+    before = share.head.gradient
+    return share.fold(hidden.dtype, step, jnp.zeros_like(share.head.weight) if before is None else before)
 
   return over_vocabulary(compute, head, (hidden, targets, others, top_tokens, missing, center), gives_weight=True)
 

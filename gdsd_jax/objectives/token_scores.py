@@ -39,6 +39,11 @@ class Scoring:
             f"must be None or at least 1, not {self.center_top_k}")
     require(self.temperature > 0, "temperature", f"must be positive, not {self.temperature}")
 
+  def adds_in_place(self, vocab_size: int) -> bool:
+    """Whether the gradient by the head is made by the fold over the vocabulary, which can go on from one before it."""
+    without_logits = self.center_gradient and not self.with_plain and (self.center_top_k or 0) >= vocab_size
+    return not (self.kept or without_logits)
+
 
 PLAIN = Scoring()
 
@@ -132,7 +137,8 @@ def _backward(scoring: Scoring, residuals, cotangents: TokenScores):
   if for_head is not None:
     head, hidden, surplus, others, top_tokens = for_head
     missing = plain * jax.nn.sigmoid(-surplus)  # times 1 − p_y
-    of_head = head.replace(weight=weight_gradient(head, hidden, targets, others, top_tokens, missing, center))
+    weight = weight_gradient(head, hidden, targets, others, top_tokens, missing, center)
+    of_head = head.replace(weight=weight, gradient=None)
   return of_head, of_hidden, None
 
 
@@ -140,12 +146,8 @@ _scores.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _pass(head: LMHead, hidden, targets, scoring: Scoring, with_mean: bool = False) -> _Pass:
-  """One pass over the vocabulary for hidden states [B, ..., D]; S passes, one after the other, for [B, S, ..., D]."""
+  """One pass over the vocabulary for hidden states [B, ..., D]."""
   top_k = scoring.center_top_k
-  if targets.ndim > 2:
-    parts = jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(targets, 1, 0)
-    found = jax.lax.map(lambda part: _pass(head, *part, scoring, with_mean), parts)
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
 
   def compute(share: Share, rows):
     hidden, targets = rows

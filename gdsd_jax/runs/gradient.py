@@ -7,9 +7,11 @@ by them, the cotangents, are computed once. Then the gradient is that of a surro
 constant cotangents. Its terms are vector-Jacobian products of single samples, one mask sample of one microbatch each,
 and are summed one after the other: only the activations of one sample are in memory.
 
-The LM head's own term comes at the end, from the hidden states of all samples. It is the largest weight, and there is
-never a second copy of its gradient.
+A trained LM head's part is added to the sum in place, chunk by chunk of the vocabulary (`LMHead.gradient`): it is the
+largest weight, and a second array of its size for each sample would cost memory and time.
 """
+
+from collections.abc import Callable
 
 from flax import struct
 import jax
@@ -25,7 +27,7 @@ from gdsd_jax.runs.state import TrainState
 
 @struct.dataclass
 class ScoringBatch:
-  """What scoring needs of N rollouts; cut into single samples, its views have no axis V (`single_samples`)."""
+  """What scoring needs of N rollouts; that of a single sample has views without the axis V (`single_samples`)."""
 
   tokens: jax.Array  # int32[N, P+L], prompts (left-padded) and completions
   attention_mask: jax.Array  # bool[N, P+L], False where nothing attends to
@@ -57,47 +59,55 @@ def loss_and_gradient(denoiser: Denoiser, objective: Objective, state: TrainStat
   loss_fn = lambda student: objective.loss(batch.scored.replace(student=student))
   current = batch.scored.student.replace(entropy=None)  # which no loss depends on
   loss_and_metrics, cotangents = jax.value_and_grad(loss_fn, has_aux=True)(current)
-  samples, cotangents = single_samples(batch.rollouts, accumulation), cut(cotangents, accumulation)
-  dropout_keys = None if dropout_key is None else jax.random.split(dropout_key, len(samples.tokens))
-  return loss_and_metrics, _gradient(denoiser, objective.scoring, state, samples, cotangents, dropout_keys)
+  places, sample_at = single_samples(batch.rollouts, accumulation)
+  dropout_keys = None if dropout_key is None else jax.random.split(dropout_key, len(places[0]))
+  scanned = places, cut(cotangents, accumulation), dropout_keys
+  return loss_and_metrics, _gradient(denoiser, objective.scoring, state, sample_at, scanned)
 
 
-def _gradient(denoiser: Denoiser, scoring: Scoring, state: TrainState, samples: ScoringBatch, cotangents, dropout_keys):
-  """Σ_s ⟨cotangent_s, ∂ scores_s⟩ for samples and cotangents with a leading axis S."""
+def _gradient(denoiser: Denoiser, scoring: Scoring, state: TrainState, sample_at: Callable, scanned):
+  """Σ_s ⟨cotangent_s, ∂ scores_s⟩; scanned are the places of samples, cotangents and random keys, each [S, …]."""
   head = denoiser.head(state.student_params)
-  head_name = "embedding" if head.tied else "head"
-  trains_head = head_name in state.params
-  # What the hidden states depend on: all but the head, whose weight is only among them as the embedding.
-  body = {name: leaf for name, leaf in state.params.items() if head.tied or name != head_name}
+  name = "embedding" if head.tied else "head"
+  adds = scoring.adds_in_place(head.vocab_size)
 
   def add_sample(total, scanned):
-    sample, cotangent, dropout_key = scanned
+    place, cotangent, dropout_key = scanned
+    sample = sample_at(place)
 
-    def scores(body):
-      params = {**state.student_params, **body}
-      hidden = masked_hidden(denoiser, params, sample.tokens, sample.views, sample.attention_mask, dropout_key)
-      return scores_of_hidden(head, hidden, sample.targets, scoring, sample.kept), hidden if trains_head else None
+    def hidden_of(trained):
+      params = {**state.student_params, **trained}
+      return masked_hidden(denoiser, params, sample.tokens, sample.views, sample.attention_mask, dropout_key)
 
-    _, product, hidden = jax.vjp(scores, body, has_aux=True)
-    return jax.tree.map(jnp.add, total, *product(cotangent)), hidden
+    def scores_of(hidden, weight=head.weight):
+      of_sample = head.replace(weight=weight, gradient=total.get(name) if adds else None)
+      return scores_of_hidden(of_sample, hidden, sample.targets, scoring, sample.kept)
 
-  zeros = jax.tree.map(jnp.zeros_like, body)
-  gradient, hidden = jax.lax.scan(add_sample, zeros, (samples, cotangents, dropout_keys))
-  if not trains_head:
-    return gradient
-  by_rollout = lambda tree: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)  # [n, S, …]: each chip keeps its own
-  hidden, samples = by_rollout(hidden), by_rollout(samples)
-  of_head = lambda head: scores_of_hidden(head, hidden, samples.targets, scoring, samples.kept)
-  _, product = jax.vjp(of_head, head)
-  [of_head] = product(by_rollout(cotangents))
-  return {**gradient, head_name: gradient[head_name] + of_head.weight if head.tied else of_head.weight}
+    hidden, by_body = jax.vjp(hidden_of, state.params)
+    _, by_head = jax.vjp(scores_of, hidden, *([head.weight] if name in total else []))
+    of_hidden, *of_head = by_head(cotangent)
+    for gradient in of_head:
+      total = {**total, name: gradient if adds else total[name] + gradient}
+    return jax.tree.map(jnp.add, total, *by_body(of_hidden)), None
+
+  zeros = jax.tree.map(jnp.zeros_like, state.params)
+  return jax.lax.scan(add_sample, zeros, scanned)[0]
 
 
-def single_samples(batch: ScoringBatch, accumulation: int) -> ScoringBatch:
-  """The batch as S = accumulation · V samples of n = N / accumulation rollouts: tokens int[S, n, P+L] and so on."""
+def single_samples(batch: ScoringBatch, accumulation: int):
+  """(places, sample_at): S = accumulation · V places, arrays with that leading axis, and what is scored at one of them.
+
+  That is a batch of n = N / accumulation rollouts in one view. Their tokens are in memory once, not for each view.
+  """
   count = batch.views.masks.shape[1]
-  each = lambda x: None if x is None else jnp.repeat(x[:, None], count, axis=1)
-  return cut(ScoringBatch(each(batch.tokens), each(batch.attention_mask), batch.views, each(batch.kept)), accumulation)
+  parts = cut(jax.tree.map(lambda x: x[:, None], batch.replace(views=None)), accumulation)
+
+  def sample_at(place) -> ScoringBatch:
+    number, views = place
+    part = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number // count, keepdims=False), parts)
+    return part.replace(views=views)
+
+  return (jnp.arange(accumulation * count), cut(batch.views, accumulation)), sample_at
 
 
 def cut(tree, accumulation: int):

@@ -31,10 +31,13 @@ def score_rollouts(
   """
   params, scoring = denoiser.cast(params), dataclasses.replace(objective.scoring, with_entropy=with_entropy)
 
-  def score(sample: ScoringBatch) -> Scores:
+  places, sample_at = single_samples(rollouts, accumulation)
+
+  def score(place) -> Scores:
+    sample = sample_at(place)
     return view_scores(denoiser, params, sample.tokens, sample.views, sample.attention_mask, scoring, sample.kept)
 
-  return join(jax.lax.map(score, single_samples(rollouts, accumulation)), accumulation)
+  return join(jax.lax.map(score, places), accumulation)
 
 
 def policy_entropy(scores: Sequence[Scores], views: Sequence[Views]) -> jax.Array | None:
