@@ -12,10 +12,10 @@ from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.objectives.views import Drawing
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
+from gdsd_jax.runs.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
 from gdsd_jax.runs.state import init_state, state_shardings
-from gdsd_jax.training.gradient import DistillationBatch, ScoringBatch
-from gdsd_jax.training.step import distillation_step, score_rollouts
+from gdsd_jax.runs.step import distillation_step, score_rollouts
 
 VIEWS = (2, 4, 8, 16)  # numbers of mask samples that are compared
 
