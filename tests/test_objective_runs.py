@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from gdsd_jax.generation.rollout import RewardError
+from gdsd_jax.huggingface.tokenizer import decode_completions
 from gdsd_jax.objectives.named import OBJECTIVES
 from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.metrics import Stopwatch
+from gdsd_jax.tasks.base import Completion
 from gdsd_jax.training.trainer import Trainer
 
 SMALL = {
@@ -19,9 +21,8 @@ SMALL = {
 }
 FIELDS = {
   "d2": {"segments": 4}, "trace_rl": {"shrink": 2}, "agrpo": {"num_mc": 3}, "bgpo": {"num_mc": 4},
-  "just_grpo": {"num_iterations": 1}, "vrpo": {"num_mc": 2},
+  "just_grpo": {"num_iterations": 1}, "vrpo": {"num_mc": 2}, "mdpo": {"num_mc": 3},
 }
-NAMES = tuple(name for name in OBJECTIVES if name != "mdpo")  # rollouts do not remember predictions
 
 
 def trainer_of(folder, name="gdsd", **changes):
@@ -40,7 +41,7 @@ def trainer_of(folder, name="gdsd", **changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_trains(tmp_path, name):
   trainer = trainer_of(tmp_path, name)
   before = jax.tree.map(np.asarray, trainer.state.params)
@@ -91,6 +92,31 @@ def test_the_numbers_of_a_step_are_the_same_with_its_trajectory(tmp_path):
     assert rows[1][name] == value or "second" in name, name
   assert rows[1].keys() - rows[0].keys() == {
     "trajectory_logp", "elbo", "elbo_gap", "elbo_gap_std", "elbo_correlation"}
+
+
+def test_predictions_of_all_steps_are_graded_each_once(tmp_path, monkeypatch):
+  trainer = trainer_of(tmp_path, "mdpo", sampler__microbatches=2)
+  graded, grade = [], trainer.sampler.task.grade
+
+  def counted(texts, examples):
+    graded.extend(zip(map(id, examples), texts, [text.ended for text in texts]))
+    return grade(texts, examples)
+
+  monkeypatch.setattr(trainer.sampler.task, "grade", counted)
+  _, _, sampled = trainer.overlap.take(trainer.state)
+  found = trainer.sampler.grade(sampled)
+  completions, predictions = graded[:8], graded[8:]
+  assert found.predicted_rewards.shape == (8, 8) and 0 < len(predictions) < 64
+  assert len(set(predictions) - set(completions)) == len(predictions)
+  tokens = np.asarray(sampled.rollout.predictions.tokens)
+  for row, step in ((0, 0), (3, 4), (7, 7)):
+    [text] = decode_completions(trainer.sampler.generator.tokenizer, tokens[row, step][None])
+    [expected] = grade([Completion(text, ended(trainer, tokens[row, step]))], [sampled.examples[row]])
+    assert found.predicted_rewards[row, step] == pytest.approx(sum(expected.rewards.values()))
+
+
+def ended(trainer, tokens):
+  return bool(np.isin(tokens, trainer.sampler.generator.stop_ids).any())
 
 
 def with_accuracy(trainer, monkeypatch, accuracies):

@@ -157,12 +157,10 @@ def test_the_forward_process_of_spg_is_the_authors(goldens):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_objective_can_be_traced_for_rollouts_that_remember_what_it_needs(name):
-  if name == "mdpo":
-    pytest.skip("rollouts do not remember predictions")
   objective = make_objective(name, FIELDS.get(name, {}))
   drawing = Drawing(2, 2, P, 1, L, MASKS) if name == "just_grpo" else DRAWING
   try_out(objective, N, G, L, drawing)
-  scored = abstract_scored(objective, abstract_rollouts(objective, N, L, G), drawing)
+  scored = abstract_scored(objective, abstract_rollouts(objective, N, L, G, steps=drawing.num_steps), drawing)
   told = {*trace_gradient(objective, scored), *jax.eval_shape(score_metrics, scored)}
   assert told <= documented().keys()
   assert {metric for metric, of in documented().items() if name in of} <= told
@@ -207,8 +205,9 @@ def test_half_of_the_views_of_dmpo_are_complements():
   ({"name": "dmpo", "num_mc": 3}, "objective.num_mc: 3 views are no pairs"),
   ({"name": "d2", "segments": 10**6}, "objective.segments: 1000000 must be at most the 256 steps of a rollout"),
   ({"name": "just_grpo"}, "objective.name: just_grpo needs rollouts from left to right"),
-  ({"name": "agrpo", "filtered": True}, "objective.name: agrpo needs rollouts that remember kept, .* without sampler"),
-  ({"name": "mdpo"}, "objective.name: mdpo needs rollouts that remember predictions, which llada's do not"),
+  ({"name": "agrpo", "filtered": True}, "objective.name: agrpo needs rollouts that remember kept, .* without samp"),
+  ({"name": "mdpo", "num_mc": 300}, "objective.num_mc: 300 must be at most the 256 steps of a rollout"),
+  ({"name": "mdpo", "advantages": "z_score"}, "objective.advantages: mdpo makes what it needs of the rewards; unset it"),
   ({"advantages": "zscore"}, "objective.advantages: 'zscore' is not one of leave_one_out, minus_mean, z_score"),
   ({"advantages": "z_score", "scale_rewards": True}, "objective.scale_rewards: divides leave-one-out advantages"),
 ])
@@ -222,6 +221,14 @@ def test_what_does_not_fit_is_one_line(fields, said):
     try_out(config.objective, N, G, sampler.completion_length,
             Drawing(config.num_mc, 1, P, sampler.block_length, sampler.most_steps, MASKS))
   assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("field, value", [("cache", "dual"), ("threshold", 0.9), ("early_stop", True)])
+def test_a_sampler_that_does_not_predict_all_is_refused_where_predictions_are_needed(field, value):
+  config = base_config()
+  config.objective.name, config.sampler[field] = "mdpo", value
+  with pytest.raises(ValueError, match="mdpo needs rollouts that remember predictions, which llada's do not with"):
+    run_config(config)
 
 
 def test_masks_of_the_sampler_are_no_choice_of_an_objective_with_views_of_its_own():

@@ -1,5 +1,6 @@
 """What rollouts remember of their own trajectory, and its replay: on the same weights every ratio is 1."""
 
+import chex
 from conftest import slow
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import gdsd_jax
+from gdsd_jax.diffusion import dream
 from gdsd_jax.diffusion.trajectory import replay, state_before
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 
@@ -21,6 +23,7 @@ CASES = {
   "llada_threshold": dict(block_length=4, temperature=1.0, threshold=0.05),
   "llada_penalty": dict(block_length=4, temperature=1.0, eos_penalty=2.0),
   "dream": dict(kind="dream", temperature=1.0),
+  "dream_blocks": dict(kind="dream", temperature=1.0, block_length=4),
   "dream_filtered": dict(kind="dream", temperature=0.6, top_p=0.8, top_k=7, alg="maskgit_plus"),
   "dream_origin": dict(kind="dream", temperature=1.0, alg="origin"),
   "dream_threshold": dict(kind="dream", temperature=1.0, alg="maskgit_plus", threshold=0.05, block_length=4),
@@ -96,6 +99,41 @@ def test_kept_tokens_are_those_that_could_be_drawn(tiny_denoiser, tiny_params):
   assert kept.shape == (B, L, 9) and (kept >= 0).any(-1).all() and (kept == -1).any()
   assert (kept == tokens[..., None]).any(-1).all()
   assert not (kept == tiny_denoiser.config.mask_token_id).any()
+
+
+@pytest.mark.parametrize("name", [
+  "llada", "dream_filtered", *map(slow, ("llada_guided", "llada_random", "dream", "dream_blocks", "dream_origin")),
+])
+def test_predictions_of_a_step_are_of_its_state(tiny_denoiser, tiny_params, name):
+  """What was unmasked stays, the others are predicted with their probability; what a step commits is among them."""
+  mask_id, apply = tiny_denoiser.config.mask_token_id, jax.jit(tiny_denoiser.apply)
+  config, prompt, without = rollout_of(tiny_denoiser, tiny_params, name)
+  record = RECORD | {"predictions"}
+  rollout = gdsd_jax.sample(tiny_denoiser, tiny_params, prompt, None, jax.random.key(1), config, record)
+  chex.assert_trees_all_equal(rollout.replace(predictions=None), without)  # nothing is drawn otherwise
+  tokens, confidence = np.asarray(rollout.predictions.tokens), np.asarray(rollout.predictions.confidence)
+  assert tokens.shape == confidence.shape == (B, config.most_steps, L)
+  for step in range(config.most_steps):
+    state = np.asarray(state_before(rollout, step, mask_id))
+    masked, came = state == mask_id, np.asarray(rollout.steps) == step
+    np.testing.assert_array_equal(tokens[:, step][~masked], state[~masked])
+    np.testing.assert_array_equal(tokens[:, step][came], np.asarray(rollout.tokens)[came])
+    assert not (tokens[:, step] == mask_id).any() and not confidence[:, step][~masked].any()
+    logits = apply(tiny_params, jnp.concatenate([prompt, state], axis=1))[:, P:]
+    if config.cfg_scale:
+      uncond = apply(tiny_params, jnp.concatenate([jnp.full_like(prompt, mask_id), state], axis=1))[:, P:]
+      logits = uncond + (config.cfg_scale + 1) * (logits - uncond)
+    if config.kind == "dream":
+      logits = dream.filter_logits(logits / config.temperature, config.top_p, config.top_k)
+    probability = np.take_along_axis(np.asarray(jax.nn.softmax(logits)), tokens[:, step][..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(confidence[:, step][masked], probability[masked], rtol=1e-4, atol=1e-6)
+
+
+def test_predictions_are_not_remembered_by_steps_that_see_a_part(tiny_denoiser, tiny_params):
+  config = gdsd_jax.SamplerConfig(completion_length=L, steps=L, block_length=4, cache="dual")
+  with pytest.raises(ValueError, match="sampler.cache, threshold, factor, early_stop: must be unset"):
+    gdsd_jax.sample(tiny_denoiser, tiny_params, jnp.zeros((B, P), jnp.int32), None, jax.random.key(0), config,
+                    frozenset({"predictions"}))
 
 
 @pytest.mark.parametrize("cache", ["dual", "prefix"])

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gdsd_jax.checks import require
-from gdsd_jax.diffusion import dream, own, prediction
-from gdsd_jax.diffusion.config import Rollout, SamplerConfig
-from gdsd_jax.diffusion.trajectory import remembered
+from gdsd_jax.diffusion import dream, dream_schedule, own, prediction
+from gdsd_jax.diffusion.config import Predictions, Rollout, SamplerConfig
+from gdsd_jax.diffusion.trajectory import by_probability, remembered, with_step
 from gdsd_jax.models.denoiser import Denoiser
 
 
@@ -41,14 +41,15 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     key: random key; ignored where the config leaves nothing to chance.
     config: the sampler, whose kind may be one's own (docs/own.md).
     record: what the rollout remembers beside its steps: "logp" and "entropy" cost a second pass of the LM head; "kept",
-      for dream with top_k, a third.
+      for dream with top_k, a third; "predictions" cost one of the whole completion.
 
   Returns:
     The rollout, see `Rollout`.
 
   Raises:
     ValueError: prompt and completion exceed the model's positions, or prompt_mask has another shape than prompt. Or
-      there is no prompt, although a sampler of Fast-dLLM needs the output at the token before the completion.
+      there is no prompt, although a sampler of Fast-dLLM needs the output at the token before the completion. Or the
+      steps of the sampler do not predict all masked tokens, and predictions are to be remembered.
   """
   (batch, prompt_length), length, limit = prompt.shape, config.completion_length, denoiser.config.max_positions
   if prompt_length + length > limit:
@@ -60,6 +61,8 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones((batch, length), bool)], axis=1)
   if config.is_own:
     return own.sample(denoiser, denoiser.cast(params), prompt, prompt_mask, key, config)
+  require("predictions" not in record or config.predicts_all, "sampler.cache, threshold, factor, early_stop",
+          "must be unset where predictions are remembered: with one of them steps do not predict all masked tokens")
   readable = prompt_length > 0 or not (config.is_fast and denoiser.config.shifted_output)
   require(readable, "prompt", "must have a token, by whose output this model predicts the first of the completion")
   params, prompt = denoiser.cast(params), prompt.astype(jnp.int32)  # cast once, not in each of the steps
@@ -71,7 +74,8 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
   whole = lambda value, dtype, *more: jnp.full((batch, length, *more), value, dtype)
   numbers = lambda: whole(0, jnp.float32)
   empty = Rollout(whole(denoiser.config.mask_token_id, jnp.int32), numbers(), whole(config.most_steps, jnp.int32),
-                  numbers(), numbers(), whole(-1, jnp.int32, config.top_k or 1))
+                  numbers(), numbers(), whole(-1, jnp.int32, config.top_k or 1),
+                  Predictions(*(jnp.zeros((batch, config.most_steps, length), x) for x in (jnp.int32, jnp.float32))))
   rollout = empty.only({"steps", *record})
   keys = jax.random.split(key, config.num_blocks) if config.is_blockwise else key[None]
   if config.cache == "prefix":  # What a step computes has another length in each block.
@@ -114,26 +118,39 @@ def _denoise_block(
   masked = lambda rollout: of_block(rollout.tokens) == mask_id
 
   def full_pass(prompt, rollout):
-    """Hidden states of the block, [B, K, D]: only its positions go through the LM head."""
-    return of_block(denoiser.hidden(params, sequence(prompt, rollout), attention_mask), prompt_length)
+    return denoiser.hidden(params, sequence(prompt, rollout), attention_mask)
 
-  def commit(index, rollout, hidden, unconditional=None):
-    """The rollout after a step, given its hidden states of the block."""
+  def commit(index, rollout, hidden, unconditional=None, of_all=None):
+    """The rollout after a step, given its hidden states of the block, [B, K, D]: only these go through the LM head.
+
+    Unless it remembers its predictions, which are made of those of the whole completion, [B, L, D].
+    """
     token_key, position_key = jax.random.split(keys[index])
     tokens, confidence = predict(denoiser, params, hidden, unconditional, token_key, config)
-    steps = jnp.full(tokens.shape, start // block_length * config.block_steps + index, jnp.int32)
+    step = start // block_length * config.block_steps + index
+    steps = jnp.full(tokens.shape, step, jnp.int32)
     told = remembered(denoiser, params, hidden, unconditional, tokens, config, record)
+    predictions, rollout = rollout.predictions, rollout.replace(predictions=None)
+    if predictions is not None:
+      probable = functools.partial(predict, denoiser, params, config=by_probability(config))
+      found = tokens, probable(hidden, unconditional, token_key)[1]
+      if config.num_blocks > 1:
+        elsewhere = probable(*of_all, jax.random.fold_in(token_key, 1))
+        found = jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, 1), elsewhere, found)
+      predictions = with_step(predictions, step, *found, rollout.tokens, mask_id)
     predicted = Rollout(tokens, confidence, steps, **told)
     chosen = choose(confidence, masked(rollout), plan[index], position_key, config)
     new = jax.tree.map(lambda new, whole: jnp.where(_as_wide(chosen, new), new, of_block(whole)), predicted, rollout)
-    return _put(rollout, new, start)
+    return _put(rollout, new, start).replace(predictions=predictions)
 
   first = 0
   if config.cache == "none":
 
     def step(index, rollout):
-      unconditional = full_pass(jnp.full_like(prompt, mask_id), rollout) if config.cfg_scale > 0 else None
-      return commit(index, rollout, full_pass(prompt, rollout), unconditional)
+      without_prompt = full_pass(jnp.full_like(prompt, mask_id), rollout) if config.cfg_scale > 0 else None
+      passes = full_pass(prompt, rollout), without_prompt
+      of_all = jax.tree.map(lambda x: x[:, prompt_length:], passes) if "predictions" in record else None
+      return commit(index, rollout, *jax.tree.map(lambda x: of_block(x, prompt_length), passes), of_all)
 
   else:
     hidden, cache = denoiser.hidden_and_cache(params, sequence(prompt, rollout), attention_mask)
@@ -178,14 +195,17 @@ def predict(denoiser: Denoiser, params, hidden, unconditional, key, config: Samp
 def commit_plan(config: SamplerConfig) -> np.ndarray:
   """What each step of a block commits: int32[steps] numbers of tokens, without steps that would commit none.
 
-  LLaDA spreads the tokens of a block evenly, with the remainder on the first steps; for Dream see `dream.commit_plan`.
+  LLaDA spreads the tokens of a block evenly, with the remainder on the first steps; for Dream see
+  `dream_schedule.commits`; its "origin", which commits at random, has shares of the masked tokens, float32[steps].
   With a threshold or factor the plan is the least that a step commits, one.
   """
   length, steps = config.completion_length // config.num_blocks, config.steps // config.num_blocks
   if config.is_parallel:
     return np.ones(length, np.int32)
   if config.kind == "dream":
-    return dream.commit_plan(length, steps, config)
+    if config.alg == "origin":
+      return dream_schedule.unmask_shares(steps, config.eps)
+    return np.array(dream_schedule.commits(length, steps, config.eps), np.int32)
   each, remainder = divmod(length, steps)
   return np.array([each + (step < remainder) for step in range(min(steps, length))], np.int32)
 

@@ -11,6 +11,7 @@ import jax
 
 from gdsd_jax import own_code
 from gdsd_jax.checks import require, require_one_of
+from gdsd_jax.diffusion.dream_schedule import commits
 
 KINDS = ("llada", "dream")
 REMASKING = ("low_confidence", "random")
@@ -27,6 +28,14 @@ PASSED = ("denoiser", "params", "prompt", "prompt_mask", "key", "config")  # to 
 
 
 @struct.dataclass
+class Predictions:
+  """What each of the S denoising steps of B rollouts took the whole completion to be."""
+
+  tokens: jax.Array  # int32[B, S, L], those that were unmasked before, and a prediction of each one that was masked
+  confidence: jax.Array  # float32[B, S, L], the predictions' probabilities; 0 where there was no mask
+
+
+@struct.dataclass
 class Rollout:
   """Completions and how sure the denoiser was of them."""
 
@@ -40,10 +49,11 @@ class Rollout:
   logp: jax.Array | None = None
   entropy: jax.Array | None = None
   kept: jax.Array | None = None  # int32[B, L, top_k], the tokens that the filters left there, -1 for none
+  predictions: Predictions | None = None
 
   def only(self, names: Collection[str]) -> "Rollout":
     """The rollout without what it remembers beside these: checkpoints and objectives have what they need."""
-    dropped = {"steps", "logp", "entropy", "kept"} - set(names)
+    dropped = {"steps", "logp", "entropy", "kept", "predictions"} - set(names)
     return self.replace(**dict.fromkeys(dropped))
 
 
@@ -180,6 +190,14 @@ class SamplerConfig:
     return self.cache != "none" or self.is_parallel
 
   @property
+  def predicts_all(self) -> bool:
+    """Whether each step can tell a prediction of every masked token: ours compute all of them, one step like another.
+
+    With a cache a step sees a part of the completion; the other options of Fast-dLLM leave steps out.
+    """
+    return not (self.is_own or self.is_fast or self.early_stop)
+
+  @property
   def is_blockwise(self) -> bool:
     """Whether completions are divided into blocks, as far as is known here. With llada one may be all of it."""
     if self.is_own:
@@ -193,11 +211,16 @@ class SamplerConfig:
 
   @property
   def block_steps(self) -> int:
-    """Denoising steps of a block at most; each commits a token at least, but for dream's "origin"."""
+    """Denoising steps of a block; where confidence says what a step commits, at most so many.
+
+    Each commits a token at least, but for dream's "origin".
+    """
     length, steps = self.completion_length // self.num_blocks, self.steps // self.num_blocks
     if self.is_parallel:
       return length
-    return steps if self.kind == "dream" and self.alg == "origin" else min(steps, length)
+    if self.kind == "dream":
+      return steps if self.alg == "origin" else len(commits(length, steps, self.eps))
+    return min(steps, length)
 
   @property
   def most_steps(self) -> int:

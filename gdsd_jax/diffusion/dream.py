@@ -1,4 +1,4 @@
-"""Dream's own: how many tokens a step commits, and its prediction after the nucleus and top-k filters.
+"""Dream's own prediction after the nucleus and top-k filters.
 
 Filters and entropy need the whole vocabulary of a position, so only some positions at a time have logits in memory.
 Source: arXiv 2508.15487 and its published `diffusion_generate`.
@@ -7,7 +7,6 @@ Source: arXiv 2508.15487 and its published `diffusion_generate`.
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-import numpy as np
 
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.diffusion.prediction import penalize
@@ -165,28 +164,3 @@ def largest(x, k: int, mesh: Mesh | None):
   leading = ("batch", *[None] * (x.ndim - 2))
   split, whole = partition((*leading, "vocab"), x.shape, mesh), partition((*leading, None), x.shape, mesh)
   return jax.shard_map(of_shares, mesh=mesh, in_specs=split, out_specs=whole, check_vma=False)(x)
-
-
-def commit_plan(length: int, steps: int, config: SamplerConfig) -> np.ndarray:
-  """What each step commits: int(n · share) of n masked tokens; with "origin", at random, the shares float32[steps]."""
-  shares = unmask_shares(steps, config.eps)
-  if config.alg == "origin":
-    return shares
-  commits, remaining = [], length
-  for share in shares:
-    commits.append(int(np.float32(remaining) * share))
-    remaining -= commits[-1]
-  return np.array([count for count in commits if count], np.int32)
-
-
-def unmask_shares(steps: int, eps: float) -> np.ndarray:
-  """Share of the masked tokens that each of Dream's steps commits: 1 − s/t, and 1 for the last. float32[steps]."""
-  # Times are float32 from both ends, as torch.linspace counts them in the published sampler: int(n · share) must fall
-  # on the same side of a whole number.
-  span = np.float32((np.float32(eps) - np.float32(1)) / np.float32(steps))
-  index = np.arange(steps + 1, dtype=np.float32)
-  times = np.where(index < (steps + 1) // 2, 1 + span * index, np.float32(eps) - span * (steps - index))
-  times = times.astype(np.float32)
-  shares = 1 - times[1:] / times[:-1]
-  shares[-1] = 1
-  return shares

@@ -1,5 +1,6 @@
 """What a rollout remembers of its trajectory, the distributions that its tokens were drawn from, and their replay."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 
 from gdsd_jax.checks import require
 from gdsd_jax.diffusion import dream
-from gdsd_jax.diffusion.config import Rollout, SamplerConfig
+from gdsd_jax.diffusion.config import Predictions, Rollout, SamplerConfig
 from gdsd_jax.diffusion.prediction import penalize
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lm_head import accumulator, multiply, over_vocabulary, Share
@@ -21,6 +22,18 @@ def remembered(denoiser: Denoiser, params, hidden, unconditional, tokens, config
   if "kept" in record:
     told["kept"] = dream.kept(denoiser, params, hidden, config)
   return {name: value for name, value in told.items() if name in record}
+
+
+def by_probability(config: SamplerConfig) -> SamplerConfig:
+  """The sampler whose confidence in a prediction is its probability, and that predicts as this one does."""
+  return dataclasses.replace(config, alg="maskgit_plus") if config.kind == "dream" else config
+
+
+def with_step(predictions: Predictions, step, tokens, confidence, before, mask_id: int) -> Predictions:
+  """The predictions with those of one more step, [B, L], made of the completions `before`."""
+  masked = before == mask_id
+  return Predictions(predictions.tokens.at[:, step].set(jnp.where(masked, tokens, before)),
+                     predictions.confidence.at[:, step].set(jnp.where(masked, confidence, 0)))
 
 
 def drawn(denoiser: Denoiser, params, hidden, unconditional, tokens, config: SamplerConfig):

@@ -1,6 +1,6 @@
 """Text to completions over a mesh: prompts are encoded, sampled and decoded here for training and evaluation alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import logging
 from typing import Any
 
@@ -86,18 +86,27 @@ class Generator:
       Texts up to their end, token ids up to there, and the values of `look`, known to every process.
       Where `look` raises, so does this, and in the other processes RemoteError.
     """
+
+    def read(rows, tokens):
+      ids = text.completion_ids(tokens, self.stop_ids)
+      texts = text.texts_of(self.tokenizer, ids)
+      return zip(texts, ids, look(rows, texts, ids) if look else [None] * len(texts))
+
+    texts, ids, values = zip(*self.of_rows(parts, read))
+    return list(texts), list(ids), list(values)
+
+  def of_rows(self, parts: Sequence[tuple[np.ndarray, jax.Array]], read: Callable[..., Iterable]) -> list[Any]:
+    """read(rows, tokens) of each part as in `decode`, which gives a JSON value for each row, known to every process.
+
+    A process reads its own rows. Collective. Raises as `decode`.
+    """
     shares = [own_rows(self.mesh, len(tokens)) for _, tokens in parts]
     shares = [share[share < len(rows)] for share, (rows, _) in zip(shares, parts)]
 
     def work(_):
-      values = []
-      for (rows, tokens), share in zip(parts, shares):
-        ids = text.completion_ids(fetch_rows(tokens, share), self.stop_ids)
-        texts = text.texts_of(self.tokenizer, ids)
-        values += zip(texts, ids, look(rows[share], texts, ids) if look else [None] * len(texts))
-      return values
+      return [value for (rows, tokens), share in zip(parts, shares)
+              for value in read(rows[share], fetch_rows(tokens, share))]
 
     # Processes tell each other of all parts at once, after the last: that is a program of their devices, too.
     own = np.concatenate([rows[share] for (rows, _), share in zip(parts, shares)])
-    texts, ids, values = zip(*share_work(sum(len(rows) for rows, _ in parts), work, own))
-    return list(texts), list(ids), list(values)
+    return share_work(sum(len(rows) for rows, _ in parts), work, own)

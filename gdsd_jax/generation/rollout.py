@@ -14,7 +14,7 @@ import numpy as np
 
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.generation.generator import Generator
-from gdsd_jax.huggingface.tokenizer import chat_prompt, prompt_lengths
+from gdsd_jax.huggingface.tokenizer import chat_prompt, completion_ids, prompt_lengths, texts_of
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import batch_sharding
 from gdsd_jax.parallel.processes import RemoteError
@@ -34,7 +34,7 @@ class PendingCompletions:
   prompt: jax.Array  # int32[B, P], left-padded
   prompt_mask: jax.Array  # bool[B, P], False at padding
   rollout: Rollout  # tokens and confidence, on the device
-  parts: Sequence[tuple[np.ndarray, jax.Array]]  # sampled one after the other: rows int[b], and tokens int32[b, L]
+  parts: Sequence[tuple[np.ndarray, Rollout]]  # sampled one after the other: rows int[b], and their rollouts
   started: float  # when sampling began, by time.monotonic
 
 
@@ -50,6 +50,7 @@ class GradedCompletions:
   accuracy: np.ndarray  # float64[B], what each adds to the published accuracy; not-a-number where there is none
   accuracy_lenient: np.ndarray  # float64[B], what each adds to a lenient reader's; not-a-number where there is none
   metrics: dict[str, float]  # what else the reward functions told
+  predicted_rewards: np.ndarray | None = None  # float32[B, S], of what each step predicted, where rollouts remember it
 
   @functools.cached_property
   def lengths(self) -> np.ndarray:
@@ -108,8 +109,7 @@ class RolloutSampler:
     ]
     # Joined right after them, not when it is needed: the device may be at the next rollouts by then.
     whole = sampled[0] if microbatches == 1 else self._join(sampled, np.argsort(np.concatenate(parts)))
-    tokens = [rollout.tokens for _, _, rollout in sampled]
-    return PendingCompletions(examples, *whole, tuple(zip(parts, tokens)), started)
+    return PendingCompletions(examples, *whole, tuple(zip(parts, [rollout for *_, rollout in sampled])), started)
 
   def _rollout(self, params, prompt, mask, key) -> Rollout:
     record = self.needs - {"steps"}
@@ -119,14 +119,14 @@ class RolloutSampler:
     """What `sample` returned for these examples, of which a checkpoint keeps the rollout alone."""
     rows = np.arange(len(examples))
     [(prompt, mask)] = self.generator.encode(self.prompts(examples), [rows], self.prompt_buckets)
-    return PendingCompletions(examples, prompt, mask, rollout, ((rows, rollout.tokens),), time.monotonic())
+    return PendingCompletions(examples, prompt, mask, rollout, ((rows, rollout),), time.monotonic())
 
   def join(self, drawn: Sequence[PendingCompletions], rows: np.ndarray) -> PendingCompletions:
     """Completions that were sampled apart as one batch: int[B], which rows of all of them, one after the other."""
     examples = [example for pending in drawn for example in pending.examples]
     parts = [(pending.prompt, pending.prompt_mask, pending.rollout) for pending in drawn]
     prompt, mask, rollout = self._join(parts, rows)
-    chosen, parts = [examples[row] for row in rows], ((np.arange(len(rows)), rollout.tokens),)
+    chosen, parts = [examples[row] for row in rows], ((np.arange(len(rows)), rollout),)
     return PendingCompletions(chosen, prompt, mask, rollout, parts, drawn[0].started)
 
   def _parts(self, prompts: Sequence[str], microbatches: int) -> list[np.ndarray]:
@@ -138,28 +138,57 @@ class RolloutSampler:
 
   def grade(self, pending: PendingCompletions) -> GradedCompletions:
     """Reads and grades completions, each process its own. Raises RewardError if the grader did in any of them."""
-    seen = [time.monotonic()]  # when each part was
+    seen, known = [time.monotonic()], {}  # when each part was; totals of the rewards by what they are for
 
     def look(rows, texts, ids):
       seen.append(time.monotonic())
-      return self._grade(texts, [pending.examples[row] for row in rows], ids)
+      return self._grade(texts, [pending.examples[row] for row in rows], ids, known)
 
     try:
-      completions, ids, grades = self.generator.decode(pending.parts, look)
+      completions, ids, grades = self.generator.decode([(rows, part.tokens) for rows, part in pending.parts], look)
+      metrics = self.task.metrics() if self.task.takes_ids else {}
+      predicted = None if pending.rollout.predictions is None else self._predicted_rewards(pending, known)
     except RemoteError as error:
       raise RewardError(str(error)) from error
     rewards, *accuracies = zip(*grades)
     # None, which is not-a-number here: a reward that does not apply, a task without a notion of right and wrong.
     rewards = {name: np.array([each[name] for each in rewards], np.float32) for name in rewards[0]}
     accuracies = [np.array(accuracy, np.float64) for accuracy in accuracies]
-    seconds, metrics = seen[-1] - pending.started, self.task.metrics() if self.task.takes_ids else {}
-    return GradedCompletions(pending, seconds, completions, ids, rewards, *accuracies, metrics)
+    seconds = seen[-1] - pending.started
+    return GradedCompletions(pending, seconds, completions, ids, rewards, *accuracies, metrics, predicted)
 
-  def _grade(self, texts: list[str], examples: list[Mapping[str, Any]], ids: list[list[int]]) -> list[tuple]:
-    """(rewards, accuracy, accuracy_lenient) of each text."""
+  def _predicted_rewards(self, pending: PendingCompletions, known: dict) -> np.ndarray:
+    """float32[B, S], the total reward of what each step predicted; equal ones of a problem are graded once."""
+
+    def read(rows, tokens):  # int32[b, S, L]
+      steps = tokens.shape[1]
+      ids = completion_ids(tokens.reshape(-1, tokens.shape[2]), self.generator.stop_ids)
+      texts = texts_of(self.generator.tokenizer, ids)
+      examples = [pending.examples[row] for row in rows for _ in range(steps)]
+      keys = [self._key(*each) for each in zip(texts, examples, ids)]
+      new = {key: place for place, key in enumerate(keys) if key not in known}.values()
+      if new:
+        self._grade(*([values[place] for place in new] for values in (texts, examples, ids)), known)
+      return np.reshape([known[key] for key in keys], (-1, steps)).tolist()
+
+    parts = [(rows, part.predictions.tokens) for rows, part in pending.parts]
+    rewards = np.array(self.generator.of_rows(parts, read), np.float32)
+    if self.task.takes_ids:
+      self.task.metrics()  # of predictions, which are no completions: nobody hears of them
+    return rewards
+
+  def _key(self, completion: str, example: Mapping[str, Any], ids: list[int]) -> tuple:
+    """Equal where a grade must be."""
+    return id(example), completion, len(ids) < self.config.completion_length, tuple(ids) if self.task.takes_ids else ()
+
+  def _grade(self, texts: list[str], examples: list[Mapping[str, Any]], ids: list[list[int]],
+             known: dict[tuple, float]) -> list[tuple]:
+    """(rewards, accuracy, accuracy_lenient) of each text, whose total reward is added to `known`."""
     texts = [Completion(text, len(tokens) < self.config.completion_length) for text, tokens in zip(texts, ids)]
     try:
       grades = self.task.grade(texts, examples, ids) if self.task.takes_ids else self.task.grade(texts, examples)
+      for grade, *asked in zip(grades, texts, examples, ids):
+        known[self._key(*asked)] = sum(value for value in grade.rewards.values() if value is not None)
       return [dataclasses.astuple(grade) for grade in grades]
     except Exception as error:  # whatever it raises, the run must be able to go on
       message = str(error) if self.task.is_own else f"{type(error).__name__}: {error}"

@@ -5,19 +5,23 @@ import jax.numpy as jnp
 
 from gdsd_jax.objectives.objective import Objective, ScoredRollouts, ScoredViews
 from gdsd_jax.objectives.scores import Scores
-from gdsd_jax.objectives.views import Drawing, Rollouts, Views
+from gdsd_jax.objectives.views import Drawing, Predictions, Rollouts, Views
 
 
 def _array(dtype, *shape) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def abstract_rollouts(objective: Objective, count: int, length: int, group_size: int, kept: int = 1) -> Rollouts:
-  """`count` rollouts of L tokens, which remember what the objective needs; `kept` is the sampler's top_k, if any."""
+def abstract_rollouts(objective: Objective, count: int, length: int, group_size: int, kept: int = 1,
+                      steps: int = 1) -> Rollouts:
+  """`count` rollouts of L tokens in `steps`, which remember what the objective needs; `kept` is the sampler's top_k."""
   of_tokens = {name: _array(dtype, count, length) for name, dtype in (
     ("steps", jnp.int32), ("logp", jnp.float32), ("entropy", jnp.float32)) if name in objective.needs}
   if "kept" in objective.needs:
     of_tokens["kept"] = _array(jnp.int32, count, length, kept)
+  if "predictions" in objective.needs:
+    predicted = [_array(dtype, count, steps, length) for dtype in (jnp.int32, jnp.float32)]
+    of_tokens["predictions"] = Predictions(*predicted, _array(jnp.float32, count, steps))
   numbers = _array(jnp.float32, count)
   return Rollouts(tokens=_array(jnp.int32, count, length), lengths=_array(jnp.int32, count), rewards=numbers,
                   advantages=numbers, confidence=_array(jnp.float32, count, length), group_size=group_size, **of_tokens)

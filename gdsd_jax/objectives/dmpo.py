@@ -24,7 +24,7 @@ class Dmpo(Objective):
   """
 
   name = "dmpo"
-  needs_old, needs_reference, num_mc, masks = False, True, 4, None
+  needs_old, needs_reference, num_mc, masks, advantages = False, True, 4, None, None
   alpha: float = 0.04  # temperature of the rewards
   coefficient: float = 1.0  # c, 1 for an infinite proximal step
   centering: float = 1.0  # κ

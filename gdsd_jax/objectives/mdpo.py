@@ -22,7 +22,7 @@ class Mdpo(TrustRegionObjective):
   """
 
   name = "mdpo"
-  num_mc, masks, needs = 8, None, frozenset({"steps", "predictions"})
+  num_mc, masks, advantages, needs = 8, None, None, frozenset({"steps", "predictions"})
   epsilon: float = 0.2  # clip range of the ratio
   beta: float = 0.02  # weight of the KL to the reference
   temperature: float | None = None  # T of the scores; None for that of the sampler
@@ -38,8 +38,10 @@ class Mdpo(TrustRegionObjective):
 
   def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
     predictions = rollouts.predictions
+    count, num_mc = predictions.rewards.shape[1], drawing.num_mc
+    require(num_mc <= count, "objective.num_mc", f"{num_mc} must be at most the {count} steps of a rollout")
     advantages = step_advantages(predictions.rewards, rollouts.group_size)
-    _, steps = jax.lax.top_k(jnp.abs(advantages), drawing.num_mc)
+    _, steps = jax.lax.top_k(jnp.abs(advantages), num_mc)
     of_steps = lambda values: jnp.take_along_axis(values, steps.reshape(*steps.shape, *[1] * (values.ndim - 2)), axis=1)
     masks = rollouts.steps[:, None] >= steps[..., None]
     weights = of_steps(advantages)[..., None] * jnp.ones(masks.shape, jnp.float32)

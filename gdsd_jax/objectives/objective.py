@@ -60,12 +60,13 @@ class Objective:
 
   needs_old = True  # whether there are scores of the student before the first update on the rollouts
   needs_reference = False  # whether there are scores of the reference; it costs a copy of what is trained
-  needs: frozenset[str] = frozenset()  # what rollouts must remember, of "steps", "logp" and "entropy"
+  needs: frozenset[str] = frozenset()  # what rollouts must remember: "steps", "logp", "entropy", "predictions"
   attends_after_end = True  # whether tokens after the first end of text are attended to, as the samplers do
   scoring = Scoring()  # how tokens are scored; with `center_top_k` there are centred scores besides
   num_mc: int | None = 2  # mask samples where the config says none; None: it has a number of views of its own
   masks = "sampler"  # masks.kind where the config says none; None: its views are its own, whatever the sampler's masks
-  advantages = "leave_one_out"  # objective.advantages where the config says none, see `advantages.py`
+  # objective.advantages where the config says none, see `advantages.py`; None: it makes what it needs of the rewards
+  advantages: str | None = "leave_one_out"
 
   def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
     """The views of one of the updates on N rollouts, whose number is `update`, an int32 scalar; 0 is the first.

@@ -18,7 +18,7 @@ from gdsd_jax.objectives.objective import Objective, ScoredRollouts
 from gdsd_jax.objectives.token_scores import Scoring
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views
 
-_REMEMBERED = frozenset({"steps", "logp", "entropy", "kept"})
+_REMEMBERED = frozenset({"steps", "logp", "entropy", "kept", "predictions"})
 _TAKEN = ("loss", "grad_norm", "skipped", "entropy", "learning_rate", "reward", "step")  # what a step's row tells
 
 
@@ -134,7 +134,7 @@ _SAID_BY_CLASS = {
             f"a frozenset of {', '.join(sorted(_REMEMBERED))}"),
   "num_mc": (lambda value: value is None or isinstance(value, int) and value >= 1, "None or an integer of at least 1"),
   "masks": (lambda value: value in (None, "sampler", "uniform"), "None, 'sampler' or 'uniform'"),
-  "advantages": (lambda value: value in ADVANTAGES, f"one of {', '.join(ADVANTAGES)}"),
+  "advantages": (lambda value: value in (None, *ADVANTAGES), f"None or one of {', '.join(ADVANTAGES)}"),
 }
 for _name in _SAID_BY_CLASS:
   setattr(OwnObjective, _name, property(operator.attrgetter(f"objective.{_name}")))
@@ -151,7 +151,8 @@ def try_out(objective: Objective, rollouts: int, group_size: int, length: int, d
   """
   own = isinstance(objective, OwnObjective)
   try:
-    batch = abstract_scored(objective, abstract_rollouts(objective, rollouts, length, group_size, kept), drawing)
+    known = abstract_rollouts(objective, rollouts, length, group_size, kept, drawing.num_steps)
+    batch = abstract_scored(objective, known, drawing)
     if own:
       trace_gradient(objective, batch)
   except own_code.RAISED as error:  # the user's own, or JAX's of what has no gradient

@@ -20,7 +20,7 @@ class Vrpo(Objective):
   """
 
   name = "vrpo"
-  needs_old, needs_reference, num_mc, masks = False, True, 8, None
+  needs_old, needs_reference, num_mc, masks, advantages = False, True, 8, None, None
   beta: float = 0.2  # by which the margin is multiplied
   per_token: bool = False  # whether ℓ is divided by L
   truncated: bool = False  # whether a completion ends at its first end of text, and what follows attends to nothing

@@ -164,7 +164,8 @@ class AbstractRun:
       yield "evaluate", 0, *sampling(evaluated, dataclasses.replace(sampler, **config.eval.validation(sampler)))
 
     laid_out = lambda tree: jax.tree.map(lambda leaf: batch(leaf.dtype, *leaf.shape), tree)
-    abstract = abstract_rollouts(config.objective, rows, length, config.group_size, sampler.top_k or 1)
+    abstract = abstract_rollouts(config.objective, rows, length, config.group_size, sampler.top_k or 1,
+                                 sampler.most_steps)
     scored = laid_out(abstract_scored(config.objective, abstract, drawing_of(config, width)))
     tokens, attended = batch(jnp.int32, rows, width + length), batch(bool, rows, width + length)
     rollouts = ScoringBatch(tokens, attended, scored.views.inputs, scored.kept)

@@ -193,16 +193,21 @@ class RunConfig:
     own_views = objective.masks is None
     require(not own_views or (self.masks.kind, self.masks.block_length, self.masks.remasking) == (None, None, None),
             "masks.kind", f"{said} draws masks of its own; unset it by --config.masks.kind=None")
+    require(objective.advantages is not None or self.distillation.advantages is None, "objective.advantages",
+            f"{said} makes what it needs of the rewards; unset it by --config.objective.advantages=None")
     require(not self.distillation.scale_rewards or self.advantages == "leave_one_out", "objective.scale_rewards",
             f"divides leave-one-out advantages, and they are {self.advantages}; z_score is divided already")
     self.log.check_trajectory(objective, self.sampler)
     remembered = set() if self.sampler.is_own else {"steps", "logp", "entropy"}
     if self.sampler.kind == "dream" and self.sampler.top_k is not None:
       remembered.add("kept")
+    if self.sampler.predicts_all:
+      remembered.add("predictions")
     lacking = objective.needs - remembered
+    unset = {"kept": " without sampler.top_k", "predictions": " with sampler.cache, threshold, factor or early_stop"}
     require(not lacking, "objective.name",
             f"{said} needs rollouts that remember {', '.join(sorted(lacking))}, which {self.sampler.kind}'s do not"
-            f"{' without sampler.top_k' if 'kept' in lacking else ''}")
+            + "".join("" if self.sampler.is_own else unset.get(name, "") for name in sorted(lacking)))
 
   @property
   def remembered(self) -> frozenset[str]:
@@ -217,7 +222,7 @@ class RunConfig:
   @property
   def advantages(self) -> str:
     """The kind of advantages, see `group_advantages`."""
-    return self.distillation.advantages or self.objective.advantages
+    return self.distillation.advantages or self.objective.advantages or "minus_mean"
 
   @property
   def rollouts_per_step(self) -> int:

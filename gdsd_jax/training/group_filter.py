@@ -57,7 +57,9 @@ class GroupFilter:
     joined = lambda name: np.concatenate([np.asarray(getattr(graded, name)) for graded in drawn])[rows]
     texts, ids = ([each for graded in drawn for each in getattr(graded, name)] for name in ("completions", "ids"))
     rewards = {name: np.concatenate([graded.rewards[name] for graded in drawn])[rows] for name in drawn[0].rewards}
+    by_row = ["accuracy", "accuracy_lenient"]
+    by_row += [] if drawn[0].predicted_rewards is None else ["predicted_rewards"]
     return dataclasses.replace(
       drawn[0], sampled=self._sampler.join([graded.sampled for graded in drawn], rows), rewards=rewards,
       completions=[texts[row] for row in rows], ids=[ids[row] for row in rows],
-      **{name: joined(name) for name in ("accuracy", "accuracy_lenient")})
+      **{name: joined(name) for name in by_row})

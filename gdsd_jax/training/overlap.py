@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from gdsd_jax.diffusion.config import Rollout
+from gdsd_jax.diffusion.config import Predictions, Rollout
 from gdsd_jax.generation.rollout import PendingCompletions, RolloutSampler
 from gdsd_jax.parallel.mesh import batch_sharding
 from gdsd_jax.runs.config import RunConfig
@@ -72,8 +72,11 @@ class Overlap:
     shape = (self.config.rollouts_per_step, self.config.sampler.completion_length)
     split = batch_sharding(self.sampler.generator.mesh)
     of = lambda dtype, *more: jax.ShapeDtypeStruct((*shape, *more), dtype, sharding=split)
-    kept = of(jnp.int32, self.config.sampler.top_k or 1)
-    rollout = Rollout(of(jnp.int32), of(jnp.float32), of(jnp.int32), of(jnp.float32), of(jnp.float32), kept)
+    sampler, (rows, length) = self.config.sampler, shape
+    kept = of(jnp.int32, sampler.top_k or 1)
+    of_steps = lambda dtype: jax.ShapeDtypeStruct((rows, sampler.most_steps, length), dtype, sharding=split)
+    rollout = Rollout(of(jnp.int32), of(jnp.float32), of(jnp.int32), of(jnp.float32), of(jnp.float32), kept,
+                      Predictions(of_steps(jnp.int32), of_steps(jnp.float32)))
     return rollout.only(self.sampler.needs)
 
   def restore(self, position: int, ahead: Rollout | None) -> None:

@@ -13,7 +13,7 @@ from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.advantages import group_advantages
 from gdsd_jax.objectives.diagnostics import mismatch
 from gdsd_jax.objectives.objective import ScoredRollouts, ScoredViews
-from gdsd_jax.objectives.views import Drawing, Rollouts, Views
+from gdsd_jax.objectives.views import Drawing, Predictions, Rollouts, Views
 from gdsd_jax.parallel.mesh import batch_sharding
 from gdsd_jax.parallel.rows import local_rows, spread
 from gdsd_jax.runs.config import RunConfig
@@ -95,10 +95,13 @@ class Updates:
     laid_out = lambda values: spread(self.mesh, len(rollout.tokens), np.asarray(values)[rows])
     groups = jnp.asarray(graded.total_reward).reshape(-1, group_size)
     advantages = group_advantages(groups, self.config.advantages, self.config.distillation.scale_rewards)
+    predictions = rollout.predictions and Predictions(
+      rollout.predictions.tokens, rollout.predictions.confidence, laid_out(graded.predicted_rewards))
     lengths = np.minimum(graded.lengths + 1, rollout.tokens.shape[1]).astype(np.int32)  # with the end of text
     return Rollouts(tokens=rollout.tokens, lengths=laid_out(lengths), rewards=laid_out(graded.total_reward),
                     advantages=laid_out(advantages.reshape(-1)), confidence=rollout.confidence, steps=rollout.steps,
-                    logp=rollout.logp, entropy=rollout.entropy, kept=rollout.kept, group_size=group_size)
+                    logp=rollout.logp, entropy=rollout.entropy, kept=rollout.kept, predictions=predictions,
+                    group_size=group_size)
 
   def _views(self, key, rollouts: Rollouts, update, *, prompt_length: int, fixed: bool) -> Views | None:
     drawing = drawing_of(self.config, prompt_length, self._static["denoiser"].config.end_token_ids)
