@@ -95,7 +95,7 @@ def test_the_numbers_of_a_step_are_the_same_with_its_trajectory(tmp_path):
 
 
 def test_predictions_of_all_steps_are_graded_each_once(tmp_path, monkeypatch):
-  trainer = trainer_of(tmp_path, "mdpo", sampler__microbatches=2)
+  trainer = trainer_of(tmp_path, "mdpo", sampler__microbatches=2, mesh__tensor=2)
   graded, grade = [], trainer.sampler.task.grade
 
   def counted(texts, examples):

@@ -205,9 +205,9 @@ def test_half_of_the_views_of_dmpo_are_complements():
   ({"name": "dmpo", "num_mc": 3}, "objective.num_mc: 3 views are no pairs"),
   ({"name": "d2", "segments": 10**6}, "objective.segments: 1000000 must be at most the 256 steps of a rollout"),
   ({"name": "just_grpo"}, "objective.name: just_grpo needs rollouts from left to right"),
-  ({"name": "agrpo", "filtered": True}, "objective.name: agrpo needs rollouts that remember kept, .* without samp"),
+  ({"name": "agrpo", "filtered": True}, "objective.name: agrpo needs rollouts that remember kept, .* without sam"),
   ({"name": "mdpo", "num_mc": 300}, "objective.num_mc: 300 must be at most the 256 steps of a rollout"),
-  ({"name": "mdpo", "advantages": "z_score"}, "objective.advantages: mdpo makes what it needs of the rewards; unset it"),
+  ({"name": "mdpo", "advantages": "z_score"}, "objective.advantages: mdpo makes what it needs of the rewards; unset"),
   ({"advantages": "zscore"}, "objective.advantages: 'zscore' is not one of leave_one_out, minus_mean, z_score"),
   ({"advantages": "z_score", "scale_rewards": True}, "objective.scale_rewards: divides leave-one-out advantages"),
 ])

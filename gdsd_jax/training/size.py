@@ -44,13 +44,16 @@ def check_size(config: RunConfig, model: DenoiserConfig, mesh: Mesh) -> None:
 def least_held(config: RunConfig, model: DenoiserConfig, shards: int) -> dict[str, int]:
   """Fields that decide on it -> bytes of a device for what a step has in memory together, without which it cannot be.
 
-  That are the mask samples of all updates; and one hidden state of each token of the rollouts that are sampled, or
-  evaluated, together.
+  That are the mask samples of all updates; predictions of all steps where they are remembered; and one hidden state of
+  each token of the rollouts that are sampled, or evaluated, together.
   """
   length, shortest_prompt = config.sampler.completion_length, config.rollouts.prompt_buckets[0]
   draws = config.distillation.num_iterations if config.masks.fresh else 1
   masks = config.rollouts_per_step * config.num_mc * draws * length
   held = {"group_size × prompts_per_step × objective.num_mc": masks // shards}
+  if "predictions" in config.objective.needs:  # a token and its probability
+    held["group_size × prompts_per_step × sampler.steps × sampler.completion_length"] = (
+      8 * config.rollouts_per_step * config.sampler.most_steps * length // shards)
   if not config.sampler.is_own:  # which may go through them as it likes
     hidden = (shortest_prompt + length) * model.hidden_size * (2 if config.model.dtype == "bfloat16" else 4)
     together = config.rollouts_per_step // config.rollouts.microbatches
