@@ -34,8 +34,8 @@ def compiled_memory(setting: Setting, denoiser: Denoiser, mesh: Mesh) -> dict[st
 
   count, length = setting.batch, setting.completion_length
   masks = functools.partial(rollout_masks, num_samples=setting.num_mc, **setting.sampler.forward_process)
-  drawing = Drawing(setting.num_mc, 1, setting.prompt_length, setting.block_length, setting.steps, masks)
-  rollouts = abstract_rollouts(objective, count, length, count)
+  drawing = Drawing(setting.num_mc, 1, setting.prompt_length, setting.block_length, setting.sampler.most_steps, masks)
+  rollouts = abstract_rollouts(objective, count, length, count, steps=drawing.num_steps)
   scored = split(abstract_scored(objective, rollouts, drawing))
   whole = lambda dtype: jax.ShapeDtypeStruct((count, setting.prompt_length + length), dtype)
   batch = ScoringBatch(split(whole(jnp.int32)), split(whole(bool)), scored.views.inputs, scored.kept)

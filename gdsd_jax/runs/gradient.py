@@ -101,12 +101,7 @@ def single_samples(batch: ScoringBatch, accumulation: int):
   """
   count = batch.views.masks.shape[1]
   parts = cut(jax.tree.map(lambda x: x[:, None], batch.replace(views=None)), accumulation)
-
-  def sample_at(place) -> ScoringBatch:
-    number, views = place
-    part = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number // count, keepdims=False), parts)
-    return part.replace(views=views)
-
+  sample_at = lambda place: jax.tree.map(lambda x: x[place[0] // count], parts).replace(views=place[1])
   return (jnp.arange(accumulation * count), cut(batch.views, accumulation)), sample_at
 
 
