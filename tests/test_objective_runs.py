@@ -96,13 +96,14 @@ def test_the_numbers_of_a_step_are_the_same_with_its_trajectory(tmp_path):
 
 def test_predictions_of_all_steps_are_graded_each_once(tmp_path, monkeypatch):
   trainer = trainer_of(tmp_path, "mdpo", sampler__microbatches=2, mesh__tensor=2)
-  graded, grade = [], trainer.sampler.task.grade
+  task, graded = trainer.sampler.task, []
+  grade = task.grade
 
-  def counted(texts, examples):
+  def counted(_, texts, examples):
     graded.extend(zip(map(id, examples), texts, [text.ended for text in texts]))
     return grade(texts, examples)
 
-  monkeypatch.setattr(trainer.sampler.task, "grade", counted)
+  monkeypatch.setattr(type(task), "grade", counted)
   _, _, sampled = trainer.overlap.take(trainer.state)
   found = trainer.sampler.grade(sampled)
   completions, predictions = graded[:8], graded[8:]
