@@ -5,7 +5,7 @@ ablations: python launch/compare.py --config=configs/compare.py:ablations --work
            one setting of GDSD changed at a time, at the rate chosen for gdsd or gdsd_tlc; it goes on in the folder of
            the comparison, whose runs of these two it has in common with it
 smoke:     python launch/compare.py --config=configs/compare.py:smoke, minutes: does all of it run?
-Hardware:  two CPU cores, HOURS.
+Hardware:  two CPU cores, two to three hours; the ablations take about as long.
 
 Alike for all, for a fair comparison: model, problems and their order, the sampler, 4 prompts × 8 rollouts a step, 2
 updates on each batch (the authors' numbers go from 1 to 12; 2 is the least at which old scores matter), AdamW with the
