@@ -66,8 +66,9 @@ def run(main: Callable[[], None], alone: bool = False) -> None:
       if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # of the host, of a device
         _leave(error, f"out of memory: {_line(str(error).strip().partition(chr(10))[0])}; smaller parts need less:"
                       " sampler.microbatches, optimizer.accumulation, eval.batch_size")
-      if isinstance(error, (ValueError, OSError, processes.RemoteError)):
-        _leave(error)
+      no_devices = without_devices(error)
+      if no_devices or isinstance(error, (ValueError, OSError, processes.RemoteError)):
+        _leave(error, no_devices)
       if processes.joined():  # as in _leave
         traceback.print_exception(error)
         _leave_at_once(f"error: {type(error).__name__}: {_line(error)[:_LONGEST_LINE]}", status=1)
@@ -80,6 +81,14 @@ def run(main: Callable[[], None], alone: bool = False) -> None:
 
   sys.unraisablehook = _without_echoes
   app.run(call, flags_parser=_parse)
+
+
+def without_devices(error: Exception) -> str | None:
+  """What is said of an error where JAX cannot start the devices that JAX_PLATFORMS names; None for other errors."""
+  frames = traceback.extract_tb(error.__traceback__)
+  if not frames or not frames[-1].filename.endswith("jax/_src/xla_bridge.py"):
+    return None
+  return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {str(error) or 'JAX finds no such device here'}"
 
 
 def _go_on_in_a_child() -> None:

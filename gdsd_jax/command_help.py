@@ -30,7 +30,8 @@ def text(arguments: Sequence[str]) -> str:
     value = "" if flag.default is None else f"={flag.default_as_str.strip(chr(39))}"
     said += [f"  --{flag.name}{value}", *_wrapped(flag.help)]
   if "config" in flags.FLAGS:
-    recipe = _given(arguments) or re.search(r"configs/(\w+)\.py", described)[1]
+    named = re.search(r"configs/(\w+)\.py", described)  # nothing where Python leaves docstrings out
+    recipe = _given(arguments) or (named[1] if named else "gdsd_math")
     said += ["", f"Fields of --config, each a flag, as they are in {recipe}:", *_fields(load(recipe))]
   return "\n".join(said)
 

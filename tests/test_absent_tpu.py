@@ -1,6 +1,7 @@
 """A machine without a TPU is not searched for one, and one that may have a TPU always is."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -62,3 +63,14 @@ def test_with_libtpu_a_cpu_run_says_nothing_of_tpus():
   command = [sys.executable, "-c", program]
   result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
   assert (result.stdout, result.stderr) == ("cpu\n", "")
+
+
+@pytest.mark.parametrize("platforms, line", [
+  ("foo", "Unable to initialize backend 'foo': .*"), ("cuda", "(JAX finds no such device here|.*cuda.*)"),
+])
+def test_devices_that_are_not_there_are_told_in_one_line(monkeypatch, platforms, line):
+  monkeypatch.setenv("JAX_PLATFORMS", platforms)
+  script = "from gdsd_jax import command; import jax; command.run(lambda: print(jax.devices()), alone=True)"
+  result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY)
+  assert result.returncode == 1, result.stdout
+  assert re.fullmatch(f"error: JAX_PLATFORMS={platforms}: {line}\n", result.stderr), result.stderr

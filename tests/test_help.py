@@ -1,7 +1,11 @@
 """--help of every command, and what is said of a field or flag that is not there."""
 
+import os
+import subprocess
+import sys
+
 from commands import run_command
-from conftest import load_recipe, slow
+from conftest import load_recipe, REPOSITORY, slow
 from ml_collections import ConfigDict
 import pytest
 
@@ -128,3 +132,10 @@ def test_what_a_supervised_recipe_has_beside_its_fields_or_lacks_is_told(make, r
   with pytest.raises(ValueError) as caught:
     make(ConfigDict(fields))
   assert str(caught.value).startswith(line)
+
+
+@pytest.mark.slow
+def test_help_is_shown_where_python_leaves_docstrings_out():
+  command, environment = [sys.executable, "launch/train.py", "--help"], {**os.environ, "PYTHONOPTIMIZE": "2"}
+  result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+  assert result.returncode == 0 and "--config.objective.psi=" in result.stdout, result.stderr
