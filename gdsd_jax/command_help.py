@@ -81,9 +81,10 @@ def unknown_field(arguments: Sequence[str]) -> str | None:
   recipe = _given(arguments) or ""
   config = base_config() if recipe.endswith("/config.json") else load(recipe)  # that of a run has all fields
   known = {**explanations_of(config), **flatten(config.to_dict())}
+  own = _OWN if config.get("kind") in (None, "comparison") else _OWN[:1]  # fine-tuning has no objective of one's own
   for argument in arguments:
     path = argument.lstrip("-").partition("=")[0].removeprefix("config.")
-    if argument.lstrip("-").startswith("config.") and path not in known and path.partition(".")[0] not in _OWN:
+    if argument.lstrip("-").startswith("config.") and path not in known and path.partition(".")[0] not in own:
       return no_field(argument, path, config)
   return None
 

@@ -84,6 +84,8 @@ def test_nothing_is_suggested_where_nothing_is_near():
   slow("pretrain", ["--config=sft", "--out=x", "--config.data.train_sorce=y"],
        "error: --config.data.train_sorce=y: the config has no field 'data.train_sorce'; did you mean"
        " 'data.train_source'?"),
+  slow("pretrain", ["--config=vrpo", "--out=x", "--config.objective.bta=1"],
+       "error: --config.objective.bta=1: the config has no field 'objective.bta'; did you mean 'objective.beta'?"),
 ])
 def test_a_mistyped_field_or_flag_is_one_line_with_the_nearest(command, arguments, line):
   result = run_command(f"launch/{command}.py", *arguments)
@@ -108,6 +110,14 @@ def test_what_a_recipe_of_rl_has_beside_its_fields_or_lacks_is_told(change, line
   with pytest.raises(ValueError) as caught:
     run_config(config)
   assert str(caught.value).startswith(line)
+
+
+@pytest.mark.parametrize("recipe, command", [
+  ("sft", "pretrain"), ("vrpo", "pretrain"), ("pretrain_tiny", "pretrain"), ("compare", "compare"),
+])
+def test_a_recipe_of_another_command_is_told_where_it_belongs(recipe, command):
+  with pytest.raises(ValueError, match=f"^--config: a recipe of the kind '.*' is for launch/{command}.py$"):
+    run_config(load_recipe(recipe).get_config())
 
 
 @pytest.mark.parametrize("make, recipe, path, value, line", [

@@ -93,7 +93,7 @@ def test_a_command_names_the_recipes_that_there_are(tmp_path):
   result = subprocess.run([sys.executable, "-c", code, "--config=gdsd_mth:tiny"], cwd=tmp_path, capture_output=True,
                           text=True, timeout=300, env=environment)
   assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
-  assert result.stderr.startswith("error: --config: no recipe 'gdsd_mth'; known are gdsd_code, ")
+  assert result.stderr.startswith("error: --config: no recipe 'gdsd_mth'; known are compare, gdsd_code, ")
 
 
 # ------------------------------------------------------------------------------------------------------ the image

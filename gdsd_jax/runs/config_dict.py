@@ -76,7 +76,9 @@ def run_config(config: ConfigDict) -> RunConfig:
   Raises:
     ValueError: one line that names the field.
   """
-  known = flatten(base_config().to_dict())
+  known, kind = flatten(base_config().to_dict()), config.get("kind")
+  of_kind = "compare" if kind == "comparison" else "pretrain"
+  require(kind is None, "--config", f"a recipe of the kind {kind!r} is for launch/{of_kind}.py")
   for section in dict.fromkeys(path.partition(".")[0] for path in known):
     require(section in config, f"--config.{section}",
             "the recipe lacks it; begin with gdsd_jax.runs.config_dict.base_config(), which has all")
