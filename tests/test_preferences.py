@@ -11,6 +11,7 @@ import pytest
 import gdsd_jax
 from gdsd_jax.huggingface.adapters import load_adapter
 from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer
+from gdsd_jax.objectives.vrpo import Vrpo
 from gdsd_jax.runs.config_dict import typed
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.weights import load_run
@@ -138,6 +139,19 @@ def test_bad_fields_are_named_before_anything_is_written(tmp_path, changes, mess
   with only_devices(8 if section == "mesh" else 1), pytest.raises((ValueError, OSError), match=message):
     run(typed(PreferenceConfig, config), tmp_path)
   assert not (tmp_path / "out").exists() and not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("preset, model", [
+  ("llada_8b", "GSAI-ML/LLaDA-8B-Instruct"), ("dream_7b", "Dream-org/Dream-v0-Instruct-7B"),
+])
+def test_the_published_recipe_has_the_papers_numbers(preset, model):
+  """arXiv 2505.19223: beta 0.2, eight time steps with a mask each, all weights, 5e-7."""
+  recipe = load_recipe("vrpo").get_config(preset)
+  recipe.data.train_source = "pairs.jsonl"
+  config = typed(PreferenceConfig, recipe)
+  assert config.model.path == model and config.model.lora is None and config.model.dtype == "bfloat16"
+  assert config.objective == Vrpo(beta=0.2, per_token=False, truncated=False) and config.views.num_mc == 8
+  assert config.optimizer.learning_rate == 5e-7 and config.batch_size == 64
 
 
 def test_the_embedded_rows_are_what_their_script_makes():
