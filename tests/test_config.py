@@ -60,6 +60,7 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
     "masks.kind": "blocks", "masks.block_length": 4, "masks.remasking": "random", "masks.fresh": False,
     "objective.name": "gdsd_tlc", "objective.psi": 0.1, "objective.epsilon": 0.3, "objective.beta": 0.7,
     "objective.center_top_k": 8, "objective.center_gradient": True, "objective.weighted": False,
+    "objective.coupled": False,
     "objective.num_mc": 3, "objective.num_iterations": 5, "objective.scale_rewards": True,
     "objective.advantages": "leave_one_out", "objective.least_accuracy": 0.1, "objective.largest_accuracy": 0.9,
     "objective.redraws": 0,

@@ -31,6 +31,7 @@ class ObjectiveFields:
   center_top_k: int | None = None  # k of the logit centre (gdsd_tlc)
   center_gradient: bool | None = None  # whether the gradient flows through the centre (gdsd_tlc)
   weighted: bool | None = None  # whether tokens have the weights of the forward process (gdsd, gdsd_tlc, espo)
+  coupled: bool | None = None  # whether each mask is scored together with its complement (gdsd, gdsd_tlc)
 
 
 def objective_class(name: str) -> type[Objective]:
