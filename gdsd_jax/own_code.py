@@ -22,9 +22,9 @@ _LIBRARIES = tuple({str(Path(folder).resolve()) + os.sep for folder in (
 _imported: set[str] = set()  # names of modules that references have named
 
 
-def is_own(name: str) -> bool:
-  """Whether a name in a config is that of the user's own code, and not one of ours."""
-  return ":" in name
+def is_own(name: str | None) -> bool:
+  """Whether a name in a config is that of the user's own code, and not one of ours, nor unset."""
+  return name is not None and ":" in name
 
 
 def load(reference: str, field: str) -> Any:

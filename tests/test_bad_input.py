@@ -160,6 +160,15 @@ BAD = {
   "objective": Case(f"{TRAIN} --config.objective.name=ppo", "objective.name: 'ppo' is not one of gdsd, .*FILE.py:NAME"),
   "centre": Case(
     f"{TRAIN} --config.objective.center_top_k=8", "objective.center_top_k: gdsd has no such setting; .*gdsd_tlc.*"),
+  "no objective": Case(f"{TRAIN} --config.objective.name=None", "objective.name: must not be None"),
+  "no sampler": Case(f"{TRAIN} --config.sampler.kind=None", "sampler.kind: must not be None"),
+  "too large": Case(
+    f"{TRAIN} --config.optimizer.learning_rate=1e300",
+    "optimizer.learning_rate: must be 0, or between 1e-37 and 1e37, not 1e.300"),
+  "too small": Case(f"{TRAIN} --config.objective.epsilon=1e-300", "objective.epsilon: must be 0, or between 1e-37 .*"),
+  "seconds": Case(f"{TRAIN} --config.log.plot_seconds=-1", "log.plot_seconds: must be at least 0, not -1.0"),
+  "no alg": Case(f"{TRAIN} --config.eval.alg=", "eval.alg: '' is not one of entropy, .*"),
+  "no cache": Case(f"{TRAIN} --config.eval.cache=", "eval.cache: '' is not one of none, prefix, dual"),
   "sampler": Case(f"{TRAIN} --config.sampler.kind=gpt", "sampler.kind: 'gpt' is not one of llada, dream.*"),
   "block": Case(
     f"{TRAIN} --config.sampler.block_length=5", "sampler.block_length: 5 must divide completion_length, 16"),

@@ -6,14 +6,13 @@
 from collections.abc import Mapping
 import dataclasses
 import json
-import math
 import typing
 from typing import Any
 
 from ml_collections import config_dict, ConfigDict
 
 from gdsd_jax import own_code
-from gdsd_jax.checks import did_you_mean_field, require, require_int32
+from gdsd_jax.checks import did_you_mean_field, require, require_float32, require_int32
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.named import ObjectiveFields, settings
@@ -114,8 +113,8 @@ def typed(cls, config: ConfigDict):
     check_paths(cls, fields)
   for path, value in flatten(fields).items():
     for number in value if isinstance(value, list) else [value]:
-      if isinstance(number, float) and not math.isfinite(number):
-        raise ValueError(f"{path}: must be a finite number, not {number}")
+      if isinstance(number, float):
+        require_float32(path, number)
       if isinstance(number, int) and path != "seed":  # which has a range of its own
         require_int32(path, number)
   return made(cls, fields | {"as_given": fields})

@@ -102,10 +102,12 @@ class EvalConfig:
     """What the sampler of evaluations has of this section, and of Fast-dLLM's options."""
     given = {name: getattr(self, name) for name in _SAMPLERS_OWN}
     theirs = sampler if (self.cache, self.threshold, self.factor) == (None, None, None) else self
-    given |= {name: getattr(theirs, name) for name in _FAST} | {"cache": theirs.cache or "none"}
+    given |= {name: getattr(theirs, name) for name in _FAST}
+    given["cache"] = "none" if theirs.cache is None else theirs.cache
     given["eos_penalty"] = sampler.eos_penalty if self.eos_penalty is None else self.eos_penalty
     by_probability = given["threshold"] is not None or given["factor"] is not None  # which entropy is not
-    return given | {"alg": self.alg or (sampler.alg if by_probability else "entropy")}
+    otherwise = sampler.alg if by_probability else "entropy"
+    return given | {"alg": otherwise if self.alg is None else self.alg}
 
 
 def _renamed(error: ValueError, given: Mapping[str, Any]) -> str | None:

@@ -22,7 +22,7 @@ class LogConfig:
   wandb_project: str = ""  # Weights & Biases, when a project is named
 
   def __post_init__(self):
-    require_at_least(self, "log.", every=1, rollouts_every=0)
+    require_at_least(self, "log.", every=1, plot_seconds=0, rollouts_every=0)
     installed = not self.wandb_project or importlib.util.find_spec("wandb") is not None
     require(installed, "log.wandb_project", "wandb is not installed; pip install 'gdsd_jax[wandb]'")
 
