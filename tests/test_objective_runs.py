@@ -11,7 +11,7 @@ from gdsd_jax.huggingface.tokenizer import decode_completions
 from gdsd_jax.objectives.named import OBJECTIVES
 from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.metrics import Stopwatch
-from gdsd_jax.tasks.base import Completion
+from gdsd_jax.tasks.base import Completion, Grade
 from gdsd_jax.training.trainer import Trainer
 
 SMALL = {
@@ -92,6 +92,21 @@ def test_the_numbers_of_a_step_are_the_same_with_its_trajectory(tmp_path):
     assert rows[1][name] == value or "second" in name, name
   assert rows[1].keys() - rows[0].keys() == {
     "trajectory_logp", "elbo", "elbo_gap", "elbo_gap_std", "elbo_correlation"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [
+  {"sampler__kind": "dream", "sampler__other_family": True, "sampler__top_p": 0.9},
+  {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "sampler__microbatches": 2, "optimizer__accumulation": 2},
+])
+def test_the_first_ratios_of_predictions_are_one(tmp_path, monkeypatch, changes):
+  trainer = trainer_of(tmp_path, "mdpo", **changes, objective__num_iterations=1)
+  by_length = lambda _, texts, examples: [Grade({"length": len(text)}, 0.0) for text in texts]
+  monkeypatch.setattr(type(trainer.sampler.task), "grade", by_length)
+  row, graded = trainer.iterate(Stopwatch())
+  assert row["log_ratio_abs"] == 0 and row["grad_norm"] > 0 and row["skipped"] == 0
+  assert graded.predicted_rewards.shape == (8, trainer.config.sampler.most_steps)
+  assert np.ptp(graded.predicted_rewards, axis=1).max() > 0
 
 
 def test_predictions_of_all_steps_are_graded_each_once(tmp_path, monkeypatch):
