@@ -1,6 +1,6 @@
 """Exact likelihoods and true rewards on a vocabulary small enough to write every completion down.
 
-  python launch/exact.py --out=runs/exact                                # all of it, ten minutes on two CPU cores
+  python launch/exact.py --out=runs/exact                                # all of it, some 15 minutes of CPU time
   python launch/exact.py --out=runs/few --objectives=gdsd,gdsd:psi=0.4,espo --seeds=3
   python launch/exact.py --out=runs/estimators --only=estimators --denoising_steps=3
 

@@ -128,8 +128,8 @@ def _draw_estimators(ax, summary: dict[str, Any]) -> None:
   ax.axvline(0, color="black", linewidth=0.8)
   ax.set_yticks(places, ESTIMATORS.values())
   ax.invert_yaxis()
-  ax.set(xlabel="estimate − exact log-likelihood, nats: mean, and deviation over completions")
-  ax.legend(fontsize=8)
+  ax.set(xlabel="estimate − exact log-likelihood, nats\nmean, and deviation over completions")
+  ax.legend(fontsize=8, loc="lower right")
 
 
 def _draw_objectives(ax, summary: dict[str, Any]) -> None:
@@ -139,4 +139,4 @@ def _draw_objectives(ax, summary: dict[str, Any]) -> None:
     ax.errorbar(each["after"].mean, place, xerr=each["after"].half, fmt="o", color="tab:blue", capsize=3)
     ax.plot(each["before"].mean, place, "|", color="tab:orange", markersize=12)
   ax.set_yticks(range(len(found)), [name for name, _ in found])
-  ax.set(xlabel="true expected reward: before (|), after (95 % interval; dots: seeds)")
+  ax.set(xlabel="true expected reward\nbefore (|), after with its 95 % interval; dots are seeds")
