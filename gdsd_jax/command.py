@@ -17,7 +17,7 @@ import traceback
 from absl import app, flags, logging as absl_logging
 from ml_collections.config_flags import config_flags
 
-from gdsd_jax import command_help, signals
+from gdsd_jax import command_help, own_code, signals
 from gdsd_jax.runs.recipe_files import recipe_file
 from gdsd_jax.signals import START_AGAIN
 
@@ -125,7 +125,16 @@ class _RecipeParser(config_flags.ConfigFileFlagParser):
         return saved_recipe(path)
       except (ValueError, OSError) as error:
         _leave(error)
-    return super().parse(recipe_file(path))
+    try:
+      return super().parse(recipe_file(path))
+    except (ValueError, OSError, SyntaxError, ImportError, AttributeError):  # `_parse` tells them
+      raise
+    except own_code.RAISED as error:  # the user's own
+      chain = [error]  # ml_collections raises it again, with a traceback for a message
+      while inner := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(inner)
+      own = [each for each in chain if own_code.came_through(each)]
+      _leave(error, f"--config: {own_code.described_briefly(own[-1] if own else error)}")
 
 
 _UNSET = re.compile(r"--config\.([\w.]+)=None")  # which the flags of numbers cannot read
@@ -186,7 +195,7 @@ def _origin(error: BaseException) -> BaseException:
   return error
 
 
-def _leave(error: Exception, message: str | None = None) -> None:
+def _leave(error: BaseException, message: str | None = None) -> None:
   from gdsd_jax.parallel import processes
 
   signals.finish(1)

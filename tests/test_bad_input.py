@@ -142,6 +142,16 @@ BAD = {
   "preset": Case(
     "launch/train.py --config=configs/gdsd_math.py:gpt",
     "--config: unknown preset 'gpt', known are tiny, llada_8b, dream_7b"),
+  "recipe that raises": Case(
+    "launch/train.py --config={f}/r.py", "--config: {f}/r.py, line 2: KeyError: 'boo'",
+    {"r.py": "def get_config(preset=''):\n  raise KeyError('boo')\n"}),
+  "recipe that leaves": Case(
+    "launch/train.py --config={f}/r.py", "--config: {f}/r.py, line 1: SystemExit: 3",
+    {"r.py": "raise SystemExit(3)\n"}),
+  "recipe's types": Case(
+    "launch/train.py --config={f}/r.py", "--config: {f}/r.py, line 4: TypeError: .*",
+    {"r.py": "from gdsd_jax.runs.config_dict import base_config\ndef get_config(preset=''):\n"
+             "  config = base_config()\n  config.steps = 'many'\n  return config\n"}),
   "no config": Case("launch/train.py --workdir={f}/run", "--config: is not given.*"),
   "field": Case(
     f"{TRAIN} --config.objective.psy=1",
@@ -194,6 +204,10 @@ BAD = {
   "workdir": Case(
     "launch/train.py --config=configs/gdsd_math.py --workdir={f}/file",
     "--workdir: cannot make {f}/file: .*File exists.*", {"file": "x"}),
+  "lock": Case(
+    "launch/train.py --config=configs/gdsd_math.py --workdir={f}", "--workdir: cannot write to {f}: .*Is a directory.*",
+    {".lock": lambda folder: folder.mkdir()}),
+  "out": Case(f"{EVALUATE}", "--out: cannot write to {f}/out: .*Not a directory.*", {"out": "x"}),
   "workdir scheme": Case(
     "launch/train.py --config=configs/gdsd_math.py --workdir=ftp://a/b", "--workdir: ftp://a/b is neither.*"),
   # Models.

@@ -87,8 +87,12 @@ class Lock:
     self._taken, self._ended, self._lost = False, threading.Event(), None
 
   def look(self) -> None:
-    """Raises BlockingIOError if a process of this machine has the lock."""
-    if (owner := self._read()) and _is_alive(owner):
+    """Raises BlockingIOError if a process of this machine has the lock, OSError if the file cannot be read."""
+    try:
+      owner = self._read()
+    except OSError as error:
+      raise OSError(f"{self._field}: cannot write to {self._folder}: {error}") from error
+    if owner and _is_alive(owner):
       self._wait_for_death(owner)
 
   def check(self) -> None:
