@@ -129,7 +129,7 @@ def _draw_estimators(ax, summary: dict[str, Any]) -> None:
   ax.set_yticks(places, ESTIMATORS.values())
   ax.invert_yaxis()
   ax.set(xlabel="estimate − exact log-likelihood, nats\nmean, and deviation over completions")
-  ax.legend(fontsize=8, loc="lower right")
+  ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.35, -0.2), ncols=2)
 
 
 def _draw_objectives(ax, summary: dict[str, Any]) -> None:
