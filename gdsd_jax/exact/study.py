@@ -25,7 +25,7 @@ from gdsd_jax.runs.metrics import format_seconds
 
 _log = logging.getLogger(__name__)
 
-TRAINED = tuple(name for name in OBJECTIVES if name != "mdpo")  # whose rollouts would have to remember predictions
+TRAINED = tuple(name for name in OBJECTIVES if name != "mdpo")  # MDPO is rewarded for what steps predict
 PARTS = ("estimators", "objectives")
 _FIRST_TUNING_SEED = 1000  # seeds that learning rates are chosen on are others than those reported
 _PSI = 0.05  # of the fixed point
