@@ -204,6 +204,13 @@ BAD = {
   "workdir": Case(
     "launch/train.py --config=configs/gdsd_math.py --workdir={f}/file",
     "--workdir: cannot make {f}/file: .*File exists.*", {"file": "x"}),
+  "checkpoints": Case(
+    "launch/train.py --config=configs/gdsd_math.py --workdir={f}",
+    "--workdir: {f}/checkpoints is no folder, where a run has its own; choose another --workdir", {"checkpoints": ""}),
+  "metrics": Case(
+    "launch/train.py --config=configs/gdsd_math.py --workdir={f}",
+    "--workdir: {f}/metrics.jsonl is a folder, where a run has its own; choose another --workdir",
+    {"metrics.jsonl": lambda folder: folder.mkdir()}),
   "lock": Case(
     "launch/train.py --config=configs/gdsd_math.py --workdir={f}", "--workdir: cannot write to {f}: .*Is a directory.*",
     {".lock": lambda folder: folder.mkdir()}),

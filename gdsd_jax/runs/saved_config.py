@@ -32,6 +32,7 @@ _RESUMABLE = (
   "eval.factor", "eval.test_size",
   "eval.lengths", "eval.steps_per_token", "eval.block_length", "eval.prompt_buckets", "eval.prefill", "eval.prompt",
 )
+_OF_A_RUN = {"checkpoints": True, "tensorboard": True, FILE: False, "metrics.jsonl": False, "reward.png": False}
 _BLOCKS = ("sampler.block_length", "eval.block_length")
 
 
@@ -134,6 +135,10 @@ def open_workdir(workdir: epath.Path, config) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise OSError(f"--workdir: cannot make {workdir}: {error}") from error
+  for name, is_folder in _OF_A_RUN.items():  # told now, and not when the first of them is written
+    path = workdir / name
+    require(not path.exists() or path.is_dir() == is_folder, "--workdir",
+            f"{path} is {'no folder' if is_folder else 'a folder'}, where a run has its own; choose another --workdir")
   check_free(workdir)
   weights_and_biases.check(config.log.wandb_project)
 
