@@ -8,6 +8,7 @@ JAX is imported within functions, because that takes seconds and `--help` does w
 
 from collections.abc import Callable
 import faulthandler
+import logging
 import os
 import re
 import signal
@@ -126,7 +127,7 @@ class _RecipeParser(config_flags.ConfigFileFlagParser):
       except (ValueError, OSError) as error:
         _leave(error)
     try:
-      return super().parse(recipe_file(path))
+      recipe = super().parse(recipe_file(path))
     except (ValueError, OSError, SyntaxError, ImportError, AttributeError):  # `_parse` tells them
       raise
     except own_code.RAISED as error:  # the user's own
@@ -135,6 +136,9 @@ class _RecipeParser(config_flags.ConfigFileFlagParser):
         chain.append(inner)
       own = [each for each in chain if own_code.came_through(each)]
       _leave(error, f"--config: {own_code.described_briefly(own[-1] if own else error)}")
+    if recipe is None:  # ml_collections would say that the flag is missing
+      _leave(ValueError(f"--config: get_config of {path} returned nothing; it must return a recipe"))
+    return recipe
 
 
 _UNSET = re.compile(r"--config\.([\w.]+)=None")  # which the flags of numbers cannot read
@@ -158,6 +162,9 @@ _PLAIN_WORDS = {  # for what the libraries of flags say
 
 
 def _parse(argv: list[str]) -> list[str]:
+  absl_logging.set_verbosity(absl_logging.FATAL)  # what it warns of here has a line of ours
+  ours = logging.getLogger("gdsd_jax")
+  ours.handlers[:], ours.propagate = [logging.StreamHandler()], False
   try:
     if any(argument in command_help.HELP for argument in argv[1:]):
       print(command_help.text(argv), flush=True)

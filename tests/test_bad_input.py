@@ -145,6 +145,9 @@ BAD = {
   "recipe that raises": Case(
     "launch/train.py --config={f}/r.py", "--config: {f}/r.py, line 2: KeyError: 'boo'",
     {"r.py": "def get_config(preset=''):\n  raise KeyError('boo')\n"}),
+  "recipe that is none": Case(
+    "launch/train.py --config={f}/r.py", "--config: get_config of {f}/r.py returned nothing; it must return a recipe",
+    {"r.py": "def get_config():\n  pass\n"}, quick=True),
   "recipe that leaves": Case(
     "launch/train.py --config={f}/r.py", "--config: {f}/r.py, line 1: SystemExit: 3",
     {"r.py": "raise SystemExit(3)\n"}),
