@@ -465,7 +465,7 @@ BAD = {
     "objective gdsd on task countdown: steps: must be at least 1, not 0"),
   "benchmark model": Case("launch/benchmark.py --model=70b", "--model: '70b' is not one of tiny, 100m, 8b, 8b_dream"),
   "benchmark part": Case(
-    "launch/benchmark.py --only=speed", "--only: must name some of sampling, training, memory, not 'speed'"),
+    "launch/benchmark.py --only=speed", "--only: must name some of sampling, training, memory, views, not 'speed'"),
   "benchmark objective": Case(
     "launch/benchmark.py --objective=ppo", "--objective: 'ppo' is not one of gdsd, gdsd_tlc, espo.*"),
 }
