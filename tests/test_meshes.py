@@ -70,11 +70,11 @@ def test_the_first_iteration_is_that_of_one_device(tmp_path, monkeypatch, on_one
 
 @pytest.mark.slow
 def test_the_embedded_run_is_the_same_on_every_mesh(tmp_path, monkeypatch):
-  """20 steps: later ones part by rounding alone, which sampling amplifies, so that only their means are compared."""
-  one = iterations(tmp_path, monkeypatch, (1, 1, 1), 20)
+  """Ten steps: later ones part by rounding alone, which sampling amplifies, so that only their means are compared."""
+  one = iterations(tmp_path, monkeypatch, (1, 1, 1), 10)
   mean = np.mean([row["reward"] for row in one[1]])
   for sizes in MESHES.values():
-    other = iterations(tmp_path, monkeypatch, sizes, 20)
+    other = iterations(tmp_path, monkeypatch, sizes, 10)
     assert_same_first_iteration(one, other)
     assert abs(np.mean([row["reward"] for row in other[1]]) - mean) < 0.1
 
