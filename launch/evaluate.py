@@ -39,7 +39,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run, whose checkpoi
 _STEP = flags.DEFINE_string("step", None, "With --workdir: latest (the default), best, or the checkpoint's step.")
 _MODEL = flags.DEFINE_string("model", None, "Model to evaluate: a folder (exported, PEFT, Hugging Face) or hub name.")
 _LENGTHS = flags.DEFINE_list("lengths", None, "Completion lengths, instead of the recipe's eval.lengths.")
-_OUT = flags.DEFINE_string("out", None, "Folder for generations.jsonl and summary.json. See default_out.")
+_OUT = flags.DEFINE_string("out", None, "Folder for generations.jsonl and summary.json; see the top of this file.")
 _NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "The first of the test split; by default all of it.")
 
 
