@@ -201,7 +201,7 @@ def test_half_of_the_views_of_dmpo_are_complements():
 @pytest.mark.parametrize("fields, said", [
   ({"name": "spg", "psi": 0.04}, "objective.psi: spg has no such setting; it has eubo_beta, mix_weight, negative, "),
   ({"name": "spgg"}, "objective.name: 'spgg' is not one of .*did you mean 'spg'"),
-  ({"name": "wd1", "num_mc": 4}, "objective.num_mc: wd1 has as many views as it has; unset it by"),
+  ({"name": "wd1", "num_mc": 4}, "objective.num_mc: wd1 has a number of views of its own; unset it by"),
   ({"name": "dmpo", "num_mc": 3}, "objective.num_mc: 3 views are no pairs"),
   ({"name": "d2", "segments": 10**6}, "objective.segments: 1000000 must be at most the 256 steps of a rollout"),
   ({"name": "just_grpo"}, "objective.name: just_grpo needs rollouts from left to right"),

@@ -187,7 +187,7 @@ class RunConfig:
       objective = dataclasses.replace(objective, temperature=temperature)
       object.__setattr__(self, "objective", objective)
     require(objective.num_mc is not None or self.distillation.num_mc is None, "objective.num_mc",
-            f"{said} has as many views as it has; unset it by --config.objective.num_mc=None")
+            f"{said} has a number of views of its own; unset it by --config.objective.num_mc=None")
     require(not (self.async_rollouts and self.distillation.redraws), "objective.redraws",
             "must be 0 with async_rollouts, whose next rollouts are on the device already")
     own_views = objective.masks is None
