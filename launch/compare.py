@@ -1,8 +1,9 @@
 """Compares objectives: python launch/compare.py --config=configs/compare.py [--workdir=DIR] [--jobs=N].
 
 Every objective of the config on every task and seed, each a run of launch/train.py in a folder of its own below
---workdir. Its learning rate is the one that a small sweep on other seeds chose for it. The same command goes on, skips what is
-done and resumes the rest; SIGTERM and Ctrl-C stop all with their steps saved, exit status 75. See docs/comparison.md.
+--workdir. Its learning rate is the one that a small sweep on other seeds chose for it. The same command goes on, skips
+what is done and resumes the rest; SIGTERM and Ctrl-C stop all with their steps saved, exit status 75. See
+docs/comparison.md.
 
   python launch/compare.py --config=configs/compare.py --report           # of what is done so far, and starts nothing
   python launch/compare.py --report=docs/comparison.json                  # tables and picture beside it, made again

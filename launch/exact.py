@@ -6,8 +6,8 @@
 
 A small model of LLaDA's layout is pretrained on a pattern. The distribution of its completions under LLaDA's and
 Dream's samplers is computed exactly. It gives (1) the bias and the noise of every estimate of the likelihood that an
-objective makes, and (2) the true expected reward before and after training by each objective. Training is by the updates
-of a real run. Each has the learning rate of --rates that ends with the largest true reward on other seeds.
+objective makes, and (2) the true expected reward before and after training by each objective. Training is by the
+updates of a real run. Each has the learning rate of --rates that ends with the largest true reward on other seeds.
 
 Writes to --out: found.jsonl, each result as it comes, behind which an interrupted command goes on; exact.json, exact.md
 and exact.png, the whole of them. The last line of standard output is exact.json in one line.
