@@ -47,6 +47,8 @@ def main():
   if _REPORT.value:
     from gdsd_jax.comparison.report import report_file
 
+    if _WORKDIR.value is not None:
+      raise ValueError("--workdir: says nothing beside --report=FILE, which reports beside the file; leave one out")
     print(report_file(local_folder("--report", _REPORT.value)))
     return
   from gdsd_jax.comparison.compare import run_comparison

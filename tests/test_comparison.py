@@ -16,7 +16,8 @@ from gdsd_jax.comparison import compare
 from gdsd_jax.comparison.compare import run_comparison
 from gdsd_jax.comparison.config import comparison_config
 from gdsd_jax.comparison.grid import make_run, rate_runs
-from gdsd_jax.comparison.results import choose, reported_runs
+from gdsd_jax.comparison.report import report_folder
+from gdsd_jax.comparison.results import choose, gave_up, reported_runs, result
 from gdsd_jax.runs.config_dict import config_json, flatten
 
 
@@ -64,7 +65,8 @@ def test_a_rate_that_is_set_is_not_chosen():
 def swept(rewards, statuses=()):
   return [{"stage": "rates", "task": "countdown", "objective": "gdsd", "learning_rate": rate, "seed": seed,
            "status": dict(statuses).get((rate, seed), "finished"),
-           "evaluations": [{"step": 2, "sampled_reward": reward}]} for (rate, seed), reward in rewards.items()]
+           "curve": [0.5, 0.5], "evaluations": [{"step": 2, "sampled_reward": reward}]}
+          for (rate, seed), reward in rewards.items()]
 
 
 @pytest.mark.parametrize("rewards, statuses, rate, at_end", [
@@ -111,6 +113,8 @@ def test_a_config_that_does_not_fit_is_one_line(changes, message):
   ({"objectives": {"wd1": {"objective": {"psi": 0.1}}}}, "objective wd1 on task countdown: objective.psi: "),
   ({"tasks": {"countdown": {"recipe": "no_such"}}}, "no recipe 'no_such'"),
   ({"shared": {"step": 3}}, "objective gdsd on task countdown: step: "),
+  ({"shared": {"rate_of": "gdsd"}}, "objective gdsd on task countdown: rate_of"),
+  ({"shared": {"sampler": {"temperature": 0.0}}}, "judged_by: must be reward or accuracy, since task countdown has"),
   ({"window": 3}, "window: must be at most the 2 steps of a run, not 3"),
   ({"objectives": {"wd1": {"objective": {"name": "wd2"}}}}, "objective wd1 on task countdown: objective.name: 'wd2'"),
 ])
@@ -209,6 +213,25 @@ def test_a_run_that_gave_up_has_collapsed_and_one_that_failed_is_told(compared, 
   assert found["sampled_reward"][0] == 0.1  # the last that was evaluated
 
 
+def test_a_run_whose_rewards_fail_has_not_given_up_and_a_filter_draws_more_tokens(tmp_path):
+  run = make_run(comparison_config(comparison()), "runs", "countdown", "gdsd", 1e-4, 0)
+  leave(run, tmp_path, None, skipped=run.config.distillation.num_iterations)
+  assert not gave_up(run, tmp_path)
+  leave(run, tmp_path, 0.5, skipped=run.config.distillation.num_iterations)
+  assert gave_up(run, tmp_path) and result(run, tmp_path)["tokens"] == 2 * 4 * 12
+  rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  rows[-1]["groups_drawn"] = 6.0
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  assert result(run, tmp_path)["tokens"] == (2 + 6) * 2 * 12
+
+
+def test_the_report_of_no_folder_is_refused_and_makes_none(tmp_path):
+  given = comparison()
+  with pytest.raises(OSError, match="^--workdir: .*/none does not exist$"):
+    report_folder(comparison_config(given), given.to_dict(), tmp_path / "none")
+  assert not (tmp_path / "none").exists()
+
+
 def test_nothing_is_reported_at_a_rate_that_could_not_be_chosen(compared, capfd):
   status, report = compared(lambda objective, **_: (1,) if objective == "wd1" else (0, 0.5))
   assert status == 1 and {row["objective"] for row in report["runs"] if row["stage"] == "runs"} == {"gdsd"}
@@ -264,7 +287,7 @@ def test_a_comparison_that_was_stopped_and_killed_reports_the_same(tmp_path):
     assert process.returncode == (75 if stop == signal.SIGTERM else -signal.SIGKILL)
   process = start(broken, "--report")
   so_far, errors = process.communicate(timeout=600)
-  assert process.returncode == 0 and "| gdsd | 0.0001 | 0 of 2 | – |" in so_far, errors
+  assert process.returncode == 0 and "| gdsd | 0.0001 (end) | 0 of 2 | – |" in so_far, errors
   process = start(broken)
   again, errors = process.communicate(timeout=1800)
   assert process.returncode == 0 and "finished before" in again, errors

@@ -87,6 +87,7 @@ def test_the_largest_drop_is_from_the_best_before():
 @pytest.mark.parametrize("curve, status, expected", [
   ([0.2, 0.8, 0.39, 0.39], "finished", True), ([0.2, 0.8, 0.41, 0.8], "finished", False),
   ([0.2, 0.3], "gave_up", True), ([0.0, 0.0], "finished", False),
+  ([-0.4, -0.3, -0.35], "finished", False), ([-0.4, 0.3, -0.1], "finished", True),
 ])
 def test_a_run_that_loses_half_of_its_best_or_gives_up_has_collapsed(curve, status, expected):
   assert collapsed({"curve": curve, "status": status}, 1) is expected
@@ -124,12 +125,20 @@ def test_only_reported_runs_at_the_chosen_rate_count_and_one_that_gave_up_does(r
   assert (found["gdsd"]["cpu_seconds_a_step"], found["gdsd"]["tokens"], found["wd1"]["inputs"]) == (1.0, 192, 1)
 
 
+def test_an_evaluation_that_failed_is_no_other_number(report):
+  report["runs"][0]["evaluations"].pop()  # after the last step
+  report["runs"][1]["evaluations"].pop(0)  # before the first
+  found = summarize(report)["sudoku"]["gdsd"]
+  assert found["sampled_reward"] == pytest.approx(mean_interval([0.81, 0.82]), abs=1e-4)
+  assert found["before"] == pytest.approx((0.2, 0.2, 0.2))
+
+
 def test_a_report_makes_the_same_tables_and_picture_again(tmp_path, report):
   file = tmp_path / "comparison.json"
   file.write_text(json.dumps(report))
   text = report_file(file)
-  assert "| gdsd | 0.0003 | 3 | 0.810 [0.785, 0.835] | 0.405 [0.393, 0.417] |" in text
-  assert "| wd1 | 0.0003 | 2 of 3 |" in text and (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+  assert "| gdsd | 0.0003 (end) | 3 | 0.810 [0.785, 0.835] | 0.405 [0.393, 0.417] |" in text
+  assert "| wd1 | 0.0003 (end) | 2 of 3 |" in text and (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
   before = file.read_bytes()
   assert report_file(file) == text and file.read_bytes() == before
   assert json.loads(before)["runs"] == report["runs"]

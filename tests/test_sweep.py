@@ -135,9 +135,9 @@ def test_the_line_of_progress_counts_runs_and_foresees_their_end(monkeypatch):
     now[0] = began
     progress.started(name)
   now[0] = 60
-  assert progress.ended("a", True, ["b"]) == "2 of 7 runs done, about 2m30s left; under way: b"
-  now[0] = 100  # 75 seconds a run, and four to go, two at a time
-  assert progress.ended("b", False, []) == "2 of 7 runs done, 1 failed, about 2m30s left"
+  assert progress.ended("a", True, ["b"]) == "2 of 7 runs done, about 2m05s left; under way: b"
+  now[0] = 100  # b has ten seconds left above, and four wait; what fails says nothing of how long a run takes
+  assert progress.ended("b", False, []) == "2 of 7 runs done, 1 failed, about 2m00s left"
 
 
 def test_finished_runs_are_skipped_and_others_started(tmp_path, stand_in, capfd):
@@ -166,6 +166,15 @@ def test_sigterm_stops_all_runs_and_starts_no_more(tmp_path, stand_in):
   assert sweep_runs.run_sweep(config, grid, tmp_path, ["--wait=1"], 2) == 75
   assert signal.getsignal(signal.SIGTERM) is before
   assert [row["status"] for row in json.loads((tmp_path / "sweep.json").read_text())["runs"]] == [75, 75, None]
+
+
+def test_after_a_stop_no_later_runs_are_started_even_where_none_was_cut_short(tmp_path, stand_in):
+  config, progress = load_config("gdsd_math:tiny", {"steps": 2}), SweepProgress(total=2, jobs=1)
+  first, later = make_runs(config, {"seed": ["0", "1"]})
+  done_just_then = lambda run, folder: os.kill(os.getpid(), signal.SIGTERM) is None
+  assert sweep_runs.run_all([first], tmp_path, [], 1, progress, done_just_then) == {first.name: 0}
+  assert sweep_runs.run_all([later], tmp_path, [], 1, progress) == {later.name: None}
+  assert not (tmp_path / later.name).exists()
 
 
 def test_among_several_processes_a_sweep_is_refused(tmp_path, monkeypatch):

@@ -39,6 +39,8 @@ def run_comparison(config: ComparisonConfig, as_given: Mapping[str, Any], folder
     run = make_run(config, "runs", *pair, rate_set(config, *pair) or config.learning_rates[0], config.seeds[0])
     steps = run.config.steps
     require(config.window <= steps, "window", f"must be at most the {steps} steps of a run, not {config.window}")
+    require(config.judged_by != "sampled_reward" or run.config.sampler.temperature > 0, "judged_by",
+            f"must be reward or accuracy, since task {pair[0]} has sampler.temperature=0 and no sampled reward")
   _refuse_others(sweeps, folder)
   total = len(sweeps) + len(config.pairs) * len(config.seeds)
   print(f"COMPARISON of {len(config.objectives)} objectives on {len(config.tasks)} tasks in {folder}: {len(sweeps)}"
@@ -51,6 +53,7 @@ def run_comparison(config: ComparisonConfig, as_given: Mapping[str, Any], folder
       all_chosen = tell_rates(choices, config.judged_by)
       reported = reported_runs(config, choices)
       _refuse_others(reported, folder)
+      progress.total = len(sweeps) + len(reported)
       statuses |= run_all(reported, folder, [], jobs, progress, is_done)
     print(report_folder(config, as_given, folder), f"see {folder / config.report}.json", sep="\n", flush=True)
   status = exit_status(statuses)

@@ -92,11 +92,10 @@ class ComparisonConfig:
   def changes(self, task: str, objective: str) -> dict[str, Any]:
     """Path -> value of what a comparison sets in the recipe of a task, for an objective; the last word counts."""
     of_task = self.tasks[task]
-    given = self.shared, of_task.shared, self.objectives[objective], of_task.objectives.get(objective, {})
+    own = {name: value for name, value in self.objectives[objective].items() if name != "rate_of"}
     found = {}
-    for fields in given:
+    for fields in (self.shared, of_task.shared, own, of_task.objectives.get(objective, {})):
       found |= flatten(fields)
-    found.pop("rate_of", None)
     return found
 
   def rate_of(self, objective: str) -> str:

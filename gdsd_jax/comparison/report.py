@@ -15,7 +15,9 @@ from gdsd_jax.runs.files import write_whole
 
 
 def report_folder(config: ComparisonConfig, as_given: Mapping[str, Any], folder: Path) -> str:
-  """Reports what is done so far of a comparison in its folder; returns the tables."""
+  """Reports what is done so far of a comparison in its folder; returns the tables. Raises OSError where it is none."""
+  if not folder.is_dir():
+    raise FileNotFoundError(f"--workdir: {folder} does not exist")
   results, choices = collect(config, folder)
   return _write({"config": as_given, "choices": choices, "runs": results}, folder / f"{config.report}.json")
 

@@ -25,7 +25,10 @@ def is_done(run: Run, folder: Path) -> bool:
 
 
 def gave_up(run: Run, folder: Path) -> bool:
-  """Whether a run ended before its last step because none of its updates was finite any more."""
+  """Whether a run ended before its last step because none of its updates was finite any more.
+
+  One whose rewards could not be had is none: that says nothing of its objective, and the same command tries again.
+  """
   try:
     if contradictions(json.loads((folder / "config.json").read_text()), run.config):
       return False
@@ -33,7 +36,8 @@ def gave_up(run: Run, folder: Path) -> bool:
   except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged, or no run: its own process says so
     return False
   updates, most = run.config.distillation.num_iterations, min(run.config.max_skipped_steps, run.config.steps)
-  return len(last) == most and all(row.get("skipped") == updates for row in last)
+  return len(last) == most and all(
+    row.get("skipped") == updates and row.get("reward") is not None for row in last)
 
 
 def result(run: Run, folder: Path) -> dict[str, Any]:
@@ -50,7 +54,8 @@ def result(run: Run, folder: Path) -> dict[str, Any]:
   steps = [row for row in rows if row["step"] > 0]
   total = lambda name: round(sum(row.get(name) or 0 for row in steps), 2)
   config = run.config
-  tokens = len(steps) * config.rollouts_per_step * config.sampler.completion_length
+  groups = sum(row.get("groups_drawn") or config.prompts_per_step for row in steps)  # a filter may draw more
+  tokens = round(groups) * config.group_size * config.sampler.completion_length
   return {
     "name": run.name, **run.setting, "status": status, **_origin(folder),
     "curve": [_rounded(row.get("reward")) for row in steps],
@@ -62,13 +67,14 @@ def result(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def final(result: Mapping[str, Any], number: str) -> float | None:
-  """A number of the last evaluation of a run that is done; None of another, or where it has none.
+  """A number of the last evaluation of a run that is done; None of another, or where it has none after its last step.
 
   A run that gave up counts by the last evaluation that it made, at worst that before its first step.
   """
   if result["status"] == "unfinished" or not result["evaluations"]:
     return None
-  return result["evaluations"][-1][number]
+  last = result["evaluations"][-1]
+  return None if result["status"] == "finished" and last["step"] < len(result["curve"]) else last[number]
 
 
 def choose(config: ComparisonConfig, results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -91,6 +91,10 @@ def largest_drop(curve: Sequence[float]) -> float | None:
 
 
 def collapsed(run: Mapping, window: int) -> bool:
-  """Whether a run gave up on updates that were not finite, or its smoothed reward fell below half of its best."""
+  """Whether a run gave up on updates that were not finite, or its smoothed reward fell below half of its best.
+
+  A best that is not positive, where rewards punish, has no half to fall below.
+  """
   curve = np.array(smoothed(run["curve"], window))
-  return run["status"] == "gave_up" or bool(np.any(curve < (1 - COLLAPSE) * np.maximum.accumulate(curve)))
+  best = np.maximum.accumulate(curve)
+  return run["status"] == "gave_up" or bool(np.any((best > 0) & (curve < (1 - COLLAPSE) * best)))

@@ -64,7 +64,8 @@ def _summary(report: Mapping[str, Any], task: str, objective: str, runs: Sequenc
   return {
     "learning_rate": report["choices"][task][objective]["rate"],
     "seeds": len(runs), "missing": len(report["config"]["seeds"]) - len(runs),
-    "before": mean_interval([run["evaluations"][0]["sampled_reward"] for run in runs if run["evaluations"]]),
+    "before": mean_interval([row["sampled_reward"] for run in runs for row in run["evaluations"]
+                             if row["step"] == 0 and row["sampled_reward"] is not None]),
     "sampled_reward": mean_interval(_finals(runs, "sampled_reward")),
     "accuracy": mean_interval(_finals(runs, "accuracy")),
     "mean_reward": mean_interval(means), "largest_drop": mean_interval(falls),

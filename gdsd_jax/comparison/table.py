@@ -18,7 +18,8 @@ def tables(report: Mapping[str, Any]) -> str:
     tokens = max((run["tokens"] for run in report["runs"] if run["task"] == task), default=0)
     start = "" if before is None else f": sampled reward {before:.3f} before training; {tokens:,} tokens sampled a run"
     order = sorted(objectives, key=lambda name: -(summary[task][name]["sampled_reward"][0] or 0))
-    rows = [_row(name, summary[task][name], len(report["config"]["seeds"])) for name in order]
+    rows = [_row(name, summary[task][name], len(report["config"]["seeds"]), report["choices"][task][name]["at_end"])
+            for name in order]
     said += [f"**{task}**{start}", "", *_table(_HEADS, rows), ""]
   ours = report["config"].get("over_others") or objectives
   said += ["Probability that a run of the column's objective ends with a higher sampled reward than one of the row's,"
@@ -28,10 +29,11 @@ def tables(report: Mapping[str, Any]) -> str:
   return "\n".join([*said, *_table(("over", *ours), rows)])
 
 
-def _row(name: str, of: Mapping[str, Any], seeds: int) -> list[str]:
+def _row(name: str, of: Mapping[str, Any], seeds: int, at_end: bool) -> list[str]:
   number = lambda value, form: "–" if value is None else format(value, form)
   return [
-    name, number(of["learning_rate"], "g"), f"{of['seeds']}" + f" of {seeds}" * (of["seeds"] < seeds),
+    name, number(of["learning_rate"], "g") + " (end)" * at_end,
+    f"{of['seeds']}" + f" of {seeds}" * (of["seeds"] < seeds),
     *(_interval(of[column]) for column in ("sampled_reward", "accuracy", "mean_reward", "largest_drop")),
     number(of["collapsed"], ".0%"), number(of["cpu_seconds_a_step"], ".2f"), number(of["inputs"], "d"),
   ]

@@ -113,17 +113,17 @@ def run_all(runs: Sequence[Run], workdir: Path, arguments: Sequence[str], jobs: 
     workdir: folder of the sweep, with a folder for each run.
     arguments: flags of launch/train.py that all runs share.
     jobs: how many go on at a time.
-    progress: counts them; None for one that begins here.
+    progress: counts them; None for one that begins here. Where it has stopped already, no run is started.
     is_done: whether a run need not be started, by what is in its folder.
 
   Returns the exit status of each run by its name: 0 finished, START_AGAIN asked to stop, None not started. SIGTERM and
-  Ctrl-C are handed on to the runs, which save the step under way; no other is started then.
+  Ctrl-C are handed on to the runs, which save the step under way; no other is started then, and `progress` has stopped.
   """
   progress = progress or SweepProgress(len(runs), jobs)
   statuses, running, waiting = dict.fromkeys((run.name for run in runs), None), {}, list(runs)
   stopping, ended = False, (-signal.SIGTERM, -signal.SIGINT)  # by the signal, before they could take it
   with signals.Noted(lambda: "asked to stop: the runs save what they have done; Ctrl-C again leaves at once") as asked:
-    while running or (waiting and not asked.came):
+    while running or (waiting and not asked.came and not progress.stopped):
       while waiting and len(running) < jobs and not asked.came:
         run = waiting.pop(0)
         if is_done(run, workdir / run.name):
@@ -146,6 +146,7 @@ def run_all(runs: Sequence[Run], workdir: Path, arguments: Sequence[str], jobs: 
         if not stopping:
           print(progress.ended(run.name, statuses[run.name] == 0, [run.name for run in running.values()]), flush=True)
       time.sleep(0.1)
+  progress.stopped |= asked.came
   return statuses
 
 
