@@ -15,7 +15,8 @@ sampled completions of held-out problems: AdamW moves weights by about the rate,
 Their own, as their authors have them: views and how many (M), advantages, KL and clip range. Other than theirs are:
 - gdsd's epsilon, 0.2 for 4e-4: the official one presumes LoRA's small updates (configs/gdsd_math.py);
 - psi, 0.04 on every task, where the embedded Sudoku recipe has 0.1;
-- spg's views, one where a completion is one block (it takes each view from another block);
+- spg's views, one where a completion is one block (it takes each view from another block), and its eubo_beta, 1.5 on
+  Sudoku too, where its authors have 1.0;
 - trace_rl's filter of groups by accuracy is off: all learn from the same rollouts.
 """
 
