@@ -24,6 +24,7 @@ from gdsd_jax.objectives.just_grpo import JustGrpo
 from gdsd_jax.objectives.named import objective_class, OBJECTIVES
 from gdsd_jax.objectives.own import make_objective, trace_gradient, try_out
 from gdsd_jax.objectives.spg import Spg
+from gdsd_jax.objectives.surrogates import grpo_loss, mean_where
 from gdsd_jax.objectives.trace_rl import TraceRl
 from gdsd_jax.objectives.unigrpo import UniGrpo
 from gdsd_jax.objectives.views import Drawing, random_masks, Rollouts
@@ -113,6 +114,37 @@ def test_the_rows_of_trace_rl_are_the_authors(traced):
     assert not (ours & ~scored[-16:])[:int(rollouts.lengths[row])].any()
 
 
+@pytest.mark.parametrize("name", ["trace_rl", "d2", "cj_grpo"])
+def test_what_an_early_stop_filled_in_is_masked_in_all_views_and_scored_in_none(name):
+  """It was unmasked in no step: `steps` has the number of all of them there."""
+  steps = jnp.array([[0, 1, 2, 3, 8, 8, 8, 8], [0, 1, 2, 3, 4, 5, 6, 7]])
+  objective = make_objective(name, {"segments": 4} if name == "d2" else {"shrink": 3} if name == "trace_rl" else {})
+  zeros, counts = jnp.zeros((2, L)), jnp.full(2, L)
+  rollouts = Rollouts(tokens=steps, lengths=counts, rewards=zeros[:, 0], advantages=zeros[:, 0], confidence=zeros,
+                      steps=steps, group_size=2)
+  views = objective.views(jax.random.key(0), rollouts, 0, DRAWING)
+  assert views.masks[0, :, 4:].all() and not views.scored[0, :, 4:].any()
+  np.testing.assert_array_equal(views.scored.sum(1), [[1] * 4 + [0] * 4, [1] * 8])
+
+
+def test_a_token_that_is_too_improbable_for_float32_is_left_out_of_the_bound_of_spg():
+  scored, n = jnp.ones((1, 1, 3), bool), jnp.array([3.0])
+  bound = lambda scores: Spg().bounds(scores, scored, n)[1][0]
+  value, gradient = jax.value_and_grad(bound)(jnp.array([[[-1.0, -2.0, -90.0]]]))
+  assert float(value) == pytest.approx(-1.5) and np.allclose(gradient, [[[0.5, 0.5, 0]]])
+
+
+def test_what_is_not_scored_moves_nothing_however_far_the_policies_are_apart():
+  scored, advantages = jnp.array([[True, False]]), jnp.ones((1, 1))
+
+  def loss(student):
+    over = lambda values: mean_where(values, scored)
+    old = jax.lax.stop_gradient(student)
+    return grpo_loss(student, old, jnp.array([[-1.0, 0.0]]), advantages, scored, over, CjGrpo())[0]
+
+  assert np.allclose(jax.grad(loss)(jnp.array([[-1.0, -200.0]])), [[-1, 0]])
+
+
 def test_the_steps_of_agrpo_are_the_authors(traced):
   data, settings, rollouts, drawing = traced("agrpo")
   steps, weights = Agrpo(temperature=0.8).draw_steps(jnp.asarray(data["u"]), rollouts, drawing)
@@ -173,7 +205,7 @@ def test_an_objective_is_one_small_file():
   for name in OBJECTIVES:
     cls = objective_class(name)
     file = REPOSITORY / (cls.__module__.replace(".", "/") + ".py")
-    assert len(file.read_text().splitlines()) < 145 if name.startswith("gdsd") else 120, file
+    assert len(file.read_text().splitlines()) < 120, file
     assert cls.__doc__ and cls.name == name
 
 

@@ -108,6 +108,12 @@ VIEWS = "  def views(self, key, rollouts, update, drawing):\n    return "
 @pytest.mark.parametrize("views, message", [
   ("3", "own.py, line 13: Own.views must give gdsd_jax.Views, not 3"),
   ("gdsd_jax.Views(rollouts.tokens)", "Own.views must give masks that are bool[N, V, L], [4, 6, 6], not int32[4, 6]"),
+  ("gdsd_jax.Views(jnp.ones((4, 2, 6), bool), prompt_masks=jnp.ones((4, 2, 6), bool))",
+   "Own.views must give prompt_masks that are bool[N, V, P], [4, 2, 3], not bool[4, 2, 6]"),
+  ("gdsd_jax.Views(jnp.ones((4, 2, 6), bool), targets=rollouts.tokens)",
+   "Own.views must give targets that are int32[N, V, L], [4, 2, 6], not int32[4, 6]"),
+  ("gdsd_jax.Views(jnp.ones((4, 2, 6), bool), scored=[True])",
+   "Own.views must give scored that are bool[N, V, L], [4, 2, 6], not [True]"),
   ("gdsd_jax.Views(rollouts.stepss)", "own.py, line 14: AttributeError: 'Rollouts' object has no attribute 'stepss'"),
 ])
 def test_mistakes_of_views_are_one_line_with_file_and_line(own, views, message):

@@ -18,11 +18,10 @@ class Agrpo(TrustRegionObjective):
   """Σ_bmi [−min(r_i A, clip(r_i, 1−ε, 1+ε) A) + β r_i k3(p_i, p_i^ref)] (1/(T+1)) / q(t) / (M G).
 
   M steps t of each rollout are drawn from q, uniform over 0 … T or proportional to the entropy that the sampler had at
-  the step; T is the last step that unmasked a token other than an
-  end of text. In a step's view it and all later tokens are
-  masked, and its own are scored as they were sampled: at the sampler's temperature, among the tokens that its filters
-  left. r_i is the ratio to the rollout's own log-probability. The numbers that steps are drawn by are spread evenly
-  over the batch. A = R − mean. Source: probablyabot/agrpo@98f1182.
+  the step; T is the last step that unmasked a token other than an end of text. In a step's view it and all later tokens
+  are masked, and its own are scored as they were sampled: at the sampler's temperature, among the tokens that its
+  filters left. r_i is the ratio to the rollout's own log-probability. The numbers that steps are drawn by are spread
+  evenly over the batch. A = R − mean. Source: probablyabot/agrpo@98f1182.
   """
 
   name = "agrpo"

@@ -85,8 +85,7 @@ class Gdsd(TrustRegionObjective):
   psi: float = 0.04  # guidance strength per token
   epsilon: float = 4e-4  # trust region of the log-ratio, as the official recipes have it
   beta: float = 1e-3  # weight of the KL to the reference
-  # Whether tokens have the weights of the forward process; False: the official first release.
-  weighted: bool = True
+  weighted: bool = True  # whether tokens have the weights of the forward process; False: the official first release
   coupled: bool = True  # whether each mask is scored together with its complement; if not, alone, by half of the passes
 
   def __post_init__(self):
@@ -97,7 +96,6 @@ class Gdsd(TrustRegionObjective):
     return Views(drawing.consistent_masks(key, rollouts.confidence), coupled=self.coupled)
 
   def loss(self, batch: ScoredRollouts):
-    """(loss, metrics); see `gdsd_loss`."""
     student, old, ref = batch.pair_scores(self.weighted)
     length = batch.masks.shape[-1]
     return gdsd_loss(student, old, ref, batch.advantages, length, self.psi, self.epsilon, self.beta)

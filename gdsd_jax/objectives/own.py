@@ -19,6 +19,8 @@ from gdsd_jax.objectives.token_scores import Scoring
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views
 
 _REMEMBERED = frozenset({"steps", "logp", "entropy", "kept", "predictions"})
+_ARRAYS_OF_VIEWS = (
+  ("masks", "bool", "L"), ("scored", "bool", "L"), ("prompt_masks", "bool", "P"), ("targets", "int32", "L"))
 _TAKEN = ("loss", "grad_norm", "skipped", "entropy", "learning_rate", "reward", "step")  # what a step's row tells
 
 
@@ -88,12 +90,14 @@ class OwnObjective(Objective):
       return None
     if not isinstance(found, Views):
       self._refuse(f"must give gdsd_jax.Views, not {found!r:.80}", draw)
-    shape = (len(rollouts.tokens), jnp.shape(found.masks)[1:2] or (0,), rollouts.tokens.shape[1])
-    shape = (shape[0], *shape[1], shape[2])
-    for name in ("masks", "scored"):
-      value = getattr(found, name)
-      if value is not None and (jnp.shape(value) != shape or value.dtype != bool):
-        self._refuse(f"must give {name} that are bool[N, V, L], {list(shape)}, not {_said(value)}", draw)
+    rows, views = len(rollouts.tokens), *(jnp.shape(found.masks)[1:2] or (0,))
+    widths = {"L": rollouts.tokens.shape[1], "P": given[-1].prompt_length}
+    for name, dtype, axis in _ARRAYS_OF_VIEWS:
+      value, shape = getattr(found, name), (rows, views, widths[axis])
+      if value is None and name != "masks":
+        continue
+      if jnp.shape(value) != shape or getattr(value, "dtype", None) != dtype:
+        self._refuse(f"must give {name} that are {dtype}[N, V, {axis}], {list(shape)}, not {_said(value)}", draw)
     return found
 
   def loss(self, batch: ScoredRollouts):

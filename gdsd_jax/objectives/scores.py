@@ -87,8 +87,7 @@ def view_scores(denoiser: Denoiser, params, tokens, view: Views, attention_mask,
                 kept=None) -> Scores:
   """Scores [B, L] of the tokens in one view; the arguments are those of `masked_hidden` and `scores_of_hidden`."""
   hidden = masked_hidden(denoiser, params, tokens, view, attention_mask)
-  targets = tokens[:, -view.masks.shape[1]:] if view.targets is None else view.targets
-  return scores_of_hidden(denoiser.head(params), hidden, targets, scoring, kept)
+  return scores_of_hidden(denoiser.head(params), hidden, view.goals(tokens), scoring, kept)
 
 
 def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: int, prompt_mask=None,

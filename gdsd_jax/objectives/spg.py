@@ -62,7 +62,8 @@ class Spg(Objective):
     masked = jnp.maximum(jnp.sum(scored, axis=-1), 1)
     elbo = jnp.mean(jnp.sum(scores, axis=-1) / masked, axis=1)
     shares = jnp.where(scored, jnp.exp(self.eubo_beta * scores) * (n[:, None] / masked)[..., None], 0)
-    means, seen = jnp.mean(shares, axis=1), jnp.any(scored, axis=1)
+    means = jnp.mean(shares, axis=1)
+    seen = means > 0  # neither unscored nor so improbable that it is 0 in float32
     logs = jnp.where(seen, jnp.log(jnp.where(seen, means, 1)), 0)
     return elbo, jnp.sum(logs, axis=-1) / jnp.maximum(jnp.sum(seen, axis=-1), 1) / self.eubo_beta
 

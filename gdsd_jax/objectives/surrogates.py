@@ -79,7 +79,7 @@ def grpo_loss(student, old, ref, advantages, scored, over: Callable, objective, 
   loss = over(clipped_loss(log_ratio, advantages, objective.epsilon, dual=dual))
   metrics = ratio_metrics(log_ratio, objective.epsilon, scored)
   if ref is not None:
-    kl = k3(student, ref)
+    kl = k3(0.0, difference_where(ref, student, scored))
     metrics |= kl_metrics(over(kl), kl, scored)
     loss = loss + objective.beta * metrics["kl"]
   return loss, metrics

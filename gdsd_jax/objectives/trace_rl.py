@@ -36,7 +36,9 @@ class TraceRl(TrustRegionObjective):
   def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
     happened = jnp.any(rollouts.steps[:, :, None] == jnp.arange(drawing.num_steps), axis=1)  # [N, steps]
     order = jnp.cumsum(happened, axis=1) - 1  # of each step among those that unmasked something
-    merged = jnp.take_along_axis(order, rollouts.steps, axis=1) // self.shrink
+    # What no step unmasked, since it was filled in after an early stop, is masked in every row and scored in none.
+    merged = jnp.take_along_axis(
+      order // self.shrink, rollouts.steps, axis=1, mode="fill", fill_value=drawing.num_steps)
     rows = jnp.arange(-(-min(drawing.num_steps, rollouts.tokens.shape[1]) // self.shrink))
     views = views_of_steps(merged, rows, rows + 1)
     return views if self.after_end else views.replace(scored=views.scored & rollouts.counted[:, None])

@@ -28,6 +28,10 @@ class Views:
       return self.scored
     return jnp.ones_like(self.masks) if self.coupled else self.masks
 
+  def goals(self, tokens) -> jax.Array:
+    """int32[…, L], what is scored of sequences int32[…, P+L]."""
+    return tokens[..., -self.masks.shape[-1]:] if self.targets is None else self.targets
+
   @property
   def inputs(self) -> "Views":
     """What of them the scores depend on."""

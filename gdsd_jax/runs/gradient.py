@@ -34,11 +34,6 @@ class ScoringBatch:
   views: Views  # their `inputs`
   kept: jax.Array | None = None  # int32[N, L, K], see `kept_scores`
 
-  @property
-  def targets(self):
-    """Tokens that are scored, int32[..., L]."""
-    return self.tokens[..., -self.views.masks.shape[-1]:] if self.views.targets is None else self.views.targets
-
 
 @struct.dataclass
 class DistillationBatch:
@@ -81,7 +76,7 @@ def _gradient(denoiser: Denoiser, scoring: Scoring, state: TrainState, sample_at
 
     def scores_of(hidden, weight=head.weight):
       of_sample = head.replace(weight=weight, gradient=total.get(name) if adds else None)
-      return scores_of_hidden(of_sample, hidden, sample.targets, scoring, sample.kept)
+      return scores_of_hidden(of_sample, hidden, sample.views.goals(sample.tokens), scoring, sample.kept)
 
     hidden, by_body = jax.vjp(hidden_of, state.params)
     _, by_head = jax.vjp(scores_of, hidden, *([head.weight] if name in total else []))
