@@ -13,13 +13,14 @@ import optax
 import pytest
 
 from gdsd_jax.diffusion.forward import rollout_masks
+from gdsd_jax.objectives.diagnostics import policy_entropy
 from gdsd_jax.objectives.own import make_objective
 from gdsd_jax.objectives.scores import Scores, view_scores
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from gdsd_jax.runs.gradient import cut, join
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
 from gdsd_jax.runs.state import init_state, state_shardings, sync_reference
-from gdsd_jax.runs.step import distillation_step, policy_entropy, score_rollouts
+from gdsd_jax.runs.step import distillation_step, score_rollouts
 
 N, P, L, M = 8, 4, 8, 2
 GDSD = make_objective("gdsd", {})

@@ -44,6 +44,22 @@ def score_metrics(batch: ScoredRollouts) -> dict[str, jax.Array]:
   return metrics
 
 
+def policy_entropy(scores: Sequence[Scores], views: Sequence[Views]) -> jax.Array | None:
+  """Mean entropy in nats of the distribution over a token, the policy's own, of the tokens that are scored in views.
+
+  With coupled pairs these are all tokens of the completions, each in the one state of a pair in which it is masked: in
+  states of the forward process, which are like those that the sampler visited, and not only the last one before a token
+  was committed. None where the scores need no logits, and so tell no entropy.
+  """
+  entropies = [each.entropy for each in scores]
+  return None if entropies[0] is None else _mean(entropies, [each.counted for each, _ in zip(views, scores)])
+
+
+@jax.jit
+def _mean(arrays, where):
+  return mean_where(jnp.stack(arrays), jnp.stack(where))
+
+
 @jax.jit
 def mismatch(rollouts: Rollouts, scores: Sequence[Scores], views: Sequence[Views]) -> dict[str, jax.Array]:
   """The log-probability of each rollout's own trajectory beside what its views estimate, both per token.

@@ -1,6 +1,5 @@
 """The distillation step: one optimizer update of the student towards the teacher."""
 
-from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -13,8 +12,6 @@ from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.diagnostics import score_metrics
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.scores import Scores, view_scores
-from gdsd_jax.objectives.surrogates import mean_where
-from gdsd_jax.objectives.views import Views
 from gdsd_jax.runs.gradient import DistillationBatch, join, loss_and_gradient, ScoringBatch, single_samples
 from gdsd_jax.runs.state import TrainState
 
@@ -27,10 +24,9 @@ def score_rollouts(
   """Scores of N rollouts as the objective asks for them; student, old and reference ones come from this one function.
 
   They are made in `accumulation` microbatches, one after the other, as are their mask samples; it divides N. With
-  entropy, the policy's is told from the same pass, unless the objective's scores need no logits (`policy_entropy`).
+  entropy, the policy's is told from the same pass, unless the objective's scores need no logits.
   """
   params, scoring = denoiser.cast(params), dataclasses.replace(objective.scoring, with_entropy=with_entropy)
-
   places, sample_at = single_samples(rollouts, accumulation)
 
   def score(place) -> Scores:
@@ -38,22 +34,6 @@ def score_rollouts(
     return view_scores(denoiser, params, sample.tokens, sample.views, sample.attention_mask, scoring, sample.kept)
 
   return join(jax.lax.map(score, places), accumulation)
-
-
-def policy_entropy(scores: Sequence[Scores], views: Sequence[Views]) -> jax.Array | None:
-  """Mean entropy in nats of the distribution over a token, the policy's own, of the tokens that are scored in views.
-
-  With coupled pairs these are all tokens of the completions, each in the one state of a pair in which it is masked: in
-  states of the forward process, which are like those that the sampler visited, and not only the last one before a token
-  was committed. None where the scores need no logits, and so tell no entropy.
-  """
-  entropies = [each.entropy for each in scores]
-  return None if entropies[0] is None else _mean(entropies, [each.counted for each, _ in zip(views, scores)])
-
-
-@jax.jit
-def _mean(arrays, where):
-  return mean_where(jnp.stack(arrays), jnp.stack(where))
 
 
 @functools.partial(

@@ -11,7 +11,7 @@ from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.generation.rollout import GradedCompletions
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.advantages import group_advantages
-from gdsd_jax.objectives.diagnostics import mismatch
+from gdsd_jax.objectives.diagnostics import mismatch, policy_entropy
 from gdsd_jax.objectives.objective import ScoredRollouts, ScoredViews
 from gdsd_jax.objectives.views import Drawing, Predictions, Rollouts, Views
 from gdsd_jax.parallel.mesh import batch_sharding
@@ -21,7 +21,7 @@ from gdsd_jax.runs.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.runs.metrics import Stopwatch
 from gdsd_jax.runs.optimizer import last_rate
 from gdsd_jax.runs.state import TrainState
-from gdsd_jax.runs.step import distillation_step, policy_entropy, score_rollouts
+from gdsd_jax.runs.step import distillation_step, score_rollouts
 
 _log = logging.getLogger(__name__)
 
