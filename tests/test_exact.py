@@ -22,6 +22,7 @@ from gdsd_jax.exact.problem import Problem
 from gdsd_jax.exact.states import Space
 from gdsd_jax.exact.study import best_rate, run_study, Study
 from gdsd_jax.exact.summary import Interval, markdown, picture, summarize
+from gdsd_jax.exact.tables import sampler_table
 from gdsd_jax.exact.training import Budget, parse_objective, Trained
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
@@ -172,6 +173,22 @@ def test_samplers_that_cannot_be_enumerated_are_refused(changes, words):
   with pytest.raises(ValueError, match=f"^{words}"):
     sampler = SamplerConfig(**{"completion_length": L, "steps": L, **changes})
     enumerate_completions(Denoiser(CONFIG), None, PROMPT, sampler)
+
+
+def test_what_a_sampler_leaves_out_is_told_and_not_made_up_for(monkeypatch):
+  space = Space.of(CONFIG, L)
+  share = np.full((*space.states.shape, V), np.log(0.9 / V), np.float32)
+  monkeypatch.setattr("gdsd_jax.exact.tables._sampler_table", lambda *_: (share, share))
+  with pytest.raises(ValueError, match="^sampler: its probabilities"):
+    sampler_table(Denoiser(CONFIG), None, PROMPT, space, sampler_of("llada"))
+
+
+def test_results_whose_rates_were_chosen_among_others_are_refused(tmp_path):
+  before = Study(SMALL, only=("estimators",), rates=(1e-3,))
+  (tmp_path / "found.jsonl").write_text(json.dumps({"kind": "settings", "settings": before.settings}) + "\n")
+  for study in (dataclasses.replace(before, rates=(1e-3, 1e-2)), dataclasses.replace(before, tuning_seeds=2)):
+    with pytest.raises(ValueError, match="^--out: .* has results of other settings"):
+      run_study(study, tmp_path)
 
 
 def test_rewards_are_shares_of_right_tokens_and_of_neighbours_in_order():

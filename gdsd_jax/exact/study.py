@@ -60,8 +60,9 @@ class Study:
 
   @property
   def settings(self) -> dict[str, Any]:
-    """What results depend on, beside the objectives and seeds that they are of."""
-    return {"problem": dataclasses.asdict(self.problem), "budget": dataclasses.asdict(self.budget)}
+    """What results depend on, beside the objectives and seeds that they are of: by what rates are chosen, too."""
+    return {"problem": dataclasses.asdict(self.problem), "budget": dataclasses.asdict(self.budget),
+            "rates": list(self.rates), "tuning_seeds": self.tuning_seeds}
 
   @property
   def samplers(self) -> dict[str, SamplerConfig]:
@@ -151,7 +152,8 @@ def _compare(problem: Problem, sampler: SamplerConfig, seed: int) -> dict[str, A
     made = estimators(jax.random.fold_in(key, number))
     found.append({name: quality(each, of_prompt.log_probability) for name, each in made.items()})
   mean = lambda name, field: sum(getattr(each[name], field) for each in found) / len(found)
-  return {"total": float(sum(each.probability.sum() for each in completions) / len(completions)),
+  farthest = max((float(each.probability.sum()) for each in completions), key=lambda total: abs(total - 1))
+  return {"total": farthest,
           "estimators": {name: {field: mean(name, field) for field in found[0][name]._fields} for name in found[0]}}
 
 

@@ -46,6 +46,7 @@ def sampler_table(denoiser: Denoiser, params, prompt, space: Space, config: Samp
   logp = np.asarray(logp, np.float64)
   with np.errstate(divide="ignore"):
     total = np.log(np.sum(np.exp(logp), axis=-1, keepdims=True))  # 0 up to float32's rounding, which so is left out
+  require(np.max(np.abs(total)) < 1e-3, "sampler", "its probabilities of the vocabulary's tokens do not add up to 1")
   return SamplerTable(logp - total, np.asarray(confidence))
 
 
