@@ -1,6 +1,5 @@
 """Ctrl-C and SIGTERM at any moment: one line, the right status, and nothing lost."""
 
-import gc
 import os
 from pathlib import Path
 import random
@@ -111,14 +110,14 @@ print(os.waitpid(child, 0)[1], flush=True)
 
 
 @pytest.fixture
-def no_collection():
-  """Python loses what a signal's handler raises while it collects garbage, if libraries are told of that, as JAX is."""
-  gc.disable()
+def pythons_own_handler():
+  """A shell starts its background commands with SIGINT ignored, these tests too."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
   yield
-  gc.enable()
+  signal.signal(signal.SIGINT, before)
 
 
-def test_in_a_users_program_the_first_is_noted_and_the_second_is_what_it_was(no_collection):
+def test_in_a_users_program_the_first_is_noted_and_the_second_is_what_it_was(pythons_own_handler):
   before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
   with signals.Noted(lambda: None) as noted:
     os.kill(os.getpid(), signal.SIGINT)
