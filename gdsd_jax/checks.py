@@ -29,10 +29,13 @@ def require_int32(field: str, value) -> None:
   require(-2**31 <= value < 2**31, field, f"must lie below {2**31}, not {value}")
 
 
+LARGEST = 1e37  # sums of some such numbers are finite in 32 bits
+
+
 def require_float32(field: str, value: float) -> None:
   """Devices compute in 32 bits, or 16 of the same range: what is beyond is infinite there, what is below nothing."""
   require(math.isfinite(value), field, f"must be a finite number, not {value}")
-  require(value == 0 or 1e-37 <= abs(value) <= 1e37, field, f"must be 0, or between 1e-37 and 1e37, not {value}")
+  require(value == 0 or 1e-37 <= abs(value) <= LARGEST, field, f"must be 0, or between 1e-37 and 1e37, not {value}")
 
 
 def require_one_of(field: str, value: str, known: Sequence[str]) -> None:

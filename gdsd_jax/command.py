@@ -131,10 +131,8 @@ class _RecipeParser(config_flags.ConfigFileFlagParser):
     except (ValueError, OSError, SyntaxError, ImportError, AttributeError):  # `_parse` tells them
       raise
     except own_code.RAISED as error:  # the user's own
-      chain = [error]  # ml_collections raises it again, with a traceback for a message
-      while inner := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(inner)
-      own = [each for each in chain if own_code.came_through(each)]
+      # ml_collections raises it again, with a traceback for a message.
+      own = [each for each in _causes(error) if own_code.came_through(each)]
       _leave(error, f"--config: {own_code.described_briefly(own[-1] if own else error)}")
     if recipe is None:  # ml_collections would say that the flag is missing
       _leave(ValueError(f"--config: get_config of {path} returned nothing; it must return a recipe"))
@@ -183,23 +181,25 @@ def _parse(argv: list[str]) -> list[str]:
       _leave(error, f"--config: is not a recipe: {error}")
     _leave(error, command_help.unknown_field(argv) or f"--config: {error}")
   except OSError as error:  # no such recipe; ml_collections tells it in paragraphs
-    _leave(error, f"--config: {str(_origin(error)).rpartition('] ')[2]}")
+    _leave(error, f"--config: {str(_causes(error)[-1]).rpartition('] ')[2]}")
   except (SyntaxError, ImportError) as error:
     _leave(error, f"--config: is not a recipe: {error}")
   except (flags.Error, ValueError, KeyError, TypeError) as error:
     if isinstance(error, KeyError | TypeError) and (unknown := command_help.unknown_field(argv)):
       _leave(error, unknown)
     # A value that cannot be parsed is named by the flag's message, a recipe that fails by its own.
-    message = str(error) if len(str(error).splitlines()) == 1 else f"{_origin(error)}"
+    message = str(error) if len(str(error).splitlines()) == 1 else f"{_causes(error)[-1]}"
     for pattern, plain in _PLAIN_WORDS.items():
       message = re.sub(pattern, plain, message)
     _leave(error, message)
 
 
-def _origin(error: BaseException) -> BaseException:
-  while error.__cause__ or error.__context__:  # a recipe's own message is wrapped by the flag's
-    error = error.__cause__ or error.__context__
-  return error
+def _causes(error: BaseException) -> list[BaseException]:
+  """The error and what it was raised from, the first cause last: flags wrap a recipe's own message in theirs."""
+  chain = [error]
+  while cause := chain[-1].__cause__ or chain[-1].__context__:
+    chain.append(cause)
+  return chain
 
 
 def _leave(error: BaseException, message: str | None = None) -> None:

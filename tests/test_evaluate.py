@@ -299,8 +299,7 @@ def test_graders_know_which_completions_the_model_ended(monkeypatch, tmp_path):
   denoiser, _ = gdsd_jax.load_pretrained("tiny")
   config = SamplerConfig(completion_length=8, steps=8, block_length=8)
   sampler = RolloutSampler(denoiser, load_tokenizer("tiny", denoiser.config), ArithmeticTask(), config, (36,))
-  grades = sampler._grade(["a", "b"], [{}, {}], [[1] * 7, [1] * 8], {})
-  assert [accuracy for _, accuracy, _ in grades] == [1.0, 0.0]
+  assert [accuracy for _, accuracy, _ in sampler._grade(["a", "b"], [{}, {}], [[1] * 7, [1] * 8])] == [1.0, 0.0]
 
 
 def test_prefill_begins_every_completion(tmp_path):

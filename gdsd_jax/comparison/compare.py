@@ -83,4 +83,3 @@ def tell_rates(choices: Mapping[str, Mapping[str, Mapping[str, Any]]], judged_by
         end = "; the best is at an end of learning_rates: another beyond may be better" * chosen["at_end"]
         print(f"{objective} on {task}: learning rate {chosen['rate']:g} ({means}){end}", flush=True)
   return all(chosen["rate"] for of_task in choices.values() for chosen in of_task.values())
-

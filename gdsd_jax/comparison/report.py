@@ -55,4 +55,3 @@ def _json(report: Mapping[str, Any]) -> str:
   runs = ",\n".join(json.dumps(run) for run in report["runs"])
   rest = {name: value for name, value in report.items() if name != "runs"}
   return f'{json.dumps(rest, indent=1)[:-2]},\n "runs": [\n{runs}\n]\n}}\n'
-

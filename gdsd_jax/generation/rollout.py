@@ -138,16 +138,21 @@ class RolloutSampler:
 
   def grade(self, pending: PendingCompletions) -> GradedCompletions:
     """Reads and grades completions, each process its own. Raises RewardError if the grader did in any of them."""
+    predicts = pending.rollout.predictions is not None
     seen, known = [time.monotonic()], {}  # when each part was; totals of the rewards by what they are for
 
     def look(rows, texts, ids):
       seen.append(time.monotonic())
-      return self._grade(texts, [pending.examples[row] for row in rows], ids, known)
+      asked = texts, [pending.examples[row] for row in rows], ids
+      grades = self._grade(*asked)
+      if predicts:
+        known.update(self._totals(grades, *asked))
+      return grades
 
     try:
       completions, ids, grades = self.generator.decode([(rows, part.tokens) for rows, part in pending.parts], look)
       metrics = self.task.metrics() if self.task.takes_ids else {}
-      predicted = None if pending.rollout.predictions is None else self._predicted_rewards(pending, known)
+      predicted = self._predicted_rewards(pending, known) if predicts else None
     except RemoteError as error:
       raise RewardError(str(error)) from error
     rewards, *accuracies = zip(*grades)
@@ -168,7 +173,8 @@ class RolloutSampler:
       keys = [self._key(*each) for each in zip(texts, examples, ids)]
       new = {key: place for place, key in enumerate(keys) if key not in known}.values()
       if new:
-        self._grade(*([values[place] for place in new] for values in (texts, examples, ids)), known)
+        asked = [[values[place] for place in new] for values in (texts, examples, ids)]
+        known.update(self._totals(self._grade(*asked), *asked))
       return np.reshape([known[key] for key in keys], (-1, steps)).tolist()
 
     parts = [(rows, part.predictions.tokens) for rows, part in pending.parts]
@@ -181,14 +187,16 @@ class RolloutSampler:
     """Equal where a grade must be."""
     return id(example), completion, len(ids) < self.config.completion_length, tuple(ids) if self.task.takes_ids else ()
 
-  def _grade(self, texts: list[str], examples: list[Mapping[str, Any]], ids: list[list[int]],
-             known: dict[tuple, float]) -> list[tuple]:
-    """(rewards, accuracy, accuracy_lenient) of each text, whose total reward is added to `known`."""
+  def _totals(self, grades: list[tuple], *asked) -> dict[tuple, float]:
+    """The total reward of each by its key, from what `_grade` was asked and answered."""
+    return {self._key(*each): sum(value for value in rewards.values() if value is not None)
+            for (rewards, *_), *each in zip(grades, *asked)}
+
+  def _grade(self, texts: list[str], examples: list[Mapping[str, Any]], ids: list[list[int]]) -> list[tuple]:
+    """(rewards, accuracy, accuracy_lenient) of each text."""
     texts = [Completion(text, len(tokens) < self.config.completion_length) for text, tokens in zip(texts, ids)]
     try:
       grades = self.task.grade(texts, examples, ids) if self.task.takes_ids else self.task.grade(texts, examples)
-      for grade, *asked in zip(grades, texts, examples, ids):
-        known[self._key(*asked)] = sum(value for value in grade.rewards.values() if value is not None)
       return [dataclasses.astuple(grade) for grade in grades]
     except Exception as error:  # whatever it raises, the run must be able to go on
       message = str(error) if self.task.is_own else f"{type(error).__name__}: {error}"

@@ -5,7 +5,7 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
-from gdsd_jax.checks import require
+from gdsd_jax.checks import LARGEST, require
 
 SPLITS = ("train", "validation", "test")
 
@@ -34,9 +34,6 @@ class Grade:
         object.__setattr__(self, name, accuracy)
 
 
-_LARGEST = 1e37  # of a reward: sums of some are finite in float32
-
-
 class Completion(str):
   """The text of a completion, which says whether the model ended it. Text of any other type counts as ended."""
 
@@ -56,7 +53,7 @@ def number(name: str, value: Any) -> float:
   except Exception as error:  # an array of several, of whatever library
     raise ValueError(f"{name}: must be one number: {error}") from error
   require(math.isfinite(value), name, f"must be a finite number, not {value}")
-  require(abs(value) <= _LARGEST, name, f"must be a number of 32 bits, at most {_LARGEST:.1g}, not {value}")
+  require(abs(value) <= LARGEST, name, f"must be a number of 32 bits, at most {LARGEST:.1g}, not {value}")
   return value
 
 
