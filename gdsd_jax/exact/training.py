@@ -21,7 +21,7 @@ from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.metrics import Stopwatch
-from gdsd_jax.runs.optimizer import OptimizerConfig
+from gdsd_jax.runs.optimizer import clipped_adamw, only_finite, OptimizerConfig
 from gdsd_jax.runs.state import init_state
 from gdsd_jax.training.updates import drawing_of, Updates
 
@@ -108,7 +108,7 @@ class Trained:
     denoiser, objective = self.problem.denoiser, self.config.objective
     params = jax.tree.map(jnp.copy, params)
     state = init_state(denoiser, params, self.optimizer, seed, objective.needs_reference, self.mesh)
-    state.opt_state.inner_state.hyperparams["learning_rate"] = jnp.float32(rate)
+    state.opt_state.inner_state.hyperparams["rate"] = jnp.float32(rate)
     prompt = np.repeat(self.problem.prompts, self.budget.group_size, axis=0)
     mask, rows = np.ones(prompt.shape, bool), np.arange(len(prompt)) // self.budget.group_size
     for _ in range(self.budget.steps):
@@ -145,12 +145,7 @@ def _config(problem: Problem, budget: Budget, name: str, fields: dict[str, Any])
 @functools.cache
 def optimizer_with_rate(config: OptimizerConfig) -> optax.GradientTransformation:
   """A run's optimizer with its learning rate in its state, so that one compiled step serves several."""
-
-  def make(learning_rate):
-    adamw = optax.adamw(learning_rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(config.clip), adamw)
-
-  return optax.apply_if_finite(optax.inject_hyperparams(make)(1.0), max_consecutive_errors=jnp.iinfo(jnp.int32).max)
+  return only_finite(optax.inject_hyperparams(functools.partial(clipped_adamw, config))(1.0))
 
 
 def trained_reward(trained: Trained, params, rate: float, seed: int) -> dict[str, Any]:

@@ -72,12 +72,20 @@ def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTrans
 
 @functools.cache  # one object for equal configs: a compiled step is found again by it
 def _optimizer(config: OptimizerConfig, updates: int | None) -> optax.GradientTransformation:
-  rate = learning_rate(config, updates)
+  return only_finite(clipped_adamw(config, learning_rate(config, updates)))
+
+
+def clipped_adamw(config: OptimizerConfig, rate) -> optax.GradientTransformation:
+  """AdamW after a global-norm clip, at a rate or schedule in the place of the config's."""
   dtype = None if config.moments_dtype == "float32" else config.moments_dtype  # None is that of the parameters
   adamw = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mu_dtype=dtype)
-  clipped = optax.chain(optax.clip_by_global_norm(config.clip), adamw)
+  return optax.chain(optax.clip_by_global_norm(config.clip), adamw)
+
+
+def only_finite(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+  """The optimizer, which leaves out updates that are not finite."""
   # The loop gives up after a number of such updates in a row; optax itself must never let one through.
-  return optax.apply_if_finite(clipped, max_consecutive_errors=jnp.iinfo(jnp.int32).max)
+  return optax.apply_if_finite(optimizer, max_consecutive_errors=jnp.iinfo(jnp.int32).max)
 
 
 def learning_rate(config: OptimizerConfig, updates: int | None) -> float | optax.Schedule:
