@@ -11,9 +11,8 @@ from gdsd_jax.comparison.grid import make_run, rate_runs, rate_set
 from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.files import read_rows
-from gdsd_jax.runs.saved_config import contradictions
 from gdsd_jax.training.sweep_grid import Run
-from gdsd_jax.training.sweep_runs import is_finished
+from gdsd_jax.training.sweep_runs import is_finished, rows_of
 from gdsd_jax.training.updates import drawing_of
 
 _EVALUATED = ("accuracy", "reward", "sampled_reward")
@@ -29,12 +28,7 @@ def gave_up(run: Run, folder: Path) -> bool:
 
   One whose rewards could not be had is none: that says nothing of its objective, and the same command tries again.
   """
-  try:
-    if contradictions(json.loads((folder / "config.json").read_text()), run.config):
-      return False
-    last = [row for row in read_rows(folder / "metrics.jsonl") if row["step"] > 0][-run.config.max_skipped_steps:]
-  except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged, or no run: its own process says so
-    return False
+  last = [row for row in rows_of(run, folder) if row["step"] > 0][-run.config.max_skipped_steps:]
   updates, most = run.config.distillation.num_iterations, min(run.config.max_skipped_steps, run.config.steps)
   return len(last) == most and all(
     row.get("skipped") == updates and row.get("reward") is not None for row in last)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -92,15 +93,19 @@ def _without_ours(arguments: Sequence[str]) -> list[str]:
   return kept
 
 
-def is_finished(run: Run, folder: Path) -> bool:
-  """Whether a run is in its folder with all its steps and their checkpoint, so that its process need not be started."""
+def rows_of(run: Run, folder: Path) -> list[dict[str, Any]]:
+  """The rows of a run's metrics; none where its folder has another run or none, or is damaged."""
   try:
     saved, rows = json.loads((folder / "config.json").read_text()), read_rows(folder / "metrics.jsonl")
-    steps = run.config.steps
-    return bool(rows and rows[-1]["step"] == steps and (folder / "checkpoints" / str(steps)).is_dir()
-                and not contradictions(saved, run.config))
-  except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged, or no run: its own process says so
-    return False
+    return [] if contradictions(saved, run.config) else [row for row in rows if row["step"] >= 0]
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):  # its own process says so
+    return []
+
+
+def is_finished(run: Run, folder: Path) -> bool:
+  """Whether a run is in its folder with all its steps and their checkpoint, so that its process need not be started."""
+  rows, steps = rows_of(run, folder), run.config.steps
+  return bool(rows) and rows[-1]["step"] == steps and (folder / "checkpoints" / str(steps)).is_dir()
 
 
 def run_all(runs: Sequence[Run], workdir: Path, arguments: Sequence[str], jobs: int,
