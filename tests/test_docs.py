@@ -9,7 +9,8 @@ import pytest
 from gdsd_jax.objectives.named import settings
 
 PAGES = {file.relative_to(REPOSITORY).as_posix(): file.read_text()
-         for file in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]}
+         for file in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")),
+                      REPOSITORY / "examples" / "README.md"]}
 TEXT = "\n".join(PAGES.values()).replace("\\\n", " ")  # a command a line
 
 

@@ -18,7 +18,7 @@ from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.weights import load_model
 
-EXAMPLE = REPOSITORY / "examples" / "own_layout" / "gpt_names.py"
+EXAMPLE = REPOSITORY / "examples" / "own_layout.py"
 GPT = f"{EXAMPLE}:GptNames"
 
 

@@ -18,7 +18,7 @@ from gdsd_jax.objectives.scores import Scores
 from gdsd_jax.objectives.views import Drawing, Views
 from gdsd_jax.runs.config_dict import base_config, run_config
 
-EXAMPLE = REPOSITORY / "examples" / "own_objective" / "token_ppo.py"
+EXAMPLE = REPOSITORY / "examples" / "own_objective.py"
 N, M, L, G = 4, 2, 6, 2
 DRAWING = Drawing(M, 1, 3, None, L, functools.partial(rollout_masks, num_samples=M))
 GOOD = """

@@ -15,7 +15,7 @@ from gdsd_jax.runs.files import read_rows
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 EXAMPLES = REPOSITORY / "examples"
-LAYOUT = f"{EXAMPLES}/own_layout/gpt_names.py:GptNames"
+LAYOUT = f"{EXAMPLES}/own_layout.py:GptNames"
 
 
 def config(**changes):
@@ -24,8 +24,8 @@ def config(**changes):
     "sampler.block_length": 8, "objective.num_iterations": 2, "objective.num_mc": 1, "eval.every": 2,
     "eval.num_examples": 4, "eval.batch_size": 4, "eval.lengths": (8,), "eval.block_length": 8,
     "log.tensorboard": False,
-    "objective.name": f"{EXAMPLES}/own_objective/token_ppo.py:TokenPPO", "objective.beta": 0.1,
-    "sampler.kind": f"{EXAMPLES}/own_sampler/sliding_window.py:sliding_window", "sampler.window": 2,
+    "objective.name": f"{EXAMPLES}/own_objective.py:TokenPPO", "objective.beta": 0.1,
+    "sampler.kind": f"{EXAMPLES}/own_sampler.py:sliding_window", "sampler.window": 2,
     "masks.kind": "uniform", **changes})
 
 
@@ -59,10 +59,10 @@ def test_the_examples_train_resume_and_export(tmp_path, fresh):
 
 
 @pytest.mark.parametrize("changes, message", [
-  ({"sampler.steps": 4}, "sampler.kind: .*sliding_window.py, line 17: ValueError: sampler.steps: must be comp"),
+  ({"sampler.steps": 4}, "sampler.kind: .*own_sampler.py, line 17: ValueError: sampler.steps: must be comp"),
   ({"masks.kind": "sampler"}, "masks.kind: which states .*sliding_window visits is not known here"),
   ({"objective.psi": 0.1}, "objective.psi: .*TokenPPO has no such setting; it has epsilon, beta"),
-  ({"model.layout": LAYOUT}, "model.layout: .*gpt_names.py, line 25: KeyError: 'n_embd'"),
+  ({"model.layout": LAYOUT}, "model.layout: .*own_layout.py, line 25: KeyError: 'n_embd'"),
 ])
 def test_what_does_not_fit_is_told_before_anything_is_compiled(tmp_path, monkeypatch, changes, message):
   monkeypatch.setattr("gdsd_jax.training.prepare.init_state", lambda *_: pytest.fail("it came so far"))

@@ -14,7 +14,7 @@ from gdsd_jax.diffusion.forward import MaskConfig, rollout_masks
 from gdsd_jax.diffusion.own import try_out
 from gdsd_jax.runs.config_dict import base_config, run_config
 
-EXAMPLE = f"{REPOSITORY / 'examples' / 'own_sampler' / 'sliding_window.py'}:sliding_window"
+EXAMPLE = f"{REPOSITORY / 'examples' / 'own_sampler.py'}:sliding_window"
 L = 6
 GOOD = """
 import gdsd_jax

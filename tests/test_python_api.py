@@ -150,36 +150,48 @@ def test_prompts_and_completions_as_text():
   assert all("<|" not in text for text in gdsd_jax.decode_completions(tokenizer, rollout.tokens))
 
 
-# examples/own_task: the whole of an own task in two files
+# examples/own_task.py: a task and its rewards in one file
 
 
-EXAMPLE = REPOSITORY / "examples" / "own_task"
+EXAMPLE = REPOSITORY / "examples" / "own_task.py"
 
 
 def test_the_example_of_an_own_task_runs(tmp_path):
-  rewards = tuple(f"{EXAMPLE}/my_rewards.py:{name}" for name in ("right", "steady"))
   config = small_config(**{
-    "steps": 1, "task.name": "prompts", "task.train_source": str(EXAMPLE / "problems.jsonl"),
-    "task.prompt_column": "question", "task.rewards": rewards, "task.reward_weights": (1.0, 0.2)})
-  gdsd_jax.Trainer(config, tmp_path).train()
+    "steps": 1, "task.name": f"{EXAMPLE}:Shopping", "task.rewards": ("task", f"{EXAMPLE}:steady")})
+  trainer = gdsd_jax.Trainer(config, tmp_path)
+  trainer.train()
   before, row = read_rows(tmp_path / "metrics.jsonl")
-  assert 0 <= row["reward/right"] <= 1 and "reward/steady" in row  # of eight tokens few are more than reasoning
-  assert row["reward"] >= row["reward/right"] and before["eval/reward"] >= 0 and "eval/accuracy" not in before
+  assert 0 <= row["reward/right"] <= 1 and {"reward/answered", "reward/steady"} < row.keys()
+  assert row["reward"] >= row["reward/right"] and 0 <= before["eval/accuracy"] <= 1
+  task = trainer.sampler.task
+  example = {"question": "Sam has 10 books and buys 9 more.", "answer": "19"}
+  texts = [f"<reasoning>10+9={result}</reasoning><answer>19</answer>" for result in (19, 18)] + ["19"]
+  assert [(grade.rewards, grade.accuracy) for grade in task.grade(texts, [example] * 3)] == [
+    ({"right": 1.0, "answered": 0.2, "steady": 0.2}, 1.0), ({"right": 1.0, "answered": 0.2, "steady": 0.0}, 1.0),
+    ({"right": 0.0, "answered": 0.0, "steady": None}, 0.0)]
 
 
 @pytest.mark.slow
-def test_the_command_of_the_example_raises_its_own_reward(tmp_path):
-  """From a folder outside the repository that holds the two files alone, word by word."""
-  for file in EXAMPLE.iterdir():
-    shutil.copy(file, tmp_path)
-  text = (EXAMPLE / "my_rewards.py").read_text().replace("\\\n", "")
-  program, *arguments = shlex.split(next(line for line in text.splitlines() if "gdsd-train" in line))
-  assert program == "gdsd-train"
-  command = [sys.executable, str(REPOSITORY / "launch" / "train.py"), *arguments]
-  environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": ""}  # compiled as a user's is, faster
-  result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
-  assert result.returncode == 0, result.stderr
-  rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+def test_a_copy_of_the_example_raises_its_own_rewards(tmp_path):
+  """Both commands of it, in a folder outside the repository."""
+  (tmp_path / "examples").mkdir()
+  shutil.copy(EXAMPLE, tmp_path / "examples")
+  text = EXAMPLE.read_text().replace("\\\n", "")
+  script, command = (shlex.split(line) for line in text.splitlines() if line.startswith(("  python ", "  gdsd-train ")))
+  told = run(tmp_path, [sys.executable, *script[1:]])
+  assert told.splitlines()[-1].endswith("<answer>20</answer>")
+  rows = read_rows(tmp_path / "runs" / "own_task" / "metrics.jsonl")
   rewards = [row["reward"] for row in rows[1:]]
   assert len(rewards) == 25 and np.mean(rewards[-10:]) > np.mean(rewards[:5]) + 0.1
   assert rows[-1]["eval/reward"] > rows[0]["eval/reward"]
+  run(tmp_path, [sys.executable, str(REPOSITORY / "launch" / "train.py"), *command[1:]])
+  again = read_rows(tmp_path / "runs" / "shopping" / "metrics.jsonl")
+  assert [row["reward"] for row in again[1:]] == rewards  # it is the same run
+
+
+def run(folder, command):
+  environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": ""}  # compiled as a user's is, faster
+  result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+  assert result.returncode == 0, result.stderr
+  return result.stdout

@@ -73,7 +73,7 @@ def test_another_recipe_tells_what_it_changes(run, caplog, monkeypatch):
 def test_a_saved_recipe_is_the_runs_whatever_it_is_of(tmp_path):
   """Own code's fields included; what older versions had besides is left out."""
   config = changed({
-    "eval.lengths": (8, 16), "sampler.kind": "examples/own_sampler/sliding_window.py:sliding_window",
+    "eval.lengths": (8, 16), "sampler.kind": "examples/own_sampler.py:sliding_window",
     "masks.kind": "uniform", "objective.epsilon": 0.1, "task.rewards": ("my.py:short",), "model.lora.targets": ("q",),
   })
   config.task.shape, config.sampler.window = {"deep": [1, 2]}, 3

@@ -1,6 +1,6 @@
 """A sampler of one's own: each step commits the surest of the first `window` masked tokens, so 1 is left to right.
 
-  gdsd-train --config=gdsd_math:tiny --config.sampler.kind=examples/own_sampler/sliding_window.py:sliding_window \
+  gdsd-train --config=gdsd_math:tiny --config.sampler.kind=examples/own_sampler.py:sliding_window \
     --config.sampler.window=2 --config.masks.kind=uniform
 """
 

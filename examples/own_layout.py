@@ -1,7 +1,7 @@
 """A layout of one's own, for a model whose config.json has "model_type": "gpt_diffusion", which is unknown here.
 
   gdsd-train --config=gdsd_math:tiny --config.model.path=FOLDER \
-    --config.model.layout=examples/own_layout/gpt_names.py:GptNames
+    --config.model.layout=examples/own_layout.py:GptNames
 """
 
 import gdsd_jax

@@ -1,8 +1,8 @@
 """Objectives of one's own: PPO on the ratios of single tokens, as a class, and a policy gradient, as a function.
 
-  gdsd-train --config=gdsd_math:tiny --config.objective.name=examples/own_objective/token_ppo.py:TokenPPO \
+  gdsd-train --config=gdsd_math:tiny --config.objective.name=examples/own_objective.py:TokenPPO \
     --config.objective.beta=0.01 --config.masks.kind=uniform
-  gdsd-train --config=gdsd_math:tiny --config.objective.name=examples/own_objective/token_ppo.py:policy_gradient \
+  gdsd-train --config=gdsd_math:tiny --config.objective.name=examples/own_objective.py:policy_gradient \
     --config.objective.epsilon=None --config.objective.scale=2.0
 """
 
