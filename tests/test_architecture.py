@@ -14,6 +14,7 @@ FLOORS = (
   ("gdsd_jax.planning", "gdsd_jax.benchmark", "gdsd_jax.exact"),
   ("gdsd_jax.command",),
   ("gdsd_jax.command_help",),
+  ("gdsd_jax.page",),
   ("gdsd_jax.comparison",),
   ("gdsd_jax.training", "gdsd_jax.supervised", "gdsd_jax.evaluation", "configs"),
   ("gdsd_jax.generation", "gdsd_jax.runs"),

@@ -2,11 +2,14 @@
 
 import importlib
 import re
+import runpy
 
 from conftest import REPOSITORY
 import pytest
 
 from gdsd_jax.objectives.named import settings
+from gdsd_jax.runs.config import RunConfig
+from gdsd_jax.runs.fields import declared
 
 PAGES = {file.relative_to(REPOSITORY).as_posix(): file.read_text()
          for file in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")),
@@ -55,6 +58,17 @@ def test_recipes_have_the_fields_that_pages_show():
   shown = {field for field in re.findall(r"--config\.([a-z_.]+)=", text) if not field.startswith("task.")}
   assert len(shown) > 30
   assert shown <= known
+
+
+def test_every_config_field_has_its_line():
+  written = runpy.run_path(str(REPOSITORY / "docs" / "config_fields.py"))
+  page = PAGES["docs/config_fields.md"]
+  assert page == written["page"](), "python docs/config_fields.py writes it anew"
+  rows = re.findall(r"^\| `([\w.]+)` \|(?: .* \|)? .*?\| (.+) \|$", page, re.MULTILINE)
+  named = {path for path, said in rows if said.strip()} | set(re.findall(r"`([\w.]+)`", "".join(
+    line for line in page.splitlines() if line.startswith("As above: "))))
+  for cls in (RunConfig, *(cls for cls, _ in written["OTHERS"].values())):
+    assert declared(cls).keys() <= named
 
 
 def fields(section, prefix=""):

@@ -37,7 +37,7 @@ class Bgpo(Objective):
   name = "bgpo"
   num_mc, masks, advantages = 16, None, "z_score"
   epsilon: float = 0.2  # clip range of the ratio
-  dual_clip: float = 3.0  # c
+  dual_clip: float = 3.0  # c, which holds the loss of A < 0 below −c A
 
   def __post_init__(self):
     require(0 < self.epsilon < 1, "objective.epsilon", f"must lie between 0 and 1, not {self.epsilon}")

@@ -24,7 +24,7 @@ class CjGrpo(TrustRegionObjective):
   num_mc, masks, advantages, needs = None, None, "minus_mean", frozenset({"steps"})
   epsilon: float = 0.5  # clip range of the ratio
   beta: float = 0.04  # weight of the KL to the reference
-  dual_clip: float | None = None  # c
+  dual_clip: float | None = None  # c, which holds the loss of A < 0 below −c A; None: no such bound
 
   def __post_init__(self):
     super().__post_init__()

@@ -22,7 +22,7 @@ class D2(TrustRegionObjective):
   num_mc, masks, advantages, needs = None, None, "minus_mean", frozenset({"steps"})
   epsilon: float = 0.5  # clip range of the ratio
   beta: float = 0.04  # weight of the KL to the reference
-  segments: int = 16  # N
+  segments: int = 16  # N, parts of the rollout's steps, each of which is a view
   prompt_masking: float = 0.15  # probability that a prompt token is masked
 
   def __post_init__(self):

@@ -26,9 +26,9 @@ class Dmpo(Objective):
   name = "dmpo"
   needs_old, needs_reference, num_mc, masks, advantages = False, True, 4, None, None
   alpha: float = 0.04  # temperature of the rewards
-  coefficient: float = 1.0  # c, 1 for an infinite proximal step
-  centering: float = 1.0  # κ
-  center: str = "negative"  # or "mean", "policy", "none"
+  coefficient: float = 1.0  # c, by which the softmax's argument is multiplied; 1 for an infinite proximal step
+  centering: float = 1.0  # κ, weight of the centre v
+  center: str = "negative"  # or "mean", "policy", "none": what is subtracted of the weights
   antithetic: bool = True  # whether the second half of the views are complements of the first
 
   def __post_init__(self):

@@ -26,7 +26,7 @@ class Gdpo(TrustRegionObjective):
   num_mc, masks, advantages = 1, None, "minus_mean"
   epsilon: float = 0.5  # clip range of the ratio
   beta: float = 0.0  # weight of the KL to the reference
-  nodes: int = 3  # Q
+  nodes: int = 3  # Q, nodes of the quadrature over time: as many views
   truncated: bool = False  # whether a completion ends at its first end of text, and what follows attends to nothing
 
   def __post_init__(self):

@@ -26,7 +26,7 @@ class JustGrpo(Objective):
   name = "just_grpo"
   num_mc, masks, advantages = None, None, "z_score"
   epsilon: float = 0.2  # clip range of the ratio
-  dual_clip: float | None = None  # c, which holds the loss of A < 0 below −c A
+  dual_clip: float | None = None  # c, which holds the loss of A < 0 below −c A; None: no such bound
   mean_over: str = "informative"  # or "tokens"; or "rows", each up to its end, which nothing is attended to after
   temperature: float | None = None  # T of the scores; None for that of the sampler
 

@@ -24,7 +24,7 @@ class ObjectiveFields:
   are, `--config.objective.eubo_beta=1.0`, and what it has not is refused.
   """
 
-  name: str = "gdsd"  # one of OBJECTIVES, or one's own, FILE.py:NAME (docs/own.md)
+  name: str = "gdsd"  # one of docs/objectives.md, or one's own, FILE.py:NAME (docs/own.md)
   psi: float | None = None  # guidance strength per token (gdsd, gdsd_tlc)
   epsilon: float | None = None  # trust region of the ratio, or of the log-ratio (gdsd, gdsd_tlc)
   beta: float | None = None  # weight of the KL

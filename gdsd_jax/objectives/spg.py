@@ -27,8 +27,8 @@ class Spg(Objective):
 
   name = "spg"
   needs_old, masks, advantages = False, None, "minus_mean"
-  eubo_beta: float = 1.5  # β
-  mix_weight: float = 0.5  # w
+  eubo_beta: float = 1.5  # β, exponent of the probabilities in the upper bound
+  mix_weight: float = 0.5  # w, share of the upper bound in ℓ of rollouts with A ≤ 0
   negative: str = "mix"  # ℓ of rollouts with A ≤ 0: "mix", "eubo", "elbo", or "zero", which leaves them out
   context_masking: float = 0.15  # probability that a position before the block is masked
 

@@ -48,7 +48,7 @@ def declared(cls) -> dict[str, Declared]:
 
 def explanations(cls) -> dict[str, str]:
   """Path -> what is said of it beside its declaration, of every field of `declared`."""
-  found = {path: _comments(owner).get(field.name, "") for path, (owner, field) in declared(cls).items()}
+  found = {path: comments(owner).get(field.name, "") for path, (owner, field) in declared(cls).items()}
   for path, more in _MORE.items():
     if path in found:
       found[path] = f"{found[path]}; {more}".removeprefix("; ")
@@ -56,8 +56,8 @@ def explanations(cls) -> dict[str, str]:
 
 
 @functools.cache
-def _comments(cls) -> dict[str, str]:
-  """Field -> the comment above it and that at its end, of a dataclass and of those that it inherits from."""
+def comments(cls) -> dict[str, str]:
+  """Field -> the comment above it and that at its end, of a dataclass or else of those that it inherits from."""
   found = {}
   for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
     source = textwrap.dedent(inspect.getsource(base))
@@ -72,5 +72,5 @@ def _comments(cls) -> dict[str, str]:
           above.insert(0, comments[line][0])
           line -= 1
         beside = [comments[node.end_lineno][0]] if node.end_lineno in comments else []
-        found[node.target.id] = " ".join(above + beside)
+        found[node.target.id] = " ".join(above + beside) or found.get(node.target.id, "")
   return found

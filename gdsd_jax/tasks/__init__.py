@@ -10,7 +10,7 @@ from gdsd_jax.checks import require
 from gdsd_jax.tasks.base import Task
 
 # Task name -> module and class, imported only when asked for: a task may need packages that others do not.
-_TASKS = {
+TASKS = {
   "arithmetic": ("gdsd_jax.tasks.arithmetic", "ArithmeticTask"),
   "code": ("gdsd_jax.tasks.code", "CodeTask"),
   "countdown": ("gdsd_jax.tasks.countdown", "CountdownTask"),
@@ -56,9 +56,9 @@ def _named(name: str | Task, options: Mapping[str, Any]) -> Task:
     from gdsd_jax.tasks.own import load_task, OwnTask
 
     return load_task(name, options) if isinstance(name, str) else OwnTask(name)
-  require(name in _TASKS, f"task.name={name!r}", f"unknown task, known are {', '.join(sorted(_TASKS))}; one of your own"
+  require(name in TASKS, f"task.name={name!r}", f"unknown task, known are {', '.join(sorted(TASKS))}; one of your own"
                                                  " is FILE.py:NAME")
-  module, class_name = _TASKS[name]
+  module, class_name = TASKS[name]
   task_class = getattr(importlib.import_module(module), class_name)
   known = [field.name for field in dataclasses.fields(task_class)]
   for option in options:

@@ -33,10 +33,12 @@ class PromptsTask(SourcedTask):
 
   prompt_column: str | None = None  # None for `prompt`, or `messages` where rows have that; text or chat messages
   prompt_template: str | None = None  # text with {column}s of the row in it, in place of a column
-  system_prompt: str | None = None
-  answer_column: str | None = None
+  system_prompt: str | None = None  # goes before prompts that have none
+  answer_column: str | None = None  # of right answers; None: rewards come from functions, and there is no accuracy
   answer_after: str | None = None  # what precedes the answer in its column, such as "####"
-  extract: str = "boxed"  # one of EXTRACTIONS, or a regular expression whose first group, or all of it, is the answer
+  # Where the answer stands: "boxed", "tag", "number" (the last), "text" (all of it), or a regular expression, whose
+  # first group, or all of it, is the answer.
+  extract: str = "boxed"
   name: ClassVar[str] = "prompts"
 
   def __post_init__(self):

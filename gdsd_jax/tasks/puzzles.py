@@ -25,8 +25,8 @@ _HELD_OUT = 0.1  # share of the problems that are held out, half of them for val
 class PuzzleTask(SourcedTask):
   """Puzzles with an answer in `<answer>` tags, made by `generated(split)` unless they have a source."""
 
-  train_source: str = GENERATED
-  test_source: str = GENERATED
+  train_source: str = GENERATED  # a source as that of any task, or "generated": problems are made here
+  test_source: str = GENERATED  # likewise, none of which is in the official test files
   variant: str = "official"  # or "small", whose generated problems models of under a million parameters can learn
   # How problems are asked in training: "gdsd" or "espo" (tasks/official_prompts.py), or "bare", the problem alone. None
   # is "bare" for the small variant, and "espo" for the official one. Evaluation asks as the official one does, which

@@ -80,12 +80,12 @@ def check_columns(names: Iterable[str], columns: Sequence[str]) -> None:
 class SourcedTask(base.Task):
   """A task whose problems are rows of a file or a dataset: `read_row` makes an example of each."""
 
-  train_source: str | None = None  # where the problems of a split are, see `open_source`
-  test_source: str | None = None
+  train_source: str | None = None  # where the training problems are (docs/data.md)
+  test_source: str | None = None  # where those are that only launch/evaluate.py sees
   validation_source: str | None = None  # None: the tail of the training problems
   data_dir: str | None = None  # folder of prepared datasets; None for the default of TFDS, and of the hub's library
-  columns: str | Mapping[str, str] = ""  # the source's names of columns, see `open_source`
-  bad_rows: str = "refuse"  # or "skip"
+  columns: str | Mapping[str, str] = ""  # what the source calls the columns, NAME=COLUMN with commas between
+  bad_rows: str = "refuse"  # rows that cannot be read, or "skip": they are left out, and counted
   required: ClassVar[tuple[str, ...]] = ()  # the columns that every row must have
 
   @property

@@ -1,0 +1,239 @@
+"use strict";
+// Tables: the runs beside each other, evaluations, settings, environment.
+
+/** A table that scrolls within itself; cells are text or elements, and numbers stand to the right. */
+function table(heads, rows, attributes = {}) {
+  const cell = (value) =>
+    el(
+      "td",
+      {class: isNumber(value) ? "number" : null},
+      isNumber(value)
+        ? short(value, 4)
+        : value === null || value === undefined
+          ? "\u2013"
+          : typeof value === "string"
+            ? visible(value)
+            : value,
+    );
+  return el(
+    "div",
+    {class: "scroll", tabindex: "0"},
+    el(
+      "table",
+      attributes,
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          heads.map((head) => el("th", {scope: "col"}, typeof head === "string" ? visible(head) : head)),
+        ),
+      ),
+      el(
+        "tbody",
+        {},
+        rows.map((row) => el("tr", {class: row.marked ? "marked" : null}, row.map(cell))),
+      ),
+    ),
+  );
+}
+
+function named(run, at) {
+  return el("span", {class: "isolated"}, key(at), visible(run.name));
+}
+
+function tiles(run) {
+  return el(
+    "dl",
+    {class: "tiles"},
+    run.tiles.map(({label, value, before, note}) =>
+      el(
+        "div",
+        {class: "tile"},
+        el("dt", {}, label),
+        el("dd", {}, before ? el("span", {class: "before"}, `${before} \u2192 `) : "", value),
+        el("dd", {class: "note"}, note ?? ""),
+      ),
+    ),
+  );
+}
+
+function summarySection(data) {
+  const section = el("section", {id: "summary"});
+  if (data.runs.length === 1) section.append(tiles(data.runs[0]));
+  if (data.runs.length > 1) {
+    const labels = data.runs[0].tiles.map(({label}) => label);
+    section.append(
+      el("h2", {}, "Summary"),
+      table(
+        ["run", ...labels],
+        data.runs.map((run, at) => [
+          named(run, at),
+          ...labels.map((label) => {
+            const tile = run.tiles.find((each) => each.label === label);
+            return tile ? (tile.before ? `${tile.before} \u2192 ${tile.value}` : tile.value) : null;
+          }),
+        ]),
+      ),
+    );
+  }
+  const notes = data.runs.flatMap((run) =>
+    run.notes.map((note) => (data.runs.length > 1 ? `${run.name}: ${note}` : note)),
+  );
+  if (notes.length)
+    section.append(
+      el(
+        "ul",
+        {class: "notes"},
+        notes.map((note) => el("li", {}, visible(note))),
+      ),
+    );
+  return section;
+}
+
+function evaluationsSection(data) {
+  const told = data.runs.filter((run) => run.evaluations.length);
+  if (!told.length) return null;
+  const names = [...new Set(told.flatMap((run) => run.evaluations.flatMap((row) => Object.keys(row))))].filter(
+    (name) => name !== "step",
+  );
+  const several = data.runs.length > 1;
+  const rows = data.runs.flatMap((run, at) =>
+    run.evaluations.map((row) => [...(several ? [named(run, at)] : []), row.step, ...names.map((name) => row[name])]),
+  );
+  return el(
+    "section",
+    {id: "evaluations"},
+    el("h2", {}, "Evaluations"),
+    table([...(several ? ["run"] : []), "step", ...names.map((name) => name.replace("eval/", ""))], rows),
+  );
+}
+
+const CONFIG_VIEWS = {
+  recipe: ["what differs from the recipe", (row) => row.differs],
+  runs: ["what differs between the runs", (row) => new Set(row.values).size > 1],
+  defaults: [
+    "what differs from the defaults",
+    (row) => row.values.some((value) => value !== null && value !== row.default),
+  ],
+  all: ["all fields", () => true],
+};
+
+function configSection(data) {
+  if (!data.config.rows.length) return null;
+  const several = data.runs.length > 1;
+  const views = Object.entries(CONFIG_VIEWS).filter(
+    ([name]) => name !== (several ? "recipe" : "runs") && (name !== "recipe" || data.config.recipe),
+  );
+  const body = el("div");
+  let view = place.config ?? views[0][0];
+  let words = "";
+
+  function show() {
+    const rows = data.config.rows
+      .filter(CONFIG_VIEWS[view]?.[1] ?? views[0][1][1])
+      .filter(({path, about}) => `${path} ${about}`.toLowerCase().includes(words));
+    const heads = several
+      ? ["field", ...data.runs.map(named), "default"]
+      : ["field", "value", ...(data.config.recipe ? [data.config.recipe] : []), "default"];
+    const line = (row) => {
+      const cells = [
+        el("span", {}, el("code", {}, visible(row.path)), el("small", {}, row.about)),
+        ...row.values.map(setting),
+        ...(!several && data.config.recipe ? [setting(row.recipe)] : []),
+        setting(row.default),
+      ];
+      cells.marked = several ? false : row.differs;
+      return cells;
+    };
+    body.replaceChildren(
+      rows.length ? table(heads, rows.map(line), {class: "config"}) : el("p", {class: "quiet"}, "No field."),
+    );
+  }
+
+  const bar = el(
+    "div",
+    {class: "filters"},
+    choice(
+      "Fields",
+      views.map(([name, [text]]) => [name, text]),
+      view,
+      (value) => {
+        view = value;
+        remember("config", view);
+        show();
+      },
+    ),
+    el("input", {
+      type: "search",
+      placeholder: "Search fields",
+      "aria-label": "Search fields",
+      input: (event) => {
+        words = event.target.value.toLowerCase();
+        show();
+      },
+    }),
+  );
+  show();
+  return el(
+    "section",
+    {id: "config"},
+    el("h2", {}, "Config"),
+    data.config.said ? el("p", {class: "quiet"}, data.config.said) : "",
+    bar,
+    body,
+  );
+}
+
+function setting(value) {
+  return value === null || value === undefined
+    ? el("span", {class: "quiet"}, "\u2013")
+    : el("code", {class: "isolated"}, visible(value));
+}
+
+function environmentSection(data) {
+  if (!data.environment.length) return null;
+  const heads = data.runs.length > 1 ? ["", ...data.runs.map(named)] : ["", ""];
+  return el(
+    "section",
+    {id: "environment"},
+    el("h2", {}, "Environment"),
+    table(
+      heads,
+      data.environment.map(({name, values}) => [name, ...values.map(setting)]),
+    ),
+  );
+}
+
+/** What launch/compare.py found: for each task its curves and its table, and who beats whom. */
+function comparisonSection(comparison) {
+  if (!comparison) return null;
+  const section = el("section", {id: "comparison"}, el("h2", {}, "Comparison"));
+  for (const task of comparison.tasks) {
+    const made = chart(task.lines, () => 1);
+    section.append(el("h3", {}, visible(task.name)), task.said ? el("p", {class: "quiet"}, task.said) : "");
+    if (task.lines.length) {
+      section.append(
+        el(
+          "figure",
+          {class: "chart wide"},
+          el("figcaption", {}, el("h4", {}, comparison.axis), made.button),
+          made.plot,
+          el(
+            "ul",
+            {class: "runs-legend"},
+            task.lines.map((line) => el("li", {}, key(line.index), visible(line.name))),
+          ),
+        ),
+      );
+    }
+    section.append(table(comparison.heads, task.rows));
+  }
+  section.append(
+    el("h3", {}, "Who beats whom"),
+    el("p", {class: "quiet"}, comparison.better.said),
+    table(comparison.better.heads, comparison.better.rows),
+  );
+  return section;
+}

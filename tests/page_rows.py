@@ -1,0 +1,46 @@
+"""Rows of rollouts.jsonl for the tests of pages: ordinary ones, and texts that are up to no good."""
+
+import json
+
+HOSTILE = {
+  "script": "<script>window.pwned=1</script>",
+  "end of script": "</script><script>window.pwned=2</script>",
+  "comment": "<!-- <script> --!><img src=x onerror='window.pwned=3'>",
+  "link": "<a href='javascript:window.pwned=4'>x</a>",
+  "template": "$data ${window.pwned=5} {{7*7}} %(title)s",
+  "right to left": "\u202e\u0645\u0631\u062d\u0628\u0627 abc",
+  "emoji": "\U0001f600\U0001f469\u200d\U0001f469\u200d\U0001f467",
+  "controls": "a\x00b\x1b[31m\x07c",
+  "separators": "x\u2028y\u2029z\u0085",
+  "surrogate": "\ud800 alone",
+}
+
+
+def completion(pieces, reward=1.0, length=None, **more):
+  """One whose tokens are unmasked from the last to the first."""
+  count = len(pieces)
+  return {
+    "text": "".join(pieces[:length]), "reward": reward, "rewards": {"correctness": reward, "format": None},
+    "accuracy": float(reward >= 1), "advantage": reward - 0.5, "length": count if length is None else length,
+    "tokens": list(pieces), "unmasked": list(range(count))[::-1],
+    "confidence": [(at + 1) / count for at in range(count)], "logp": [-at / count for at in range(count)], **more,
+  }
+
+
+def row(step, group=0, question="How many apples?", rewards=(1.0, 0.0), **more):
+  pieces = [f"{step}", " apples", " in", " all", "<|end|>", "<|end|>"]
+  completions = [completion(pieces, reward, 4) for reward in rewards]
+  return {"step": step, "group": group, "prompt": [{"role": "user", "content": question}], "reference": "5",
+          "completions": completions, **more}
+
+
+def hostile_row(step):
+  """All of HOSTILE, each as a token, a reward's name, a prompt and a reference."""
+  texts = list(HOSTILE.values())
+  completions = [completion([text, "\n", text], rewards={text: 0.5}) for text in texts]
+  return {"step": step, "group": 0, "prompt": [{"role": text, "content": text} for text in texts],
+          "reference": "".join(texts), "completions": completions}
+
+
+def lines(rows) -> str:
+  return "".join(json.dumps(each) + "\n" for each in rows)
