@@ -60,6 +60,23 @@ def test_recipes_have_the_fields_that_pages_show():
   assert shown <= known
 
 
+def test_messages_that_are_explained_are_those_of_the_code():
+  source = "".join(file.read_text() for file in (REPOSITORY / "gdsd_jax").rglob("*.py"))
+  source = re.sub(r"\"\n\s*f?\"", "", source)  # a message in several literals
+  page = PAGES["docs/failing.md"].partition("## Nothing is learnt")[0]
+  said = [message for message in re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)]
+  values = r"…|\bN\b|\b5\b|(?:--config\.)?objective\.psi"  # what a message is filled in with
+  parts = [part.strip(" ;:()=") for message in said for part in re.split(values, message)]
+  assert len(said) > 10
+  assert [part for part in parts if part not in source] == []
+
+
+def test_every_metric_has_what_is_healthy():
+  rows = [line for line in PAGES["docs/metrics.md"].splitlines() if line.startswith("| `")]
+  assert len(rows) > 40
+  assert [row for row in rows if not re.fullmatch(r"\| `.+` \| .+ \| .+ \| .{4,} \|", row)] == []
+
+
 def test_every_config_field_has_its_line():
   written = runpy.run_path(str(REPOSITORY / "docs" / "config_fields.py"))
   page = PAGES["docs/config_fields.md"]
