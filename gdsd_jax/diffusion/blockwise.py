@@ -26,12 +26,13 @@ from gdsd_jax.checks import require
 from gdsd_jax.diffusion import dream, dream_schedule, own, prediction
 from gdsd_jax.diffusion.config import Predictions, Rollout, SamplerConfig
 from gdsd_jax.diffusion.trajectory import by_probability, remembered, with_step
+from gdsd_jax.diffusion.watching import check_watchable, if_wanted, Watcher
 from gdsd_jax.models.denoiser import Denoiser
 
 
-@functools.partial(jax.jit, static_argnames=("denoiser", "config", "record"))
+@functools.partial(jax.jit, static_argnames=("denoiser", "config", "record", "watcher"))
 def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: SamplerConfig,
-           record: frozenset[str] = frozenset()) -> Rollout:
+           record: frozenset[str] = frozenset(), watcher: Watcher | None = None) -> Rollout:
   """Samples one completion for each prompt. Compiled once per shape, denoiser and config.
 
   Args:
@@ -42,6 +43,8 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     config: the sampler, whose kind may be one's own (docs/own.md).
     record: what the rollout remembers beside its steps: "logp" and "entropy" cost a second pass of the LM head; "kept",
       for dream with top_k, a third; "predictions" cost one of the whole completion.
+    watcher: sees the completions before each step, and may end them there (`diffusion/watching.py`); each object
+      compiles anew. None: the program is without it.
 
   Returns:
     The rollout, see `Rollout`.
@@ -49,7 +52,8 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
   Raises:
     ValueError: prompt and completion exceed the model's positions, or prompt_mask has another shape than prompt. Or
       there is no prompt, although a sampler of Fast-dLLM needs the output at the token before the completion. Or the
-      steps of the sampler do not predict all masked tokens, and predictions are to be remembered.
+      steps of the sampler do not predict all masked tokens, and predictions are to be remembered. Or a watcher is
+      given where none can be.
   """
   (batch, prompt_length), length, limit = prompt.shape, config.completion_length, denoiser.config.max_positions
   if prompt_length + length > limit:
@@ -59,6 +63,8 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     if prompt_mask.shape != prompt.shape:
       raise ValueError(f"prompt_mask {prompt_mask.shape} must have the shape of the prompt, {prompt.shape}")
     attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones((batch, length), bool)], axis=1)
+  if watcher is not None:
+    check_watchable(config)
   if config.is_own:
     return own.sample(denoiser, denoiser.cast(params), prompt, prompt_mask, key, config)
   require("predictions" not in record or config.predicts_all, "sampler.cache, threshold, factor, early_stop",
@@ -67,7 +73,9 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
   require(readable, "prompt", "must have a token, by whose output this model predicts the first of the completion")
   params, prompt = denoiser.cast(params), prompt.astype(jnp.int32)  # cast once, not in each of the steps
   block_length = length // config.num_blocks
-  denoise_block = functools.partial(_denoise_block, denoiser, params, prompt, attention_mask, config, record)
+  denoise_block = functools.partial(_denoise_block, denoiser, params, prompt, attention_mask, config, record, watcher)
+  if watcher is not None and config.cache != "none":  # the first step of a block is then none of its loop's
+    denoise_block = _unless_stopped(denoise_block, watcher, denoiser.mesh, config)
   if config.early_stop:
     denoise_block = _unless_ended(denoise_block, block_length, denoiser.config.eos_token_id)
   # What early stopping fills was unmasked in no step: it was masked in all of them.
@@ -85,6 +93,16 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
   blocks = jnp.arange(config.num_blocks, dtype=jnp.int32) * block_length, keys
   rollout, _ = jax.lax.scan(lambda rollout, block: (denoise_block(rollout, *block), None), rollout, blocks)
   return rollout
+
+
+def _unless_stopped(denoise_block: Callable, watcher: Watcher, mesh, config: SamplerConfig) -> Callable:
+  """`denoise_block`, but a block stays as it is where the watcher does not want its first step."""
+
+  def denoise_or_leave(rollout, start, key):
+    step = start * config.num_blocks // config.completion_length * config.block_steps
+    return if_wanted(watcher, mesh, step, rollout, lambda rollout: denoise_block(rollout, start, key))[1]
+
+  return denoise_or_leave
 
 
 def _unless_ended(denoise_block: Callable, block_length: int, eos_token_id: int) -> Callable:
@@ -106,7 +124,7 @@ def _unless_ended(denoise_block: Callable, block_length: int, eos_token_id: int)
 
 
 def _denoise_block(
-  denoiser: Denoiser, params, prompt, attention_mask, config: SamplerConfig, record, rollout, start, key
+  denoiser: Denoiser, params, prompt, attention_mask, config: SamplerConfig, record, watcher, rollout, start, key
 ):
   """The rollout with the block that begins at `start` of the completion denoised."""
   mask_id, prompt_length = denoiser.config.mask_token_id, prompt.shape[1]
@@ -116,6 +134,7 @@ def _denoise_block(
   of_block = lambda x, before=0: jax.lax.dynamic_slice_in_dim(x, before + start, block_length, axis=1)
   sequence = lambda prompt, rollout: jnp.concatenate([prompt, rollout.tokens], axis=1)
   masked = lambda rollout: of_block(rollout.tokens) == mask_id
+  number_of = lambda index: start // block_length * config.block_steps + index
 
   def full_pass(prompt, rollout):
     return denoiser.hidden(params, sequence(prompt, rollout), attention_mask)
@@ -127,7 +146,7 @@ def _denoise_block(
     """
     token_key, position_key = jax.random.split(keys[index])
     tokens, confidence = predict(denoiser, params, hidden, unconditional, token_key, config)
-    step = start // block_length * config.block_steps + index
+    step = number_of(index)
     steps = jnp.full(tokens.shape, step, jnp.int32)
     told = remembered(denoiser, params, hidden, unconditional, tokens, config, record)
     predictions, rollout = rollout.predictions, rollout.replace(predictions=None)
@@ -161,10 +180,17 @@ def _denoise_block(
       hidden = denoiser.window(params, sequence(prompt, rollout), *window, cache, attention_mask)
       return commit(index, rollout, hidden[:, :block_length])
 
+  def next_step(index, rollout):
+    """(index of the step after this one, rollout after this one); the watcher may leave out all that are left."""
+    if watcher is None:
+      return index + 1, step(index, rollout)
+    wanted, rollout = if_wanted(watcher, denoiser.mesh, number_of(index), rollout, functools.partial(step, index))
+    return jnp.where(wanted, index + 1, len(plan)), rollout
+
   if not config.is_parallel:
-    return jax.lax.fori_loop(first, len(plan), step, rollout)
-  unfinished = lambda loop: jnp.any(masked(loop[1]))
-  _, rollout = jax.lax.while_loop(unfinished, lambda loop: (loop[0] + 1, step(*loop)), (first, rollout))
+    return jax.lax.fori_loop(first, len(plan), lambda *loop: next_step(*loop)[1], rollout)
+  unfinished = lambda loop: jnp.any(masked(loop[1])) & (loop[0] < len(plan))
+  _, rollout = jax.lax.while_loop(unfinished, lambda loop: next_step(*loop), (first, rollout))
   return rollout
 
 

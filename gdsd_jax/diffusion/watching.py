@@ -1,0 +1,34 @@
+"""Completions shown while they are computed: the compiled sampler asks the host before each of its steps."""
+
+from collections.abc import Callable
+
+import jax
+from jax.experimental import io_callback
+import jax.numpy as jnp
+import numpy as np
+
+from gdsd_jax.checks import require
+from gdsd_jax.diffusion.config import Rollout, SamplerConfig
+from gdsd_jax.parallel.mesh import constrain
+
+# Called with a step's number, from 0, and the completions before it: int32[B, L] tokens, masks among them, and
+# float32[B, L] confidence, 0 at masks. It returns whether to go on: if not, what is masked stays so. The device waits
+# for it. It runs in a thread of the runtime's and must not use JAX.
+Watcher = Callable[[np.ndarray, np.ndarray, np.ndarray], bool]
+
+
+def check_watchable(config: SamplerConfig) -> None:
+  """Raises ValueError where nobody can watch: a sampler of one's own, or several processes, of which one would know."""
+  require(not config.is_own, "watcher", f"{config.kind} is a sampler of your own, whose steps are not known here")
+  require(jax.process_count() == 1, "watcher", "needs all devices in one process")
+
+
+def if_wanted(watcher: Watcher, mesh, step, rollout: Rollout, act: Callable[[Rollout], Rollout]):
+  """(whether the watcher wants the step, bool[], and act(rollout) if so, otherwise the rollout as it is).
+
+  What is computed next depends on its answer, and so calls come in the order of the steps.
+  """
+  look = lambda step, tokens, confidence: np.bool_(watcher(*map(np.asarray, (step, tokens, confidence))))
+  seen = [constrain(x, mesh, None, None) for x in (rollout.tokens, rollout.confidence)]  # one device has all of it
+  wanted = io_callback(look, jax.ShapeDtypeStruct((), jnp.bool_), step, *seen)
+  return wanted, jax.lax.cond(wanted, act, lambda rollout: rollout, rollout)
