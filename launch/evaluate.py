@@ -28,7 +28,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gdsd_jax import command
-from gdsd_jax.runs.files import is_remote, local_folder, run_folder
+from gdsd_jax.runs.files import is_remote, local_folder
 from gdsd_jax.runs.recipe_files import run_name, run_of
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -57,33 +57,28 @@ def default_out(config, recipe: str | None, evaluated) -> Path:
 
 
 def main():
-  from gdsd_jax.evaluation.protocol import evaluate_model, Evaluated
-  from gdsd_jax.evaluation.settings import check_flags, tell_differences
+  from gdsd_jax.evaluation.protocol import evaluate_model
+  from gdsd_jax.evaluation.settings import tell_differences, warn_of_flags
   from gdsd_jax.parallel.processes import is_first_process
+  from gdsd_jax.runs.chosen_model import ChosenModel
   from gdsd_jax.runs.config_dict import run_config
   from gdsd_jax.runs.metrics import log_to_stdout
 
   log_to_stdout()
   recipe = _CONFIG.value
-  for flag in (_WORKDIR, _STEP, _MODEL, _OUT):
-    if flag.value == "":  # an unset variable of the shell, say: nothing else is evaluated in its place
-      raise ValueError(f"--{flag.name}: is empty")
-  if _WORKDIR.value is not None and _MODEL.value is not None:
-    raise ValueError("--model: --workdir names a model already; give one of them")
-  if _STEP.value is not None and _WORKDIR.value is None:
-    raise ValueError("--step: needs --workdir, whose checkpoint it chooses")
+  if _OUT.value == "":  # an unset variable of the shell, say
+    raise ValueError("--out: is empty")
   if _LENGTHS.value is not None:
     if not all(length.strip().isdecimal() for length in _LENGTHS.value):
       raise ValueError(f"--lengths: must be numbers with commas between, not {','.join(_LENGTHS.value)!r}")
     recipe.eval.lengths = tuple(map(int, _LENGTHS.value))
   given = config_flags.get_override_values(flags.FLAGS["config"])
-  workdir = _WORKDIR.value and run_folder(_WORKDIR.value)
-  check_flags(given, recipe.sampler.kind, workdir, _MODEL.value)
-  config = run_config(recipe)
-  evaluated = Evaluated(workdir, _STEP.value or "latest", _MODEL.value).resolved()
+  evaluated = ChosenModel.of_flags(_WORKDIR.value, _STEP.value, _MODEL.value, given)
+  warn_of_flags(given, recipe.sampler.kind, evaluated.workdir)
+  config, evaluated = run_config(recipe), evaluated.resolved()
   named = None if _OWN_RECIPE else flags.FLAGS["config"].config_filename
-  if named and workdir is not None:
-    tell_differences(config, given, named, workdir)
+  if named and evaluated.workdir is not None:
+    tell_differences(config, given, named, evaluated.workdir)
   out = default_out(config, named, evaluated)
   if _OUT.value:
     out = local_folder("--out", _OUT.value)

@@ -15,13 +15,14 @@ import pytest
 
 import gdsd_jax
 from gdsd_jax.diffusion.config import SamplerConfig
-from gdsd_jax.evaluation.protocol import evaluate_model, Evaluated, fingerprint
+from gdsd_jax.evaluation.protocol import evaluate_model, fingerprint
 from gdsd_jax.evaluation.records import confidence_interval, summarize
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.checkpoints import Checkpoints
+from gdsd_jax.runs.chosen_model import ChosenModel
 from gdsd_jax.runs.config import evaluation_samplers
 from gdsd_jax.runs.config_dict import base_config, config_json, run_config
 from gdsd_jax.runs.export import export_run
@@ -68,7 +69,7 @@ def make_run(workdir, **changes):
 
 
 def evaluate(out, evaluated=None, num_examples=EXAMPLES, **changes):
-  return evaluate_model(small_config(**changes), evaluated or Evaluated(), out, num_examples)
+  return evaluate_model(small_config(**changes), evaluated or ChosenModel(), out, num_examples)
 
 
 def command(*arguments, **changes):
@@ -198,12 +199,12 @@ def test_other_settings_in_the_same_folder_are_refused(straight, changes, words)
 
 def test_other_weights_in_the_same_folder_are_refused(straight, run):
   with pytest.raises(ValueError, match="model.weights"):
-    evaluate(straight[0], Evaluated(run))
+    evaluate(straight[0], ChosenModel(run))
 
 
 def test_same_weights_by_another_path_are_accepted(straight):
   folder = gdsd_jax.huggingface.weights.resolve_path("tiny")
-  assert evaluate(straight[0], Evaluated(model=str(folder)))["accuracy"] == straight[1]["accuracy"]
+  assert evaluate(straight[0], ChosenModel(model=str(folder)))["accuracy"] == straight[1]["accuracy"]
 
 
 def test_damaged_line_is_named(straight, tmp_path):
@@ -339,7 +340,7 @@ def test_exported_folder_evaluates_as_its_run(kind, run, lora_run, tmp_path):
   export_run(workdir, "latest", tmp_path / "model", merged=kind == "merged")
   summaries = [
     evaluate(tmp_path / name, evaluated, num_examples=8, **{"eval.lengths": (16,)})
-    for name, evaluated in (("of_run", Evaluated(workdir)), ("of_folder", Evaluated(model=str(tmp_path / "model"))))
+    for name, evaluated in (("of_run", ChosenModel(workdir)), ("of_folder", ChosenModel(model=str(tmp_path / "model"))))
   ]
   assert records(tmp_path / "of_run") == records(tmp_path / "of_folder")
   assert summaries[0]["model"]["step"] == 4 and summaries[1]["model"]["source"] == str(tmp_path / "model")
@@ -422,7 +423,7 @@ def test_bad_flags_are_one_clear_line(arguments, words):
 @pytest.mark.slow
 def test_a_run_is_evaluated_by_its_own_settings(run, tmp_path):
   """Without a recipe, and without repeating what the run was told."""
-  with_recipe = evaluate(tmp_path / "with", Evaluated(run), num_examples=8)
+  with_recipe = evaluate(tmp_path / "with", ChosenModel(run), num_examples=8)
   result = run_command("launch/evaluate.py", "--config.eval.lengths=(8,)", f"--workdir={run}", "--num_examples=8")
   assert result.returncode == 0, result.stderr
   alone = json.loads(result.stdout.splitlines()[-1])

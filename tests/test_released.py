@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import gdsd_jax
-from gdsd_jax.evaluation.protocol import Evaluated
 from gdsd_jax.huggingface.adapters import save_adapter
 from gdsd_jax.huggingface.folder import resolve_path, tokenizer_files
 from gdsd_jax.models.lora import add_adapter, LoraConfig, merge
+from gdsd_jax.runs.chosen_model import ChosenModel
 from gdsd_jax.runs.config import evaluation_samplers
 from gdsd_jax.runs.config_dict import run_config
 
@@ -81,7 +81,7 @@ def released_config(**changes):
 
 
 def loaded(**changes):
-  return Evaluated().load(released_config(**changes).model, None)
+  return ChosenModel().load(released_config(**changes).model, None)
 
 
 def test_an_adapter_with_four_of_its_targets_is_laid_over_the_base_that_it_names(hub, caplog):

@@ -6,7 +6,8 @@ import logging
 import pytest
 from recipes import load
 
-from gdsd_jax.evaluation.settings import check_flags, tell_differences
+from gdsd_jax.evaluation.settings import tell_differences, warn_of_flags
+from gdsd_jax.runs.chosen_model import ChosenModel
 from gdsd_jax.runs.config import evaluation_samplers
 from gdsd_jax.runs.config_dict import base_config, flatten, run_config
 from gdsd_jax.runs.recipe_files import run_of
@@ -50,13 +51,14 @@ def run(tmp_path):
 
 def test_flags_about_the_model_must_be_the_runs_own(run, caplog, monkeypatch):
   monkeypatch.setattr(logging.getLogger("gdsd_jax"), "propagate", True)
-  check_flags({"model.path": "tiny", "eval.lengths": (8,), "model.dtype": "float32"}, "llada", run, None)
+  ChosenModel.of_flags(run, None, None, {"model.path": "tiny", "eval.lengths": (8,), "model.dtype": "float32"})
   with pytest.raises(ValueError, match="^--config.model.path: 'other' is not what the run in .* made with, 'tiny'"):
-    check_flags({"model.path": "other"}, "llada", run, None)
+    ChosenModel.of_flags(run, None, None, {"model.path": "other"})
   with pytest.raises(ValueError, match="^--config.model.path: --model=tiny says already what is loaded"):
-    check_flags({"model.dtype": "bfloat16", "model.path": "other"}, "llada", None, "tiny")
+    ChosenModel.of_flags(None, None, "tiny", {"model.dtype": "bfloat16", "model.path": "other"})
+  warn_of_flags({"model.path": "tiny", "eval.lengths": (8,)}, "llada", run)
   assert not caplog.text
-  check_flags({"sampler.temperature": 0.5, "sampler.steps": 256}, "llada", run, None)  # the run has so many steps
+  warn_of_flags({"sampler.temperature": 0.5, "sampler.steps": 256}, "llada", run)  # the run has so many steps
   assert [record.message for record in caplog.records] == [
     "--config.sampler.temperature is of rollouts, and without effect here: evaluations have --config.eval.temperature"]
 

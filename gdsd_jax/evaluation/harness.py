@@ -26,11 +26,11 @@ from gdsd_jax.evaluation.batches import plan_batches
 from gdsd_jax.evaluation.harness_requests import cut_at, stops_of
 from gdsd_jax.evaluation.harness_settings import number, SETTINGS, settings_of
 from gdsd_jax.evaluation.likelihood import Likelihood, Pair
-from gdsd_jax.evaluation.protocol import Evaluated
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.chat_format import render
 from gdsd_jax.huggingface.tokenizer import load_tokenizer, token_ids
 from gdsd_jax.parallel.mesh import make_mesh, MESH_AXES, whole_batch
+from gdsd_jax.runs.chosen_model import ChosenModel
 from gdsd_jax.runs.compilation_cache import use_compilation_cache
 from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.files import run_folder
@@ -92,7 +92,7 @@ class DenoiserLM(LM):
     mesh = make_mesh(*(number(name, value, int) for name, value in zip(MESH_AXES, (data, fsdp, tensor))))
     seed = number("seed", seed, int)
     require_seed("--model_args: seed", seed)
-    evaluated = Evaluated(run_folder(workdir, "--model_args: workdir") if workdir else None, str(step), pretrained)
+    evaluated = ChosenModel(run_folder(workdir, "--model_args: workdir") if workdir else None, str(step), pretrained)
     denoiser, self._params, model = evaluated.load(ModelConfig(dtype=dtype, layout=layout), mesh)
     self.tokenizer, self._path = load_tokenizer(model.folder, denoiser.config), model.path
     self.batch_size = whole_batch(int(batch_size), mesh)

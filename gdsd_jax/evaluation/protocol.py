@@ -22,18 +22,14 @@ from gdsd_jax.evaluation.batches import plan_batches
 from gdsd_jax.evaluation.problems import choose
 from gdsd_jax.evaluation.records import Records, shown, summarize
 from gdsd_jax.generation.generator import Generator
-from gdsd_jax.huggingface.adapter_config import base_model_of
-from gdsd_jax.huggingface.adapters import load_adapter
-from gdsd_jax.huggingface.base_fingerprint import hub_name
-from gdsd_jax.huggingface.folder import is_adapter, load_config, resolve_path
+from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer, token_ids
-from gdsd_jax.huggingface.weights import load_pretrained
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh, replicated, whole_batch
-from gdsd_jax.parallel.processes import gather_json, share_work
-from gdsd_jax.runs.config import evaluation_samplers, ModelConfig, RunConfig, validate_family
+from gdsd_jax.parallel.processes import share_work
+from gdsd_jax.runs.chosen_model import ChosenModel
+from gdsd_jax.runs.config import evaluation_samplers, RunConfig, validate_family
 from gdsd_jax.runs.lock import check_free, locked
 from gdsd_jax.runs.metrics import format_seconds
-from gdsd_jax.runs.weights import find_step, load_run, read_model_config
 from gdsd_jax.tasks import get_task
 from gdsd_jax.tasks.base import Completion
 
@@ -42,60 +38,7 @@ _log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluated:
-  """Which model is evaluated: a run's checkpoint, else `model`, else that of the config."""
-
-  workdir: Path | None = None  # folder of the run; None where no run is evaluated
-  step: str = "latest"  # checkpoint of the run: latest, best, or a number
-  model: str | None = None  # folder or hub name; a PEFT adapter's folder stands for its base model with the adapter
-
-  def resolved(self) -> "Evaluated":
-    """The same with the number of its checkpoint: a run that goes on may soon have a later one."""
-    if self.workdir is None:
-      return self
-    step = gather_json(find_step(self.workdir, self.step))[0]  # others may have looked a little later
-    return dataclasses.replace(self, step=str(step))
-
-  def base(self, default: ModelConfig) -> tuple[ModelConfig, Path | None]:
-    """(the base model, which has the tokenizer, and the folder of an adapter over it, None without one or in a run)."""
-    if self.workdir is not None:
-      return read_model_config(self.workdir), None
-    path, adapter = self.model or default.path, None if self.model else default.lora_path
-    revision, field = None if self.model else default.revision, "--model" if self.model else "model.path"
-    folder = resolve_path(path, revision, field)
-    if is_adapter(folder):
-      require(not adapter, "model.lora.path", f"{path}, which is model.path, is an adapter already; name one of them,"
-              " and its base model as model.path")
-      adapter, (path, revision) = folder, base_model_of(folder, field)
-      resolve_path(path, revision, f"{field}: the base model of {folder} (--config.model.path=BASE"
-                                   " --config.model.lora.path=ADAPTER lay it over another)")
-    elif adapter:
-      adapter = default.lora_folder
-    return ModelConfig(path, revision, default.dtype, layout=default.layout), adapter or None
-
-  def load(self, default: ModelConfig, mesh):
-    """(denoiser, params, base model). Raises ValueError or OSError, one line."""
-    model, adapter = self.base(default)
-    if self.workdir is not None:
-      return *load_run(self.workdir, self.step, mesh), model
-    if adapter is None:
-      _log.info("%s is a whole model", model.path)
-    else:
-      _log.info("%s is a PEFT adapter, laid over %s", hub_name(adapter) or adapter, model.path)
-    denoiser, params = load_pretrained(model.path, model.dtype, mesh, layout=model.layout, revision=model.revision)
-    if adapter is not None:
-      denoiser, params = load_adapter(adapter, denoiser, params)
-    return denoiser, params, model
-
-  def describe(self, default: ModelConfig) -> dict[str, str | int]:
-    """What settings and summary say of a model whose step is resolved."""
-    if self.workdir is not None:
-      return {"source": str(self.workdir), "step": int(self.step)}
-    return {"source": self.model or default.path, "dtype": default.dtype}
-
-
-def evaluate_model(config: RunConfig, evaluated: Evaluated, out: Path, num_examples: int | None = None) -> dict:
+def evaluate_model(config: RunConfig, evaluated: ChosenModel, out: Path, num_examples: int | None = None) -> dict:
   """Evaluates a model on the test split of `config.task`, by the `eval` section of the config, over its mesh.
 
   Args:
@@ -128,7 +71,7 @@ def _go_through(evaluation: "_Evaluation", out: Path) -> dict:
 class _Evaluation:
   """An evaluation's model, problems and batches, built and checked once, and its loop over them."""
 
-  def __init__(self, config: RunConfig, evaluated: Evaluated, num_examples: int | None):
+  def __init__(self, config: RunConfig, evaluated: ChosenModel, num_examples: int | None):
     self.samplers, self.prefill = evaluation_samplers(config), config.eval.prefill
     self.key, drawn = jax.random.key(config.seed), any(map(draws, self.samplers.values()))
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)

@@ -6,7 +6,6 @@ from typing import Any
 
 from etils import epath
 
-from gdsd_jax.checks import require
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import flatten
 from gdsd_jax.runs.saved_config import read_saved
@@ -24,25 +23,18 @@ _VALIDATION = ("eval.every", "eval.num_examples")  # of training alone
 _EVALUATED = ("task.", "eval.", "sampler.kind", "sampler.eps", "sampler.cache", "sampler.threshold", "sampler.factor")
 
 
-def check_flags(flags: Mapping[str, Any], kind: str, workdir: epath.Path | None, model: str | None) -> None:
-  """Refuses --config flags that contradict the model which is named otherwise; warns of those without effect.
+def warn_of_flags(flags: Mapping[str, Any], kind: str, workdir: epath.Path | None) -> None:
+  """Warns of --config flags that are without effect in an evaluation.
 
   Args:
     flags: path -> value of each --config.path=value.
     kind: that of the sampler; dream's evaluation has the blocks of its rollouts.
-    workdir: the run that is evaluated, whose own model.* holds; None for no run.
-    model: the --model in its place, of which model.dtype and model.layout say how it is read.
+    workdir: the run that is evaluated, whose own fields need no word; None for no run.
   """
   saved = flatten(read_saved(workdir)) if workdir is not None else {}
   for path, value in flags.items():
     value = list(value) if isinstance(value, tuple) else value
-    if path.startswith("model.") and workdir is not None:
-      require(saved.get(path) == value, f"--config.{path}",
-              f"{value!r} is not what the run in {workdir} was made with, {saved.get(path)!r}, as its checkpoint needs")
-    elif path.startswith("model.") and model is not None:
-      reads = path in ("model.dtype", "model.layout")
-      require(reads, f"--config.{path}", f"--model={model} says already what is loaded")
-    elif path in _ROLLOUTS_ONLY and saved.get(path) != value and not (path == _BLOCKS and kind == "dream"):
+    if path in _ROLLOUTS_ONLY and saved.get(path) != value and not (path == _BLOCKS and kind == "dream"):
       _log.warning("--config.%s is of rollouts, and without effect here: evaluations have --config.%s", path,
                    _ROLLOUTS_ONLY[path])
 
