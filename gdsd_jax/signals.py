@@ -156,7 +156,7 @@ def finish(status: int) -> None:
 
 def leave(line: str, status: int) -> None:
   """Ends the process at once with a line on standard error, whatever its other threads are at."""
-  with contextlib.suppress(OSError):  # nobody reads any more
+  with screen.cleared(leaving=True), contextlib.suppress(OSError):  # nobody reads any more
     os.write(2, f"{line}\n".encode() if line else b"")
   _in_time([sys.stdout.flush, *_leaving])
   os._exit(status)
@@ -181,7 +181,8 @@ def _watch(reader: int) -> None:
   first, told = None, None  # the first signal, and what is said of it later
   while True:
     if told and not select.select([reader], [], [], _PATIENCE)[0]:
-      os.write(1, f"{told}\n".encode())
+      with screen.cleared():
+        os.write(1, f"{told}\n".encode())
       told = None
     number = os.read(reader, 1)[0]
     with _lock:

@@ -21,8 +21,9 @@ FLOORS = (
   ("gdsd_jax.diffusion", "gdsd_jax.objectives", "gdsd_jax.huggingface"),
   ("gdsd_jax.models", "gdsd_jax.tasks"),
   ("gdsd_jax.parallel", "gdsd_jax.sandbox"),
-  ("gdsd_jax.own_code", "gdsd_jax.paths"),
+  ("gdsd_jax.own_code", "gdsd_jax.paths", "gdsd_jax.compiling"),
   ("gdsd_jax.checks", "gdsd_jax.signals"),
+  ("gdsd_jax.waiting",),
   ("gdsd_jax.screen",),
 )
 WITHOUT_JAX = ("gdsd_jax.tasks", "gdsd_jax.sandbox")

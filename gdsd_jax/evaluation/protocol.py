@@ -29,9 +29,9 @@ from gdsd_jax.parallel.processes import share_work
 from gdsd_jax.runs.chosen_model import ChosenModel
 from gdsd_jax.runs.config import evaluation_samplers, RunConfig, validate_family
 from gdsd_jax.runs.lock import check_free, locked
-from gdsd_jax.runs.metrics import format_seconds
 from gdsd_jax.tasks import get_task
 from gdsd_jax.tasks.base import Completion
+from gdsd_jax.waiting import format_seconds
 
 _log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from gdsd_jax.exact.problem import Problem
 from gdsd_jax.exact.training import Budget, every_completion, parse_objective, Trained, trained_reward
 from gdsd_jax.objectives.named import OBJECTIVES
 from gdsd_jax.runs.files import JsonLines
-from gdsd_jax.runs.metrics import format_seconds
+from gdsd_jax.waiting import format_seconds
 
 _log = logging.getLogger(__name__)
 

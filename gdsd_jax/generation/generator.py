@@ -1,20 +1,19 @@
 """Text to completions over a mesh: prompts are encoded, sampled and decoded here for training and evaluation alike."""
 
 from collections.abc import Callable, Iterable, Sequence
-import logging
+import contextlib
 from typing import Any
 
 import jax
 import numpy as np
 
+from gdsd_jax.compiling import compiling
 from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.huggingface import tokenizer as text
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.processes import gather_json, share_work
 from gdsd_jax.parallel.rows import fetch_rows, local_rows, own_rows, spread
-
-_log = logging.getLogger(__name__)
 
 
 class Generator:
@@ -50,13 +49,15 @@ class Generator:
   def sample(self, params, prompt: jax.Array, prompt_mask: jax.Array, key, config: SamplerConfig,
              record: frozenset[str] = frozenset()) -> Rollout:
     """One completion for each encoded prompt, on the device. Returns before it is computed."""
+    told = contextlib.nullcontext()
     if (config, prompt.shape) not in self.compiled:
       self.compiled.add((config, prompt.shape))
-      greedy = "greedy " if config.temperature == 0 else ""
+      greedy, (count, width) = "greedy " if config.temperature == 0 else "", prompt.shape
       steps = "as many steps as it takes" if config.is_parallel else f"{config.steps} steps"
-      _log.info("compiling the %ssampler for %d prompts of up to %d tokens, completions of %d tokens in %s",
-                greedy, *prompt.shape, config.completion_length, steps)
-    return sample(self.denoiser, params, prompt, prompt_mask, key, config, record)
+      told = compiling(f"the {greedy}sampler ({count} prompts of up to {width} tokens, completions of"
+                       f" {config.completion_length} in {steps})")
+    with told:
+      return sample(self.denoiser, params, prompt, prompt_mask, key, config, record)
 
   def complete(
     self, params, prompts: Sequence[str], buckets: Sequence[int], config: SamplerConfig, key, batch_size: int

@@ -1,5 +1,6 @@
 """Between the network's weights and those in files: their names there, their orientation, and parts of them."""
 
+from collections.abc import Callable
 import logging
 import math
 from pathlib import Path
@@ -61,10 +62,12 @@ def as_linear(leaf: str, weight: np.ndarray) -> np.ndarray:
   return weight.reshape(shape[::-1]).T if inputs_of(leaf) else weight.reshape(shape)
 
 
-def read_part(weights: list[tuple[str, Path]], leaf: str, spec, index: tuple[slice, ...], check: bool = True):
+def read_part(weights: list[tuple[str, Path]], leaf: str, spec, index: tuple[slice, ...], check: bool = True,
+              tell: Callable[[int], None] = lambda _: None):
   """The part `index` of a leaf (slices with a start and a stop), in the leaf's dtype; nothing else is read.
 
-  `weights` is the leaf's entry of `find_weights`. Raises ValueError, unless `check` is false, where it is not finite.
+  `weights` is the leaf's entry of `find_weights`; `tell` is called with how many numbers were read, after each weight.
+  Raises ValueError, unless `check` is false, where it is not finite.
   """
   part = np.empty([dimension.stop - dimension.start for dimension in index], spec.dtype)
   shape, rows = spec.shape, part[None]
@@ -75,6 +78,7 @@ def read_part(weights: list[tuple[str, Path]], leaf: str, spec, index: tuple[sli
       as_linear(leaf, row)[...] = tensors.get_slice(name)[_linear_index(leaf, shape, index)]
     if check:
       require_finite(row, "model.path", f"{name} in {file}", may_be_zero=not is_stacked(leaf) or not inputs_of(leaf))
+    tell(row.size)
   return part
 
 

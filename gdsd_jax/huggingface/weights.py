@@ -16,8 +16,9 @@ from safetensors.numpy import save_file
 
 from gdsd_jax import own_code
 from gdsd_jax.checks import require, require_one_of
+from gdsd_jax.huggingface.base_fingerprint import hub_name
 from gdsd_jax.huggingface.files import written_whole
-from gdsd_jax.huggingface.folder import load_config, resolve_path
+from gdsd_jax.huggingface.folder import is_embedded, load_config, resolve_path
 from gdsd_jax.huggingface.origin import check_same, NAME as ORIGIN
 from gdsd_jax.huggingface.own_layout import layout_of, LAYOUTS
 from gdsd_jax.huggingface.stored_layers import (
@@ -33,7 +34,8 @@ from gdsd_jax.huggingface.weight_files import INDEX
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import param_shardings
-from gdsd_jax.parallel.rows import lay_out
+from gdsd_jax.parallel.rows import lay_out, own_size
+from gdsd_jax.waiting import waiting
 
 
 def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_dtype: str | None = None,
@@ -64,9 +66,20 @@ def load_weights(path: Path, denoiser: Denoiser):
   shardings = traverse_util.flatten_dict(param_shardings(base.mesh, base), sep=".")
   where, params = find_weights(path, base.config, abstract), {}
   check_other_weights(path, base.config, where)
-  for leaf, spec in abstract.items():
-    params[leaf] = lay_out(spec.shape, shardings[leaf], functools.partial(read_part, where[leaf], leaf, spec))
+  own = sum(own_size(spec.shape, shardings[leaf]) for leaf, spec in abstract.items())
+  stored = sum(file.stat().st_size for file in {file for leaf in where.values() for _, file in leaf})
+  size = stored / sum(spec.size for spec in abstract.values())  # bytes of a number in the files
+  with waiting(f"reading weights of {_name(path)}", own * size, "bytes") as wait:
+    tell = lambda numbers: wait.advance(numbers * size)
+    for leaf, spec in abstract.items():
+      read = functools.partial(read_part, where[leaf], leaf, spec, tell=tell)
+      params[leaf] = lay_out(spec.shape, shardings[leaf], read)
   return traverse_util.unflatten_dict(params, sep=".")
+
+
+def _name(path: Path) -> str:
+  """What people call the model of a folder."""
+  return path.name if is_embedded(path) else hub_name(path) or str(path)
 
 
 def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 * 2**30, tokenizer=None,

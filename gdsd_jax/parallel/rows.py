@@ -1,6 +1,7 @@
 """Rows of a batch: a host holds, reads and scores only those that lie on its own devices."""
 
 from collections.abc import Callable
+import math
 
 import jax
 from jax.experimental import multihost_utils
@@ -18,13 +19,23 @@ def lay_out(shape: tuple[int, ...], sharding, read: Callable) -> jax.Array:
   `read` gives the values at a tuple of slices, one for each dimension.
   """
   pieces, placed = {}, []
-  for device, index in sharding.addressable_devices_indices_map(shape).items():
-    bounds = tuple(part.indices(size)[:2] for part, size in zip(index, shape))
+  for device, bounds in _bounds(shape, sharding).items():
     if bounds not in pieces:
       pieces[bounds] = read(tuple(slice(*bound) for bound in bounds))
     placed.append(jax.device_put(pieces[bounds], device))
   # The transfer reads from host memory, which is free after it.
   return jax.make_array_from_single_device_arrays(shape, sharding, placed).block_until_ready()
+
+
+def own_size(shape: tuple[int, ...], sharding) -> int:
+  """How many values of such an array `lay_out` reads in this process."""
+  return sum(math.prod(stop - start for start, stop in bounds) for bounds in set(_bounds(shape, sharding).values()))
+
+
+def _bounds(shape: tuple[int, ...], sharding) -> dict[jax.Device, tuple[tuple[int, int], ...]]:
+  """(start, stop) of each dimension of what lies on each of this process's devices."""
+  return {device: tuple(part.indices(size)[:2] for part, size in zip(index, shape))
+          for device, index in sharding.addressable_devices_indices_map(shape).items()}
 
 
 def local_rows(mesh: Mesh | None, rows: int) -> np.ndarray:

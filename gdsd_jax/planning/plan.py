@@ -6,7 +6,6 @@ libtpu compiles on any Linux machine. Weights are abstract throughout: shapes, t
 from collections.abc import Callable, Iterator
 import dataclasses
 import functools
-import logging
 import math
 from pathlib import Path
 import re
@@ -17,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gdsd_jax.compiling import compiling
 from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.huggingface.published import architecture
 from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
@@ -30,8 +30,6 @@ from gdsd_jax.runs.state import init_state, state_shardings, TrainState
 from gdsd_jax.runs.step import distillation_step, score_rollouts
 from gdsd_jax.runs.weights import make_denoiser
 from gdsd_jax.training.updates import drawing_of
-
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +101,9 @@ def plan(config: RunConfig, topology: str) -> PodPlan:
   run = AbstractRun(config, mesh)
   programs = []
   for name, calls, function, arguments, keywords in run.calls():
-    _log.info("compiling %s for %s", name, topology)
-    lowered = function.lower(*arguments, **keywords)
-    programs.append(_compile(name, calls, run.resident_bytes(name), lowered))
+    with compiling(f"{name} for {topology}"):
+      lowered = function.lower(*arguments, **keywords)
+      programs.append(_compile(name, calls, run.resident_bytes(name), lowered))
   counts = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (run.state.student_params, run.state.params)]
   rollouts, buckets = config.rollouts_per_step, config.rollouts.prompt_buckets
   return PodPlan(

@@ -16,10 +16,12 @@ from gdsd_jax.runs.earlier import keep_rows, set_aside
 from gdsd_jax.runs.files import write_whole
 from gdsd_jax.runs.interruption import Interrupted, Interruption
 from gdsd_jax.runs.lock import Lock, locked
-from gdsd_jax.runs.metrics import format_seconds, MetricsWriter, Progress, Stopwatch
+from gdsd_jax.runs.metrics import MetricsWriter, Stopwatch
 from gdsd_jax.runs.optimizer import updates_made
+from gdsd_jax.runs.progress import Progress
 from gdsd_jax.runs.saved_config import contradictions
 from gdsd_jax.runs.state import TrainState
+from gdsd_jax.waiting import format_seconds
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class Training(Protocol):
   provenance: Mapping[str, Any]  # see `runs/provenance.py`
   state: TrainState  # what the next step starts from; `state.step` counts the steps that are done
   failure: str | None = None  # why the last step made no update
+  evaluate_every: int | None = None  # steps between evaluations; None without
 
   def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     """Makes one step and returns its numbers. Raises TrainingError, ValueError or OSError when none can follow."""
@@ -88,11 +91,12 @@ def _run(training: Training, interruption: Interruption, lock: Lock) -> None:
     _make_ready(workdir, start if resumed else None, config)
     write_whole(workdir / "config.json", config_json(config, training.provenance) + "\n")
   writer, started = MetricsWriter(workdir, start if resumed else -1, config), time.monotonic()
+  progress = Progress(config.steps, config.log.every, training.evaluate_every)
   try:
-    evaluation = {} if resumed else training.evaluation(0, Stopwatch())
+    evaluation = {} if resumed else progress.timed(training.evaluation, 0, Stopwatch())
     if evaluation:
       writer.write({"step": 0, **evaluation})
-    _go_through(training, start, checkpoints, writer, interruption, lock)
+    _go_through(training, start, progress, checkpoints, writer, interruption, lock)
   finally:
     writer.close()
   _log.info("finished %d steps in %s: %s", config.steps - start, format_seconds(time.monotonic() - started), workdir)
@@ -110,10 +114,9 @@ def _make_ready(workdir: epath.Path, start: int | None, config) -> None:
     _log.info("NEW RUN in %s, %d steps", workdir, config.steps)
 
 
-def _go_through(training: Training, start: int, checkpoints: Checkpoints, writer: MetricsWriter,
+def _go_through(training: Training, start: int, progress: Progress, checkpoints: Checkpoints, writer: MetricsWriter,
                 interruption: Interruption, lock: Lock) -> None:
-  config = training.config
-  progress, watch = Progress(config.steps, config.log.every), Stopwatch()
+  config, watch = training.config, Stopwatch()
   for number in range(start + 1, config.steps + 1):
     last = number == config.steps
     try:
@@ -124,7 +127,7 @@ def _go_through(training: Training, start: int, checkpoints: Checkpoints, writer
       writer.write({"step": number, **error.row, **watch.metrics()})
       raise
     interruption.done = number
-    evaluation = training.evaluation(number, watch)
+    evaluation = progress.timed(training.evaluation, number, watch)
     interrupted = not last and interruption.asked()
     if not (last or interrupted):
       training.begin(watch)  # the device works while this step is written down

@@ -11,6 +11,7 @@ import time
 from absl import logging as absl_logging
 from etils import epath
 
+from gdsd_jax import screen
 from gdsd_jax.parallel.processes import is_first_process
 from gdsd_jax.runs import weights_and_biases
 from gdsd_jax.runs.files import JsonLines, write_whole
@@ -20,10 +21,12 @@ _log = logging.getLogger(__name__)
 
 
 def log_to_stdout() -> None:
-  """Shows this package's messages as plain lines on standard output, in a terminal or a log file alike.
+  """Shows this package's messages as plain lines on standard output; below them, in a terminal, what is waited for.
 
   Among several processes the first shows them: what it warns of the others would warn of, too.
   """
+  if is_first_process():
+    screen.open_line()
   handler = logging.StreamHandler(sys.stdout)
   handler.setFormatter(logging.Formatter("%(message)s"))
   logger = logging.getLogger("gdsd_jax")
@@ -141,35 +144,6 @@ def plot_reward(rows, path: epath.Path, window: int = 10) -> None:
   figure.savefig(image, format="png", dpi=120)
   plt.close(figure)
   write_whole(path, image.getvalue())
-
-
-class Progress:
-  """A line now and then: the numbers of a step, speed and time left."""
-
-  def __init__(self, steps: int, every: int):
-    self.steps, self.every = steps, every
-    self._started, self._first = time.monotonic(), None
-
-  def show(self, step: int, numbers: str) -> None:
-    """Prints a line for a step, if one is due. The first step, which compiles, counts for no speed but its own."""
-    now = time.monotonic()
-    if self._first is None:
-      self._first, speed, self._started = step, now - self._started, now
-    elif step % self.every and step != self.steps:
-      return
-    else:
-      speed = (now - self._started) / (step - self._first)
-    _log.info(
-      "step %*d/%d  %s  %.2f s/step  %s left", len(str(self.steps)), step, self.steps, numbers, speed,
-      format_seconds(speed * (self.steps - step)),
-    )
-
-
-def format_seconds(seconds: float) -> str:
-  """3725 -> "1h02m"."""
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
 
 
 class Stopwatch:

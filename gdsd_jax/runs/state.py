@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gdsd_jax.compiling import compiling
 from gdsd_jax.diffusion.config import Rollout
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import param_shardings, replicated
@@ -54,7 +55,8 @@ def init_state(denoiser: Denoiser, params, optimizer, seed: int, with_reference:
                       reference=reference if with_reference else None, key=jax.random.key(seed))
 
   shardings = state_shardings(jax.eval_shape(make, trained), denoiser, optimizer, mesh)
-  state = jax.jit(make, out_shardings=shardings.replace(frozen={}))(trained)
+  with compiling("the state of the optimizer", least=1.0):
+    state = jax.jit(make, out_shardings=shardings.replace(frozen={}))(trained)
   return state.replace(frozen=frozen)
 
 

@@ -1,6 +1,7 @@
 """Supervised fine-tuning of a loaded model by masked diffusion, on the assistant's turns of chats."""
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import functools
 import logging
 from pathlib import Path
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from gdsd_jax.checks import require, require_positions
+from gdsd_jax.compiling import compiling
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh
@@ -22,8 +24,9 @@ from gdsd_jax.runs.digits import significant
 from gdsd_jax.runs.export import check_layout, check_out, origin_of_run, write_model
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training
-from gdsd_jax.runs.metrics import Progress, Stopwatch
+from gdsd_jax.runs.metrics import Stopwatch
 from gdsd_jax.runs.optimizer import make_optimizer
+from gdsd_jax.runs.progress import Progress
 from gdsd_jax.runs.provenance import check_inputs, provenance_of
 from gdsd_jax.runs.saved_config import open_workdir
 from gdsd_jax.runs.state import init_state, TrainState
@@ -117,7 +120,7 @@ class Finetuning(Training):
     self.stream = ExampleStream(train.fitting, config.seed)
     self.optimizer = make_optimizer(config.optimizer, config.steps)
     self.state = init_state(self.denoiser, params, self.optimizer, config.seed, self.with_reference, self.mesh)
-    self._compiled = set()
+    self._compiled, self.evaluate_every = set(), config.eval.every if self.validation is not None else None
 
   def read(self, tokenizer) -> tuple[Fitting, Fitting | None]:
     """What is learnt, and what is validated on."""
@@ -128,15 +131,16 @@ class Finetuning(Training):
     static = {"denoiser": self.denoiser, "optimizer": self.optimizer, "accumulation": config.optimizer.accumulation}
     with watch.phase("update"):
       batch, width = self._batch(self.stream.take(config.batch_size))
-      self.tell_compiling(batch[0])
-      self.state, metrics = _finetuning_step(self.state, batch, prompt_length=width, **static)
+      with self.telling("the step", batch[0]):
+        self.state, metrics = _finetuning_step(self.state, batch, prompt_length=width, **static)
       return row_of(number, metrics, config.optimizer, config.steps, self.state)
 
-  def tell_compiling(self, tokens: jax.Array) -> None:
-    """Says so before the first step on tokens of this shape."""
-    if tokens.shape not in self._compiled:
-      self._compiled.add(tokens.shape)
-      _log.info("compiling the step for %d chats of up to %d tokens", *tokens.shape)
+  def telling(self, what: str, tokens: jax.Array):
+    """A context for the call of `what`, which says that it is compiled if it is the first on tokens of this shape."""
+    if (what, tokens.shape) in self._compiled:
+      return contextlib.nullcontext()
+    self._compiled.add((what, tokens.shape))
+    return compiling("{} of {} texts of up to {} tokens".format(what, *tokens.shape))
 
   def evaluation(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     """Means over the validation examples, with the same masks every time; nothing where there are none."""
@@ -156,8 +160,9 @@ class Finetuning(Training):
   def validate(self, chats, size: int, key) -> tuple[dict[str, Any], Any]:
     """Sums over validation examples, `size` at most, by name; and what to divide them by for means, such as tokens."""
     batch, width = self._batch(chats, size)
-    loss, tokens = _validation_loss(
-      self.state.student_params, key, batch, denoiser=self.denoiser, prompt_length=width)
+    with self.telling("the validation loss", batch[0]):
+      loss, tokens = _validation_loss(
+        self.state.student_params, key, batch, denoiser=self.denoiser, prompt_length=width)
     return {"loss": float(loss) * int(tokens)}, tokens
 
   def _batch(self, chats, size: int | None = None):

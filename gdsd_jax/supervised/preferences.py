@@ -51,9 +51,10 @@ class PreferenceFinetuning(Finetuning):
       scoring, scored = self._scored(self.stream.take(config.batch_size), key, accumulation)
       jax.block_until_ready(scored)
     with watch.phase("update"):
-      self.state, metrics = distillation_step(
-        self.state, DistillationBatch(scoring, scored), denoiser=self.denoiser, objective=config.objective,
-        optimizer=self.optimizer, accumulation=accumulation)
+      with self.telling("the step", scoring.tokens):
+        self.state, metrics = distillation_step(
+          self.state, DistillationBatch(scoring, scored), denoiser=self.denoiser, objective=config.objective,
+          optimizer=self.optimizer, accumulation=accumulation)
       del metrics["skipped"]  # what is not finite ends the run
       return row_of(number, metrics, config.optimizer, config.steps, self.state)
 
@@ -68,10 +69,10 @@ class PreferenceFinetuning(Finetuning):
     tokens, _, attended, width = self.joined(chats)
     lengths = np.array([chat.length for chat in chats], np.int32)
     drawn = self._draw(key, *self.spread(tokens, attended, lengths), prompt_length=width)
-    self.tell_compiling(drawn.scoring.tokens)
     score = functools.partial(
       score_rollouts, denoiser=self.denoiser, objective=self.config.objective, accumulation=accumulation)
-    student = score(self.state.student_params, drawn.scoring)
+    with self.telling("the scores", drawn.scoring.tokens):
+      student = score(self.state.student_params, drawn.scoring)
     ref = score(self.state.reference_params, drawn.scoring)
     return drawn.scoring, ScoredRollouts.of(drawn.rollouts, views=drawn.views, student=student, old=None, ref=ref)
 

@@ -1,6 +1,7 @@
 """Makes a small denoiser from nothing: its tokenizer, its data, and masked-diffusion training (the embedded model)."""
 
 from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -16,6 +17,7 @@ import numpy as np
 import optax
 
 from gdsd_jax.checks import require
+from gdsd_jax.compiling import compiling
 from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.chat_format import PRESETS
@@ -30,8 +32,9 @@ from gdsd_jax.runs.export import check_layout, check_out, origin_of_run
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.lock import locked
 from gdsd_jax.runs.loop import run_training, Training
-from gdsd_jax.runs.metrics import Progress, Stopwatch
+from gdsd_jax.runs.metrics import Stopwatch
 from gdsd_jax.runs.optimizer import make_optimizer
+from gdsd_jax.runs.progress import Progress
 from gdsd_jax.runs.provenance import check_inputs, provenance_of
 from gdsd_jax.runs.saved_config import open_workdir
 from gdsd_jax.runs.state import TrainState
@@ -124,7 +127,7 @@ class _Pretraining(Training):
       step=jnp.zeros((), jnp.int32), params=params, frozen={}, opt_state=self.optimizer.init(params), reference=None,
       key=jax.random.key(config.seed),
     )
-    self._started = time.monotonic()
+    self._started, self._compiled, self.evaluate_every = time.monotonic(), False, config.eval_every
 
   def _make_tokenizer(self, examples) -> tuple[DenoiserConfig, Any]:
     """(config of the model, its tokenizer), trained on the texts of the task."""
@@ -153,7 +156,10 @@ class _Pretraining(Training):
   def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     data = self._data[int(number > self.config.careless_after)]
     rows = self._rng.integers(0, len(data[0]), self.config.batch_size)
-    self.state, metrics = _train_step(self.denoiser, self.optimizer, self.state, *(part[rows] for part in data))
+    batch = [part[rows] for part in data]
+    with contextlib.nullcontext() if self._compiled else compiling("the step"):
+      self.state, metrics = _train_step(self.denoiser, self.optimizer, self.state, *batch)
+    self._compiled = True
     return row_of(number, metrics, self.config.optimizer, self.config.steps, self.state)
 
   def evaluation(self, number: int, watch: Stopwatch) -> dict[str, Any]:

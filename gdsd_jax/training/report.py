@@ -1,5 +1,6 @@
 """What an RL run tells of itself: on the screen, and of each step's rollouts in its metrics."""
 
+import collections
 from collections.abc import Callable, Mapping
 import json
 import logging
@@ -18,6 +19,8 @@ from gdsd_jax.training.diversity import group_diversity
 
 _log = logging.getLogger(__name__)
 
+LAST_STEPS = 10  # that a reward's mean is over
+
 
 def announce(config: RunConfig, state: TrainState, mesh: Mesh) -> None:
   """Says what is trained on what, and where."""
@@ -29,6 +32,7 @@ def announce(config: RunConfig, state: TrainState, mesh: Mesh) -> None:
     "" if trained == size else f", {trained / 1e6:.3g} M of them in the adapter", jax.default_backend(), devices,
     config.prompts_per_step, config.group_size,
   )
+  _log.info("reward: mean of a step's rollouts (last %d steps against before training)", LAST_STEPS)
 
 
 def rollout_metrics(scored: GradedCompletions, group_size: int) -> dict[str, float]:
@@ -59,12 +63,34 @@ def evaluation_row(step: int, evaluate: Callable[[], dict[str, float]]) -> dict[
   return {f"eval/{name}": value for name, value in found.items()}
 
 
-def numbers_of(row: Mapping[str, Any]) -> str:
-  """What a line of progress tells of a step."""
+class Learning:
+  """By how much the reward has risen: its mean over the last steps, above that of before the first step."""
+
+  def __init__(self):
+    self._before, self._last = None, collections.deque(maxlen=LAST_STEPS)
+
+  def see(self, row: Mapping[str, Any]) -> None:
+    """Takes a row of metrics.jsonl into account."""
+    reward = row.get("reward")
+    if reward is None or not math.isfinite(reward):
+      return
+    if self._before is None:
+      self._before = reward
+    if row["step"] > 0:
+      self._last.append(reward)
+
+  @property
+  def gain(self) -> float:
+    """0 before there was a step."""
+    return sum(self._last) / len(self._last) - self._before if self._last else 0.0
+
+
+def numbers_of(row: Mapping[str, Any], gain: float) -> tuple[str, list[str]]:
+  """What a line of progress tells of a step that has a reward: its numbers, and details that it may leave out."""
   rewards = {name.removeprefix("reward/"): value for name, value in row.items() if name.startswith("reward/")}
-  named = ", ".join(f"{name} {value:.2f}" for name, value in rewards.items() if not math.isnan(value))
-  loss, kl = significant(row["loss"]), significant(row.get("kl", 0.0))
-  return f"reward {row['reward']:.3f} ({named})  loss {loss}  kl {kl}"
+  details = [f"{name} {significant(value, 2)}" for name, value in rewards.items() if not math.isnan(value)]
+  kl = f"  kl {significant(row['kl'], 2)}" if "kl" in row else ""
+  return f"reward {significant(row['reward'], 3)} ({'+' * (gain >= 0)}{significant(gain, 2)}){kl}", details
 
 
 def show_rollouts(scored: GradedCompletions, count: int = 3) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 import time
 
-from gdsd_jax.runs.metrics import format_seconds
+from gdsd_jax.waiting import format_seconds
 
 
 class SweepProgress:

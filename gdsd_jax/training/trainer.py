@@ -19,11 +19,12 @@ from gdsd_jax.parallel.mesh import whole_batch
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.export import check_out, origin_of_run, write_model
-from gdsd_jax.runs.files import local_folder, run_folder
+from gdsd_jax.runs.files import local_folder, read_rows, run_folder
 from gdsd_jax.runs.given import as_run_config, with_own
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training, TrainingError
-from gdsd_jax.runs.metrics import Progress, Stopwatch
+from gdsd_jax.runs.metrics import Stopwatch
+from gdsd_jax.runs.progress import Progress
 from gdsd_jax.runs.recipe_files import run_name
 from gdsd_jax.runs.saved_config import open_workdir
 from gdsd_jax.runs.state import sync_reference, TrainState
@@ -33,7 +34,7 @@ from gdsd_jax.training.group_filter import GroupFilter
 from gdsd_jax.training.idle import IdleSteps
 from gdsd_jax.training.overlap import Overlap
 from gdsd_jax.training.prepare import prepare
-from gdsd_jax.training.report import announce, evaluation_row, numbers_of, rollout_metrics, show_rollouts
+from gdsd_jax.training.report import announce, evaluation_row, Learning, numbers_of, rollout_metrics, show_rollouts
 from gdsd_jax.training.updates import Updates
 
 _log = logging.getLogger(__name__)
@@ -69,7 +70,8 @@ class Trainer(Training):
     self.overlap = Overlap(self.sampler, ExampleStream(start.train, config.seed), config)
     self.updates = Updates(config, self.denoiser, self.optimizer, self.mesh)
     self.filter = GroupFilter(config, self.sampler)
-    self._idle = IdleSteps(config.group_size)
+    self.evaluate_every = config.eval.every
+    self._idle, self._learning = IdleSteps(config.group_size), Learning()
     self._failures = 0  # steps in a row that were skipped
     self._scored: GradedCompletions | None = None  # what the last step trained on, None if its rewards failed
     self._sync_reference = jax.jit(functools.partial(sync_reference, mix=config.distillation.reference_sync_mix))
@@ -79,7 +81,6 @@ class Trainer(Training):
     with self._interruption:
       announce(self.config, self.state, self.mesh)
       run_training(self, self._interruption)
-      self._idle.end()
 
   def stop(self) -> None:
     """Ends `train` after the step under way, which is saved, by `Interrupted`."""
@@ -124,6 +125,9 @@ class Trainer(Training):
   def restore(self, state: TrainState, values: Mapping[str, Any]) -> None:
     self.overlap.restore(values["data_position"], state.ahead)
     self.state, self._failures = state.replace(ahead=None), values.get("failures", 0)
+    for row in read_rows(self.workdir / "metrics.jsonl"):
+      if row["step"] <= int(self.state.step):
+        self._learning.see(row)
 
   def begin(self, watch: Stopwatch) -> None:
     with watch.phase("rollout"):
@@ -135,7 +139,7 @@ class Trainer(Training):
     self.sampler.task.begin_step(number, self.config.steps)
     try:
       row, self._scored = self.iterate(watch)
-      self._idle.see(self._scored)
+      self._idle.see(number, self._scored)
       if row["skipped"] == updates:
         cause = f"no update had a finite loss and gradient (loss {row['loss']})"
     except RewardError as error:
@@ -183,13 +187,16 @@ class Trainer(Training):
       row = evaluation_row(number, self.evaluate)
     for callback in self.callbacks:
       callback.after_evaluation(self, number, row)
-    # There are no rollouts before the first step, whose reward its row would have.
-    return row if number else {"reward": row.get("eval/sampled_reward", row.get("eval/reward")), **row}
+    if number == 0:  # there are no rollouts before the first step, whose reward its row would have
+      row = {"reward": row.get("eval/sampled_reward", row.get("eval/reward")), **row}
+      self._learning.see({"step": 0, **row})
+    return row
 
   def show(self, row: Mapping[str, Any], progress: Progress) -> None:
     if self._scored is None:
       return
-    progress.show(row["step"], numbers_of(row))
+    self._learning.see(row)
+    progress.show(row["step"], *numbers_of(row, self._learning.gain))
     every = self.config.log.rollouts_every
     if every and (row["step"] - 1) % every == 0:
       show_rollouts(self._scored)

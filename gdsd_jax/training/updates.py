@@ -1,12 +1,13 @@
 """The updates of an iteration: views of its rollouts, scores in them, and one distillation step after the other."""
 
+import contextlib
 import functools
-import logging
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gdsd_jax.compiling import compiling
 from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.generation.rollout import GradedCompletions
 from gdsd_jax.models.denoiser import Denoiser
@@ -22,8 +23,6 @@ from gdsd_jax.runs.metrics import Stopwatch
 from gdsd_jax.runs.optimizer import last_rate
 from gdsd_jax.runs.state import TrainState
 from gdsd_jax.runs.step import distillation_step, score_rollouts
-
-_log = logging.getLogger(__name__)
 
 
 class Updates:
@@ -44,13 +43,12 @@ class Updates:
     rollouts, prompt_length = self.rollouts(graded), sampled.prompt.shape[1]
     draw = lambda key, update, fixed=False: self._draw(key, rollouts, update, prompt_length=prompt_length, fixed=fixed)
     keys = jax.random.split(key, count if fresh else 1)
-    views = [draw(key, np.int32(i)) for i, key in enumerate(keys)]
-    fixed = draw(jax.random.fold_in(key, count), np.int32(0), fixed=True)
-    batch = lambda views: self._batch(sampled.prompt, sampled.prompt_mask, rollouts, views.inputs)
     shape = len(rollouts.tokens), prompt_length + rollouts.tokens.shape[1]
-    if shape not in self.compiled:
-      self.compiled.add(shape)
-      _log.info("compiling scores and distillation step for %d rollouts of %d tokens", *shape)
+    told = self._telling(shape)
+    with told("the views", least=1.0):
+      views = [draw(key, np.int32(i)) for i, key in enumerate(keys)]
+      fixed = draw(jax.random.fold_in(key, count), np.int32(0), fixed=True)
+    batch = lambda views: self._batch(sampled.prompt, sampled.prompt_mask, rollouts, views.inputs)
     drawn = [batch(each) for each in views]
     score = functools.partial(score_rollouts, with_entropy=True, **self._static)
     with watch.phase("score"):
@@ -58,7 +56,8 @@ class Updates:
       # condition on the scores of every completion, whoever sampled it. Old says where the trust region lies, which is
       # around the student that is about to move. Around the one before, the clip would take the last iteration's
       # updates for a part of this one's, and hold most of the rest back.
-      old = [score(state.student_params, part) for part in (drawn if self.objective.needs_old else drawn[:1])]
+      with told("the scores"):
+        old = [score(state.student_params, part) for part in (drawn if self.objective.needs_old else drawn[:1])]
       reference = None if state.reference is None else state.reference_params
       ref = [None if reference is None else score(reference, part) for part in drawn]
       if fixed is not None:
@@ -78,15 +77,23 @@ class Updates:
         scored = ScoredRollouts.of(
           rollouts, views=views[at], student=current, old=old[at] if self.objective.needs_old else None, ref=ref[at],
           fixed=fixed)
-        state, told = distillation_step(state, DistillationBatch(drawn[at], scored), optimizer=self.optimizer,
-                                        **self._static)
-        metrics.append(told)
+        with told("the distillation step") if i == 0 else contextlib.nullcontext():
+          state, numbers = distillation_step(state, DistillationBatch(drawn[at], scored), optimizer=self.optimizer,
+                                             **self._static)
+        metrics.append(numbers)
       metrics = jax.device_get(metrics)
     over_updates = lambda name: np.max if name.startswith("largest_") else np.mean
     row = {name: float(over_updates(name)([m[name] for m in metrics])) for name in metrics[0]}
     row |= {name: float(value) for name, value in jax.device_get(before).items() if value is not None}
     row["learning_rate"] = last_rate(self.config.optimizer, self.config.updates, state.opt_state)
     return state, {**row, "skipped": int(sum(m["skipped"] for m in metrics))}
+
+  def _telling(self, shape: tuple[int, int]):
+    """What says that something of rollouts of this shape is compiled; from their second batch on it says nothing."""
+    if shape in self.compiled:
+      return lambda *_, **__: contextlib.nullcontext()
+    self.compiled.add(shape)
+    return lambda what, **options: compiling(f"{what} of {shape[0]} rollouts of {shape[1]} tokens", **options)
 
   def rollouts(self, graded: GradedCompletions) -> Rollouts:
     """What an objective knows of them, laid over the mesh."""

@@ -1,0 +1,71 @@
+"""A line now and then while a run goes on: the numbers of a step, its speed, and the time that is left."""
+
+from collections.abc import Callable, Sequence
+import logging
+from typing import Any
+
+from rich.cells import cell_len
+
+from gdsd_jax.runs.digits import significant
+from gdsd_jax.waiting import clock, format_seconds
+
+_log = logging.getLogger(__name__)
+
+_COLUMNS = 100  # of a line
+
+
+class Progress:
+  """Tells of a run of so many steps, every so often.
+
+  The time that is left is that of the steps and of the evaluations to come, each as long as those before. What was
+  compiled in between does not count. Nor does the first step once there are others: it does much for the first time.
+
+  Args:
+    steps: the last one's number.
+    every: steps between lines; the first and the last have one, too.
+    evaluate_every: steps between evaluations, of which there is one after the last, too; None without.
+  """
+
+  def __init__(self, steps: int, every: int, evaluate_every: int | None = None):
+    self.steps, self.every, self.evaluate_every = steps, every, evaluate_every
+    self._began, self._first = clock(), None  # where the steps begin that count, and the one before them
+    self._evaluating, self._evaluated, self._evaluations = 0.0, 0.0, 0  # seconds since then; in all, and their number
+
+  def timed(self, evaluate: Callable[..., dict[str, Any]], *arguments) -> dict[str, Any]:
+    """What `evaluate` finds; where that is nothing, it was no evaluation."""
+    began = clock()
+    if found := evaluate(*arguments):
+      seconds = max(clock() - began, 0.0)
+      self._evaluating, self._evaluated = self._evaluating + seconds, self._evaluated + seconds
+      self._evaluations += 1
+    return found
+
+  def show(self, step: int, numbers: str, details: Sequence[str] = ()) -> None:
+    """Shows a line for a step that is over, if one is due: of the `details` as many as its 100 columns hold."""
+    is_first, now = self._first is None, clock()
+    done = 1 if is_first else step - self._first
+    speed = max(now - self._began - self._evaluating, 0.0) / done
+    if is_first:
+      self._first, self._began, self._evaluating = step, now, 0.0
+    elif step % self.every and step != self.steps:
+      return
+    left = speed * (self.steps - step) + self._evaluations_left(step)
+    line = (f"step {step:{len(str(self.steps))}}/{self.steps}  {numbers}  {significant(speed, 2)} s/step "
+            f" {format_seconds(left)} left")
+    _log.info("%s%s", line, _those_that_fit(details, _COLUMNS - cell_len(line)))
+
+  def _evaluations_left(self, step: int) -> float:
+    """Seconds that they take."""
+    if step >= self.steps or not self._evaluations or self.evaluate_every is None:
+      return 0.0
+    count = (self.steps - 1) // self.evaluate_every - step // self.evaluate_every + 1
+    return count * self._evaluated / self._evaluations
+
+
+def _those_that_fit(details: Sequence[str], columns: int) -> str:
+  """The first of the details, in brackets, and "…" for the others."""
+  for count in range(len(details), -1, -1):
+    text = f"  ({', '.join([*details[:count], *['…'] * (count < len(details))])})"
+    if details and cell_len(text) <= columns:
+      return text
+  return ""
