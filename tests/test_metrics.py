@@ -19,9 +19,8 @@ from gdsd_jax.runs import files, metrics
 from gdsd_jax.runs.config import LogConfig
 from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.files import read_rows
-from gdsd_jax.runs.metrics import format_seconds, MetricsWriter, Progress, Stopwatch
+from gdsd_jax.runs.metrics import MetricsWriter, Stopwatch
 from gdsd_jax.runs.saved_config import open_workdir
-from gdsd_jax.training.report import numbers_of
 
 ROW = {"step": 1, "reward": 0.5, "loss": 0.25, "kl": 0.1, "reward/format": 0.25, "seconds/step": 2.0}
 
@@ -200,38 +199,6 @@ def test_tensorboard_can_be_off(tmp_path):
   assert not (tmp_path / "tensorboard").exists()
 
 
-def test_progress_shows_reward_speed_and_time_left(clock, screen):
-  progress = Progress(steps=100, every=1)
-  clock.now += 50
-  progress.show(1, numbers_of(ROW))
-  clock.now += 6
-  progress.show(3, numbers_of(ROW))
-  assert screen.messages[-1] == (
-    "step   3/100  reward 0.500 (format 0.25)  loss 0.2500  kl 0.1000  3.00 s/step  4m51s left"
-  )
-
-
-def test_progress_judges_the_first_step_by_its_own_time(clock, screen):
-  progress = Progress(steps=11, every=1)
-  clock.now += 2
-  progress.show(1, numbers_of(ROW))
-  assert screen.messages == [
-    "step  1/11  reward 0.500 (format 0.25)  loss 0.2500  kl 0.1000  2.00 s/step  0m20s left"
-  ]
-
-
-@pytest.mark.parametrize("first, every, shown", [(1, 4, [1, 4, 8, 10]), (1, 1, list(range(1, 11))), (6, 4, [6, 8, 10])])
-def test_progress_shows_the_first_the_last_and_every_nth_step(clock, screen, first, every, shown):
-  progress = Progress(steps=10, every=every)
-  for step in range(first, 11):
-    progress.show(step, "loss 0.5")
-  assert [int(message.split()[1].partition("/")[0]) for message in screen.messages] == shown
-
-
-def test_progress_without_a_reference_shows_no_divergence():
-  assert "kl 0" in numbers_of({name: value for name, value in ROW.items() if name != "kl"})
-
-
 def test_phases_of_a_step_are_timed(clock):
   watch = Stopwatch()
   for name, seconds in (("rollout", 3), ("update", 2), ("rollout", 1)):
@@ -243,14 +210,6 @@ def test_phases_of_a_step_are_timed(clock):
 
 def test_a_step_whose_phases_nobody_times_tells_no_seconds(clock):
   assert Stopwatch().metrics() == {}
-
-
-@pytest.mark.parametrize("seconds, text", [
-  (0, "0m00s"), (0.4, "0m00s"), (59.4, "0m59s"), (59.6, "1m00s"), (61, "1m01s"), (3599, "59m59s"), (3599.7, "1h00m"),
-  (3725, "1h02m"), (360_000, "100h00m"),
-])
-def test_seconds_are_shown_in_the_units_of_a_reader(seconds, text):
-  assert format_seconds(seconds) == text
 
 
 # What fails beside the rows
