@@ -87,4 +87,6 @@ def _tiny():
   config.eval.prompt_buckets = (28,)  # the longest prompt has 22 tokens
   config.checkpoint.every = 5
   config.log.rollouts_every = 25
+  config.log.keep_every = 5  # so that rollouts.jsonl shows how it learns, in less than a megabyte
+  config.log.keep_groups = 4
   return config

@@ -75,4 +75,6 @@ def _tiny():
   config.eval.prompt_buckets = (36,)
   config.checkpoint.every = 5  # a save is 5 MB; the evaluated steps are among them, so that the best one is kept
   config.log.rollouts_every = 25
+  config.log.keep_every = 5  # so that rollouts.jsonl shows how it learns, in less than a megabyte
+  config.log.keep_groups = 4
   return config

@@ -97,4 +97,6 @@ def _tiny():
   config.eval.prompt_buckets = (28,)  # prompts have 26 tokens
   config.checkpoint.every = 5
   config.log.rollouts_every = 25
+  config.log.keep_every = 5  # so that rollouts.jsonl shows how it learns, in less than a megabyte
+  config.log.keep_groups = 4
   return config

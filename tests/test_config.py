@@ -75,6 +75,7 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
     "eval.factor": None, "eval.test_size": 5, "eval.eos_penalty": 0.25,
     "checkpoint.every": 2,
     "checkpoint.keep": 3, "mesh.data": 2, "mesh.fsdp": 3, "mesh.tensor": 4, "log.every": 5, "log.rollouts_every": 6,
+    "log.keep_every": 3, "log.keep_groups": 5, "log.keep_megabytes": 1.5,
     "log.trajectory": True, "log.plot_seconds": 7.0, "log.tensorboard": False, "log.wandb_project": "",
   }
   fields = base_config()
@@ -184,6 +185,9 @@ def test_a_task_has_fields_of_its_own():
   ("checkpoint.keep", 0),
   ("log.every", 0),
   ("log.rollouts_every", -1),
+  ("log.keep_every", -1),
+  ("log.keep_groups", 0),
+  ("log.keep_megabytes", 0.0),
 ])
 def test_a_bad_value_is_refused_in_one_line_that_begins_with_its_field(field, value):
   with pytest.raises(ValueError) as caught:
@@ -228,6 +232,7 @@ def test_weights_and_biases_without_its_package_is_refused(monkeypatch):
   {"objective__name": "espo"},
   {"objective__beta": 0.0},
   {"log__rollouts_every": 0},
+  {"log__keep_every": 0},
   {"sampler__temperature": 0.0},
   {"sampler__prompt_buckets": (36,)},
 ])

@@ -16,6 +16,7 @@ SMALL = {
   "group_size": 4, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4, "sampler.steps": 4,
   "objective.num_iterations": 1, "objective.num_mc": 1, "eval.every": 100, "eval.num_examples": 8,
   "eval.batch_size": 8, "checkpoint.every": 1,
+  "log.keep_every": 1,
 }
 
 
@@ -65,7 +66,8 @@ def test_a_run_on_gs_is_the_local_one_and_resumes(tmp_path, monkeypatch):
     train("gs://bucket/run", 2, **environment)
     assert "RESUMING the run in gs://bucket/run from step 2" in train("gs://bucket/run", 3, **environment)
     store = gcsfs.GCSFileSystem(endpoint_url=address, token="anon")
-    store.get("bucket/run/metrics.jsonl", str(tmp_path / "metrics.jsonl"))
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+      store.get(f"bucket/run/{name}", str(tmp_path / name))
     for name in ("config.json", "reward.png", "checkpoints/3/commit_success.txt"):
       assert store.exists(f"bucket/run/{name}")
     assert store.glob("bucket/run/tensorboard/*")
@@ -77,6 +79,7 @@ def test_a_run_on_gs_is_the_local_one_and_resumes(tmp_path, monkeypatch):
   for row, expected in zip(remote, local):
     for name in ("reward", "loss", "grad_norm"):
       assert row.get(name) == expected.get(name)
+  assert (tmp_path / "rollouts.jsonl").read_bytes() == (tmp_path / "local" / "rollouts.jsonl").read_bytes()
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ SMALL = {
   "steps": 4, "group_size": 4, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4,
   "sampler.steps": 4, "objective.num_iterations": 1, "objective.num_mc": 1, "optimizer.learning_rate": 1e-3,
   "eval.every": 100, "eval.num_examples": 8, "eval.batch_size": 8, "checkpoint.every": 2, "log.plot_seconds": 1000.0,
-  "log.tensorboard": False,
+  "log.tensorboard": False, "log.keep_every": 2,
 }
 
 
@@ -177,6 +177,8 @@ def saved_state(workdir, step):
 def assert_same_run(one, other, step):
   rows = [without_times(read_rows(workdir / "metrics.jsonl")) for workdir in (one, other)]
   assert rows[0] == rows[1]
+  kept = [(workdir / "rollouts.jsonl").read_bytes() for workdir in (one, other)]
+  assert kept[0] == kept[1] and b'"unmasked": [' in kept[0]
   states = [saved_state(workdir, step) for workdir in (one, other)]
   jax.tree.map(np.testing.assert_array_equal, *states)
 

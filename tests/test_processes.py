@@ -28,6 +28,7 @@ SMALL = {
   "steps": 4, "group_size": 4, "prompts_per_step": 2, "sampler.completion_length": 8, "sampler.block_length": 4,
   "sampler.steps": 4, "objective.num_iterations": 1, "objective.num_mc": 1, "eval.every": 100, "eval.num_examples": 8,
   "eval.batch_size": 8, "checkpoint.every": 2, "log.plot_seconds": 1000.0, "log.tensorboard": False,
+  "log.keep_every": 2,
 }
 
 
@@ -139,6 +140,17 @@ def test_two_processes_compute_what_one_computes(one, two):
     assert other_first[name] == first[name]
   for name in ("loss", "grad_norm"):
     np.testing.assert_allclose(other_first[name], first[name], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_rollouts_that_one_keeps(one, two):
+  rows, other = (read_rows(workdir / "rollouts.jsonl") for workdir in (one, two[0]))
+  assert [(row["step"], row["group"]) for row in other] == [(1, 0), (1, 1), (3, 0), (3, 1)]
+  for row, expected in zip(other[:2], rows):  # of the first step, sampled by the same parameters
+    assert (row["prompt"], row["reference"]) == (expected["prompt"], expected["reference"])
+    for completion, its in zip(row["completions"], expected["completions"], strict=True):
+      np.testing.assert_allclose(completion.pop("confidence"), its.pop("confidence"), rtol=1e-3)
+      assert completion == its
 
 
 @pytest.mark.slow
@@ -262,6 +274,8 @@ def test_sigkill_at_any_moment_loses_nothing(tmp_path):
   assert_same_state(saved_state(killed, 200), saved_state(undisturbed, 200))
   rows = [without_times(read_rows(workdir / "metrics.jsonl")) for workdir in (killed, undisturbed)]
   assert rows[0] == rows[1]
+  kept = [(workdir / "rollouts.jsonl").read_bytes() for workdir in (killed, undisturbed)]
+  assert kept[0] == kept[1]
 
 
 @pytest.mark.slow

@@ -87,6 +87,11 @@ def test_run_writes_what_it_promises(straight):
     assert 0 < row["entropy"] < np.log(416) and row["learning_rate"] == 1e-3
   for step in (0, 2, 4, 6):
     assert {"eval/accuracy", "eval/reward", "eval/sampled_reward"} <= rows[step].keys()
+  kept = read_rows(workdir / "rollouts.jsonl")
+  assert [(row["step"], row["group"]) for row in kept] == [(1, 0), (1, 1), (6, 0), (6, 1)]
+  for completion in (each for row in kept for each in row["completions"]):
+    assert completion["unmasked"] and sorted(set(completion["unmasked"])) == [0, 1, 2, 3]
+    assert "".join(completion["tokens"][:completion["length"]]) == completion["text"]
   assert json.loads((workdir / "config.json").read_text())["group_size"] == 4
   assert (workdir / "reward.png").read_bytes().startswith(b"\x89PNG")
   assert "NEW RUN" in output and "finished 6 steps" in output
@@ -122,7 +127,7 @@ def test_a_run_that_is_asked_to_stop_saves_first_and_meanwhile_nobody_else_write
 
 def test_what_cannot_be_had_again_is_kept_when_checkpoints_are_gone(straight, tmp_path):
   run = shutil.copytree(straight[0], tmp_path / "run")
-  kept = {name: (run / name).read_bytes() for name in ("metrics.jsonl", "config.json", "reward.png")}
+  kept = {name: (run / name).read_bytes() for name in ("metrics.jsonl", "rollouts.jsonl", "config.json", "reward.png")}
   shutil.rmtree(run / "checkpoints")
   result = launch(run, steps=1)
   [earlier] = run.glob("earlier-*")
@@ -144,6 +149,7 @@ def assert_resumed_as(undisturbed, workdir):
   assert "RESUMING" in result.stdout
   expected, actual = (without_times(read_rows(path / "metrics.jsonl")) for path in (undisturbed, workdir))
   assert actual == expected
+  assert (workdir / "rollouts.jsonl").read_bytes() == (undisturbed / "rollouts.jsonl").read_bytes()
   leaves, expected_leaves = (jax.tree.leaves(saved_state(path, 6)) for path in (workdir, undisturbed))
   assert len(leaves) == len(expected_leaves) > 10
   for leaf, expected_leaf in zip(leaves, expected_leaves):

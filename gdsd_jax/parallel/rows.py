@@ -1,6 +1,7 @@
 """Rows of a batch: a host holds, reads and scores only those that lie on its own devices."""
 
 from collections.abc import Callable
+import functools
 import math
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from gdsd_jax.parallel.mesh import batch_sharding
+from gdsd_jax.parallel.mesh import batch_sharding, replicated
 from gdsd_jax.parallel.processes import is_first_process
 
 
@@ -78,6 +79,19 @@ def fetch_rows(array: jax.Array, rows: np.ndarray) -> np.ndarray:
   parts = {shard.index[0].indices(array.shape[0])[0]: shard.data for shard in array.addressable_shards}
   held = {first + i: row for first, part in parts.items() for i, row in enumerate(np.asarray(part))}
   return np.stack([held[row] for row in rows]) if len(rows) else np.empty((0, *array.shape[1:]), array.dtype)
+
+
+def readable_rows(mesh: Mesh | None, tree, count: int):
+  """Arrays whose first `count` rows, those of a batch's arrays, this process can read by itself. Collective.
+
+  Returns before they are there. One process, which has all rows, is given them as they are.
+  """
+  return tree if jax.process_count() == 1 else _first_rows(mesh, count)(tree)
+
+
+@functools.cache
+def _first_rows(mesh: Mesh, count: int) -> Callable:
+  return jax.jit(lambda tree: jax.tree.map(lambda array: array[:count], tree), out_shardings=replicated(mesh))
 
 
 def fetch_whole(tree):

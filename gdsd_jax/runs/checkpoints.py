@@ -70,12 +70,14 @@ class Checkpoints:
         metrics=None if reward is None else {"reward": reward},
       )
 
-  def restore(self, state: TrainState, check: Callable[[dict[str, Any]], None]):
+  def restore(self, state: TrainState, check: Callable[[dict[str, Any]], None],
+              laid_out: Callable[[TrainState, dict[str, Any]], TrainState] = lambda state, run: state):
     """The newest checkpoint that can be read, and is finite. Newer ones are put aside, as damaged-STEP, and told of.
 
     Args:
       state: how the checkpoint is to be laid out; its values do not matter, but for what never changes.
       check: is called with a checkpoint's JSON values; raises ValueError when they are not this run's.
+      laid_out: gives `state` as a checkpoint with these JSON values has it.
 
     Returns:
       (state, run), or None when there is no checkpoint.
@@ -83,12 +85,12 @@ class Checkpoints:
     Raises:
       CheckpointError: there are checkpoints, and none of them can be used; or one cannot for a reason that may pass.
     """
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(state))
     damaged = {}  # step -> cause
     for step in sorted(self._manager.all_steps(), reverse=True):
       run = self._try(damaged, step, run=ocp.args.JsonRestore())
       if run is not None:
         check(run)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(laid_out(state, run)))
         restored = self._try(damaged, step, state=ocp.args.StandardRestore(abstract))
         if restored is not None and (name := _not_finite(restored)):
           damaged[step], restored = f"{name} holds values that are infinite or not a number", None

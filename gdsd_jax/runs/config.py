@@ -210,9 +210,14 @@ class RunConfig:
             + "".join("" if self.sampler.is_own else unset.get(name, "") for name in sorted(lacking)))
 
   @property
-  def remembered(self) -> frozenset[str]:
-    """What rollouts remember, for the objective and the log."""
+  def learnt(self) -> frozenset[str]:
+    """What rollouts must remember for the objective and the numbers of a step."""
     return self.objective.needs | ({"logp"} if self.log.trajectory else set())
+
+  @property
+  def remembered(self) -> frozenset[str]:
+    """What rollouts remember: `learnt`, and what is kept of them for people to look at."""
+    return self.learnt | ({"steps"} if self.log.keep_every and not self.sampler.is_own else set())
 
   @property
   def num_mc(self) -> int:

@@ -5,12 +5,14 @@ import logging
 
 from etils import epath
 
+from gdsd_jax.runs import rollouts_file
 from gdsd_jax.runs.files import read_rows, write_whole
 from gdsd_jax.runs.weights_and_biases import ID_FILE
 
 _log = logging.getLogger(__name__)
 
-_LEFT = ("metrics.jsonl", "config.json", "reward.png", "tensorboard", ID_FILE)
+_ROWS = ("metrics.jsonl", rollouts_file.FILE)  # files with a "step" in each row
+_LEFT = (*_ROWS, "config.json", "reward.png", "tensorboard", ID_FILE)
 
 
 def set_aside(workdir: epath.Path) -> epath.Path | None:
@@ -18,10 +20,8 @@ def set_aside(workdir: epath.Path) -> epath.Path | None:
 
   Where it has made no step, there is nothing to keep: None.
   """
-  file = workdir / "metrics.jsonl"
   try:
-    rows = read_rows(file)
-    if not any(row["step"] for row in rows):
+    if not any(row["step"] for name in _ROWS for row in read_rows(workdir / name)):
       return None
   except (ValueError, TypeError, KeyError):  # no rows of ours, or damaged ones: the more they are kept
     pass
@@ -37,17 +37,18 @@ def set_aside(workdir: epath.Path) -> epath.Path | None:
 
 
 def keep_rows(workdir: epath.Path, last_step: int, most: int) -> None:
-  """Copies metrics.jsonl to a folder earlier-DATE where a resumed run drops more rows than a kill leaves behind.
+  """Copies the run's rows to a folder earlier-DATE where it drops more, as it resumes, than a kill leaves behind.
 
   Args:
     workdir: the run's folder.
     last_step: the step that it goes on after; rows of later ones will be written again.
     most: so many rows a kill leaves at most.
   """
-  file = workdir / "metrics.jsonl"
-  if sum(row["step"] > last_step for row in read_rows(file)) > most:
+  if sum(row["step"] > last_step for row in read_rows(workdir / "metrics.jsonl")) > most:
     aside = _new_folder(workdir)
-    write_whole(aside / file.name, file.read_bytes())
+    for file in (workdir / name for name in _ROWS):
+      if file.is_file():
+        write_whole(aside / file.name, file.read_bytes())
     _log.info("the rows after step %d, whose checkpoints are gone, are kept in %s", last_step, aside)
 
 

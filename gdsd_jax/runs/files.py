@@ -113,6 +113,20 @@ def read_rows(path: epath.PathLike, parse: Callable[[bytes], Any] = _parse) -> l
   return rows
 
 
+def add_lines(path: epath.Path, lines: str, whole: Callable[[], str]) -> None:
+  """Adds lines to a file; returns once they are on the disk. Raises OSError, which names it.
+
+  An object store knows no adding: there it becomes the `whole`, which has the lines at its end.
+  """
+  if is_remote(path):
+    write_whole(path, whole())
+    return
+  with _named(path), path.open("a") as file:
+    file.write(lines)
+    file.flush()
+    os.fsync(file.fileno())
+
+
 class JsonLines:
   """A file of JSON values, one a line, that grows by whole lines.
 
@@ -126,14 +140,8 @@ class JsonLines:
     write_whole(self._path, _lines(self.rows))
 
   def append(self, rows: list) -> None:
-    """Adds rows; returns once they are on the disk, or in the object store (where the whole is written again)."""
-    if is_remote(self._path):
-      write_whole(self._path, _lines([*self.rows, *rows]))
-    else:
-      with _named(self._path), self._path.open("a") as file:
-        file.write(_lines(rows))
-        file.flush()
-        os.fsync(file.fileno())
+    """Adds rows; returns once they are on the disk, or in the object store."""
+    add_lines(self._path, _lines(rows), lambda: _lines([*self.rows, *rows]))
     self.rows += rows
 
 

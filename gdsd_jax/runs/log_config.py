@@ -14,6 +14,12 @@ class LogConfig:
 
   every: int = 1  # iterations between lines on the screen
   rollouts_every: int = 50  # iterations between printed rollouts; 0: never
+  # Iterations between those whose rollouts are kept in WORKDIR/rollouts.jsonl (docs/runs.md); 0: none are.
+  keep_every: int = 10
+  keep_groups: int = 2  # at most so many groups of an iteration, the first ones
+  # Size of that file at most. Where it would be larger, every second iteration in it is dropped, and from then on half
+  # as many are kept.
+  keep_megabytes: float = 16.0
   # Whether rollouts remember the log-probability of each token as it was drawn, and a step's row tells it beside the
   # ELBO's estimate (docs/metrics.md). The sampler's LM head then works twice.
   trajectory: bool = False
@@ -22,15 +28,23 @@ class LogConfig:
   wandb_project: str = ""  # Weights & Biases, when a project is named
 
   def __post_init__(self):
-    require_at_least(self, "log.", every=1, plot_seconds=0, rollouts_every=0)
+    require_at_least(self, "log.", every=1, plot_seconds=0, rollouts_every=0, keep_every=0, keep_groups=1)
+    require(self.keep_megabytes > 0, "log.keep_megabytes", f"must be positive, not {self.keep_megabytes}")
     installed = not self.wandb_project or importlib.util.find_spec("wandb") is not None
     require(installed, "log.wandb_project", "wandb is not installed; pip install 'gdsd_jax[wandb]'")
 
-  def check_trajectory(self, objective: Objective | None = None, sampler: SamplerConfig | None = None) -> None:
-    """Raises ValueError, one line, where `trajectory` cannot be told of a run; without an objective, of no RL run."""
+  def check_without_rollouts(self) -> None:
+    """Raises ValueError, one line, where something is set of rollouts, which runs of other kinds than RL have not."""
+    require(not self.trajectory, "log.trajectory", "must be False: only RL samples what it learns")
+    for name in ("rollouts_every", "keep_every", "keep_groups", "keep_megabytes"):
+      value, usual = getattr(self, name), getattr(LogConfig, name)
+      require(value in (0, usual), f"log.{name}",
+              f"{value} has no effect here: only RL samples what it learns; leave it at {usual}")
+
+  def check_trajectory(self, objective: Objective, sampler: SamplerConfig) -> None:
+    """Raises ValueError, one line, where `trajectory` cannot be told of an RL run."""
     if not self.trajectory:
       return
-    require(objective is not None, "log.trajectory", "must be False: only RL samples what it learns")
     name, scoring = objective.name, objective.scoring
     require(not sampler.is_own, "log.trajectory",
             f"must be False with {sampler.kind}: only llada and dream tell the log-probability of what they draw")

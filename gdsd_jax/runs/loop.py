@@ -51,6 +51,12 @@ class Training(Protocol):
     """Numbers of the evaluation after a step, 0 for before the first; "eval/reward" decides on the best checkpoint."""
     return {}  # none is due
 
+  def open_files(self, last_step: int) -> None:
+    """Opens files of the training's own; what is in them of steps after `last_step`, -1 for all, will come again."""
+
+  def write_files(self) -> None:
+    """Writes to them what belongs to the step that is done; returns once it is there."""
+
   def begin(self, watch: Stopwatch) -> None:
     """Lets the device begin the next step while this one is written down; the state must stay as it is."""
 
@@ -59,6 +65,10 @@ class Training(Protocol):
 
   def saved(self) -> tuple[TrainState, dict[str, Any]]:
     """What a checkpoint keeps: a state, and JSON values. Before the first step the state need only be laid out so."""
+
+  def laid_out(self, state: TrainState, values: Mapping[str, Any]) -> TrainState:
+    """How the state lies in a checkpoint with these JSON values, from how `saved` lays it out now."""
+    return state
 
   def restore(self, state: TrainState, values: Mapping[str, Any]) -> None:
     """Goes on from what a checkpoint kept."""
@@ -90,7 +100,9 @@ def _run(training: Training, interruption: Interruption, lock: Lock) -> None:
   if is_first_process():
     _make_ready(workdir, start if resumed else None, config)
     write_whole(workdir / "config.json", config_json(config, training.provenance) + "\n")
-  writer, started = MetricsWriter(workdir, start if resumed else -1, config), time.monotonic()
+  last_step = start if resumed else -1
+  training.open_files(last_step)
+  writer, started = MetricsWriter(workdir, last_step, config), time.monotonic()
   progress = Progress(config.steps, config.log.every, training.evaluate_every)
   try:
     evaluation = {} if resumed else progress.timed(training.evaluation, 0, Stopwatch())
@@ -136,6 +148,7 @@ def _go_through(training: Training, start: int, progress: Progress, checkpoints:
     lock.check()
     # Written before the checkpoint of the same step: a resumed run drops rows after its checkpoint, never lacks one.
     writer.write(row)
+    training.write_files()
     if number % config.checkpoint.every == 0 or last or interrupted:
       save(training, checkpoints, evaluation.get("eval/reward"))
     if interrupted:
@@ -171,7 +184,7 @@ def resume(training: Training, checkpoints: Checkpoints) -> bool:
     require(not different, "--workdir",
             f"the checkpoint in {training.workdir} has another config: {'; '.join(different)}")
 
-  restored = checkpoints.restore(training.saved()[0], check)
+  restored = checkpoints.restore(training.saved()[0], check, training.laid_out)
   if restored is None:
     return False
   training.restore(*restored)

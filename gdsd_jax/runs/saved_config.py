@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from gdsd_jax.checks import require
 from gdsd_jax.diffusion.config import BLOCK_LENGTH, KINDS, ONLY
-from gdsd_jax.runs import weights_and_biases
+from gdsd_jax.runs import rollouts_file, weights_and_biases
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import base_config, flatten, own_sections, run_config, section
 from gdsd_jax.runs.files import check_workdir, run_folder
@@ -32,7 +32,8 @@ _RESUMABLE = (
   "eval.factor", "eval.test_size",
   "eval.lengths", "eval.steps_per_token", "eval.block_length", "eval.prompt_buckets", "eval.prefill", "eval.prompt",
 )
-_OF_A_RUN = {"checkpoints": True, "tensorboard": True, FILE: False, "metrics.jsonl": False, "reward.png": False}
+_OF_A_RUN = {"checkpoints": True, "tensorboard": True, FILE: False, "metrics.jsonl": False, "reward.png": False,
+             rollouts_file.FILE: False}
 _BLOCKS = ("sampler.block_length", "eval.block_length")
 
 

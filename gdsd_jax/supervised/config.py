@@ -70,7 +70,7 @@ class FinetuningConfig:
     require(self.batch_size % parts == 0, "optimizer.accumulation",
             f"{parts} must divide batch_size, {self.batch_size}")
     self.optimizer.check_length(self.steps)
-    self.log.check_trajectory()
+    self.log.check_without_rollouts()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ class PretrainingConfig:
     require_at_least(self, "", steps=1, batch_size=1, eval_every=1, eval_examples=1, max_prompt_length=1)
     require(0 <= self.slips <= 1, "slips", f"must lie between 0 and 1, not {self.slips}")
     self.optimizer.check_length(self.steps)
-    self.log.check_trajectory()
+    self.log.check_without_rollouts()
 
 
 def pretraining_config(config: ConfigDict) -> PretrainingConfig:

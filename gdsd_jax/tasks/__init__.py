@@ -91,5 +91,6 @@ def try_out(task: Task, examples: Sequence[Mapping[str, Any]]) -> None:
   """
   if task.is_own:
     task.messages(examples[0])
+    task.reference_answer(examples[0])
     texts = ["No answer.", "The answer is 1."]
     task.grade(texts, [examples[0]] * 2, *([[[0], [0, 1]]] if task.takes_ids else []))

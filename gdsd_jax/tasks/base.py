@@ -94,6 +94,11 @@ class Task:
     """As `messages`, in launch/evaluate.py: some published evaluations ask otherwise than training does."""
     return self.messages(example)
 
+  def reference_answer(self, example: Mapping[str, Any]) -> str | None:
+    """A right answer, for people who look at completions; by default the example's `answer`. None: none is known."""
+    answer = example.get("answer")
+    return None if answer is None else str(answer)
+
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> Grade:
     """Rewards and accuracy of one completion's text."""
     cls = type(self)

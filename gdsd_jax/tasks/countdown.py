@@ -87,6 +87,9 @@ class CountdownTask(puzzles.PuzzleTask):
       return self.messages(example)
     return [{"role": "user", "content": official_prompts.COUNTDOWN_EVALUATION.format(**self.read_row(example))}]
 
+  def reference_answer(self, example: Mapping[str, Any]) -> str | None:
+    return self._solve(self.read_row(example))
+
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
     """The reward is for the last tagged answer; accuracy finds the expression elsewhere, too, see `_expression_in`.
 

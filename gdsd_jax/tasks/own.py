@@ -65,6 +65,10 @@ class OwnTask(base.Task):
       self._refuse(method, f"must give chat messages, each a dict of `role` and `content`, not {messages!r:.80}")
     return messages
 
+  def reference_answer(self, example: Mapping[str, Any]) -> str | None:
+    answer = self._call("reference_answer", example)
+    return None if answer is None else str(answer)
+
   def grade(self, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> list[base.Grade]:
     grades = self._call("grade", completions, examples)
     if not isinstance(grades, list | tuple) or not all(isinstance(grade, base.Grade) for grade in grades):

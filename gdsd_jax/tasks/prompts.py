@@ -94,14 +94,18 @@ class PromptsTask(SourcedTask):
       messages.insert(0, {"role": "system", "content": self.system_prompt})
     return messages
 
+  def reference_answer(self, example: Mapping[str, Any]) -> str | None:
+    if self.answer_column is None:
+      return super().reference_answer(example)
+    answer = str(example[self.answer_column])
+    return (answer if self.answer_after is None else answer.rpartition(self.answer_after)[2]).strip()
+
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
-    right = self._is_right(completion, str(example[self.answer_column]))
+    right = self._is_right(completion, self.reference_answer(example))
     return base.Grade({"correctness": right}, right)
 
   def _is_right(self, completion: str, answer: str) -> bool:
-    if self.answer_after is not None:
-      answer = answer.rpartition(self.answer_after)[2]
-    found, answer = self._extracted(completion), answer.strip()
+    found = self._extracted(completion)
     if found is None:
       return False
     values = numbers.whole_number(found), numbers.whole_number(answer)

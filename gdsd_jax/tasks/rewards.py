@@ -126,6 +126,9 @@ class RewardedTask(base.Task):
   def evaluation_messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     return self.task.evaluation_messages(example)
 
+  def reference_answer(self, example: Mapping[str, Any]) -> str | None:
+    return self.task.reference_answer(example)
+
   def grade(self, completions, examples, completion_ids=None, asked=None) -> list[base.Grade]:
     """Each function sees all completions at once. `completion_ids` are their tokens, for functions that ask.
 

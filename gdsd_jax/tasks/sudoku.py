@@ -50,6 +50,9 @@ class SudokuTask(puzzles.PuzzleTask):
     puzzle, _ = _puzzle_of(example)
     return [{"role": "user", "content": official_prompts.SUDOKU_EVALUATION.format(puzzle=puzzle)}]
 
+  def reference_answer(self, example: Mapping[str, Any]) -> str:
+    return _puzzle_of(example)[1]
+
   def grade_one(self, completion: str, example: Mapping[str, Any]) -> base.Grade:
     """The share of the empty cells that are filled right.
 

@@ -1,5 +1,7 @@
 """Sampling beside the host's work: the iteration that has begun, and rollouts that are one iteration ahead."""
 
+from collections.abc import Collection
+
 import jax
 import jax.numpy as jnp
 
@@ -67,8 +69,10 @@ class Overlap:
     """With async_rollouts, what the next iteration trains on, or before the first its shapes alone; None without."""
     if not self.config.async_rollouts:
       return None
-    if self._ahead is not None:
-      return self._ahead.rollout
+    return self.laid_out(self.sampler.needs) if self._ahead is None else self._ahead.rollout
+
+  def laid_out(self, remembered: Collection[str]) -> Rollout:
+    """Shapes of an iteration's rollouts that remember this."""
     shape = (self.config.rollouts_per_step, self.config.sampler.completion_length)
     split = batch_sharding(self.sampler.generator.mesh)
     of = lambda dtype, *more: jax.ShapeDtypeStruct((*shape, *more), dtype, sharding=split)
@@ -77,13 +81,13 @@ class Overlap:
     of_steps = lambda dtype: jax.ShapeDtypeStruct((rows, sampler.most_steps, length), dtype, sharding=split)
     rollout = Rollout(of(jnp.int32), of(jnp.float32), of(jnp.int32), of(jnp.float32), of(jnp.float32), kept,
                       Predictions(of_steps(jnp.int32), of_steps(jnp.float32)))
-    return rollout.only(self.sampler.needs)
+    return rollout.only(remembered)
 
   def restore(self, position: int, ahead: Rollout | None) -> None:
     """Goes on from a checkpoint: the position, and what `saved` gave."""
     self.position = position
     if ahead is not None:
-      self._ahead = self.sampler.restore(self._examples(position), ahead)
+      self._ahead = self.sampler.restore(self._examples(position), ahead.only(self.sampler.needs))
 
   def _sample(self, state: TrainState, position: int, key) -> PendingCompletions:
     examples = self._examples(position)

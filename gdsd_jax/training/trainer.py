@@ -32,6 +32,7 @@ from gdsd_jax.tasks import Task
 from gdsd_jax.training.callbacks import Callback
 from gdsd_jax.training.group_filter import GroupFilter
 from gdsd_jax.training.idle import IdleSteps
+from gdsd_jax.training.kept_rollouts import KeptRollouts
 from gdsd_jax.training.overlap import Overlap
 from gdsd_jax.training.prepare import prepare
 from gdsd_jax.training.report import announce, evaluation_row, Learning, numbers_of, rollout_metrics, show_rollouts
@@ -72,6 +73,7 @@ class Trainer(Training):
     self.filter = GroupFilter(config, self.sampler)
     self.evaluate_every = config.eval.every
     self._idle, self._learning = IdleSteps(config.group_size), Learning()
+    self._kept = KeptRollouts(config, self.sampler)
     self._failures = 0  # steps in a row that were skipped
     self._scored: GradedCompletions | None = None  # what the last step trained on, None if its rewards failed
     self._sync_reference = jax.jit(functools.partial(sync_reference, mix=config.distillation.reference_sync_mix))
@@ -119,8 +121,15 @@ class Trainer(Training):
     write_model(out, self.denoiser, self.state.student_params, self.config.model, merged, layout, made, origin)
 
   def saved(self) -> tuple[TrainState, dict[str, int]]:
-    values = {"data_position": self.overlap.position, "failures": self._failures}
+    values = {"data_position": self.overlap.position, "failures": self._failures,
+              "remembered": sorted(self.sampler.needs)}
     return self.state.replace(ahead=self.overlap.saved()), values
+
+  def laid_out(self, state: TrainState, values: Mapping[str, Any]) -> TrainState:
+    if state.ahead is None:
+      return state
+    remembered = values.get("remembered", self.config.learnt)  # earlier versions remembered no more
+    return state.replace(ahead=self.overlap.laid_out(remembered))
 
   def restore(self, state: TrainState, values: Mapping[str, Any]) -> None:
     self.overlap.restore(values["data_position"], state.ahead)
@@ -128,6 +137,12 @@ class Trainer(Training):
     for row in read_rows(self.workdir / "metrics.jsonl"):
       if row["step"] <= int(self.state.step):
         self._learning.see(row)
+
+  def open_files(self, last_step: int) -> None:
+    self._kept.open(self.workdir, last_step)
+
+  def write_files(self) -> None:
+    self._kept.write()
 
   def begin(self, watch: Stopwatch) -> None:
     with watch.phase("rollout"):
@@ -174,6 +189,7 @@ class Trainer(Training):
         chosen, told = self.filter(scored, lambda: self.sampler.grade(self.overlap.more(self.state, next(keys))))
       row |= told
     self.state, updates = self.updates(self.state, chosen, mask_key, watch)
+    self._kept.note(int(self.state.step), chosen)
     sync_every = distillation.reference_sync_every
     if self.state.reference is not None and sync_every and int(self.state.step) % sync_every == 0:
       self.state = self.state.replace(reference=self._sync_reference(self.state.reference, self.state.params))

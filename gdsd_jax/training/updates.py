@@ -97,18 +97,17 @@ class Updates:
 
   def rollouts(self, graded: GradedCompletions) -> Rollouts:
     """What an objective knows of them, laid over the mesh."""
-    rollout, group_size = graded.sampled.rollout, self.config.group_size
+    rollout = graded.sampled.rollout.only(self.config.learnt)
     rows = local_rows(self.mesh, len(rollout.tokens))
     laid_out = lambda values: spread(self.mesh, len(rollout.tokens), np.asarray(values)[rows])
-    groups = jnp.asarray(graded.total_reward).reshape(-1, group_size)
-    advantages = group_advantages(groups, self.config.advantages, self.config.distillation.scale_rewards)
+    advantages = advantages_of(graded, self.config)
     predictions = rollout.predictions and Predictions(
       rollout.predictions.tokens, rollout.predictions.confidence, laid_out(graded.predicted_rewards))
     lengths = np.minimum(graded.lengths + 1, rollout.tokens.shape[1]).astype(np.int32)  # with the end of text
     return Rollouts(tokens=rollout.tokens, lengths=laid_out(lengths), rewards=laid_out(graded.total_reward),
                     advantages=laid_out(advantages.reshape(-1)), confidence=rollout.confidence, steps=rollout.steps,
                     logp=rollout.logp, entropy=rollout.entropy, kept=rollout.kept, predictions=predictions,
-                    group_size=group_size)
+                    group_size=self.config.group_size)
 
   def _views(self, key, rollouts: Rollouts, update, *, prompt_length: int, fixed: bool) -> Views | None:
     drawing = drawing_of(self.config, prompt_length, self._static["denoiser"].config.end_token_ids)
@@ -120,6 +119,12 @@ class Updates:
     attended = jnp.ones(rollouts.tokens.shape, bool) if self.objective.attends_after_end else rollouts.counted
     join = lambda *parts: jnp.concatenate(parts, axis=1)
     return ScoringBatch(join(prompt, rollouts.tokens), join(prompt_mask, attended), inputs, rollouts.kept)
+
+
+def advantages_of(graded: GradedCompletions, config: RunConfig) -> jax.Array:
+  """The advantage of each rollout within its group, float32[B / G, G]."""
+  groups = jnp.asarray(graded.total_reward).reshape(-1, config.group_size)
+  return group_advantages(groups, config.advantages, config.distillation.scale_rewards)
 
 
 def drawing_of(config: RunConfig, prompt_length: int, end_token_ids: tuple[int, ...] = ()) -> Drawing:
