@@ -1,5 +1,6 @@
 """Sampling beside the host's work: rollouts in parts, iterations begun early, and rollouts sampled one ahead."""
 
+import json
 import os
 from pathlib import Path
 import signal
@@ -255,6 +256,20 @@ def test_an_async_run_goes_on_after_its_last_step_as_if_it_had_never_ended(tmp_p
     for steps in ends:
       Trainer(small_config(async_rollouts=True, steps=steps, **{"eval.every": 1}), workdir).train()
   assert_same_run(tmp_path / "straight", tmp_path / "twice", 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", [(0, 1), (1, 0)])
+def test_an_async_run_goes_on_where_its_rollouts_remember_more_or_less_than_before(tmp_path, keep):
+  """As a run of an earlier version does, whose rollouts did not remember their steps, and do not say so."""
+  for steps, keep_every in zip((2, 4), keep):
+    Trainer(small_config(async_rollouts=True, steps=steps, **{"log.keep_every": keep_every}), tmp_path).train()
+    if keep == (0, 1) and steps == 2:
+      [file] = (tmp_path / "checkpoints" / "2" / "run").glob("metadata")
+      file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "remembered"}))
+  assert [row["skipped"] for row in read_rows(tmp_path / "metrics.jsonl")[1:]] == [0, 0, 0, 0]
+  kept = {row["step"]: row["completions"][0]["unmasked"] is None for row in read_rows(tmp_path / "rollouts.jsonl")}
+  assert kept == ({3: True, 4: False} if keep == (0, 1) else {1: False, 2: False})
 
 
 @pytest.mark.parametrize("changes", [
