@@ -4,8 +4,7 @@ from collections.abc import Mapping
 import io
 from typing import Any
 
-from gdsd_jax.comparison.statistics import mean_interval, smoothed
-from gdsd_jax.comparison.summary import labels, reported
+from gdsd_jax.comparison.summary import labels, mean_curve
 
 
 def picture(report: Mapping[str, Any]) -> bytes:
@@ -26,8 +25,7 @@ def picture(report: Mapping[str, Any]) -> bytes:
   colors = {name: plt.get_cmap("tab10" if len(objectives) <= 10 else "tab20")(i) for i, name in enumerate(objectives)}
   for column, task in enumerate(tasks):
     for name in objectives:
-      _curve(axes[0, column], [smoothed(run["curve"], window) for run in reported(report, task, name)], window,
-             colors[name], name)
+      _curve(axes[0, column], *mean_curve(report, task, name), colors[name], name)
     axes[0, column].set(title=task, xlabel="step", ylabel=f"reward of rollouts, mean of {window} steps")
     axes[0, column].grid(alpha=0.3)
     _ends(axes[1, column], report["summary"][task], colors)
@@ -39,20 +37,13 @@ def picture(report: Mapping[str, Any]) -> bytes:
   return image.getvalue()
 
 
-def _curve(axes, curves, window: int, color, name: str) -> None:
-  if not any(curves):
+def _curve(axes, steps, intervals, color, name: str) -> None:
+  if not intervals:
     return
-  intervals = [mean_interval(values) for values in _by_step(curves)]
-  steps = range(window, window + len(intervals))
   axes.plot(steps, [interval.value for interval in intervals], color=color, label=name, linewidth=1.5)
   banded = [(step, interval.low, interval.high) for step, interval in zip(steps, intervals) if interval.low is not None]
   if banded:
     axes.fill_between(*zip(*banded), color=color, alpha=0.12, linewidth=0)
-
-
-def _by_step(curves) -> list[list[float]]:
-  """The values of all curves at each step that some have; a run that gave up is not among the later ones."""
-  return [[curve[at] for curve in curves if at < len(curve)] for at in range(max(map(len, curves)))]
 
 
 def _ends(axes, summary: Mapping[str, Any], colors) -> None:

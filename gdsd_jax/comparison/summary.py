@@ -27,6 +27,18 @@ def reported(report: Mapping[str, Any], task: str, objective: str) -> list[Mappi
           and run["seed"] in seeds and run["status"] != "unfinished"]
 
 
+def mean_curve(report: Mapping[str, Any], task: str, objective: str) -> tuple[range, list[Interval]]:
+  """(steps, means with their intervals) of the smoothed reward of the runs that are reported, at each step some have.
+
+  A run that gave up is not among the later ones.
+  """
+  window = report["config"]["window"]
+  curves = [smoothed(run["curve"], window) for run in reported(report, task, objective)]
+  count = max(map(len, curves), default=0)
+  means = [mean_interval([curve[at] for curve in curves if at < len(curve)]) for at in range(count)]
+  return range(window, window + count), means
+
+
 def labels(report: Mapping[str, Any]) -> tuple[list[str], list[str]]:
   """(tasks, objectives) of a report."""
   tasks = list(report["choices"])

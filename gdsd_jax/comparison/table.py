@@ -6,27 +6,42 @@ from typing import Any
 from gdsd_jax.comparison.summary import labels
 
 BEGIN, END = "<!-- made by launch/compare.py --report: begin -->", "<!-- end -->"
-_HEADS = ("objective", "rate", "seeds", "sampled reward", "greedy accuracy", "mean reward of training", "largest drop",
-          "collapsed", "CPU s/step", "inputs")
+HEADS = ("objective", "rate", "seeds", "sampled reward", "greedy accuracy", "mean reward of training", "largest drop",
+         "collapsed", "CPU s/step", "inputs")
+BETTER = ("Probability that a run of the column's objective ends with a higher sampled reward than one of the row's,"
+          " mean over the tasks")
 
 
 def tables(report: Mapping[str, Any]) -> str:
   """A table for each task, objectives by their final sampled reward, and one of who beats whom over all tasks."""
-  (tasks, objectives), summary, said = labels(report), report["summary"], []
-  for task in tasks:
-    before = next((of["before"][0] for of in summary[task].values() if of["before"][0] is not None), None)
-    tokens = max((run["tokens"] for run in report["runs"] if run["task"] == task), default=0)
-    start = "" if before is None else f": sampled reward {before:.3f} before training; {tokens:,} tokens sampled a run"
-    order = sorted(objectives, key=lambda name: -(summary[task][name]["sampled_reward"][0] or 0))
-    rows = [_row(name, summary[task][name], len(report["config"]["seeds"]), report["choices"][task][name]["at_end"])
-            for name in order]
-    said += [f"**{task}**{start}", "", *_table(_HEADS, rows), ""]
+  said = []
+  for task in labels(report)[0]:
+    start = start_of(report, task)
+    said += [f"**{task}**{': ' * bool(start)}{start}", "", *_table(HEADS, task_rows(report, task)), ""]
+  heads, rows = better_rows(report)
+  return "\n".join([*said, f"{BETTER}:", "", *_table(heads, rows)])
+
+
+def start_of(report: Mapping[str, Any], task: str) -> str:
+  """What a task's runs begin with and sample; empty where none is done."""
+  before = next((of["before"][0] for of in report["summary"][task].values() if of["before"][0] is not None), None)
+  tokens = max((run["tokens"] for run in report["runs"] if run["task"] == task), default=0)
+  return "" if before is None else f"sampled reward {before:.3f} before training; {tokens:,} tokens sampled a run"
+
+
+def task_rows(report: Mapping[str, Any], task: str) -> list[list[str]]:
+  """The cells of a task's table under HEADS, objectives by their final sampled reward."""
+  summary, seeds = report["summary"][task], len(report["config"]["seeds"])
+  order = sorted(labels(report)[1], key=lambda name: -(summary[name]["sampled_reward"][0] or 0))
+  return [_row(name, summary[name], seeds, report["choices"][task][name]["at_end"]) for name in order]
+
+
+def better_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+  """(heads, rows) of the table that BETTER tells of."""
+  objectives, summary = labels(report)[1], report["summary"]["all"]
   ours = report["config"].get("over_others") or objectives
-  said += ["Probability that a run of the column's objective ends with a higher sampled reward than one of the row's,"
-           " mean over the tasks:", ""]
-  rows = [[rival, *(_probability(summary["all"][name]["better_than"].get(rival)) for name in ours)]
-          for rival in objectives]
-  return "\n".join([*said, *_table(("over", *ours), rows)])
+  rows = [[rival, *(_probability(summary[name]["better_than"].get(rival)) for name in ours)] for rival in objectives]
+  return ["over", *ours], rows
 
 
 def _row(name: str, of: Mapping[str, Any], seeds: int, at_end: bool) -> list[str]:

@@ -19,7 +19,6 @@ function key(index) {
 function curvesSection(data) {
   let smoothing = Number(place.smoothing ?? 10);
   const charts = [];
-  const hidden = new Set();
 
   function card(metrics, title) {
     const lines = metrics.flatMap(({name}, at) =>
@@ -33,21 +32,20 @@ function curvesSection(data) {
             x: run.axes[series.axis],
             name: several ? run.name : name,
             index: several ? number : at,
-            run: number,
           },
         ];
       }),
     );
     const made = chart(lines, () => smoothing);
     charts.push(made);
-    const about = metrics.map(({name, about}, at) =>
-      el(
-        "li",
-        {},
-        metrics.length > 1 ? [key(at), el("b", {}, visible(name)), about ? " " : ""] : [],
-        about ? el("span", {}, about) : "",
-      ),
-    );
+    const texts = [...new Set(metrics.map((metric) => metric.about))];
+    const legend = metrics.map((metric, at) => [key(at), el("b", {}, visible(metric.name))]);
+    const about =
+      metrics.length === 1
+        ? [el("li", {}, texts[0])]
+        : texts.length === 1
+          ? [...legend.map((parts) => el("li", {}, parts)), el("li", {}, texts[0])]
+          : legend.map((parts, at) => el("li", {}, parts, ` ${metrics[at].about}`));
     return el(
       "figure",
       {class: "chart"},

@@ -1,41 +1,28 @@
 "use strict";
 // Tables: the runs beside each other, evaluations, settings, environment.
 
-/** A table that scrolls within itself; cells are text or elements, and numbers stand to the right. */
-function table(heads, rows, attributes = {}) {
-  const cell = (value) =>
+/** A table that scrolls within itself, of a kind; cells are text or elements, and numbers stand to the right. */
+function table(heads, rows, kind = "") {
+  const shown = (value) =>
+    typeof value === "string" ? visible(value) : isNumber(value) ? short(value, 4) : (value ?? "\u2013");
+  const numeric = heads.map((_, at) => rows.some((row) => isNumber(row[at])));
+  const cell = (name, value, at) => el(name, {class: numeric[at] ? "number" : null}, shown(value));
+  const head = el(
+    "tr",
+    {},
+    heads.map((text, at) => cell("th", text, at)),
+  );
+  const body = rows.map((row) =>
     el(
-      "td",
-      {class: isNumber(value) ? "number" : null},
-      isNumber(value)
-        ? short(value, 4)
-        : value === null || value === undefined
-          ? "\u2013"
-          : typeof value === "string"
-            ? visible(value)
-            : value,
-    );
+      "tr",
+      {class: row.marked ? "marked" : null},
+      row.map((value, at) => cell("td", value, at)),
+    ),
+  );
   return el(
     "div",
-    {class: "scroll", tabindex: "0"},
-    el(
-      "table",
-      attributes,
-      el(
-        "thead",
-        {},
-        el(
-          "tr",
-          {},
-          heads.map((head) => el("th", {scope: "col"}, typeof head === "string" ? visible(head) : head)),
-        ),
-      ),
-      el(
-        "tbody",
-        {},
-        rows.map((row) => el("tr", {class: row.marked ? "marked" : null}, row.map(cell))),
-      ),
-    ),
+    {class: `scroll ${kind}`, tabindex: "0"},
+    el("table", {}, el("thead", {}, head), el("tbody", {}, body)),
   );
 }
 
@@ -59,25 +46,22 @@ function tiles(run) {
   );
 }
 
+function summaryTable(runs) {
+  const labels = [...new Set(runs.flatMap((run) => run.tiles.map(({label}) => label)))];
+  const numberOf = (run, label) => {
+    const tile = run.tiles.find((each) => each.label === label);
+    return tile?.before ? `${tile.before} \u2192 ${tile.value}` : tile?.value;
+  };
+  return table(
+    ["run", ...labels],
+    runs.map((run, at) => [named(run, at), ...labels.map((label) => numberOf(run, label))]),
+  );
+}
+
 function summarySection(data) {
   const section = el("section", {id: "summary"});
   if (data.runs.length === 1) section.append(tiles(data.runs[0]));
-  if (data.runs.length > 1) {
-    const labels = data.runs[0].tiles.map(({label}) => label);
-    section.append(
-      el("h2", {}, "Summary"),
-      table(
-        ["run", ...labels],
-        data.runs.map((run, at) => [
-          named(run, at),
-          ...labels.map((label) => {
-            const tile = run.tiles.find((each) => each.label === label);
-            return tile ? (tile.before ? `${tile.before} \u2192 ${tile.value}` : tile.value) : null;
-          }),
-        ]),
-      ),
-    );
-  }
+  if (data.runs.length > 1) section.append(el("h2", {}, "Summary"), summaryTable(data.runs));
   const notes = data.runs.flatMap((run) =>
     run.notes.map((note) => (data.runs.length > 1 ? `${run.name}: ${note}` : note)),
   );
@@ -106,7 +90,7 @@ function evaluationsSection(data) {
     "section",
     {id: "evaluations"},
     el("h2", {}, "Evaluations"),
-    table([...(several ? ["run"] : []), "step", ...names.map((name) => name.replace("eval/", ""))], rows),
+    table([...(several ? ["run"] : []), "step", ...names.map((name) => name.replace("eval/", ""))], rows, "tall"),
   );
 }
 
@@ -127,12 +111,12 @@ function configSection(data) {
     ([name]) => name !== (several ? "recipe" : "runs") && (name !== "recipe" || data.config.recipe),
   );
   const body = el("div");
-  let view = place.config ?? views[0][0];
+  let view = views.some(([name]) => name === place.config) ? place.config : views[0][0];
   let words = "";
 
   function show() {
     const rows = data.config.rows
-      .filter(CONFIG_VIEWS[view]?.[1] ?? views[0][1][1])
+      .filter(CONFIG_VIEWS[view][1])
       .filter(({path, about}) => `${path} ${about}`.toLowerCase().includes(words));
     const heads = several
       ? ["field", ...data.runs.map(named), "default"]
@@ -147,9 +131,7 @@ function configSection(data) {
       cells.marked = several ? false : row.differs;
       return cells;
     };
-    body.replaceChildren(
-      rows.length ? table(heads, rows.map(line), {class: "config"}) : el("p", {class: "quiet"}, "No field."),
-    );
+    body.replaceChildren(rows.length ? table(heads, rows.map(line), "config") : el("p", {class: "quiet"}, "No field."));
   }
 
   const bar = el(
@@ -228,7 +210,13 @@ function comparisonSection(comparison) {
         ),
       );
     }
-    section.append(table(comparison.heads, task.rows));
+    const rates = el(
+      "details",
+      {class: "more-numbers"},
+      el("summary", {}, task.rates.said),
+      table(task.rates.heads, task.rates.rows),
+    );
+    section.append(table(comparison.heads, task.rows), rates);
   }
   section.append(
     el("h3", {}, "Who beats whom"),

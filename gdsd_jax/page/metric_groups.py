@@ -1,0 +1,96 @@
+"""Which metrics a page shows together, in which order, and what the documentation says of each."""
+
+from collections.abc import Collection
+import fnmatch
+import functools
+from pathlib import Path
+import re
+from typing import Any
+
+# Groups, and the charts of each: a metric or pattern alone, or a name and the metrics that are laid over each other.
+GROUPS = (
+  ("Reward", (
+    ("reward", ("reward", "eval/sampled_reward", "eval/reward")), ("reward by name", ("reward/*",)),
+    ("evaluated reward by name", ("eval/reward/*",)), "reward_std", "groups_without_spread", "unique_rewards",
+    "groups_drawn", "groups_kept",
+  )),
+  ("Accuracy", (
+    ("accuracy", ("eval/accuracy", "eval/accuracy_lenient")), "masked_accuracy",
+    ("preference accuracy", ("preference_accuracy", "eval/preference_accuracy")), ("margin", ("margin", "eval/margin")),
+  )),
+  ("Diversity", ("diversity", "group_entropy", "token_agreement", "distinct_1", "entropy")),
+  ("Length", ("completion_length", "completion_length_std")),
+  ("KL", ("kl", "largest_kl", "kl_old", "largest_kl_old")),
+  ("Log-ratio and clip", ("clip_fraction", ("log-ratio", ("log_ratio", "log_ratio_abs")), "largest_log_ratio")),
+  ("Scores and their noise", ("score_noise", ("score", ("score", "score_plain")), "largest_score", "bound_gap")),
+  ("Sampler beside the ELBO", (
+    ("trajectory and ELBO", ("trajectory_logp", "elbo")), "elbo_gap", "elbo_gap_std", "elbo_correlation",
+  )),
+  ("Loss and gradient", (
+    ("loss", ("loss", "eval/loss")), "grad_norm", "learning_rate", "skipped", "target_abs", "residual_abs",
+    "gradient_scale", "gradient_scale_std", "gradient_snr", "largest_weight",
+  )),
+  ("Speed", ("tokens_per_second", "seconds/step", ("seconds by phase", (
+    "seconds/rollout", "seconds/reward", "seconds/score", "seconds/update", "seconds/evaluate")), "seconds/*")),
+)
+OTHERS = "Your own and others"
+_OPEN = 3  # groups that are open at first
+
+
+def groups_of(names: Collection[str]) -> list[dict[str, Any]]:
+  """The groups of a page whose runs tell these metrics; those that are in none have one of their own."""
+  left, groups = sorted(names), []
+
+  def take(pattern: str) -> list[str]:
+    taken = [name for name in left if name == pattern or "*" in pattern and fnmatch.fnmatchcase(name, pattern)]
+    left[:] = [name for name in left if name not in taken]
+    return taken
+
+  for title, parts in GROUPS:
+    charts = []
+    for part in parts:
+      if isinstance(part, str):
+        charts += [_chart(name, [name]) for name in take(part)]
+      elif together := [name for pattern in part[1] for name in take(pattern)]:
+        charts.append(_chart(part[0], together))
+    groups.append({"title": title, "charts": charts})
+  groups.append({"title": OTHERS, "charts": [_chart(name, [name]) for name in left]})
+  groups = [group for group in groups if group["charts"]]
+  return [{**group, "open": at < _OPEN} for at, group in enumerate(groups)]
+
+
+def _chart(title: str, names: list[str]) -> dict[str, Any]:
+  return {"title": title if len(names) > 1 else names[0],
+          "metrics": [{"name": name, "about": explained(name)} for name in names]}
+
+
+def explained(name: str) -> str:
+  """What docs/metrics.md says of a metric, as plain text; empty for what it does not know."""
+  for pattern, text in _table():
+    if pattern.fullmatch(name):
+      return text
+  return ""
+
+
+@functools.cache
+def _table() -> list[tuple[re.Pattern, str]]:
+  """The rows of the tables of docs/metrics.md, of which assets/metrics.md is a link: names, and what they are."""
+  found, column = [], -1
+  for line in (Path(__file__).parent / "assets" / "metrics.md").read_text().splitlines():
+    if not line.startswith("|"):
+      continue
+    cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
+    if cells[0] == "name":
+      column = cells.index("what it is")
+    names = re.findall(r"`(.+?)`", cells[0])
+    texts = [text.strip() for text in _plain(cells[column]).split(";")] if names else []
+    for at, name in enumerate(names):  # names that share a row share its text, or have a part of it each
+      text = texts[at] if len(texts) == len(names) else _plain(cells[column])
+      found.append((re.compile(re.escape(name).replace("NAME", ".+")), text))
+  return found
+
+
+def _plain(markdown: str) -> str:
+  text = re.sub(r"\[(.+?)\]\(.+?\)", r"\1", markdown)
+  text = re.sub(r" \(`[^)]*\)", "", text)  # the official code's name of it
+  return text.replace("`", "").replace("\\|", "|")
