@@ -1,6 +1,8 @@
-"""Rows of rollouts.jsonl for the tests of pages: ordinary ones, and texts that are up to no good."""
+"""Folders of runs for the tests of pages: ordinary ones, and with texts that are up to no good."""
 
 import json
+
+from gdsd_jax.runs.given import load_config
 
 HOSTILE = {
   "script": "<script>window.pwned=1</script>",
@@ -40,6 +42,31 @@ def hostile_row(step):
   completions = [completion([text, "\n", text], rewards={text: 0.5}) for text in texts]
   return {"step": step, "group": 0, "prompt": [{"role": text, "content": text} for text in texts],
           "reference": "".join(texts), "completions": completions}
+
+
+def metrics(steps, names=("reward/correctness", "kl", "grad_norm", "tokens_per_second", "seconds/step")):
+  """Rows of a run whose reward rises from 0.5 to 1, evaluated before the first and after the last step."""
+  evaluated = lambda accuracy: {"eval/accuracy": accuracy, "eval/reward": accuracy, "eval/sampled_reward": accuracy}
+  rows = [{"step": 0, "reward": 0.5, **evaluated(0.25)}]
+  for step in range(1, steps + 1):
+    rows.append({"step": step, "reward": 0.5 + 0.5 * step / steps, **dict.fromkeys(names, step / 4)})
+  return [*rows[:-1], rows[-1] | evaluated(0.75)]
+
+
+def write_run(folder, steps=20, done=None, rollouts=None, more=None, **changes):
+  """The folder of a run of gdsd_math:tiny, of which `done` steps are written, with these `changes` of its config.
+
+  `rollouts` are rows of rollouts.jsonl, and `more` numbers of every step.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  config = load_config("gdsd_math:tiny", {"steps": steps, **changes}).to_dict()
+  provenance = {"versions": {"jax": "0.9.0", "commit": "abc"}, "inputs": {"tokenizer": "f" * 64}, "model_commit": None}
+  (folder / "config.json").write_text(json.dumps(config | {"provenance": provenance}))
+  rows = [row | (more or {}) for row in metrics(steps)][: (steps if done is None else done) + 1]
+  (folder / "metrics.jsonl").write_text(lines(rows))
+  if rollouts is not None:
+    (folder / "rollouts.jsonl").write_text(lines(rollouts))
+  return folder
 
 
 def lines(rows) -> str:

@@ -20,7 +20,7 @@ from gdsd_jax.checks import require
 
 _ASSETS = Path(__file__).parent / "assets"
 # In the order in which they are read; later ones use earlier ones.
-_SCRIPTS = ("dom", "place", "theme", "tokens", "replay", "rollouts", "charts", "curves", "tables", "main")
+_SCRIPTS = ("dom", "place", "theme", "tokens", "replay", "rollouts", "charts", "tables", "curves", "main")
 
 
 def page(title: str, data: Any, charts: bool = True) -> str:

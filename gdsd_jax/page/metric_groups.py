@@ -61,36 +61,37 @@ def groups_of(names: Collection[str]) -> list[dict[str, Any]]:
 
 def _chart(title: str, names: list[str]) -> dict[str, Any]:
   return {"title": title if len(names) > 1 else names[0],
-          "metrics": [{"name": name, "about": explained(name)} for name in names]}
+          "metrics": [{"name": name, **dict(zip(("about", "healthy"), explained(name)))} for name in names]}
 
 
-def explained(name: str) -> str:
-  """What docs/metrics.md says of a metric, as plain text; empty for what it does not know."""
-  for pattern, text in _table():
-    if pattern.fullmatch(name):
-      return text
-  return ""
+def explained(name: str) -> tuple[str, str]:
+  """What docs/metrics.md says a metric is, and when it is healthy, as plain text; empty where it does not know it."""
+  return next((said for pattern, *said in _table() if pattern.fullmatch(name)), ("", ""))
 
 
 @functools.cache
-def _table() -> list[tuple[re.Pattern, str]]:
-  """The rows of the tables of docs/metrics.md, of which assets/metrics.md is a link: names, and what they are."""
-  found, column = [], -1
+def _table() -> list[tuple[re.Pattern, str, str]]:
+  """The rows of the tables of docs/metrics.md, to which assets/metrics.md is a link: names, and what is said of them."""
+  found, columns = [], []
   for line in (Path(__file__).parent / "assets" / "metrics.md").read_text().splitlines():
     if not line.startswith("|"):
       continue
-    cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
+    cells = [_plain(cell.strip()) for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])]
     if cells[0] == "name":
-      column = cells.index("what it is")
-    names = re.findall(r"`(.+?)`", cells[0])
-    texts = [text.strip() for text in _plain(cells[column]).split(";")] if names else []
-    for at, name in enumerate(names):  # names that share a row share its text, or have a part of it each
-      text = texts[at] if len(texts) == len(names) else _plain(cells[column])
-      found.append((re.compile(re.escape(name).replace("NAME", ".+")), text))
+      columns = [[head.partition(";")[0] for head in cells].index(head) for head in ("what it is", "healthy")]
+    names = re.findall(r"`(.+?)`", line.split("|")[1])
+    if not names:
+      continue
+    about, healthy = (cells[column] for column in columns)
+    parts = [part.strip() for part in about.split(";")]
+    for at, name in enumerate(names):  # names that share a row have a part of its text each, or all of it
+      said = parts[at] if len(parts) == len(names) else about
+      found.append((re.compile(re.escape(name).replace("NAME", ".+")), said, healthy))
   return found
 
 
 def _plain(markdown: str) -> str:
-  text = re.sub(r"\[(.+?)\]\(.+?\)", r"\1", markdown)
-  text = re.sub(r" \(`[^)]*\)", "", text)  # the official code's name of it
+  text = re.sub(r" \(\[.+?\]\(.+?\)\)", "", markdown)  # a link to read more
+  text = re.sub(r"\[(.+?)\]\(.+?\)", r"\1", text)
+  text = re.sub(r" \(`diag/[^)]*\)", "", text)  # the official code's name of it
   return text.replace("`", "").replace("\\|", "|")

@@ -101,7 +101,7 @@ function canHover() {
 }
 
 /**
- * A chart of lines [{name, index, x, y, low, high}], drawn when it comes near the screen.
+ * A chart of what `lines` returns, [{name, index, x, y, low, high}], drawn when it comes near the screen.
  *
  * `smoothing` tells over how many steps; redraw() draws again, if it was drawn.
  */
@@ -116,7 +116,7 @@ function chart(lines, smoothing) {
       const tools = await plotly();
       await tools.react(
         plot,
-        lines.flatMap((line) => traces(line, smoothing())),
+        lines().flatMap((line) => traces(line, smoothing())),
         chartLayout(plot, scale),
         {
           displaylogo: false,

@@ -16,80 +16,124 @@ function key(index) {
   return stroke;
 }
 
-function curvesSection(data) {
-  let smoothing = Number(place.smoothing ?? 10);
-  const charts = [];
+/** What a chart's lines are: their names with their keys, where it has several, and what the documentation says. */
+function caption(metrics) {
+  const texts = [...new Set(metrics.map((metric) => metric.about))];
+  const legend = metrics.map((metric, at) => [key(at), el("b", {}, visible(metric.name))]);
+  const lines =
+    metrics.length === 1
+      ? [texts]
+      : texts.length > 1
+        ? legend.map((parts, at) => [...parts, ` ${metrics[at].about}`])
+        : [...legend, texts];
+  const healthy = [...new Set(metrics.map((metric) => metric.healthy))].filter((text) => text !== "");
+  const more = healthy.length
+    ? el(
+        "details",
+        {},
+        el("summary", {}, "healthy?"),
+        healthy.map((text) => el("p", {}, text)),
+      )
+    : "";
+  return el(
+    "div",
+    {class: "about"},
+    el(
+      "ul",
+      {},
+      lines.map((parts) => el("li", {}, ...parts)),
+    ),
+    more,
+  );
+}
 
-  function card(metrics, title) {
-    const lines = metrics.flatMap(({name}, at) =>
+function curvesSection(data) {
+  const several = data.runs.length > 1;
+  const hidden = new Set(place.hidden);
+  const charts = [];
+  let smoothing = Number(place.smoothing ?? 10);
+
+  function linesOf(metrics) {
+    return metrics.flatMap(({name}, at) =>
       data.runs.flatMap((run, number) => {
         const series = run.series[name];
-        if (!series) return [];
-        const several = data.runs.length > 1;
-        return [
-          {
-            ...series,
-            x: run.axes[series.axis],
-            name: several ? run.name : name,
-            index: several ? number : at,
-          },
-        ];
+        if (!series || hidden.has(run.name)) return [];
+        return [{...series, x: run.axes[series.axis], name: several ? run.name : name, index: several ? number : at}];
       }),
     );
-    const made = chart(lines, () => smoothing);
+  }
+
+  function card(metrics, title) {
+    const made = chart(
+      () => linesOf(metrics),
+      () => smoothing,
+    );
     charts.push(made);
-    const texts = [...new Set(metrics.map((metric) => metric.about))];
-    const legend = metrics.map((metric, at) => [key(at), el("b", {}, visible(metric.name))]);
-    const about =
-      metrics.length === 1
-        ? [el("li", {}, texts[0])]
-        : texts.length === 1
-          ? [...legend.map((parts) => el("li", {}, parts)), el("li", {}, texts[0])]
-          : legend.map((parts, at) => el("li", {}, parts, ` ${metrics[at].about}`));
     return el(
       "figure",
       {class: "chart"},
       el("figcaption", {}, el("h4", {}, visible(title)), made.button),
       made.plot,
-      el("ul", {class: "about"}, about),
+      caption(metrics),
     );
   }
 
-  const groups = data.groups.map(({title, charts: of, open}) => {
+  function fold({title, charts: of, open}) {
     const cards = of.flatMap(({title: name, metrics}) =>
-      data.runs.length > 1 || metrics.length === 1
-        ? metrics.map((metric) => card([metric], metric.name))
-        : [card(metrics, name)],
+      several ? metrics.map((metric) => card([metric], metric.name)) : [card(metrics, name)],
     );
-    const fold = el(
+    const folded = el(
       "details",
-      {class: "curves", toggle: () => remember(`open ${title}`, fold.open)},
-      el("summary", {}, el("h3", {}, title), el("span", {class: "quiet"}, `${cards.length}`)),
+      {class: "curves", toggle: () => remember(`open ${title}`, folded.open)},
+      el("summary", {}, el("h3", {}, title), el("span", {class: "quiet"}, String(cards.length))),
       el("div", {class: "charts"}, cards),
     );
-    fold.open = place[`open ${title}`] ?? open;
-    return fold;
-  });
+    folded.open = place[`open ${title}`] ?? open;
+    return folded;
+  }
+
   const smoother = choice("Smoothing", SMOOTHINGS, String(smoothing), (value) => {
     smoothing = Number(value);
     remember("smoothing", smoothing);
     charts.forEach((made) => made.redraw());
   });
+  const toggle = (run, shown) => {
+    if (shown) hidden.delete(run.name);
+    else hidden.add(run.name);
+    remember("hidden", [...hidden]);
+    charts.forEach((made) => made.redraw());
+  };
   return el(
     "section",
     {id: "curves"},
     el("div", {class: "title"}, el("h2", {}, "Curves"), smoother),
     data.thinned ? el("p", {class: "quiet"}, data.thinned) : "",
-    runsLegend(data.runs),
-    groups,
+    several ? runsLegend(data.runs, hidden, toggle) : "",
+    data.groups.map(fold),
   );
 }
 
-function runsLegend(runs) {
-  if (runs.length < 2) return "";
+/** The runs with the keys of their lines, each with a box that hides it. */
+function runsLegend(runs, hidden, toggle) {
   return el(
     "ul",
     {class: "runs-legend"},
-    runs.map((run, at) => el("li", {}, key(at), el("span", {class: "isolated"}, visible(run.name)))),
+    runs.map((run, at) =>
+      el(
+        "li",
+        {},
+        el(
+          "label",
+          {},
+          el("input", {
+            type: "checkbox",
+            checked: !hidden.has(run.name),
+            change: (event) => toggle(run, event.target.checked),
+          }),
+          " ",
+          named(run, at),
+        ),
+      ),
+    ),
   );
 }

@@ -193,7 +193,10 @@ function comparisonSection(comparison) {
   if (!comparison) return null;
   const section = el("section", {id: "comparison"}, el("h2", {}, "Comparison"));
   for (const task of comparison.tasks) {
-    const made = chart(task.lines, () => 1);
+    const made = chart(
+      () => task.lines,
+      () => 1,
+    );
     section.append(el("h3", {}, visible(task.name)), task.said ? el("p", {class: "quiet"}, task.said) : "");
     if (task.lines.length) {
       section.append(
