@@ -12,7 +12,7 @@ _GCS = "gcsfs>=2024.2.0"
 _SITE = ["zensical>=0.0.73", "mkdocstrings-python>=2.0.11"]  # mkdocs-material, its authors' last tool, is inactive
 _PLOTLY = "plotly>=6.0"
 # Functions of launch/__init__.py.
-_COMMANDS = ("train", "evaluate", "export", "pretrain", "compile", "benchmark", "compare", "exact")
+_COMMANDS = ("train", "evaluate", "export", "pretrain", "compile", "benchmark", "compare", "exact", "report")
 
 setup(
   name="gdsd_jax",

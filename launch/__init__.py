@@ -13,9 +13,9 @@ def _command(module: str):
   return run
 
 
-train, evaluate, export, pretrain, compile, benchmark, compare, exact = (
+train, evaluate, export, pretrain, compile, benchmark, compare, exact, report = (
   _command(f"{__name__}.{name}")
-  for name in ("train", "evaluate", "export", "pretrain", "compile", "benchmark", "compare", "exact")
+  for name in ("train", "evaluate", "export", "pretrain", "compile", "benchmark", "compare", "exact", "report")
 )
 
 

@@ -24,6 +24,7 @@ from gdsd_jax.supervised.config import FinetuningConfig, PreferenceConfig, pretr
   slow("pretrain", ["--out", "--config.careless_after=", "steps on right solutions before the careless ones"]),
   slow("compile", ["--topology", "--config.mesh.fsdp=1"]),
   slow("benchmark", ["--model=tiny", "--num_mc"]),
+  slow("report", ["--workdir", "--watch", "the page follows"]),
   slow("compare", ["--report", "--config.window=10", "steps that a smoothed curve is a mean of"]),
 ])
 def test_help_shows_flags_and_fields_with_defaults_and_explanations(command, words):

@@ -157,6 +157,8 @@ def wheel(tmp_path_factory):
     shutil.copy(REPOSITORY / name, folder / "code")
   for name in ("gdsd_jax", "launch", "configs", "tests"):
     shutil.copytree(REPOSITORY / name, folder / "code" / name, symlinks=True)
+  (folder / "code" / "docs").mkdir()
+  shutil.copy(REPOSITORY / "docs" / "metrics.md", folder / "code" / "docs")  # a page of a run has its explanations
   (folder / "code" / "runs" / "left.json").touch()
   build = [sys.executable, "-m", "pip", "wheel", str(folder / "code"), "--no-deps", "--quiet", f"--wheel-dir={folder}"]
   subprocess.run(build, check=True, timeout=500)

@@ -71,7 +71,7 @@ def explained(name: str) -> tuple[str, str]:
 
 @functools.cache
 def _table() -> list[tuple[re.Pattern, str, str]]:
-  """The rows of the tables of docs/metrics.md, to which assets/metrics.md is a link: names, and what is said of them."""
+  """The rows of the tables of docs/metrics.md, to which assets/metrics.md is a link."""
   found, columns = [], []
   for line in (Path(__file__).parent / "assets" / "metrics.md").read_text().splitlines():
     if not line.startswith("|"):
