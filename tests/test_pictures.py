@@ -21,12 +21,14 @@ def size_of(path):
 
 
 def test_each_script_has_its_picture_which_is_small_and_as_wide_as_a_phone():
+  pages = "".join(page.read_text() for page in (REPOSITORY / "docs").glob("*.md"))
   assert {file.stem for file in FOLDER.glob("*.py")} == {*DRAWN, *SHARED}
   assert {file.stem for file in FOLDER.glob("*.png")} == set(DRAWN)
   for name in DRAWN:
     picture = FOLDER / f"{name}.png"
     width, height = size_of(picture)
     assert width == 780 and height < 700 and picture.stat().st_size < 120_000, name
+    assert f"](pictures/{name}.png)" in pages
     assert f"python docs/pictures/{name}.py" in (FOLDER / f"{name}.py").read_text()
 
 
