@@ -3,7 +3,7 @@
 import statistics
 
 from gdsd_jax.page.folders import Run
-from gdsd_jax.runs.metrics import format_seconds
+from gdsd_jax.waiting import format_seconds
 
 LAST = 10  # steps whose mean is told as a run's last
 
