@@ -16,7 +16,7 @@ import jax
 REPOSITORY = Path(__file__).parent.parent
 FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload([
-  "jax", "matplotlib.pyplot", "gdsd_jax.benchmark.measure", "gdsd_jax.evaluation.protocol",
+  "jax", "matplotlib.figure", "gdsd_jax.benchmark.measure", "gdsd_jax.evaluation.protocol",
   "gdsd_jax.supervised.finetuning", "gdsd_jax.training.trainer",
 ])
 

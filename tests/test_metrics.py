@@ -11,7 +11,8 @@ import re
 import sys
 import types
 
-from conftest import files_of_at_most
+from conftest import files_of_at_most, REPOSITORY
+from matplotlib.figure import Figure
 import matplotlib.pyplot as plt
 import pytest
 
@@ -187,11 +188,26 @@ def test_tensorboard_gets_the_rows_that_were_not_drawn(tmp_path):
 
 
 def test_rewards_below_zero_are_on_the_plot(tmp_path, monkeypatch):
-  limits, close = [], plt.close
-  monkeypatch.setattr(plt, "close", lambda figure: (limits.append(figure.axes[0].get_ylim()), close(figure)))
+  limits, save = [], Figure.savefig
+  monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **settings: (
+    limits.append(figure.axes[0].get_ylim()), save(figure, *arguments, **settings)))
   for low in (-3.0, 0.5):
     metrics.plot_reward([{"step": 1, "reward": low}, {"step": 2, "reward": 1.0}], tmp_path / "reward.png")
   assert limits[0][0] < -3 and limits[1][0] == 0
+
+
+def test_the_figures_of_a_notebook_stay_its_own(tmp_path):
+  before = plt.get_backend()
+  try:
+    plt.switch_backend("svg")  # neither ours nor the one of a machine without a screen
+    mine = plt.figure()
+    metrics.plot_reward([{"step": 1, "reward": 1.0}], tmp_path / "reward.png")
+    assert plt.get_backend() == "svg" and plt.get_fignums() == [mine.number]
+  finally:
+    plt.close("all")
+    plt.switch_backend(before)
+  package = (file for folder in ("gdsd_jax", "launch") for file in (REPOSITORY / folder).rglob("*.py"))
+  assert [file for file in package if re.search(r"matplotlib\.(pyplot|use)", file.read_text())] == []
 
 
 def test_tensorboard_can_be_off(tmp_path):

@@ -13,16 +13,14 @@ def picture(report: Mapping[str, Any]) -> bytes:
   Lines and dots are means over seeds, bands and bars 95 % intervals.
   """
   import matplotlib
-
-  matplotlib.use("Agg")
-  import matplotlib.pyplot as plt
+  from matplotlib.figure import Figure
 
   (tasks, objectives), window = labels(report), report["config"]["window"]
-  figure, axes = plt.subplots(
-    2, len(tasks), figsize=(4.5 * len(tasks), 6.5), squeeze=False, layout="constrained",
-    gridspec_kw={"height_ratios": [3, 0.5 + len(objectives) / 5]},
-  )
-  colors = {name: plt.get_cmap("tab10" if len(objectives) <= 10 else "tab20")(i) for i, name in enumerate(objectives)}
+  figure = Figure(figsize=(4.5 * len(tasks), 6.5), layout="constrained")
+  ratios = {"height_ratios": [3, 0.5 + len(objectives) / 5]}
+  axes = figure.subplots(2, len(tasks), squeeze=False, gridspec_kw=ratios)
+  of_places = matplotlib.colormaps["tab10" if len(objectives) <= 10 else "tab20"]
+  colors = {name: of_places(i) for i, name in enumerate(objectives)}
   for column, task in enumerate(tasks):
     for name in objectives:
       _curve(axes[0, column], *mean_curve(report, task, name), colors[name], name)
@@ -33,7 +31,6 @@ def picture(report: Mapping[str, Any]) -> bytes:
     axes[0, -1].legend(fontsize="small", loc="best")
   image = io.BytesIO()
   figure.savefig(image, format="png", dpi=110)
-  plt.close(figure)
   return image.getvalue()
 
 

@@ -102,19 +102,16 @@ def _row(*cells: str) -> str:
 
 def picture(summary: dict[str, Any]) -> bytes:
   """A PNG: the estimators' bias under each sampler, and the true reward that each objective ends with."""
-  import matplotlib
-
-  matplotlib.use("Agg")
-  import matplotlib.pyplot as plt
+  from matplotlib.figure import Figure
 
   parts = [part for part in ("estimators", "objectives") if summary[part]]
-  figure, axes = plt.subplots(1, len(parts), figsize=(6 * len(parts), 5), layout="constrained", squeeze=False)
+  figure = Figure(figsize=(6 * len(parts), 5), layout="constrained")
+  axes = figure.subplots(1, len(parts), squeeze=False)
   for part, ax in zip(parts, axes[0]):
     (_draw_estimators if part == "estimators" else _draw_objectives)(ax, summary)
     ax.grid(alpha=0.3)
   image = io.BytesIO()
   figure.savefig(image, format="png", dpi=90)
-  plt.close(figure)
   return image.getvalue()
 
 

@@ -118,14 +118,12 @@ def _told(what: str, act: Callable[[], None]) -> bool:
 
 def plot_reward(rows, path: epath.Path, window: int = 10) -> None:
   """Draws the sampled reward of each step, its running mean, and the accuracy of the evaluations."""
-  import matplotlib
-
-  matplotlib.use("Agg")
-  import matplotlib.pyplot as plt
+  from matplotlib.figure import Figure  # not pyplot, whose backend is that of the program or notebook around us
 
   sampled = [(row["step"], row["reward"]) for row in rows if row["step"] > 0 and row.get("reward") is not None]
   evaluated = [(row["step"], row["eval/accuracy"]) for row in rows if "eval/accuracy" in row]
-  figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+  figure = Figure(figsize=(7, 4), layout="constrained")
+  axes = figure.subplots()
   if sampled:
     steps, rewards = zip(*sampled)
     means = [sum(rewards[max(0, i + 1 - window):i + 1]) / min(window, i + 1) for i in range(len(rewards))]
@@ -142,7 +140,6 @@ def plot_reward(rows, path: epath.Path, window: int = 10) -> None:
     axes.legend(loc="lower right")
   image = io.BytesIO()
   figure.savefig(image, format="png", dpi=120)
-  plt.close(figure)
   write_whole(path, image.getvalue())
 
 
