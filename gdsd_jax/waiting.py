@@ -51,10 +51,10 @@ clock = Clock()  # of all estimates: it stands still while something is compiled
 class Wait:
   """Something that is waited for, and how much of it is done."""
 
-  def __init__(self, what: str, total: float | None, unit: str, logged_after: float):
+  def __init__(self, what: str, total: float | None, unit: str, logged_after: float, level: int = logging.INFO):
     self.what, self.total, self.unit, self.done = what, total, unit, 0.0
     self.began, self._worked = time.monotonic(), clock()
-    self._due, self._said = logged_after, False
+    self._due, self._said, self._level = logged_after, False, level
 
   def advance(self, amount: float = 1) -> None:
     """So much more is done."""
@@ -81,14 +81,14 @@ class Wait:
       screen.show_line(self.what, self.end())
     else:
       self._due, self._said = lasted + min(max(lasted, _FIRST_LOGGED), _LONGEST_SILENCE), True
-      _log.info("%s%s", self.what, self.end())
+      _log.log(self._level, "%s%s", self.what, self.end())
     return True
 
   def finish(self) -> None:
     """A last line in the log where there was one before, or where it took as long."""
     lasted = time.monotonic() - self.began
     if self._said or lasted >= _FIRST_LOGGED:
-      _log.info("%s: done in %s", self.what, format_seconds(lasted))
+      _log.log(self._level, "%s: done in %s", self.what, format_seconds(lasted))
 
 
 _waits: list[Wait] = []  # those within others behind them, which speak first
@@ -98,18 +98,19 @@ _watch: threading.Thread | None = None
 
 @contextlib.contextmanager
 def waiting(what: str, total: float | None = None, unit: str = "", logged_after: float = _FIRST_LOGGED,
-            last_word: bool = True) -> Iterator[Wait]:
+            last_word: bool = True, level: int = logging.INFO) -> Iterator[Wait]:
   """Says `what` is waited for within `with`: how long it has been, or of a `total`, how much is done and what is left.
 
   Args:
     what: such as "reading weights of tiny".
     total: how much there is to do; `advance` of what this yields tells of it as it is done.
     unit: what is counted: "bytes", or a plural such as "batches"; "" for a share.
-    logged_after: seconds before the first line where there is no terminal.
+    logged_after: seconds before the first line where there is no terminal; infinite for a terminal alone.
     last_word: whether the log has a line at the end of a long wait; nothing is said of one that ends by an error.
+    level: of the log's lines. Where it is not asked for these, nothing is said.
   """
-  wait = Wait(what, total, unit, logged_after)
-  if not _log.isEnabledFor(logging.INFO):
+  wait = Wait(what, total, unit, logged_after, level)
+  if not _log.isEnabledFor(level):
     yield wait
     return
   _enter(wait)

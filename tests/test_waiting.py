@@ -1,9 +1,11 @@
 """What is said while waiting: one live line in a terminal, plain lines elsewhere, and the time that is left."""
 
+import contextlib
 import fcntl
 import logging
 import math
 import os
+from pathlib import Path
 import pty
 import re
 import signal
@@ -16,11 +18,15 @@ import types
 
 from conftest import REPOSITORY, slow
 from hypothesis import given, settings, strategies as st
+import jax
 import pytest
 from rich.cells import cell_len
 from test_metrics import screen  # noqa: F401
 
 from gdsd_jax import screen as terminal, waiting as module
+from gdsd_jax.compiling import compiling
+from gdsd_jax.huggingface.folder import resolve_path
+from gdsd_jax.huggingface.weights import load_pretrained, save_pretrained
 from gdsd_jax.runs.progress import Progress
 from gdsd_jax.training.report import Learning, numbers_of
 from gdsd_jax.waiting import Clock, format_seconds, Wait, waiting
@@ -35,7 +41,8 @@ def time_now(monkeypatch):
   monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now.now, sleep=time.sleep))
   fresh = Clock()
   monkeypatch.setattr(module, "clock", fresh)
-  monkeypatch.setattr("gdsd_jax.runs.progress.clock", fresh)
+  for user in ("runs.progress", "compiling"):
+    monkeypatch.setattr(f"gdsd_jax.{user}.clock", fresh)
   return now
 
 
@@ -355,3 +362,81 @@ def test_a_pipe_and_a_file_get_plain_lines(tmp_path, shell):
 def test_a_line_is_cut_where_its_beginning_is(monkeypatch, encoding, columns, text):
   monkeypatch.setattr(terminal, "_terminal", types.SimpleNamespace(encoding=encoding))
   assert terminal._fitted("reading 重み", ": 1 of 9 it", columns) == text
+
+
+# What waits
+
+
+def test_reading_weights_tells_the_bytes_of_their_files(time_now, monkeypatch, tmp_path):
+  """All of them, be they in several files, and at the end all were read."""
+  seen = []
+  monkeypatch.setattr("gdsd_jax.huggingface.weights.waiting", keeping(seen))
+  denoiser, params = load_pretrained("tiny")
+  save_pretrained(tmp_path, denoiser, params, max_shard_bytes=2**20, layout="published")
+  load_pretrained(tmp_path)
+  (read, stored), (written, size), (again, shards) = [(wait.what, wait.total) for wait in seen]
+  assert (read, written, again) == (
+    "reading weights of tiny", f"writing the model to {tmp_path}", f"reading weights of {tmp_path}")
+  assert stored == pytest.approx((Path(denoiser.source) / "model.safetensors").stat().st_size)
+  files = list(tmp_path.glob("*.safetensors"))
+  assert shards == pytest.approx(sum(file.stat().st_size for file in files)) and len(files) > 1
+  assert size == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+  assert all(wait.done == pytest.approx(wait.total) and wait.unit == "bytes" for wait in seen)
+
+
+def keeping(seen):
+  """`waiting`, whose waits are kept."""
+
+  @contextlib.contextmanager
+  def kept(*arguments, **options):
+    with waiting(*arguments, **options) as wait:
+      seen.append(wait)
+      yield wait
+
+  return kept
+
+
+def test_a_download_tells_its_bytes_by_the_bars_of_the_hubs_library(monkeypatch, tmp_path, capsys):
+  seen = []
+  monkeypatch.setattr("gdsd_jax.huggingface.folder.waiting", keeping(seen))
+
+  def download(name, revision, allow_patterns, tqdm_class):
+    bytes_, files = tqdm_class(total=0, initial=0, unit="B", unit_scale=True, desc="it"), tqdm_class(total=3, desc="it")
+    bytes_.total += 900
+    for bar, amount in ((bytes_, 500), (files, 2), (bytes_, 50)):
+      bar.set_description("it")
+      bar.update(amount)
+    return tmp_path
+
+  monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+  assert resolve_path("owner/name") == tmp_path
+  [wait] = seen
+  assert wait.what + wait.end() == "downloading owner/name: 550.0 of 900.0 B" and capsys.readouterr() == ("", "")
+
+
+def test_what_is_compiled_is_told_with_how_long_it_took(time_now, screen):  # noqa: F811
+  def tell(event, seconds):
+    time_now.now += seconds
+    jax.monitoring.record_event_duration_secs(event, seconds)
+
+  for saved in (None, 30.0):
+    with compiling("the sampler"):
+      time_now.now += 100  # what is dispatched, say
+      tell("/jax/core/compile/jaxpr_trace_duration", 1.0)
+      tell("/jax/core/compile/backend_compile_duration", 11.25)
+      if saved:
+        jax.monitoring.record_event_duration_secs("/jax/compilation_cache/compile_time_saved_sec", saved)
+  with compiling("nothing new"):
+    pass
+  with compiling("a trifle", least=1.0):
+    tell("/jax/core/compile/jaxpr_trace_duration", 0.5)
+  assert [message for message in screen.messages if "done in" not in message] == [
+    "compiled in 12.2 s: the sampler", "loaded in 12.2 s, compiled before: the sampler"]
+
+
+def test_a_compilation_of_jax_is_measured(screen):  # noqa: F811
+  number = time.monotonic()  # a program that nobody has compiled before
+  with compiling("it"):
+    jax.jit(lambda x: x * number)(1.0)
+  [message] = screen.messages
+  assert re.fullmatch(r"compiled in \d+\.\d s: it", message)

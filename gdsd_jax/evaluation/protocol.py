@@ -6,6 +6,7 @@ prompts. Two things are not the official code's: a prompt that exceeds eval.prom
 and a completion's text ends at its first end of text, where the official code decodes and judges what follows.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import json
 import logging
@@ -31,11 +32,9 @@ from gdsd_jax.runs.config import evaluation_samplers, RunConfig, validate_family
 from gdsd_jax.runs.lock import check_free, locked
 from gdsd_jax.tasks import get_task
 from gdsd_jax.tasks.base import Completion
-from gdsd_jax.waiting import format_seconds
+from gdsd_jax.waiting import Wait, waiting
 
 _log = logging.getLogger(__name__)
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 def evaluate_model(config: RunConfig, evaluated: ChosenModel, out: Path, num_examples: int | None = None) -> dict:
@@ -62,9 +61,12 @@ def _go_through(evaluation: "_Evaluation", out: Path) -> dict:
     "%s: %d problems × lengths %s with %s, %d of %d completions are there, in %s", evaluation.task.name, count,
     ", ".join(map(str, samplers)), settings["model"]["source"], len(records.rows), count * len(samplers), out,
   )
-  for length, sampler in samplers.items():
-    speeds[length] = evaluation.run(length, sampler, records)
-    _log.info("length %d: %s", length, shown([row for (of, _), row in records.rows.items() if of == length]))
+  total = sum(_cost(length, width) for length in samplers for width, _ in evaluation.pending(length, records))
+  with waiting(f"evaluating {evaluation.task.name}", total, last_word=False) as wait:
+    for length, sampler in samplers.items():
+      wait.what = f"evaluating {evaluation.task.name}, length {length}"
+      speeds[length] = evaluation.run(length, sampler, records, wait)
+      _log.info("length %d: %s", length, shown([row for (of, _), row in records.rows.items() if of == length]))
   return records.write_summary({**summarize(records.rows, settings), "protocol": evaluation.protocol}, speeds)
 
 
@@ -77,7 +79,8 @@ class _Evaluation:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     self.task = get_task(config.task.name, **config.task.options)
     self.asked = self.task.messages if config.eval.prompt == "training" else self.task.evaluation_messages
-    test = self.task.examples("test")
+    with waiting(f"preparing the test problems of {config.task.name}"):
+      test = self.task.examples("test")
     require(len(test) > 0, "task.name", f"{config.task.name} has an empty test split")
     self.examples, problems = choose(test, config.eval.test_size, num_examples)
     model, _ = evaluated.base(config.model)
@@ -112,11 +115,14 @@ class _Evaluation:
       **({"seed": config.seed} if drawn else {}),
     }
 
-  def run(self, length: int, sampler: SamplerConfig, records: Records) -> float | None:
+  def pending(self, length: int, records: Records) -> list[tuple[int, Sequence[int]]]:
+    """(width of the prompts, problems) of the batches of which some records are missing."""
+    return [(width, batch) for width, batch in self.plan if any((length, i) not in records.rows for i in batch)]
+
+  def run(self, length: int, sampler: SamplerConfig, records: Records, wait: Wait) -> float | None:
     """Adds the records of one length that are missing; returns tokens a second of batches that needed no compiling."""
-    tokens, seconds, shown = 0, 0.0, time.monotonic()
-    pending = [(width, batch) for width, batch in self.plan if any((length, i) not in records.rows for i in batch)]
-    for number, (width, indices) in enumerate(pending, start=1):
+    tokens, seconds = 0, 0.0
+    for width, indices in self.pending(length, records):
       compiled, started = (sampler, (self.batch_size, width)) in self.generator.compiled, time.monotonic()
       # A batch that was cut short is generated whole, as it was the first time, and the missing part is kept.
       prompts = [self.prompts[i] for i in indices]
@@ -126,10 +132,7 @@ class _Evaluation:
         tokens, seconds = tokens + length * len(texts), seconds + time.monotonic() - started
       rows = self._grade(length, indices, [self.prefill + text for text in texts], counts)
       records.append([row for row in rows if (length, row["index"]) not in records.rows])
-      if time.monotonic() - shown > _SECONDS_BETWEEN_LINES:
-        shown = time.monotonic()
-        left = format_seconds((len(pending) - number) * (shown - started))
-        _log.info("length %d: %d of %d batches, %s left", length, number, len(pending), left)
+      wait.advance(_cost(length, width))
     return tokens / seconds if seconds else None
 
   def _grade(self, length, indices, completions, counts) -> list[dict]:
@@ -151,6 +154,11 @@ class _Evaluation:
       {"length": length, "index": i, "prompt": self.prompts[i], "completion": text, "tokens": int(count), **grade}
       for i, text, count, grade in zip(indices, completions, counts, grades)
     ]
+
+
+def _cost(length: int, width: int) -> int:
+  """What a batch takes in proportion to others: as many steps as tokens, or half, each over prompt and completion."""
+  return length * (width + length)
 
 
 def draws(sampler: SamplerConfig) -> bool:

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import logging
 from pathlib import Path
-import time
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from gdsd_jax.exact.problem import Problem
 from gdsd_jax.exact.training import Budget, every_completion, parse_objective, Trained, trained_reward
 from gdsd_jax.objectives.named import OBJECTIVES
 from gdsd_jax.runs.files import JsonLines
-from gdsd_jax.waiting import format_seconds
+from gdsd_jax.waiting import clock, format_seconds
 
 _log = logging.getLogger(__name__)
 
@@ -92,12 +91,12 @@ def run_study(study: Study, out: Path) -> list[dict[str, Any]]:
   require(known in ([], [study.settings]), "--out", f"{out} has results of other settings; choose another folder")
   if not known:
     found.append([{"kind": "settings", "settings": study.settings}])
-  jobs, started = list(_jobs(study, trained, found)), time.monotonic()
+  jobs, started = list(_jobs(study, trained, found)), clock()
   left = [job for job in jobs if not _rows(found, job[0])]
   for done, (about, work) in enumerate(left, start=1):
     told = work()
     found.append([{**about, **told}])
-    seconds = (time.monotonic() - started) / done * (len(left) - done)
+    seconds = (clock() - started) / done * (len(left) - done)
     _log.info("%d/%d  %s  %s left", done, len(left), _said(about, told), format_seconds(seconds))
   return found.rows
 

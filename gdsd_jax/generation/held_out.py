@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from gdsd_jax.generation.rollout import mean_that_applies, RolloutSampler
+from gdsd_jax.waiting import waiting
 
 
 def evaluate(
@@ -35,17 +36,19 @@ def evaluate(
     RewardError: the task's grader raised.
   """
   judge, found = sampler.with_config(**(judged or {"temperature": 0.0})), {}
-  for start in range(0, len(examples), batch_size):
-    part = list(examples[start:start + batch_size])
-    filled = [part[i % len(part)] for i in range(batch_size)]
-    # Greedy completions have no use for a key; drawn ones have another than those that are sampled as in training.
-    drawn = judge.config.temperature > 0
-    graded = judge(params, filled, jax.random.fold_in(jax.random.fold_in(key, start), 1) if drawn else key)
-    values = {"accuracy": graded.accuracy, "accuracy_lenient": graded.accuracy_lenient, "reward": graded.total_reward}
-    values |= {f"reward/{name}": rewards for name, rewards in graded.rewards.items()}
-    if sampler.config.temperature > 0:
-      values["sampled_reward"] = sampler(params, filled, jax.random.fold_in(key, start)).total_reward
-    for name, of_batch in values.items():
-      found.setdefault(name, []).extend(of_batch[:len(part)])
+  with waiting("evaluating", len(examples), "problems", last_word=False) as wait:
+    for start in range(0, len(examples), batch_size):
+      part = list(examples[start:start + batch_size])
+      filled = [part[i % len(part)] for i in range(batch_size)]
+      # Greedy completions have no use for a key; drawn ones have another than those that are sampled as in training.
+      drawn = judge.config.temperature > 0
+      graded = judge(params, filled, jax.random.fold_in(jax.random.fold_in(key, start), 1) if drawn else key)
+      values = {"accuracy": graded.accuracy, "accuracy_lenient": graded.accuracy_lenient, "reward": graded.total_reward}
+      values |= {f"reward/{name}": rewards for name, rewards in graded.rewards.items()}
+      if sampler.config.temperature > 0:
+        values["sampled_reward"] = sampler(params, filled, jax.random.fold_in(key, start)).total_reward
+      for name, of_batch in values.items():
+        found.setdefault(name, []).extend(of_batch[:len(part)])
+      wait.advance(len(part))
   means = {name: mean_that_applies(np.array(values)) for name, values in found.items()}
   return {name: mean for name, mean in means.items() if not (name.startswith("accuracy") and math.isnan(mean))}

@@ -11,6 +11,7 @@ from gdsd_jax.huggingface.own_layout import layout_of, MODEL_TYPES
 from gdsd_jax.huggingface.weight_files import stored_weights
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.paths import expanded, scheme_of
+from gdsd_jax.waiting import Wait, waiting
 
 _ASSETS = Path(__file__).parents[1] / "models" / "assets"
 
@@ -44,11 +45,31 @@ def resolve_path(path_or_hub_name: str | os.PathLike, revision: str | None = Non
 
   try:
     kinds = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
-    return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=kinds))
+    with waiting(f"downloading {name}", unit="bytes") as wait:
+      options = {"revision": revision, "allow_patterns": kinds, "tqdm_class": _bars_of(wait)}
+      return Path(huggingface_hub.snapshot_download(name, **options))
   except Exception as error:  # many kinds, all of them "not to be had": name, revision, network, permission
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     said = name if revision is None else f"{name} at {revision}"
     raise FileNotFoundError(f"{field}: {said!r} is no local folder, and the hub refused it: {reason}") from error
+
+
+def _bars_of(wait: Wait):
+  """The hub's library's bars: they show nothing, and tell how many bytes there are and have come."""
+  from tqdm import tqdm  # the library's own
+
+  class Bar(tqdm):
+
+    def __init__(self, *arguments, **options):
+      self.counts_bytes = options.get("unit") == "B"
+      super().__init__(*arguments, **options | {"disable": True})
+
+    def update(self, n=1):
+      self.n += n or 0
+      if self.counts_bytes:
+        wait.done, wait.total = max(wait.done, self.n), max(wait.total or 0, self.total or 0)
+
+  return Bar
 
 
 def is_embedded(folder: Path) -> bool:

@@ -129,8 +129,10 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
   # The index is removed first: loading prefers it to the single file.
   stale = (INDEX, "model*.safetensors", ".model*.incomplete")
   with written_whole(Path(path), "the model", stale) as temporary:
-    for file, names in split.filename_to_tensors.items():
-      save_file({name: published(*places[name]) for name in names}, temporary(file), metadata={"format": "pt"})
+    with waiting(f"writing the model to {path}", sum(map(size, places.values())), "bytes") as wait:
+      for file, names in split.filename_to_tensors.items():
+        save_file({name: published(*places[name]) for name in names}, temporary(file), metadata={"format": "pt"})
+        wait.advance(sum(size(places[name]) for name in names))
     if split.is_sharded:
       index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
       temporary(INDEX).write_text(json.dumps(index, indent=2))

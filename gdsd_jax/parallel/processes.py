@@ -1,8 +1,10 @@
 """The processes of a run, all of one program: how they find each other, share host work and tell what they found."""
 
 from collections.abc import Callable
+import contextlib
 import importlib.util
 import json
+import logging
 import os
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 
 from gdsd_jax.checks import require
 from gdsd_jax.parallel.absent_tpu import has_tpu_chip
+from gdsd_jax.waiting import waiting
 
 
 def gather_json(value: Any) -> list:
@@ -92,10 +95,19 @@ def join_processes() -> None:
   # Gloo is only used where the CPU is what computes. A host that is silent for as long as this is taken as dead.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   try:
-    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=30)
+    with _saying_that_others_are_awaited():
+      jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=30)
   except Exception as error:  # several kinds, by what is found or not found
     cause = " ".join(str(error).split())
     raise OSError(f"the processes of this run could not find each other: {cause[:500]}") from error
+
+
+def _saying_that_others_are_awaited():
+  """A context that does so in the first process, as far as the environment says which that is."""
+  names = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID")
+  if next((os.environ[name] for name in names if os.environ.get(name)), "0") != "0":
+    return contextlib.nullcontext()
+  return waiting("waiting for the other processes of this run", level=logging.WARNING)  # before there is a log
 
 
 def may_be_one_of_several() -> bool:

@@ -16,6 +16,7 @@ from gdsd_jax.parallel.processes import gather_json, is_first_process
 from gdsd_jax.runs.files import absolute
 from gdsd_jax.runs.finite import not_finite
 from gdsd_jax.runs.state import TrainState
+from gdsd_jax.waiting import waiting
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Checkpoints:
       reward: the evaluation's reward at this step, by which the best checkpoint is chosen; None if there was none.
     """
     self.check()
-    with self._telling_failures():
+    with self._telling_failures(), waiting(f"saving step {int(state.step)}, once the one before is written"):
       self._manager.save(
         int(state.step),
         args=ocp.args.Composite(state=ocp.args.StandardSave(_storable(state)), run=ocp.args.JsonSave(run)),
@@ -116,7 +117,8 @@ class Checkpoints:
     value = cause = None
     passing = False
     try:
-      with ocp.Checkpointer(ocp.CompositeCheckpointHandler(name), multiprocessing_options=alone) as reader:
+      reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(name), multiprocessing_options=alone)
+      with waiting(f"reading the checkpoint of step {step}"), reader:
         value = reader.restore(self.directory / str(step), args=ocp.args.Composite(**item))[name]
     except Exception as error:  # Orbax and TensorStore raise many kinds
       cause = cause_of(error)
@@ -156,7 +158,7 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits until everything is written."""
-    with self._telling_failures():
+    with self._telling_failures(), waiting(f"writing the last checkpoint to {self.directory}"):
       self._manager.wait_until_finished()
       self._manager.close()
 

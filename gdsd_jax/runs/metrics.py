@@ -16,8 +16,12 @@ from gdsd_jax.parallel.processes import is_first_process
 from gdsd_jax.runs import weights_and_biases
 from gdsd_jax.runs.files import JsonLines, write_whole
 from gdsd_jax.runs.tensorboard import EventFile
+from gdsd_jax.waiting import waiting
 
 _log = logging.getLogger(__name__)
+
+_PHASES = {"rollout": "sampling completions", "reward": "computing rewards", "score": "scoring completions",
+           "update": "updating the parameters", "evaluate": "evaluating"}
 
 
 def log_to_stdout() -> None:
@@ -151,9 +155,10 @@ class Stopwatch:
 
   @contextlib.contextmanager
   def phase(self, name: str):
-    """Times what is done within `with`, and adds it to the phase."""
+    """Times what is done within `with`, and adds it to the phase. In a terminal it is told, if it takes long."""
     started = time.monotonic()
-    yield
+    with waiting(_PHASES.get(name, name), logged_after=math.inf, last_word=False):
+      yield
     self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
   def metrics(self) -> dict[str, float]:

@@ -20,6 +20,7 @@ from gdsd_jax.huggingface.weight_files import weight_files
 from gdsd_jax.parallel.processes import gather_json, is_first_process, share_work
 from gdsd_jax.runs import fingerprints
 from gdsd_jax.runs.config import ModelConfig
+from gdsd_jax.waiting import waiting
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ def provenance_of(
     if model.lora_path:
       inputs["adapter"] = fingerprints.of_files(model.lora_folder.glob("adapter_*"))
     alone = np.arange(1 if is_first_process() else 0)
-    [weights["base weights"]] = share_work(1, lambda _: [fingerprints.of_files(weight_files(folder))], alone)
+    with waiting(f"taking the fingerprint of {model.path}"):
+      [weights["base weights"]] = share_work(1, lambda _: [fingerprints.of_files(weight_files(folder))], alone)
   for process, other in enumerate(gather_json(inputs | code)):
     differing = [name for name, value in (inputs | code).items() if other.get(name) != value]
     require(not differing, "processes", f"process {process} has other {', '.join(differing)} than another; all of a"

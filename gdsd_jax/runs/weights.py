@@ -21,6 +21,7 @@ from gdsd_jax.runs.config_dict import made
 from gdsd_jax.runs.files import absolute
 from gdsd_jax.runs.finite import not_finite
 from gdsd_jax.runs.saved_config import FILE, read_saved
+from gdsd_jax.waiting import waiting
 
 
 def make_denoiser(config: ModelConfig, architecture: DenoiserConfig, mesh, folder: Path | None = None) -> Denoiser:
@@ -122,7 +123,7 @@ def load_run(workdir: epath.Path, step: str | int, mesh=None):
     item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
   )
   try:
-    with _open(workdir) as manager:
+    with waiting(f"reading the checkpoint of step {step}"), _open(workdir) as manager:
       state = manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
   except Exception as error:  # Orbax and TensorStore raise many kinds
     raise CheckpointError(

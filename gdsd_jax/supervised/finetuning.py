@@ -34,6 +34,7 @@ from gdsd_jax.runs.weights import load_model
 from gdsd_jax.supervised.chats import batch_of, Fitting, read_chats
 from gdsd_jax.supervised.config import FinetuningConfig
 from gdsd_jax.supervised.rows import numbers_of, row_of
+from gdsd_jax.waiting import waiting
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +112,8 @@ class Finetuning(Training):
     longest = config.data.prompt_buckets[-1] + config.data.completion_buckets[-1]
     said = f"data.prompt_buckets, data.completion_buckets: {longest} tokens"
     require_positions(said, longest, self.denoiser.config.max_positions, config.model.path)
-    train, self.validation = self.read(tokenizer)
+    with waiting(f"preparing the {self.examples}"):
+      train, self.validation = self.read(tokenizer)
     for what, part in ((f"fine-tuning {config.model.path}", train), ("validation", self.validation)):
       if part:
         _log.info("%s on %d %s (%d are too long and left out)", what, len(part.fitting), self.examples, part.too_long)
@@ -148,11 +150,12 @@ class Finetuning(Training):
       return {}
     examples, size = self.validation.fitting, self.config.batch_size // self.config.optimizer.accumulation
     keys, total, count = jax.random.split(jax.random.key(self.config.seed), len(examples)), {}, 0
-    with watch.phase("evaluate"):
+    with watch.phase("evaluate"), waiting("evaluating", len(examples), self.examples, last_word=False) as wait:
       for start in range(0, len(examples), size):
         sums, counted = self.validate(examples[start:start + size], size, keys[start])
         total = {name: total.get(name, 0.0) + float(value) for name, value in sums.items()}
         count += int(counted)
+        wait.advance(size)
     means = {name: value / count for name, value in total.items()}
     _log.info("evaluation after step %d: %s", number, "  ".join(f"{k} {significant(v)}" for k, v in means.items()))
     return {f"eval/{name}": value for name, value in means.items()}

@@ -7,7 +7,6 @@ import functools
 import logging
 from pathlib import Path
 import tempfile
-import time
 from typing import Any
 
 from etils import epath
@@ -42,6 +41,7 @@ from gdsd_jax.supervised.chats import joined
 from gdsd_jax.supervised.config import PretrainingConfig
 from gdsd_jax.supervised.rows import numbers_of, row_of
 from gdsd_jax.tasks import get_task, train_and_validation
+from gdsd_jax.waiting import waiting
 
 _log = logging.getLogger(__name__)
 
@@ -112,14 +112,17 @@ class _Pretraining(Training):
     open_workdir(workdir, config)
     self.config, self.workdir, self._rng = config, workdir, np.random.default_rng(config.seed)
     self.task = get_task(config.task.name, **config.task.options)
-    train, validation = train_and_validation(self.task, config.eval_examples)
+    with waiting(f"preparing the problems of {config.task.name}"):
+      train, validation = train_and_validation(self.task, config.eval_examples)
     self.held_out = [validation[i] for i in range(config.eval_examples)]
     provenance = provenance_of(None, {"training data": train, "validation data": validation})
     self.provenance = check_inputs(workdir, provenance, allow_changed_inputs)
-    model_config, self.tokenizer = self._make_tokenizer(train)
+    with waiting(f"training the tokenizer on {len(train)} problems"):
+      model_config, self.tokenizer = self._make_tokenizer(train)
     self.denoiser = Denoiser(model_config, remat="full")  # also faster here: on a CPU, stacking residuals costs more
     self.sampler = RolloutSampler(self.denoiser, self.tokenizer, self.task, config.sampler, (config.max_prompt_length,))
-    self._encode(train)
+    with waiting(f"encoding {len(train)} problems"):
+      self._encode(train)
     # The recipe's rate is constant after the warm-up: `steps` then chooses a point of one and the same run.
     self.optimizer = make_optimizer(config.optimizer, config.steps)
     params = self.denoiser.init(jax.random.key(config.seed))
@@ -127,7 +130,7 @@ class _Pretraining(Training):
       step=jnp.zeros((), jnp.int32), params=params, frozen={}, opt_state=self.optimizer.init(params), reference=None,
       key=jax.random.key(config.seed),
     )
-    self._started, self._compiled, self.evaluate_every = time.monotonic(), False, config.eval_every
+    self._compiled, self.evaluate_every = False, config.eval_every
 
   def _make_tokenizer(self, examples) -> tuple[DenoiserConfig, Any]:
     """(config of the model, its tokenizer), trained on the texts of the task."""
@@ -167,15 +170,12 @@ class _Pretraining(Training):
       return {}
     key = jax.random.key(self.config.seed)  # the same every time
     result = evaluate(self.sampler, self.state.params, self.held_out, key, self.config.eval_examples)
+    shown = "  ".join(f"{name} {value:.3f}" for name, value in result.items())
+    _log.info("evaluation after step %d: %s", number, shown)
     return {f"eval/{name}": value for name, value in result.items()}
 
   def show(self, row: Mapping[str, Any], progress: Progress) -> None:
-    if "eval/accuracy" not in row:
-      progress.show(row["step"], numbers_of(row))
-    else:
-      shown = "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in row.items() if name != "step")
-      seconds = time.monotonic() - self._started
-      _log.info("step %d/%d  %.0f s  %s", row["step"], self.config.steps, seconds, shown)
+    progress.show(row["step"], numbers_of(row))
 
   def saved(self) -> tuple[TrainState, dict[str, Any]]:
     return self.state, {"data_generator": self._rng.bit_generator.state}

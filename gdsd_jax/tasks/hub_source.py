@@ -9,6 +9,7 @@ from typing import Any
 from gdsd_jax.tasks import tfds_source
 from gdsd_jax.tasks.network import check_network, NoNetworkError
 from gdsd_jax.tasks.row_readers import first_line
+from gdsd_jax.waiting import waiting
 
 _NAME = re.compile(r"huggingface:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(#(?P<split>.+))?")
 _log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ def _fetched(repo, config, data_dir, reason):
     check_network(huggingface_hub.constants.ENDPOINT)
   except NoNetworkError as error:
     raise NoNetworkError(f"{error}, and: {reason}") from error
-  builder = datasets.load_dataset_builder(repo, config, cache_dir=data_dir)
-  builder.download_and_prepare()
+  with waiting(f"downloading huggingface:{repo}"):
+    builder = datasets.load_dataset_builder(repo, config, cache_dir=data_dir)
+    builder.download_and_prepare()
   return builder

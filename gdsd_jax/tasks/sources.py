@@ -11,6 +11,7 @@ from gdsd_jax.paths import expanded
 from gdsd_jax.tasks import base, row_files
 from gdsd_jax.tasks.network import NoNetworkError
 from gdsd_jax.tasks.row_readers import Entry, first_line
+from gdsd_jax.waiting import waiting
 
 BAD_ROWS = ("refuse", "skip")
 _OWNER_AND_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/[\w.-]+)?(#.*)?")
@@ -43,11 +44,13 @@ def examples_of(rows: Sequence[Row], make_example: Callable[[Row], dict[str, Any
   """
   said = getattr(rows, "left_out", None)
   left_out, examples = None if said is None else list(said), []
-  for row in rows:
-    try:
-      examples.append(make_example(row))
-    except ValueError as error:
-      _leave_out(left_out, f"{row.place}: {error}", field, error)
+  with waiting(f"reading {field}", len(rows), "rows") as wait:
+    for row in rows:
+      wait.advance()
+      try:
+        examples.append(make_example(row))
+      except ValueError as error:
+        _leave_out(left_out, f"{row.place}: {error}", field, error)
   if left_out:
     bad = len(left_out)
     require(bool(examples), field, f"all {bad} rows are bad, the first: {left_out[0]}")
@@ -135,11 +138,12 @@ def open_source(
   own_names = _own_names(names, f"{section}.columns")
   rows = Rows()
   rows.left_out = [] if bad_rows == "skip" else None
-  for place, make in _entries(source, columns, field, data_dir, own_names):
-    try:
-      rows.append(Row(_renamed(_columns_in(make()), own_names, columns), place))
-    except ValueError as error:
-      _leave_out(rows.left_out, f"{place}: {error}", field, error)
+  with waiting(f"reading {source}"):
+    for place, make in _entries(source, columns, field, data_dir, own_names):
+      try:
+        rows.append(Row(_renamed(_columns_in(make()), own_names, columns), place))
+      except ValueError as error:
+        _leave_out(rows.left_out, f"{place}: {error}", field, error)
   if not rows and rows.left_out:
     raise ValueError(f"{field}: all {len(rows.left_out)} rows are bad, the first: {rows.left_out[0]}")
   require(len(rows) > 0, field, f"{source}: no problems in it")

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from gdsd_jax.tasks import arithmetic
 from gdsd_jax.tasks.network import check_network
 from gdsd_jax.tasks.row_readers import first_line
+from gdsd_jax.waiting import waiting
 
 _NAME = re.compile(r"(?P<name>[a-zA-Z]\w*(/[\w+.-]+)?(:[\d.*]+)?)(#(?P<split>.+))?")
 
@@ -82,7 +83,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
   tfds.disable_progress_bar()
   try:
     # TFDS announces itself on standard output, which belongs to the program.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with waiting(f"preparing {builder.name} of TFDS"), contextlib.redirect_stdout(io.StringIO()):
       builder.download_and_prepare()
   except OSError:
     # TFDS renames a finished folder into place, which fails if another process was faster. Its files are the same.

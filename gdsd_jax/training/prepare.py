@@ -26,6 +26,7 @@ from gdsd_jax.runs.weights import load_model
 from gdsd_jax.tasks import get_task, train_and_validation, try_out
 from gdsd_jax.training.size import check_size
 from gdsd_jax.training.updates import drawing_of
+from gdsd_jax.waiting import waiting
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
   validate_family(config, architecture.family, config.model.path)
   check_size(config, architecture, mesh)
   task = get_task(config.task.made or config.task.name, **config.task.options)
-  train, validation = train_and_validation(task, config.eval.num_examples)
+  with waiting(f"preparing the problems of {task.name}"):
+    train, validation = train_and_validation(task, config.eval.num_examples)
   drawing = drawing_of(config, config.rollouts.prompt_buckets[-1])
   length = config.sampler.completion_length
   try_out_objective(config.objective, config.rollouts_per_step, config.group_size, length, drawing,
@@ -76,7 +78,8 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
 def _fitting(sampler: RolloutSampler, examples, split: str):
   """The examples whose prompts fit the largest bucket; says how many do not. The official code cuts these instead."""
   try:
-    lengths, limit = sampler.prompt_lengths(examples), sampler.prompt_buckets[-1]
+    with waiting(f"measuring the prompts of {len(examples)} {split} problems"):
+      lengths, limit = sampler.prompt_lengths(examples), sampler.prompt_buckets[-1]
   except ValueError as error:  # a problem whose text forges the chat format
     raise ValueError(str(error) if sampler.task.is_own else f"task.{split}_source: {error}") from None
   fitting = np.flatnonzero(lengths <= limit)
