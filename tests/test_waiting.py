@@ -27,6 +27,7 @@ from gdsd_jax import screen as terminal, waiting as module
 from gdsd_jax.compiling import compiling
 from gdsd_jax.huggingface.folder import resolve_path
 from gdsd_jax.huggingface.weights import load_pretrained, save_pretrained
+from gdsd_jax.parallel import processes
 from gdsd_jax.runs.progress import Progress
 from gdsd_jax.training.report import Learning, numbers_of
 from gdsd_jax.waiting import Clock, format_seconds, Wait, waiting
@@ -440,3 +441,17 @@ def test_a_compilation_of_jax_is_measured(screen):  # noqa: F811
     jax.jit(lambda x: x * number)(1.0)
   [message] = screen.messages
   assert re.fullmatch(r"compiled in \d+\.\d s: it", message)
+
+
+@pytest.mark.parametrize("variables, speaks", [
+  ({}, True), ({"JAX_PROCESS_ID": "0"}, True), ({"JAX_PROCESS_ID": "3"}, False), ({"SLURM_PROCID": "1"}, False),
+])
+def test_of_several_processes_the_first_says_that_it_waits_for_the_others(
+    time_now, screen, monkeypatch, variables, speaks):  # noqa: F811
+  for name in ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID"):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  with processes._saying_that_others_are_awaited():
+    time_now.now += 30
+  assert screen.messages == ["waiting for the other processes of this run: done in 30 s"] * speaks
