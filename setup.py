@@ -9,7 +9,7 @@ _ROOT = Path(__file__).parent
 _MATH_VERIFY = "math-verify[antlr4_13_2]>=0.8"
 _DATASETS = "datasets>=3.0"
 _GCS = "gcsfs>=2024.2.0"
-_SITE = ["zensical>=0.0.73", "mkdocstrings-python>=2.0.11"]  # mkdocs-material, its authors' last tool, is inactive
+_SITE = ["zensical>=0.0.73", "mkdocstrings-python>=2.0.11"]  # as mkdocs.yml says
 _PLOTLY = "plotly>=6.0"
 # Functions of launch/__init__.py.
 _COMMANDS = ("train", "evaluate", "export", "pretrain", "compile", "benchmark", "compare", "exact", "report")
