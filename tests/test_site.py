@@ -97,3 +97,5 @@ def test_links_of_the_built_pages_lead_somewhere(site, pages):
 def test_the_reference_has_every_public_name(site, pages):
   said = pages[site / "api" / "index.html"].names
   assert [name for name, module in gdsd_jax._PUBLIC.items() if f"{module}.{name}" not in said] == []
+  # So are the fields of dataclasses, by their comments.
+  assert "tokens of a completion (L)" in (site / "api" / "index.html").read_text()
