@@ -1,4 +1,4 @@
-"""Comments beside the fields of dataclasses, as the reference's docstrings of them: what --help and recipes read, too."""
+"""Comments beside fields of dataclasses as docstrings of the reference: the text that --help and recipes show, too."""
 
 import ast
 import re
