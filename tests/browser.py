@@ -25,6 +25,7 @@ def chromium():
 def opened(browser, file, width=1280, height=900, scheme="light", **options):
   """A page of a file. Errors in its console, requests, dialogs and what is wider than the window are failures."""
   page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme, **options)
+  page.set_default_timeout(120_000)  # of a machine that does other things, too
   requests, errors = [], []
   page.on("request", lambda request: requests.append(request.url))
   page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)

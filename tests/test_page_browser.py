@@ -42,10 +42,11 @@ def set_slider(page, selector, value):
 # ---------------------------------------------------------------------------------------------------------- curves
 
 
+@pytest.mark.slow
 def test_a_report_draws_curves_replays_and_finds(browser, run, tmp_path):
   pytest.importorskip("plotly")
   with opened(browser, report(run, out=tmp_path / "report.html")) as page:
-    page.wait_for_selector(".plot[data-drawn] path.js-line", timeout=60_000)
+    page.wait_for_selector(".plot[data-drawn] path.js-line", state="attached")
     assert page.locator(".tile").first.inner_text().startswith("Reward\n0.5 → ")
     page.locator("#rollouts").scroll_into_view_if_needed()
     group = page.locator(".group").first
@@ -67,10 +68,10 @@ def test_all_curves_are_drawn_at_every_width(browser, run, tmp_path, width, sche
     page.evaluate("document.querySelectorAll('details.curves').forEach((fold) => { fold.open = true })")
     for plot in page.locator(".plot").all():
       plot.scroll_into_view_if_needed()
-      plot.locator("path.js-line").first.wait_for(state="attached", timeout=60_000)
+      plot.locator("path.js-line").first.wait_for(state="attached")
     assert "my/number" in page.locator("#curves").inner_text()
     page.get_by_role("button", name="log").first.click()
-    page.locator(".plot").first.locator("text", has_text="10").first.wait_for(state="attached", timeout=10_000)
+    page.locator(".plot").first.locator("text", has_text="10").first.wait_for(state="attached")
 
 
 @pytest.mark.slow
@@ -81,7 +82,7 @@ def test_sixty_curves_of_ten_thousand_steps_are_drawn(browser, tmp_path):
   with opened(browser, report(run, out=tmp_path / "report.html")) as page:
     page.evaluate("document.querySelectorAll('details.curves').forEach((fold) => { fold.open = true })")
     page.locator(".plot").last.scroll_into_view_if_needed()
-    page.locator(".plot").last.locator("path.js-line").first.wait_for(state="attached", timeout=60_000)
+    page.locator(".plot").last.locator("path.js-line").first.wait_for(state="attached")
 
 
 @pytest.mark.slow
@@ -92,7 +93,7 @@ def test_runs_are_laid_over_each_other_and_one_can_be_hidden(browser, run, tmp_p
   other = write_run(tmp_path / name, seed=1)
   with opened(browser, report(run, other, out=tmp_path / "both.html"), width, scheme=scheme) as page:
     plot = page.locator(".plot").first
-    plot.locator(".trace.scatter").first.wait_for(state="attached", timeout=60_000)
+    plot.locator(".trace.scatter").first.wait_for(state="attached")
     both = plot.locator(".trace.scatter").count()
     page.locator(".runs-legend input").first.uncheck()
     page.wait_for_function(f"document.querySelector('.plot').querySelectorAll('.trace.scatter').length < {both}")
@@ -113,7 +114,7 @@ def test_hostile_texts_are_shown_and_never_run(browser, tmp_path, width):
     page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true })")
     for plot in page.locator(".plot").all():
       plot.scroll_into_view_if_needed()
-    plot.locator("path.js-line").first.wait_for(state="attached", timeout=60_000)
+    plot.locator("path.js-line").first.wait_for(state="attached")
     plot.hover()
     shown = page.evaluate("[...document.querySelectorAll('.completion')].map((card) =>"
                           " [...card.querySelectorAll('.t')].map((token) => token.textContent).join(''))")
@@ -134,7 +135,7 @@ def test_a_replay_plays_to_its_end_and_colours_tokens(browser, tmp_path):
     page.get_by_role("button", name="Play").click()
     page.wait_for_function("document.querySelector('output.step').textContent === 'step 0 of 6'"
                            " || document.querySelector('.t.masked') !== null")
-    page.wait_for_function("document.querySelector('output.step').textContent === 'step 6 of 6'", timeout=20_000)
+    page.wait_for_function("document.querySelector('output.step').textContent === 'step 6 of 6'")
     assert page.locator(".t.masked").count() == 0
     page.get_by_label("Colour of tokens").select_option("confidence")
     bins = [token.get_attribute("data-bin") for token in page.locator(".completion").first.locator(".t").all()]
@@ -161,6 +162,16 @@ def test_rollouts_are_filtered_and_sorted(browser, run, tmp_path):
     assert texts(page, ".group h3") == []
     page.get_by_role("button", name="Clear").click()
     assert page.locator(".group").count() == 5 and page.get_by_role("button", name="Show more (15)").is_visible()
+
+
+def test_a_slider_replays_and_the_search_finds(browser, tmp_path):
+  file = tmp_path / "replay.html"
+  file.write_text(replay_page("Replay", [row(1, 0, "How many apples?"), row(2, 0, "How many pears?"), hostile_row(3)]))
+  with opened(browser, file) as page:
+    page.get_by_role("searchbox", name="Search").fill("PEARS")
+    assert texts(page, ".group h3") == ["step 2 · group 0"]
+    set_slider(page, "input[type=range]", 3)
+    assert texts(page, ".completion:first-child .t") == ["░", "░░░░░░░", "░░░", " all", "<|end|>", "<|end|>"]
 
 
 @pytest.mark.slow
@@ -191,7 +202,7 @@ def test_a_watched_page_follows_the_run_and_keeps_the_place(browser, tmp_path, m
     before = page.evaluate("scrollY")
     (run / "metrics.jsonl").write_text(lines(metrics(20)[:11]))
     write_report([str(run)], None, watch=True)
-    page.wait_for_function("document.body.innerText.includes('10 of 20')", timeout=20_000)
+    page.wait_for_function("document.body.innerText.includes('10 of 20')")
     assert abs(page.evaluate("scrollY") - before) < 200 and before > 500
     assert page.get_by_label("Order").input_value() == "oldest"
 
@@ -226,5 +237,5 @@ def test_comparisons_fit_the_page(browser, tmp_path):
   }))
   for width, scheme in SIZES:
     with opened(browser, report(folder, out=tmp_path / "report.html"), width, scheme=scheme) as page:
-      page.wait_for_selector(".plot[data-drawn] path.js-line", state="attached", timeout=60_000)
+      page.wait_for_selector(".plot[data-drawn] path.js-line", state="attached")
       assert "<b>one</b>" in page.locator("#comparison").inner_text()

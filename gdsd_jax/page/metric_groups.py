@@ -93,5 +93,5 @@ def _table() -> list[tuple[re.Pattern, str, str]]:
 def _plain(markdown: str) -> str:
   text = re.sub(r" \(\[.+?\]\(.+?\)\)", "", markdown)  # a link to read more
   text = re.sub(r"\[(.+?)\]\(.+?\)", r"\1", text)
-  text = re.sub(r" \(`diag/[^)]*\)", "", text)  # the official code's name of it
+  text = re.sub(r" \(`[^)]*\)", "", text)  # the official code's name of it
   return text.replace("`", "").replace("\\|", "|")

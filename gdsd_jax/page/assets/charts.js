@@ -5,6 +5,7 @@
 const PALETTE = ["#4477aa", "#ee6677", "#228833", "#ccaa22", "#66aadd", "#aa3377", "#888888"];
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
 const FEW_POINTS = 12;
+const FEW_STEPS = 6;
 
 let library = null;
 
@@ -69,7 +70,9 @@ function traces(line, smoothing) {
   return drawn;
 }
 
-function chartLayout(plot, scale) {
+function chartLayout(plot, lines, scale) {
+  const steps = lines.flatMap(({x}) => [x[0], x.at(-1)]);
+  const few = Math.max(...steps) - Math.min(...steps) <= FEW_STEPS; // ticks at whole ones
   const figure = getComputedStyle(plot.parentElement);
   const ink = getComputedStyle(document.body);
   const [quiet, grid, surface] = [getComputedStyle(plot).color, figure.borderTopColor, figure.backgroundColor];
@@ -91,7 +94,7 @@ function chartLayout(plot, scale) {
     hovermode: "x unified",
     dragmode: canHover() ? "zoom" : false,
     hoverlabel: {bgcolor: surface, bordercolor: grid, font: {color: ink.color}, namelength: 40},
-    xaxis: {...axis, hoverformat: ",.0~f", unifiedhovertitle: {text: "step %{x}"}},
+    xaxis: {...axis, ...(few ? {dtick: 1} : {}), hoverformat: ",.0~f", unifiedhovertitle: {text: "step %{x}"}},
     yaxis: {...axis, type: scale, exponentformat: "power"},
   };
 }
@@ -114,10 +117,11 @@ function chart(lines, smoothing) {
     drawn = true;
     try {
       const tools = await plotly();
+      const shown = lines();
       await tools.react(
         plot,
-        lines().flatMap((line) => traces(line, smoothing())),
-        chartLayout(plot, scale),
+        shown.flatMap((line) => traces(line, smoothing())),
+        chartLayout(plot, shown, scale),
         {
           displaylogo: false,
           responsive: true,

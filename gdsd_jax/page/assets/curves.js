@@ -78,7 +78,7 @@ function curvesSection(data) {
     );
   }
 
-  function fold({title, charts: of, open}) {
+  function fold({title, charts: of, open}, at) {
     const cards = of.flatMap(({title: name, metrics}) =>
       several ? metrics.map((metric) => card([metric], metric.name)) : [card(metrics, name)],
     );
@@ -88,7 +88,7 @@ function curvesSection(data) {
       el("summary", {}, el("h3", {}, title), el("span", {class: "quiet"}, String(cards.length))),
       el("div", {class: "charts"}, cards),
     );
-    folded.open = place[`open ${title}`] ?? open;
+    folded.open = place[`open ${title}`] ?? (open && (innerWidth > 600 || at === 0));
     return folded;
   }
 

@@ -2,6 +2,7 @@
 // Where the reader is: kept while the page of a run that trains loads itself again.
 
 const PLACE = `gdsd:${location.pathname}`;
+const BUSY = 3000; // milliseconds after a reader has touched the page
 
 function stored(store, key, otherwise) {
   try {
@@ -25,10 +26,14 @@ function remember(name, value) {
 /** Loads the page again every so many seconds, unless the reader is busy in it. */
 function refreshEvery(seconds) {
   if (!seconds) return;
+  let touched = -Infinity;
+  for (const kind of ["input", "pointerdown", "keydown", "wheel", "touchmove"]) {
+    addEventListener(kind, () => (touched = performance.now()), {capture: true, passive: true});
+  }
   const busy = () =>
     document.hidden ||
+    performance.now() - touched < BUSY ||
     document.querySelector("[data-playing]") ||
-    ["INPUT", "SELECT"].includes(document.activeElement?.tagName) ||
     String(getSelection()) !== "";
   setInterval(() => {
     if (busy()) return;
