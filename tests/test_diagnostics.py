@@ -133,7 +133,8 @@ def recipe(fields):
 
 def test_rollouts_remember_what_the_log_needs_and_a_run_may_turn_it_on():
   with_cache = recipe({"log.trajectory": True, "sampler.cache": "dual", "objective.name": "d2"})
-  assert with_cache.remembered == {"steps", "logp"} and recipe({}).remembered == {"steps"}
+  assert with_cache.remembered == recipe({}).remembered == {"steps", "logp"}
+  assert recipe({"sampler.temperature": 0.0}).remembered == {"steps"}
   assert recipe({}).learnt == recipe({"log.keep_every": 0}).remembered == set()
   saved = recipe({}).as_given
   assert contradictions(saved, recipe({"log.trajectory": True})) == []

@@ -91,6 +91,7 @@ def test_run_writes_what_it_promises(straight):
   assert [(row["step"], row["group"]) for row in kept] == [(1, 0), (1, 1), (6, 0), (6, 1)]
   for completion in (each for row in kept for each in row["completions"]):
     assert completion["unmasked"] and sorted(set(completion["unmasked"])) == [0, 1, 2, 3]
+    assert max(completion["logp"]) <= 0 < max(completion["confidence"]) <= 1
     assert "".join(completion["tokens"][:completion["length"]]) == completion["text"]
   assert json.loads((workdir / "config.json").read_text())["group_size"] == 4
   assert (workdir / "reward.png").read_bytes().startswith(b"\x89PNG")

@@ -48,6 +48,35 @@ def test_a_replay_on_the_same_weights_has_ratio_one(tiny_denoiser, tiny_params, 
   assert (np.abs(logp).max() == 0) == (config.temperature == 0)
 
 
+ALONE = ("llada", "dream_filtered")
+
+
+@pytest.mark.parametrize("changes", [{}, slow({"noise": "official"}), slow({"cache": "dual"})])
+@pytest.mark.parametrize("name", [name if name in ALONE else slow(name) for name in CASES if "greedy" not in name])
+def test_the_log_probability_alone_comes_with_the_prediction_and_changes_nothing(
+    tiny_denoiser, tiny_params, name, changes):
+  if name.startswith("dream") and "noise" in changes or name == "llada_guided" and "cache" in changes:
+    pytest.skip("there is no such sampler")
+  config, prompt, both = rollout_of(tiny_denoiser, tiny_params, name, **changes)
+  alone = gdsd_jax.sample(tiny_denoiser, tiny_params, prompt, None, jax.random.key(1), config, frozenset({"logp"}))
+  assert alone.entropy is None
+  np.testing.assert_allclose(alone.logp, both.logp, atol=1e-5)
+  for field in ("tokens", "confidence", "steps"):
+    np.testing.assert_array_equal(getattr(alone, field), getattr(both, field))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llada", "dream_filtered"])
+def test_the_log_probability_alone_is_the_same_on_a_mesh(tiny_denoiser, tiny_params, name):
+  mesh = make_mesh(2, 2, 2)
+  denoiser = gdsd_jax.Denoiser(tiny_denoiser.config, mesh=mesh)
+  params = jax.device_put(tiny_params, param_shardings(mesh, denoiser))
+  config, prompt, alone = rollout_of(tiny_denoiser, tiny_params, name)
+  split = gdsd_jax.sample(denoiser, params, prompt, None, jax.random.key(1), config, frozenset({"logp"}))
+  np.testing.assert_array_equal(split.tokens, alone.tokens)
+  np.testing.assert_allclose(split.logp, alone.logp, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llada", "dream_filtered", "llada_threshold"])
 def test_a_replay_on_a_mesh_has_ratio_one(tiny_denoiser, tiny_params, name):

@@ -25,7 +25,7 @@ import numpy as np
 from gdsd_jax.checks import require
 from gdsd_jax.diffusion import dream, dream_schedule, own, prediction
 from gdsd_jax.diffusion.config import Predictions, Rollout, SamplerConfig
-from gdsd_jax.diffusion.trajectory import by_probability, remembered, with_step
+from gdsd_jax.diffusion.trajectory import by_probability, comes_with_prediction, remembered, with_step
 from gdsd_jax.diffusion.watching import check_watchable, if_wanted, Watcher
 from gdsd_jax.models.denoiser import Denoiser
 
@@ -41,8 +41,8 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     prompt_mask: bool[B, P], False at padding; None when no prompt is padded.
     key: random key; ignored where the config leaves nothing to chance.
     config: the sampler, whose kind may be one's own (docs/own.md).
-    record: what the rollout remembers beside its steps: "logp" and "entropy" cost a second pass of the LM head; "kept",
-      for dream with top_k, a third; "predictions" cost one of the whole completion.
+    record: what the rollout remembers beside its steps: "logp" costs next to nothing; "entropy" a second pass of the LM
+      head; "kept", for dream with top_k, a third; "predictions" cost one of the whole completion.
     watcher: sees the completions before each step, and may end them there (`diffusion/watching.py`); each object
       compiles anew. None: the program is without it.
 
@@ -145,10 +145,13 @@ def _denoise_block(
     Unless it remembers its predictions, which are made of those of the whole completion, [B, L, D].
     """
     token_key, position_key = jax.random.split(keys[index])
-    tokens, confidence = predict(denoiser, params, hidden, unconditional, token_key, config)
+    with_logp = comes_with_prediction(record, config)
+    tokens, confidence, *logp = predict(
+      denoiser, params, hidden, unconditional, token_key, config, with_logp=with_logp)
     step = number_of(index)
     steps = jnp.full(tokens.shape, step, jnp.int32)
-    told = remembered(denoiser, params, hidden, unconditional, tokens, config, record)
+    told = remembered(denoiser, params, hidden, unconditional, tokens, config, record - {"logp"} if logp else record)
+    told |= {"logp": logp[0]} if logp else {}
     predictions, rollout = rollout.predictions, rollout.replace(predictions=None)
     if predictions is not None:
       probable = functools.partial(predict, denoiser, params, config=by_probability(config))
@@ -203,18 +206,20 @@ def _put(rollout: Rollout, block: Rollout, start) -> Rollout:
   return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, axis=1), rollout, block)
 
 
-def predict(denoiser: Denoiser, params, hidden, unconditional, key, config: SamplerConfig, given=None):
+def predict(denoiser: Denoiser, params, hidden, unconditional, key, config: SamplerConfig, given=None,
+            with_logp: bool = False):
   """A token for each position of hidden states [B, K, D], int32[B, K], and the confidence in it, float32[B, K].
 
   It is drawn, or, for the confidence in tokens of one's own, as `given` says. `unconditional` are hidden states
-  without the prompt, for guidance, or None.
+  without the prompt, for guidance, or None. The third of three, if it is asked for, is the log-probability with which
+  the token was drawn, float32[B, K], see `trajectory.drawn`; there must be a temperature.
   """
   if config.kind == "dream":
-    return dream.predict(denoiser, params, hidden, key, config, given)
+    return dream.predict(denoiser, params, hidden, key, config, given, with_logp)
   special = denoiser.config
   return prediction.predict(
     denoiser.head(params), hidden, key, special.mask_token_id, config.temperature, unconditional, config.cfg_scale,
-    config.noise, special.end_token_ids, config.eos_penalty, given,
+    config.noise, special.end_token_ids, config.eos_penalty, given, with_logp,
   )
 
 

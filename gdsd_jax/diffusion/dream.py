@@ -17,7 +17,7 @@ _POSITIONS = 32  # Positions whose logits are in memory at a time.
 _ENTROPY_OFFSET = 1e-10  # Added inside the logarithm, as published.
 
 
-def predict(denoiser: Denoiser, params, hidden, key, config: SamplerConfig, given=None):
+def predict(denoiser: Denoiser, params, hidden, key, config: SamplerConfig, given=None, with_logp: bool = False):
   """`predict_from_logits` of hidden states [B, L, D], some positions at a time."""
   mask_id = denoiser.config.mask_token_id
   if given is not None:
@@ -25,7 +25,7 @@ def predict(denoiser: Denoiser, params, hidden, key, config: SamplerConfig, give
       logits, key, mask_id, config, denoiser.mesh, given))
   keys = jax.random.split(key, hidden.shape[1])
   return _by_position(denoiser, params, (hidden,), config, lambda logits, key: predict_from_logits(
-    logits, key, mask_id, config, denoiser.mesh), keys)
+    logits, key, mask_id, config, denoiser.mesh, with_logp=with_logp), keys)
 
 
 def _by_position(denoiser: Denoiser, params, rows, config: SamplerConfig, compute, keys=None):
@@ -46,7 +46,7 @@ def _by_position(denoiser: Denoiser, params, rows, config: SamplerConfig, comput
   return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
 
 
-def predict_from_logits(logits, key, mask_id: int, config: SamplerConfig, mesh=None, given=None):
+def predict_from_logits(logits, key, mask_id: int, config: SamplerConfig, mesh=None, given=None, with_logp=False):
   """A token for each position, never the mask token, and the confidence of `config.alg` in it.
 
   Args:
@@ -56,15 +56,17 @@ def predict_from_logits(logits, key, mask_id: int, config: SamplerConfig, mesh=N
     config: the sampler; temperature, top_p, top_k and alg count here.
     mesh: the mesh that the vocabulary is split over, or None.
     given: int32[B, L] tokens in place of drawn ones, for the confidence in them; None draws.
+    with_logp: whether it tells the log-probability, too, with which each token was drawn.
 
   Returns:
-    (tokens, confidence): int32[B, L] and float32[B, L].
+    (tokens, confidence): int32[B, L] and float32[B, L]; with a third, float32[B, L], if it tells that.
   """
   filtered, eligible = _filtered(logits, mask_id, config, mesh)
   probabilities = jax.nn.softmax(filtered, axis=-1)
+  perturbed = eligible
   if config.temperature > 0 and given is None:
-    eligible = eligible + jax.random.gumbel(key, logits.shape, logits.dtype)
-  tokens = jnp.argmax(eligible, axis=-1).astype(jnp.int32) if given is None else given
+    perturbed = eligible + jax.random.gumbel(key, logits.shape, logits.dtype)
+  tokens = jnp.argmax(perturbed, axis=-1).astype(jnp.int32) if given is None else given
   if config.alg == "entropy":
     confidence = jnp.sum(probabilities * jnp.log(probabilities + _ENTROPY_OFFSET), axis=-1)
   elif config.alg == "topk_margin":
@@ -72,7 +74,7 @@ def predict_from_logits(logits, key, mask_id: int, config: SamplerConfig, mesh=N
     confidence = top[..., 0] - top[..., 1]
   else:
     confidence = pick(probabilities, tokens)
-  return tokens, confidence
+  return tokens, confidence, *([pick(jax.nn.log_softmax(eligible, axis=-1), tokens)] if with_logp else [])
 
 
 def drawn(denoiser: Denoiser, params, hidden, unconditional, tokens, config: SamplerConfig):

@@ -23,7 +23,7 @@ class _Best(NamedTuple):
 
 def predict(
   head: LMHead, hidden, key, mask_id: int, temperature: float, unconditional=None, cfg_scale: float = 0.0,
-  noise: str = "exact", penalized: tuple[int, ...] = (), penalty: float = 0.0, given=None,
+  noise: str = "exact", penalized: tuple[int, ...] = (), penalty: float = 0.0, given=None, with_logp: bool = False,
 ):
   """A token for each position, never the mask token, and its probability under the full softmax.
 
@@ -39,9 +39,11 @@ def predict(
     noise: "exact" for the softmax at T, or "official", see noise.py.
     penalized, penalty: tokens, and what is subtracted from their logits, after guidance: for draw and probability.
     given: int32[B, K] tokens in place of drawn ones, for their probability; None draws.
+    with_logp: whether it tells the log-probability, too, with which each token was drawn: at T, without the mask token,
+      by the softmax also where the noise falls short of it. T must be above 0.
 
   Returns:
-    (tokens, probability): int32[B, K] and float32[B, K].
+    (tokens, probability): int32[B, K] and float32[B, K]; with a third, float32[B, K], if it tells that.
   """
   tile = _tile_size(head)
   drawn = Greedy() if given is None else Given(given)
@@ -58,7 +60,7 @@ def predict(
     drawn = jax.tree.map(lambda x: x.reshape(count, -1), drawn)
 
     def step(carry, weight, start):
-      best, top, total = carry
+      best, top, total, mass = carry
       logits = multiply(flat, weight)
       if unconditional is not None:
         logits, without = logits[:count], logits[count:]
@@ -69,18 +71,24 @@ def predict(
       total = total * jnp.exp(top - highest) + jnp.sum(jnp.exp(logits - highest[:, None]), axis=1)
       tiles = jnp.where(columns == mask_id, -jnp.inf, logits).reshape(count, -1, tile)
       scores = drawn.of_tiles(tiles, (share.first + start) // tile, temperature)
-      return _better(best, scores, tiles, share.first + start), highest, total
+      if with_logp:  # of tiles, which the exact noise asks for anyway
+        mass = jnp.logaddexp(mass, jax.nn.logsumexp(jax.nn.logsumexp(tiles / temperature, axis=2), axis=1))
+      return _better(best, scores, tiles, share.first + start), highest, total, mass
 
     zeros, least = jnp.zeros(count, jnp.float32), jnp.full(count, jnp.finfo(jnp.float32).min, jnp.float32)
     lowest = lambda *shape: jnp.full(shape, -jnp.inf, jnp.float32)
     none = _Best(lowest(count), jnp.zeros(count, jnp.int32), lowest(count, tile))
-    best, top, total = share.fold(flat.dtype, step, (none, least, zeros))
+    nothing = lowest(count) if with_logp else None
+    best, top, total, mass = share.fold(flat.dtype, step, (none, least, zeros, nothing))
     best = _best_of_shares(share, best)
     highest = share.max(top)
     normalizer = highest + jnp.log(share.sum(total * jnp.exp(top - highest)))
     place = jnp.argmax(drawn.of_tokens(best.logits, best.first // tile, temperature), axis=1)
     chosen = jnp.take_along_axis(best.logits, place[:, None], axis=1)[:, 0]
-    found = (best.first + place).astype(jnp.int32), jnp.exp(chosen - normalizer)
+    found = [(best.first + place).astype(jnp.int32), jnp.exp(chosen - normalizer)]
+    if with_logp:
+      most = share.max(mass)
+      found.append(chosen / temperature - most - jnp.log(share.sum(jnp.exp(mass - most))))
     return tuple(x.reshape(hidden.shape[:2]) for x in found)
 
   return over_vocabulary(compute, head, (hidden, unconditional, drawn))

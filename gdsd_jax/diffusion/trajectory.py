@@ -24,6 +24,11 @@ def remembered(denoiser: Denoiser, params, hidden, unconditional, tokens, config
   return {name: value for name, value in told.items() if name in record}
 
 
+def comes_with_prediction(record, config: SamplerConfig) -> bool:
+  """Whether the prediction itself tells the log-probability that a rollout is to remember."""
+  return "logp" in record and "entropy" not in record and config.temperature > 0
+
+
 def by_probability(config: SamplerConfig) -> SamplerConfig:
   """The sampler whose confidence in a prediction is its probability, and that predicts as this one does."""
   return dataclasses.replace(config, alg="maskgit_plus") if config.kind == "dream" else config

@@ -217,7 +217,9 @@ class RunConfig:
   @property
   def remembered(self) -> frozenset[str]:
     """What rollouts remember: `learnt`, and what is kept of them for people to look at."""
-    return self.learnt | ({"steps"} if self.log.keep_every and not self.sampler.is_own else set())
+    kept = self.log.keep_every > 0 and not self.sampler.is_own
+    drawn = kept and self.sampler.temperature > 0
+    return self.learnt | ({"steps"} if kept else set()) | ({"logp"} if drawn else set())
 
   @property
   def num_mc(self) -> int:

@@ -20,8 +20,8 @@ class LogConfig:
   # Size of that file at most. Where it would be larger, every second iteration in it is dropped, and from then on half
   # as many are kept.
   keep_megabytes: float = 16.0
-  # Whether rollouts remember the log-probability of each token as it was drawn, and a step's row tells it beside the
-  # ELBO's estimate (docs/metrics.md). The sampler's LM head then works twice.
+  # Whether a step's row tells the log-probability with which its tokens were drawn beside the ELBO's estimate
+  # (docs/metrics.md).
   trajectory: bool = False
   plot_seconds: float = 20.0  # least time between drawings of reward.png
   tensorboard: bool = True  # whether the numbers of metrics.jsonl go to WORKDIR/tensorboard, too
