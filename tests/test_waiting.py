@@ -29,7 +29,7 @@ from gdsd_jax.huggingface.folder import resolve_path
 from gdsd_jax.huggingface.weights import load_pretrained, save_pretrained
 from gdsd_jax.parallel import processes
 from gdsd_jax.runs.progress import Progress
-from gdsd_jax.training.report import Learning, numbers_of
+from gdsd_jax.training.report import evaluation_row, Learning, numbers_of
 from gdsd_jax.waiting import Clock, format_seconds, Wait, waiting
 
 ROW = {"step": 1, "reward": 0.5, "loss": 0.25, "kl": 0.1, "reward/format": 0.25, "reward/right": 0.75}
@@ -111,6 +111,16 @@ def test_the_gain_is_that_of_the_last_steps_above_the_reward_before_training():
     learning.see({"step": step, "reward": math.nan})
     learning.see({"step": step, "reward": None})
   assert learning.gain == pytest.approx(sum(rewards[-10:]) / 10 - 0.5)
+
+
+def test_an_evaluation_tells_by_how_much_it_is_above_the_first(screen):  # noqa: F811
+  learning, found = Learning(), {"accuracy": 0.664, "reward": 0.906, "reward/right": 0.66, "sampled_reward": 0.576}
+  learning.see({"step": 0, "reward": 0.5, **evaluation_row(0, lambda: found, learning)})
+  better = {name: value + 0.1 for name, value in found.items()}
+  assert evaluation_row(25, lambda: better, learning) == {f"eval/{name}": value for name, value in better.items()}
+  assert screen.messages == [
+    "evaluation after step 0: accuracy 0.664  reward 0.906  sampled_reward 0.576  (right 0.660)",
+    "evaluation after step 25: accuracy 0.764 (+0.10)  reward 1.01 (+0.10)  sampled_reward 0.676 (+0.10)"]
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)

@@ -21,7 +21,7 @@ from gdsd_jax.waiting import waiting
 _log = logging.getLogger(__name__)
 
 _PHASES = {"rollout": "sampling completions", "reward": "computing rewards", "score": "scoring completions",
-           "update": "updating the parameters", "evaluate": "evaluating"}
+           "update": "updating the parameters"}  # what an evaluation is at, it says itself
 
 
 def log_to_stdout() -> None:
@@ -157,7 +157,8 @@ class Stopwatch:
   def phase(self, name: str):
     """Times what is done within `with`, and adds it to the phase. In a terminal it is told, if it takes long."""
     started = time.monotonic()
-    with waiting(_PHASES.get(name, name), logged_after=math.inf, last_word=False):
+    told = waiting(_PHASES[name], logged_after=math.inf, last_word=False) if name in _PHASES else None
+    with told or contextlib.nullcontext():
       yield
     self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 

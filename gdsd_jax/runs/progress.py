@@ -52,7 +52,7 @@ class Progress:
     left = speed * (self.steps - step) + self._evaluations_left(step)
     line = (f"step {step:{len(str(self.steps))}}/{self.steps}  {numbers}  {significant(speed, 2)} s/step "
             f" {format_seconds(left)} left")
-    _log.info("%s%s", line, _those_that_fit(details, _COLUMNS - cell_len(line)))
+    _log.info("%s", with_details(line, details))
 
   def _evaluations_left(self, step: int) -> float:
     """Seconds that they take."""
@@ -62,10 +62,10 @@ class Progress:
     return count * self._evaluated / self._evaluations
 
 
-def _those_that_fit(details: Sequence[str], columns: int) -> str:
-  """The first of the details, in brackets, and "…" for the others."""
+def with_details(line: str, details: Sequence[str]) -> str:
+  """A line with as many of the details behind it, in brackets, as it has columns for, and "…" for the others."""
   for count in range(len(details), -1, -1):
-    text = f"  ({', '.join([*details[:count], *['…'] * (count < len(details))])})"
-    if details and cell_len(text) <= columns:
-      return text
-  return ""
+    longer = f"{line}  ({', '.join([*details[:count], *['…'] * (count < len(details))])})"
+    if details and cell_len(longer) <= _COLUMNS:
+      return longer
+  return line

@@ -14,6 +14,7 @@ import numpy as np
 from gdsd_jax.generation.rollout import GradedCompletions, mean_that_applies, RewardError
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.digits import significant
+from gdsd_jax.runs.progress import with_details
 from gdsd_jax.runs.state import TrainState
 from gdsd_jax.training.diversity import group_diversity
 
@@ -32,7 +33,7 @@ def announce(config: RunConfig, state: TrainState, mesh: Mesh) -> None:
     "" if trained == size else f", {trained / 1e6:.3g} M of them in the adapter", jax.default_backend(), devices,
     config.prompts_per_step, config.group_size,
   )
-  _log.info("reward: mean of a step's rollouts (last %d steps against before training)", LAST_STEPS)
+  _log.info("reward: mean of a step's rollouts (that of the last %d steps against before training)", LAST_STEPS)
 
 
 def rollout_metrics(scored: GradedCompletions, group_size: int) -> dict[str, float]:
@@ -52,15 +53,20 @@ def rollout_metrics(scored: GradedCompletions, group_size: int) -> dict[str, flo
   }
 
 
-def evaluation_row(step: int, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
+def evaluation_row(step: int, evaluate: Callable[[], dict[str, float]], learning: "Learning") -> dict[str, float]:
   """What `evaluate` finds after a step, shown, and named as in metrics.jsonl; none if the task's grader raises."""
   try:
     found = evaluate()
   except RewardError as error:
     _log.info("evaluation after step %d left out: %s", step, error)
     return {}
-  _log.info("evaluation after step %d: %s", step, "  ".join(f"{name} {value:.3f}" for name, value in found.items()))
-  return {f"eval/{name}": value for name, value in found.items()}
+  row = {f"eval/{name}": value for name, value in found.items()}
+  named = lambda names: [f"{name.removeprefix('reward/')} {significant(found[name], 3)}{learning.since(name, found)}"
+                         for name in names]
+  first = [name for name in ("accuracy", "reward", "sampled_reward") if name in found]
+  line = f"evaluation after step {step}: {'  '.join(named(first))}"
+  _log.info("%s", with_details(line, named(name for name in found if name not in first)))
+  return row
 
 
 class Learning:
@@ -68,9 +74,12 @@ class Learning:
 
   def __init__(self):
     self._before, self._last = None, collections.deque(maxlen=LAST_STEPS)
+    self._evaluated = {}  # by the first evaluation
 
   def see(self, row: Mapping[str, Any]) -> None:
     """Takes a row of metrics.jsonl into account."""
+    if not self._evaluated:
+      self._evaluated = {name.removeprefix("eval/"): row[name] for name in row if name.startswith("eval/")}
     reward = row.get("reward")
     if reward is None or not math.isfinite(reward):
       return
@@ -84,13 +93,21 @@ class Learning:
     """0 before there was a step."""
     return sum(self._last) / len(self._last) - self._before if self._last else 0.0
 
+  def since(self, name: str, found: Mapping[str, float]) -> str:
+    """By how much a number of an evaluation is above the first one's, in brackets; nothing of the first itself."""
+    return f" ({_signed(found[name] - self._evaluated[name])})" if name in self._evaluated else ""
+
+
+def _signed(value: float) -> str:
+  return f"{'+' * (value >= 0)}{significant(value, 2)}"
+
 
 def numbers_of(row: Mapping[str, Any], gain: float) -> tuple[str, list[str]]:
   """What a line of progress tells of a step that has a reward: its numbers, and details that it may leave out."""
   rewards = {name.removeprefix("reward/"): value for name, value in row.items() if name.startswith("reward/")}
   details = [f"{name} {significant(value, 2)}" for name, value in rewards.items() if not math.isnan(value)]
   kl = f"  kl {significant(row['kl'], 2)}" if "kl" in row else ""
-  return f"reward {significant(row['reward'], 3)} ({'+' * (gain >= 0)}{significant(gain, 2)}){kl}", details
+  return f"reward {significant(row['reward'], 3)} ({_signed(gain)}){kl}", details
 
 
 def show_rollouts(scored: GradedCompletions, count: int = 3) -> None:

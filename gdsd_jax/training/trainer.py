@@ -200,7 +200,7 @@ class Trainer(Training):
     if number % self.config.eval.every and number < self.config.steps:
       return {}
     with watch.phase("evaluate"):
-      row = evaluation_row(number, self.evaluate)
+      row = evaluation_row(number, self.evaluate, self._learning)
     for callback in self.callbacks:
       callback.after_evaluation(self, number, row)
     if number == 0:  # there are no rollouts before the first step, whose reward its row would have
