@@ -32,6 +32,7 @@ _line, _status = "asked to stop", None
 _reader: int | None = None  # of the pipe that numbers of signals come through; None where they are not taken
 _waiting: list[Callable[[], str | None]] = []
 _leaving: list[Callable[[], None]] = []
+_broken: list[Callable[[], None]] = []  # what the next Ctrl-C calls in place of ending the process, the last of them
 _done: int | None = None  # exit status of a command that has nothing to do any more
 
 
@@ -56,11 +57,14 @@ def take(line: str, status: int | None = None) -> None:
   sys.warnoptions.append("ignore:resource_tracker")
 
 
-def begin(stopped: str = "asked to stop before it was done", status: int | None = None) -> None:
-  """The first that a command does, before imports that take seconds: `take`, and a word that it is there."""
+def begin(stopped: str = "asked to stop before it was done", status: int | None = None, to: str = "stdout") -> None:
+  """The first that a command does, before imports that take seconds: `take`, and a word that it is there.
+
+  The word goes to standard output, or "stderr" where the former is the command's result.
+  """
   screen.take()
   take(stopped, status)
-  print("gdsd_jax: loading", flush=True)
+  print("gdsd_jax: loading", file=getattr(sys, to), flush=True)
 
 
 def begin_run() -> None:
@@ -99,6 +103,22 @@ def waiting(asked: Callable[[], str | None] = lambda: "asked to stop: a file is 
   finally:
     with _lock:
       _waiting.remove(asked)
+
+
+@contextlib.contextmanager
+def broken_by(act: Callable[[], None]) -> Iterator[None]:
+  """Within `with`, the first Ctrl-C calls `act`, in another thread, and nothing else; another one ends the process.
+
+  So it is anew for each `with`. SIGTERM ends the process as ever.
+  """
+  with _lock:
+    _broken.append(act)
+  try:
+    yield
+  finally:
+    with _lock:
+      if act in _broken:
+        _broken.remove(act)
 
 
 @contextlib.contextmanager
@@ -188,7 +208,9 @@ def _watch(reader: int) -> None:
     with _lock:
       if number not in _SIGNALS:  # another one that has a handler in Python
         continue
-      if first is None:
+      if number == signal.SIGINT and _broken:
+        _broken.pop()()
+      elif first is None:
         first, told = number, _first(number)
       elif number == signal.SIGINT:
         _leave("stopped at once; files are whole, and what was not saved yet is lost" if _done is None else "", number)

@@ -28,7 +28,7 @@ def if_wanted(watcher: Watcher, mesh, step, rollout: Rollout, act: Callable[[Rol
 
   What is computed next depends on its answer, and so calls come in the order of the steps.
   """
-  look = lambda step, tokens, confidence: np.bool_(watcher(*map(np.asarray, (step, tokens, confidence))))
+  look = lambda step, tokens, confidence: np.bool_(watcher(*map(np.array, (step, tokens, confidence))))
   seen = [constrain(x, mesh, None, None) for x in (rollout.tokens, rollout.confidence)]  # one device has all of it
   wanted = io_callback(look, jax.ShapeDtypeStruct((), jnp.bool_), step, *seen)
   return wanted, jax.lax.cond(wanted, act, lambda rollout: rollout, rollout)

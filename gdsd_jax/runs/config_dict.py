@@ -75,6 +75,12 @@ def run_config(config: ConfigDict) -> RunConfig:
   Raises:
     ValueError: one line that names the field.
   """
+  check_recipe(config)
+  return typed(RunConfig, config)
+
+
+def check_recipe(config: ConfigDict) -> None:
+  """Raises ValueError where a config is no recipe of RL: it lacks a section, or has a field that none of them has."""
   known, kind = flatten(base_config().to_dict()), config.get("kind")
   of_kind = "compare" if kind == "comparison" else "pretrain"
   require(kind is None, "--config", f"a recipe of the kind {kind!r} is for launch/{of_kind}.py")
@@ -87,7 +93,6 @@ def run_config(config: ConfigDict) -> RunConfig:
     if path not in known and (not path.startswith(own) or of_objective and path.partition(".")[2] not in settings()):
       raise ValueError(f"--config.{path}: the config has no field {path!r}{did_you_mean_field(path, known)}")
     require(value is not None or known.get(path) is None, path, "must not be None")
-  return typed(RunConfig, config)
 
 
 def own_sections(sampler: str) -> tuple[str, ...]:
@@ -111,13 +116,18 @@ def typed(cls, config: ConfigDict):
   fields = config.to_dict()
   if cls is not RunConfig:  # which `run_config` has checked
     check_paths(cls, fields)
+  check_numbers(fields)
+  return made(cls, fields | {"as_given": fields})
+
+
+def check_numbers(fields: Mapping[str, Any]) -> None:
+  """Raises ValueError where a number of a recipe is none of a device's."""
   for path, value in flatten(fields).items():
     for number in value if isinstance(value, list) else [value]:
       if isinstance(number, float):
         require_float32(path, number)
       if isinstance(number, int) and path != "seed":  # which has a range of its own
         require_int32(path, number)
-  return made(cls, fields | {"as_given": fields})
 
 
 def made(cls, fields: Mapping[str, Any]):

@@ -24,14 +24,15 @@ _PHASES = {"rollout": "sampling completions", "reward": "computing rewards", "sc
            "update": "updating the parameters"}  # what an evaluation is at, it says itself
 
 
-def log_to_stdout() -> None:
+def log_to_stdout(stream=None) -> None:
   """Shows this package's messages as plain lines on standard output; below them, in a terminal, what is waited for.
 
-  Among several processes the first shows them: what it warns of the others would warn of, too.
+  A `stream` takes them where standard output is for other things. Among several processes the first shows them: what it
+  warns of the others would warn of, too.
   """
   if is_first_process():
     screen.open_line()
-  handler = logging.StreamHandler(sys.stdout)
+  handler = logging.StreamHandler(stream or sys.stdout)
   handler.setFormatter(logging.Formatter("%(message)s"))
   logger = logging.getLogger("gdsd_jax")
   logger.handlers[:] = [handler]

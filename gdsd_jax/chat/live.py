@@ -1,0 +1,86 @@
+"""An answer that unmasks before one's eyes: drawn beside the device's work, at most twenty times a second."""
+
+import math
+import threading
+import time
+
+import numpy as np
+from rich.console import Console
+from rich.control import Control
+from rich.live import Live
+from rich.segment import ControlType
+from rich.text import Text
+
+from gdsd_jax.chat.answers import Answering, View
+from gdsd_jax.chat.shown import coloured, DIM, MASK, sureness
+from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.generation.tokens_told import token_pieces
+
+_SECONDS_BETWEEN = 0.05
+_SHARE = 0.2  # of the time that drawing may take: it needs a core of the host, and Python's lock
+
+
+class LiveView(View):
+  """The last screenful of an answer that has something unmasked; it is gone when the answer is whole."""
+
+  def __init__(self, console: Console, answering: Answering, sampler: SamplerConfig):
+    self._console, self._answering, self._sampler = console, answering, sampler
+    self._state, self._came, self._is_over = None, threading.Event(), False
+    self._drawn, self._width = [], console.width  # cells of each line on the screen, and of the screen then
+    self._thread = threading.Thread(target=self._draw_on, name="live view", daemon=True)
+
+  def see(self, step, tokens, confidence):
+    self._state = step, tokens, confidence
+    self._came.set()
+
+  def __enter__(self):
+    self._thread.start()
+    return self
+
+  def __exit__(self, *_):
+    self._is_over = True
+    self._came.set()
+    self._thread.join()
+
+  @property
+  def is_drawing(self) -> bool:
+    """Whether it is on the screen."""
+    return self._thread.is_alive()
+
+  def _draw_on(self) -> None:
+    with Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
+      while True:
+        self._came.wait()
+        self._came.clear()
+        if self._is_over:
+          return
+        started = time.monotonic()
+        self._draw(live)
+        took = time.monotonic() - started
+        time.sleep(max(_SECONDS_BETWEEN - took, took / _SHARE - took))
+
+  def _draw(self, live: Live) -> None:
+    step, tokens, confidence = self._state
+    lines = self._lines(tokens, confidence)
+    lines.append(Text(f"step {step} of {'at most ' * self._sampler.is_parallel}{self._sampler.most_steps}", DIM))
+    width = self._console.width
+    if width < self._width:  # the terminal has broken lines that were longer
+      more = sum(max(math.ceil(cells / width), 1) - 1 for cells in self._drawn)
+      self._console.control(Control(*[(ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)] * more))
+    self._drawn, self._width = [line.cell_len for line in lines], width
+    live.update(Text("\n").join(lines), refresh=True)
+
+  def _lines(self, tokens: np.ndarray, confidence: np.ndarray) -> list[Text]:
+    """What fits the screen: up to the line with the last unmasked token, and masks behind it where there is room.
+
+    What is behind an end of the text will not be part of the answer, whatever is still to come.
+    """
+    count = self._answering.length(tokens)
+    pieces = token_pieces(self._answering.tokenizer, tokens[:count])
+    masked = tokens[:count] == self._answering.mask_token_id
+    text = coloured(pieces, sureness(confidence[:count], self._sampler), masked)
+    lines = list(text.wrap(self._console, self._console.width, overflow="fold"))
+    known = [number for number, line in enumerate(lines, start=1) if line.plain.strip(f"{MASK} ")]
+    room = max(self._console.height - 2, 1)
+    end = max(known[-1] if known else 0, room)
+    return lines[max(end - room, 0):end]

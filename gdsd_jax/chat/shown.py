@@ -1,0 +1,56 @@
+"""Answers as a terminal shows them: tokens in colours of their confidence, and nothing that the terminal would obey."""
+
+from collections.abc import Sequence
+import re
+
+import numpy as np
+from rich.text import Text
+
+from gdsd_jax.chat.answers import Answer
+from gdsd_jax.diffusion.config import SamplerConfig
+
+MASK = "░"
+DIM = "bright_black"
+# Least sureness of a colour, highest first; what is sure has the terminal's own. Readable on black and on white.
+_COLOURS, _UNSURE = ((0.9, ""), (0.5, "orange3")), "red3"
+LEGEND = f"{MASK} masked; [orange3]less than 0.9[/] or [red3]0.5[/] sure"
+
+# Control characters but line ends and tabs, marks that turn the direction of what follows, and halves of characters.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def harmless(text: str) -> str:
+  r"""The text with all that a terminal would obey written out, an escape as \x1b."""
+  return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def sureness(confidence: np.ndarray, sampler: SamplerConfig) -> np.ndarray:
+  """Confidence as a share between 0 and 1, float[L]: of dream's entropy, that of as many equally likely tokens."""
+  by_entropy = sampler.kind == "dream" and sampler.alg == "entropy"  # which is negative where it is a confidence
+  return np.clip(np.exp(confidence) if by_entropy else confidence, 0, 1)
+
+
+def coloured(pieces: Sequence[str], sure: np.ndarray, masked: np.ndarray) -> Text:
+  """Pieces of a completion (`token_pieces`) with float[L] sureness and bool[L] masks as one text."""
+  styles = [next((colour for least, colour in _COLOURS if value >= least), _UNSURE) for value in sure.tolist()]
+  text = Text()
+  for piece, style, is_masked in zip(pieces, styles, masked.tolist(), strict=True):
+    text.append(MASK if is_masked else harmless(piece).expandtabs(4), DIM if is_masked else style)
+  return text
+
+
+def statistics(answer: Answer) -> str:
+  """One line on how an answer came to be."""
+  sampler = answer.sampler
+  said = [f"{answer.length} of {len(answer.tokens)} tokens"]
+  if answer.is_stopped:
+    said = [f"stopped with {answer.computed.sum()} of {len(answer.tokens)} tokens"]
+  if answer.steps is not None:
+    said[0] += f" in {answer.steps} steps"
+  known = answer.confidence[:answer.length]
+  if len(known):
+    name = "negative entropy" if sampler.kind == "dream" and sampler.alg == "entropy" else "confidence"
+    said.append(f"{name} {known.mean():.2f}, at least {known.min():.2f}")
+  speed = f"{answer.seconds:.2f} s, {answer.tokens_per_second:,.0f} tokens/s"
+  said.append(speed + (f" without the {answer.compiling:.1f} s of compiling" if answer.compiling else ""))
+  return "; ".join([*said, f"seed {answer.seed}"])
