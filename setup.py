@@ -12,7 +12,7 @@ _GCS = "gcsfs>=2024.2.0"
 _SITE = ["zensical>=0.0.73", "mkdocstrings-python>=2.0.11"]  # as mkdocs.yml says
 _PLOTLY = "plotly>=6.0"
 # Functions of launch/__init__.py.
-_COMMANDS = ("train", "evaluate", "export", "pretrain", "compile", "benchmark", "compare", "exact", "report")
+_COMMANDS = ("train", "evaluate", "export", "pretrain", "compile", "benchmark", "compare", "exact", "report", "sample")
 
 setup(
   name="gdsd_jax",

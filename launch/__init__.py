@@ -13,9 +13,10 @@ def _command(module: str):
   return run
 
 
-train, evaluate, export, pretrain, compile, benchmark, compare, exact, report = (
+train, evaluate, export, pretrain, compile, benchmark, compare, exact, report, sample = (
   _command(f"{__name__}.{name}")
-  for name in ("train", "evaluate", "export", "pretrain", "compile", "benchmark", "compare", "exact", "report")
+  for name in (
+    "train", "evaluate", "export", "pretrain", "compile", "benchmark", "compare", "exact", "report", "sample")
 )
 
 

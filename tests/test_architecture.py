@@ -11,7 +11,7 @@ import pytest
 # From the top down; folders and files of one floor never import each other.
 FLOORS = (
   ("launch",),
-  ("gdsd_jax.planning", "gdsd_jax.benchmark", "gdsd_jax.exact"),
+  ("gdsd_jax.planning", "gdsd_jax.benchmark", "gdsd_jax.exact", "gdsd_jax.chat"),
   ("gdsd_jax.command",),
   ("gdsd_jax.command_help",),
   ("gdsd_jax.page",),

@@ -22,6 +22,7 @@ from gdsd_jax.parallel.mesh import make_mesh, whole_batch
 from gdsd_jax.runs.chosen_model import ChosenModel
 from gdsd_jax.runs.config import validate_family
 
+
 class View(contextlib.AbstractContextManager):
   """Sees an answer as it comes; entered while the sampler runs, and not while it is compiled."""
 

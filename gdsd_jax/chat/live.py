@@ -1,5 +1,6 @@
 """An answer that unmasks before one's eyes: drawn beside the device's work, at most twenty times a second."""
 
+import contextlib
 import math
 import threading
 import time
@@ -11,6 +12,7 @@ from rich.live import Live
 from rich.segment import ControlType
 from rich.text import Text
 
+from gdsd_jax import signals
 from gdsd_jax.chat.answers import Answering, View
 from gdsd_jax.chat.shown import coloured, DIM, MASK, sureness
 from gdsd_jax.diffusion.config import SamplerConfig
@@ -27,6 +29,7 @@ class LiveView(View):
     self._console, self._answering, self._sampler = console, answering, sampler
     self._state, self._came, self._is_over = None, threading.Event(), False
     self._drawn, self._width = [], console.width  # cells of each line on the screen, and of the screen then
+    self._entered = contextlib.ExitStack()
     self._thread = threading.Thread(target=self._draw_on, name="live view", daemon=True)
 
   def see(self, step, tokens, confidence):
@@ -34,6 +37,8 @@ class LiveView(View):
     self._came.set()
 
   def __enter__(self):
+    # The cursor is not seen while lines are drawn, and however the process ends it must be.
+    self._entered.enter_context(signals.at_leaving(lambda: self._console.show_cursor(True)))
     self._thread.start()
     return self
 
@@ -41,6 +46,7 @@ class LiveView(View):
     self._is_over = True
     self._came.set()
     self._thread.join()
+    self._entered.close()
 
   @property
   def is_drawing(self) -> bool:

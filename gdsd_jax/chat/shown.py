@@ -1,6 +1,7 @@
 """Answers as a terminal shows them: tokens in colours of their confidence, and nothing that the terminal would obey."""
 
 from collections.abc import Sequence
+import itertools
 import re
 
 import numpy as np
@@ -32,10 +33,12 @@ def sureness(confidence: np.ndarray, sampler: SamplerConfig) -> np.ndarray:
 
 def coloured(pieces: Sequence[str], sure: np.ndarray, masked: np.ndarray) -> Text:
   """Pieces of a completion (`token_pieces`) with float[L] sureness and bool[L] masks as one text."""
-  styles = [next((colour for least, colour in _COLOURS if value >= least), _UNSURE) for value in sure.tolist()]
-  text = Text()
-  for piece, style, is_masked in zip(pieces, styles, masked.tolist(), strict=True):
-    text.append(MASK if is_masked else harmless(piece).expandtabs(4), DIM if is_masked else style)
+  styles = [DIM if is_masked else next((colour for least, colour in _COLOURS if value >= least), _UNSURE)
+            for value, is_masked in zip(sure.tolist(), masked.tolist())]
+  shown = [MASK if is_masked else harmless(piece) for piece, is_masked in zip(pieces, masked.tolist())]
+  text = Text(tab_size=4)
+  for style, run in itertools.groupby(zip(shown, styles, strict=True), key=lambda each: each[1]):
+    text.append("".join(piece for piece, _ in run), style)
   return text
 
 
