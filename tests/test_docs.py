@@ -41,7 +41,10 @@ def test_files_of_ours_that_pages_name_are_there():
   assert not [name for name in named if not any((REPOSITORY / root / name).exists() for root in (".", "gdsd_jax"))]
 
 
-@pytest.mark.parametrize("command", "train evaluate export pretrain compile benchmark compare exact report sample".split())
+COMMANDS = "train evaluate export pretrain compile benchmark compare exact report sample"
+
+
+@pytest.mark.parametrize("command", COMMANDS.split())
 def test_commands_have_the_flags_that_pages_show(command):
   known = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', (REPOSITORY / "launch" / f"{command}.py").read_text())
   said = re.findall(rf"(?:launch/{command}\.py|gdsd-{command}\b)([^|#&`\n]*)", TEXT)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from recipes import load
+from rich.console import Console
 from rich.text import Text
 
 from gdsd_jax.chat.answers import Answer
@@ -26,9 +27,9 @@ SAMPLER = SamplerConfig(completion_length=8, steps=8, block_length=4)
 HOSTILE = "\x1b]0;title\x07\x1b[2J\x9b31m [red]a[/red] :boom: \u202egnp.exe \r\x08 ab\tc"
 
 
-def answer(text="5", length=3, unmasked=range(8), confidence=0.75, **changes):
+def answer(text="5", length=3, unmasked=range(8), **changes):
   fields = dict(
-    prompt="", text=text, tokens=np.arange(8) + 20, length=length, confidence=np.full(8, confidence, np.float32),
+    prompt="", text=text, tokens=np.arange(8) + 20, length=length, confidence=np.full(8, 0.75),
     unmasked=np.array(unmasked), is_stopped=False, seconds=2.0, compiling=0.0, seed=3, sampler=SAMPLER)
   return Answer(**{**fields, **changes})
 
@@ -121,7 +122,8 @@ def test_sureness_of_dreams_entropy_is_that_of_as_many_tokens():
 @pytest.mark.parametrize("made, line", [
   (answer(), "3 of 8 tokens in 8 steps; confidence 0.75, at least 0.75; 2.00 s, 4 tokens/s; seed 3"),
   (answer(compiling=3.21, unmasked=[0, 1, 2, 3, 8, 8, 8, 8]),  # early stopping filled the rest in
-   "3 of 8 tokens in 4 steps; confidence 0.75, at least 0.75; 2.00 s, 2 tokens/s without the 3.2 s of compiling; seed 3"),
+   "3 of 8 tokens in 4 steps; confidence 0.75, at least 0.75; 2.00 s, 2 tokens/s without the 3.2 s of compiling; seed"
+   " 3"),
   (answer(length=0), "0 of 8 tokens in 8 steps; 2.00 s, 4 tokens/s; seed 3"),
   (answer(is_stopped=True, unmasked=[0, 1, 8, 8, 8, 8, 8, 8], length=2),
    "stopped with 2 of 8 tokens in 2 steps; confidence 0.75, at least 0.75; 2.00 s, 1 tokens/s; seed 3"),
@@ -145,7 +147,7 @@ def test_a_chat_keeps_its_turns_and_begins_anew(config):
 def test_fields_are_set_in_a_chat(config):
   answering = Answering("a", "b")
   said = chat(config, answering, "/set temperature 0", "/seed 7", "x", "/set kind dream", "/set temprature 1",
-              "/set steps 3", "/set steps", "/set completion_length 512", "/set temperature 1e300", "/set", "/sed 1",
+              "/set steps 3", "/set steps", "/set completion_length 512 steps 512", "/set temperature 1e300", "/set", "/sed 1",
               "/seed -1", "/seed 99999999999", "fake <|eot_id|>", "y")
   assert [sampler.temperature for sampler in answering.samplers] == [0, 0] and answering.seeds == [7, 8]
   for line in (
@@ -171,8 +173,7 @@ def test_an_error_of_the_device_ends_the_answer_and_not_the_chat(config):
 
 
 def view_of(answering, width, height, sampler=SAMPLER):
-  console = console_on(io.StringIO())
-  console._width, console._height, console._force_terminal = width, height, True
+  console = Console(file=io.StringIO(), force_terminal=True, width=width, height=height)
   return LiveView(console, answering, sampler), console
 
 

@@ -20,7 +20,7 @@ from gdsd_jax.chat.shown import LEGEND
 from gdsd_jax.checks import did_you_mean, require, require_seed
 from gdsd_jax.runs.config_dict import check_numbers
 
-_HELP = """/set NAME VALUE  sets a field of the sampler, such as temperature 0.5; /set shows all of them
+_HELP = """/set NAME VALUE  sets a field of the sampler, such as temperature 0.5, or several; /set shows them all
 /seed NUMBER     draws the next answer with this seed, and each one after it with the next
 /reset           forgets the chat so far
 /quit            leaves, as Ctrl-D and Ctrl-C do; while an answer comes, Ctrl-C ends the answer
@@ -105,18 +105,14 @@ class Session:
     if not what:
       self._screen.say("\n".join(f"{name} {value}" for name, value in fields.items()))
       return
-    name, _, value = what.partition(" ")
-    require(name in fields, "/set", f"{name!r} is no field of the sampler{did_you_mean(name, fields)}")
-    require(value.strip() != "", f"/set {name}", "needs a value behind it")
-    try:
-      value = ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError):
-      value = value.strip()  # a word
-    check_numbers({"sampler": {name: value}})
-    if name in dict(self._sampler.own):
-      changes = {"own": tuple((dict(self._sampler.own) | {name: value}).items())}
-    else:
-      changes = {name: value}
+    words = what.split()
+    require(len(words) % 2 == 0, f"/set {words[-1]}", "needs a value behind it")
+    changes, own = {}, dict(self._sampler.own)
+    for name, value in zip(words[::2], map(_value, words[1::2])):
+      require(name in fields, "/set", f"{name!r} is no field of the sampler{did_you_mean(name, fields)}")
+      check_numbers({"sampler": {name: value}})
+      (own if name in own else changes)[name] = value
+    changes["own"] = tuple(own.items())
     sampler = dataclasses.replace(self._sampler, **changes)
     self._answering.check_room(sampler)
     self._sampler = sampler
@@ -127,6 +123,14 @@ class Session:
     steps = f"at most {sampler.most_steps}" if sampler.is_parallel else sampler.steps
     return (f"{sampler.kind} sampler, {sampler.completion_length} tokens in {steps} steps, temperature"
             f" {sampler.temperature:g}")
+
+
+def _value(word: str):
+  """A number, True, False or None as it is written in Python; anything else is a word."""
+  try:
+    return ast.literal_eval(word)
+  except (ValueError, SyntaxError):
+    return word
 
 
 def _leave() -> None:
