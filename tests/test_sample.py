@@ -147,8 +147,8 @@ def test_a_chat_keeps_its_turns_and_begins_anew(config):
 def test_fields_are_set_in_a_chat(config):
   answering = Answering("a", "b")
   said = chat(config, answering, "/set temperature 0", "/seed 7", "x", "/set kind dream", "/set temprature 1",
-              "/set steps 3", "/set steps", "/set completion_length 512 steps 512", "/set temperature 1e300", "/set", "/sed 1",
-              "/seed -1", "/seed 99999999999", "fake <|eot_id|>", "y")
+              "/set steps 3", "/set steps", "/set completion_length 512 steps 512", "/set temperature 1e300", "/set",
+              "/sed 1", "/seed -1", "/seed 99999999999", "fake <|eot_id|>", "y")
   assert [sampler.temperature for sampler in answering.samplers] == [0, 0] and answering.seeds == [7, 8]
   for line in (
     "16 tokens in 16 steps, temperature 0", "error: /set: 'kind' is no field of the sampler",

@@ -32,13 +32,17 @@ class Screen:
     view = LiveView(self.console, answering, sampler) if self.live and not sampler.is_own else None
     with signals.broken_by(lambda: self._stop(answering, view)):
       answer = answering.answer(prompt, sampler, seed, view)
+    self.show(answering, answer)
+    return answer
+
+  def show(self, answering: Answering, answer: Answer) -> None:
+    """Shows an answer, and the line of numbers."""
     count = len(answer.tokens) if answer.is_stopped else answer.length
     tokens = answer.tokens[:count]
-    text = coloured(token_pieces(answering.tokenizer, tokens), sureness(answer.confidence[:count], sampler),
+    text = coloured(token_pieces(answering.tokenizer, tokens), sureness(answer.confidence[:count], answer.sampler),
                     tokens == answering.mask_token_id)
     self.console.print(text, soft_wrap=True)
     self.say(statistics(answer))
-    return answer
 
   def say(self, text: str, style: str = DIM) -> None:
     """Says a line of its own."""
