@@ -53,17 +53,20 @@ def time_now(monkeypatch):
 def shown(progress, steps, now, step_seconds, told, evaluate=None):
   """Lines of a run, of which each step takes so long, and in which `told` seconds of a step were compiling."""
   for step in steps:
+    progress.begin(step)
     now.now += step_seconds + told.get(step, 0)
     module.clock.leave_out(told.get(step, 0))
     if evaluate and step % evaluate[0] == 0:
       progress.timed(lambda: setattr(now, "now", now.now + evaluate[1]) or {"accuracy": 1.0})
     progress.show(step, f"reward {step}")
+    now.now += 60 * (step == 1)  # libraries are imported for the first picture
 
 
 def test_the_line_of_a_step_tells_reward_speed_and_time_left(time_now, screen):  # noqa: F811
   progress = Progress(steps=100, every=1)
   time_now.now += 50
   progress.show(1, *numbers_of(ROW, 0.0))
+  progress.begin(2)
   time_now.now += 6
   progress.show(3, *numbers_of(ROW, -0.125))
   assert screen.messages[-1] == (

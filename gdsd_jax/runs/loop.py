@@ -131,6 +131,7 @@ def _go_through(training: Training, start: int, progress: Progress, checkpoints:
   config, watch = training.config, Stopwatch()
   for number in range(start + 1, config.steps + 1):
     last = number == config.steps
+    progress.begin(number)
     try:
       row = {"step": number, **training.step(number, watch)}
       if last:

@@ -18,7 +18,8 @@ class Progress:
   """Tells of a run of so many steps, every so often.
 
   The time that is left is that of the steps and of the evaluations to come, each as long as those before. What was
-  compiled in between does not count. Nor does the first step once there are others: it does much for the first time.
+  compiled in between does not count. Nor does the first step, and what follows it until the second begins, once there
+  are others: much is done for the first time there.
 
   Args:
     steps: the last one's number.
@@ -30,6 +31,11 @@ class Progress:
     self.steps, self.every, self.evaluate_every = steps, every, evaluate_every
     self._began, self._first = clock(), None  # where the steps begin that count, and the one before them
     self._evaluating, self._evaluated, self._evaluations = 0.0, 0.0, 0  # seconds since then; in all, and their number
+
+  def begin(self, step: int) -> None:
+    """A step begins."""
+    if self._first == step - 1:
+      self._began, self._evaluating = clock(), 0.0
 
   def timed(self, evaluate: Callable[..., dict[str, Any]], *arguments) -> dict[str, Any]:
     """What `evaluate` finds; where that is nothing, it was no evaluation."""
@@ -46,7 +52,7 @@ class Progress:
     done = 1 if is_first else step - self._first
     speed = max(now - self._began - self._evaluating, 0.0) / done
     if is_first:
-      self._first, self._began, self._evaluating = step, now, 0.0
+      self._first = step
     elif step % self.every and step != self.steps:
       return
     left = speed * (self.steps - step) + self._evaluations_left(step)

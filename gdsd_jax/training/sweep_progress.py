@@ -1,4 +1,4 @@
-"""How far runs that go on side by side are, in a line whenever one of them ends."""
+"""How far runs that go on side by side are, in a line whenever one of them ends, and in a terminal meanwhile."""
 
 from collections.abc import Sequence
 import time
@@ -26,12 +26,20 @@ class SweepProgress:
 
   def ended(self, name: str, finished: bool, running: Sequence[str]) -> str:
     """A line after a run that ended while others go on."""
-    now = time.monotonic()
-    (self._timed if finished else self._timed_failed).append(now - self._began.pop(name))
+    (self._timed if finished else self._timed_failed).append(time.monotonic() - self._began.pop(name))
     self.done, self._failed = self.done + finished, self._failed + (not finished)
-    timed = self._timed or self._timed_failed  # a run that fails may do so at once
-    each, waiting = sum(timed) / len(timed), self.total - self.done - self._failed - len(self._began)
-    left = (waiting * each + sum(max(each - (now - began), 0) for began in self._began.values())) / self._jobs
+    return self.said(running)
+
+  def said(self, running: Sequence[str]) -> str:
+    """How far they are, and once a run has ended, what time is left."""
     failed = f", {self._failed} failed" if self._failed else ""
     under_way = f"; under way: {'  '.join(running)}" if running else ""
-    return f"{self.done} of {self.total} runs done{failed}, about {format_seconds(left)} left{under_way}"
+    return f"{self.done} of {self.total} runs done{failed}{self._left()}{under_way}"
+
+  def _left(self) -> str:
+    timed, now = self._timed or self._timed_failed, time.monotonic()  # a run that fails may do so at once
+    if not timed:
+      return ""
+    each, waiting = sum(timed) / len(timed), self.total - self.done - self._failed - len(self._began)
+    left = (waiting * each + sum(max(each - (now - began), 0) for began in self._began.values())) / self._jobs
+    return f", about {format_seconds(left)} left"

@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from gdsd_jax import signals
+from gdsd_jax import screen, signals
 from gdsd_jax.checks import require
 from gdsd_jax.parallel.processes import is_one_of_several
 from gdsd_jax.runs.files import local_folder, read_rows
@@ -126,6 +126,7 @@ def run_all(runs: Sequence[Run], workdir: Path, arguments: Sequence[str], jobs: 
   """
   progress = progress or SweepProgress(len(runs), jobs)
   statuses, running, waiting = dict.fromkeys((run.name for run in runs), None), {}, list(runs)
+  screen.open_line()
   stopping, ended = False, (-signal.SIGTERM, -signal.SIGINT)  # by the signal, before they could take it
   with signals.Noted(lambda: "asked to stop: the runs save what they have done; Ctrl-C again leaves at once") as asked:
     while running or (waiting and not asked.came and not progress.stopped):
@@ -150,6 +151,7 @@ def run_all(runs: Sequence[Run], workdir: Path, arguments: Sequence[str], jobs: 
           statuses[run.name] = 0
         if not stopping:
           print(progress.ended(run.name, statuses[run.name] == 0, [run.name for run in running.values()]), flush=True)
+      screen.show_line(progress.said([run.name for run in running.values()]) * bool(running), "")
       time.sleep(0.1)
   progress.stopped |= asked.came
   return statuses
