@@ -1,12 +1,16 @@
 """The documentation site: its strict build, which pages it has, and that it asks for nothing from elsewhere."""
 
+import functools
 from html.parser import HTMLParser
+from http import server
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from urllib.parse import unquote, urldefrag
 
+from browser import chromium
 from conftest import REPOSITORY
 import pytest
 import yaml
@@ -99,3 +103,40 @@ def test_the_reference_has_every_public_name(site, pages):
   assert [name for name, module in gdsd_jax._PUBLIC.items() if f"{module}.{name}" not in said] == []
   # So are the fields of dataclasses, by their comments.
   assert "tokens of a completion (L)" in (site / "api" / "index.html").read_text()
+
+
+class Silent(server.SimpleHTTPRequestHandler):
+  def log_message(self, *_):
+    pass
+
+
+@pytest.fixture
+def address(site):
+  """Where the site is served, as it is where it is published."""
+  handler = functools.partial(Silent, directory=site)
+  with server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
+    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{serving.server_port}/"
+    serving.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_page_fits_a_browser_and_asks_nobody_else(site, pages, address, width):
+  with chromium() as browser:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    requests, errors = [], []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    for file in pages:
+      if file.name != "404.html":
+        page.goto(address + file.parent.relative_to(site).as_posix() + "/")
+        fits = page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert fits, f"{file.parent.name} is wider than {width}"
+    if width == 1280:
+      page.get_by_role("button", name="Search").first.click()
+      page.keyboard.type("gradient_snr")
+      page.get_by_text("The numbers of a step").last.wait_for(timeout=60_000)
+  assert errors == []
+  assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
