@@ -5,6 +5,7 @@ Padding needs no such array either: cuDNN is told how many keys a sequence has, 
 """
 
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +13,41 @@ from jax.sharding import Mesh
 
 from gdsd_jax.models.attention_kernels import cudnn_attention, LANES, splash_attention
 
+TILE = 256  # queries that are attended from at a time where no kernel takes their blocks
 
-def attend(query, key, value, mask, mesh: Mesh | None):
-  """Softmax attention, bidirectional, scaled by the root of the head's width; the softmax is in float32.
+class BlockCausal(NamedTuple):
+  """Attention of blocks of tokens: a token sees its own block and all earlier ones."""
+
+  length: int  # tokens of a block
+  # Positions of queries int[B, T] and keys int[B, S], by which blocks are counted; None where both are 0, 1, …
+  query: jax.Array | None = None
+  key: jax.Array | None = None
+
+
+def attend(query, key, value, mask, mesh: Mesh | None, blocks: BlockCausal | None = None):
+  """Softmax attention, scaled by the root of the head's width; the softmax is in float32.
 
   Args:
     query: [B, T, N, H], rotated.
     key, value: [B, S, K, H], the key rotated; each serves N / K query heads.
     mask: bool[B, S], True at keys that may be attended to; None for all.
     mesh: the mesh that the arrays are laid out over, or None.
+    blocks: which blocks of the sequence a query attends to; None for all.
 
   Returns:
     [B, T, N, H].
   """
-  return _kernel(query, mesh)(query, key, value, mask, mesh)
+  if blocks is None:
+    return _kernel(query, mesh)(query, key, value, mask, mesh)
+  return _block_kernel(query, mesh, blocks)(query, key, value, mask, mesh, blocks)
+
+
+def _block_kernel(query, mesh: Mesh | None, blocks: BlockCausal):
+  """The TPU's kernel skips the tiles that no query attends to; cuDNN has no such mask."""
+  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+  if blocks.query is None and _kernel(query, mesh) is splash_attention:
+    return splash_attention
+  return plain_attention if device.platform == "cpu" or query.shape[1] <= TILE else tiled_attention
 
 
 def _kernel(query, mesh: Mesh | None):
@@ -46,8 +68,36 @@ def _has_flash_attention(gpu) -> bool:
   return capability is not None and int(capability[1]) >= 8
 
 
-def plain_attention(query, key, value, mask, mesh: Mesh | None = None):
+def plain_attention(query, key, value, mask, mesh: Mesh | None = None, blocks: BlockCausal | None = None):
   """By XLA's own products, with [B, N, T, S] in memory."""
   del mesh
   mask = None if mask is None else mask[:, None, None, :]
+  if blocks is not None:
+    visible = _visible(query, key, blocks)
+    mask = visible if mask is None else mask & visible
   return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+
+
+def _visible(query, key, blocks: BlockCausal):
+  """Whether a query's block is a key's own or a later one, bool[B or 1, 1, T, S]."""
+  positions = (jnp.arange(query.shape[1])[None], jnp.arange(key.shape[1])[None])
+  of_query, of_key = positions if blocks.query is None else blocks[1:]
+  return (of_query[:, None, :, None] // blocks.length) >= (of_key[:, None, None, :] // blocks.length)
+
+
+def tiled_attention(query, key, value, mask, mesh: Mesh | None = None, blocks: BlockCausal | None = None):
+  """As `plain_attention`, some queries at a time, in the backward pass, too: [B, N, TILE, S] in memory."""
+  batch, length, _, _ = query.shape
+  positions = jnp.broadcast_to(jnp.arange(length), (batch, length)) if blocks.query is None else blocks.query
+  keys = jnp.arange(key.shape[1])[None] if blocks.key is None else blocks.key
+  rest = -length % TILE
+  tiles = lambda x: jnp.moveaxis(
+    jnp.pad(x, [(0, 0), (0, rest), *[(0, 0)] * (x.ndim - 2)]).reshape(batch, -1, TILE, *x.shape[2:]), 1, 0)
+
+  @jax.checkpoint
+  def of_tile(tile):
+    part, of_query = tile
+    return plain_attention(part, key, value, mask, mesh, BlockCausal(blocks.length, of_query, keys))
+
+  attended = jax.lax.map(of_tile, (tiles(query), tiles(positions)))
+  return jnp.moveaxis(attended, 0, 1).reshape(batch, length + rest, *query.shape[2:])[:, :length]

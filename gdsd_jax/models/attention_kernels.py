@@ -1,8 +1,11 @@
 """Attention by the kernels of accelerators; `attention.attend` chooses among them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+import numpy as np
 
 from gdsd_jax.parallel.mesh import partition
 
@@ -24,11 +27,16 @@ def cudnn_attention(query, key, value, mask, mesh: Mesh | None = None, implement
   return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation=implementation)
 
 
-def splash_attention(query, key, value, mask, mesh: Mesh | None = None, interpret: bool = False):
-  """By JAX's TPU kernel, on every chip for its own sequences and heads. `interpret` runs it where there is no TPU."""
+def splash_attention(query, key, value, mask, mesh: Mesh | None = None, blocks=None, interpret: bool = False):
+  """By JAX's TPU kernel, on every chip for its own sequences and heads. `interpret` runs it where there is no TPU.
+
+  `blocks` is as in `attention.attend`, counted from the first token of the arrays.
+  """
   # Half a second to import, for those who have no TPU.
-  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-  from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import FullMask, MultiHeadMask
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as splash,
+    splash_attention_mask as masks,
+  )
 
   length, width = query.shape[1], query.shape[3]
   if mask is None:
@@ -40,8 +48,9 @@ def splash_attention(query, key, value, mask, mesh: Mesh | None = None, interpre
     queries, keys, heads = query.shape[1], key.shape[1], query.shape[2]
     q, kv = _block(queries), _block(keys)
     sizes = splash.BlockSizes(block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv)
+    mask_of_head = masks.FullMask((queries, keys)) if blocks is None else _block_mask(queries, keys, blocks.length)
     kernel = splash.make_splash_mha(
-      MultiHeadMask([FullMask((queries, keys))] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1,
+      masks.MultiHeadMask([mask_of_head] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1,
       interpret=interpret,
     )
     # Queries of padding attend to the real tokens, too: what they give means nothing, but must be finite.
@@ -55,6 +64,22 @@ def splash_attention(query, key, value, mask, mesh: Mesh | None = None, interpre
     in_specs = query_split, key_split, key_split, split(mask, "batch", None)
     on_a_chip = jax.shard_map(on_a_chip, mesh=mesh, in_specs=in_specs, out_specs=query_split, check_vma=False)
   return on_a_chip(query, key, value, mask)[:, :length].astype(query.dtype)
+
+
+def _block_mask(queries: int, keys: int, block_length: int):
+  """The mask of blocks of tokens, computed tile by tile as the kernel is made: the tiles of the diagonal are alike."""
+  from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import Mask
+
+  @dataclasses.dataclass(frozen=True)
+  class BlockMask(Mask):
+    shape: tuple[int, int]
+    length: int
+
+    def __getitem__(self, index) -> np.ndarray:
+      rows, columns = (np.arange(size)[part] // self.length for part, size in zip(index, self.shape))
+      return rows[:, None] >= columns[None]
+
+  return BlockMask((queries, keys), block_length)
 
 
 def _block(length: int) -> int:

@@ -5,6 +5,42 @@ import math
 
 _MOST_LAYERS = 10_000  # no model has so many; each is looked for in the files
 _KINDS = {int: "an integer", bool: "true or false", float: "a positive number"}
+ROUTERS = ("softmax", "sigmoid")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertsConfig:
+  """A mixture of experts in the place of the MLP: each token goes through a few of many small ones."""
+
+  count: int  # experts of a layer (E)
+  per_token: int  # experts that a token goes through
+  size: int  # inner width of an expert's SwiGLU
+  router: str = "softmax"  # an expert's score: its share in a softmax over all of them, or its own sigmoid
+  normalised: bool = False  # whether the scores of a token's experts, their outputs' weights, are divided by their sum
+  scale: float = 1.0  # the outputs' weights are multiplied by it
+  selection_bias: bool = False  # whether a bias is added to the scores to choose experts, and only for that
+  groups: int = 1  # equal parts of the experts, of which a token uses those with the largest sum of two scores
+  groups_per_token: int = 1  # groups that a token's experts are chosen from
+  shared_size: int = 0  # inner width of what every token goes through besides; 0 for nothing
+  dense_layers: int = 0  # first layers, which have an MLP of `mlp_size` instead
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.type is float and type(value) in (int, float) and 0 < value < math.inf:
+        object.__setattr__(self, field.name, float(value))
+      elif type(value) is not field.type:
+        raise ValueError(f"{field.name} of experts must be {_KINDS.get(field.type, 'a word')}, not {value!r}")
+      if field.type is int and value < (field.name not in ("shared_size", "dense_layers")):
+        raise ValueError(f"{field.name} of experts must not be {value}")
+    if self.router not in ROUTERS:
+      raise ValueError(f"the experts' router is {self.router!r}; known are {', '.join(ROUTERS)}")
+    if self.count % self.groups or self.groups_per_token > self.groups:
+      raise ValueError(f"{self.count} experts cannot be chosen from {self.groups_per_token} of {self.groups} equal"
+                       " groups")
+    choice = self.count // self.groups * self.groups_per_token
+    if self.per_token > choice:
+      raise ValueError(f"{self.per_token} experts of a token are more than the {choice} that it may choose from")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +60,12 @@ class DenoiserConfig:
   mask_token_id: int
   eos_token_id: int
   pad_token_id: int
+  # Tokens of a block (K). A token sees its own block and all earlier ones, blocks being counted from the first token
+  # that is no padding, as positions are. None: every token sees every other.
+  block_length: int | None = None
+  qk_norm: bool = False  # whether queries and keys are RMS-normed, head by head, before they are rotated
+  rotary_share: float = 1.0  # of a head's width, its first part, which is rotated
+  experts: ExpertsConfig | None = None  # None: an MLP in every layer
   qkv_bias: bool = False  # whether the query, key and value projections have a bias
   tied_head: bool = False  # whether the LM head is the transposed embedding
   # Whether the network's output at position i predicts token i + 1, as in models that grew out of autoregressive ones.
@@ -52,11 +94,27 @@ class DenoiserConfig:
       raise ValueError(f"num_layers must be at most {_MOST_LAYERS}, not {self.num_layers}")
     if self.num_heads % self.num_kv_heads:
       raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
-    if self.head_dim % 2:
-      raise ValueError(f"head_dim ({self.head_dim}) must be even for rotary positions")
+    if self.rotary_share > 1 or self.rotary_dim < 2 or self.rotary_dim % 2:
+      raise ValueError(f"rotary_share ({self.rotary_share}) of head_dim ({self.head_dim}) must be an even number of"
+                       " dimensions")
+    self._check_blocks_and_experts()
     for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
       if not 0 <= getattr(self, name) < self.vocab_size:
         raise ValueError(f"{name} ({getattr(self, name)}) must lie in the vocabulary of {self.vocab_size}")
+
+  def _check_blocks_and_experts(self):
+    if self.block_length is not None:
+      if type(self.block_length) is not int:
+        raise ValueError(f"block_length must be an integer, not {self.block_length!r}")
+      if not self.positions_skip_padding:
+        raise ValueError("block_length needs positions_skip_padding: blocks are counted from the first real token")
+    if self.experts is not None and self.experts.dense_layers >= self.num_layers:
+      raise ValueError(f"dense_layers ({self.experts.dense_layers}) must be fewer than num_layers ({self.num_layers})")
+
+  @property
+  def rotary_dim(self) -> int:
+    """Dimensions of a head that are rotated."""
+    return int(self.head_dim * self.rotary_share)
 
   @property
   def end_token_ids(self) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """The pure-functional denoiser: `apply(params, tokens) -> logits`, parameters as a plain nested dict of arrays."""
 
 import dataclasses
+import functools
 import itertools
 
 from flax.traverse_util import unflatten_dict
@@ -8,13 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from gdsd_jax.checks import require_one_of
+from gdsd_jax.checks import require, require_one_of
+from gdsd_jax.models.attention import BlockCausal
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.lm_head import LMHead
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.models.transformer import block, Context, KeysAndValues, Layer, rms_norm
-from gdsd_jax.models.weights import weights_of
-from gdsd_jax.parallel.mesh import constrain, gather_over_fsdp
+from gdsd_jax.models.weights import of_stack, stacks, weights_of
+from gdsd_jax.parallel.mesh import constrain, EXPERT, gather_over_fsdp
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "products", "full")
@@ -40,6 +42,8 @@ class Denoiser:
     for name, known in (("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT)):
       require_one_of(f"model.{name}", getattr(self, name), known)
     weights_of(self.config, self.lora)  # which says whether the adapter fits
+    has_experts = self.config.experts is not None or self.mesh is None or EXPERT not in self.mesh.shape
+    require(has_experts, f"mesh.{EXPERT}", "must be 1 for a model without experts")
 
   def _tree(self, leaf):
     """The parameters' tree with leaf(weight) for each `Weight` of the network."""
@@ -62,9 +66,10 @@ class Denoiser:
   def cast(self, params):
     """Parameters in the dtype that products take them in, once, where every pass would cast them: the same results.
 
-    Norms stay as they are.
+    Norms and routers stay as they are.
     """
-    cast = lambda path, leaf: leaf if path[-1].key.endswith("norm") else leaf.astype(self.dtype)
+    stays = lambda name: name.endswith("norm") or name.startswith("router")
+    cast = lambda path, leaf: leaf if stays(path[-1].key) else leaf.astype(self.dtype)
     return jax.tree_util.tree_map_with_path(cast, params)
 
   def apply(self, params, tokens, attention_mask=None):
@@ -92,12 +97,12 @@ class Denoiser:
     With a random key, the adapter's dropout takes part, for training. Returns [B, T, D] in the denoiser's dtype; at
     padding positions, which nobody attends to, the values mean nothing.
     """
-    x, _ = self._blocks(params, tokens, self._context(tokens, attention_mask), dropout_key)
+    x, _ = self._whole(params, tokens, attention_mask, dropout_key)
     return self._aligned(params, x)
 
   def hidden_and_cache(self, params, tokens, attention_mask=None):
     """As `hidden`, without dropout: ([B, T, D], KeysAndValues [layers, B, T, K, H]), for `window` to go on from."""
-    x, cache = self._blocks(params, tokens, self._context(tokens, attention_mask), keep=True)
+    x, cache = self._whole(params, tokens, attention_mask, keep=True)
     layout = lambda x: constrain(x, self.mesh, "layers", "batch", None, "kv_heads", "head_dim")
     return self._aligned(params, x), jax.tree.map(layout, cache)
 
@@ -117,7 +122,10 @@ class Denoiser:
     first, count = (start - 1, width + 1) if self.config.shifted_output else (start, width)
     within = lambda x: jax.lax.dynamic_slice_in_dim(x, first, count, axis=1)
     context = self._context(tokens, attention_mask)
-    context = context._replace(positions=within(context.positions), start=first)
+    positions = within(context.positions)
+    if context.blocks is not None:
+      context = context._replace(blocks=context.blocks._replace(query=positions, key=context.positions))
+    context = context._replace(positions=positions, start=first)
     x, _ = self._blocks(params, within(tokens), context, cache=cache)
     return rms_norm(x[:, :width], params["final_norm"], self.config.norm_epsilon)
 
@@ -126,37 +134,64 @@ class Denoiser:
     if attention_mask is not None and self.config.positions_skip_padding:
       positions = jnp.maximum(jnp.cumsum(attention_mask.astype(jnp.int32), axis=1) - 1, 0)
     mask = None if attention_mask is None else attention_mask.astype(bool)
-    return Context(self.config, self.lora, self.mesh, positions, mask)
+    blocks = None if self.config.block_length is None else BlockCausal(self.config.block_length)
+    return Context(self.config, self.lora, self.mesh, positions, mask, blocks)
+
+  def _whole(self, params, tokens, attention_mask, dropout_key=None, keep: bool = False):
+    """A pass over the whole sequence, as `_blocks`."""
+    if self.config.block_length is None or attention_mask is None:
+      return self._blocks(params, tokens, self._context(tokens, attention_mask), dropout_key, keep=keep)
+    # With padding last, blocks begin at the same places in every sequence, as kernels have them.
+    order = jnp.argsort(~attention_mask.astype(bool), axis=1, stable=True)
+    back = jnp.argsort(order, axis=1)
+    tokens, mask = (jnp.take_along_axis(x, order, axis=1) for x in (tokens, attention_mask))
+    x, cache = self._blocks(params, tokens, self._context(tokens, mask), dropout_key, keep=keep)
+    in_place = lambda x: jnp.take_along_axis(x, back.reshape(*back.shape, *[1] * (x.ndim - 2)), axis=1)
+    return in_place(x), jax.tree.map(jax.vmap(in_place), cache)
 
   def _blocks(self, params, tokens, context: Context, dropout_key=None, cache=None, keep: bool = False):
     """int[B, T] tokens through embedding and blocks: ([B, T, D], KeysAndValues of all layers if `keep`).
 
-    The blocks' weights are scanned over, so that compile time does not grow with depth.
+    The weights of a stack of blocks are scanned over, so that compile time does not grow with depth.
     """
-    adapted = "lora" in params
-    per_layer = lambda tree: (tree["blocks"], tree["lora"] if adapted else {})
-    axes, dropout_keys = per_layer(self.logical_axes()), None
+    adapted, axes, dropout_keys = "lora" in params, self.logical_axes(), None
     if dropout_key is not None and adapted and self.lora.dropout > 0:
       dropout_keys = jax.random.split(dropout_key, self.config.num_layers)
 
-    def apply_block(x, scanned):
+    def apply_block(axes, x, scanned):
       weights, layer_key, cached = scanned
       weights, x = gather_over_fsdp(weights, axes, x, self.mesh)
       x, keys_and_values = block(x, Layer(*weights, layer_key, cached), context)
       return x, keys_and_values if keep else None
 
-    if self.remat != "none":
-      policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "products" else None
-      # A scan already keeps XLA from undoing it.
-      apply_block = jax.checkpoint(apply_block, prevent_cse=False, policy=policy)
     embedded = params["embedding"][tokens].astype(self.dtype)
     # Rows are looked up where their share of the embedding lies; then shares are exchanged for sequences.
     embedded = constrain(embedded, self.mesh, "batch_over_data", None, "embed")
     embedded = constrain(embedded, self.mesh, "batch", None, None)
-    return jax.lax.scan(apply_block, embedded, (per_layer(params), dropout_keys, cache))
+    x, kept = embedded, []
+    for stack, layers in stacks(self.config).items():
+      of_stack_alone = functools.partial(jax.tree.map, functools.partial(_part, layers=layers))
+      x, of_layers = jax.lax.scan(
+        self._rematerialised(functools.partial(apply_block, of_stack(axes, stack, adapted))), x,
+        (of_stack(params, stack, adapted), of_stack_alone(dropout_keys), of_stack_alone(cache)),
+      )
+      kept.append(of_layers)
+    return x, kept[0] if len(kept) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
+
+  def _rematerialised(self, apply_block):
+    if self.remat == "none":
+      return apply_block
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "products" else None
+    # A scan already keeps XLA from undoing it.
+    return jax.checkpoint(apply_block, prevent_cse=False, policy=policy)
 
   def _aligned(self, params, x):
     """The blocks' output x [B, T, D] as hidden states: position i's predicts token i."""
     x = rms_norm(x, params["final_norm"], self.config.norm_epsilon)
     # Nothing comes before the first token; its prediction is that of the second, as in Dream's own sampler.
     return jnp.concatenate([x[:, :1], x[:, :-1]], axis=1) if self.config.shifted_output else x
+
+
+def _part(of_all, layers: range):
+  """These layers of an array of all."""
+  return of_all if len(of_all) == len(layers) else of_all[layers.start:layers.stop]

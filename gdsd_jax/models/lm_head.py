@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from gdsd_jax.parallel.mesh import BATCH_AXES, constrain, gather_over_fsdp, partition
+from gdsd_jax.parallel.mesh import batch_axes, constrain, gather_over_fsdp, partition
 
 # Columns of the head that are multiplied at a time. They are enough for matrix units, and a chunk's logits of some
 # hundred positions still fit a CPU's cache. Memory depends on this number, not on the vocabulary.
@@ -120,7 +120,8 @@ class Share:
     else:
       rows = gradient.shape[0] // self.mesh.shape["fsdp"]
       gradient = jax.lax.dynamic_slice_in_dim(gradient, jax.lax.axis_index("fsdp") * rows, rows)
-    return jax.lax.psum(gradient, "data") if "data" in self.batch_axes else gradient
+    others = tuple(axis for axis in self.batch_axes if axis != "fsdp")
+    return jax.lax.psum(gradient, others) if others else gradient
 
 
 def over_vocabulary(compute: Callable, head: LMHead, rows: Any, gives_weight: bool = False):
@@ -136,10 +137,10 @@ def over_vocabulary(compute: Callable, head: LMHead, rows: Any, gives_weight: bo
     return compute(Share(head), rows)
   batch = partition(("batch",), jax.tree.leaves(rows)[0].shape[:1], mesh)
   lies_as_weight = partition(head.logical_axes, head.weight.shape, mesh)
-  batch_axes = () if batch == PartitionSpec(None) else BATCH_AXES
+  axes = () if batch == PartitionSpec(None) else batch_axes(mesh)
 
   def on_a_chip(part: LMHead, rows):
-    return compute(Share(part.replace(mesh=None), mesh, batch_axes), rows)
+    return compute(Share(part.replace(mesh=None), mesh, axes), rows)
 
   specs = dict(in_specs=(lies_as_weight, batch), out_specs=lies_as_weight if gives_weight else batch)
   return jax.shard_map(on_a_chip, mesh=mesh, check_vma=False, **specs)(head, rows)

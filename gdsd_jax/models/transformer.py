@@ -1,5 +1,7 @@
 """One transformer block, read from top to bottom: pure functions of x and of what a layer is given.
 
+What differs between families is an option of `DenoiserConfig`; a mixture of experts is in experts.py.
+
 Dimensions: B sequences, T tokens, S tokens attended to, D hidden_size, N heads, K key/value heads, H head_dim,
 F mlp_size, L layers.
 """
@@ -11,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from gdsd_jax.models.attention import attend
+from gdsd_jax.models.attention import attend, BlockCausal
 from gdsd_jax.models.config import DenoiserConfig
-from gdsd_jax.models.lora import LoraConfig, TARGETS
+from gdsd_jax.models.experts import mixture
+from gdsd_jax.models.lora import LEAVES, LoraConfig
 from gdsd_jax.parallel.mesh import constrain
 
 
@@ -41,6 +44,7 @@ class Context(NamedTuple):
   mesh: Mesh | None  # that activations are laid out over
   positions: jax.Array  # int[B, T], for the rotation
   mask: jax.Array | None  # bool[B, S], the tokens that may be attended to; None for all
+  blocks: BlockCausal | None = None  # None: every token sees every other
   start: jax.Array | int | None = None  # where x begins in the cached sequence
 
   def constrain(self, x, axis: str | None = None):
@@ -54,7 +58,7 @@ def block(x, layer: Layer, context: Context):
   normed = rms_norm(x, layer.weights["attention_norm"], epsilon)
   attended, keys_and_values = attention(normed, layer, context)
   x = x + attended
-  return x + mlp(rms_norm(x, layer.weights["mlp_norm"], epsilon), layer, context), keys_and_values
+  return x + feed_forward(rms_norm(x, layer.weights["mlp_norm"], epsilon), layer, context), keys_and_values
 
 
 def attention(x, layer: Layer, context: Context):
@@ -66,20 +70,32 @@ def attention(x, layer: Layer, context: Context):
     return projected + layer.weights[f"{name}_bias"].astype(x.dtype) if config.qkv_bias else projected
 
   query, key, value = heads("query", "heads"), heads("key", "kv_heads"), heads("value", "kv_heads")
-  query, key = (rotate(part, context.positions, config.rope_theta, config.rope_factor) for part in (query, key))
+  if config.qk_norm:
+    query = rms_norm(query, layer.weights["query_norm"], config.norm_epsilon)
+    key = rms_norm(key, layer.weights["key_norm"], config.norm_epsilon)
+  query, key = (rotate_heads(part, context.positions, config) for part in (query, key))
   if layer.cached is not None:
     key, value = (
       context.constrain(jax.lax.dynamic_update_slice_in_dim(old, new, context.start, axis=1), "kv_heads")
       for old, new in zip(layer.cached, (key, value))
     )
-  attended = context.constrain(attend(query, key, value, context.mask, context.mesh), "heads")
+  attended = context.constrain(attend(query, key, value, context.mask, context.mesh, context.blocks), "heads")
   return context.constrain(project("output", attended, layer, context)), KeysAndValues(key, value)
 
 
-def mlp(x, layer: Layer, context: Context):
-  """SwiGLU of x [B, T, D]."""
-  gate, up = (context.constrain(project(name, x, layer, context), "mlp") for name in ("gate", "up"))
-  return context.constrain(project("down", jax.nn.silu(gate) * up, layer, context))
+def feed_forward(x, layer: Layer, context: Context):
+  """The MLP of x [B, T, D], or in its place a mixture of experts, with what all tokens go through."""
+  config = context.config.experts
+  if "router" not in layer.weights:
+    return mlp(x, layer, context)
+  mixed = mixture(x, layer.weights, layer.factors, config, context.lora, context.mesh)
+  return mixed + mlp(x, layer, context, "shared_") if config.shared_size else mixed
+
+
+def mlp(x, layer: Layer, context: Context, prefix: str = ""):
+  """SwiGLU of x [B, T, D]; the names of its weights begin with the prefix."""
+  gate, up = (context.constrain(project(f"{prefix}{name}", x, layer, context), "mlp") for name in ("gate", "up"))
+  return context.constrain(project(f"{prefix}down", jax.nn.silu(gate) * up, layer, context))
 
 
 def project(name: str, x, layer: Layer, context: Context):
@@ -89,7 +105,7 @@ def project(name: str, x, layer: Layer, context: Context):
     return projected
   lora, factors = context.lora, layer.factors[name]
   if layer.dropout_key is not None:
-    key = jax.random.fold_in(layer.dropout_key, list(TARGETS.values()).index(name))
+    key = jax.random.fold_in(layer.dropout_key, LEAVES.index(name))
     kept = jax.random.bernoulli(key, jnp.float32(1 - lora.dropout), x.shape)
     # Random bits that XLA fuses into the products are slow, and take TPU compilers many minutes.
     kept, x = jax.lax.optimization_barrier((kept, x))
@@ -114,6 +130,14 @@ def rms_norm(x, scale, epsilon: float):
   x32 = x.astype(jnp.float32)
   x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
   return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def rotate_heads(x, positions, config: DenoiserConfig):
+  """Queries or keys [B, T, heads, H], the rotated part of each head at its position; the rest passes."""
+  turn = lambda part: rotate(part, positions, config.rope_theta, config.rope_factor)
+  if config.rotary_share == 1:
+    return turn(x)
+  return jnp.concatenate([turn(x[..., :config.rotary_dim]), x[..., config.rotary_dim:]], axis=-1)
 
 
 def rotate(x, positions, theta: float, factor: float = 1.0):

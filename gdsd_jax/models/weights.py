@@ -25,15 +25,22 @@ class Weight(NamedTuple):
 
 
 ones, zeros = initializers.ones, initializers.zeros
+DENSE = "dense_blocks"  # the stack of the first layers of a model of experts, which have an MLP
+
+
+def stacks(config: DenoiserConfig) -> dict[str, range]:
+  """Runs of layers with the same weights, by the names that these have in the tree of parameters, first to last."""
+  first = 0 if config.experts is None else config.experts.dense_layers
+  return {**({DENSE: range(first)} if first else {}), "blocks": range(first, config.num_layers)}
 
 
 def normal(fan_in: int) -> Callable:
   return initializers.truncated_normal(stddev=1 / math.sqrt(fan_in))
 
 
-def block_weights(config: DenoiserConfig) -> dict[str, Weight]:
-  """The weights of one transformer block, by name."""
-  D, F = config.hidden_size, config.mlp_size
+def block_weights(config: DenoiserConfig, stack: str = "blocks") -> dict[str, Weight]:
+  """The weights of one transformer block of a stack, by name."""
+  D = config.hidden_size
   N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
   # Residual outputs start small, so that a deep stack starts near the identity.
   depth = 2 * config.num_layers
@@ -42,35 +49,68 @@ def block_weights(config: DenoiserConfig) -> dict[str, Weight]:
     "key_bias": Weight((K, H), ("kv_heads", "head_dim"), zeros),
     "value_bias": Weight((K, H), ("kv_heads", "head_dim"), zeros),
   }
+  norms = {name: Weight((H,), ("head_dim",), ones) for name in ("query_norm", "key_norm")}
+  mixed = config.experts is not None and stack != DENSE
   return {
     "attention_norm": Weight((D,), ("embed",), ones),
     "query": Weight((D, N, H), ("embed", "heads", "head_dim"), normal(D)),
     "key": Weight((D, K, H), ("embed", "kv_heads", "head_dim"), normal(D)),
     "value": Weight((D, K, H), ("embed", "kv_heads", "head_dim"), normal(D)),
     **(biases if config.qkv_bias else {}),
+    **(norms if config.qk_norm else {}),
     "output": Weight((N, H, D), ("heads", "head_dim", "embed"), normal(N * H * depth)),
     "mlp_norm": Weight((D,), ("embed",), ones),
-    "gate": Weight((D, F), ("embed", "mlp"), normal(D)),
-    "up": Weight((D, F), ("embed", "mlp"), normal(D)),
-    "down": Weight((F, D), ("mlp", "embed"), normal(F * depth)),
+    **(_expert_weights(config, depth) if mixed else _mlp_weights(D, config.mlp_size, depth)),
+  }
+
+
+def _mlp_weights(D: int, F: int, depth: int, prefix: str = "") -> dict[str, Weight]:
+  return {
+    f"{prefix}gate": Weight((D, F), ("embed", "mlp"), normal(D)),
+    f"{prefix}up": Weight((D, F), ("embed", "mlp"), normal(D)),
+    f"{prefix}down": Weight((F, D), ("mlp", "embed"), normal(F * depth)),
+  }
+
+
+def _expert_weights(config: DenoiserConfig, depth: int) -> dict[str, Weight]:
+  D, experts = config.hidden_size, config.experts
+  E, F = experts.count, experts.size
+  bias = {"router_bias": Weight((E,), ("routed",), zeros, "float32")}
+  return {
+    "router": Weight((D, E), ("embed", "routed"), normal(D)),
+    **(bias if experts.selection_bias else {}),
+    "expert_gate": Weight((E, D, F), ("experts", "embed", "expert_mlp"), normal(D)),
+    "expert_up": Weight((E, D, F), ("experts", "embed", "expert_mlp"), normal(D)),
+    "expert_down": Weight((E, F, D), ("experts", "expert_mlp", "embed"), normal(F * depth)),
+    **(_mlp_weights(D, experts.shared_size, depth, "shared_") if experts.shared_size else {}),
   }
 
 
 def weights_of(config: DenoiserConfig, lora: LoraConfig | None) -> dict[str, Weight]:
   """All weights by their paths in the tree of parameters, such as "blocks.query" and "lora.query.a"."""
-  V, D, layer = config.vocab_size, config.hidden_size, block_weights(config)
+  V, D, layers = config.vocab_size, config.hidden_size, stacks(config)
   # `init` draws them in this order.
-  weights = {"embedding": Weight((V, D), ("vocab", "embed"), normal(D)), **_stacked(layer, "blocks", config)}
+  weights = {"embedding": Weight((V, D), ("vocab", "embed"), normal(D))}
+  for stack, run in layers.items():
+    weights |= _stacked(block_weights(config, stack), stack, len(run))
   weights["final_norm"] = Weight((D,), ("embed",), ones)
   if not config.tied_head:
     weights["head"] = Weight((D, V), ("embed", "vocab"), normal(D))
   if lora is not None:
-    weights |= _stacked(adapter_weights(layer, lora), "lora", config)
+    blocks = {stack: block_weights(config, stack) for stack in layers}
+    for stack, adapter in adapter_weights(blocks, lora).items():
+      weights |= _stacked(adapter, f"lora.{stack}".removesuffix(".blocks"), len(layers[stack]))
   return weights
 
 
-def _stacked(weights: dict[str, Weight], place: str, config: DenoiserConfig) -> dict[str, Weight]:
-  """One layer's weights as those of all layers, along a leading axis; their paths begin with `place`."""
-  L = config.num_layers
-  return {f"{place}.{name}": weight._replace(shape=(L, *weight.shape), axes=("layers", *weight.axes))
+def of_stack(tree, stack: str, adapted: bool):
+  """(weights of a stack of layers, their factors, none if not `adapted`) in a tree like that of the parameters."""
+  adapter = tree["lora"] if adapted else {}
+  own = {name: leaf for name, leaf in adapter.items() if name != DENSE} if stack != DENSE else adapter.get(DENSE, {})
+  return tree[stack], own
+
+
+def _stacked(weights: dict[str, Weight], place: str, layers: int) -> dict[str, Weight]:
+  """One layer's weights as those of several, along a leading axis; their paths begin with `place`."""
+  return {f"{place}.{name}": weight._replace(shape=(layers, *weight.shape), axes=("layers", *weight.axes))
           for name, weight in weights.items()}

@@ -9,13 +9,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gdsd_jax.checks import require
 
 MESH_AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")  # sequences are split over both: fsdp shards weights and batch alike
+EXPERT = "expert"  # a fourth axis, before the last, of a mesh that experts are split over; others do not have it
+_BATCH_AXES = ("data", "fsdp", EXPERT)  # sequences are split over all: fsdp shards weights and batch alike
 
-# Logical axis of a weight or activation (declared in models/transformer.py) -> mesh axis it is split over.
+# Logical axis of a weight or activation (declared in models/weights.py) -> mesh axis it is split over, or several.
 AXIS_RULES = {
-  "batch": BATCH_AXES, "batch_over_data": "data",
+  "batch": _BATCH_AXES, "batch_over_data": ("data", EXPERT),
   "layers": None, "embed": "fsdp", "vocab": "tensor",
   "heads": "tensor", "kv_heads": "tensor", "head_dim": None, "mlp": "tensor",
+  "experts": EXPERT, "expert_mlp": "tensor", "routed": None,
   "lora_rank": None,
   "lora_rank_of_b": "fsdp",  # B of most projections has no embed axis, and with its moments should not lie whole
 }
@@ -23,29 +25,39 @@ AXIS_RULES = {
 _MAY_STAY_WHOLE = ("batch", "batch_over_data", "lora_rank_of_b")
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None, expert: int = 1) -> Mesh:
   """Mesh of axes data, fsdp and tensor over `devices` (all by default); one size may be -1, "the rest".
 
-  Neighbours on the last axis are neighbours on the interconnect (`mesh_utils`): tensor talks most, data least.
+  Above 1, `expert` is the size of one more axis, before tensor: of experts, and of sequences. Neighbours on the last
+  axis are neighbours on the interconnect (`mesh_utils`): tensor talks most, data least.
   Raises ValueError where the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = [data, fsdp, tensor]
-  named = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes))
-  valid = sizes.count(-1) <= 1 and all(size >= 1 or size == -1 for size in sizes)
+  sizes = dict(zip(MESH_AXES, (data, fsdp, tensor)))
+  if expert != 1:
+    sizes = {"data": data, "fsdp": fsdp, EXPERT: expert, "tensor": tensor}
+  named, given = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items()), list(sizes.values())
+  valid = given.count(-1) <= 1 and all(size >= 1 or size == -1 for size in given)
   require(valid, named, "sizes are positive, and at most one is -1 (the rest)")
-  if -1 in sizes:
-    sizes[sizes.index(-1)] = max(len(devices) // math.prod(size for size in sizes if size != -1), 1)
-  require(math.prod(sizes) == len(devices), named, f"their product must be the number of devices, {len(devices)}")
+  if -1 in given:
+    given[given.index(-1)] = max(len(devices) // math.prod(size for size in given if size != -1), 1)
+  require(math.prod(given) == len(devices), named, f"their product must be the number of devices, {len(devices)}")
   # Where an axis is no product of the slice's own axes, one of these is split between two of the mesh.
-  return Mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), MESH_AXES)
+  return Mesh(mesh_utils.create_device_mesh(given, devices, allow_split_physical_axes=True), tuple(sizes))
+
+
+def axis_of(axis: str | None, mesh: Mesh) -> str | tuple[str, ...] | None:
+  """The axis of this mesh, or several, that a logical axis is split over; None for none."""
+  rule = AXIS_RULES[axis] if axis else None
+  names = tuple(name for name in ((rule,) if isinstance(rule, str) else rule or ()) if name in mesh.shape)
+  return names if len(names) > 1 else next(iter(names), None)
 
 
 def partition(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
   """Mesh axes of an array with these logical axes. Raises ValueError where the mesh does not divide one."""
   split = []
   for axis, size in zip(axes, shape):
-    mesh_axes = AXIS_RULES[axis] if axis else None
+    mesh_axes = axis_of(axis, mesh)
     names = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ()
     shards = math.prod(mesh.shape[name] for name in names)
     if size % shards and axis not in _MAY_STAY_WHOLE:
@@ -73,7 +85,7 @@ def constrain(x, mesh: Mesh | None, *axes: str | None):
 
 
 def gather_over_fsdp(weights, axes, x, mesh: Mesh | None):
-  """(weights, x): a tree of weights in the dtype of x, gathered over fsdp when x is there, still split over tensor.
+  """(weights, x): a tree of weights in the dtype of x, gathered over fsdp when x is there, still split otherwise.
 
   Left to itself XLA overlaps the gather with the product, piece by piece, and the sum over the pieces goes to memory
   and back for each. `axes` is the tree of logical axes of the weights, or of their stack; vectors stay as they are.
@@ -85,15 +97,21 @@ def gather_over_fsdp(weights, axes, x, mesh: Mesh | None):
   def gather(weight, axes):
     if weight.ndim < 2:
       return weight
-    tensor_axes = (axis if AXIS_RULES[axis] == "tensor" else None for axis in axes[-weight.ndim:])
-    return constrain(weight.astype(x.dtype), mesh, *tensor_axes)
+    split = (axis if AXIS_RULES[axis] in ("tensor", EXPERT) else None for axis in axes[-weight.ndim:])
+    # A router's products are in float32.
+    return constrain(weight if "routed" in axes else weight.astype(x.dtype), mesh, *split)
 
   return jax.tree.map(gather, weights, axes), x
 
 
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+  """Axes of a mesh that sequences are split over."""
+  return tuple(axis for axis in _BATCH_AXES if axis in mesh.shape)
+
+
 def batch_shards(mesh: Mesh) -> int:
   """Over how many devices the sequences of a batch are split."""
-  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def whole_batch(count: int, mesh: Mesh) -> int:
@@ -109,4 +127,4 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Sequences, the first axis of an array, split over data and fsdp."""
-  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+  return NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
