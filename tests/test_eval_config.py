@@ -156,12 +156,13 @@ def test_a_sampler_of_another_family_is_refused_before_training_and_planning(tmp
 
 @pytest.mark.parametrize("kind, family, insists, refused", [
   ("llada", "llada", False, False), ("dream", "dream", False, False), ("llada", "dream", False, True),
-  ("llada", "dream", True, False), ("llada", "own.py:Layout", False, False),
+  ("llada", "dream", True, False), ("llada", "own.py:Layout", False, False), ("llada", "illada", False, False),
+  ("dream", "lladamoe", False, True),
 ])
-def test_a_sampler_goes_with_its_own_family_unless_one_insists(kind, family, insists, refused):
+def test_a_sampler_goes_with_its_own_family_unless_one_insists(tiny_config, kind, family, insists, refused):
   config = changed(sampler__kind=kind, sampler__other_family=insists)
   with pytest.raises(ValueError, match="^sampler.kind") if refused else contextlib.nullcontext():
-    validate_family(config, family, "model")
+    validate_family(config, dataclasses.replace(tiny_config, family=family), "model")
 
 
 @pytest.mark.parametrize("size, first, indices, said", [

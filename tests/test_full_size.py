@@ -54,7 +54,7 @@ def test_shapes_of_the_published_weights(full_size):
   for path, spec in leaves:
     leaf = ".".join(key.key for key in path)
     shape = spec.shape[1:] if stored_layers.is_stacked(leaf) else spec.shape
-    for weight in stored_layers.names_of(denoiser.config, leaf):
+    for weight in stored_layers.names_of(denoiser.config, leaf).flat:
       shapes[weight] = stored_layers._linear_shape(leaf, shape)
   if name == "llada_8b":
     assert len(shapes) == 3 + 32 * 9

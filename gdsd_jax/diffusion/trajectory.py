@@ -124,6 +124,7 @@ def replay(denoiser: Denoiser, params, prompt, prompt_mask, rollout: Rollout, co
   require(config.cache == "none" and not config.is_own, "sampler.cache",
           "a replay computes every state whole, which neither a sampler with a cache nor one of your own does")
   require(rollout.steps is not None, "rollout.steps", "is None: there is no trajectory to go through")
+  denoiser.config.require_bidirectional("rollout.steps", "a replay")
   params, length, mask_id = denoiser.cast(params), config.completion_length, denoiser.config.mask_token_id
   block_length = length // config.num_blocks
   attention_mask = None

@@ -97,6 +97,7 @@ class DenoiserLM(LM):
     self.tokenizer, self._path = load_tokenizer(model.folder, denoiser.config), model.path
     self.batch_size = whole_batch(int(batch_size), mesh)
     self._generator = Generator(denoiser, self.tokenizer, mesh)
+    denoiser.config.require_bidirectional("--model_args: pretrained", "the harness")
     family = denoiser.config.family
     self._defaults, config = settings_of([family if family in KINDS else KINDS[0]], kind, likelihood, settings)
     self._likelihood = Likelihood(denoiser, self._params, mesh, self.batch_size, config, seed)

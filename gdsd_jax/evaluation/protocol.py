@@ -76,7 +76,7 @@ class _Evaluation:
   def __init__(self, config: RunConfig, evaluated: ChosenModel, num_examples: int | None):
     self.samplers, self.prefill = evaluation_samplers(config), config.eval.prefill
     self.key, drawn = jax.random.key(config.seed), any(map(draws, self.samplers.values()))
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh = make_mesh(**vars(config.mesh))
     self.task = get_task(config.task.name, **config.task.options)
     self.asked = self.task.messages if config.eval.prompt == "training" else self.task.evaluation_messages
     with waiting(f"preparing the test problems of {config.task.name}"):
@@ -84,7 +84,7 @@ class _Evaluation:
     require(len(test) > 0, "task.name", f"{config.task.name} has an empty test split")
     self.examples, problems = choose(test, config.eval.test_size, num_examples)
     model, _ = evaluated.base(config.model)
-    validate_family(config, load_config(model.folder, model.layout).family, model.path)
+    validate_family(config, load_config(model.folder, model.layout), model.path)
     denoiser, self.params, model = evaluated.load(config.model, mesh)
     tokenizer = load_tokenizer(model.folder, denoiser.config)
     try:

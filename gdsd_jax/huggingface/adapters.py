@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -13,15 +14,16 @@ from safetensors import safe_open, SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from gdsd_jax.checks import require
-from gdsd_jax.huggingface import adapter_config, eurobert
+from gdsd_jax.huggingface import adapter_config, adapter_modules, eurobert
 from gdsd_jax.huggingface.adapter_config import AdapterConfig, CONFIG, FIELD, read_adapter_config
 from gdsd_jax.huggingface.base_fingerprint import base_fingerprint, check_base
 from gdsd_jax.huggingface.files import refuse_pointer, written_whole
 from gdsd_jax.huggingface.finite import require_finite
 from gdsd_jax.huggingface.origin import check_same, NAME as ORIGIN
-from gdsd_jax.huggingface.own_layout import layout_of, LAYOUTS
+from gdsd_jax.huggingface.stored_layers import layers_of, pattern_of
 from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.models.lora import LoraConfig, TARGETS
+from gdsd_jax.models.lora import LEAVES_OF, LoraConfig
+from gdsd_jax.models.weights import weights_of
 from gdsd_jax.parallel.mesh import param_shardings
 from gdsd_jax.parallel.rows import lay_out
 
@@ -44,20 +46,27 @@ def save_adapter(path, denoiser: Denoiser, params, base_model: str, revision: st
 
   Raises OSError, one line naming the folder, when it cannot be written, or would replace a run or something else.
   """
-  lora, tensors, names = denoiser.lora, {}, _module_names(denoiser, denoiser.config.layout)
-  for leaf, factors in params["lora"].items():
-    for layer in range(denoiser.config.num_layers):
-      module = names[leaf].format(layer=layer)
-      a, b = np.asarray(factors["a"][layer]), np.asarray(factors["b"][layer])
-      tensors[_tensor_name(module, "a")] = np.ascontiguousarray(a.reshape(-1, lora.rank).T)
-      tensors[_tensor_name(module, "b")] = np.ascontiguousarray(b.reshape(lora.rank, -1).T)
-  # A pattern, because LLaDA's LM head has the same last name as its down projection.
-  patterns = "|".join(re.escape(names[leaf]).replace(r"\{layer\}", r"\d+") for leaf in params["lora"])
+  lora, factors, modules, patterns = denoiser.lora, {}, adapter_modules.modules_of(denoiser.config), {}
+  for leaf, of_leaf in adapter_modules.adapted_leaves(params["lora"]).items():
+    of_all = {factor: np.asarray(of_leaf[factor]) for factor in "ab"}
+    for place, module in np.ndenumerate(modules[leaf]):
+      a, b = of_all["a"][place].reshape(-1, lora.rank), of_all["b"][place].reshape(lora.rank, -1)
+      factors[module] = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
+    # A pattern, because LLaDA's LM head has the same last name as its down projection.
+    name = re.escape(pattern_of(denoiser.config, leaf).removesuffix(".weight"))
+    patterns[re.sub(r"\\{(layer|expert)\\}", r"\\d+", name)] = None
+  factors = adapter_modules.join_parts(factors, FIELD)
+  tensors = {_tensor_name(name, factor): value for name, pair in factors.items() for factor, value in zip("ab", pair)}
+  joint = {module: len(a) for module, (a, _) in factors.items() if len(a) != lora.rank}
+  uniform = adapter_config.UNIFORM | {
+    "rank_pattern": joint, "alpha_pattern": {module: lora.alpha * rank / lora.rank for module, rank in joint.items()}
+  }
   fields = {
     "peft_type": "LORA", "task_type": None, "base_model_name_or_path": base_model, "revision": revision,
     "inference_mode": True,
-    "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": f"({patterns})",
-    "bias": "none", "init_lora_weights": True, **adapter_config.OFF, **adapter_config.UNIFORM,
+    "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout,
+    "target_modules": f"({'|'.join(patterns)})", "bias": "none", "init_lora_weights": True, **adapter_config.OFF,
+    **uniform,
   }
   if denoiser.config.layout == "transformers":  # by which PEFT loads the base model itself
     fields["auto_mapping"] = {"base_model_class": eurobert.CLASS, "parent_library": eurobert.MODULE}
@@ -86,13 +95,18 @@ def load_adapter(path, denoiser: Denoiser, params):
   check_base(FIELD, path, config.fields.get("base_model_name_or_path"), fingerprint, denoiser)
   modules = _adapted_modules(denoiser, tensors)
   require(bool(modules), FIELD, f"{file} adapts none of this model's projections")
-  adapted = dataclasses.replace(denoiser, lora=_lora_config(config, modules, tensors))
+  tensors, ranks = _split(config, file, tensors, modules, denoiser)
+  present = {leaf for leaf, names in modules.items() if any(_is_adapted(name, tensors) for name in names.flat)}
+  adapted = dataclasses.replace(denoiser, lora=_lora_config(config, modules, present, tensors, ranks))
   shardings = param_shardings(adapted.mesh, adapted)["lora"]
   adapter, used = {}, set()
-  for (leaf, factor), spec in traverse_util.flatten_dict(adapted.abstract_params()["lora"]).items():
-    stacked = _stacked(config, file, tensors, modules[leaf], factor, spec.shape, adapted.lora)
-    adapter[leaf, factor] = lay_out(spec.shape, shardings[leaf][factor], stacked.__getitem__)
-    used.update(_tensor_name(module, factor) for module in modules[leaf])
+  for leaf, factors in adapter_modules.adapted_leaves(adapted.abstract_params()["lora"]).items():
+    path = adapter_modules.in_adapter(leaf)
+    sharding = functools.reduce(lambda tree, name: tree[name], path, shardings)
+    for factor, spec in factors.items():
+      stacked = _stacked(config, file, tensors, ranks, leaf, modules[leaf], factor, spec.shape, adapted)
+      adapter[(*path, factor)] = lay_out(spec.shape, sharding[factor], stacked.__getitem__)
+      used.update(_tensor_name(module, factor) for module in modules[leaf].flat)
   if unknown := sorted(tensors.keys() - used):
     raise ValueError(f"{FIELD}: {file} holds {unknown[0]}, which this model has no place for")
   return adapted, {**params, "lora": traverse_util.unflatten_dict(adapter)}
@@ -116,45 +130,67 @@ def _read_tensors(file: Path) -> tuple[dict[str, np.ndarray], str | None]:
           for name, tensor in tensors.items()}, fingerprint
 
 
-def _module_names(denoiser: Denoiser, layout: str) -> dict[str, str]:
-  """Weight of a block that may be adapted -> its module in files of this layout, with {layer} for its number."""
-  names = layout_of(denoiser.config.family, layout).weight_names
-  return {leaf: names[f"blocks.{leaf}"].removesuffix(".weight") for leaf in TARGETS.values()}
-
-
 def _tensor_name(module: str, factor: str) -> str:
   return f"{_PREFIX}{module}.lora_{factor.upper()}.weight"
 
 
-def _adapted_modules(denoiser: Denoiser, tensors) -> dict[str, list[str]]:
-  """Weight of a block that the tensors adapt in some layer -> its module of every layer, by the names in the file."""
-  layouts = dict.fromkeys((denoiser.config.layout, *LAYOUTS))  # one's own layout is one for all of them
-  for layout in layouts:
-    modules = {leaf: [name.format(layer=layer) for layer in range(denoiser.config.num_layers)]
-               for leaf, name in _module_names(denoiser, layout).items()}
-    adapted = lambda names: any(_tensor_name(name, factor) in tensors for name in names for factor in "ab")
-    if found := {leaf: names for leaf, names in modules.items() if adapted(names)}:
-      return found
+def _is_adapted(module: str, tensors) -> bool:
+  return any(_tensor_name(module, factor) in tensors for factor in "ab")
+
+
+def _adapted_modules(denoiser: Denoiser, tensors) -> dict[str, np.ndarray]:
+  """`modules_of` the model in that layout by whose names the tensors adapt some; empty where they adapt none."""
+  for layout in adapter_modules.layouts_of(denoiser.config):
+    modules = adapter_modules.modules_of(denoiser.config, layout)
+    if any(_is_adapted(adapter_modules.module_of(name), tensors) for names in modules.values() for name in names.flat):
+      return modules
   return {}
 
 
-def _lora_config(config: AdapterConfig, modules: dict[str, list[str]], tensors) -> LoraConfig:
+def _split(config: AdapterConfig, file: Path, tensors, modules, denoiser: Denoiser):
+  """(tensors with those of joint modules as their parts', ranks of these by their names)."""
+  tensors, ranks, parts, rows = dict(tensors), {}, {}, {}
+  for leaf, names in modules.items():
+    for name in (name for name in names.flat if adapter_modules.module_of(name) != name):
+      parts.setdefault(adapter_modules.module_of(name), []).append(name)
+      _, *outputs = weights_of(denoiser.config, None)[leaf].shape[1:]
+      rows[name] = math.prod(outputs)
+  for module, names in parts.items():
+    pair = [tensors.pop(_tensor_name(module, factor), None) for factor in "ab"]
+    if pair == [None, None]:
+      continue
+    lacking = next((factor for factor, tensor in zip("ab", pair) if tensor is None), None)
+    require(lacking is None, FIELD, f"{file} lacks {_tensor_name(module, lacking or 'a')}")
+    expected, of_names = config.rank(module), [rows[name] for name in names]
+    fits = len(pair[0]) == expected and pair[1].shape == (sum(of_names), expected)
+    require(fits, FIELD, f"{module} in {file} has factors of shapes {pair[0].shape}, {pair[1].shape}, not of rank"
+            f" {expected} for {sum(of_names)} outputs")
+    for name, factors in adapter_modules.split_parts(names, of_names, *pair, config.fields["r"]).items():
+      ranks[name] = len(factors[0])
+      tensors |= {_tensor_name(name, factor): value for factor, value in zip("ab", factors)}
+  return tensors, ranks
+
+
+def _lora_config(config: AdapterConfig, modules, present: set[str], tensors, ranks: dict[str, int]) -> LoraConfig:
   """One adapter that can hold all modules: the largest rank, and the largest scale."""
-  present = [name for names in modules.values() for name in names if _tensor_name(name, "a") in tensors]
-  rank = max(map(config.rank, present), default=config.fields["r"])
-  scale, alpha = max(map(config.scale, present), default=1.0), config.fields["lora_alpha"]
-  targets = tuple(target for target, leaf in TARGETS.items() if leaf in modules)
+  names = [name for leaf in present for name in modules[leaf].flat if _tensor_name(name, "a") in tensors]
+  rank = max((ranks.get(name) or config.rank(name) for name in names), default=config.fields["r"])
+  scale = max((config.scale(adapter_modules.module_of(name)) for name in names), default=1.0)
+  alpha, leaves = config.fields["lora_alpha"], {leaf.rpartition(".")[2] for leaf in present}
+  targets = tuple(target for target, known in LEAVES_OF.items() if leaves & set(known))
   return LoraConfig(rank, alpha if alpha / rank == scale else scale * rank, config.dropout, targets)
 
 
-def _stacked(config: AdapterConfig, file: Path, tensors, modules: list[str], factor: str, shape: tuple[int, ...],
-             lora: LoraConfig) -> np.ndarray:
-  """The factor A or B of all layers, float32[shape]."""
-  stacked, size = np.zeros(shape, np.float32), math.prod(shape[1:]) // lora.rank
-  for layer, module in enumerate(modules):
-    name, rank = _tensor_name(module, factor), config.rank(module)
+def _stacked(config: AdapterConfig, file: Path, tensors, ranks, leaf: str, modules: np.ndarray, factor: str,
+             shape: tuple[int, ...], denoiser: Denoiser) -> np.ndarray:
+  """The factor A or B of a leaf in all of its layers, float32[shape]."""
+  lora, layers = denoiser.lora, layers_of(denoiser.config, leaf)
+  stacked, size = np.zeros(shape, np.float32), math.prod(shape[modules.ndim:]) // lora.rank
+  for place, module in np.ndenumerate(modules):
+    name, whole = _tensor_name(module, factor), adapter_modules.module_of(module)
+    rank = ranks.get(module) or config.rank(module)
     if name not in tensors:
-      asked = config.adapts(module, layer) or any(_tensor_name(module, each) in tensors for each in "ab")
+      asked = config.adapts(whole, layers[place[0]]) or _is_adapted(module, tensors)
       require(not asked, FIELD, f"{file} lacks {name}, which {CONFIG} asks for")
       continue
     expected, actual = (rank, size) if factor == "a" else (size, rank), tensors[name].shape
@@ -163,8 +199,8 @@ def _stacked(config: AdapterConfig, file: Path, tensors, modules: list[str], fac
     require_finite(tensors[name], FIELD, f"{name} in {file}")
     values = tensors[name].T.astype(np.float32)
     if factor == "a":
-      stacked[layer].reshape(size, lora.rank)[:, :rank] = values
+      stacked[place].reshape(size, lora.rank)[:, :rank] = values
     else:
-      share = config.scale(module) / lora.scale
-      stacked[layer].reshape(lora.rank, size)[:rank] = values if share == 1 else values * np.float32(share)
+      share = config.scale(whole) / lora.scale
+      stacked[place].reshape(lora.rank, size)[:rank] = values if share == 1 else values * np.float32(share)
   return stacked

@@ -33,9 +33,9 @@ def base_fingerprint(denoiser: Denoiser) -> str | None:
   where = find_weights(Path(denoiser.source), base.config, abstract)
   for leaf, spec in sorted(abstract.items()):
     index, stacked = [slice(0, size) for size in spec.shape], is_stacked(leaf)
-    row = inputs_of(leaf) + stacked
+    row = inputs_of(leaf) + max(stacked, where[leaf].ndim)
     index[row] = slice(0, min(spec.shape[row], _ROWS))
-    for layer in (0, len(where[leaf]) - 1):
+    for layer in (0, spec.shape[0] - 1 if stacked else 0):
       if stacked:
         index[0] = slice(layer, layer + 1)
       part = read_part(where[leaf], leaf, spec, tuple(index), check=False)

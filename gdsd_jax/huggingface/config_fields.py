@@ -1,6 +1,6 @@
 """Fields of config.json, each read, refused or known to change nothing; what is none of these is told in a warning."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 import functools
 import logging
 from typing import Any
@@ -26,10 +26,11 @@ _ONLY = {
   "num_experts": 0, "num_local_experts": 0, "n_routed_experts": 0, "is_causal": False, "is_decoder": False,
   "use_sliding_window": False, "use_mrope": False, "attention_sinks": False, "compression_config": None,
 }
-_DROPOUTS = ("attention_dropout", "residual_dropout", "embedding_dropout", "resid_pdrop", "hidden_dropout")
+_DROPOUTS = ("attention_dropout", "residual_dropout", "embedding_dropout", "resid_pdrop", "hidden_dropout",
+             "output_dropout")
 
 
-def check_fields(fields: Mapping[str, Any], required: Mapping[str, Any], read: Iterable[str]) -> None:
+def check_fields(fields: Mapping[str, Any], required: Mapping[str, Any], read: Collection[str]) -> None:
   """Raises ValueError on what the network cannot compute, and warns of what is not known to it.
 
   Args:
@@ -45,7 +46,7 @@ def check_fields(fields: Mapping[str, Any], required: Mapping[str, Any], read: I
     raise ValueError(f"its weights are quantised (quantization_config, {method!r}), which are not supported; name the"
                      " model that they were made from, or let transformers write it again after `dequantize()`")
   for name, value in _ONLY.items():
-    if name not in required and (fields.get(name) or value or 0) != (value or 0):
+    if name not in (*required, *read) and (fields.get(name) or value or 0) != (value or 0):
       raise ValueError(f"{name} is {fields[name]!r}; only {value!r} is supported")
   others = [kind for kind in fields.get("layer_types") or () if kind != "full_attention"]
   if others:
@@ -70,12 +71,14 @@ def check_sizes(fields: Mapping[str, Any], *names: str) -> None:
       raise ValueError(f"{name} must be a positive integer, not {fields[name]!r}")
 
 
-def token_ids(fields: Mapping[str, Any]) -> dict[str, int]:
+def token_ids(fields: Mapping[str, Any], known: Mapping[str, int] | None = None) -> dict[str, int]:
   """`mask_token_id`, `eos_token_id` and `pad_token_id` of DenoiserConfig, which checks them.
 
-  Of several ends of text the first is the model's own; all stop a completion (huggingface/tokenizer.py). Padding that
-  is not stated is an end of text. Raises KeyError or ValueError where one is missing or is no token.
+  `known` are the family's own, where config.json names none. Of several ends of text the first is the model's own; all
+  stop a completion (huggingface/tokenizer.py). Padding that is not stated is an end of text. Raises KeyError or
+  ValueError where one is missing or is no token.
   """
+  fields = {**fields, **{name: token for name, token in (known or {}).items() if fields.get(name) is None}}
   ids = {name: fields[name] for name in ("mask_token_id", "eos_token_id")}
   ends = ids["eos_token_id"] if isinstance(ids["eos_token_id"], list) else [ids["eos_token_id"]]
   if not ends or not all(type(end) is int for end in ends):

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gdsd_jax.huggingface.config_fields import check_fields, check_sizes, rope, tied, token_ids
-from gdsd_jax.huggingface.layouts import DREAM, FAMILIES, Layout
+from gdsd_jax.huggingface.families import FAMILIES
+from gdsd_jax.huggingface.layouts import DREAM, Layout
 from gdsd_jax.models.config import DenoiserConfig
 
 MODEL_TYPE, CLASS, MODULE = "eurobert", "EuroBertForMaskedLM", "transformers.models.eurobert.modeling_eurobert"
@@ -46,14 +47,15 @@ class EuroBertLayout(Layout):
     )
 
   def computes(self, config: DenoiserConfig) -> bool:
-    """Whether the class accepts a network's sizes."""
-    return config.hidden_size % config.num_heads == 0
+    """Whether the class has such a network."""
+    options = config.block_length, config.experts, config.qk_norm or None
+    return config.hidden_size % config.num_heads == 0 and config.rotary_share == 1 and options == (None, None, None)
 
   def format_config(self, config: DenoiserConfig, dtype: str) -> dict[str, Any]:
     """Raises ValueError where the class has no such network."""
     if not self.computes(config):
-      raise ValueError(f"{CLASS} wants hidden_size ({config.hidden_size}) to be a multiple of num_heads"
-                       f" ({config.num_heads}); write the published layout")
+      raise ValueError(f"{CLASS} has no network of the family {config.family} with hidden_size {config.hidden_size} and"
+                       f" num_heads {config.num_heads}; write the published layout")
     scaled = config.rope_factor != 1
     positions = {"rope_type": "linear", "factor": config.rope_factor} if scaled else {"rope_type": "default"}
     return {

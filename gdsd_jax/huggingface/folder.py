@@ -1,12 +1,15 @@
 """A model's folder: where its files are, and what its config.json says. Never remote code."""
 
+from collections.abc import Mapping
 import os
 from pathlib import Path
 import re
+from typing import Any
 
 from gdsd_jax.checks import require
+from gdsd_jax.huggingface.families import FAMILIES, model_type_of
 from gdsd_jax.huggingface.files import read_json_object
-from gdsd_jax.huggingface.layouts import FAMILIES, Layout
+from gdsd_jax.huggingface.layouts import Layout
 from gdsd_jax.huggingface.own_layout import layout_of, MODEL_TYPES
 from gdsd_jax.huggingface.weight_files import stored_weights
 from gdsd_jax.models.config import DenoiserConfig
@@ -88,9 +91,10 @@ def tokenizer_files(folder: Path) -> list[Path]:
   return sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)})
 
 
-def load_config(path: Path, layout: str | None = None) -> DenoiserConfig:
+def load_config(path: Path, layout: str | None = None, stated: Mapping[str, Any] | None = None) -> DenoiserConfig:
   """DenoiserConfig of a folder's config.json, by a layout of one's own (FILE.py:NAME) or that of its `model_type`.
 
+  `stated` are fields that stand in the place of the file's own, such as a `mask_token_id` that it does not name.
   Where config.json leaves open whether the head is the embedding, the weights tell, if they are there. Raises
   ValueError or FileNotFoundError, naming the file.
   """
@@ -98,10 +102,10 @@ def load_config(path: Path, layout: str | None = None) -> DenoiserConfig:
   if is_adapter(path):
     raise FileNotFoundError(f"model.path: {file} is missing: {path} is a PEFT adapter, which model.lora.path takes,"
                             " with its base model as model.path")
-  fields = read_json_object(file, "model.path")
+  fields = {**read_json_object(file, "model.path"), **(stated or {})}
   if layout is not None:
     return layout_of(layout).parse_config(fields)
-  family = str(fields.get("model_type", "")).lower()
+  family = model_type_of(fields)
   known = ", ".join(sorted(FAMILIES))
   require(family in MODEL_TYPES, "model.path", f"{file} has model_type {family!r}; known are {known};"
           " one of your own is named by model.layout")

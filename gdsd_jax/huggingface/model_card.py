@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from gdsd_jax.huggingface import eurobert
-from gdsd_jax.huggingface.layouts import FAMILIES
+from gdsd_jax.huggingface.families import FAMILIES
 from gdsd_jax.models.denoiser import Denoiser
 
 NAME = "README.md"
-_FAMILIES = {"llada": "LLaDA", "dream": "Dream"}
+_FAMILIES = {"llada": "LLaDA", "dream": "Dream", "sdar": "SDAR", "sdar_moe": "SDAR", "llada2_moe": "LLaDA 2",
+             "illada": "iLLaDA", "lladamoe": "LLaDA-MoE"}
 _AUTO = "AutoModelForMaskedLM"
 _MARK = "<!-- written by gdsd_jax -->"
 # Fields of a run's recipe that a reader asks for first.

@@ -7,7 +7,8 @@ from typing import Any
 from gdsd_jax import own_code
 from gdsd_jax.checks import require
 from gdsd_jax.huggingface import eurobert
-from gdsd_jax.huggingface.layouts import FAMILIES, Layout
+from gdsd_jax.huggingface.families import FAMILIES
+from gdsd_jax.huggingface.layouts import Layout
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.weights import weights_of
 

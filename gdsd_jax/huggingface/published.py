@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from gdsd_jax.checks import require
+from gdsd_jax.huggingface.families import FAMILIES
 from gdsd_jax.huggingface.folder import load_config, resolve_path
-from gdsd_jax.huggingface.layouts import DREAM, FAMILIES, LLADA
+from gdsd_jax.huggingface.layouts import DREAM, LLADA
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.paths import expanded
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from gdsd_jax.huggingface.stored_layers import (
   check_other_weights,
   find_weights,
   is_stacked,
+  joined,
+  layers_of,
   names_of,
   read_part,
 )
@@ -39,7 +42,8 @@ from gdsd_jax.waiting import waiting
 
 
 def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_dtype: str | None = None,
-                    remat: str = "none", layout: str | None = None, revision: str | None = None):
+                    remat: str = "none", layout: str | None = None, revision: str | None = None,
+                    stated: Mapping[str, Any] | None = None):
   """Loads (denoiser, params) from a Hugging Face folder or hub name.
 
   Args:
@@ -49,13 +53,15 @@ def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_d
     param_dtype, remat: see `Denoiser`.
     layout: the files' own, FILE.py:NAME (docs/own.md); None for that of the `model_type` in config.json.
     revision: branch, tag or commit of a hub model; None for its latest.
+    stated: fields in the place of config.json's own, such as a `mask_token_id` or `block_size` that it does not name.
 
   Raises:
     FileNotFoundError, ValueError: a file is missing, damaged or does not fit config.json, before anything is allocated;
       or a weight is not finite, which is known when it is read.
   """
   path = resolve_path(path_or_hub_name, revision)
-  denoiser = Denoiser(load_config(path, layout), dtype, param_dtype or dtype, remat, mesh=mesh, source=str(path))
+  config = load_config(path, layout, stated)
+  denoiser = Denoiser(config, dtype, param_dtype or dtype, remat, mesh=mesh, source=str(path))
   return denoiser, load_weights(path, denoiser)
 
 
@@ -67,7 +73,7 @@ def load_weights(path: Path, denoiser: Denoiser):
   where, params = find_weights(path, base.config, abstract), {}
   check_other_weights(path, base.config, where)
   own = sum(own_size(spec.shape, shardings[leaf]) for leaf, spec in abstract.items())
-  stored = sum(file.stat().st_size for file in {file for leaf in where.values() for _, file in leaf})
+  stored = sum(file.stat().st_size for file in {piece.file for pieces in where.values() for piece in pieces.flat})
   size = stored / sum(spec.size for spec in abstract.values())  # bytes of a number in the files
   with waiting(f"reading weights of {_name(path)}", own * size, "bytes") as wait:
     tell = lambda numbers: wait.advance(numbers * size)
@@ -107,32 +113,34 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
                      " (huggingface.adapters.save_adapter)")
   config, fields = _in_layout(denoiser.config, layout, str(params["embedding"].dtype))
   leaves = traverse_util.flatten_dict(params, sep=".")
-  places = {name: (leaf, layer) for leaf in leaves for layer, name in enumerate(names_of(config, leaf))}
-  places = dict(sorted(places.items(), key=lambda item: (is_stacked(item[1][0]), item[1][1])))  # layer by layer
+  places = _places(config, leaves)
   biases = layout_of(config.family, config.layout).zero_biases(config)
   zeros = {name: np.zeros(size, params["embedding"].dtype) for name, size in biases.items()}
-  places |= {name: (name, 0) for name in zeros}
-  size = lambda place: (zeros[place[0]].nbytes if place[0] in zeros else
-                        leaves[place[0]].nbytes // (config.num_layers if is_stacked(place[0]) else 1))
+  size = lambda name: zeros[name].nbytes if name in zeros else sum(
+    leaves[leaf].nbytes // math.prod(leaves[leaf].shape[:len(place)]) for leaf, place in places[name])
   split = split_state_dict_into_shards_factory(
-    places, get_storage_size=size, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_bytes
+    {name: name for name in (*places, *zeros)}, get_storage_size=size, filename_pattern="model{suffix}.safetensors",
+    max_shard_size=max_shard_bytes,
   )
+  of_layer = functools.lru_cache(maxsize=4)(lambda leaf, layer: np.asarray(leaves[leaf][layer]))
 
-  def published(leaf: str, layer: int) -> np.ndarray:
-    if leaf in zeros:
-      return zeros[leaf]
-    weight = np.asarray(leaves[leaf][layer] if is_stacked(leaf) else leaves[leaf])
-    return np.ascontiguousarray(as_linear(leaf, weight))
+  def published(name: str) -> np.ndarray:
+    if name in zeros:
+      return zeros[name]
+    weights = [(leaf, of_layer(leaf, place[0])[place[1:]] if place else np.asarray(leaves[leaf]))
+               for leaf, place in places[name]]
+    parts = [as_linear(leaf, weight) for leaf, weight in weights]
+    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
   if denoiser.source is None or Path(denoiser.source).resolve() != Path(path).resolve():
     check_same(Path(path), (extra or {}).get(ORIGIN), "config.json", lambda: load_config(Path(path)), config)
   # The index is removed first: loading prefers it to the single file.
   stale = (INDEX, "model*.safetensors", ".model*.incomplete")
   with written_whole(Path(path), "the model", stale) as temporary:
-    with waiting(f"writing the model to {path}", sum(map(size, places.values())), "bytes") as wait:
+    with waiting(f"writing the model to {path}", sum(map(nbytes, (*places, *zeros))), "bytes") as wait:
       for file, names in split.filename_to_tensors.items():
-        save_file({name: published(*places[name]) for name in names}, temporary(file), metadata={"format": "pt"})
-        wait.advance(sum(size(places[name]) for name in names))
+        save_file({name: published(name) for name in names}, temporary(file), metadata={"format": "pt"})
+        wait.advance(sum(map(nbytes, names)))
     if split.is_sharded:
       index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
       temporary(INDEX).write_text(json.dumps(index, indent=2))
@@ -142,6 +150,21 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
     source = None if denoiser.source is None else Path(denoiser.source)
     if tokenizer is not None or source is not None and source.resolve() != Path(path).resolve():
       write_tokenizer(temporary, config, tokenizer, source)
+
+
+def _places(config: DenoiserConfig, leaves) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
+  """Weight of the files -> (leaf, place in it) of its rows, first to last; layer by layer, and first what has none."""
+  places = {}
+  for leaf in leaves:
+    for place, name in np.ndenumerate(names_of(config, leaf)):
+      places.setdefault(name, []).append((leaf, place))
+
+  def layer(item):
+    leaf, place = item[1][0]
+    return (is_stacked(leaf), layers_of(config, leaf)[place[0]] if place else 0)
+
+  rows_in_order = lambda parts: sorted(parts, key=lambda part: joined(config, part[0]).index(part[0]))
+  return {name: rows_in_order(parts) if len(parts) > 1 else parts for name, parts in sorted(places.items(), key=layer)}
 
 
 def _in_layout(config: DenoiserConfig, layout: str | None, dtype: str) -> tuple[DenoiserConfig, dict[str, Any]]:

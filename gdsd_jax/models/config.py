@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+from gdsd_jax.checks import require
+
 _MOST_LAYERS = 10_000  # no model has so many; each is looked for in the files
 _KINDS = {int: "an integer", bool: "true or false", float: "a positive number"}
 ROUTERS = ("softmax", "sigmoid")
@@ -110,6 +112,11 @@ class DenoiserConfig:
         raise ValueError("block_length needs positions_skip_padding: blocks are counted from the first real token")
     if self.experts is not None and self.experts.dense_layers >= self.num_layers:
       raise ValueError(f"dense_layers ({self.experts.dense_layers}) must be fewer than num_layers ({self.num_layers})")
+
+  def require_bidirectional(self, field: str, what: str) -> None:
+    """Raises ValueError, one line naming the field, where `what` would compute another model than this one."""
+    require(self.block_length is None, field, f"{what} knows models whose tokens all see each other; those of the family"
+            f" {self.family} attend from block to block, for which there is none yet")
 
   @property
   def rotary_dim(self) -> int:

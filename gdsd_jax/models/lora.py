@@ -21,9 +21,11 @@ from gdsd_jax.parallel.mesh import param_shardings
 # experts, gate, up and down are those that every token goes through; the experts' own are adapted where they are asked
 # for, by the target "experts".
 TARGETS = {"q": "query", "k": "key", "v": "value", "o": "output", "gate": "gate", "up": "up", "down": "down"}
-SHARED = {target: f"shared_{target}" for target in ("gate", "up", "down")}
 EXPERTS, EXPERT_LEAVES = "experts", ("expert_gate", "expert_up", "expert_down")
-LEAVES = (*TARGETS.values(), *SHARED.values(), *EXPERT_LEAVES)  # whose numbers dropout draws by
+_SHARED = {target: f"shared_{target}" for target in ("gate", "up", "down")}
+LEAVES = (*TARGETS.values(), *_SHARED.values(), *EXPERT_LEAVES)  # whose numbers dropout draws by
+LEAVES_OF = {target: (leaf, *([_SHARED[target]] if target in _SHARED else [])) for target, leaf in TARGETS.items()}
+LEAVES_OF[EXPERTS] = EXPERT_LEAVES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class LoraConfig:
   targets: tuple[str, ...] = tuple(TARGETS)
 
   def __post_init__(self):
-    known = (*TARGETS, EXPERTS)
+    known = tuple(LEAVES_OF)
     for name in self.targets:
       require_one_of("model.lora.targets", name, known)
     require(len(self.targets) > 0, "model.lora.targets", f"must name at least one of {', '.join(known)}")
@@ -53,8 +55,7 @@ class LoraConfig:
   @property
   def leaves(self) -> tuple[str, ...]:
     """Weights of a block that are adapted where a block has them."""
-    names = [name for target in self.targets for name in (TARGETS.get(target), SHARED.get(target)) if name]
-    return (*names, *EXPERT_LEAVES) if EXPERTS in self.targets else tuple(names)
+    return tuple(leaf for target in self.targets for leaf in LEAVES_OF[target])
 
 
 def adapter_weights(stacks: Mapping[str, Mapping[str, Any]], lora: LoraConfig) -> dict[str, dict[str, Any]]:

@@ -25,6 +25,7 @@ def masked_cross_entropy(denoiser: Denoiser, params, key, tokens, maskable, atte
   Returns:
     (loss, metrics): a scalar in nats per token, and a dict of scalars.
   """
+  denoiser.config.require_bidirectional("model.path", "fine-tuning")
   rate_key, mask_key = jax.random.split(key)
   batch = tokens.shape[0]
   # One uniform offset and even spacing: every batch sees all mask rates, which lowers the variance.

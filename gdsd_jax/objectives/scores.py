@@ -58,6 +58,7 @@ def masked_hidden(denoiser: Denoiser, params, tokens, view: Views, attention_mas
   So L positions of a pair go through the LM head, not 2 L. The view's arrays are [B, L] and [B, P]; the attention mask
   is bool[B, P+L], or None. Without a random key, an adapter's dropout drops nothing.
   """
+  denoiser.config.require_bidirectional("objective.name", "scoring")
   batch, length = view.masks.shape
   prompt = tokens[:, :-length]
   if view.prompt_masks is not None:

@@ -96,7 +96,7 @@ def plan(config: RunConfig, topology: str) -> PodPlan:
   token. Raises ValueError or OSError, one line that names the field.
   """
   devices, chip = slice_devices(topology)
-  mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+  mesh = make_mesh(**vars(config.mesh), devices=devices)
   validate_mesh(config, mesh)
   run = AbstractRun(config, mesh)
   programs = []
@@ -119,7 +119,7 @@ class AbstractRun:
   def __init__(self, config: RunConfig, mesh):
     self.config, self.mesh = config, mesh
     model = architecture(config.model.path, config.model.layout)
-    validate_family(config, model.family, config.model.path)
+    validate_family(config, model, config.model.path)
     self.denoiser = make_denoiser(config.model, model, mesh)
     self.optimizer = make_optimizer(config.optimizer, config.updates)
     make = lambda params: init_state(self.denoiser, params, self.optimizer, config.seed,

@@ -14,7 +14,9 @@ from gdsd_jax import own_code
 from gdsd_jax.checks import require, require_at_least, require_buckets, require_int32, require_one_of, require_seed
 from gdsd_jax.diffusion.config import KINDS, SamplerConfig
 from gdsd_jax.diffusion.forward import MaskConfig
+from gdsd_jax.huggingface.families import SAMPLED_AS_LLADA
 from gdsd_jax.huggingface.folder import resolve_path
+from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import REMAT
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.advantages import ADVANTAGES
@@ -135,6 +137,7 @@ class MeshConfig:
   data: int = -1  # all devices that the others leave
   fsdp: int = 1  # devices that weights and rollouts are split over together
   tensor: int = 1  # devices that heads, MLP and vocabulary are split over
+  expert: int = 1  # devices that the experts of a mixture, and the rollouts, are split over
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -246,13 +249,15 @@ def evaluation_samplers(config: RunConfig) -> dict[int, SamplerConfig]:
   return config.eval.samplers(config.sampler)
 
 
-def validate_family(config: RunConfig, family: str, model: str) -> None:
-  """Raises ValueError where a model of one published family would be sampled as the other is, unless one insists."""
-  kind = config.sampler.kind
-  other = {kind, family} == set(KINDS)
-  require(not other or config.rollouts.other_family, "sampler.kind",
+def validate_family(config: RunConfig, architecture: DenoiserConfig, model: str) -> None:
+  """Raises ValueError where a model of one published family would be sampled as another is, unless one insists."""
+  kind, family = config.sampler.kind, architecture.family
+  if not config.sampler.is_own:
+    architecture.require_bidirectional("model.path", f"{kind}'s sampler")
+  own = "llada" if family in SAMPLED_AS_LLADA else family
+  require({kind, own} != set(KINDS) or config.rollouts.other_family, "sampler.kind",
           f"{kind!r} is not how {model} is sampled, a model of the family {family}; give"
-          f" --config.sampler.kind={family}, or --config.sampler.other_family=True if you mean it")
+          f" --config.sampler.kind={own}, or --config.sampler.other_family=True if you mean it")
 
 
 def validate_mesh(config: RunConfig, mesh) -> None:
@@ -264,4 +269,5 @@ def validate_mesh(config: RunConfig, mesh) -> None:
     ("group_size × prompts_per_step / sampler.microbatches", rollouts // config.rollouts.microbatches),
     ("eval.batch_size", config.eval.batch_size),
   ):
-    require(size % shards == 0, name, f"{size} rollouts cannot be split over mesh.data × mesh.fsdp = {shards} devices")
+    require(size % shards == 0, name, f"{size} rollouts cannot be split over mesh.data × mesh.fsdp"
+            f"{' × mesh.expert' * (config.mesh.expert > 1)} = {shards} devices")

@@ -101,12 +101,13 @@ class Finetuning(Training):
 
   def __init__(self, config: FinetuningConfig, workdir: epath.Path, out: Path, allow_changed_inputs: bool = False):
     self.config, self.workdir = config, workdir
-    self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    self.mesh = make_mesh(**vars(config.mesh))
     shards, microbatch = batch_shards(self.mesh), config.batch_size // config.optimizer.accumulation
     require(microbatch % shards == 0, "batch_size",
             f"{microbatch} {self.examples} of a microbatch cannot be split over {shards} devices")
     check_out(out, workdir, config.model)
     open_workdir(workdir, config)
+    load_config(config.model.folder, config.model.layout).require_bidirectional("model.path", "fine-tuning")
     self.denoiser, params = load_model(config.model, config.seed, self.mesh)
     tokenizer = load_tokenizer(config.model.folder, self.denoiser.config)
     longest = config.data.prompt_buckets[-1] + config.data.completion_buckets[-1]

@@ -48,10 +48,10 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
 
   Raises ValueError or OSError, one line with the cause, before anything is compiled.
   """
-  mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  mesh = make_mesh(**vars(config.mesh))
   validate_mesh(config, mesh)
   architecture = load_config(config.model.folder, config.model.layout)
-  validate_family(config, architecture.family, config.model.path)
+  validate_family(config, architecture, config.model.path)
   check_size(config, architecture, mesh)
   task = get_task(config.task.made or config.task.name, **config.task.options)
   with waiting(f"preparing the problems of {task.name}"):
