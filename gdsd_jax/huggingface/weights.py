@@ -116,11 +116,11 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
   places = _places(config, leaves)
   biases = layout_of(config.family, config.layout).zero_biases(config)
   zeros = {name: np.zeros(size, params["embedding"].dtype) for name, size in biases.items()}
-  size = lambda name: zeros[name].nbytes if name in zeros else sum(
+  nbytes = lambda name: zeros[name].nbytes if name in zeros else sum(
     leaves[leaf].nbytes // math.prod(leaves[leaf].shape[:len(place)]) for leaf, place in places[name])
   split = split_state_dict_into_shards_factory(
-    {name: name for name in (*places, *zeros)}, get_storage_size=size, filename_pattern="model{suffix}.safetensors",
-    max_shard_size=max_shard_bytes,
+    {name: (name,) for name in (*places, *zeros)}, get_storage_size=lambda named: nbytes(*named),
+    filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_bytes,
   )
   of_layer = functools.lru_cache(maxsize=4)(lambda leaf, layer: np.asarray(leaves[leaf][layer]))
 
