@@ -115,8 +115,8 @@ class DenoiserConfig:
 
   def require_bidirectional(self, field: str, what: str) -> None:
     """Raises ValueError, one line naming the field, where `what` would compute another model than this one."""
-    require(self.block_length is None, field, f"{what} knows models whose tokens all see each other; those of the family"
-            f" {self.family} attend from block to block, for which there is none yet")
+    require(self.block_length is None, field, f"{what} knows models whose tokens all see each other; those of the"
+            f" family {self.family} attend from block to block, for which there is none yet")
 
   @property
   def rotary_dim(self) -> int:

@@ -14,6 +14,7 @@ import optax
 
 from gdsd_jax.checks import require, require_positions
 from gdsd_jax.compiling import compiling
+from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh
