@@ -39,7 +39,7 @@ def test_a_model_of_an_own_layout_is_written_and_read_by_its_names(saved, tiny_d
   denoiser, params = gdsd_jax.load_pretrained(saved, layout=GPT)
   assert denoiser.config == dataclasses.replace(tiny_denoiser.config, family=GPT)
   jax.tree.map(np.testing.assert_array_equal, params, tiny_params)
-  with pytest.raises(ValueError, match="model_type 'gpt_diffusion'; known are dream, llada; one of your own is"):
+  with pytest.raises(ValueError, match="model_type 'gpt_diffusion'; known are dream, .*, sdar_moe; one of your own is"):
     gdsd_jax.load_pretrained(saved)
 
 

@@ -10,7 +10,7 @@ from gdsd_jax.huggingface import eurobert
 from gdsd_jax.huggingface.families import FAMILIES
 from gdsd_jax.huggingface.layouts import Layout
 from gdsd_jax.models.config import DenoiserConfig
-from gdsd_jax.models.weights import weights_of
+from gdsd_jax.models.weights import canonical, weights_of
 
 MODEL_TYPES = {**FAMILIES, eurobert.MODEL_TYPE: eurobert.EUROBERT}  # of config.json, in small letters, -> its layout
 LAYOUTS = ("transformers", "published")  # how models may be written, see `DenoiserConfig.layout`
@@ -52,9 +52,10 @@ class _OwnLayout(Layout):
     require(not lost, "model.layout", f"{self._at('format_config')} has no place for this model's {', '.join(lost)}")
     names = getattr(self.layout, "weight_names", None)
     require(isinstance(names, Mapping), "model.layout", f"{self._at()} must have `weight_names`, a dict of names")
-    lacking = [leaf for leaf in weights_of(config, None) if not isinstance(names.get(leaf), str)]
+    leaves = list(dict.fromkeys(map(canonical, weights_of(config, None))))
+    lacking = [leaf for leaf in leaves if not isinstance(names.get(leaf), str)]
     require(not lacking, "model.layout", f"{self._at()} names no weight for {', '.join(lacking)} in `weight_names`")
-    stacked = [leaf for leaf in weights_of(config, None) if leaf.startswith("blocks.") and "{layer}" not in names[leaf]]
+    stacked = [leaf for leaf in leaves if leaf.startswith("blocks.") and "{layer}" not in names[leaf]]
     require(not stacked, "model.layout", f"{self._at()}: the names of {', '.join(stacked)} must hold {{layer}}")
     return config
 

@@ -16,7 +16,7 @@ from gdsd_jax.huggingface.own_layout import layout_of
 from gdsd_jax.huggingface.weight_files import lacks, stored_weights
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.lora import EXPERT_LEAVES, LEAVES
-from gdsd_jax.models.weights import DENSE, stacks
+from gdsd_jax.models.weights import canonical, DENSE, stacks
 
 _log = logging.getLogger(__name__)
 
@@ -56,12 +56,7 @@ def names_of(config: DenoiserConfig, leaf: str, pattern: str | None = None) -> n
 
 def pattern_of(config: DenoiserConfig, leaf: str) -> str:
   """The name of a weight in files, with {layer} and {expert} in the place of numbers."""
-  return layout_of(config.family, config.layout).weight_names[_canonical(leaf)]
-
-
-def _canonical(leaf: str) -> str:
-  """As layouts call a weight: those of all stacks alike."""
-  return f"blocks.{leaf.partition('.')[2]}" if is_stacked(leaf) else leaf
+  return layout_of(config.family, config.layout).weight_names[canonical(leaf)]
 
 
 def joined(config: DenoiserConfig, leaf: str) -> list[str]:
@@ -143,7 +138,7 @@ def find_weights(path: Path, config: DenoiserConfig, abstract) -> dict[str, np.n
   found, layout, where = stored_weights(path), layout_of(config.family, config.layout), {}
   for leaf, spec in abstract.items():
     names = names_of(config, leaf)
-    merged = layout.merged_experts.get(_canonical(leaf))
+    merged = layout.merged_experts.get(canonical(leaf))
     if merged and names.flat[0] not in found and (of_all := names_of(config, leaf, merged)).flat[0] in found:
       names = of_all
     leaves = joined(config, leaf)

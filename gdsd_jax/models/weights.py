@@ -103,6 +103,11 @@ def weights_of(config: DenoiserConfig, lora: LoraConfig | None) -> dict[str, Wei
   return weights
 
 
+def canonical(path: str) -> str:
+  """The path of a weight in a model of one stack: layouts call those of all stacks alike."""
+  return path.replace(f"{DENSE}.", "blocks.", 1)
+
+
 def of_stack(tree, stack: str, adapted: bool):
   """(weights of a stack of layers, their factors, none if not `adapted`) in a tree like that of the parameters."""
   adapter = tree["lora"] if adapted else {}
