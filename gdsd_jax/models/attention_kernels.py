@@ -1,7 +1,5 @@
 """Attention by the kernels of accelerators; `attention.attend` chooses among them."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -70,16 +68,14 @@ def _block_mask(queries: int, keys: int, block_length: int):
   """The mask of blocks of tokens, computed tile by tile as the kernel is made: the tiles of the diagonal are alike."""
   from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import Mask
 
-  @dataclasses.dataclass(frozen=True)
   class BlockMask(Mask):
-    shape: tuple[int, int]
-    length: int
+    shape = queries, keys
 
     def __getitem__(self, index) -> np.ndarray:
-      rows, columns = (np.arange(size)[part] // self.length for part, size in zip(index, self.shape))
+      rows, columns = (np.arange(size)[part] // block_length for part, size in zip(index, self.shape))
       return rows[:, None] >= columns[None]
 
-  return BlockMask((queries, keys), block_length)
+  return BlockMask()
 
 
 def _block(length: int) -> int:

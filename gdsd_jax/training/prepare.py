@@ -52,6 +52,7 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
   validate_mesh(config, mesh)
   architecture = load_config(config.model.folder, config.model.layout)
   validate_family(config, architecture, config.model.path)
+  architecture.require_bidirectional("model.path", "training")
   check_size(config, architecture, mesh)
   task = get_task(config.task.made or config.task.name, **config.task.options)
   with waiting(f"preparing the problems of {task.name}"):
