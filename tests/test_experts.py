@@ -156,7 +156,7 @@ def test_a_dense_model_has_no_experts_to_adapt(tiny_config):
     gdsd_jax.Denoiser(tiny_config, lora=LORA)
 
 
-@pytest.mark.parametrize("sizes", [slow(4, 1, 1), slow(1, 2, 1), slow(1, 1, 2)])
+@pytest.mark.parametrize("sizes", [slow((4, 1, 1)), slow((1, 2, 1)), slow((1, 1, 2))])
 def test_a_model_of_experts_is_the_same_over_a_mesh(mixed_config, sizes):
   """Hidden states and gradients of the whole network, its first layer dense, with an expert axis."""
   tokens = np.arange(8 * 10).reshape(8, 10) % 50
