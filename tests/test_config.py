@@ -74,7 +74,8 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
     "eval.remasking": "low_confidence", "eval.cfg_scale": 0.0, "eval.cache": "prefix", "eval.threshold": 0.7,
     "eval.factor": None, "eval.test_size": 5, "eval.eos_penalty": 0.25,
     "checkpoint.every": 2,
-    "checkpoint.keep": 3, "mesh.data": 2, "mesh.fsdp": 3, "mesh.tensor": 4, "log.every": 5, "log.rollouts_every": 6,
+    "checkpoint.keep": 3, "mesh.data": 2, "mesh.fsdp": 3, "mesh.tensor": 4, "mesh.expert": 2, "log.every": 5,
+        "log.rollouts_every": 6,
     "log.keep_every": 3, "log.keep_groups": 5, "log.keep_megabytes": 1.5,
     "log.trajectory": True, "log.plot_seconds": 7.0, "log.tensorboard": False, "log.wandb_project": "",
   }
