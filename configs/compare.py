@@ -54,9 +54,9 @@ def get_config(preset: str = "tiny"):
     "model": {"remat": "none"},  # nothing of these small models need be computed twice
     "eval": {"every": 40, "num_examples": 256, "batch_size": 32},  # the size of a step's batch: one compiled sampler
     "checkpoint": {"every": 10, "keep": 1},
-    "log": {"every": 10, "rollouts_every": 0, "tensorboard": False, "plot_seconds": 1e9},
+    "log": {"every": 10, "rollouts_every": 0, "keep_every": 0, "tensorboard": False, "plot_seconds": 1e9},
   }
-  config.learning_rates = (1e-4, 3e-4, 1e-3)
+  config.learning_rates = (3e-5, 1e-4, 3e-4, 1e-3)
   config.sweep_seeds = (100,)
   config.seeds = (0, 1, 2, 3, 4)
   config.judged_by = "sampled_reward"
