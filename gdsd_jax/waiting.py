@@ -55,6 +55,8 @@ class Wait:
     self.what, self.total, self.unit, self.done = what, total, unit, 0.0
     self.began, self._worked = time.monotonic(), clock()
     self._due, self._said, self._level = logged_after, False, level
+    self.start = 0.0  # what was done before
+    self.left: float | None = None  # seconds, where somebody foresees them better than by the share that is done
 
   def advance(self, amount: float = 1) -> None:
     """So much more is done."""
@@ -65,9 +67,11 @@ class Wait:
     parts = []
     if self.total:
       parts.append(f": {_share(min(self.done, self.total), self.total, self.unit)}")
-      worked, share = max(clock() - self._worked, 0.0), min(self.done / self.total, 1.0)
-      if share > 0 and worked >= _SURE:
-        parts.append(f", {format_seconds(worked * (1 - share) / share)} left")
+      worked = max(clock() - self._worked, 0.0)
+      share = min((self.done - self.start) / max(self.total - self.start, 1e-9), 1.0)
+      left = worked * (1 - share) / share if share > 0 and worked >= _SURE else None
+      left = left if self.left is None else self.left
+      parts.append("" if left is None else f", {format_seconds(left)} left")
     else:
       parts.append(f": {format_seconds(time.monotonic() - self.began)}")
     return "".join(parts)

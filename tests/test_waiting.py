@@ -80,6 +80,16 @@ def test_nothing_that_was_compiled_counts_for_the_time_left(time_now, screen):  
   assert all("  2.0 s/step  " in line for line in screen.messages)
 
 
+def test_between_the_lines_a_terminal_shows_what_is_left(time_now, screen):  # noqa: F811
+  progress = Progress(steps=10, every=4)
+  with progress.shown(start=5):
+    time_now.now += 30
+    assert module._waits[-1].end() == ": 5 of 10 steps"
+    shown(progress, [6, 7], time_now, 2.0, {})
+    assert module._waits[-1].what + module._waits[-1].end() == "training: 7 of 10 steps, 6 s left"
+  assert len(screen.messages) == 1
+
+
 def test_evaluations_to_come_count_as_those_before(time_now, screen):  # noqa: F811
   """Steps of 1 s, evaluations of 5 s after every fourth and the last of 10."""
   progress = Progress(steps=10, every=1, evaluate_every=4)

@@ -105,10 +105,11 @@ def _run(training: Training, interruption: Interruption, lock: Lock) -> None:
   writer, started = MetricsWriter(workdir, last_step, config), time.monotonic()
   progress = Progress(config.steps, config.log.every, training.evaluate_every)
   try:
-    evaluation = {} if resumed else progress.timed(training.evaluation, 0, Stopwatch())
-    if evaluation:
-      writer.write({"step": 0, **evaluation})
-    _go_through(training, start, progress, checkpoints, writer, interruption, lock)
+    with progress.shown(start):
+      evaluation = {} if resumed else progress.timed(training.evaluation, 0, Stopwatch())
+      if evaluation:
+        writer.write({"step": 0, **evaluation})
+      _go_through(training, start, progress, checkpoints, writer, interruption, lock)
   finally:
     writer.close()
   _log.info("finished %d steps in %s: %s", config.steps - start, format_seconds(time.monotonic() - started), workdir)

@@ -1,13 +1,15 @@
 """A line now and then while a run goes on: the numbers of a step, its speed, and the time that is left."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import logging
+import math
 from typing import Any
 
 from rich.cells import cell_len
 
 from gdsd_jax.runs.digits import significant
-from gdsd_jax.waiting import clock, format_seconds
+from gdsd_jax.waiting import clock, format_seconds, Wait, waiting
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +33,14 @@ class Progress:
     self.steps, self.every, self.evaluate_every = steps, every, evaluate_every
     self._began, self._first = clock(), None  # where the steps begin that count, and the one before them
     self._evaluating, self._evaluated, self._evaluations = 0.0, 0.0, 0  # seconds since then; in all, and their number
+    self._wait: Wait | None = None
+
+  @contextlib.contextmanager
+  def shown(self, start: int) -> Iterator[None]:
+    """Within `with`, a terminal shows between the lines how far the run is, which goes on from step `start`."""
+    with waiting("training", self.steps, "steps", logged_after=math.inf, last_word=False) as self._wait:
+      self._wait.done = self._wait.start = start
+      yield
 
   def begin(self, step: int) -> None:
     """A step begins."""
@@ -51,11 +61,13 @@ class Progress:
     is_first, now = self._first is None, clock()
     done = 1 if is_first else step - self._first
     speed = max(now - self._began - self._evaluating, 0.0) / done
+    left = speed * (self.steps - step) + self._evaluations_left(step)
+    if self._wait:
+      self._wait.done, self._wait.left = step, left
     if is_first:
       self._first = step
     elif step % self.every and step != self.steps:
       return
-    left = speed * (self.steps - step) + self._evaluations_left(step)
     line = (f"step {step:{len(str(self.steps))}}/{self.steps}  {numbers}  {significant(speed, 2)} s/step "
             f" {format_seconds(left)} left")
     _log.info("%s", with_details(line, details))
