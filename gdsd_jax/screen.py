@@ -68,7 +68,7 @@ def show_line(beginning: str, end: str) -> None:
     if text != _line:
       # At the end the cursor is where the line begins: whatever a library in C writes lies over it, not behind it.
       _line = text
-      _terminal.put(f"{_CLEAR}{text}\r")
+      _put(f"{_CLEAR}{text}\r")
 
 
 def clear_line() -> None:
@@ -77,7 +77,12 @@ def clear_line() -> None:
   with _lock:
     if _line:
       _line = ""
-      _terminal.put(_CLEAR)
+      _put(_CLEAR)
+
+
+def _put(text: str) -> None:
+  with contextlib.suppress(OSError, ValueError):  # a terminal that is gone is told of by what must be written
+    _terminal.put(text)
 
 
 @contextlib.contextmanager

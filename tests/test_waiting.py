@@ -478,3 +478,16 @@ def test_of_several_processes_the_first_says_that_it_waits_for_the_others(
   with processes._saying_that_others_are_awaited():
     time_now.now += 30
   assert screen.messages == ["waiting for the other processes of this run: done in 30 s"] * speaks
+
+
+def test_a_terminal_that_is_gone_disturbs_nobody_who_waits(monkeypatch):
+  class Gone:
+    encoding = "utf-8"
+
+    def put(self, text):
+      raise OSError("Input/output error")
+
+  monkeypatch.setattr(terminal, "_terminal", Gone())
+  monkeypatch.setattr(terminal, "_line", "")
+  terminal.show_line("it", ": 1 s")
+  terminal.clear_line()
