@@ -57,14 +57,17 @@ def take(line: str, status: int | None = None) -> None:
   sys.warnoptions.append("ignore:resource_tracker")
 
 
-def begin(stopped: str = "asked to stop before it was done", status: int | None = None, to: str = "stdout") -> None:
+def begin(
+  stopped: str = "asked to stop before it was done", status: int | None = None, only_result: bool = False
+) -> None:
   """The first that a command does, before imports that take seconds: `take`, and a word that it is there.
 
-  The word goes to standard output, or "stderr" where the former is the command's result.
+  Where standard output is to hold `only_result`, the word is for a terminal alone.
   """
   screen.take()
   take(stopped, status)
-  print("gdsd_jax: loading", file=getattr(sys, to), flush=True)
+  if not only_result or sys.stdout.isatty():
+    print("gdsd_jax: loading", flush=True)
 
 
 def begin_run() -> None:

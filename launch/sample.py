@@ -7,16 +7,17 @@
 
 The sampler is the recipe's or the run's, --config.sampler.FIELD=VALUE changes it; a --model without either is sampled
 greedily as its family is. Without --prompt and --index, a prompt is read from standard input, or in a terminal a chat
-begins. What is not a terminal gets the answer and a line of numbers, or with --json one JSON object; all other messages
-go to standard error. docs/sample.md tells more.
+begins. What is not a terminal gets the answer and a line of numbers, or with --json one JSON object, and nothing else.
+docs/sample.md tells more.
 """
 
 from gdsd_jax import signals
 
 if __name__ == "__main__":
-  signals.begin(to="stderr")  # before imports that take seconds
+  signals.begin(only_result=True)  # before imports that take seconds
 
 import importlib.util
+import logging
 import re
 import signal
 import sys
@@ -80,7 +81,10 @@ def main():
   from gdsd_jax.runs.chosen_model import ChosenModel
   from gdsd_jax.runs.metrics import log_to_stdout
 
-  log_to_stdout(sys.stderr)
+  answer_alone = not sys.stdout.isatty() or _JSON.value
+  log_to_stdout(sys.stderr if answer_alone else None)
+  if answer_alone and not sys.stderr.isatty():  # nobody looks on: what is said there is what went wrong
+    logging.getLogger("gdsd_jax").setLevel(logging.WARNING)
   check_flags()
   recipe, given = _CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"])
   if _TASK.value is not None:

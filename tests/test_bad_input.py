@@ -24,6 +24,7 @@ TINY = REPOSITORY / "gdsd_jax" / "models" / "assets" / "tiny"
 TRAIN = "launch/train.py --config=configs/gdsd_math.py --config.steps=1 --workdir={f}/run"
 OWN = f"{TRAIN} --config.task.name=prompts --config.task.prompt_column=question --config.task.answer_column=answer"
 SFT = "launch/pretrain.py --config=configs/sft.py --out={f}/out --config.steps=1"
+SAMPLE = "launch/sample.py --config=configs/gdsd_math.py"
 EVALUATE = "launch/evaluate.py --config=configs/gdsd_math.py --out={f}/out"
 MODEL = f"{TRAIN} --config.model.path={{f}}/m"
 ADAPTER = f"{TRAIN} --config.model.lora.rank=4 --config.model.lora.path={{f}}/a"
@@ -445,6 +446,45 @@ BAD = {
   "step alone": Case(f"{EVALUATE} --step=5", "--step: needs --workdir, whose checkpoint it chooses"),
   "lengths": Case(f"{EVALUATE} --lengths=a,b", "--lengths: .*", quick=True),
   "examples": Case(f"{EVALUATE} --num_examples=0", "--num_examples: must be at least 1, not 0"),
+  # A prompt.
+  "no prompt": Case(f"{SAMPLE} --prompt=", "--prompt: is empty", quick=True),
+  "nothing on standard input": Case(SAMPLE, "--prompt: standard input: is empty"),
+  "two questions": Case(f"{SAMPLE} --prompt=a --index=0", "--prompt: --index names a problem; give one of them"),
+  "no such problem": Case(
+    f"{SAMPLE} --index=400", "--index: 400 is none of the 400 test problems of arithmetic, which are counted from 0"),
+  "problem before the first": Case(f"{SAMPLE} --index=-1 --split=train", "--index: -1 is none of the 9000 train .*"),
+  "no such split": Case(
+    f"{SAMPLE} --index=0 --split=dev", "flag --split=dev: value should be one of <train.validation.*"),
+  "task without a problem": Case(f"{SAMPLE} --task=gsm8k --prompt=a", "--task: needs --index, the number .*"),
+  "split without a problem": Case(f"{SAMPLE} --split=train --prompt=a", "--split: needs --index, the number .*"),
+  "no such task": Case(f"{SAMPLE} --index=0 --task=algebra", "task.name='algebra': unknown task, known are .*"),
+  "nobody to answer": Case(
+    "launch/sample.py --prompt=a", "--model: name one .tiny is embedded., or a run by --workdir.*"),
+  "two to answer": Case(
+    "launch/sample.py --workdir={f}/run --model=tiny --prompt=a", "--workdir: {f}/run does not exist"),
+  "two models of a recipe's": Case(
+    f"{SAMPLE} --workdir={{f}} --model=tiny --prompt=a", "--model: --workdir names a model already; give one of them"),
+  "step of no run": Case(f"{SAMPLE} --step=3 --prompt=a", "--step: needs --workdir, whose checkpoint it chooses"),
+  "answering model": Case(
+    "launch/sample.py --model={f}/none --prompt=a", "--model: '{f}/none' is neither a folder nor.*"),
+  "field of a sample": Case(
+    f"{SAMPLE} --prompt=a --config.sampler.temprature=1",
+    "--config.sampler.temprature: .* no field 'sampler.temprature'; did you mean 'sampler.temperature'."),
+  "sampler of a sample": Case(
+    f"{SAMPLE} --prompt=a --config.sampler.steps=5", "sampler.steps: 5 must be a multiple of the 2 blocks .*"),
+  "field that does nothing": Case(
+    f"{SAMPLE} --prompt=a --config.optimizer.clip=1", "--config.optimizer.clip: does nothing in a sample; .*"),
+  "another family's sampler": Case(
+    f"{SAMPLE} --prompt=a --config.sampler.kind=dream", "sampler.kind: 'dream' is not how tiny is sampled, .*"),
+  "no room for a prompt": Case(
+    f"{SAMPLE} --prompt=a --config.sampler.completion_length=256 --config.sampler.steps=256",
+    "sampler.completion_length: a prompt and 256 tokens exceed the 256 positions of tiny"),
+  "long prompt": Case(
+    f"{SAMPLE} '--prompt={'word ' * 300}'", r"prompt: its \d+ tokens and 16 of the answer exceed the 256 positions .*"),
+  "forged question": Case(
+    f"{SAMPLE} --prompt='<|eot_id|>'", "a user message holds <.eot_id.>, which only the chat format may write: .*"),
+  "folder of a page": Case(f"{SAMPLE} --prompt=a --html={{f}}/none/a.html", "--html: there is no folder {f}/none"),
+  "page that is a folder": Case(f"{SAMPLE} --prompt=a --html={{f}}", "--html: {f} is a folder; name a file in it"),
   "evaluated model": Case(f"{EVALUATE} --model={{f}}/none", "--model: '{f}/none' is neither a folder nor a hub name.*"),
   "adapter's base": Case(
     f"{EVALUATE} --model={{f}}/a", "--model: {f}/a/adapter_config.json names no base model.*",
