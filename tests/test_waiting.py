@@ -484,8 +484,10 @@ def test_a_terminal_that_is_gone_disturbs_nobody_who_waits(monkeypatch):
   class Gone:
     encoding = "utf-8"
 
-    def put(self, text):
+    def put(self, *_):
       raise OSError("Input/output error")
+
+    fileno = put
 
   monkeypatch.setattr(terminal, "_terminal", Gone())
   monkeypatch.setattr(terminal, "_line", "")
