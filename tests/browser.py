@@ -2,9 +2,11 @@
 
 import contextlib
 import shutil
+import time
 
 import pytest
 
+SECONDS = 120  # that a test waits at most, on a machine that does other things, too
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -21,11 +23,22 @@ def chromium():
     browser.close()
 
 
+def until(page, expression: str) -> None:
+  """Waits until an expression of JavaScript holds. Playwright's own way needs `eval`, which pages forbid."""
+  error = pytest.importorskip("playwright.sync_api").Error
+  end, holds = time.monotonic() + SECONDS, False
+  while not holds:
+    assert time.monotonic() < end, f"still not so: {expression}"
+    page.wait_for_timeout(50)
+    with contextlib.suppress(error):  # of a page that loads itself again just now
+      holds = page.evaluate(expression)
+
+
 @contextlib.contextmanager
 def opened(browser, file, width=1280, height=900, scheme="light", **options):
   """A page of a file. Errors in its console, requests, dialogs and what is wider than the window are failures."""
   page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme, **options)
-  page.set_default_timeout(120_000)  # of a machine that does other things, too
+  page.set_default_timeout(SECONDS * 1000)
   requests, errors = [], []
   page.on("request", lambda request: requests.append(request.url))
   page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)

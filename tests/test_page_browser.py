@@ -2,7 +2,7 @@
 
 import json
 
-from browser import chromium, opened
+from browser import chromium, opened, until
 from page_rows import completion, HOSTILE, hostile_row, lines, metrics, row, write_run
 import pytest
 
@@ -96,7 +96,7 @@ def test_runs_are_laid_over_each_other_and_one_can_be_hidden(browser, run, tmp_p
     plot.locator(".trace.scatter").first.wait_for(state="attached")
     both = plot.locator(".trace.scatter").count()
     page.locator(".runs-legend input").first.uncheck()
-    page.wait_for_function(f"document.querySelector('.plot').querySelectorAll('.trace.scatter').length < {both}")
+    until(page, f"document.querySelector('.plot').querySelectorAll('.trace.scatter').length < {both}")
     assert "seed" in page.locator("#config").inner_text()
 
 
@@ -116,6 +116,8 @@ def test_hostile_texts_are_shown_and_never_run(browser, tmp_path, width):
       plot.scroll_into_view_if_needed()
     plot.locator("path.js-line").first.wait_for(state="attached")
     plot.hover()
+    page.locator(".group").first.scroll_into_view_if_needed()
+    page.wait_for_selector(".completion .t", state="attached")
     shown = page.evaluate("[...document.querySelectorAll('.completion')].map((card) =>"
                           " [...card.querySelectorAll('.t')].map((token) => token.textContent).join(''))")
     for text in texts_of:
@@ -132,10 +134,11 @@ def test_a_replay_plays_to_its_end_and_colours_tokens(browser, tmp_path):
     assert texts(page, ".completion:first-child .t") == ["1", " apples", " in", " all", "<|end|>", "<|end|>"]
     bins = [token.get_attribute("data-bin") for token in page.locator(".completion").first.locator(".t").all()]
     assert bins == ["9", "8", "6", "4", "2", "0"]  # the last token was unmasked first
+    page.evaluate("window.seen = []; new MutationObserver(() => seen.push(document.querySelectorAll('.masked').length))"
+                  ".observe(document.querySelector('output.step'), {childList: true})")
     page.get_by_role("button", name="Play").click()
-    page.wait_for_function("document.querySelector('output.step').textContent === 'step 0 of 6'"
-                           " || document.querySelector('.t.masked') !== null")
-    page.wait_for_function("document.querySelector('output.step').textContent === 'step 6 of 6'")
+    until(page, "seen.length >= 7")
+    assert page.evaluate("seen") == [12, 10, 8, 6, 4, 2, 0]  # two completions, a token of each in a step
     assert page.locator(".t.masked").count() == 0
     page.get_by_label("Colour of tokens").select_option("confidence")
     bins = [token.get_attribute("data-bin") for token in page.locator(".completion").first.locator(".t").all()]
@@ -202,7 +205,7 @@ def test_a_watched_page_follows_the_run_and_keeps_the_place(browser, tmp_path, m
     before = page.evaluate("scrollY")
     (run / "metrics.jsonl").write_text(lines(metrics(20)[:11]))
     write_report([str(run)], None, watch=True)
-    page.wait_for_function("document.body.innerText.includes('10 of 20')")
+    until(page, "document.body.innerText.includes('10 of 20')")
     assert abs(page.evaluate("scrollY") - before) < 200 and before > 500
     assert page.get_by_label("Order").input_value() == "oldest"
 

@@ -196,6 +196,7 @@ def test_a_comparison_has_its_tables_and_curves(tmp_path, comparison_report):  #
   (["s3://bucket/run"], None, "--workdir: s3://bucket/run is neither a local folder nor gs://BUCKET/FOLDER"),
   (["{tmp}/run", "{tmp}/run"], None, "--out: say in which file the page of several folders goes"),
   (["{tmp}/run"], "{tmp}", "--out: {tmp} is a folder; name a file in it"),
+  (["{tmp}/run"], "{tmp}/run/config.json", "--out: {tmp}/run/config.json must end in .html"),
 ])
 def test_bad_input_is_one_line(tmp_path, workdirs, out, line):
   if any("run" in workdir for workdir in workdirs):

@@ -43,6 +43,7 @@ def write_report(workdirs: Sequence[str], out: str | None, watch: bool) -> None:
   require(out is not None or len(folders) == 1, "--out", "say in which file the page of several folders goes")
   file = folders[0] / "report.html" if out is None else run_folder(out, "--out")
   require(not file.is_dir(), "--out", f"{file} is a folder; name a file in it")
+  require(file.suffix in (".html", ".htm"), "--out", f"{file} must end in .html")  # no other file is meant
   is_done = _write(folders, file, watch)
   print(f"REPORT {file} ({file.stat().length / 1e6:.1f} MB)", flush=True)
   if watch and not is_done:

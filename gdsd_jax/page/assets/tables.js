@@ -108,7 +108,10 @@ function configSection(data) {
   if (!data.config.rows.length) return null;
   const several = data.runs.length > 1;
   const views = Object.entries(CONFIG_VIEWS).filter(
-    ([name]) => name !== (several ? "recipe" : "runs") && (name !== "recipe" || data.config.recipe),
+    ([name]) =>
+      name !== (several ? "recipe" : "runs") &&
+      (name !== "recipe" || data.config.recipe) &&
+      (name !== "defaults" || data.config.rows.some((row) => row.default !== null)),
   );
   const body = el("div");
   let view = views.some(([name]) => name === place.config) ? place.config : views[0][0];
@@ -128,7 +131,7 @@ function configSection(data) {
         ...(!several && data.config.recipe ? [setting(row.recipe)] : []),
         setting(row.default),
       ];
-      cells.marked = several ? false : row.differs;
+      cells.marked = view !== "recipe" && row.differs;
       return cells;
     };
     body.replaceChildren(rows.length ? table(heads, rows.map(line), "config") : el("p", {class: "quiet"}, "No field."));
