@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from recipes import load
 from rich.console import Console
+from rich.live import Live
 from rich.text import Text
 
 from gdsd_jax.chat.answers import Answer
@@ -205,6 +206,24 @@ def test_the_live_view_draws_beside_the_sampler_and_goes_away():
   assert not view.is_drawing and "step 2 of 8" in console.file.getvalue()
 
 
+def test_what_a_narrower_terminal_broke_into_more_lines_is_erased():
+  view, console = view_of(Answering(), 60, 10)
+  with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
+    view.see(1, np.full(96, 413), np.zeros(96))
+    view._draw(live)  # lines of 60 and 36 cells, and the number of the step
+    console._width, before = 25, len(console.file.getvalue())
+    view._draw(live)
+  assert console.file.getvalue()[before:].startswith("\x1b[2K\x1b[1A" * 3 + "\r\x1b[2K")
+
+
+def test_answers_that_cannot_be_watched_come_whole(config, tmp_path):
+  (tmp_path / "own.py").write_text("def mine(denoiser, params, prompt, prompt_mask, key, config):\n  pass\n")
+  own, out = SamplerConfig(kind=f"{tmp_path}/own.py:mine"), Terminal()
+  Screen(console_on(out), live=True).answer(Answering("5"), "prompt", own, 0)
+  said = " ".join(out.getvalue().split())
+  assert "the answer is shown when it is whole:" in said and "is a sampler of your own" in said
+
+
 def test_json_tells_the_answer_as_it_is(config):
   out = io.StringIO()
   answer_once(Answering(HOSTILE), config, [{"role": "user", "content": "a"}], out, None, None, True, True)
@@ -255,9 +274,3 @@ def test_a_sampler_that_no_run_could_train_with_may_answer():
 def test_a_file_that_cannot_be_is_refused_at_once(tmp_path, make, line):
   with pytest.raises(ValueError, match=f"^{line}$"):
     Replay(str(make(tmp_path)), "Answers")
-
-
-def test_screens_show_no_view_of_a_sampler_of_ones_own(config):
-  out = Terminal()
-  Screen(console_on(out), live=False).say("[red]x")
-  assert "[red]x" in out.getvalue()

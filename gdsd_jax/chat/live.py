@@ -27,7 +27,7 @@ class LiveView(View):
 
   def __init__(self, console: Console, answering: Answering, sampler: SamplerConfig):
     self._console, self._answering, self._sampler = console, answering, sampler
-    self._state, self._came, self._is_over = None, threading.Event(), False
+    self._state, self._came, self._over = None, threading.Event(), threading.Event()
     self._drawn, self._width = [], console.width  # cells of each line on the screen, and of the screen then
     self._entered = contextlib.ExitStack()
     self._thread = threading.Thread(target=self._draw_on, name="live view", daemon=True)
@@ -43,7 +43,7 @@ class LiveView(View):
     return self
 
   def __exit__(self, *_):
-    self._is_over = True
+    self._over.set()
     self._came.set()
     self._thread.join()
     self._entered.close()
@@ -54,16 +54,17 @@ class LiveView(View):
     return self._thread.is_alive()
 
   def _draw_on(self) -> None:
-    with Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
+    plain = dict(redirect_stdout=False, redirect_stderr=False)  # nothing else speaks meanwhile
+    with Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop", **plain) as live:
       while True:
         self._came.wait()
         self._came.clear()
-        if self._is_over:
+        if self._over.is_set():
           return
         started = time.monotonic()
         self._draw(live)
         took = time.monotonic() - started
-        time.sleep(max(_SECONDS_BETWEEN - took, took / _SHARE - took))
+        self._over.wait(max(_SECONDS_BETWEEN - took, took / _SHARE - took))
 
   def _draw(self, live: Live) -> None:
     step, tokens, confidence = self._state

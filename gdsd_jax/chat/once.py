@@ -16,6 +16,7 @@ from gdsd_jax.chat.replay import Replay
 from gdsd_jax.chat.shown import coloured, DIM, harmless, statistics, sureness
 from gdsd_jax.checks import require
 from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.diffusion.watching import unwatchable
 from gdsd_jax.generation.tokens_told import token_pieces
 from gdsd_jax.tasks.base import Grade
 
@@ -29,7 +30,11 @@ class Screen:
 
   def answer(self, answering: Answering, prompt: str, sampler: SamplerConfig, seed: int) -> Answer:
     """An answer that is shown when it is whole, or when Ctrl-C ends it."""
-    view = LiveView(self.console, answering, sampler) if self.live and not sampler.is_own else None
+    view = None
+    if self.live and (why := unwatchable(sampler)):
+      self.say(f"the answer is shown when it is whole: {why}")
+    elif self.live:
+      view = LiveView(self.console, answering, sampler)
     with signals.broken_by(lambda: self._stop(answering, view)):
       answer = answering.answer(prompt, sampler, seed, view)
     self.show(answering, answer)

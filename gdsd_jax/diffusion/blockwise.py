@@ -26,7 +26,7 @@ from gdsd_jax.checks import require
 from gdsd_jax.diffusion import dream, dream_schedule, own, prediction
 from gdsd_jax.diffusion.config import Predictions, Rollout, SamplerConfig
 from gdsd_jax.diffusion.trajectory import by_probability, comes_with_prediction, remembered, with_step
-from gdsd_jax.diffusion.watching import check_watchable, if_wanted, Watcher
+from gdsd_jax.diffusion.watching import if_wanted, unwatchable, Watcher
 from gdsd_jax.models.denoiser import Denoiser
 
 
@@ -63,8 +63,8 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     if prompt_mask.shape != prompt.shape:
       raise ValueError(f"prompt_mask {prompt_mask.shape} must have the shape of the prompt, {prompt.shape}")
     attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones((batch, length), bool)], axis=1)
-  if watcher is not None:
-    check_watchable(config)
+  if watcher is not None and (why := unwatchable(config)):
+    raise ValueError(f"watcher: {why}")
   if config.is_own:
     return own.sample(denoiser, denoiser.cast(params), prompt, prompt_mask, key, config)
   denoiser.config.require_bidirectional("sampler.kind", f"{config.kind}'s sampler")

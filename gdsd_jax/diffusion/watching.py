@@ -7,7 +7,6 @@ from jax.experimental import io_callback
 import jax.numpy as jnp
 import numpy as np
 
-from gdsd_jax.checks import require
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.parallel.mesh import constrain
 
@@ -17,10 +16,17 @@ from gdsd_jax.parallel.mesh import constrain
 Watcher = Callable[[np.ndarray, np.ndarray, np.ndarray], bool]
 
 
-def check_watchable(config: SamplerConfig) -> None:
-  """Raises ValueError where nobody can watch: a sampler of one's own, or several processes, of which one would know."""
-  require(not config.is_own, "watcher", f"{config.kind} is a sampler of your own, whose steps are not known here")
-  require(jax.process_count() == 1, "watcher", "needs all devices in one process")
+def unwatchable(config: SamplerConfig) -> str | None:
+  """Why a sampler cannot be watched here; None where it can."""
+  if config.is_own:
+    return f"{config.kind} is a sampler of your own, whose steps are not known here"
+  if jax.process_count() > 1:
+    return "the devices are those of several processes"
+  try:
+    jax.local_devices(backend="cpu")
+  except RuntimeError:  # what JAX shows the host goes through it
+    return f"JAX_PLATFORMS={jax.config.jax_platforms} leaves out cpu"
+  return None
 
 
 def if_wanted(watcher: Watcher, mesh, step, rollout: Rollout, act: Callable[[Rollout], Rollout]):
