@@ -72,10 +72,10 @@ class Answering:
 
   def __init__(self, config: SampleConfig, chosen: ChosenModel):
     """Loads the model that was chosen. Raises ValueError or OSError, one line, before anything is compiled."""
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh = make_mesh(**vars(config.mesh))
     base, _ = chosen.base(config.model)
     architecture = load_config(base.folder, base.layout)
-    validate_family(config, architecture.family, base.path)
+    validate_family(config, architecture, base.path)
     self.path, self._positions, self._buckets = base.path, architecture.max_positions, config.rollouts.prompt_buckets
     self.check_room(config.sampler)
     denoiser, self.params, base = chosen.load(config.model, mesh)
