@@ -81,9 +81,9 @@ class Progress:
 
 
 def with_details(line: str, details: Sequence[str]) -> str:
-  """A line with as many of the details behind it, in brackets, as it has columns for, and "…" for the others."""
-  for count in range(len(details), -1, -1):
+  """A line with as many of the details behind it, in brackets, as it has columns for, and "…" for those left out."""
+  for count in range(len(details), 0, -1):
     longer = f"{line}  ({', '.join([*details[:count], *['…'] * (count < len(details))])})"
-    if details and cell_len(longer) <= _COLUMNS:
+    if cell_len(longer) <= _COLUMNS:
       return longer
   return line
