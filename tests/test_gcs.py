@@ -71,6 +71,9 @@ def test_a_run_on_gs_is_the_local_one_and_resumes(tmp_path, monkeypatch):
     for name in ("config.json", "reward.png", "checkpoints/3/commit_success.txt"):
       assert store.exists(f"bucket/run/{name}")
     assert store.glob("bucket/run/tensorboard/*")
+    page = [sys.executable, "launch/report.py", "--workdir=gs://bucket/run"]
+    subprocess.run(page, cwd=REPOSITORY, env={**os.environ, "JAX_PLATFORMS": "cpu", **environment}, check=True)
+    assert store.size("bucket/run/report.html") > 100_000
   finally:
     server.stop()
   train(tmp_path / "local", 3)

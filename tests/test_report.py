@@ -44,7 +44,7 @@ def test_the_page_of_a_run_has_its_numbers_rollouts_settings_and_environment(tmp
   tiles = {tile["label"]: (tile["before"], tile["value"]) for tile in told["tiles"]}
   last = [each["reward"] for each in metrics(20)[-10:]]
   assert tiles["Reward"] == ("0.5", f"{sum(last) / 10:.3g}") and tiles["Accuracy"] == ("0.25", "0.75")
-  assert tiles["Steps"] == (None, "20 of 20") and tiles["Time"] == (None, "0m52s")  # 20 · 21 / 2 / 4 seconds
+  assert tiles["Steps"] == (None, "20 of 20") and tiles["Time"] == (None, "52 s")  # 20 · 21 / 2 / 4 seconds
   reward = told["series"]["reward"]
   assert reward["y"] == [each["reward"] for each in metrics(20)] and told["axes"][reward["axis"]] == list(range(21))
   assert told["axes"][told["series"]["eval/accuracy"]["axis"]] == [0, 20]
