@@ -18,7 +18,7 @@ from conftest import REPOSITORY
 
 # Of each command that takes long, what has it do as little as shows that it works.
 FEWEST = {
-  "train": "--config.steps=1 --config.eval.num_examples=8 --config.eval.batch_size=8",
+  "train": "--config.steps=1 --config.prompts_per_step=1 --config.eval.num_examples=8 --config.eval.batch_size=8",
   "pretrain": "--config.steps=2",
   "evaluate": "--num_examples=8",
   "exact": "--objectives=gdsd --seeds=1 --tuning_seeds=1 --rates=0.003 --steps=2 --pretraining=50",
