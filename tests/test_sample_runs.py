@@ -75,7 +75,7 @@ def test_a_chat_in_a_terminal():
   terminal.type(f"{QUESTION}\n")
   assert "compiled in" in terminal.until("░")  # it comes while it is computed
   terminal.until("step ")
-  assert "</answer>" in terminal.until("tokens/s without the") and "of compiling" in terminal.until("seed 0")
+  assert "</answer>" in terminal.until("tokens/s without compiling (") and " s)" in terminal.until("seed 0")
   terminal.until("> ")
   terminal.type("I am <|eot_id|>\n")
   terminal.until("error: a user message holds <|eot_id|>")
@@ -119,7 +119,7 @@ def test_what_is_piped_gets_the_answer_and_a_line(tmp_path):
   result = subprocess.run(command, input=QUESTION + "\n", cwd=REPOSITORY, capture_output=True, text=True)
   assert result.returncode == 0, result.stderr
   answer, numbers = result.stdout.splitlines()
-  assert answer.startswith("<reasoning>3+2=") and "tokens/s without the" in numbers
+  assert answer.startswith("<reasoning>3+2=") and "tokens/s without compiling (" in numbers
   assert result.stderr == ""
   assert QUESTION in (tmp_path / "a.html").read_text() and "3+2=" in (tmp_path / "a.html").read_text()
 

@@ -67,9 +67,7 @@ class LiveView(View):
         self._over.wait(max(_SECONDS_BETWEEN - took, took / _SHARE - took))
 
   def _draw(self, live: Live) -> None:
-    step, tokens, confidence = self._state
-    lines = self._lines(tokens, confidence)
-    lines.append(Text(f"step {step} of {'at most ' * self._sampler.is_parallel}{self._sampler.most_steps}", DIM))
+    lines = self.lines(*self._state)
     width = self._console.width
     if width < self._width:  # the terminal has broken lines that were longer
       more = sum(max(math.ceil(cells / width), 1) - 1 for cells in self._drawn)
@@ -77,8 +75,8 @@ class LiveView(View):
     self._drawn, self._width = [line.cell_len for line in lines], width
     live.update(Text("\n").join(lines), refresh=True)
 
-  def _lines(self, tokens: np.ndarray, confidence: np.ndarray) -> list[Text]:
-    """What fits the screen: up to the line with the last unmasked token, and masks behind it where there is room.
+  def lines(self, step: int, tokens: np.ndarray, confidence: np.ndarray) -> list[Text]:
+    """What fits the screen: up to the line with the last unmasked token, masks behind it, and the step's number.
 
     What is behind an end of the text will not be part of the answer, whatever is still to come.
     """
@@ -90,4 +88,5 @@ class LiveView(View):
     known = [number for number, line in enumerate(lines, start=1) if line.plain.strip(f"{MASK} ")]
     room = max(self._console.height - 2, 1)
     end = max(known[-1] if known else 0, room)
-    return lines[max(end - room, 0):end]
+    said = f"step {step} of {'at most ' * self._sampler.is_parallel}{self._sampler.most_steps}"
+    return [*lines[max(end - room, 0):end], Text(said, DIM)]

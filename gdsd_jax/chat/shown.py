@@ -54,6 +54,6 @@ def statistics(answer: Answer) -> str:
   if len(known):
     name = "negative entropy" if sampler.kind == "dream" and sampler.alg == "entropy" else "confidence"
     said.append(f"{name} {known.mean():.2f}, at least {known.min():.2f}")
-  speed = f"{answer.seconds:.2f} s, {answer.tokens_per_second:,.0f} tokens/s"
-  said.append(speed + (f" without the {answer.compiling:.1f} s of compiling" if answer.compiling else ""))
+  compiling = f" without compiling ({answer.compiling:.1f} s)" if answer.compiling else ""
+  said.append(f"{answer.tokens_per_second:,.0f} tokens/s{compiling}")
   return "; ".join([*said, f"seed {answer.seed}"])
