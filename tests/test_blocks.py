@@ -116,3 +116,25 @@ def test_pages_run(page, tmp_path, quick_runs):
   folder = tmp_path / "page"
   folder.mkdir()
   go_through(page, folder, only_quick=False)
+
+
+def test_a_mark_must_have_its_reason(tmp_path):
+  page = tmp_path / "page.md"
+  page.write_text("<!-- not run: needs a TPU pod -->\n```bash\ngcloud\n```\n\n```python title=\"a.py\"\nx = 1\n```\n")
+  refused, file = blocks_of(page)
+  assert not refused.runs and not file.runs and file.title == "a.py"
+  for mark in ("not run", "not run: TPU", "skip"):
+    page.write_text(f"<!-- {mark} -->\n```bash\ngcloud\n```\n")
+    with pytest.raises(ValueError, match="page.md, line 2: <!-- "):
+      blocks_of(page)
+
+
+@pytest.mark.parametrize("text", [
+  "python launch/train.py --config=gdsd_math:tiny --config.sampler.temprature=0.5", "gdsd-train --config=gdsd_maths",
+  "gdsd-train --config=gdsd_math:tiny --confg.steps=2", "gdsd-train --config=gdsd_math:tiny --config.steps=many",
+  "true && gdsd-train --config=gdsd_math:tiny --config.objective.name=spg",  # which has no epsilon
+])
+def test_what_is_wrong_in_a_command_is_found(text, monkeypatch):
+  (command,) = commands(text)
+  with pytest.raises((AssertionError, ValueError, OSError, flags.Error)):
+    test_commands_have_their_flags_recipes_and_fields(command, monkeypatch)
