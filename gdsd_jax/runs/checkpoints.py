@@ -7,6 +7,7 @@ import logging
 import re
 from typing import Any
 
+from absl import logging as absl_logging
 from etils import epath
 import jax
 import orbax.checkpoint as ocp
@@ -28,6 +29,17 @@ _LONGEST_CAUSE = 300  # characters
 
 class CheckpointError(OSError):
   """A checkpoint could not be written or read; the message is one line with the cause."""
+
+
+@contextlib.contextmanager
+def quiet_orbax():
+  """Orbax warns of what is asked of it on purpose: a step without an evaluation, a folder that is only read."""
+  verbosity = absl_logging.get_verbosity()
+  absl_logging.set_verbosity(min(verbosity, absl_logging.ERROR))
+  try:
+    yield
+  finally:
+    absl_logging.set_verbosity(verbosity)
 
 
 class Checkpoints:
@@ -64,7 +76,8 @@ class Checkpoints:
       reward: the evaluation's reward at this step, by which the best checkpoint is chosen; None if there was none.
     """
     self.check()
-    with self._telling_failures(), waiting(f"saving step {int(state.step)}, once the one before is written"):
+    told = waiting(f"saving step {int(state.step)}, once the one before is written")
+    with self._telling_failures(), told, quiet_orbax():
       self._manager.save(
         int(state.step),
         args=ocp.args.Composite(state=ocp.args.StandardSave(_storable(state)), run=ocp.args.JsonSave(run)),

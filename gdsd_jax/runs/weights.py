@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-from absl import logging as absl_logging
 from etils import epath
 import jax
 import orbax.checkpoint as ocp
@@ -15,7 +14,7 @@ from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import add_adapter
 from gdsd_jax.parallel.mesh import param_shardings
-from gdsd_jax.runs.checkpoints import cause_of, CheckpointError, damaged_metrics
+from gdsd_jax.runs.checkpoints import cause_of, CheckpointError, damaged_metrics, quiet_orbax
 from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.config_dict import made
 from gdsd_jax.runs.files import absolute
@@ -138,10 +137,6 @@ def load_run(workdir: epath.Path, step: str | int, mesh=None):
 
 def _open(workdir: epath.Path) -> ocp.CheckpointManager:
   """The run's checkpoints, for reading alone: the run itself may be writing more."""
-  verbosity = absl_logging.get_verbosity()
-  absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns about each consequence of read_only
-  try:
+  with quiet_orbax():
     options = ocp.CheckpointManagerOptions(read_only=True, best_fn=lambda metrics: metrics["reward"])
     return ocp.CheckpointManager(absolute(workdir / "checkpoints"), options=options, item_names=("state", "run"))
-  finally:
-    absl_logging.set_verbosity(verbosity)
