@@ -38,6 +38,8 @@ def take() -> None:
     if hasattr(stream, "reconfigure"):  # a program's own may lack it
       stream.reconfigure(errors="backslashreplace")  # no terminal lacks a sign so that a run ends of it
   sys.stdout = _Screen(sys.stdout)
+  if _can_clear(sys.stderr):
+    sys.stderr = _Stream(sys.stderr)  # before libraries keep it, whose warnings come between `show_line`'s
 
 
 def open_line() -> None:

@@ -65,7 +65,8 @@ def shown(progress, steps, now, step_seconds, told, evaluate=None):
 def test_the_line_of_a_step_tells_reward_speed_and_time_left(time_now, screen):  # noqa: F811
   progress = Progress(steps=100, every=1)
   time_now.now += 50
-  progress.show(1, *numbers_of(ROW, 0.0))
+  progress.show(1, *numbers_of(ROW, None))
+  assert screen.messages[-1].startswith("step   1/100  reward 0.500  kl 0.10  50 s/step  1h22m left")
   progress.begin(2)
   time_now.now += 6
   progress.show(3, *numbers_of(ROW, -0.125))
@@ -117,12 +118,14 @@ def test_a_run_without_a_reference_tells_no_divergence():
 
 
 def test_the_gain_is_that_of_the_last_steps_above_the_reward_before_training():
-  learning = Learning()
+  learning, gains = Learning(), []
   rewards = [0.5, *[0.1 * step for step in range(1, 31)]]
   for step, reward in enumerate(rewards):
     learning.see({"step": step, "reward": reward})
     learning.see({"step": step, "reward": math.nan})
     learning.see({"step": step, "reward": None})
+    gains.append(learning.gain)
+  assert gains[:5] == [None] * 5 and gains[5] == pytest.approx(0.3 - 0.5)
   assert learning.gain == pytest.approx(sum(rewards[-10:]) / 10 - 0.5)
 
 
@@ -248,6 +251,7 @@ SAYS = """
 import logging, os, sys, threading, time
 from gdsd_jax import screen, signals, waiting
 signals.begin()
+from absl import logging as absl_logging
 waiting._FIRST_LINE, waiting._TICK = 0.0, 0.01
 screen.open_line()
 log = logging.getLogger("gdsd_jax")
@@ -261,6 +265,7 @@ with waiting.waiting("reading weights of GSAI-ML/LLaDA-8B-Instruct", 16.1e9, "by
   for number in range(5):
     log.info("a line of the log, number %d", number)
     print("said beside it, number", number, file=sys.stderr)
+    print("a library's warning, number", number, file=absl_logging.get_absl_handler().python_handler.stream)
     wait.advance(1e9)
     ticks(0.03)
   print("a question? ", end="", flush=True)
@@ -326,8 +331,8 @@ def in_a_terminal(columns, end="pass", interrupt=False, resized=None, **environm
   return written, process.wait(30)
 
 
-PLAIN = ["gdsd_jax: loading", *(f"{said} {i}" for i in range(5) for said in ("a line of the log, number",
-                                                                             "said beside it, number")),
+PLAIN = ["gdsd_jax: loading", *(f"{said} {i}" for i in range(5) for said in (
+  "a line of the log, number", "said beside it, number", "a library's warning, number")),
          "a question? its answer"]
 
 

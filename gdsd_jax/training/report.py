@@ -20,7 +20,7 @@ from gdsd_jax.training.diversity import group_diversity
 
 _log = logging.getLogger(__name__)
 
-LAST_STEPS = 10  # that a reward's mean is over
+_LAST_STEPS, _LEAST_STEPS = 10, 5  # that a reward's mean is over
 
 
 def announce(config: RunConfig, state: TrainState, mesh: Mesh) -> None:
@@ -33,7 +33,7 @@ def announce(config: RunConfig, state: TrainState, mesh: Mesh) -> None:
     "" if trained == size else f", {trained / 1e6:.3g} M of them in the adapter", jax.default_backend(), devices,
     config.prompts_per_step, config.group_size,
   )
-  _log.info("reward: mean of a step's rollouts (that of the last %d steps against before training)", LAST_STEPS)
+  _log.info("reward: mean of a step's rollouts (that of the last %d steps against before training)", _LAST_STEPS)
 
 
 def rollout_metrics(scored: GradedCompletions, group_size: int) -> dict[str, float]:
@@ -73,7 +73,7 @@ class Learning:
   """By how much the reward has risen: its mean over the last steps, above that of before the first step."""
 
   def __init__(self):
-    self._before, self._last = None, collections.deque(maxlen=LAST_STEPS)
+    self._before, self._last = None, collections.deque(maxlen=_LAST_STEPS)
     self._evaluated = {}  # by the first evaluation
 
   def see(self, row: Mapping[str, Any]) -> None:
@@ -89,9 +89,9 @@ class Learning:
       self._last.append(reward)
 
   @property
-  def gain(self) -> float:
-    """0 before there was a step."""
-    return sum(self._last) / len(self._last) - self._before if self._last else 0.0
+  def gain(self) -> float | None:
+    """None while the steps are so few that their mean is but noise."""
+    return sum(self._last) / len(self._last) - self._before if len(self._last) >= _LEAST_STEPS else None
 
   def since(self, name: str, found: Mapping[str, float]) -> str:
     """By how much a number of an evaluation is above the first one's, in brackets; nothing of the first itself."""
@@ -102,12 +102,13 @@ def _signed(value: float) -> str:
   return f"{'+' * (value >= 0)}{significant(value, 2)}"
 
 
-def numbers_of(row: Mapping[str, Any], gain: float) -> tuple[str, list[str]]:
+def numbers_of(row: Mapping[str, Any], gain: float | None) -> tuple[str, list[str]]:
   """What a line of progress tells of a step that has a reward: its numbers, and details that it may leave out."""
   rewards = {name.removeprefix("reward/"): value for name, value in row.items() if name.startswith("reward/")}
   details = [f"{name} {significant(value, 2)}" for name, value in rewards.items() if not math.isnan(value)]
   kl = f"  kl {significant(row['kl'], 2)}" if "kl" in row else ""
-  return f"reward {significant(row['reward'], 3)} ({_signed(gain)}){kl}", details
+  gained = "" if gain is None else f" ({_signed(gain)})"
+  return f"reward {significant(row['reward'], 3)}{gained}{kl}", details
 
 
 def show_rollouts(scored: GradedCompletions, count: int = 3) -> None:
