@@ -116,6 +116,18 @@ def test_what_is_left_of_a_run_is_shown_and_what_is_not_is_told(tmp_path, file, 
   assert told["axes"][told["series"]["reward"]["axis"]] == [0, 1, 2, 3] and len(told["rollouts"]) == 1
 
 
+@pytest.mark.parametrize("change", [
+  {"kind": ["sft"]}, {"kind": "unknown"}, {"steps": "many"}, {"task": 5}, {"task": {"name": {"a": 1}}},
+  {"sampler": {}}, {"provenance": []}, {"provenance": {"versions": [], "inputs": {"x": None}, "earlier": 3, "model_commit": 5}},
+])
+def test_a_config_of_another_shape_is_shown_as_it_is(tmp_path, change):
+  run = write_run(tmp_path / "run", steps=1)
+  config = json.loads((run / "config.json").read_text())
+  (run / "config.json").write_text(json.dumps(config | change))
+  data = data_of(run)
+  assert data["runs"][0]["notes"] == [] and len(data["config"]["rows"]) > 50
+
+
 def test_odd_numbers_of_metrics_are_none(tmp_path):
   run = write_run(tmp_path / "run", steps=1)
   (run / "metrics.jsonl").write_text('{"step": 1, "kl": NaN, "a": Infinity, "b": "text", "c": true, "d": 1e999}\n'
@@ -192,7 +204,8 @@ def test_a_comparison_has_its_tables_and_curves(tmp_path, comparison_report):  #
 @pytest.mark.parametrize("workdirs, out, line", [
   ([""], None, "--workdir: '' is no path"),
   (["{tmp}/none"], None, "--workdir: {tmp}/none does not exist"),
-  (["{tmp}"], None, "--workdir: {tmp} holds no run: there is neither config.json nor metrics.jsonl"),
+  (["{tmp}"], None, "--workdir: {tmp} holds no run: there is neither metrics.jsonl nor the config of one"),
+  (["{tmp}/model"], None, "--workdir: {tmp}/model holds no run: there is neither metrics.jsonl nor the config of one"),
   (["s3://bucket/run"], None, "--workdir: s3://bucket/run is neither a local folder nor gs://BUCKET/FOLDER"),
   (["{tmp}/run", "{tmp}/run"], None, "--out: say in which file the page of several folders goes"),
   (["{tmp}/run"], "{tmp}", "--out: {tmp} is a folder; name a file in it"),
@@ -201,6 +214,9 @@ def test_a_comparison_has_its_tables_and_curves(tmp_path, comparison_report):  #
 def test_bad_input_is_one_line(tmp_path, workdirs, out, line):
   if any("run" in workdir for workdir in workdirs):
     write_run(tmp_path / "run", steps=1)
+  if "{tmp}/model" in workdirs:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llada"}')
   with pytest.raises((ValueError, OSError)) as caught:
     write_report([each.format(tmp=tmp_path) for each in workdirs], out and out.format(tmp=tmp_path), watch=False)
   assert str(caught.value) == line.format(tmp=tmp_path)

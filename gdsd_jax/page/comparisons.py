@@ -10,16 +10,15 @@ from gdsd_jax.comparison.summary import labels, mean_curve, summarize
 from gdsd_jax.comparison.table import BETTER, better_rows, HEADS, start_of, task_rows
 
 
-def report_of(folder: epath.Path) -> dict[str, Any] | None:
-  """The report of a comparison in its folder; None where there is none."""
+def comparison_in(folder: epath.Path) -> dict[str, Any] | None:
+  """What the report of a comparison in its folder holds, as `comparison` has it; None where there is none."""
   for file in sorted(folder.glob("*.json")) if folder.is_dir() else []:
     try:
       found = json.loads(file.read_bytes())
       if {"config", "choices", "runs"} <= found.keys():
-        found["summary"] = summarize(found)
-        return found
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # another file, or a damaged one
-      continue
+        return comparison(found | {"summary": summarize(found)})
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
+      continue  # another file, or a damaged one
   return None
 
 

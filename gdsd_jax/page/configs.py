@@ -26,7 +26,7 @@ def config_table(runs: Sequence[Run]) -> dict[str, Any]:
   A row says what the field is, and whether it `differs` from the recipe.
   """
   told = [flatten(run.config) for run in runs]
-  kind = next((run.config.get("kind") for run in runs if run.config), None)
+  kind = next((run.config["kind"] for run in runs if isinstance(run.config.get("kind"), str)), None)
   defaults = flatten(base_config().to_dict()) if kind is None else {}
   about = explanations(RunConfig if kind is None else _SUPERVISED.get(kind, PretrainingConfig))
   recipe, fields = nearest_recipe(told[0]) if len(runs) == 1 and told[0] else (None, {})

@@ -11,6 +11,7 @@ from etils import epath
 from gdsd_jax.page.rollouts import group_of
 from gdsd_jax.runs.files import read_rows, run_folder
 
+LARGEST_STEP = 2**53  # that JavaScript counts exactly
 FILES = ("config.json", "metrics.jsonl", "rollouts.jsonl")
 
 
@@ -65,7 +66,8 @@ def _is_folder(text: str) -> bool:
 
 
 def is_run(folder: epath.Path) -> bool:
-  return any((folder / name).is_file() for name in FILES[:2])
+  """Whether a folder is that of a run, which has rows or the config of one: models have a config.json, too."""
+  return (folder / "metrics.jsonl").is_file() or "steps" in _config(folder / "config.json", [])
 
 
 def runs_below(folder: epath.Path) -> list[epath.Path]:
@@ -79,7 +81,7 @@ def runs_below(folder: epath.Path) -> list[epath.Path]:
     return [folder]
   found = sorted(child for child in folder.iterdir() if not child.name.startswith("earlier-") and is_run(child))
   if not found:
-    raise FileNotFoundError(f"--workdir: {folder} holds no run: there is neither config.json nor metrics.jsonl")
+    raise FileNotFoundError(f"--workdir: {folder} holds no run: there is neither metrics.jsonl nor the config of one")
   return found
 
 
@@ -143,7 +145,7 @@ def _lines(file: epath.Path, read, notes: list[str]) -> list[dict[str, Any]]:
 
 
 def _numbers(row: Any) -> dict[str, Any] | None:
-  if not isinstance(row, dict) or type(row.get("step")) is not int:
+  if not isinstance(row, dict) or type(row.get("step")) is not int or abs(row["step"]) > LARGEST_STEP:
     return None
   return {name: value if _is_number(value) else None for name, value in row.items()
           if value is None or _is_number(value) or isinstance(value, float)}

@@ -34,7 +34,6 @@ GROUPS = (
     "seconds/rollout", "seconds/reward", "seconds/score", "seconds/update", "seconds/evaluate")), "seconds/*")),
 )
 OTHERS = "Your own and others"
-_OPEN = 3  # groups that are open at first
 
 
 def groups_of(names: Collection[str]) -> list[dict[str, Any]]:
@@ -55,8 +54,7 @@ def groups_of(names: Collection[str]) -> list[dict[str, Any]]:
         charts.append(_chart(part[0], together))
     groups.append({"title": title, "charts": charts})
   groups.append({"title": OTHERS, "charts": [_chart(name, [name]) for name in left]})
-  groups = [group for group in groups if group["charts"]]
-  return [{**group, "open": at < _OPEN} for at, group in enumerate(groups)]
+  return [group for group in groups if group["charts"]]
 
 
 def _chart(title: str, names: list[str]) -> dict[str, Any]:

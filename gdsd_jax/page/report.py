@@ -9,7 +9,7 @@ from etils import epath
 
 from gdsd_jax import signals
 from gdsd_jax.checks import require
-from gdsd_jax.page.comparisons import comparison, report_of
+from gdsd_jax.page.comparisons import comparison_in
 from gdsd_jax.page.configs import config_table, environment_table
 from gdsd_jax.page.document import check_library, page
 from gdsd_jax.page.folders import FILES, is_run, named_folders, read_runs, Run, runs_below
@@ -78,29 +78,29 @@ def _seen(folders: Sequence[epath.Path]) -> list[Any]:
 
 def _runs(folder: epath.Path) -> list[epath.Path]:
   """The runs that a folder stands for; none if it is that of a comparison."""
-  return [] if not is_run(folder) and report_of(folder) is not None else runs_below(folder)
+  return [] if not is_run(folder) and comparison_in(folder) is not None else runs_below(folder)
 
 
 def _write(folders: Sequence[epath.Path], file: epath.Path, refresh: bool) -> bool:
   """Writes the page; returns whether nothing will change any more."""
   runs = read_runs([run for folder in folders for run in _runs(folder)])
-  reports = [report for folder in folders if not is_run(folder) and (report := report_of(folder)) is not None]
-  require(len(reports) <= 1, "--workdir", "a page has room for one comparison; name one of them")
+  found = [comparison for folder in folders if not is_run(folder) and (comparison := comparison_in(folder)) is not None]
+  require(len(found) <= 1, "--workdir", "a page has room for one comparison; name one of them")
   is_done = bool(runs) and all(run.is_done for run in runs)
-  data = report_data(runs, reports[0] if reports else None, None if is_done or not refresh else SECONDS)
-  if reports and not runs:
+  data = report_data(runs, found[0] if found else None, None if is_done or not refresh else SECONDS)
+  if found and not runs:
     data |= {"title": f"Comparison {folders[0].name}", "subtitle": str(folders[0])}
   file.parent.mkdir(parents=True, exist_ok=True)
   write_whole(file, page(data["title"], data))
   return is_done
 
 
-def report_data(runs: Sequence[Run], report: dict[str, Any] | None, refresh: float | None) -> dict[str, Any]:
+def report_data(runs: Sequence[Run], comparison: dict[str, Any] | None, refresh: float | None) -> dict[str, Any]:
   """What the page is made of.
 
   Args:
     runs: as `read_runs` has them; none for a comparison alone.
-    report: of a comparison, or None.
+    comparison: of `comparison_in`, or None.
     refresh: seconds after which the page loads itself again; None for never.
   """
   most_points = max(_LEAST_POINTS, _MOST_POINTS // max(1, len(runs)))
@@ -111,7 +111,7 @@ def report_data(runs: Sequence[Run], report: dict[str, Any] | None, refresh: flo
     "kind": "report", "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs", "made": made_at(),
     "subtitle": _subtitle(runs[0]) if len(runs) == 1 else None, "refresh": refresh, "runs": told,
     "groups": groups_of(names), "config": config_table(runs), "environment": environment_table(runs),
-    "comparison": report and comparison(report), "no_rollouts": _NO_ROLLOUTS,
+    "comparison": comparison, "no_rollouts": _NO_ROLLOUTS,
     "thinned": f"Curves of more than {most_points} steps are means of some steps each, with their range."
                if longest > most_points else None,
   }

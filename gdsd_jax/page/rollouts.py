@@ -55,7 +55,7 @@ def _text(value: Any) -> str:
 
 
 def _whole(value: Any) -> int | None:
-  return value if isinstance(value, int) and not isinstance(value, bool) else None
+  return value if type(value) is int and abs(value) <= 2**53 else None
 
 
 def _number(value: Any) -> float | int | None:

@@ -47,69 +47,76 @@ function caption(metrics) {
   );
 }
 
-function curvesSection(data) {
+/** What all charts share: which runs are hidden, over how many steps lines are smoothed, and to draw all again. */
+function curveState(data) {
+  const state = {hidden: new Set(place.hidden), smoothing: Number(place.smoothing ?? 10), charts: []};
   const several = data.runs.length > 1;
-  const hidden = new Set(place.hidden);
-  const charts = [];
-  let smoothing = Number(place.smoothing ?? 10);
-
-  function linesOf(metrics) {
-    return metrics.flatMap(({name}, at) =>
+  state.redraw = () => state.charts.forEach((made) => made.redraw());
+  state.linesOf = (metrics) =>
+    metrics.flatMap(({name}, at) =>
       data.runs.flatMap((run, number) => {
         const series = run.series[name];
-        if (!series || hidden.has(run.name)) return [];
+        if (!series || state.hidden.has(run.name)) return [];
         return [{...series, x: run.axes[series.axis], name: several ? run.name : name, index: several ? number : at}];
       }),
     );
-  }
+  return state;
+}
 
-  function card(metrics, title) {
-    const made = chart(
-      () => linesOf(metrics),
-      () => smoothing,
-    );
-    charts.push(made);
-    return el(
-      "figure",
-      {class: "chart"},
-      el("figcaption", {}, el("h4", {}, visible(title)), made.button),
-      made.plot,
-      caption(metrics),
-    );
-  }
+function curveCard(state, metrics, title) {
+  const made = chart(
+    () => state.linesOf(metrics),
+    () => state.smoothing,
+  );
+  state.charts.push(made);
+  return el(
+    "figure",
+    {class: "chart"},
+    el("figcaption", {}, el("h4", {}, visible(title)), made.button),
+    made.plot,
+    caption(metrics),
+  );
+}
 
-  function fold({title, charts: of, open}, at) {
-    const cards = of.flatMap(({title: name, metrics}) =>
-      several ? metrics.map((metric) => card([metric], metric.name)) : [card(metrics, name)],
-    );
-    const folded = el(
-      "details",
-      {class: "curves", toggle: () => remember(`open ${title}`, folded.open)},
-      el("summary", {}, el("h3", {}, title), el("span", {class: "quiet"}, String(cards.length))),
-      el("div", {class: "charts"}, cards),
-    );
-    folded.open = place[`open ${title}`] ?? (open && (innerWidth > 600 || at === 0));
-    return folded;
-  }
+/** A group of charts that can be folded; with several runs each chart has one metric. */
+function curveGroup(state, {title, charts, open}, several) {
+  const cards = charts.flatMap(({title: name, metrics}) =>
+    several ? metrics.map((metric) => curveCard(state, [metric], metric.name)) : [curveCard(state, metrics, name)],
+  );
+  const fold = el(
+    "details",
+    {class: "curves", toggle: () => remember(`open ${title}`, fold.open)},
+    el("summary", {}, el("h3", {}, title), el("span", {class: "quiet"}, String(cards.length))),
+    el("div", {class: "charts"}, cards),
+  );
+  fold.open = place[`open ${title}`] ?? open;
+  return fold;
+}
 
-  const smoother = choice("Smoothing", SMOOTHINGS, String(smoothing), (value) => {
-    smoothing = Number(value);
-    remember("smoothing", smoothing);
-    charts.forEach((made) => made.redraw());
+function curvesSection(data) {
+  const several = data.runs.length > 1;
+  const state = curveState(data);
+  const smoother = choice("Smoothing", SMOOTHINGS, String(state.smoothing), (value) => {
+    state.smoothing = Number(value);
+    remember("smoothing", state.smoothing);
+    state.redraw();
   });
   const toggle = (run, shown) => {
-    if (shown) hidden.delete(run.name);
-    else hidden.add(run.name);
-    remember("hidden", [...hidden]);
-    charts.forEach((made) => made.redraw());
+    if (shown) state.hidden.delete(run.name);
+    else state.hidden.add(run.name);
+    remember("hidden", [...state.hidden]);
+    state.redraw();
   };
+  const groups = data.groups.map((group, at) =>
+    curveGroup(state, {...group, open: at < (innerWidth > 600 ? 3 : 1)}, several),
+  );
   return el(
     "section",
     {id: "curves"},
     el("div", {class: "title"}, el("h2", {}, "Curves"), smoother),
     data.thinned ? el("p", {class: "quiet"}, data.thinned) : "",
-    several ? runsLegend(data.runs, hidden, toggle) : "",
-    data.groups.map(fold),
+    several ? runsLegend(data.runs, state.hidden, toggle) : "",
+    groups,
   );
 }
 

@@ -94,81 +94,59 @@ function rolloutsSection(groups) {
   return el("section", {id: "rollouts"}, el("h2", {}, "Rollouts"), ...bar, count, list);
 }
 
+/** What is in a list of the bar: an option for everything, and what the groups have. */
+function optionsOf(groups) {
+  const different = (values) => [...new Set(values)];
+  const runs = different(groups.map((group) => group.run_name));
+  const steps = different(groups.map((group) => group.step)).sort((one, other) => one - other);
+  const told = groups.flatMap((group) => group.completions);
+  const rewards = different(told.flatMap((completion) => Object.keys(completion.rewards)));
+  return {
+    run: [["", "all runs"], ...runs.map((name) => [name, name])],
+    step: [["", "all steps"], ...steps.map((step) => [String(step), `step ${step}`])],
+    answer: [
+      ["", "right and wrong"],
+      ["right", "right"],
+      ["wrong", "wrong"],
+      ["unknown", "not judged"],
+    ],
+    reward: [["", "whole reward"], ...rewards.map((name) => [name, visible(name)])],
+    order: Object.entries(ORDERS).map(([name, [text]]) => [name, text]),
+  };
+}
+
 function filterBar(groups, refresh) {
+  const options = optionsOf(groups);
   const set = (name) => (value) => {
     filter[name] = value;
     refresh();
   };
-  const different = (values) => [...new Set(values)];
-  const box = (name, attributes) =>
-    el("input", {...attributes, value: filter[name], input: (event) => set(name)(event.target.value)});
-  const runs = different(groups.map((group) => group.run_name));
-  const steps = different(groups.map((group) => group.step)).sort((one, other) => one - other);
-  const names = different(groups.flatMap((group) => group.completions.flatMap((told) => Object.keys(told.rewards))));
-  const parts = [box("text", {type: "search", placeholder: "Search prompts and completions", "aria-label": "Search"})];
-  if (runs.length > 1)
-    parts.push(choice("Run", [["", "all runs"], ...runs.map((name) => [name, name])], filter.run, set("run")));
-  if (steps.length > 1) {
-    parts.push(
-      choice(
-        "Step",
-        [["", "all steps"], ...steps.map((step) => [String(step), `step ${step}`])],
-        filter.step,
-        set("step"),
-      ),
-    );
-  }
-  parts.push(
-    choice(
-      "Answer",
-      [
-        ["", "right and wrong"],
-        ["right", "right"],
-        ["wrong", "wrong"],
-        ["unknown", "not judged"],
-      ],
-      filter.answer,
-      set("answer"),
-    ),
+  const list = (label, name) => choice(label, options[name], filter[name], set(name));
+  const box = (label, name, attributes) =>
+    el("input", {
+      ...attributes,
+      "aria-label": label,
+      value: filter[name],
+      input: (event) => set(name)(event.target.value),
+    });
+  const clear = () => {
+    Object.assign(filter, NO_FILTER);
+    bar.replaceWith(filterBar(groups, refresh));
+    refresh();
+  };
+  const from = box("Least reward", "least", {type: "number", step: "any", placeholder: "from"});
+  const to = box("Most reward", "most", {type: "number", step: "any", placeholder: "to"});
+  const bar = el(
+    "div",
+    {class: "filters", role: "search"},
+    box("Search", "text", {type: "search", placeholder: "Search prompts and completions"}),
+    options.run.length > 2 ? list("Run", "run") : null,
+    options.step.length > 2 ? list("Step", "step") : null,
+    list("Answer", "answer"),
+    options.reward.length > 1 ? list("Reward", "reward") : null,
+    el("span", {class: "range"}, from, "\u2013", to),
+    list("Order", "order"),
+    el("button", {click: clear}, "Clear"),
   );
-  if (names.length) {
-    parts.push(
-      choice(
-        "Reward",
-        [["", "whole reward"], ...names.map((name) => [name, visible(name)])],
-        filter.reward,
-        set("reward"),
-      ),
-    );
-  }
-  parts.push(
-    el(
-      "span",
-      {class: "range"},
-      box("least", {type: "number", step: "any", placeholder: "from", "aria-label": "Least reward"}),
-      "\u2013",
-      box("most", {type: "number", step: "any", placeholder: "to", "aria-label": "Most reward"}),
-    ),
-  );
-  parts.push(
-    choice(
-      "Order",
-      Object.entries(ORDERS).map(([name, [text]]) => [name, text]),
-      filter.order,
-      set("order"),
-    ),
-  );
-  const clear = el(
-    "button",
-    {
-      click: () => {
-        Object.assign(filter, NO_FILTER);
-        bar.replaceWith(filterBar(groups, refresh));
-        refresh();
-      },
-    },
-    "Clear",
-  );
-  const bar = el("div", {class: "filters", role: "search"}, parts, clear);
   return bar;
 }

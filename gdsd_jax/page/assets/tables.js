@@ -104,69 +104,66 @@ const CONFIG_VIEWS = {
   all: ["all fields", () => true],
 };
 
+/** The rows of a view that have these words, with the values of each run beside their defaults. */
+function configTable(data, view, words) {
+  const recipe = data.runs.length > 1 ? null : data.config.recipe;
+  const rows = data.config.rows
+    .filter(CONFIG_VIEWS[view][1])
+    .filter(({path, about}) => `${path} ${about}`.toLowerCase().includes(words));
+  const heads = [...(data.runs.length > 1 ? data.runs.map(named) : ["value"]), ...(recipe ? [recipe] : []), "default"];
+  const line = (row) => {
+    const field = el("span", {}, el("code", {}, visible(row.path)), el("small", {}, row.about));
+    const cells = [field, ...row.values.map(setting), ...(recipe ? [setting(row.recipe)] : []), setting(row.default)];
+    cells.marked = view !== "recipe" && row.differs;
+    return cells;
+  };
+  return rows.length ? table(["field", ...heads], rows.map(line), "config") : el("p", {class: "quiet"}, "No field.");
+}
+
+/** The views that say something of these runs. */
+function configViews(data) {
+  const there = {
+    recipe: data.runs.length === 1 && data.config.recipe,
+    runs: data.runs.length > 1,
+    defaults: data.config.rows.some((row) => row.default !== null),
+    all: true,
+  };
+  return Object.keys(CONFIG_VIEWS).filter((name) => there[name]);
+}
+
 function configSection(data) {
   if (!data.config.rows.length) return null;
-  const several = data.runs.length > 1;
-  const views = Object.entries(CONFIG_VIEWS).filter(
-    ([name]) =>
-      name !== (several ? "recipe" : "runs") &&
-      (name !== "recipe" || data.config.recipe) &&
-      (name !== "defaults" || data.config.rows.some((row) => row.default !== null)),
-  );
+  const views = configViews(data);
   const body = el("div");
-  let view = views.some(([name]) => name === place.config) ? place.config : views[0][0];
+  let view = views.includes(place.config) ? place.config : views[0];
   let words = "";
 
   function show() {
-    const rows = data.config.rows
-      .filter(CONFIG_VIEWS[view][1])
-      .filter(({path, about}) => `${path} ${about}`.toLowerCase().includes(words));
-    const heads = several
-      ? ["field", ...data.runs.map(named), "default"]
-      : ["field", "value", ...(data.config.recipe ? [data.config.recipe] : []), "default"];
-    const line = (row) => {
-      const cells = [
-        el("span", {}, el("code", {}, visible(row.path)), el("small", {}, row.about)),
-        ...row.values.map(setting),
-        ...(!several && data.config.recipe ? [setting(row.recipe)] : []),
-        setting(row.default),
-      ];
-      cells.marked = view !== "recipe" && row.differs;
-      return cells;
-    };
-    body.replaceChildren(rows.length ? table(heads, rows.map(line), "config") : el("p", {class: "quiet"}, "No field."));
+    body.replaceChildren(configTable(data, view, words));
   }
 
-  const bar = el(
-    "div",
-    {class: "filters"},
-    choice(
-      "Fields",
-      views.map(([name, [text]]) => [name, text]),
-      view,
-      (value) => {
-        view = value;
-        remember("config", view);
-        show();
-      },
-    ),
-    el("input", {
-      type: "search",
-      placeholder: "Search fields",
-      "aria-label": "Search fields",
-      input: (event) => {
-        words = event.target.value.toLowerCase();
-        show();
-      },
-    }),
+  const list = choice(
+    "Fields",
+    views.map((name) => [name, CONFIG_VIEWS[name][0]]),
+    view,
+    (value) => {
+      view = value;
+      remember("config", view);
+      show();
+    },
   );
+  const search = (event) => {
+    words = event.target.value.toLowerCase();
+    show();
+  };
+  const box = el("input", {type: "search", placeholder: "Search fields", "aria-label": "Search fields", input: search});
   show();
   return el(
     "section",
     {id: "config"},
     el("h2", {}, "Config"),
     data.config.said ? el("p", {class: "quiet"}, data.config.said) : "",
-    bar,
+    el("div", {class: "filters"}, list, box),
     body,
   );
 }
