@@ -118,7 +118,8 @@ def test_what_is_left_of_a_run_is_shown_and_what_is_not_is_told(tmp_path, file, 
 
 @pytest.mark.parametrize("change", [
   {"kind": ["sft"]}, {"kind": "unknown"}, {"steps": "many"}, {"task": 5}, {"task": {"name": {"a": 1}}},
-  {"sampler": {}}, {"provenance": []}, {"provenance": {"versions": [], "inputs": {"x": None}, "earlier": 3, "model_commit": 5}},
+  {"sampler": {}}, {"provenance": []},
+  {"provenance": {"versions": [], "inputs": {"x": None}, "earlier": 3, "model_commit": 5}},
 ])
 def test_a_config_of_another_shape_is_shown_as_it_is(tmp_path, change):
   run = write_run(tmp_path / "run", steps=1)
