@@ -194,19 +194,18 @@ def test_completions_of_thousands_of_tokens_replay(browser, tmp_path, width):
 @pytest.mark.slow
 def test_a_watched_page_follows_the_run_and_keeps_the_place(browser, tmp_path, monkeypatch):
   pytest.importorskip("plotly")
-  monkeypatch.setattr("gdsd_jax.page.report.SECONDS", 1.0)
   monkeypatch.setattr("gdsd_jax.page.report._watch", lambda *_: None)  # one page after the other, as it would
   run = write_run(tmp_path / "run", done=5, rollouts=[row(step) for step in range(12)])
   write_report([str(run)], None, watch=True)
   with opened(browser, run / "report.html") as page:
     page.get_by_label("Order").select_option("oldest")
-    page.evaluate("document.activeElement.blur()")
-    page.locator(".group").nth(3).scroll_into_view_if_needed()
-    before = page.evaluate("scrollY")
+    page.evaluate("document.querySelectorAll('.group')[3].scrollIntoView()")
+    top = "document.querySelectorAll('.group')[3]?.getBoundingClientRect().top"
+    before = page.evaluate(top)
     (run / "metrics.jsonl").write_text(lines(metrics(20)[:11]))
     write_report([str(run)], None, watch=True)
     until(page, "document.body.innerText.includes('10 of 20')")
-    assert abs(page.evaluate("scrollY") - before) < 200 and before > 500
+    until(page, f"Math.abs({top} - {before}) < 20")
     assert page.get_by_label("Order").input_value() == "oldest"
 
 

@@ -37,13 +37,30 @@ function refreshEvery(seconds) {
     String(getSelection()) !== "";
   setInterval(() => {
     if (busy()) return;
-    remember("scroll", scrollY);
+    remember("seen", seen());
     location.reload();
   }, seconds * 1000);
 }
 
+function marks() {
+  return [...document.querySelectorAll("section[id], .chart, .group")];
+}
+
+/** Which part of the page is on top of the window, and where: what is above it may be of another height next time. */
+function seen() {
+  if (scrollY === 0) return null;
+  const tops = marks().map((mark) => mark.getBoundingClientRect().top);
+  const at = Math.max(
+    0,
+    tops.findLastIndex((top) => top < innerHeight / 2),
+  );
+  return {at, top: tops[at]};
+}
+
 function returnToPlace() {
-  if (isNumber(place.scroll)) scrollTo(0, place.scroll);
   history.scrollRestoration = "manual";
-  remember("scroll", null);
+  const {at, top} = place.seen ?? {};
+  remember("seen", null);
+  const back = () => scrollBy(0, (marks()[at]?.getBoundingClientRect().top ?? top) - top);
+  if (isNumber(at) && isNumber(top)) for (const wait of [0, 100, 400]) setTimeout(back, wait); // while cards are filled
 }
