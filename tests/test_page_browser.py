@@ -34,6 +34,12 @@ def texts(page, selector):
   return page.locator(selector).all_text_contents()
 
 
+def see_groups(page):
+  """Scrolls to the rollouts, whose completions are laid out when they come near the window."""
+  page.locator(".group").first.scroll_into_view_if_needed()
+  page.wait_for_selector(".completion .t", state="attached")
+
+
 def set_slider(page, selector, value):
   page.locator(selector).first.evaluate(
     "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')) }", value)
@@ -48,7 +54,7 @@ def test_a_report_draws_curves_replays_and_finds(browser, run, tmp_path):
   with opened(browser, report(run, out=tmp_path / "report.html")) as page:
     page.wait_for_selector(".plot[data-drawn] path.js-line", state="attached")
     assert page.locator(".tile").first.inner_text().startswith("Reward\n0.5 → ")
-    page.locator("#rollouts").scroll_into_view_if_needed()
+    see_groups(page)
     group = page.locator(".group").first
     assert group.locator(".completion").count() == 3 and group.locator("h3").inner_text() == "step 20 · group 0"
     tokens = group.locator(".tokens").first
@@ -116,8 +122,7 @@ def test_hostile_texts_are_shown_and_never_run(browser, tmp_path, width):
       plot.scroll_into_view_if_needed()
     plot.locator("path.js-line").first.wait_for(state="attached")
     plot.hover()
-    page.locator(".group").first.scroll_into_view_if_needed()
-    page.wait_for_selector(".completion .t", state="attached")
+    see_groups(page)
     shown = page.evaluate("[...document.querySelectorAll('.completion')].map((card) =>"
                           " [...card.querySelectorAll('.t')].map((token) => token.textContent).join(''))")
     for text in texts_of:
