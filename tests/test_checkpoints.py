@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+from absl import logging as absl_logging
 from conftest import files_of_at_most
 import jax
 import jax.numpy as jnp
@@ -152,6 +153,18 @@ def test_a_save_keeps_the_values_of_its_moment(directory):
 
 
 # Which ones are kept.
+
+
+def test_a_program_is_not_warned_of_a_save_without_an_evaluation(directory, monkeypatch):
+  told = []
+  monkeypatch.setattr(absl_logging.get_absl_logger(), "handle", lambda record: told.append(record.getMessage()))
+  before = absl_logging.get_verbosity()
+  try:
+    absl_logging.set_verbosity(absl_logging.WARNING)  # as where nobody has called log_to_stdout
+    save(directory, [small_state(1)])
+    assert told == [] and absl_logging.get_verbosity() == absl_logging.WARNING
+  finally:
+    absl_logging.set_verbosity(before)
 
 
 def test_a_new_run_has_nothing_to_restore(directory):
