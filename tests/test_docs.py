@@ -33,6 +33,10 @@ def test_links_lead_somewhere_and_each_page_is_linked():
   assert not [page for page in PAGES if page != "README.md" and (REPOSITORY / page).resolve() not in linked]
 
 
+def test_the_readme_is_short():
+  assert len(PAGES["README.md"].splitlines()) < 120  # the rest belongs to the site
+
+
 def test_files_of_ours_that_pages_name_are_there():
   inside = [REPOSITORY / "tests", *(REPOSITORY / "gdsd_jax").iterdir()]
   folders = "|".join(file.name for file in inside if file.is_dir())
