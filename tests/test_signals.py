@@ -57,6 +57,23 @@ def test_a_command_that_cannot_go_on_leaves_as_a_shell_expects(number, status):
   assert end(start("print(flush=True); stuck()", None), number)[0] == status
 
 
+BREAKING = """
+for _ in range(2):
+  broke = threading.Event()
+  with signals.broken_by(broke.set):
+    print(flush=True)
+    broke.wait()
+with signals.broken_by(lambda: print(flush=True)):
+  print(flush=True)
+  stuck()
+"""
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGINT] * 4, [signal.SIGTERM]], ids=["Ctrl-C", "SIGTERM"])
+def test_ctrl_c_breaks_off_what_is_done_and_ends_the_process_when_it_comes_again(numbers):
+  assert end(start(BREAKING), *numbers) == (75, "", "asked to stop: nothing to save\n")
+
+
 SAVING = """
 with signals.waiting(lambda: print("asked", flush=True) or "asked to stop: it is being saved"):
   print(flush=True)
