@@ -47,8 +47,9 @@ def save_adapter(path, denoiser: Denoiser, params, base_model: str, revision: st
   Raises OSError, one line naming the folder, when it cannot be written, or would replace a run or something else.
   """
   lora, factors, modules, patterns = denoiser.lora, {}, adapter_modules.modules_of(denoiser.config), {}
-  for leaf, of_leaf in adapter_modules.adapted_leaves(params["lora"]).items():
-    of_all = {factor: np.asarray(of_leaf[factor]) for factor in "ab"}
+  adapter = adapter_modules.adapted_leaves(params["lora"])
+  for leaf in (leaf for leaf in modules if leaf in adapter):  # parts of a module in the order of their rows
+    of_all = {factor: np.asarray(adapter[leaf][factor]) for factor in "ab"}
     for place, module in np.ndenumerate(modules[leaf]):
       a, b = of_all["a"][place].reshape(-1, lora.rank), of_all["b"][place].reshape(lora.rank, -1)
       factors[module] = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
@@ -157,10 +158,10 @@ def _split(config: AdapterConfig, file: Path, tensors, modules, denoiser: Denois
       rows[name] = math.prod(outputs)
   for module, names in parts.items():
     pair = [tensors.pop(_tensor_name(module, factor), None) for factor in "ab"]
-    if pair == [None, None]:
+    lacking = [_tensor_name(module, factor) for factor, tensor in zip("ab", pair) if tensor is None]
+    if len(lacking) == 2:
       continue
-    lacking = next((factor for factor, tensor in zip("ab", pair) if tensor is None), None)
-    require(lacking is None, FIELD, f"{file} lacks {_tensor_name(module, lacking or 'a')}")
+    require(not lacking, FIELD, f"{file} lacks {', '.join(lacking)}")
     expected, of_names = config.rank(module), [rows[name] for name in names]
     fits = len(pair[0]) == expected and pair[1].shape == (sum(of_names), expected)
     require(fits, FIELD, f"{module} in {file} has factors of shapes {pair[0].shape}, {pair[1].shape}, not of rank"

@@ -13,6 +13,20 @@ from gdsd_jax.paths import expanded
 # GSAI-ML/LLaDA-1.5, GSAI-ML/LLaDA-8B-Base, Dream-org/Dream-v0-Base-7B, apple/DiffuCoder-7B-Instruct.
 HUB_NAMES = {"llada_8b": LLADA.hub_name, "dream_7b": DREAM.hub_name}
 
+_SDAR = {
+  "model_type": "sdar", "head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151936, "tie_word_embeddings": False,
+  "max_position_embeddings": 32768, "rope_theta": 1000000.0, "rms_norm_eps": 1e-6, "block_size": 4,
+  "mask_token_id": 151669, "eos_token_id": 151643,
+}
+_LLADA2 = {
+  "model_type": "llada2_moe", "head_dim": 128, "num_key_value_heads": 4, "vocab_size": 157184,
+  "tie_word_embeddings": False, "rope_theta": 600000.0, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-6,
+  "num_experts": 256, "num_experts_per_tok": 8, "num_shared_experts": 1, "n_group": 8, "topk_group": 4,
+  "routed_scaling_factor": 2.5, "first_k_dense_replace": 1, "pad_token_id": 156892,
+}
+_LLADA2_MINI = {**_LLADA2, "hidden_size": 2048, "num_hidden_layers": 20, "num_attention_heads": 16,
+                "intermediate_size": 5120, "moe_intermediate_size": 512, "max_position_embeddings": 32768}
+
 # What the hub's config.json files state, as far as `parse_config` reads it.
 PUBLISHED = {
   LLADA.hub_name: {
@@ -27,6 +41,21 @@ PUBLISHED = {
     "max_position_embeddings": 131072, "rope_theta": 1000000.0, "rms_norm_eps": 1e-6,
     "mask_token_id": 151666, "eos_token_id": 151643, "pad_token_id": 151643,
   },
+  "JetLM/SDAR-1.7B-Chat": {**_SDAR, "hidden_size": 2048, "num_hidden_layers": 28, "num_attention_heads": 16,
+                           "intermediate_size": 6144},
+  "JetLM/SDAR-4B-Chat": {**_SDAR, "hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32,
+                         "intermediate_size": 9728},
+  "JetLM/SDAR-8B-Chat": {**_SDAR, "hidden_size": 4096, "num_hidden_layers": 36, "num_attention_heads": 32,
+                         "intermediate_size": 12288},
+  "JetLM/SDAR-30B-A3B-Chat": {
+    **_SDAR, "model_type": "sdar_moe", "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32,
+    "num_key_value_heads": 4, "intermediate_size": 6144, "num_experts": 128, "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768, "norm_topk_prob": True,
+  },
+  "inclusionAI/LLaDA2.0-mini": _LLADA2_MINI, "inclusionAI/LLaDA2.1-mini": _LLADA2_MINI,
+  "inclusionAI/LLaDA2.0-flash": {**_LLADA2, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+                                 "intermediate_size": 9216, "moe_intermediate_size": 1024,
+                                 "max_position_embeddings": 16384},
 }
 
 
@@ -41,5 +70,5 @@ def architecture(path_or_hub_name: str, layout: str | None = None) -> DenoiserCo
     fields = PUBLISHED[name]
     return FAMILIES[fields["model_type"].lower()].parse_config(fields)
   require(is_folder or "/" not in name, "model.path", f"{name!r} is no folder, and of the hub's models only"
-          f" {' and '.join(PUBLISHED)} are known without their files; name a folder that holds its config.json")
+          f" {', '.join(PUBLISHED)} are known without their files; name a folder that holds its config.json")
   return load_config(resolve_path(name), layout)
