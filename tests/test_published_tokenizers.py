@@ -543,3 +543,30 @@ def test_transformers_opens_what_is_exported_and_makes_the_same_tokens(request, 
   assert tokens_of(theirs, text) == tokens_of(ours, text)
   assert theirs.apply_chat_template(user("Hi"), tokenize=False, add_generation_prompt=True) == prompt
   assert theirs.mask_token_id == config.mask_token_id
+
+
+CHATML = ("{% for message in messages %}"
+          "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+
+
+def test_sdars_mask_is_known_by_its_id_whatever_its_files_call_it(dream_folder, dream_config, tmp_path):
+  folder = tmp_path / "sdar"
+  folder.mkdir()
+  for name in ("vocab.json", "merges.txt"):
+    shutil.copy(dream_folder / name, folder)
+  ids = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645, "<|MASK|>": 151669}
+  added = {str(index): {"content": token, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
+                        "special": True} for token, index in ids.items()}
+  write_json(folder / "tokenizer_config.json", {
+    "added_tokens_decoder": added, "chat_template": CHATML, "eos_token": "<|endoftext|>", "mask_token": "<|MASK|>",
+    "pad_token": "<|endoftext|>", "tokenizer_class": "Qwen2Tokenizer"})
+  write_json(folder / "added_tokens.json", {**{k: v for k, v in ids.items() if k != "<|MASK|>"}, "<MASK>": 151669})
+  write_json(folder / "special_tokens_map.json", {"mask_token": "<MASK>", "eos_token": "<|endoftext|>"})
+  config = dataclasses.replace(dream_config, family="sdar", mask_token_id=151669)
+  tokenizer = load_tokenizer(folder, config)
+  assert (tokenizer.mask_token, tokenizer.mask_token_id) == ("<|MASK|>", 151669)
+  assert stop_token_ids(tokenizer, config) == (151643, 151645)
+  prompt = chat_prompt(tokenizer, [{"role": "user", "content": "one two"}])
+  assert prompt == "<|im_start|>user\none two<|im_end|>\n<|im_start|>assistant\n"
+  assert tokenizer.encode(prompt)[0] == 151644

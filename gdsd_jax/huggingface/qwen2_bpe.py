@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+FAMILIES = ("dream", "sdar", "sdar_moe")
 # Pieces that BPE never joins: contractions, words with one leading mark or space, single digits, runs of other marks,
 # line breaks, blanks. The models were trained on these: with any other rule the same text gives other tokens.
 _SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -54,7 +55,7 @@ def _added_tokens(folder: Path) -> dict[int, Any]:
   special = _special_strings(config) | _special_strings(special_map)
   known = {token.content for token in added.values()}
   for content, index in only_ids.items():
-    if content not in known:
+    if content not in known and index not in added:  # SDAR's mask has another name there
       is_special = content in special
       added[index] = AddedToken(content, special=is_special, normalized=not is_special)
   return dict(sorted(added.items()))

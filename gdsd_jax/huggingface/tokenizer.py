@@ -20,7 +20,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 def load_tokenizer(path_or_hub_name, config: DenoiserConfig | None = None, revision: str | None = None):
   """The tokenizer of a model's folder or hub name, from its files alone: no code in the folder is ever run.
 
-  It reads tokenizer.json, or for Dream's kin vocab.json and merges.txt, and with them tokenizer_config.json,
+  It reads tokenizer.json, or for Dream and SDAR vocab.json and merges.txt, and with them tokenizer_config.json,
   special_tokens_map.json, added_tokens.json and the chat template. A base model without a template gets its family's.
   Where the tokenizer's files name no `mask_token` or `eos_token`, the model's config says which it is: `config`, or
   that of the folder's config.json. `revision` is one of the hub's.
@@ -35,7 +35,7 @@ def load_tokenizer(path_or_hub_name, config: DenoiserConfig | None = None, revis
   for file in tokenizer_files(path):
     refuse_pointer(file, "model.path")
   if not (path / "tokenizer.json").is_file():
-    if config.family != "dream":
+    if config.family not in qwen2_bpe.FAMILIES:
       raise FileNotFoundError(f"model.path: {path} has no tokenizer.json")
     for name in ("vocab.json", "merges.txt"):
       if not (path / name).is_file():
