@@ -162,21 +162,21 @@ class Golden:
     clean, noisy = self.data["train/input_ids"], self.data["train/noisy_ids"]
     if self.denoiser.config.block_length is None:
       return logp_of(self.denoiser.apply(params, noisy), clean)
-    samples = self.meta["train"].get("num_tokens_as_the_official_code_splits") or [[len(row)] for row in clean]
-    rows = []
-    for row, lengths in enumerate(samples):
-      cuts = np.cumsum([0, *lengths])
-      parts = [self.block_scores(params, clean[row, a:b], noisy[row, a:b]) for a, b in zip(cuts, cuts[1:])]
-      rows.append(jnp.concatenate(parts))
-    return jnp.stack(rows)
-
-  def block_scores(self, params, clean, noisy):
-    """Of the tokens int[L] of a sample: a row for each of its blocks, noisy there and clean before."""
-    place = np.arange(len(clean))
-    block = place // self.denoiser.config.block_length
-    tokens = np.where(block[None] < np.arange(block[-1] + 1)[:, None], clean, noisy)
-    logp = logp_of(self.denoiser.apply(params, tokens), np.broadcast_to(clean, tokens.shape))
-    return logp[block, place]
+    splits = self.meta["train"].get("num_tokens_as_the_official_code_splits") or [[len(row)] for row in clean]
+    cuts = [np.cumsum([0, *lengths]) for lengths in splits]
+    samples = [(clean[row, a:b], noisy[row, a:b]) for row, ends in enumerate(cuts) for a, b in zip(ends, ends[1:])]
+    rows, goals, which, places = [], [], [], []
+    for own, noised in samples:
+      place = np.arange(len(own))
+      block = place // self.denoiser.config.block_length
+      which.append(len(rows) + block)
+      places.append(place)
+      for number in range(block[-1] + 1):  # noisy there, clean before; what comes behind is not seen
+        fill = (0, clean.shape[1] - len(own))
+        rows.append(np.pad(np.where(block < number, own, noised), fill))
+        goals.append(np.pad(own, fill))
+    logp = logp_of(self.denoiser.apply(params, np.stack(rows)), np.stack(goals))
+    return logp[np.concatenate(which), np.concatenate(places)].reshape(clean.shape)
 
   def trace_rl(self) -> dict[str, Difference]:
     raise NotChecked("blocks are counted from the sequence's first token, not from the response's")
