@@ -165,7 +165,7 @@ class Golden:
     splits = self.meta["train"].get("num_tokens_as_the_official_code_splits") or [[len(row)] for row in clean]
     cuts = [np.cumsum([0, *lengths]) for lengths in splits]
     samples = [(clean[row, a:b], noisy[row, a:b]) for row, ends in enumerate(cuts) for a, b in zip(ends, ends[1:])]
-    rows, goals, which, places = [], [], [], []
+    rows, goals, real, which, places = [], [], [], [], []
     for own, noised in samples:
       place = np.arange(len(own))
       block = place // self.denoiser.config.block_length
@@ -175,7 +175,8 @@ class Golden:
         fill = (0, clean.shape[1] - len(own))
         rows.append(np.pad(np.where(block < number, own, noised), fill))
         goals.append(np.pad(own, fill))
-    logp = logp_of(self.denoiser.apply(params, np.stack(rows)), np.stack(goals))
+        real.append(np.arange(clean.shape[1]) < len(own))
+    logp = logp_of(self.denoiser.apply(params, np.stack(rows), np.stack(real)), np.stack(goals))
     return logp[np.concatenate(which), np.concatenate(places)].reshape(clean.shape)
 
   def trace_rl(self) -> dict[str, Difference]:
