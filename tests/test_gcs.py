@@ -6,10 +6,14 @@ import socket
 import subprocess
 import sys
 
+from etils import epath
 import pytest
 
 from gdsd_jax.runs import files
+from gdsd_jax.runs.earlier import set_aside
 from gdsd_jax.runs.files import check_workdir, JsonLines, local_folder, read_rows, write_whole
+from gdsd_jax.runs.log_config import LogConfig
+from gdsd_jax.runs.rollouts_file import FILE, RolloutsFile
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = {
@@ -47,25 +51,50 @@ def tell_generations(monkeypatch):
   monkeypatch.setattr(objects, "download", with_generation)
 
 
-@pytest.mark.slow
-def test_a_run_on_gs_is_the_local_one_and_resumes(tmp_path, monkeypatch):
+def served():
+  """An emulator, and the environment by which programs find it."""
   emulator = pytest.importorskip("gcp_storage_emulator.server")
-  tell_generations(monkeypatch)
-  gcsfs = pytest.importorskip("gcsfs")
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
   server = emulator.create_server("localhost", port, in_memory=True, default_bucket="bucket")
+  address = f"http://localhost:{port}"
+  return server, {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address,
+                  "GOOGLE_CLOUD_PROJECT": "project", "GRPC_VERBOSITY": "NONE"}
+
+
+@pytest.mark.slow
+def test_kept_rollouts_on_gs_are_the_local_ones_and_are_set_aside(tmp_path, monkeypatch):
+  pytest.importorskip("gcsfs")
+  server, environment = served()
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
   server.start()
   try:
-    address = f"http://localhost:{port}"
-    environment = {
-      "STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address, "GOOGLE_CLOUD_PROJECT": "project",
-      "GRPC_VERBOSITY": "NONE",
-    }
+    config, remote = LogConfig(keep_every=1, keep_megabytes=0.004), epath.Path("gs://bucket/run")
+    for folder, parts in ((tmp_path, [(-1, 30)]), (remote, [(-1, 17), (12, 30)])):
+      for start, end in parts:
+        file = RolloutsFile(folder, start, config)
+        for step in filter(file.keeps, range(max(start, 0) + 1, end + 1)):
+          file.write([{"step": step, "group": group, "text": "x" * (100 + step * 7 % 50)} for group in range(2)])
+    written = (remote / FILE).read_bytes()
+    assert written == (tmp_path / FILE).read_bytes() and 2000 < len(written) <= 4000
+    aside = set_aside(remote)
+    assert (aside / FILE).read_bytes() == written and not (remote / FILE).exists()
+  finally:
+    server.stop()
+
+
+@pytest.mark.slow
+def test_a_run_on_gs_is_the_local_one_and_resumes(tmp_path, monkeypatch):
+  tell_generations(monkeypatch)
+  gcsfs = pytest.importorskip("gcsfs")
+  server, environment = served()
+  server.start()
+  try:
     train("gs://bucket/run", 2, **environment)
     assert "RESUMING the run in gs://bucket/run from step 2" in train("gs://bucket/run", 3, **environment)
-    store = gcsfs.GCSFileSystem(endpoint_url=address, token="anon")
+    store = gcsfs.GCSFileSystem(endpoint_url=environment["STORAGE_EMULATOR_HOST"], token="anon")
     for name in ("metrics.jsonl", "rollouts.jsonl"):
       store.get(f"bucket/run/{name}", str(tmp_path / name))
     for name in ("config.json", "reward.png", "checkpoints/3/commit_success.txt"):

@@ -32,7 +32,8 @@ def set_aside(workdir: epath.Path) -> epath.Path | None:
       if found.is_file():
         target = aside / found.relative_to(workdir)
         target.parent.mkdir(parents=True, exist_ok=True)
-        found.rename(target)
+        write_whole(target, found.read_bytes())  # no rename: on gs:// that wants a folder, of which there are none
+        found.unlink()
   return aside
 
 
