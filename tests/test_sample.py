@@ -40,6 +40,7 @@ class Answering:
 
   def __init__(self, *texts):
     self.texts, self.chats, self.samplers, self.seeds, self.path = list(texts), [], [], [], "tiny"
+    self.is_stopped = False
     self.tokenizer, self.mask_token_id = load_tokenizer("tiny"), 413
 
   def check_room(self, sampler):
@@ -197,20 +198,34 @@ def test_the_live_view_draws_beside_the_sampler_and_goes_away():
   view, console = view_of(Answering(), 40, 10)
   drawn = threading.Event()
   draw = view._draw
-  view._draw = lambda live: (draw(live), drawn.set())
+  view._draw = lambda live, *state: (draw(live, *state), drawn.set())
   with view:
     view.see(2, np.full(8, 413), np.zeros(8))
     assert drawn.wait(30)
   assert not view.is_drawing and "step 2 of 8" in console.file.getvalue()
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_a_quick_device_did_is_shown_at_the_end_unless_the_answer_was_stopped(monkeypatch, stopped):
+  answering, drawn = Answering(), []
+  view, _ = view_of(answering, 40, 10)
+  view._draw = lambda live, step, *_: drawn.append(step)
+  monkeypatch.setattr("gdsd_jax.chat.live._SECONDS_BETWEEN", 0.01)
+  view._states.extend((step, np.full(8, 413), np.zeros(8)) for step in range(40))
+  view._over.set()  # before it could draw any
+  answering.is_stopped = stopped
+  with view:
+    pass
+  assert drawn == ([] if stopped else sorted(drawn)) and (stopped or drawn[0] == 0 and len(drawn) <= 20)
+
+
 def test_what_a_narrower_terminal_broke_into_more_lines_is_erased():
   view, console = view_of(Answering(), 60, 10)
   with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
-    view.see(1, np.full(96, 413), np.zeros(96))
-    view._draw(live)  # lines of 60 and 36 cells, and the number of the step
+    state = 1, np.full(96, 413), np.zeros(96)
+    view._draw(live, *state)  # lines of 60 and 36 cells, and the number of the step
     console._width, before = 25, len(console.file.getvalue())
-    view._draw(live)
+    view._draw(live, *state)
   assert console.file.getvalue()[before:].startswith("\x1b[2K\x1b[1A" * 3 + "\r\x1b[2K")
 
 

@@ -81,7 +81,7 @@ class Answering:
     denoiser, self.params, base = chosen.load(config.model, mesh)
     self.tokenizer = load_tokenizer(base.folder, denoiser.config)
     self.generator, self._programs = Generator(denoiser, self.tokenizer, mesh), {}
-    self._view, self._is_stopped = None, False
+    self._view, self.is_stopped = None, False  # who sees the answer that comes, and whether it is to end
 
   def check_room(self, sampler: SamplerConfig) -> None:
     """Raises ValueError where a completion leaves no position for a prompt."""
@@ -117,7 +117,7 @@ class Answering:
     rows = np.zeros(whole_batch(1, mesh), int)
     [(encoded, mask)] = generator.encode([prompt], [rows], self._widths(sampler))
     arguments = self.params, encoded, mask, jax.random.key(seed)
-    self._view, self._is_stopped = view, False
+    self._view, self.is_stopped = view, False
     program, compiling = self._program(arguments, sampler, watched=view is not None)
     with view or contextlib.nullcontext():
       started = time.monotonic()
@@ -127,16 +127,16 @@ class Answering:
     tokens, confidence, unmasked = map(first, (rollout.tokens, rollout.confidence, rollout.steps))
     [ids] = completion_ids(tokens[None], (*generator.stop_ids, self.mask_token_id))
     [text] = texts_of(self.tokenizer, [ids])
-    is_stopped = bool(np.any(tokens == self.mask_token_id)) or self._is_stopped and view is None
+    is_stopped = bool(np.any(tokens == self.mask_token_id)) or self.is_stopped and view is None
     return Answer(prompt, text, tokens, len(ids), confidence, unmasked, is_stopped, seconds, compiling, seed, sampler)
 
   def stop(self) -> None:
     """Ends the answer that comes before its next step; from any thread."""
-    self._is_stopped = True
+    self.is_stopped = True
 
   def _watch(self, step, tokens, confidence) -> bool:
     self._view.see(int(step), tokens[0], confidence[0])
-    return not self._is_stopped
+    return not self.is_stopped
 
   def _widths(self, sampler: SamplerConfig) -> tuple[int, ...]:
     """Widths that prompts are padded to: the recipe's, then twice the last each, up to what the model has room for."""

@@ -1,5 +1,6 @@
 """An answer that unmasks before one's eyes: drawn beside the device's work, at most twenty times a second."""
 
+import collections
 import contextlib
 import math
 import threading
@@ -19,21 +20,27 @@ from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.generation.tokens_told import token_pieces
 
 _SECONDS_BETWEEN = 0.05
+_LAST = 20  # states that are shown of what a quick device was done with before it could be seen: a second's
 _SHARE = 0.2  # of the time that drawing may take: it needs a core of the host, and Python's lock
 
 
 class LiveView(View):
-  """The last screenful of an answer that has something unmasked; it is gone when the answer is whole."""
+  """The last screenful of an answer that has something unmasked; it is gone when the answer is whole.
+
+  It shows the latest state. A small model is done before anybody has seen one: of its last states some follow at the
+  end, for a second at most, while the device is free.
+  """
 
   def __init__(self, console: Console, answering: Answering, sampler: SamplerConfig):
     self._console, self._answering, self._sampler = console, answering, sampler
-    self._state, self._came, self._over = None, threading.Event(), threading.Event()
+    self._states = collections.deque(maxlen=256)  # that were not drawn
+    self._came, self._over = threading.Event(), threading.Event()
     self._drawn, self._width = [], console.width  # cells of each line on the screen, and of the screen then
     self._entered = contextlib.ExitStack()
     self._thread = threading.Thread(target=self._draw_on, name="live view", daemon=True)
 
   def see(self, step, tokens, confidence):
-    self._state = step, tokens, confidence
+    self._states.append((step, tokens, confidence))
     self._came.set()
 
   def __enter__(self):
@@ -60,14 +67,21 @@ class LiveView(View):
         self._came.wait()
         self._came.clear()
         if self._over.is_set():
-          return
-        started = time.monotonic()
-        self._draw(live)
+          break
+        state, started = self._states.pop(), time.monotonic()
+        self._states.clear()
+        self._draw(live, *state)
         took = time.monotonic() - started
         self._over.wait(max(_SECONDS_BETWEEN - took, took / _SHARE - took))
+      rest, ended = list(self._states), time.monotonic()
+      for state in rest[::math.ceil(len(rest) / _LAST) or 1]:
+        if self._answering.is_stopped or time.monotonic() - ended > _LAST * _SECONDS_BETWEEN:
+          return
+        self._draw(live, *state)
+        time.sleep(_SECONDS_BETWEEN)
 
-  def _draw(self, live: Live) -> None:
-    lines = self.lines(*self._state)
+  def _draw(self, live: Live, *state) -> None:
+    lines = self.lines(*state)
     width = self._console.width
     if width < self._width:  # the terminal has broken lines that were longer
       more = sum(max(math.ceil(cells / width), 1) - 1 for cells in self._drawn)
