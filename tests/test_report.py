@@ -147,6 +147,7 @@ def test_long_series_are_thinned_to_means_with_their_range():
   assert (line["low"][7], line["high"][7]) == pytest.approx((min(values[70:80]), max(values[70:80])), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_page_has_room_for_a_hundred_steps_with_rollouts_of_thousands_of_tokens(tmp_path, monkeypatch):
   monkeypatch.undo()  # with the library
   pytest.importorskip("plotly")
@@ -230,6 +231,7 @@ def test_a_missing_chart_library_is_one_line_that_says_how_to_get_it(tmp_path, m
     write_report([str(write_run(tmp_path / "run", steps=1))], None, watch=False)
 
 
+@pytest.mark.slow
 def test_the_command_says_where_the_page_is(tmp_path):
   pytest.importorskip("plotly")
   run = write_run(tmp_path / "run", steps=1)
