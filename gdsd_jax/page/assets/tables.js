@@ -22,7 +22,7 @@ function table(heads, rows, kind = "") {
   return el(
     "div",
     {class: `scroll ${kind}`, tabindex: "0"},
-    el("table", {}, el("thead", {}, head), el("tbody", {}, body)),
+    el("table", {}, heads.some((text) => text !== "") ? el("thead", {}, head) : null, el("tbody", {}, body)),
   );
 }
 
