@@ -54,13 +54,19 @@ def recipe_of(arguments: list[str]) -> str | None:
   return importlib.util.find_spec("gdsd_jax.chat.model_alone").origin
 
 
+def names_no_recipe() -> bool:
+  return _RECIPE is not None and _WORKDIR.value is None
+
+
 def check_flags() -> None:
   """Refuses flags that contradict each other, or do nothing."""
-  alone = bool(_RECIPE) and not _RECIPE.endswith("config.json")
+  from gdsd_jax.parallel.processes import is_one_of_several
+
   asks = _PROMPT.value is not None or _INDEX.value is not None
   in_terminal = sys.stdin.isatty() and not asks
   for wrong, message in (
-    (alone and _MODEL.value is None, "--model: name one (tiny is embedded), or a run by --workdir, or a --config"),
+    (is_one_of_several(), "a sample is made by a single process, and this is one of several"),
+    (names_no_recipe() and _MODEL.value is None, "--model: name one (tiny is embedded), or a run by --workdir, or a --config"),
     (_INDEX.value is not None and _PROMPT.value is not None, "--prompt: --index names a problem; give one of them"),
     (_INDEX.value is None and _TASK.value is not None, "--task: needs --index, the number of its problem"),
     (_INDEX.value is None and flags.FLAGS["split"].present, "--split: needs --index, the number of the problem in it"),
@@ -90,7 +96,7 @@ def main():
   if _TASK.value is not None:
     recipe.task.name = _TASK.value
   chosen = ChosenModel.of_flags(_WORKDIR.value, _STEP.value, _MODEL.value, given)
-  config = sample_config(recipe, given, chosen, is_alone=_WORKDIR.value is None and bool(_RECIPE))
+  config = sample_config(recipe, given, chosen, is_alone=names_no_recipe())
   replay = None if _HTML.value is None else Replay(_HTML.value, "Answers")
   problem = messages = None
   if _INDEX.value is not None:
