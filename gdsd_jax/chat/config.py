@@ -17,7 +17,7 @@ from gdsd_jax.runs.eval_config import EvalConfig
 
 _SECTIONS = ("model.", "task.", "sampler.", "mesh.")
 _USED = ("seed", "eval.prompt", "eval.prefill", "eval.test_size")
-_LENGTH = 256  # tokens of a completion where nobody says how many; fewer of a model with few positions
+_LENGTH, _SHARE = 256, 16  # tokens of a completion where nobody says how many, and as a share of the positions at most
 _DREAMS_OWN = {"temperature": 0.2, "top_p": 0.95}  # of Dream's model card
 
 
@@ -71,7 +71,7 @@ def _fit_to_model(recipe: ConfigDict, given: Mapping[str, Any], model: DenoiserC
       sampler[name] = value
 
   default("kind", model.family if model.family in KINDS else KINDS[0])
-  default("completion_length", min(_LENGTH, 1 << (model.max_positions // 4).bit_length() - 1))
+  default("completion_length", min(_LENGTH, 1 << max(model.max_positions // _SHARE, 1).bit_length() - 1))
   default("steps", sampler.completion_length)
   if sampler.completion_length < 32:
     default("block_length", sampler.completion_length)
