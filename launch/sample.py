@@ -66,7 +66,7 @@ def check_flags() -> None:
   in_terminal = sys.stdin.isatty() and not asks
   for wrong, message in (
     (is_one_of_several(), "a sample is made by a single process, and this is one of several"),
-    (names_no_recipe() and _MODEL.value is None, "--model: name one, such as tiny, or a run by --workdir, or a --config"),
+    (names_no_recipe() and _MODEL.value is None, "--model: name one, such as tiny, or a --workdir or --config"),
     (_INDEX.value is not None and _PROMPT.value is not None, "--prompt: --index names a problem; give one of them"),
     (_INDEX.value is None and _TASK.value is not None, "--task: needs --index, the number of its problem"),
     (_INDEX.value is None and flags.FLAGS["split"].present, "--split: needs --index, the number of the problem in it"),

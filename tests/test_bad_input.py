@@ -459,7 +459,7 @@ BAD = {
   "split without a problem": Case(f"{SAMPLE} --split=train --prompt=a", "--split: needs --index, the number .*"),
   "no such task": Case(f"{SAMPLE} --index=0 --task=algebra", "task.name='algebra': unknown task, known are .*"),
   "nobody to answer": Case(
-    "launch/sample.py --prompt=a", "--model: name one, such as tiny, or a run by --workdir, or a --config"),
+    "launch/sample.py --prompt=a", "--model: name one, such as tiny, or a --workdir or --config"),
   "two to answer": Case(
     "launch/sample.py --workdir={f}/run --model=tiny --prompt=a", "--workdir: {f}/run does not exist"),
   "two models of a recipe's": Case(
