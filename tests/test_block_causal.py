@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 from conftest import slow
 import jax
@@ -37,6 +38,17 @@ def test_no_array_of_queries_times_keys_is_made_for_the_tpu():
   attend = lambda query, key, value: splash_attention(query, key, value, None, blocks=BlockCausal(32))
   text = jax.jit(attend).trace(shape(4), shape(2), shape(2)).lower(lowering_platforms=("tpu",)).as_text()
   assert "tpu_custom_call" in text and "1024x1024" not in text
+
+
+@pytest.mark.parametrize("platform, queries, positions, kernel", [
+  ("cpu", 512, None, plain_attention), ("tpu", 512, None, splash_attention), ("tpu", 512, 0, tiled_attention),
+  ("gpu", 512, None, tiled_attention), ("gpu", 32, 0, plain_attention), ("tpu", 32, None, plain_attention),
+])
+def test_where_it_is_computed_by_what(platform, queries, positions, kernel):
+  device = types.SimpleNamespace(platform=platform, compute_capability="9.0")
+  mesh = types.SimpleNamespace(devices=np.array([device]))
+  query = jax.ShapeDtypeStruct((2, queries, 4, 128), jnp.bfloat16)
+  assert attention._block_kernel(query, mesh, BlockCausal(4, positions, positions)) is kernel
 
 
 @pytest.fixture(scope="module")
