@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from batches import coupled_batch, distillation_batch
 from conftest import slow
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,12 @@ import pytest
 import gdsd_jax
 from gdsd_jax.models.config import ExpertsConfig
 from gdsd_jax.models.experts import mixture, route
-from gdsd_jax.models.lora import EXPERT_LEAVES, LoraConfig
-from gdsd_jax.parallel.mesh import make_mesh, param_shardings
+from gdsd_jax.models.lora import add_adapter, EXPERT_LEAVES, LoraConfig
+from gdsd_jax.objectives.gdsd import Gdsd
+from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
+from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
+from gdsd_jax.runs.state import init_state
+from gdsd_jax.runs.step import distillation_step, score_rollouts
 
 B, T, D, E, F = 8, 6, 16, 8, 12
 CONFIG = ExpertsConfig(count=E, per_token=3, size=F, router="sigmoid", normalised=True, scale=2.5, selection_bias=True,
@@ -167,3 +172,32 @@ def test_a_model_of_experts_is_the_same_over_a_mesh(mixed_config, sizes):
     loss = lambda params, denoiser=denoiser: jnp.sum(jnp.sin(denoiser.hidden(params, tokens)))
     values.append(jax.jit(jax.value_and_grad(loss))(init(jax.random.key(0))))
   assert_equal(*values[::-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, LoraConfig(2, 4.0, 0.0, ("q", "gate", "experts"))])
+def test_rollouts_scores_and_an_update_are_the_same_over_an_axis_of_experts(mixed_config, lora):
+  rng, found = np.random.default_rng(0), []
+  prompt, masks = rng.integers(0, 50, (8, 4)), rng.random((8, 2, 8)) < 0.5
+  tokens = np.concatenate([prompt, rng.integers(0, 50, (8, 8))], axis=1)
+  objective, optimizer = Gdsd(beta=1e-3), make_optimizer(OptimizerConfig(), updates=1)
+  sampler = gdsd_jax.SamplerConfig(completion_length=8, steps=8, block_length=4, temperature=0.7)
+  for mesh in (make_mesh(1, devices=jax.devices()[:1]), make_mesh(1, 2, 1, expert=4), make_mesh(2, 1, 2, expert=2)):
+    denoiser = gdsd_jax.Denoiser(mixed_config, mesh=mesh, remat="full")
+    params = jax.jit(denoiser.init, out_shardings=param_shardings(mesh, denoiser))(jax.random.key(0))
+    if lora is not None:
+      denoiser, params = add_adapter(denoiser, params, lora, jax.random.key(1))
+    put = lambda x, mesh=mesh: jax.device_put(x, batch_sharding(mesh))
+    rollout = gdsd_jax.sample(denoiser, params, put(prompt), None, jax.random.key(2), sampler)
+    state = init_state(denoiser, params, optimizer, seed=0, with_reference=True, mesh=mesh)
+    rollouts = jax.tree.map(put, coupled_batch(tokens, np.ones((8, 4), bool), masks))
+    static = dict(denoiser=denoiser, objective=objective)
+    scores = score_rollouts(state.student_params, rollouts, **static)
+    advantages = put(np.array([1, -1, 0.5, -0.5] * 2, np.float32))
+    batch = distillation_batch(rollouts, advantages, scores, scores, group_size=4, lengths=put(np.full(8, 8, np.int32)))
+    _, metrics = distillation_step(state, batch, optimizer=optimizer, accumulation=1, **static)
+    found.append(jax.device_get((rollout.tokens, scores.plain, metrics["loss"], metrics["grad_norm"])))
+  for tokens, *values in found[1:]:
+    np.testing.assert_array_equal(tokens, found[0][0])
+    for a, e in zip(values, found[0][1:]):
+      np.testing.assert_allclose(a, e, rtol=2e-5, atol=1e-5)
