@@ -21,7 +21,8 @@ FEWEST = {
   "train": "--config.steps=1 --config.prompts_per_step=1 --config.eval.num_examples=8 --config.eval.batch_size=8",
   "pretrain": "--config.steps=2",
   "evaluate": "--num_examples=8",
-  "exact": "--objectives=gdsd --seeds=1 --tuning_seeds=1 --rates=0.003 --steps=2 --pretraining=50",
+  "exact": "--only=objectives --objectives=gdsd --seeds=2 --tuning_seeds=1 --rates=0.003 --steps=2 --pretraining=50"
+  " --length=4 --block_length=2",
 }
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^(?:<!-- (?P<mark>[^\n]*?) -->\n)?```(?P<language>\w*)(?: title=\"(?P<title>[^\"]*)\")?\n"
