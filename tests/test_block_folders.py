@@ -19,6 +19,7 @@ from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
 from gdsd_jax.huggingface.families import FAMILIES
 from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.huggingface.published import architecture
+from gdsd_jax.models.config import ExpertsConfig
 from gdsd_jax.models.lora import add_adapter, LoraConfig, merge
 
 # Of the models' own config.json and index files; of them used for one token, where that is not all.
@@ -86,6 +87,30 @@ def test_a_folder_is_written_as_it_was_read(goldens, tmp_path, family):
   other = {name: (value, fields[name]) for name, value in told.items()
            if name in fields and fields[name] != value and name not in free}
   assert not other or other == {"pad_token_id": (None, 500)}, other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family, name, tied", [
+  ("sdar_moe", "Qwen3MoeForCausalLM", False), ("sdar", "Qwen3ForCausalLM", True)])
+def test_sdar_is_qwen3_under_a_mask_of_blocks(tiny_config, tmp_path, family, name, tied):
+  """transformers' own class reads what is written here, and computes the same, given the mask."""
+  torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+  experts = ExpertsConfig(count=8, per_token=3, size=16, normalised=True) if family == "sdar_moe" else None
+  config = dataclasses.replace(
+    tiny_config, head_dim=12, block_length=4, positions_skip_padding=True, qk_norm=True, family=family, experts=experts,
+    tied_head=tied)
+  denoiser = gdsd_jax.Denoiser(config)
+  params = jax.tree.map(lambda leaf: 3 * leaf if leaf.ndim > 2 else leaf, jax.jit(denoiser.init)(jax.random.key(0)))
+  gdsd_jax.save_pretrained(tmp_path, denoiser, params)
+  fields = json.loads((tmp_path / "config.json").read_text())
+  fields |= {"model_type": family.replace("sdar", "qwen3"), "architectures": [name], "auto_map": None}
+  (tmp_path / "config.json").write_text(json.dumps(fields))
+  model = getattr(transformers, name).from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
+  tokens, block = np.random.default_rng(0).integers(0, 60, (2, 13)), np.arange(13) // 4
+  mask = torch.where(torch.tensor(block[:, None] >= block), 0.0, -torch.inf).expand(2, 1, 13, 13)
+  with torch.no_grad():
+    expected = model(torch.tensor(tokens), attention_mask=mask).logits.numpy()
+  np.testing.assert_allclose(apply(denoiser, params, tokens), expected, atol=5e-5)
 
 
 def test_merged_experts_are_those_one_by_one(goldens, tmp_path):
