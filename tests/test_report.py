@@ -1,6 +1,7 @@
 """launch/report.py: what the page of a run, of several and of a comparison has, and what is said of bad input."""
 
 import json
+from pathlib import Path
 import random
 import threading
 import time
@@ -209,9 +210,12 @@ def test_a_comparison_has_its_tables_and_curves(tmp_path, comparison_report):  #
   (["{tmp}"], None, "--workdir: {tmp} holds no run: there is neither metrics.jsonl nor the config of one"),
   (["{tmp}/model"], None, "--workdir: {tmp}/model holds no run: there is neither metrics.jsonl nor the config of one"),
   (["s3://bucket/run"], None, "--workdir: s3://bucket/run is neither a local folder nor gs://BUCKET/FOLDER"),
-  (["{tmp}/run", "{tmp}/run"], None, "--out: say in which file the page of several folders goes"),
+  (["{tmp}/run/metrics.jsonl"], None, "--workdir: {tmp}/run/metrics.jsonl is a file; name the folder of a run"),
+  (["{tmp}/run", "{tmp}/other"], None, "--out: say in which file the page of several folders goes"),
   (["{tmp}/run"], "{tmp}", "--out: {tmp} is a folder; name a file in it"),
   (["{tmp}/run"], "{tmp}/run/config.json", "--out: {tmp}/run/config.json must end in .html"),
+  (["{tmp}/run"], "{tmp}/run/config.json/deep/page.html",
+   "--out: {tmp}/run/config.json is a file, and can hold no page.html; name another folder"),
 ])
 def test_bad_input_is_one_line(tmp_path, workdirs, out, line):
   if any("run" in workdir for workdir in workdirs):
@@ -223,6 +227,28 @@ def test_bad_input_is_one_line(tmp_path, workdirs, out, line):
     write_report([each.format(tmp=tmp_path) for each in workdirs], out and out.format(tmp=tmp_path), watch=False)
   assert str(caught.value) == line.format(tmp=tmp_path)
   assert not list(tmp_path.rglob("*.html"))
+
+
+def test_numbers_whose_sum_is_infinite_are_none(tmp_path):
+  [told] = data_of(write_run(tmp_path / "run", steps=3, more={"seconds/step": 1.7e308}))["runs"]
+  assert "seconds/step" not in told["series"] and "Time" not in [tile["label"] for tile in told["tiles"]]
+
+
+def test_a_run_that_is_named_twice_is_there_once(tmp_path, monkeypatch):
+  run = write_run(tmp_path / "sweep" / "run", steps=1)
+  write_run(tmp_path / "sweep" / "other", steps=1)
+  (tmp_path / "sweep" / "a.json").mkdir()  # no comparison
+  monkeypatch.chdir(run)
+  assert [each["name"] for each in data_of(run.parent, run, Path("."), out=tmp_path / "all.html")["runs"]] == [
+    "other", "run"]
+  write_report([".", str(run)], None, watch=False)
+  assert Elements((run / "report.html").read_text()).data["title"] == "run"
+
+
+def test_many_paths_are_not_joined_in_all_ways(tmp_path, monkeypatch):
+  tried, paths = [], [f"run{number}" for number in range(100)]
+  monkeypatch.setattr("gdsd_jax.page.folders._is_folder", tried.append)
+  assert [str(folder) for folder in named_folders([",".join(paths)])] == paths and len(tried) <= 1000
 
 
 def test_a_missing_chart_library_is_one_line_that_says_how_to_get_it(tmp_path, monkeypatch):

@@ -113,7 +113,10 @@ def test_an_object_store_gets_the_same_file(tmp_path, monkeypatch):
   assert (tmp_path / "remote" / FILE).read_bytes() == (tmp_path / FILE).read_bytes()
 
 
-@pytest.mark.parametrize("line", ["no JSON", "[]", "{}", '{"step": 1}', '{"step": null, "thinned": 0}'])
+@pytest.mark.parametrize("line", [
+  "no JSON", "[]", "{}", '{"step": 1}', '{"step": null, "thinned": 0}', '{"step": 1, "thinned": Infinity}',
+  '{"step": 1e999, "thinned": 0}', '{"step": 1, "thinned": -1}', '{"step": 1, "thinned": 99999999999}', "[" * 100_000,
+])
 def test_a_damaged_line_is_named(tmp_path, line):
   go_through(tmp_path, config_of(1000, keep_every=1), -1, 1)
   with (tmp_path / FILE).open("a") as file:

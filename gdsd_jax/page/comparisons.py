@@ -13,6 +13,8 @@ from gdsd_jax.comparison.table import BETTER, better_rows, HEADS, start_of, task
 def comparison_in(folder: epath.Path) -> dict[str, Any] | None:
   """What the report of a comparison in its folder holds, as `comparison` has it; None where there is none."""
   for file in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+    if not file.is_file():
+      continue
     try:
       found = json.loads(file.read_bytes())
       if {"config", "choices", "runs"} <= found.keys():

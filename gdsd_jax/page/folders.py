@@ -3,15 +3,16 @@
 from collections.abc import Iterable, Sequence
 import dataclasses
 import json
-import math
+import os
 from typing import Any
 
 from etils import epath
 
 from gdsd_jax.page.rollouts import group_of
-from gdsd_jax.runs.files import read_rows, run_folder
+from gdsd_jax.runs.files import absolute, read_rows, run_folder
 
 LARGEST_STEP = 2**53  # that JavaScript counts exactly
+_MOST_COMMAS = 10  # in the name of a sweep's run: of many paths not all ways to join them are tried
 FILES = ("config.json", "metrics.jsonl", "rollouts.jsonl")
 
 
@@ -47,15 +48,25 @@ def named_folders(values: Iterable[str]) -> list[epath.Path]:
   """The folders of several --workdir, each a path or several with commas between them.
 
   A path with a comma in it, as sweeps name their runs, is meant where there is one. Raises ValueError as `run_folder`.
+  One that is named twice is there once.
   """
   found = []
   for value in values:
     parts, at = value.split(","), 0
     while at < len(parts):
-      end = next((end for end in range(len(parts), at + 1, -1) if _is_folder(",".join(parts[at:end]))), at + 1)
+      ends = range(min(len(parts), at + 1 + _MOST_COMMAS), at + 1, -1)
+      end = next((end for end in ends if _is_folder(",".join(parts[at:end]))), at + 1)
       found.append(run_folder(",".join(parts[at:end])))
       at = end
-  return found
+  return once(found)
+
+
+def once(folders: Iterable[epath.Path]) -> list[epath.Path]:
+  """Each folder once, in their order, however its path is written."""
+  found: dict[epath.Path, epath.Path] = {}
+  for folder in folders:
+    found.setdefault(absolute(folder), folder)
+  return list(found.values())
 
 
 def _is_folder(text: str) -> bool:
@@ -76,6 +87,8 @@ def runs_below(folder: epath.Path) -> list[epath.Path]:
   Raises OSError, one line, where there is none.
   """
   if not folder.is_dir():
+    if folder.exists():
+      raise NotADirectoryError(f"--workdir: {folder} is a file; name the folder of a run")
     raise FileNotFoundError(f"--workdir: {folder} does not exist")
   if is_run(folder):
     return [folder]
@@ -92,7 +105,7 @@ def read_runs(folders: Sequence[epath.Path]) -> list[Run]:
 
 def _names(folders: Sequence[epath.Path]) -> list[str]:
   """The ends of the paths, as long as they need to be different."""
-  parts = [folder.parts for folder in folders]
+  parts = [absolute(folder).parts for folder in folders]  # "." has none
   for count in range(1, max(map(len, parts), default=0) + 1):
     names = ["/".join(each[-count:]) for each in parts]
     if len(set(names)) == len(names):
@@ -152,4 +165,5 @@ def _numbers(row: Any) -> dict[str, Any] | None:
 
 
 def _is_number(value: Any) -> bool:
-  return type(value) is int and abs(value) < 1e300 or isinstance(value, float) and math.isfinite(value)
+  """Whether it is a number, and not so large that the sum of a run's would be infinite."""
+  return type(value) in (int, float) and abs(value) < 1e300

@@ -12,7 +12,7 @@ from gdsd_jax.checks import require
 from gdsd_jax.page.comparisons import comparison_in
 from gdsd_jax.page.configs import config_table, environment_table
 from gdsd_jax.page.document import check_library, page
-from gdsd_jax.page.folders import FILES, is_run, named_folders, read_runs, Run, runs_below
+from gdsd_jax.page.folders import FILES, is_run, named_folders, once, read_runs, Run, runs_below
 from gdsd_jax.page.metric_groups import groups_of
 from gdsd_jax.page.replay import made_at
 from gdsd_jax.page.rollouts import that_fit
@@ -44,6 +44,8 @@ def write_report(workdirs: Sequence[str], out: str | None, watch: bool) -> None:
   file = folders[0] / "report.html" if out is None else run_folder(out, "--out")
   require(not file.is_dir(), "--out", f"{file} is a folder; name a file in it")
   require(file.suffix in (".html", ".htm"), "--out", f"{file} must end in .html")  # no other file is meant
+  taken = next((parent for parent in file.parents if parent.exists() and not parent.is_dir()), None)
+  require(out is None or taken is None, "--out", f"{taken} is a file, and can hold no {file.name}; name another folder")
   is_done = _write(folders, file, watch)
   print(f"REPORT {file} ({file.stat().length / 1e6:.1f} MB)", flush=True)
   if watch and not is_done:
@@ -83,7 +85,7 @@ def _runs(folder: epath.Path) -> list[epath.Path]:
 
 def _write(folders: Sequence[epath.Path], file: epath.Path, refresh: bool) -> bool:
   """Writes the page; returns whether nothing will change any more."""
-  runs = read_runs([run for folder in folders for run in _runs(folder)])
+  runs = read_runs(once(run for folder in folders for run in _runs(folder)))
   found = [comparison for folder in folders if not is_run(folder) and (comparison := comparison_in(folder)) is not None]
   require(len(found) <= 1, "--workdir", "a page has room for one comparison; name one of them")
   is_done = bool(runs) and all(run.is_done for run in runs)

@@ -11,6 +11,7 @@ from gdsd_jax.runs.files import add_lines, read_rows, write_whole
 from gdsd_jax.runs.log_config import LogConfig
 
 FILE = "rollouts.jsonl"
+_MOST_THINNED = 64  # times: no run has so many steps that it could be halved as often
 _log = logging.getLogger(__name__)
 
 
@@ -92,6 +93,8 @@ def _parse(line: bytes) -> tuple[_Row, int]:
   try:
     row = json.loads(line)
     thinned = int(row.pop("thinned"))
+    if not 0 <= thinned < _MOST_THINNED:
+      raise ValueError(f"thinned must lie in 0 to {_MOST_THINNED - 1}, not {thinned}")
     return _Row(int(row["step"]), json.dumps(row)[:-1]), thinned
-  except (ValueError, LookupError, AttributeError, TypeError) as error:
+  except (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError) as error:
     raise ValueError(f"no row of {FILE}: {error}") from None
