@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 import dataclasses
 import json
-import os
 from typing import Any
 
 from etils import epath
