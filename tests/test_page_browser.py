@@ -193,7 +193,37 @@ def test_completions_of_thousands_of_tokens_replay(browser, tmp_path, width):
     assert page.locator(".completion").first.locator(".t:not(.masked)").count() == 100
 
 
+@pytest.mark.slow
+def test_a_metric_that_javascript_has_a_meaning_for_is_one_of_the_runs_that_tell_it(browser, tmp_path):
+  pytest.importorskip("plotly")
+  names = ("constructor", "__proto__", "toString")
+  runs = [write_run(tmp_path / "a", more=dict.fromkeys(names, 0.5)), write_run(tmp_path / "b")]
+  with opened(browser, report(*runs, out=tmp_path / "report.html")) as page:
+    page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true })")
+    for name in names:
+      chart = page.locator("figure.chart").filter(has=page.get_by_role("heading", name=name, exact=True))
+      chart.scroll_into_view_if_needed()
+      chart.locator("path.js-line").first.wait_for(state="attached")
+
+
 # ----------------------------------------------------------------------------------------------------------- watch
+
+
+@pytest.mark.slow
+def test_a_filter_of_what_is_gone_is_forgotten(browser, tmp_path):
+  file = tmp_path / "replay.html"
+  file.write_text(replay_page("Replay", [row(1), row(2), row(3)]))
+  with opened(browser, file) as page:
+    page.get_by_label("Step", exact=True).select_option("2")
+    assert texts(page, ".group h3") == ["step 2 · group 0"]
+    file.write_text(replay_page("Replay", [row(1), row(3)]))
+    page.reload()
+    assert texts(page, ".group h3") == ["step 3 · group 0", "step 1 · group 0"]
+    page.get_by_role("searchbox", name="Search").fill("nowhere")
+    assert texts(page, ".group h3") == []
+    file.write_text(replay_page("Replay", [row(1, rewards=(1.0,))]))
+    page.reload()
+    assert texts(page, ".group h3") == ["step 1 · group 0"]
 
 
 @pytest.mark.slow

@@ -149,6 +149,7 @@ def test_fields_are_set_in_a_chat(config):
   answering = Answering("a", "b")
   said = chat(config, answering, "/set temperature 0", "/seed 7", "x", "/set kind dream", "/set temprature 1",
               "/set steps 3", "/set steps", "/set completion_length 512 steps 512", "/set temperature 1e300", "/set",
+              "/set temperature {[]:1}", f"/set temperature {'-' * 20_000}1", "/set noise [1]",
               "/sed 1", "/seed -1", "/seed 99999999999", "fake <|eot_id|>", "y")
   assert [sampler.temperature for sampler in answering.samplers] == [0, 0] and answering.seeds == [7, 8]
   for line in (
@@ -158,7 +159,8 @@ def test_fields_are_set_in_a_chat(config):
     "error: sampler.completion_length: exceeds the 256 positions of tiny", "error: sampler.temperature: must be 0, or",
     "block_length 8", "error: /sed: is none of /help, /reset, /set, /seed, /quit; did you mean 'seed'?",
     "error: /seed: needs a whole number, not '-1'", "error: /seed: must be a whole number from 0 to 4294967295",
-    "error: a user message holds <|eot_id|>",
+    "error: a user message holds <|eot_id|>", "must be a number and not negative, not '{[]:1}'",
+    "must be a number and not negative, not '----", "error: sampler.noise: '[1]' is not one of",
   ):
     assert line in said, line
 
@@ -217,6 +219,13 @@ def test_what_a_quick_device_did_is_shown_at_the_end_unless_the_answer_was_stopp
   with view:
     pass
   assert drawn == ([] if stopped else sorted(drawn)) and (stopped or drawn[0] == 0 and len(drawn) <= 20)
+
+
+def test_a_terminal_that_does_not_know_its_width_has_eighty_columns(monkeypatch):
+  monkeypatch.setenv("COLUMNS", "0")
+  assert console_on(Terminal()).width == 80
+  monkeypatch.setenv("COLUMNS", "1")
+  assert console_on(Terminal()).width == 1
 
 
 def test_what_a_narrower_terminal_broke_into_more_lines_is_erased():
@@ -283,6 +292,7 @@ def test_a_sampler_that_no_run_could_train_with_may_answer():
 @pytest.mark.parametrize("make, line", [
   (lambda folder: folder, "--html: .* is a folder; name a file in it"),
   (lambda folder: folder / "none" / "a.html", "--html: there is no folder .*none"),
+  (lambda folder: folder / "notes.txt", "--html: .*notes.txt must end in .html"),
 ])
 def test_a_file_that_cannot_be_is_refused_at_once(tmp_path, make, line):
   with pytest.raises(ValueError, match=f"^{line}$"):

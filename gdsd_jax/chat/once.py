@@ -61,7 +61,10 @@ class Screen:
 
 def console_on(stream) -> Console:
   """A console that shows text as it is."""
-  return Console(file=stream, markup=False, emoji=False, highlight=False)
+  console = Console(file=stream, markup=False, emoji=False, highlight=False)
+  if console.width < 1:  # some terminals set COLUMNS to 0, who do not know
+    console.width = 80
+  return console
 
 
 def read_prompt(flag: str | None, stream) -> str:

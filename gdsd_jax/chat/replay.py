@@ -21,6 +21,7 @@ class Replay:
     self._file, self._title, self._rows = local_folder("--html", file), title, []
     folder = self._file.parent
     require(not self._file.is_dir(), "--html", f"{self._file} is a folder; name a file in it")
+    require(self._file.suffix in (".html", ".htm"), "--html", f"{self._file} must end in .html")  # no other is meant
     require(folder.is_dir(), "--html", f"there is no folder {folder}")
     require(os.access(self._file if self._file.exists() else folder, os.W_OK) and os.access(folder, os.W_OK), "--html",
             f"{self._file} cannot be written; choose another folder")

@@ -128,8 +128,10 @@ class Session:
 def _value(word: str):
   """A number, True, False or None as it is written in Python; anything else is a word."""
   try:
-    return ast.literal_eval(word)
-  except (ValueError, SyntaxError):
+    value = ast.literal_eval(word)
+    hash(value)  # as the sampler's settings must be
+    return value
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that it raises
     return word
 
 

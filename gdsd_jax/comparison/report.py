@@ -11,13 +11,12 @@ from gdsd_jax.comparison.picture import picture
 from gdsd_jax.comparison.results import collect
 from gdsd_jax.comparison.summary import summarize
 from gdsd_jax.comparison.table import BEGIN, END, placed, tables
-from gdsd_jax.runs.files import write_whole
+from gdsd_jax.runs.files import require_folder, write_whole
 
 
 def report_folder(config: ComparisonConfig, as_given: Mapping[str, Any], folder: Path) -> str:
   """Reports what is done so far of a comparison in its folder; returns the tables. Raises OSError where it is none."""
-  if not folder.is_dir():
-    raise FileNotFoundError(f"--workdir: {folder} does not exist")
+  require_folder(folder)
   results, choices = collect(config, folder)
   return _write({"config": as_given, "choices": choices, "runs": results}, folder / f"{config.report}.json")
 

@@ -80,7 +80,7 @@ def parse_objective(text: str) -> tuple[str, dict[str, Any]]:
     require(bool(field and equals and value), "--objectives", f"{text!r} must be NAME or NAME:FIELD=VALUE:…")
     try:
       fields[field] = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that it raises
       fields[field] = value  # a word
   return name, fields
 

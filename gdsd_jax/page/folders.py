@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from gdsd_jax.page.rollouts import group_of
-from gdsd_jax.runs.files import absolute, read_rows, run_folder
+from gdsd_jax.runs.files import absolute, read_rows, require_folder, run_folder
 
 LARGEST_STEP = 2**53  # that JavaScript counts exactly
 _MOST_COMMAS = 10  # in the name of a sweep's run: of many paths not all ways to join them are tried
@@ -85,10 +85,7 @@ def runs_below(folder: epath.Path) -> list[epath.Path]:
 
   Raises OSError, one line, where there is none.
   """
-  if not folder.is_dir():
-    if folder.exists():
-      raise NotADirectoryError(f"--workdir: {folder} is a file; name the folder of a run")
-    raise FileNotFoundError(f"--workdir: {folder} does not exist")
+  require_folder(folder)
   if is_run(folder):
     return [folder]
   found = sorted(child for child in folder.iterdir() if not child.name.startswith("earlier-") and is_run(child))

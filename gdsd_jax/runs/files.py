@@ -36,6 +36,16 @@ def run_folder(value: epath.PathLike, flag: str = "--workdir") -> epath.Path:
   return epath.Path(text)
 
 
+def require_folder(folder: epath.PathLike) -> None:
+  """Raises OSError, one line, unless what --workdir names is a folder."""
+  folder = epath.Path(folder)
+  if folder.is_dir():
+    return
+  if folder.exists():
+    raise NotADirectoryError(f"--workdir: {folder} is a file; name the folder of a run")
+  raise FileNotFoundError(f"--workdir: {folder} does not exist")
+
+
 def local_folder(flag: str, value: epath.PathLike) -> Path:
   """The value of a flag as a local path. Raises ValueError as `local_path`."""
   return local_path(value, flag)

@@ -17,7 +17,7 @@ from gdsd_jax.diffusion.config import BLOCK_LENGTH, KINDS, ONLY
 from gdsd_jax.runs import rollouts_file, weights_and_biases
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import base_config, flatten, own_sections, run_config, section
-from gdsd_jax.runs.files import check_workdir, run_folder
+from gdsd_jax.runs.files import check_workdir, require_folder, run_folder
 from gdsd_jax.runs.lock import check_free
 
 _log = logging.getLogger(__name__)
@@ -45,8 +45,7 @@ def read_saved(workdir: epath.Path) -> dict[str, Any]:
   """
   check_workdir(workdir)
   file = workdir / FILE
-  if not workdir.is_dir():
-    raise FileNotFoundError(f"--workdir: {workdir} does not exist")
+  require_folder(workdir)
   if not file.is_file():
     raise FileNotFoundError(f"--workdir: {workdir} holds no run: {FILE} is missing")
   try:

@@ -55,8 +55,8 @@ function curveState(data) {
   state.linesOf = (metrics) =>
     metrics.flatMap(({name}, at) =>
       data.runs.flatMap((run, number) => {
+        if (!Object.hasOwn(run.series, name) || state.hidden.has(run.name)) return []; // "constructor" is no metric
         const series = run.series[name];
-        if (!series || state.hidden.has(run.name)) return [];
         return [{...series, x: run.axes[series.axis], name: several ? run.name : name, index: several ? number : at}];
       }),
     );

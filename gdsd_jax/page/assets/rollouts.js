@@ -89,9 +89,19 @@ function rolloutsSection(groups) {
     list.append(button);
   }
 
-  const bar = groups.length > 1 || completions > 1 ? [filterBar(groups, refresh)] : [];
+  const isLong = groups.length > 1 || completions > 1;
+  forgetWhatIsGone(groups, isLong);
+  const bar = isLong ? [filterBar(groups, refresh)] : [];
   refresh();
   return el("section", {id: "rollouts"}, el("h2", {}, "Rollouts"), ...bar, count, list);
+}
+
+/** A filter that is remembered may name what the page had before, and hide everything where nobody sees why. */
+function forgetWhatIsGone(groups, hasBar) {
+  if (!hasBar) Object.assign(filter, NO_FILTER);
+  for (const [name, options] of Object.entries(optionsOf(groups))) {
+    if (!options.some(([value]) => value === filter[name])) filter[name] = NO_FILTER[name];
+  }
 }
 
 /** What is in a list of the bar: an option for everything, and what the groups have. */
