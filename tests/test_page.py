@@ -76,8 +76,8 @@ def test_what_is_no_group_is_none(broken):
 @pytest.mark.parametrize("change", [
   {"tokens": None}, {"tokens": "abc"}, {"tokens": [1, None, {}]}, {"unmasked": [0]}, {"unmasked": [0.5, 1, 2]},
   {"unmasked": [-1, 1, 10**9]}, {"unmasked": None}, {"confidence": ["x", True, None]}, {"logp": {}}, {"rewards": [1]},
-  {"reward": "1"}, {"reward": float("inf")}, {"reward": 10**400}, {"length": None}, {"text": None}, {"text": 5},
-  {"advantage": True}, {"accuracy": float("nan")},
+  {"reward": "1"}, {"reward": float("inf")}, {"reward": 10**400}, {"length": None}, {"length": -3}, {"text": None},
+  {"text": 5}, {"advantage": True}, {"accuracy": float("nan")},
 ])
 def test_a_completion_of_other_types_is_shown_as_far_as_it_goes(change):
   group = group_of({"completions": [{**completion(["a", "b", "c"]), **change}]})
@@ -86,7 +86,7 @@ def test_a_completion_of_other_types_is_shown_as_far_as_it_goes(change):
   assert told["unmasked"] is None or all(isinstance(step, int) for step in told["unmasked"])
   for name in ("unmasked", "confidence", "logp"):
     assert told[name] is None or len(told[name]) == len(told["tokens"])
-  assert isinstance(told["length"], int) and isinstance(told["rewards"], dict)
+  assert isinstance(told["length"], int) and told["length"] >= 0 and isinstance(told["rewards"], dict)
   assert all(told[name] is None or type(told[name]) in (int, float) for name in ("reward", "accuracy", "advantage"))
 
 

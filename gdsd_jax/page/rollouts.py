@@ -44,7 +44,7 @@ def _completion(told: dict[str, Any]) -> dict[str, Any]:
     "text": text, "tokens": tokens, "unmasked": unmasked,
     "confidence": _rounded(_numbers(told.get("confidence"), len(tokens))),
     "logp": _rounded(_numbers(told.get("logp"), len(tokens))),
-    "length": len(tokens) if length is None else length,
+    "length": len(tokens) if length is None or length < 0 else length,
     "rewards": {str(name): _number(value) for name, value in rewards.items()} if isinstance(rewards, dict) else {},
     **{name: _number(told.get(name)) for name in ("reward", "accuracy", "advantage")},
   }
