@@ -97,7 +97,7 @@ class Golden:
   def generate(self, number: int) -> dict[str, Difference]:
     config, settings = self.denoiser.config, dict(self.meta["generate_cases"][number])
     if config.block_length is not None:
-      raise NotChecked("no sampler of block diffusion yet")
+      return self.generate_blocks(number, settings)
     prompt_mask = self.data["generate/prompt_mask"] if settings.pop("use_prompt_mask") else None
     kind = "llada" if config.family in SAMPLED_AS_LLADA else config.family
     sampler = gdsd_jax.SamplerConfig(kind=kind, completion_length=settings.pop("gen_length"), **settings)
@@ -109,6 +109,43 @@ class Golden:
     if f"{expected}/confidence" in self.data:
       found["confidence"] = absolute(rollout.confidence, self.data[f"{expected}/confidence"], CONFIDENCE)
     return found
+
+  def generate_blocks(self, number: int, settings) -> dict[str, Difference]:
+    """All prompts in one batch, with the exact cache and without; what the reference leaves masked ours ends."""
+    config, data = self.denoiser.config, self.data
+    if "editing_threshold" in settings:
+      raise NotChecked("no sampler replaces tokens that are set")
+    strategy = settings.get("remasking_strategy")
+    threshold = settings.get("confidence_threshold", settings.get("threshold"))
+    threshold = None if threshold is None or threshold > 1 else threshold
+    threshold = 0.0 if settings.get("top_k") == 1 else threshold  # which makes the reference sure of everything
+    stops = settings.get("stopping_criteria_idx") or [settings.get("eos_id")]
+    if stops not in ([None], [-1], [config.eos_token_id]):
+      raise NotChecked(f"the model's end of text is {config.eos_token_id}, not {stops}")
+    block = settings["block_length"]
+    length = settings["gen_length"] + block  # the last block whole
+    sampler = gdsd_jax.SamplerConfig(
+      kind="block", completion_length=length, block_length=block, cache="exact", threshold=threshold, temperature=0,
+      steps=settings.get("denoising_steps", settings.get("steps")) * (length // block),
+      early_stop=stops == [config.eos_token_id], remasking="sequential" if strategy == "sequential" else "low_confidence")
+    sample = lambda sampler: gdsd_jax.sample(
+      self.denoiser, self.params, data["generate/prompt"], data["generate/prompt_mask"], jax.random.key(0), sampler)
+    rollout, uncached = sample(sampler), sample(dataclasses.replace(sampler, cache="none"))
+    name = f"generate/case{number}"
+    expected = data[f"{name}/completion"]
+    columns = expected.shape[1]
+    known = (expected >= 0) & (expected != config.mask_token_id)
+    tokens, steps = (np.asarray(x)[:, :columns] for x in (rollout.tokens, rollout.steps))
+    ended = expected == config.mask_token_id
+    times = np.stack([np.searchsorted(np.unique(row), row) + 1 for row in np.asarray(rollout.steps)])[:, :columns]
+    other = lambda found, recorded: Difference(int(np.sum((found != recorded)[known])), 0)
+    return {
+      "other tokens": other(tokens, expected), "other steps": other(steps % sampler.block_steps, data[f"{name}/step_map"]),
+      "other times": other(times, data[f"{name}/first_unmask_times"]),
+      "not ended": Difference(int(np.sum(tokens[ended] != config.eos_token_id)), 0),
+      "uncached": Difference(int(np.sum(np.asarray(rollout.tokens != uncached.tokens))), 0),
+      "confidence": absolute(rollout.confidence, uncached.confidence, 1e-5),
+    }
 
   def loss(self, name: str) -> dict[str, Difference]:
     """Scores, loss and gradients of a loss of ours on recorded rollouts."""

@@ -20,10 +20,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gdsd_jax.checks import require
-from gdsd_jax.diffusion import dream, dream_schedule, own, prediction
+from gdsd_jax.diffusion import block_causal, dream, own, prediction
+from gdsd_jax.diffusion.commits import choose, commit_plan
 from gdsd_jax.diffusion.config import Predictions, Rollout, SamplerConfig
 from gdsd_jax.diffusion.trajectory import by_probability, comes_with_prediction, remembered, with_step
 from gdsd_jax.diffusion.watching import if_wanted, unwatchable, Watcher
@@ -67,6 +67,8 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     raise ValueError(f"watcher: {why}")
   if config.is_own:
     return own.sample(denoiser, denoiser.cast(params), prompt, prompt_mask, key, config)
+  if config.kind == "block":
+    return block_causal.sample(denoiser, denoiser.cast(params), prompt, prompt_mask, key, config, record, watcher)
   denoiser.config.require_bidirectional("sampler.kind", f"{config.kind}'s sampler")
   require("predictions" not in record or config.predicts_all, "sampler.cache, threshold, factor, early_stop",
           "must be unset where predictions are remembered: with one of them steps do not predict all masked tokens")
@@ -222,54 +224,3 @@ def predict(denoiser: Denoiser, params, hidden, unconditional, key, config: Samp
     denoiser.head(params), hidden, key, special.mask_token_id, config.temperature, unconditional, config.cfg_scale,
     config.noise, special.end_token_ids, config.eos_penalty, given, with_logp,
   )
-
-
-def commit_plan(config: SamplerConfig) -> np.ndarray:
-  """What each step of a block commits: int32[steps] numbers of tokens, without steps that would commit none.
-
-  LLaDA spreads the tokens of a block evenly, with the remainder on the first steps; for Dream see
-  `dream_schedule.commits`; its "origin", which commits at random, has shares of the masked tokens, float32[steps].
-  With a threshold or factor the plan is the least that a step commits, one.
-  """
-  length, steps = config.completion_length // config.num_blocks, config.steps // config.num_blocks
-  if config.is_parallel:
-    return np.ones(length, np.int32)
-  if config.kind == "dream":
-    if config.alg == "origin":
-      return dream_schedule.unmask_shares(steps, config.eps)
-    return np.array(dream_schedule.commits(length, steps, config.eps), np.int32)
-  each, remainder = divmod(length, steps)
-  return np.array([each + (step < remainder) for step in range(min(steps, length))], np.int32)
-
-
-def choose(confidence, masked, planned, key, config: SamplerConfig):
-  """Positions of a block that a step commits, bool[B, K].
-
-  They are some of the masked ones, bool[B, K], by float32[B, K] confidence in the predictions, or drawn by the random
-  key. `planned` is the step's entry of `commit_plan`.
-  """
-  if config.kind == "dream" and config.alg == "origin":
-    return masked & (jax.random.uniform(key, masked.shape, jnp.float32) < planned)
-  priority = confidence
-  if config.kind == "llada" and config.remasking == "random":
-    priority = jax.random.uniform(key, masked.shape, jnp.float32)
-  if config.kind == "dream" and config.alg_temp > 0:
-    # Gumbel top-k: positions without replacement, with probability softmax(confidence / alg_temp).
-    priority = confidence / config.alg_temp + jax.random.gumbel(key, masked.shape, jnp.float32)
-  rank = descending_rank(jnp.where(masked, priority, -jnp.inf))
-  chosen = rank < planned
-  if config.threshold is not None:
-    chosen |= confidence > config.threshold
-  if config.factor is not None:  # The nth surest token has rank n − 1; the left side grows with the rank.
-    chosen |= (rank + 2) * (1 - confidence) < config.factor
-  return masked & chosen
-
-
-def descending_rank(x):
-  """Rank of each entry of the last axis: 0 is the largest, and equal ones keep their order. int[...], of x's shape.
-
-  NaN ranks behind all numbers but −inf, which marks what may not be picked. So samplers come to an end even where a
-  model gives nothing but NaN.
-  """
-  x = jnp.where(jnp.isnan(x), jnp.finfo(x.dtype).min, x)
-  return jnp.argsort(jnp.argsort(-x, axis=-1, stable=True), axis=-1)

@@ -13,15 +13,16 @@ from gdsd_jax import own_code
 from gdsd_jax.checks import require, require_one_of
 from gdsd_jax.diffusion.dream_schedule import commits
 
-KINDS = ("llada", "dream")
-REMASKING = ("low_confidence", "random")
+KINDS = ("llada", "dream")  # of models whose tokens all see each other; "block" is of those that go block by block
+REMASKING = ("low_confidence", "random", "sequential")
 NOISES = ("exact", "official")
 ALGORITHMS = ("entropy", "maskgit_plus", "topk_margin", "origin")
 PROBABILITIES = ("maskgit_plus", "topk_margin")  # Algorithms whose confidence lies between 0 and 1.
-CACHES = ("none", "prefix", "dual")
+CACHES = ("none", "prefix", "dual", "exact")
 BLOCK_LENGTH = 32  # where nothing else is said: of all published runs
-ONLY = {  # fields that one of the kinds has, and the other refuses
-  "llada": ("noise", "remasking", "cfg_scale"), "dream": ("alg", "alg_temp", "top_p", "top_k", "eps"),
+ONLY = {  # fields that some of the kinds have, and the others refuse
+  ("llada",): ("cfg_scale",), ("llada", "block"): ("noise", "remasking"),
+  ("dream",): ("alg", "alg_temp", "top_p", "top_k", "eps"),
 }
 _MOST_TOKENS = 2**20  # of a completion, of a block, of the vocabulary; and no sampler has more to do in steps
 PASSED = ("denoiser", "params", "prompt", "prompt_mask", "key", "config")  # to one's own; more parameters are settings
@@ -69,11 +70,12 @@ class SamplerConfig:
   """
 
   # Denoises blocks from left to right; or "dream", the whole completion at once unless block_length says otherwise; or
-  # one's own, FILE.py:NAME.
+  # "block", block by block as block-causal models (SDAR, LLaDA 2) are (block_causal.py); or one's own, FILE.py:NAME.
   kind: str = "llada"
   completion_length: int = 256  # tokens of a completion (L)
   # Denoising steps of the whole completion, spread evenly over the blocks where there are any. With threshold or factor
-  # they do not count: a block takes at least one, and at most as many as it has tokens.
+  # they do not count: a block takes at least one, and at most as many as it has tokens. With block they count then, too:
+  # a step commits no fewer tokens than without.
   steps: int = 256
   temperature: float = 1.0  # at which tokens are sampled; 0 is greedy
   # Tokens of a block (K); completion_length for a single one. None: 32, but dream's exact sampler then has no blocks.
@@ -85,7 +87,8 @@ class SamplerConfig:
   # confidence in them: against floods of end of text, where blocks fill with it from the end. A chat format's end of
   # turn is free. LLaDA's logits_eos_inf is this at 100, say.
   eos_penalty: float = 0.0
-  remasking: str = "low_confidence"  # llada keeps a step's most confident predictions; or "random", any
+  # llada keeps a step's most confident predictions; or "random", any. With block also "sequential", the first masks.
+  remasking: str = "low_confidence"
   cfg_scale: float = 0.0  # llada's guidance; above 0, a second pass with the prompt masked doubles the cost
   # The confidence that dream orders its commits by: "entropy" (the least first), "maskgit_plus" (the probability),
   # "topk_margin" (the lead over the runner-up), or "origin" (none: positions are drawn at random).
@@ -95,7 +98,8 @@ class SamplerConfig:
   top_k: int | None = None  # nor beyond the k most probable; None is off
   eps: float = 1e-3  # time of dream's last step; times run evenly from 1 to eps, in each block where there are any
   # Keys and values that the first step of each block keeps for its other steps. With "prefix", these compute the block
-  # and what is behind it; with "dual", the block alone; with "none", the whole sequence.
+  # and what is behind it; with "dual", the block alone; with "none", the whole sequence. With "exact", which only block
+  # has, prompt and finished blocks are computed once, and steps compute the block alone: the same tokens as "none".
   cache: str = "none"
   threshold: float | None = None  # a step commits all tokens of the block that are surer, and the surest one anyway
   # A step commits the n surest tokens of the block, for the largest n with (n + 1)(1 - c) < factor, where c is the
@@ -103,12 +107,13 @@ class SamplerConfig:
   factor: float | None = None
   # Once every completion of the batch has an end of text in its finished blocks, the others are not computed but filled
   # with it, at confidence 1. Texts up to their end stay the same; what is behind it, which training scores, does not.
+  # With block, each completion is filled by itself.
   early_stop: bool = False
   own: tuple[tuple[str, Any], ...] = dataclasses.field(default_factory=tuple)  # fields that only one's own sampler has
 
   def __post_init__(self):
-    require(self.is_own or self.kind in KINDS, "sampler.kind",
-            f"{self.kind!r} is not one of {', '.join(KINDS)}; one of your own is FILE.py:NAME")
+    require(self.is_own or self.kind in (*KINDS, "block"), "sampler.kind",
+            f"{self.kind!r} is not one of {', '.join((*KINDS, 'block'))}; one of your own is FILE.py:NAME")
     for field, known in (("noise", NOISES), ("remasking", REMASKING), ("alg", ALGORITHMS), ("cache", CACHES)):
       require_one_of(f"sampler.{field}", getattr(self, field), known)
     if self.block_length is None and (self.kind != "dream" or self.is_fast):
@@ -136,9 +141,12 @@ class SamplerConfig:
   def _check_kind(self):
     dream = self.kind == "dream"
     for field in dataclasses.fields(self):
-      for kind, own in ONLY.items():
-        fits = kind == self.kind or field.name not in own or getattr(self, field.name) == field.default
-        _require(fits, field.name, f"only the {kind} sampler has it (sampler.kind is {self.kind!r})")
+      for kinds, own in ONLY.items():
+        fits = self.kind in kinds or field.name not in own or getattr(self, field.name) == field.default
+        _require(fits, field.name,
+                 f"only the {' or '.join(kinds)} sampler has it (sampler.kind is {self.kind!r})")
+    _require(self.remasking != "sequential" or self.kind == "block", "remasking",
+             f"only the block sampler has 'sequential' (sampler.kind is {self.kind!r})")
     fits = self.top_p is None or isinstance(self.top_p, Real) and 0 < self.top_p <= 1
     _require(fits, "top_p", f"must lie in (0, 1], not {self.top_p!r}")
     fits = not dream or isinstance(self.eps, Real) and 0 < self.eps < 1
@@ -160,8 +168,11 @@ class SamplerConfig:
     fits = factor is None or isinstance(factor, Real) and 0 < factor < math.inf
     _require(fits, "factor", f"must be a positive number, not {factor!r}")
     _require(not (self.is_fast and self.cfg_scale), "cfg_scale", "must be 0 with sampler.cache, threshold or factor")
+    known = ("none", "exact") if self.kind == "block" else ("none", "prefix", "dual")
+    _require(self.cache in known, "cache", f"must be one of {', '.join(known)} with the {self.kind} sampler, not"
+             f" {self.cache!r}: only of a block-causal model do the keys of finished blocks never change")
     if self.is_parallel:
-      _require(self.kind != "llada" or self.remasking == "low_confidence", "remasking",
+      _require(self.kind == "dream" or self.remasking == "low_confidence", "remasking",
                f"must be 'low_confidence' with sampler.threshold or factor, not {self.remasking!r}")
       _require(self.kind != "dream" or self.alg in PROBABILITIES, "alg",
                f"must be one of {', '.join(PROBABILITIES)} with sampler.threshold or factor, whose confidence"
@@ -195,14 +206,14 @@ class SamplerConfig:
 
     With a cache a step sees a part of the completion; the other options of Fast-dLLM leave steps out.
     """
-    return not (self.is_own or self.is_fast or self.early_stop)
+    return not (self.is_own or self.is_fast or self.early_stop or self.kind == "block")
 
   @property
   def is_blockwise(self) -> bool:
     """Whether completions are divided into blocks, as far as is known here. With llada one may be all of it."""
     if self.is_own:
       return False
-    return self.kind == "llada" or self.is_fast or self.block_length not in (None, self.completion_length)
+    return self.kind != "dream" or self.is_fast or self.block_length not in (None, self.completion_length)
 
   @property
   def num_blocks(self) -> int:
@@ -216,7 +227,7 @@ class SamplerConfig:
     Each commits a token at least, but for dream's "origin".
     """
     length, steps = self.completion_length // self.num_blocks, self.steps // self.num_blocks
-    if self.is_parallel:
+    if self.is_parallel and self.kind != "block":
       return length
     if self.kind == "dream":
       return steps if self.alg == "origin" else len(commits(length, steps, self.eps))
@@ -224,8 +235,11 @@ class SamplerConfig:
 
   @property
   def most_steps(self) -> int:
-    """Denoising steps of a completion at most; a block's begin at a multiple of `block_steps`."""
-    return self.num_blocks * self.block_steps
+    """Denoising steps of a completion at most; a block's begin at a multiple of `block_steps`.
+
+    With the block sampler there is one block more: the first may be in part the prompt's, and so may be the last.
+    """
+    return (self.num_blocks + (self.kind == "block")) * self.block_steps
 
   @property
   def forward_process(self) -> dict[str, int | str | None]:
@@ -233,7 +247,7 @@ class SamplerConfig:
 
     With Dream's `alg_temp` above 0 they are only like those, since the sampler then draws positions by confidence.
     """
-    if self.kind == "llada":
+    if self.kind != "dream":
       return dict(block_length=self.block_length, remasking=self.remasking)
     block_length = self.block_length if self.is_blockwise else None
     return dict(block_length=block_length, remasking="random" if self.alg == "origin" else "low_confidence")

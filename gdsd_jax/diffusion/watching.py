@@ -29,12 +29,14 @@ def unwatchable(config: SamplerConfig) -> str | None:
   return None
 
 
-def if_wanted(watcher: Watcher, mesh, step, rollout: Rollout, act: Callable[[Rollout], Rollout]):
+def if_wanted(watcher: Watcher, mesh, step, rollout: Rollout, act: Callable[[Rollout], Rollout],
+              completions: Callable[[Rollout], Rollout] = lambda rollout: rollout):
   """(whether the watcher wants the step, bool[], and act(rollout) if so, otherwise the rollout as it is).
 
-  What is computed next depends on its answer, and so calls come in the order of the steps.
+  `completions` gives what is shown of a rollout that holds more. What is computed next depends on its answer, and so calls come in the order of the steps.
   """
   look = lambda step, tokens, confidence: np.bool_(watcher(*map(np.array, (step, tokens, confidence))))
-  seen = [constrain(x, mesh, None, None) for x in (rollout.tokens, rollout.confidence)]  # one device has all of it
+  shown = completions(rollout)
+  seen = [constrain(x, mesh, None, None) for x in (shown.tokens, shown.confidence)]  # one device has all of it
   wanted = io_callback(look, jax.ShapeDtypeStruct((), jnp.bool_), step, *seen)
   return wanted, jax.lax.cond(wanted, act, lambda rollout: rollout, rollout)

@@ -103,8 +103,7 @@ class Denoiser:
   def hidden_and_cache(self, params, tokens, attention_mask=None):
     """As `hidden`, without dropout: ([B, T, D], KeysAndValues [layers, B, T, K, H]), for `window` to go on from."""
     x, cache = self._whole(params, tokens, attention_mask, keep=True)
-    layout = lambda x: constrain(x, self.mesh, "layers", "batch", None, "kv_heads", "head_dim")
-    return self._aligned(params, x), jax.tree.map(layout, cache)
+    return self._aligned(params, x), self._laid_out(cache)
 
   def window(self, params, tokens, start, width: int, cache: KeysAndValues, attention_mask=None):
     """Hidden states of a part of the sequence, at the cost of that part; exact if nothing else changed since `cache`.
@@ -120,14 +119,27 @@ class Denoiser:
     """
     # Where the token before predicts a token, it belongs to the window; the last one's output is not asked for.
     first, count = (start - 1, width + 1) if self.config.shifted_output else (start, width)
+    x, _ = self._part(params, tokens, first, count, cache, attention_mask)
+    return rms_norm(x[:, :width], params["final_norm"], self.config.norm_epsilon)
+
+  def extended(self, params, tokens, start, width: int, cache: KeysAndValues, attention_mask=None) -> KeysAndValues:
+    """The cache with the keys and values of a window's tokens; arguments as of `window`, the output not shifted."""
+    _, cache = self._part(params, tokens, start, width, cache, attention_mask, keep=True)
+    return self._laid_out(cache)
+
+  def _laid_out(self, cache: KeysAndValues) -> KeysAndValues:
+    layout = lambda x: constrain(x, self.mesh, "layers", "batch", None, "kv_heads", "head_dim")
+    return jax.tree.map(layout, cache)
+
+  def _part(self, params, tokens, first, count: int, cache: KeysAndValues, attention_mask, keep: bool = False):
+    """A pass over a part of the sequence, as `_blocks`."""
     within = lambda x: jax.lax.dynamic_slice_in_dim(x, first, count, axis=1)
     context = self._context(tokens, attention_mask)
     positions = within(context.positions)
     if context.blocks is not None:
       context = context._replace(blocks=context.blocks._replace(query=positions, key=context.positions))
     context = context._replace(positions=positions, start=first)
-    x, _ = self._blocks(params, within(tokens), context, cache=cache)
-    return rms_norm(x[:, :width], params["final_norm"], self.config.norm_epsilon)
+    return self._blocks(params, within(tokens), context, cache=cache, keep=keep)
 
   def _context(self, tokens, attention_mask) -> Context:
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -170,7 +182,7 @@ class Denoiser:
     embedded = constrain(embedded, self.mesh, "batch", None, None)
     x, kept = embedded, []
     for stack, layers in stacks(self.config).items():
-      of_stack_alone = functools.partial(jax.tree.map, functools.partial(_part, layers=layers))
+      of_stack_alone = functools.partial(jax.tree.map, functools.partial(_of_layers, layers=layers))
       x, of_layers = jax.lax.scan(
         self._rematerialised(functools.partial(apply_block, of_stack(axes, stack, adapted))), x,
         (of_stack(params, stack, adapted), of_stack_alone(dropout_keys), of_stack_alone(cache)),
@@ -192,6 +204,6 @@ class Denoiser:
     return jnp.concatenate([x[:, :1], x[:, :-1]], axis=1) if self.config.shifted_output else x
 
 
-def _part(of_all, layers: range):
+def _of_layers(of_all, layers: range):
   """These layers of an array of all."""
   return of_all if len(of_all) == len(layers) else of_all[layers.start:layers.stop]

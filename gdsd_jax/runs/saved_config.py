@@ -102,7 +102,7 @@ def _unheeded(sampler: Mapping[str, Any]) -> set[str]:
   """
   if "noise" in sampler or sampler.get("kind") not in KINDS:
     return set()
-  others = [f"sampler.{name}" for kind, names in ONLY.items() if kind != sampler["kind"] for name in names]
+  others = [f"sampler.{name}" for kinds, names in ONLY.items() if sampler["kind"] not in kinds for name in names]
   return {*others, *(_BLOCKS if sampler.get("block_length") == BLOCK_LENGTH else ())}
 
 
