@@ -113,6 +113,8 @@ class Golden:
   def generate_blocks(self, number: int, settings) -> dict[str, Difference]:
     """All prompts in one batch, with the exact cache and without; what the reference leaves masked ours ends."""
     config, data = self.denoiser.config, self.data
+    if f"generate/case{number}/completion" not in self.data:
+      raise NotChecked(f"generate/case{number}/completion was not recorded")
     if "editing_threshold" in settings:
       raise NotChecked("no sampler replaces tokens that are set")
     strategy = settings.get("remasking_strategy")
@@ -127,7 +129,8 @@ class Golden:
     sampler = gdsd_jax.SamplerConfig(
       kind="block", completion_length=length, block_length=block, cache="exact", threshold=threshold, temperature=0,
       steps=settings.get("denoising_steps", settings.get("steps")) * (length // block),
-      early_stop=stops == [config.eos_token_id], remasking="sequential" if strategy == "sequential" else "low_confidence")
+      early_stop=stops == [config.eos_token_id],
+      remasking="sequential" if strategy == "sequential" else "low_confidence")
     sample = lambda sampler: gdsd_jax.sample(
       self.denoiser, self.params, data["generate/prompt"], data["generate/prompt_mask"], jax.random.key(0), sampler)
     rollout, uncached = sample(sampler), sample(dataclasses.replace(sampler, cache="none"))
@@ -140,7 +143,8 @@ class Golden:
     times = np.stack([np.searchsorted(np.unique(row), row) + 1 for row in np.asarray(rollout.steps)])[:, :columns]
     other = lambda found, recorded: Difference(int(np.sum((found != recorded)[known])), 0)
     return {
-      "other tokens": other(tokens, expected), "other steps": other(steps % sampler.block_steps, data[f"{name}/step_map"]),
+      "other tokens": other(tokens, expected),
+      "other steps": other(steps % sampler.block_steps, data[f"{name}/step_map"]),
       "other times": other(times, data[f"{name}/first_unmask_times"]),
       "not ended": Difference(int(np.sum(tokens[ended] != config.eos_token_id)), 0),
       "uncached": Difference(int(np.sum(np.asarray(rollout.tokens != uncached.tokens))), 0),

@@ -90,4 +90,4 @@ def test_a_command_tells_each_case_and_its_misses(goldens, tmp_path, capsys):
   assert check_models.main(str(folder)) == 1
   lines = capsys.readouterr().out.splitlines()
   assert lines[0].startswith("forward ") and lines[0].endswith("MISS") and not lines[1].endswith("MISS")
-  assert lines[2] == "generate 0             not checked: no sampler of block diffusion yet"
+  assert lines[2] == "generate 0             not checked: generate/case0/completion was not recorded"

@@ -84,7 +84,7 @@ def test_a_recipe_sets_its_settings_which_evaluations_have_too(monkeypatch):
   assert config.sampler.own == (("window", 2),)
   with pytest.raises(ValueError, match="sampler.windw: .* no such setting; it has window"):
     run_config(recipe(windw=2))
-  with pytest.raises(ValueError, match="sampler.kind: 'other' is not one of llada, dream; one of your own is FILE.py"):
+  with pytest.raises(ValueError, match="'other' is not one of llada, dream, block; one of your own is FILE.py"):
     gdsd_jax.SamplerConfig(kind="other")
 
 

@@ -3,10 +3,10 @@
 A token sees its own block and all earlier ones, so a finished block's keys and values never change: they are computed
 once, and a denoising step computes its block alone, exactly.
 
-Blocks are counted from the first real token. The last tokens of a prompt share a block with the first new ones. Each row
-is shifted so that these blocks begin in one column, and with them all later blocks; the prompt's whole blocks lie
-before that column. At the end each completion is cut out of its row. Its last block is sampled whole, and what exceeds
-the completion is dropped, as in the authors' code.
+Blocks are counted from the first real token. The last tokens of a prompt share a block with the first new ones. Each
+row is shifted so that these blocks begin in one column, and with them all later blocks; the prompt's whole blocks lie
+before it. At the end each completion is cut out of its row. Its last block is sampled whole, and what exceeds the
+completion is dropped, as in the authors' code.
 
 In a step, the surest predictions are committed, as many as the steps of the block demand; with a threshold or factor,
 all that are sure enough, and no fewer than that. The count starts anew in each block and never exceeds the masks left.
@@ -31,10 +31,7 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
            watcher: Watcher | None) -> Rollout:
   """As `blockwise.sample`, of cast params. Step numbers of a block begin at a multiple of `config.block_steps`."""
   model, (batch, prompt_length), width = denoiser.config, prompt.shape, config.block_length
-  require(model.block_length is not None, "sampler.kind", "'block' samples models that attend from block to block; of"
-          f" the family {model.family} all tokens see each other: choose llada or dream")
-  require(model.block_length == width, "sampler.block_length",
-          f"{width} is not the model's block length; give {model.block_length}")
+  config.require_same_attention(model)
   require("predictions" not in record, "sampler.kind", "'block' predicts one block at a time, so predictions of the"
           " whole completion cannot be remembered")
   real = jnp.ones(prompt.shape, bool) if prompt_mask is None else prompt_mask.astype(bool)

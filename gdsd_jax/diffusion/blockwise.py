@@ -67,9 +67,9 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     raise ValueError(f"watcher: {why}")
   if config.is_own:
     return own.sample(denoiser, denoiser.cast(params), prompt, prompt_mask, key, config)
+  config.require_same_attention(denoiser.config)
   if config.kind == "block":
     return block_causal.sample(denoiser, denoiser.cast(params), prompt, prompt_mask, key, config, record, watcher)
-  denoiser.config.require_bidirectional("sampler.kind", f"{config.kind}'s sampler")
   require("predictions" not in record or config.predicts_all, "sampler.cache, threshold, factor, early_stop",
           "must be unset where predictions are remembered: with one of them steps do not predict all masked tokens")
   readable = prompt_length > 0 or not (config.is_fast and denoiser.config.shifted_output)

@@ -12,9 +12,10 @@ import jax
 from gdsd_jax import own_code
 from gdsd_jax.checks import require, require_one_of
 from gdsd_jax.diffusion.dream_schedule import commits
+from gdsd_jax.models.config import DenoiserConfig
 
 KINDS = ("llada", "dream")  # of models whose tokens all see each other; "block" is of those that go block by block
-REMASKING = ("low_confidence", "random", "sequential")
+REMASKING = ("low_confidence", "random")
 NOISES = ("exact", "official")
 ALGORITHMS = ("entropy", "maskgit_plus", "topk_margin", "origin")
 PROBABILITIES = ("maskgit_plus", "topk_margin")  # Algorithms whose confidence lies between 0 and 1.
@@ -74,8 +75,8 @@ class SamplerConfig:
   kind: str = "llada"
   completion_length: int = 256  # tokens of a completion (L)
   # Denoising steps of the whole completion, spread evenly over the blocks where there are any. With threshold or factor
-  # they do not count: a block takes at least one, and at most as many as it has tokens. With block they count then, too:
-  # a step commits no fewer tokens than without.
+  # they do not count: a block takes at least one, and at most as many as it has tokens. With block they do: a step then
+  # commits no fewer tokens than without.
   steps: int = 256
   temperature: float = 1.0  # at which tokens are sampled; 0 is greedy
   # Tokens of a block (K); completion_length for a single one. None: 32, but dream's exact sampler then has no blocks.
@@ -114,7 +115,8 @@ class SamplerConfig:
   def __post_init__(self):
     require(self.is_own or self.kind in (*KINDS, "block"), "sampler.kind",
             f"{self.kind!r} is not one of {', '.join((*KINDS, 'block'))}; one of your own is FILE.py:NAME")
-    for field, known in (("noise", NOISES), ("remasking", REMASKING), ("alg", ALGORITHMS), ("cache", CACHES)):
+    orders = *REMASKING, "sequential"
+    for field, known in (("noise", NOISES), ("remasking", orders), ("alg", ALGORITHMS), ("cache", CACHES)):
       require_one_of(f"sampler.{field}", getattr(self, field), known)
     if self.block_length is None and (self.kind != "dream" or self.is_fast):
       object.__setattr__(self, "block_length", BLOCK_LENGTH)
@@ -178,6 +180,18 @@ class SamplerConfig:
                f"must be one of {', '.join(PROBABILITIES)} with sampler.threshold or factor, whose confidence"
                f" lies between 0 and 1, not {self.alg!r}")
       _require(not self.alg_temp, "alg_temp", "must be 0 with sampler.threshold or factor, which draw no positions")
+
+  def require_same_attention(self, model: DenoiserConfig, field: str = "sampler.kind") -> None:
+    """Raises ValueError, one line, unless the sampler is for models that attend as this one does; or one's own."""
+    if self.kind == "block":
+      require(model.block_length is not None, "sampler.kind", "'block' is for models that attend from block to block;"
+              f" of the family {model.family} all tokens see each other: choose one of {', '.join(KINDS)}")
+      _require(model.block_length == self.block_length, "block_length",
+               f"{self.block_length} is not the model's block length; give {model.block_length}")
+    elif not self.is_own:
+      require(model.block_length is None, field, f"{self.kind}'s sampler knows models whose tokens all see each other;"
+              f" those of the family {model.family} attend from block to block: give sampler.kind=block and"
+              f" sampler.block_length={model.block_length}")
 
   @property
   def settings(self) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def if_wanted(watcher: Watcher, mesh, step, rollout: Rollout, act: Callable[[Rol
               completions: Callable[[Rollout], Rollout] = lambda rollout: rollout):
   """(whether the watcher wants the step, bool[], and act(rollout) if so, otherwise the rollout as it is).
 
-  `completions` gives what is shown of a rollout that holds more. What is computed next depends on its answer, and so calls come in the order of the steps.
+  `completions` gives what is shown of a rollout that holds more. What is computed next depends on the watcher's answer,
+  and so calls come in the order of the steps.
   """
   look = lambda step, tokens, confidence: np.bool_(watcher(*map(np.array, (step, tokens, confidence))))
   shown = completions(rollout)

@@ -165,7 +165,7 @@ def draws(sampler: SamplerConfig) -> bool:
   """Whether its completions depend on the random key."""
   if sampler.is_own or sampler.temperature > 0:
     return True
-  return sampler.remasking == "random" if sampler.kind == "llada" else sampler.alg == "origin" or sampler.alg_temp > 0
+  return sampler.remasking == "random" if sampler.kind != "dream" else sampler.alg == "origin" or sampler.alg_temp > 0
 
 
 def fingerprint(params) -> str:

@@ -28,6 +28,7 @@ class SamplerTable(NamedTuple):
 def check_enumerable(config: SamplerConfig) -> None:
   """Raises ValueError for a sampler whose draws have no probabilities here."""
   require(not config.is_own, "sampler.kind", f"{config.kind} is one of your own, whose distribution is not known here")
+  require(config.kind != "block", "sampler.kind", "block's draws are not enumerated here: choose llada or dream")
   require(config.cache == "none", "sampler.cache",
           "must be none: with a cache, what a step computes depends on earlier states, too")
   require(not config.early_stop, "sampler.early_stop", "must be False: it depends on the other rows of a batch")

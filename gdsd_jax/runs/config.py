@@ -252,8 +252,7 @@ def evaluation_samplers(config: RunConfig) -> dict[int, SamplerConfig]:
 def validate_family(config: RunConfig, architecture: DenoiserConfig, model: str) -> None:
   """Raises ValueError where a model of one published family would be sampled as another is, unless one insists."""
   kind, family = config.sampler.kind, architecture.family
-  if not config.sampler.is_own:
-    architecture.require_bidirectional("model.path", f"{kind}'s sampler")
+  config.sampler.require_same_attention(architecture, "model.path")
   own = "llada" if family in SAMPLED_AS_LLADA else family
   require({kind, own} != set(KINDS) or config.rollouts.other_family, "sampler.kind",
           f"{kind!r} is not how {model} is sampled, a model of the family {family}; give"
