@@ -27,7 +27,7 @@ def blocks(tiny_config):
   config = dataclasses.replace(tiny_config, block_length=K, positions_skip_padding=True, qk_norm=True)
   denoiser = Denoiser(config)
   params = jax.jit(denoiser.init)(jax.random.key(0))
-  return denoiser, params | {"head": params["head"] * 30}  # sure of some tokens, and not of others
+  return denoiser, params | {"head": params["head"] * 5}  # sure of some tokens, and not of others
 
 
 def sampled(blocks, config, record=("logp",)):
@@ -60,7 +60,8 @@ def one_by_one(blocks, prompt, config):
       order = np.argsort(-sure, kind="stable")
       count = max(min(quota, len(masks)), int(np.sum(sure > (config.threshold or 1))))
       if config.factor is not None:
-        count = max([count, *(n for n in range(1, len(masks) + 1) if (n + 1) * (1 - sure[order][n - 1]) < config.factor)])
+        ranked = enumerate(sure[order], 1)
+        count = max([count, *(n for n, share in ranked if (n + 1) * (1 - share) < config.factor)])
       chosen = masks[order[:count]]
       canvas[chosen] = shares.argmax(-1)[chosen]
       steps[chosen] = (block - first) * each + index
@@ -114,7 +115,7 @@ def test_it_remembers_the_log_probability_with_which_tokens_are_drawn(blocks):
     np.testing.assert_allclose(rollout.entropy[row][now], entropy[now], atol=1e-4)
 
 
-@pytest.mark.parametrize("sizes", [slow(8, 1, 1), slow(1, 8, 1), slow(1, 4, 2), slow(2, 2, 2)])
+@pytest.mark.parametrize("sizes", [slow((8, 1, 1)), slow((1, 8, 1)), slow((1, 4, 2)), slow((2, 2, 2))])
 def test_a_mesh_changes_nothing(blocks, sizes):
   denoiser, params = blocks
   mesh = make_mesh(*sizes)
