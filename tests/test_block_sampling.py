@@ -85,7 +85,7 @@ def test_it_is_a_loop_over_single_prompts_with_the_cache_and_without(blocks, cha
   np.testing.assert_allclose(rollout.confidence, uncached.confidence, atol=1e-5)
 
 
-@slow
+@pytest.mark.slow
 def test_an_end_of_text_in_the_prompt_ends_nothing_and_one_of_its_own_ends_each_completion(blocks):
   denoiser, params = blocks
   free = sampled(blocks, BLOCK)
@@ -99,6 +99,7 @@ def test_an_end_of_text_in_the_prompt_ends_nothing_and_one_of_its_own_ends_each_
     np.testing.assert_array_equal(rollout.tokens[row], tokens)
 
 
+@pytest.mark.slow
 def test_it_remembers_the_log_probability_with_which_tokens_are_drawn(blocks):
   denoiser, params = blocks
   config = dataclasses.replace(BLOCK, temperature=0.7)
