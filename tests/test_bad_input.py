@@ -182,7 +182,7 @@ BAD = {
   "too small": Case(f"{TRAIN} --config.objective.epsilon=1e-300", "objective.epsilon: must be 0, or between 1e-37 .*"),
   "seconds": Case(f"{TRAIN} --config.log.plot_seconds=-1", "log.plot_seconds: must be at least 0, not -1.0"),
   "no alg": Case(f"{TRAIN} --config.eval.alg=", "eval.alg: '' is not one of entropy, .*"),
-  "no cache": Case(f"{TRAIN} --config.eval.cache=", "eval.cache: '' is not one of none, prefix, dual"),
+  "no cache": Case(f"{TRAIN} --config.eval.cache=", "eval.cache: '' is not one of none, prefix, dual, exact"),
   "sampler": Case(f"{TRAIN} --config.sampler.kind=gpt", "sampler.kind: 'gpt' is not one of llada, dream.*"),
   "block": Case(
     f"{TRAIN} --config.sampler.block_length=5", "sampler.block_length: 5 must divide completion_length, 16"),

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 import gdsd_jax
 from gdsd_jax.diffusion import dream
-from gdsd_jax.diffusion.blockwise import commit_plan
+from gdsd_jax.diffusion.commits import commit_plan
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.huggingface import weights as huggingface
 
@@ -328,7 +328,7 @@ def test_forward_process_is_that_of_the_sampler():
   (dict(kind="llada", eps=0.1), "sampler.eps: only the dream"),
   (dict(kind="llada", alg_temp=0.1), "sampler.alg_temp: only the dream"),
   (dict(noise="official"), "sampler.noise: only the llada"),
-  (dict(remasking="random"), r"sampler.remasking: only the llada sampler has it \(sampler.kind is 'dream'\)"),
+  (dict(remasking="random"), r"sampler.remasking: only the llada or block sampler has it \(sampler.kind is 'dream'\)"),
   (dict(block_length=48), "sampler.block_length: 48 must divide completion_length, 256"),
   (dict(block_length=512), "sampler.block_length: 512 must divide"), (dict(block_length=0), "sampler.block_length"),
   (dict(block_length=8, steps=100), "sampler.steps: 100 must be a multiple of the 32 blocks"),

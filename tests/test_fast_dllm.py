@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gdsd_jax.diffusion.blockwise import choose, sample
+from gdsd_jax.diffusion.blockwise import sample
+from gdsd_jax.diffusion.commits import choose
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gdsd_jax.diffusion.blockwise import commit_plan, descending_rank, sample
+from gdsd_jax.diffusion.blockwise import sample
+from gdsd_jax.diffusion.commits import commit_plan, descending_rank
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.models.denoiser import Denoiser
 

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from gdsd_jax.checks import require, require_at_least, require_int32, require_one_of
-from gdsd_jax.diffusion.blockwise import commit_plan
+from gdsd_jax.diffusion.commits import commit_plan
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.huggingface.published import architecture, HUB_NAMES
 from gdsd_jax.models.config import DenoiserConfig

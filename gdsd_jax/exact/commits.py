@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 
-from gdsd_jax.diffusion.blockwise import choose
+from gdsd_jax.diffusion.commits import choose
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.exact.states import all_digits
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gdsd_jax.checks import require
-from gdsd_jax.diffusion.blockwise import commit_plan
+from gdsd_jax.diffusion.commits import commit_plan
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.exact.commits import commits
 from gdsd_jax.exact.states import all_digits, Space
