@@ -12,11 +12,11 @@ import threading
 
 from rich.cells import cell_len, set_cell_size
 
-_COLUMNS = 80  # of a terminal that does not tell
+_COLUMNS = 80  # the width of a terminal that does not tell
 _PATIENCE = 0.5  # seconds that a last word waits for a terminal that takes nothing
 _CLEAR = "\r\x1b[J"  # from the beginning of the line to the end of the screen: a resized terminal may have wrapped it
 
-_lock = threading.RLock()  # of all that is written, and of what follows
+_lock = threading.RLock()  # guards all that is written, and what follows
 _line = ""  # what is shown and goes away again
 _terminal: "_Stream | None" = None  # where it is shown
 _ended = False  # whether this process is about to leave

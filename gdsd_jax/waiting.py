@@ -17,7 +17,7 @@ from gdsd_jax import screen
 _log = logging.getLogger(__name__)
 
 _TICK = 0.2  # seconds between looks at what is waited for
-_FIRST_LINE = 0.4  # of a terminal: what is done sooner needs no word
+_FIRST_LINE = 0.4  # seconds, in a terminal: what is done sooner needs no word
 _FIRST_LOGGED, _LONGEST_SILENCE = 10.0, 600.0
 _SURE = 2.0  # seconds of work before there is a word on how long the rest will take
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -45,7 +45,7 @@ class Clock:
       self.left_out += end - start
 
 
-clock = Clock()  # of all estimates: it stands still while something is compiled
+clock = Clock()  # all estimates go by it: it stands still while something is compiled
 
 
 class Wait:

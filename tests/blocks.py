@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from conftest import REPOSITORY
 
-# Of each command that takes long, what has it do as little as shows that it works.
+# For each command that takes long: what has it do as little as shows that it works.
 FEWEST = {
   "train": "--config.steps=1 --config.prompts_per_step=1 --config.eval.num_examples=8 --config.eval.batch_size=8",
   "pretrain": "--config.steps=2",

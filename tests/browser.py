@@ -30,7 +30,7 @@ def until(page, expression: str) -> None:
   while not holds:
     assert time.monotonic() < end, f"still not so: {expression}"
     page.wait_for_timeout(50)
-    with contextlib.suppress(error):  # of a page that loads itself again just now
+    with contextlib.suppress(error):  # the page may load itself again just now
       holds = page.evaluate(expression)
 
 

@@ -22,7 +22,7 @@ from gdsd_jax.huggingface.published import architecture
 from gdsd_jax.models.config import ExpertsConfig
 from gdsd_jax.models.lora import add_adapter, LoraConfig, merge
 
-# Of the models' own config.json and index files; of them used for one token, where that is not all.
+# From the models' own config.json and index files; the second number is used for one token, where that is not all.
 COUNTS = {
   "JetLM/SDAR-1.7B-Chat": (2_031_739_904, None), "JetLM/SDAR-4B-Chat": (4_411_424_256, None),
   "JetLM/SDAR-8B-Chat": (8_190_735_360, None), "JetLM/SDAR-30B-A3B-Chat": (30_532_122_624, 3_353_032_704),

@@ -35,7 +35,7 @@ def test_each_script_has_its_picture_which_is_small_and_as_wide_as_a_phone():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWN)
 def test_each_script_draws_its_picture_again(name, tmp_path):
-  """Of the embedded model, another of which drew unmasking.png."""
+  """Rollouts of the embedded model, another of which drew unmasking.png."""
   out = tmp_path / "drawn.png"
   command = [sys.executable, str(FOLDER / f"{name}.py"), f"--out={out}"]
   environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": ""}

@@ -146,7 +146,7 @@ def test_two_processes_compute_what_one_computes(one, two):
 def test_two_processes_keep_the_rollouts_that_one_keeps(one, two):
   rows, other = (read_rows(workdir / "rollouts.jsonl") for workdir in (one, two[0]))
   assert [(row["step"], row["group"]) for row in other] == [(1, 0), (1, 1), (3, 0), (3, 1)]
-  for row, expected in zip(other[:2], rows):  # of the first step, sampled by the same parameters
+  for row, expected in zip(other[:2], rows):  # the first step's, sampled by the same parameters
     assert (row["prompt"], row["reference"]) == (expected["prompt"], expected["reference"])
     for completion, its in zip(row["completions"], expected["completions"], strict=True):
       for name in ("confidence", "logp"):

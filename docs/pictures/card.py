@@ -11,12 +11,12 @@ matplotlib.use("Agg")
 
 INK, PALE, GRAY = "#1f2430", "#e3e6ec", "#6b7280"
 BLUE, ORANGE, GREEN = "#2f6fde", "#d9631e", "#1b8a5a"
-COLORS = matplotlib.colormaps["plasma"]  # of steps, from the first to the last
+COLORS = matplotlib.colormaps["plasma"]  # colours steps, from the first to the last
 _WIDTH, _DPI = 7.8, 100  # 780 dots: two for each of a phone's 390
-# Of rows of tokens: width of a letter and distance of rows, in sizes of the monospaced font; letters left free in a
+# Rows of tokens: width of a letter and distance of rows, in sizes of the monospaced font; letters left free in a
 # token's box; how far below the middle of a row letters stand, in rows.
 _LETTER, _APART, _PADDING, _BELOW = 0.602, 1.7, 0.45, 0.2
-_ENDS = {"<|endoftext|>": "▪", "<|eot_id|>": "▪"}  # of the embedded model; a row has many
+_ENDS = {"<|endoftext|>": "▪", "<|eot_id|>": "▪"}  # the embedded model's; a row has many
 
 plt.rcParams.update({
   "font.size": 15, "axes.edgecolor": GRAY, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,

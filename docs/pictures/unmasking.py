@@ -9,7 +9,7 @@ import numpy as np
 from rollouts import Model, SAMPLER, TASK
 
 SHOWN = (2, 4, 6, 8, 10, 12, 14, 16)  # after how many steps
-PROBLEM = 10  # of the test split; its answer has two digits
+PROBLEM = 10  # its index in the test split; its answer has two digits
 LABEL = 4  # letters for the number of steps
 
 

@@ -22,7 +22,7 @@ from gdsd_jax.runs.given import load_config
 
 QUESTIONS = ("Tom has 3 apples and buys 2 more. How many apples does Tom have?",
              "A box holds 9 coins. Eva takes out 4. How many coins are in the box?")
-HALF_WAY = 10  # of the 16 steps
+HALF_WAY = 10  # after so many of the 16 steps
 SEEDS = (5, 6)
 
 

@@ -18,7 +18,7 @@ from gdsd_jax.runs.eval_config import EvalConfig
 _SECTIONS = ("model.", "task.", "sampler.", "mesh.")
 _USED = ("seed", "eval.prompt", "eval.prefill", "eval.test_size")
 _LENGTH, _SHARE = 256, 16  # tokens of a completion where nobody says how many, and as a share of the positions at most
-_DREAMS_OWN = {"temperature": 0.2, "top_p": 0.95}  # of Dream's model card
+_DREAMS_OWN = {"temperature": 0.2, "top_p": 0.95}  # as Dream's model card has it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

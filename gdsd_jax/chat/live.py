@@ -21,7 +21,7 @@ from gdsd_jax.generation.tokens_told import token_pieces
 
 _SECONDS_BETWEEN = 0.05
 _LAST = 20  # states that are shown of what a quick device was done with before it could be seen: a second's
-_SHARE = 0.2  # of the time that drawing may take: it needs a core of the host, and Python's lock
+_SHARE = 0.2  # share of the time that drawing may take: it needs a core of the host, and Python's lock
 
 
 class LiveView(View):

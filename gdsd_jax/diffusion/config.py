@@ -14,7 +14,7 @@ from gdsd_jax.checks import require, require_one_of
 from gdsd_jax.diffusion.dream_schedule import commits
 from gdsd_jax.models.config import DenoiserConfig
 
-KINDS = ("llada", "dream")  # of models whose tokens all see each other; "block" is of those that go block by block
+KINDS = ("llada", "dream")  # for models whose tokens all see each other; "block" is of those that go block by block
 REMASKING = ("low_confidence", "random")
 NOISES = ("exact", "official")
 ALGORITHMS = ("entropy", "maskgit_plus", "topk_margin", "origin")

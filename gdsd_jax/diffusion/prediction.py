@@ -71,7 +71,7 @@ def predict(
       total = total * jnp.exp(top - highest) + jnp.sum(jnp.exp(logits - highest[:, None]), axis=1)
       tiles = jnp.where(columns == mask_id, -jnp.inf, logits).reshape(count, -1, tile)
       scores = drawn.of_tiles(tiles, (share.first + start) // tile, temperature)
-      if with_logp:  # of tiles, which the exact noise asks for anyway
+      if with_logp:  # summed by tiles, which the exact noise asks for anyway
         mass = jnp.logaddexp(mass, jax.nn.logsumexp(jax.nn.logsumexp(tiles / temperature, axis=2), axis=1))
       return _better(best, scores, tiles, share.first + start), highest, total, mass
 

@@ -10,7 +10,7 @@ from gdsd_jax.huggingface.config_fields import rope, tied
 from gdsd_jax.huggingface.layouts import Field, PublishedLayout, weight_names
 from gdsd_jax.models.config import ExpertsConfig
 
-_BLOCK_LENGTH = 4  # of the models whose config.json names none
+_BLOCK_LENGTH = 4  # the models' own, where config.json names none
 _NAMES = dict(
   embedding="model.embed_tokens", final_norm="model.norm", head="lm_head", block="model.layers.{layer}",
   attention_norm="input_layernorm", query="self_attn.q_proj", key="self_attn.k_proj", value="self_attn.v_proj",

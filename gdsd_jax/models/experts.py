@@ -14,7 +14,7 @@ from gdsd_jax.models.config import ExpertsConfig
 from gdsd_jax.models.lora import EXPERT_LEAVES, LoraConfig
 from gdsd_jax.parallel.mesh import axis_of, partition
 
-_AXES = {  # of an expert's projections and of their adapters' factors
+_AXES = {  # an expert's projections and their adapters' factors
   "expert_gate": ("experts", None, "expert_mlp"), "expert_up": ("experts", None, "expert_mlp"),
   "expert_down": ("experts", "expert_mlp", None),
 }

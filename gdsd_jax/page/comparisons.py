@@ -25,7 +25,7 @@ def comparison_in(folder: epath.Path) -> dict[str, Any] | None:
 
 
 def comparison(report: Mapping[str, Any]) -> dict[str, Any]:
-  """Of each task the curves, means over seeds with intervals, its table, and the rates tried; and who beats whom."""
+  """Each task's curves, means over seeds with intervals, its table, and the rates tried; and who beats whom."""
   tasks, objectives = labels(report)
   heads, rows = better_rows(report)
   return {

@@ -21,9 +21,9 @@ from gdsd_jax.page.tiles import tiles
 from gdsd_jax.runs.files import run_folder, write_whole
 
 SECONDS = 5.0  # between two looks at a run that is watched
-_MOST_POINTS = 1000  # of a metric, over all runs
-_LEAST_POINTS = 150  # of a metric of each run
-_ROLLOUT_BYTES = 2_000_000  # of all rollouts: a page is below 5 MB
+_MOST_POINTS = 1000  # a metric's, over all runs
+_LEAST_POINTS = 150  # a metric's in each run
+_ROLLOUT_BYTES = 2_000_000  # all rollouts together: a page is below 5 MB
 
 
 def write_report(workdirs: Sequence[str], out: str | None, watch: bool) -> None:

@@ -5,7 +5,7 @@ import json
 import math
 from typing import Any
 
-_DIGITS = 3  # of a confidence or log-probability on a page
+_DIGITS = 3  # significant ones of a confidence or log-probability on a page
 
 
 def group_of(row: Any) -> dict[str, Any] | None:

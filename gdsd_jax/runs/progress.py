@@ -13,7 +13,7 @@ from gdsd_jax.waiting import clock, format_seconds, Wait, waiting
 
 _log = logging.getLogger(__name__)
 
-_COLUMNS = 100  # of a line
+_COLUMNS = 100  # the width of a line
 
 
 class Progress:
