@@ -66,7 +66,7 @@ class DenoiserConfig:
   # that is no padding, as positions are. None: every token sees every other.
   block_length: int | None = None
   qk_norm: bool = False  # whether queries and keys are RMS-normed, head by head, before they are rotated
-  rotary_share: float = 1.0  # of a head's width, its first part, which is rotated
+  rotary_share: float = 1.0  # the first part of a head's width, which is rotated
   experts: ExpertsConfig | None = None  # None: an MLP in every layer
   qkv_bias: bool = False  # whether the query, key and value projections have a bias
   tied_head: bool = False  # whether the LM head is the transposed embedding

@@ -25,7 +25,7 @@ class CoupledGrpo(TrustRegionObjective):
   num_mc, masks = None, None
   epsilon: float = 0.5  # clip range of the ratio
   beta: float = 0.01  # weight of the KL to the reference
-  least_share: float = 0.2  # of masked tokens in the pair's first pass, at least
+  least_share: float = 0.2  # the least share of tokens masked in the pair's first pass
   largest_share: float = 0.8  # and at most
 
   def __post_init__(self):

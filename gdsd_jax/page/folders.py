@@ -111,7 +111,7 @@ def _names(folders: Sequence[epath.Path]) -> list[str]:
 
 def _read(folder: epath.Path, name: str) -> Run:
   notes: list[str] = []
-  rows = {row["step"]: row for row in _lines(folder / "metrics.jsonl", _numbers, notes)}  # the last one of a step counts
+  rows = {row["step"]: row for row in _lines(folder / "metrics.jsonl", _numbers, notes)}  # a step's last counts
   if not (folder / "metrics.jsonl").is_file():
     notes.append("metrics.jsonl is missing: the run has made no step yet, or the file is gone")
   config = _config(folder / "config.json", notes)

@@ -34,7 +34,7 @@ class CodeTask(SourcedTask):
   prompt: str | None = None
   test_seconds: float = 4.0  # CPU time of a test, of all its processes together; a test that waits has twice that
   program_seconds: float = 10.0  # wall-clock time of all tests of a program
-  memory_mb: int = 512  # of all processes of a program
+  memory_mb: int = 512  # all processes of a program together
   workers: int | None = None  # programs run at a time; None for as many as there are CPUs
   name: ClassVar[str] = "code"
 

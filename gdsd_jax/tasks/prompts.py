@@ -34,7 +34,7 @@ class PromptsTask(SourcedTask):
   prompt_column: str | None = None  # None for `prompt`, or `messages` where rows have that; text or chat messages
   prompt_template: str | None = None  # text with {column}s of the row in it, in place of a column
   system_prompt: str | None = None  # goes before prompts that have none
-  answer_column: str | None = None  # of right answers; None: rewards come from functions, and there is no accuracy
+  answer_column: str | None = None  # has the right answers; None: rewards come from functions, and there is no accuracy
   answer_after: str | None = None  # what precedes the answer in its column, such as "####"
   # Where the answer stands: "boxed", "tag", "number" (the last), "text" (all of it), or a regular expression, whose
   # first group, or all of it, is the answer.
