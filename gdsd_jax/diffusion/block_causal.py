@@ -22,7 +22,7 @@ from gdsd_jax.diffusion import prediction
 from gdsd_jax.diffusion.commits import choose, commit_plan
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.diffusion.trajectory import remembered
-from gdsd_jax.diffusion.watching import if_wanted, Watcher
+from gdsd_jax.diffusion.watching import step_or_end, Watcher
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.transformer import KeysAndValues
 
@@ -136,21 +136,15 @@ class _Canvas:
       states, (token_key, position_key) = hidden(rollout), jax.random.split(keys[index])
       tokens, confidence, *logp = self._predict(states, token_key)
       steps = jnp.full(tokens.shape, number * config.block_steps + index, jnp.int32)
-      rest = self.record - {"logp"} if logp else self.record
-      told = remembered(denoiser, self.params, states, None, tokens, config, rest)
-      told |= {"logp": logp[0]} if logp and "logp" in self.record else {}
+      told = remembered(denoiser, self.params, states, None, tokens, config, self.record, *logp)
       chosen = choose(confidence, masked(rollout), plan[index], position_key, config)
       new = jax.tree.map(lambda new, whole: jnp.where(chosen, new, of_block(whole)),
                          Rollout(tokens, confidence, steps, **told), rollout)
       return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, axis=1), rollout, new)
 
     def next_step(loop):
-      index, rollout = loop
-      if self.watcher is None:
-        return index + 1, step(index, rollout)
-      wanted, rollout = if_wanted(self.watcher, denoiser.mesh, number * config.block_steps + index, rollout,
-                                  functools.partial(step, index), self.completions)
-      return jnp.where(wanted, index + 1, len(plan)), rollout
+      return step_or_end(self.watcher, denoiser.mesh, number * config.block_steps + loop[0], loop, step, len(plan),
+                         self.completions)
 
     unfinished = lambda loop: jnp.any(masked(loop[1])) & (loop[0] < len(plan))
     return jax.lax.while_loop(unfinished, next_step, (jnp.int32(0), rollout))[1]

@@ -26,7 +26,7 @@ from gdsd_jax.diffusion import block_causal, dream, own, prediction
 from gdsd_jax.diffusion.commits import choose, commit_plan
 from gdsd_jax.diffusion.config import Predictions, Rollout, SamplerConfig
 from gdsd_jax.diffusion.trajectory import by_probability, comes_with_prediction, remembered, with_step
-from gdsd_jax.diffusion.watching import if_wanted, unwatchable, Watcher
+from gdsd_jax.diffusion.watching import if_wanted, step_or_end, unwatchable, Watcher
 from gdsd_jax.models.denoiser import Denoiser
 
 
@@ -153,8 +153,7 @@ def _denoise_block(
       denoiser, params, hidden, unconditional, token_key, config, with_logp=with_logp)
     step = number_of(index)
     steps = jnp.full(tokens.shape, step, jnp.int32)
-    told = remembered(denoiser, params, hidden, unconditional, tokens, config, record - {"logp"} if logp else record)
-    told |= {"logp": logp[0]} if logp else {}
+    told = remembered(denoiser, params, hidden, unconditional, tokens, config, record, *logp)
     predictions, rollout = rollout.predictions, rollout.replace(predictions=None)
     if predictions is not None:
       probable = functools.partial(predict, denoiser, params, config=by_probability(config))
@@ -187,11 +186,7 @@ def _denoise_block(
       return commit(index, rollout, hidden[:, :block_length])
 
   def next_step(index, rollout):
-    """(index of the step after this one, rollout after this one); the watcher may leave out all that are left."""
-    if watcher is None:
-      return index + 1, step(index, rollout)
-    wanted, rollout = if_wanted(watcher, denoiser.mesh, number_of(index), rollout, functools.partial(step, index))
-    return jnp.where(wanted, index + 1, len(plan)), rollout
+    return step_or_end(watcher, denoiser.mesh, number_of(index), (index, rollout), step, len(plan))
 
   if not config.is_parallel:
     return jax.lax.fori_loop(first, len(plan), lambda *loop: next_step(*loop)[1], rollout)

@@ -14,11 +14,14 @@ from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lm_head import accumulator, multiply, over_vocabulary, Share
 
 
-def remembered(denoiser: Denoiser, params, hidden, unconditional, tokens, config: SamplerConfig, record):
-  """What of `record`, names of a rollout's fields, a step tells of the tokens that it predicted, by name."""
-  told = {}
-  if record & {"logp", "entropy"}:
-    told = dict(zip(("logp", "entropy"), drawn(denoiser, params, hidden, unconditional, tokens, config)))
+def remembered(denoiser: Denoiser, params, hidden, unconditional, tokens, config: SamplerConfig, record, logp=None):
+  """What of `record`, names of a rollout's fields, a step tells of the tokens that it predicted, by name.
+
+  `logp` is their log-probability where the prediction has told it: it is then not computed again.
+  """
+  told = {} if logp is None else {"logp": logp}
+  if (record - set(told)) & {"logp", "entropy"}:
+    told = dict(zip(("logp", "entropy"), drawn(denoiser, params, hidden, unconditional, tokens, config))) | told
   if "kept" in record:
     told["kept"] = dream.kept(denoiser, params, hidden, config)
   return {name: value for name, value in told.items() if name in record}

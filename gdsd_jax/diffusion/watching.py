@@ -41,3 +41,16 @@ def if_wanted(watcher: Watcher, mesh, step, rollout: Rollout, act: Callable[[Rol
   seen = [constrain(x, mesh, None, None) for x in (shown.tokens, shown.confidence)]  # one device has all of it
   wanted = io_callback(look, jax.ShapeDtypeStruct((), jnp.bool_), step, *seen)
   return wanted, jax.lax.cond(wanted, act, lambda rollout: rollout, rollout)
+
+
+def step_or_end(watcher: Watcher | None, mesh, number, loop, step: Callable, last: int,
+                completions: Callable[[Rollout], Rollout] = lambda rollout: rollout):
+  """What a loop over (index, rollout) is after step(index, rollout), whose number in all the sampler is `number`.
+
+  Without a watcher each step is made. One that does not want it leaves the rollout as it is, and the index at `last`.
+  """
+  index, rollout = loop
+  if watcher is None:
+    return index + 1, step(index, rollout)
+  wanted, rollout = if_wanted(watcher, mesh, number, rollout, lambda rollout: step(index, rollout), completions)
+  return jnp.where(wanted, index + 1, last), rollout
