@@ -36,15 +36,18 @@ ROW = {"step": 1, "reward": 0.5, "loss": 0.25, "kl": 0.1, "reward/format": 0.25,
 
 
 @pytest.fixture
-def time_now(monkeypatch):
-  """The time that waiting.py sees, and a clock of estimates that begins anew; a test moves it on by setting `now`."""
-  now = types.SimpleNamespace(now=1000.0)
-  monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now.now, sleep=time.sleep))
-  fresh = Clock()
-  monkeypatch.setattr(module, "clock", fresh)
-  for user in ("runs.progress", "compiling"):
-    monkeypatch.setattr(f"gdsd_jax.{user}.clock", fresh)
-  return now
+def time_now():
+  """The time that waiting.py sees, and a clock of estimates that begins anew; a test moves it on by setting `now`.
+
+  The thread that looks now and then has to wait for as long: it would log what it saw of such times whenever the
+  machine happens to let it run within a test.
+  """
+  now, fresh = types.SimpleNamespace(now=1000.0), Clock()
+  with module._changed, pytest.MonkeyPatch.context() as patch:
+    patch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now.now, sleep=time.sleep))
+    for user in ("waiting", "runs.progress", "compiling"):
+      patch.setattr(f"gdsd_jax.{user}.clock", fresh)
+    yield now
 
 
 # The line of a step
@@ -248,17 +251,22 @@ def test_an_error_while_waiting_is_raised_as_it_is_without_a_last_word(time_now,
 
 
 SAYS = """
-import logging, os, sys, threading, time
+import logging, os, sys, threading, time, types
 from gdsd_jax import screen, signals, waiting
 signals.begin()
 from absl import logging as absl_logging
 waiting._FIRST_LINE, waiting._TICK = 0.0, 0.01
+waiting.time = types.SimpleNamespace(monotonic=lambda: 0.0, sleep=time.sleep)  # however slow the machine is
 screen.open_line()
 log = logging.getLogger("gdsd_jax")
 log.handlers[:], log.propagate = [logging.StreamHandler(sys.stdout)], False
 log.setLevel(logging.INFO)
-def ticks(seconds=0.08):
-  time.sleep(seconds)
+looks, look = [], waiting.Wait.look
+waiting.Wait.look = lambda wait: looks.append(look(wait)) or looks[-1]
+def ticks(number=4):
+  before = len(looks)
+  while len(looks) < before + number:
+    time.sleep(0.001)
 with waiting.waiting("reading weights of GSAI-ML/LLaDA-8B-Instruct", 16.1e9, "bytes", logged_after=10.0) as wait:
   wait.advance(5.2e9)
   ticks()
@@ -266,8 +274,10 @@ with waiting.waiting("reading weights of GSAI-ML/LLaDA-8B-Instruct", 16.1e9, "by
     log.info("a line of the log, number %d", number)
     print("said beside it, number", number, file=sys.stderr)
     print("a library's warning, number", number, file=absl_logging.get_absl_handler().python_handler.stream)
+    while number == 2 and "RESIZED" in os.environ and os.get_terminal_size().columns != int(os.environ["RESIZED"]):
+      time.sleep(0.001)
     wait.advance(1e9)
-    ticks(0.03)
+    ticks(2)
   print("a question? ", end="", flush=True)
   ticks()
   print("its answer")
@@ -310,7 +320,7 @@ def in_a_terminal(columns, end="pass", interrupt=False, resized=None, **environm
   leader, follower = pty.openpty()
   fcntl.ioctl(leader, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
   command = [sys.executable, "-c", SAYS.replace("END", end)]
-  environment = {**os.environ, "TERM": "xterm", **environment}
+  environment = {**os.environ, "TERM": "xterm", **({"RESIZED": str(resized)} if resized else {}), **environment}
   process = subprocess.Popen(command, cwd=REPOSITORY, stdin=follower, stdout=follower, stderr=follower, env=environment)
   os.close(follower)
   written = ""
@@ -467,8 +477,8 @@ def test_a_compilation_of_jax_is_measured(screen):  # noqa: F811
   number = time.monotonic()  # a program that nobody has compiled before
   with compiling("it"):
     jax.jit(lambda x: x * number)(1.0)
-  [message] = screen.messages
-  assert re.fullmatch(r"compiled in \d+\.\d s: it", message)
+  *_, message = screen.messages  # behind those of a second or more, should the machine be so slow
+  assert re.fullmatch(r"compiled in \S+( s)?: it", message)
 
 
 @pytest.mark.parametrize("variables, speaks", [
