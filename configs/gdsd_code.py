@@ -2,6 +2,7 @@
 
 llada_8b:  python launch/train.py --config=configs/gdsd_code.py:llada_8b
 dream_7b:  python launch/train.py --config=configs/gdsd_code.py:dream_7b
+sdar_8b, sdar_1.7b, llada2_mini, illada_8b, llada_moe: these models by the same numbers (docs/llada.md). Not run by us.
 Data:      --config.task.train_source=acecode.jsonl (rows with question and test_cases), and
            --config.task.test_source=HumanEval.jsonl.gz or mbpp.jsonl
 Hardware:  eight devices of 80 GB (the official runs'), or a pod slice with as much memory.

@@ -10,6 +10,7 @@ operator in two thirds of the solutions (configs/pretrain_tiny.py). This is task
 
 llada_8b:  python launch/train.py --config=configs/gdsd_countdown.py:llada_8b
 dream_7b:  python launch/train.py --config=configs/gdsd_countdown.py:dream_7b
+sdar_8b, sdar_1.7b, llada2_mini, illada_8b, llada_moe: these models by the same numbers (docs/llada.md). Not run by us.
 Data:      generated, disjoint from the official test, which comes by
            --config.task.test_source=countdown_cd3_test.jsonl (of launch/evaluate.py, too)
 Hardware:  eight devices of 80 GB (the official runs'), or a pod slice with as much memory.

@@ -2,6 +2,7 @@
 
 llada_8b:  python launch/train.py --config=configs/gdsd_gsm8k.py:llada_8b
 dream_7b:  python launch/train.py --config=configs/gdsd_gsm8k.py:dream_7b
+sdar_8b, sdar_1.7b, llada2_mini, illada_8b, llada_moe: these models by the same numbers (docs/llada.md). Not run by us.
 Data:      GSM8K from the hub, or --config.task.train_source=train.jsonl --config.task.test_source=test.jsonl
 Hardware:  eight devices of 80 GB (the official runs'), or a pod slice with as much memory.
 Expected:  LLaDA-8B: 86.4 % (the paper's GDSD, best over lengths 128, 256, 512). Not run by us at this size.

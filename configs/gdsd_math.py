@@ -9,6 +9,7 @@ The model, 0.4 M parameters in LLaDA's layout, was pretrained on word problems w
 
 llada_8b:  python launch/train.py --config=configs/gdsd_math.py:llada_8b
 dream_7b:  python launch/train.py --config=configs/gdsd_math.py:dream_7b
+sdar_8b, sdar_1.7b, llada2_mini, illada_8b, llada_moe: these models by the same numbers (docs/llada.md). Not run by us.
 Data:      MATH from the hub, or --config.task.train_source=train.jsonl --config.task.test_source=test.jsonl
 Hardware:  eight devices of 80 GB (the official runs'), or a pod slice with as much memory.
 Expected:  LLaDA-8B, MATH500: 44.6 % (the paper's GDSD, best over lengths 128, 256, 512). Not run by us at this size.

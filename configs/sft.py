@@ -1,11 +1,11 @@
 """Masked-diffusion supervised fine-tuning on chats, before RL: any loaded model, by LoRA or all parameters.
 
 Command:   python launch/pretrain.py --config=configs/sft.py --config.data.train_source=chats.jsonl --out=DIR
-           … --config=configs/sft.py:llada_8b (or :dream_7b) for the published models
+           … --config=configs/sft.py:llada_8b (or another preset) for the published models
 Data:      rows with `messages`, a list of {"role", "content"} that ends with the assistant's turn, which is learnt;
            with `prompt` and `completion`, texts or such lists; or ShareGPT's `conversations`. Loss on chats that are
            not learnt: --config.data.validation_source=FILE, or so many of the last ones: --config.data.validation_size
-Hardware:  tiny: two CPU cores; llada_8b and dream_7b: eight devices of 80 GB.
+Hardware:  tiny: two CPU cores; the published models: eight devices of 80 GB.
 Result:    DIR holds a PEFT adapter (LoRA) or the full model; train from it by --config.model.lora.path=DIR or
            --config.model.path=DIR. RL that goes on with an adapter is held to the base model, without the adapter
            (objective.beta). To be held to the fine-tuned model, start from that:

@@ -2,7 +2,7 @@
 
 tiny:      python launch/pretrain.py --config=configs/vrpo.py --out=DIR
 llada_8b:  python launch/pretrain.py --config=configs/vrpo.py:llada_8b --config.data.train_source=pairs.jsonl --out=DIR
-           (or :dream_7b)
+           (or another published model: docs/llada.md)
 Data:      rows with `prompt`, `chosen` and `rejected`, texts or lists of turns, or whole chats as `chosen` and
            `rejected` (docs/data.md). tiny has rows of its own (gdsd_jax/tasks/preferences.py), right solutions beside
            wrong ones.

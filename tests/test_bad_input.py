@@ -142,7 +142,7 @@ BAD = {
     "launch/train.py --config=gdsd_maths", "--config: no recipe 'gdsd_maths'; known are .*gdsd_math, .*or name a file"),
   "preset": Case(
     "launch/train.py --config=configs/gdsd_math.py:gpt",
-    "--config: unknown preset 'gpt', known are tiny, llada_8b, dream_7b"),
+    "--config: unknown preset 'gpt', known are tiny, llada_8b, dream_7b, sdar_8b, .*"),
   "recipe that raises": Case(
     "launch/train.py --config={f}/r.py", "--config: {f}/r.py, line 2: KeyError: 'boo'",
     {"r.py": "def get_config(preset=''):\n  raise KeyError('boo')\n"}),

@@ -21,8 +21,8 @@ from gdsd_jax.runs.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.runs.step import distillation_step, score_rollouts
 from gdsd_jax.training.updates import drawing_of
 
-PUBLISHED = {preset: published.PUBLISHED[name] for preset, name in published.HUB_NAMES.items()}
 COUNTS = {"llada_8b": 8_015_581_184, "dream_7b": 7_615_616_512}
+PUBLISHED = {preset: published.PUBLISHED[published.HUB_NAMES[preset]] for preset in COUNTS}
 RECIPES = {  # and the models that the quick suite traces them with
   "math": "llada_8b", "gsm8k": "dream_7b", "countdown": "llada_8b", "sudoku": "dream_7b", "code": "llada_8b",
 }

@@ -11,7 +11,11 @@ from test_full_size import PUBLISHED
 from test_published_tokenizers import dream_folder, llada_folder  # noqa: F401  (fixtures)
 
 import gdsd_jax
+from gdsd_jax.chat.config import sample_config
 from gdsd_jax.huggingface import weights as huggingface
+from gdsd_jax.huggingface.published import architecture, HUB_NAMES
+from gdsd_jax.runs.chosen_model import ChosenModel
+from gdsd_jax.runs.config import evaluation_samplers, validate_family
 from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.weights import load_run
@@ -77,7 +81,7 @@ def test_recipes_run_on_the_published_layouts(model, recipe, tmp_path):
 
 @pytest.mark.parametrize("recipe", ["gsm8k", "code"])
 def test_recipes_beyond_the_embedded_model_say_so(recipe):
-  with pytest.raises(ValueError, match="no preset tiny here, .*there are llada_8b, dream_7b"):
+  with pytest.raises(ValueError, match="no preset tiny here, .*there are llada_8b, dream_7b, sdar_8b"):
     load_recipe(f"gdsd_{recipe}").get_config()
 
 
@@ -85,3 +89,46 @@ def test_recipes_beyond_the_embedded_model_say_so(recipe):
 def test_an_unknown_preset_is_refused_with_the_known_ones(recipe):
   with pytest.raises(ValueError, match="unknown preset 'llada', known are tiny, llada_8b, dream_7b"):
     load_recipe(recipe if recipe in ("sft", "vrpo") else f"gdsd_{recipe}").get_config("llada")
+
+
+BLOCKS = {"sdar_8b": 4, "sdar_1.7b": 4, "llada2_mini": 32}
+
+
+@pytest.mark.parametrize("recipe", ["math", "gsm8k", "countdown", "sudoku", "code"])
+@pytest.mark.parametrize("preset", BLOCKS)
+def test_block_causal_presets_go_block_by_block_with_the_exact_cache(recipe, preset):
+  config = run_config(load_recipe(f"gdsd_{recipe}").get_config(preset))
+  assert config.model.path == HUB_NAMES[preset]
+  validate_family(config, architecture(config.model.path), config.model.path)
+  for sampler in (config.sampler, *evaluation_samplers(config).values()):
+    assert (sampler.kind, sampler.block_length, sampler.cache) == ("block", BLOCKS[preset], "exact")
+  assert all(sampler.block_steps == BLOCKS[preset] for sampler in evaluation_samplers(config).values())
+
+
+@pytest.mark.parametrize("preset, class_name", [("illada_8b", "iLLaDA-8B-Instruct"), ("llada_moe", "LLaDA-MoE-7B-A1B")])
+def test_presets_whose_config_json_is_not_known_say_so_and_take_a_folder(goldens, tmp_path, preset, class_name):
+  config = run_config(load_recipe("gdsd_math").get_config(preset))
+  assert class_name in config.model.path and config.sampler.kind == "llada"
+  with pytest.raises(ValueError, match=f"model.path: '.*{class_name}.*' is no folder.*--config.model.path=FOLDER"):
+    architecture(config.model.path)
+  golden = goldens / ("illada_tiny" if preset == "illada_8b" else "lladamoe_tiny") / "hf" / "config.json"
+  (tmp_path / "config.json").write_text(json.dumps({**json.loads(golden.read_text()), "mask_token_id": 510}))
+  validate_family(config, architecture(str(tmp_path)), str(tmp_path))
+
+
+def test_another_block_length_than_the_models_is_refused_with_the_models():
+  recipe = load_recipe("gdsd_math").get_config("llada2_mini")
+  recipe.sampler.block_length = 16
+  config = run_config(recipe)
+  with pytest.raises(ValueError, match="^sampler.block_length: 16 is not the model's block length; give 32$"):
+    validate_family(config, architecture(config.model.path), config.model.path)
+
+
+def test_a_block_causal_model_alone_is_sampled_block_by_block(goldens):
+  from gdsd_jax.chat import model_alone
+
+  chosen = ChosenModel(model=str(goldens / "sdar_tiny" / "hf"))
+  sampler = sample_config(model_alone.get_config(), {}, chosen, is_alone=True).sampler
+  model = architecture(chosen.model)
+  assert (sampler.kind, sampler.block_length, sampler.cache) == ("block", model.block_length, "exact")
+  assert sampler.temperature == 0 and sampler.block_steps == model.block_length and sampler.early_stop

@@ -70,10 +70,15 @@ def _fit_to_model(recipe: ConfigDict, given: Mapping[str, Any], model: DenoiserC
     if f"sampler.{name}" not in given:
       sampler[name] = value
 
-  default("kind", model.family if model.family in KINDS else KINDS[0])
-  default("completion_length", min(_LENGTH, 1 << max(model.max_positions // _SHARE, 1).bit_length() - 1))
+  blocks = model.block_length
+  default("kind", "block" if blocks else model.family if model.family in KINDS else KINDS[0])
+  length = min(_LENGTH, 1 << max(model.max_positions // _SHARE, 1).bit_length() - 1)
+  default("completion_length", length + -length % (blocks or 1))
   default("steps", sampler.completion_length)
-  if sampler.completion_length < 32:
+  if sampler.kind == "block":
+    default("block_length", blocks)
+    default("cache", "exact")
+  elif sampler.completion_length < 32:
     default("block_length", sampler.completion_length)
   if sampler.kind == "dream":
     for name, value in _DREAMS_OWN.items():

@@ -6,12 +6,20 @@ from gdsd_jax.checks import require
 from gdsd_jax.huggingface.families import FAMILIES
 from gdsd_jax.huggingface.folder import load_config, resolve_path
 from gdsd_jax.huggingface.layouts import DREAM, LLADA
+from gdsd_jax.huggingface.llada2 import LLADA2
+from gdsd_jax.huggingface.llada_moe import LLADA_MOE
+from gdsd_jax.huggingface.sdar import SDAR
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.paths import expanded
 
 # Preset of the recipes -> hub name. Any other model of the same family goes by --config.model.path: a folder,
-# GSAI-ML/LLaDA-1.5, GSAI-ML/LLaDA-8B-Base, Dream-org/Dream-v0-Base-7B, apple/DiffuCoder-7B-Instruct.
-HUB_NAMES = {"llada_8b": LLADA.hub_name, "dream_7b": DREAM.hub_name}
+# GSAI-ML/LLaDA-1.5, GSAI-ML/LLaDA-8B-Base, Dream-org/Dream-v0-Base-7B, apple/DiffuCoder-7B-Instruct,
+# JetLM/SDAR-4B-Chat, Gen-Verse/TraDo-8B-Instruct, inclusionAI/LLaDA2.1-mini.
+HUB_NAMES = {
+  "llada_8b": LLADA.hub_name, "dream_7b": DREAM.hub_name, "sdar_8b": SDAR.hub_name,
+  "sdar_1.7b": "JetLM/SDAR-1.7B-Chat", "llada2_mini": LLADA2.hub_name, "illada_8b": "GSAI-ML/iLLaDA-8B-Instruct",
+  "llada_moe": LLADA_MOE.hub_name,
+}
 
 _SDAR = {
   "model_type": "sdar", "head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151936, "tie_word_embeddings": False,
@@ -27,7 +35,8 @@ _LLADA2 = {
 _LLADA2_MINI = {**_LLADA2, "hidden_size": 2048, "num_hidden_layers": 20, "num_attention_heads": 16,
                 "intermediate_size": 5120, "moe_intermediate_size": 512, "max_position_embeddings": 32768}
 
-# What the hub's config.json files state, as far as `parse_config` reads it.
+# What the hub's config.json files state, as far as `parse_config` reads it. Those of iLLaDA and LLaDA-MoE are not known
+# here: their presets read the files.
 PUBLISHED = {
   LLADA.hub_name: {
     "model_type": "llada", "d_model": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 32, "mlp_hidden_size": 12288,
@@ -59,6 +68,12 @@ PUBLISHED = {
 }
 
 
+def published_architecture(hub_name: str) -> DenoiserConfig | None:
+  """DenoiserConfig of a published model; None where nothing but its files tells."""
+  fields = PUBLISHED.get(hub_name)
+  return None if fields is None else FAMILIES[fields["model_type"].lower()].parse_config(fields)
+
+
 def architecture(path_or_hub_name: str, layout: str | None = None) -> DenoiserConfig:
   """DenoiserConfig of a folder with a config.json, of an embedded model, or of a published one by its hub name.
 
@@ -67,8 +82,8 @@ def architecture(path_or_hub_name: str, layout: str | None = None) -> DenoiserCo
   name = expanded(path_or_hub_name, "model.path").removeprefix("hf://")
   is_folder = Path(name).is_dir()
   if not is_folder and name in PUBLISHED:
-    fields = PUBLISHED[name]
-    return FAMILIES[fields["model_type"].lower()].parse_config(fields)
+    return published_architecture(name)
   require(is_folder or "/" not in name, "model.path", f"{name!r} is no folder, and of the hub's models only"
-          f" {', '.join(PUBLISHED)} are known without their files; name a folder that holds its config.json")
+          f" {', '.join(PUBLISHED)} are known without their files; name a folder that holds its config.json, by"
+          " --config.model.path=FOLDER")
   return load_config(resolve_path(name), layout)

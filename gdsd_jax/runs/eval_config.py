@@ -46,7 +46,7 @@ class EvalConfig:
   test_size: int | None = None
   lengths: tuple[int, ...] = (128, 256, 512)  # completion lengths; the accuracy is the best of them
   steps_per_token: float = 0.5  # denoising steps, as a share of the completion length
-  # As sampler.block_length. None: 32 with llada; dream has the blocks of the section `sampler`, if it has any.
+  # As sampler.block_length. None: 32 with llada; others have the blocks of the section `sampler`, dream if it has any.
   block_length: int | None = None
   prompt_buckets: tuple[int, ...] = (128, 256, 512, 1024)  # only those that some prompt needs are compiled
   prefill: str = ""  # text that every completion begins with
@@ -85,7 +85,7 @@ class EvalConfig:
     field of the section.
     """
     given, samplers, block_length = self._given(sampler), {}, self.block_length
-    if block_length is None and sampler.kind == "dream" and sampler.is_blockwise:
+    if block_length is None and sampler.kind in ("dream", "block") and sampler.is_blockwise:
       block_length = sampler.block_length
     for length in self.lengths:
       try:

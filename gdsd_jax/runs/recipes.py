@@ -9,7 +9,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from gdsd_jax.checks import require
-from gdsd_jax.huggingface.published import HUB_NAMES
+from gdsd_jax.huggingface.published import HUB_NAMES, published_architecture
 from gdsd_jax.runs.config_dict import base_config
 
 PRESETS = ("tiny", *HUB_NAMES)
@@ -91,7 +91,7 @@ def published_config(preset: str, per_device_batch: int, accumulation: int) -> m
   update stays the same.
 
   Args:
-    preset: "llada_8b" or "dream_7b".
+    preset: a published model's, of HUB_NAMES.
     per_device_batch: rollouts of a microbatch on each of the official eight devices.
     accumulation: microbatches of an update.
   """
@@ -108,8 +108,19 @@ def published_config(preset: str, per_device_batch: int, accumulation: int) -> m
   if preset == "dream_7b":
     config.sampler.kind = "dream"
     config.sampler.top_p = 0.95
+  model = published_architecture(HUB_NAMES[preset])
+  if model is not None and model.block_length is not None:
+    _go_block_by_block(config, model.block_length)
 
   # Weights and batch over all devices; the adapter's optimizer state is small.
   config.mesh.data = 1
   config.mesh.fsdp = -1
   return config
+
+
+def _go_block_by_block(config: ml_collections.ConfigDict, block_length: int) -> None:
+  """Samples as the authors of block-causal models do: as many steps as a block has tokens, and its exact cache."""
+  config.sampler.kind = "block"
+  config.sampler.block_length = block_length
+  config.sampler.cache = "exact"
+  config.eval.steps_per_token = 1.0
