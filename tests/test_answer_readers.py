@@ -49,7 +49,7 @@ def test_whole_number(text, number):
   assert numbers.whole_number(text) == number
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(-10**9, 10**9), st.sampled_from(["{}", "{:,}", "${:,}", "{:,}.00", " {} ", "\\text{{{:,}}}", "{}."]))
 def test_integers_are_read_however_they_are_written(integer, form):
   assert numbers.read_number(form.format(integer)) == numbers.read_number(form.format(integer), last=True) == integer
@@ -98,7 +98,7 @@ _golds = st.sampled_from(["12", "1200", "1,200", "13", "0.5", "\\frac{1}{2}", "-
 
 
 @given(_completions, _golds, st.sampled_from(["gsm8k", "gsm8k_xml"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_gsm8k_reward_never_contradicts_accuracy(completion, gold, name):
   [grade] = get_task(name).grade([completion], [{"answer": gold}])
   rewarded = grade.rewards["correctness"] > 0
@@ -107,7 +107,7 @@ def test_gsm8k_reward_never_contradicts_accuracy(completion, gold, name):
 
 
 @given(_completions, _golds)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_math_xml_reward_never_contradicts_accuracy(completion, gold):
   [grade] = get_task("math_xml").grade([completion], [{"answer": gold}])
   rewarded = grade.rewards["correctness"] > 0
@@ -125,7 +125,6 @@ def test_math_reward_never_contradicts_accuracy():
       assert (grade.rewards["correctness"] > 0) == grade.accuracy_lenient >= grade.accuracy
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(
   ["<answer>", "</answer>", "5*2+10", "(5+5)*2", "5+5*2", "= 20", "\\boxed{", "}", "\\times", " ", "\n", "so ", "."]
 ), max_size=8).map("".join))
@@ -138,7 +137,6 @@ def test_countdown_reward_never_contradicts_accuracy(completion):
     assert grade.accuracy == solved  # else one reads another place, or an equation or LaTeX that the prompt forbids
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(
   ["<answer>", "</answer>", "3142243142131324", "3142", "2431 ", "\n", " ", "3102200002100320", "so ", "[", "```"]
 ), max_size=8).map("".join))
@@ -152,7 +150,7 @@ def test_sudoku_reward_never_contradicts_accuracy(completion):
 
 
 @given(_completions, st.integers(10, 13))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_arithmetic_and_prompts_have_one_verdict(completion, answer):
   arithmetic = get_task("arithmetic").grade_one(completion, {"answer": answer})
   assert (arithmetic.rewards["correctness"] > 0) == arithmetic.accuracy

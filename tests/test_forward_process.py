@@ -13,7 +13,7 @@ SHAPES = st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(1, 6), st.i
 
 
 @given(SHAPES)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_counts_are_stratified(shape):
   batch, blocks, block_length, seed = shape
   length = blocks * block_length
@@ -26,7 +26,7 @@ def test_counts_are_stratified(shape):
 
 
 @given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 40), st.integers(0, 2**31 - 1))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_groups_are_dealt_the_same_counts_so_that_their_own_are_spread(groups, group_size, length, seed):
   key, batch = jax.random.key(seed), groups * group_size
   counts = np.asarray(stratified_counts(key, batch, length, group_size))
@@ -59,7 +59,7 @@ compiled = jax.jit(masks_from_counts, static_argnums=(3, 4))
 
 
 @given(SHAPES, st.sampled_from(["low_confidence", "random"]))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_masks_look_like_states_of_the_sampler(shape, remasking):
   """Exactly n masked tokens; the last n // K blocks whole, n mod K in the block before, earlier ones clean."""
   batch, blocks, block_length, seed = shape

@@ -350,7 +350,8 @@ def test_stop_lets_the_command_save(cloud):
   run = cloud.start("run", "my-pod", "--type=v5litepod-16", "--", "python", "-c", code)
   assert run.stdout.readline() == "ready\n"
   kill_session(run)
-  time.sleep(0.5)  # worker 1 may be later than worker 0
+  while "ready" not in (cloud.folder / "worker1" / "gdsd_jax" / ".tpu_pod" / "log").read_text():
+    time.sleep(0.02)  # it may be later than worker 0
   result = cloud.run("stop", "my-pod")
   assert result.returncode == 0 and result.stdout.splitlines() == ["worker 75", "worker 75"]
   assert all((cloud.folder / worker / "gdsd_jax" / "saved").exists() for worker in ("worker0", "worker1"))

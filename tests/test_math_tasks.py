@@ -12,7 +12,7 @@ import threading
 import time
 
 from conftest import REPOSITORY, slow
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 import pytest
 
 from gdsd_jax import get_task
@@ -227,7 +227,6 @@ def test_math_verify_grades_math(completion, answer, expected):
 
 
 @pytest.mark.parametrize("name", TASKS)
-@settings(deadline=None)
 @given(text=st.text() | st.lists(st.sampled_from([
   "<answer>", "</answer>", "<reasoning>", "\n", "\\boxed", "{", "}", "\\frac", "\\sqrt", "12", "1,200", "-", "/", "^",
   ".", " ", "$", "####", "The answer is ", "\ud800", "\0", "\\text{ ", "=", "x",
@@ -359,7 +358,7 @@ def test_costly_expression_is_wrong_within_seconds(own, expression):
   assert is_equal(RIGHT)
   start = time.monotonic()
   assert not is_equal((f"\\boxed{{{expression}}}", "1"))
-  assert time.monotonic() - start < math_grader.GRADING_SECONDS + 5
+  assert time.monotonic() - start < math_grader.GRADING_SECONDS + 60  # it would be years
   assert is_equal(RIGHT)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import chex
 from conftest import slow
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,7 +135,6 @@ def test_random_remasking_commits_in_another_order(tiny_denoiser, tiny_params):
 
 
 @given(st.integers(1, 6), st.integers(1, 8), st.integers(1, 40))
-@settings(deadline=None)
 def test_every_token_of_a_block_is_committed_once(num_blocks, block_length, steps_per_block):
   config = SamplerConfig(
     completion_length=num_blocks * block_length, block_length=block_length, steps=steps_per_block * num_blocks

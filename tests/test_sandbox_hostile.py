@@ -302,7 +302,7 @@ def test_hostile_program_earns_nothing_and_harms_nothing(name, host):
   descriptors = len(os.listdir("/proc/self/fd"))
   start = time.monotonic()
   assert not run(source_of(name, host))
-  assert time.monotonic() - start < LIMITS.program_seconds + 5.0  # the machine may be busy
+  assert time.monotonic() - start < LIMITS.program_seconds + 60.0  # the machine may be busy
   assert Path(host["canary"]).read_text() == "untouched"
   assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == (threads, descriptors)
   assert good_program_passes()

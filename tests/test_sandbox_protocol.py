@@ -10,6 +10,7 @@ from gdsd_jax import sandbox
 pytestmark = pytest.mark.usefixtures("bubblewrap")
 
 LIMITS = sandbox.Limits(test_seconds=1.0, program_seconds=3.0, memory_mb=256)
+PATIENT = sandbox.Limits(test_seconds=20.0, program_seconds=60.0, memory_mb=256)  # with what is to pass
 
 # Finds the channel; what `say(message)`, `say_bytes(data)` and `say_result(json)` send is what the judge hears in place
 # of the next true answer.
@@ -133,14 +134,14 @@ PACKAGES = {
 }
 
 
-def passes(source, test):
-  return sandbox.run([sandbox.Program(source, (test,))], LIMITS)[0].passed[0]
+def passes(source, test, limits=LIMITS):
+  return sandbox.run([sandbox.Program(source, (test,))], limits)[0].passed[0]
 
 
 @pytest.mark.parametrize("words", ["say('ok', 5)", "say_result(b'5')"])
 def test_honest_words_are_heard(words):
   """Without this, the refusals below might refuse everything."""
-  assert passes(TAKEOVER + f"def f(x):\n  {words}\n  return 0", "assert f(3) == 5")
+  assert passes(TAKEOVER + f"def f(x):\n  {words}\n  return 0", "assert f(3) == 5", PATIENT)
 
 
 @pytest.mark.parametrize("name", SPOKEN)
@@ -280,7 +281,7 @@ def test_packages_are_not_the_programs(name):
   ("g(*a)", "class T:\n  def m(self, x): return x + 1\nassert f(T().m, 1) == 2"),
 ])
 def test_functions_that_only_compute_may_be_handed_over(call, test):
-  assert passes(f"def f(g, *a): return {call}", test)
+  assert passes(f"def f(g, *a): return {call}", test, PATIENT)
 
 
 def test_empty_files_do_not_fill_the_machine():
@@ -295,6 +296,6 @@ def f(x):
 """
   program = sandbox.Program(source, ("assert f(1000) == 1000", "assert f(-1) == 0"))
   start = time.monotonic()
-  verdict = sandbox.run([program], sandbox.Limits(test_seconds=40.0, program_seconds=40.0))[0]
+  verdict = sandbox.run([program], sandbox.Limits(test_seconds=300.0, program_seconds=300.0))[0]
   assert verdict.passed == (True, False)
-  assert time.monotonic() - start < 20.0  # stopped for the files, long before its time is up
+  assert time.monotonic() - start < 150.0  # stopped for the files, long before its time is up

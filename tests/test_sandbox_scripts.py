@@ -7,11 +7,12 @@ from gdsd_jax.sandbox import ScriptTest
 
 pytestmark = pytest.mark.usefixtures("bubblewrap")
 
-LIMITS = sandbox.Limits(test_seconds=0.5, program_seconds=4.0, memory_mb=256)
+LIMITS = sandbox.Limits(test_seconds=1.0, program_seconds=20.0, memory_mb=256)  # with what does not end
+PATIENT = sandbox.Limits(test_seconds=20.0, program_seconds=60.0, memory_mb=256)
 SUM = ScriptTest("2 3\n", "5\n")
 
 
-def passed(source, *tests, limits=LIMITS):
+def passed(source, *tests, limits=PATIENT):
   return sandbox.run([sandbox.Program(source, tests)], limits)[0].passed
 
 
@@ -66,11 +67,12 @@ def test_a_script_that_does_anything_else_fails(source):
 ])
 def test_a_script_that_does_not_end_fails_and_does_not_harm_the_next_test(source):
   guarded = "\n".join("  " + line for line in source.splitlines())
-  assert passed(f"if input() != 'fine':\n{guarded}\nelse:\n  print(7)", SUM, ScriptTest("fine", "7")) == (False, True)
+  assert passed(f"if input() != 'fine':\n{guarded}\nelse:\n  print(7)", SUM, ScriptTest("fine", "7"),
+                limits=LIMITS) == (False, True)
 
 
 def test_a_script_that_multiplies_fails():
-  assert passed("import os\nprint(5, flush=True)\nwhile True: os.fork()", SUM) == (False,)
+  assert passed("import os\nprint(5, flush=True)\nwhile True: os.fork()", SUM, limits=LIMITS) == (False,)
 
 
 def test_lines_are_compared_without_white_space_at_their_ends():

@@ -75,6 +75,7 @@ def test_ctrl_c_breaks_off_what_is_done_and_ends_the_process_when_it_comes_again
 
 
 SAVING = """
+signals._PATIENCE = SOON
 with signals.waiting(lambda: print("asked", flush=True) or "asked to stop: it is being saved"):
   print(flush=True)
   time.sleep(SECONDS)
@@ -83,19 +84,23 @@ print("saved", flush=True)
 
 
 def test_the_first_waits_for_what_is_to_be_saved_and_sigterm_is_always_the_first():
-  process = start(SAVING.replace("SECONDS", "0.5"))
+  process = start(SAVING.replace("SECONDS", "0.5").replace("SOON", "60"))
   assert end(process, signal.SIGTERM, signal.SIGTERM) == (0, "saved\n", "")
 
 
 def test_a_second_ctrl_c_leaves_at_once():
-  process = start(SAVING.replace("SECONDS", "60"))
+  process = start(SAVING.replace("SECONDS", "60").replace("SOON", "60"))
   status, _, errors = end(process, signal.SIGTERM, signal.SIGINT)
   assert status == 75 and errors.startswith("stopped at once; ") and len(errors.splitlines()) == 1
 
 
 def test_what_is_waited_for_is_said_when_it_takes_long():
-  process = start(SAVING.replace("SECONDS", str(signals._PATIENCE + 0.5)))
-  assert "asked to stop: it is being saved\n" in end(process, signal.SIGINT)[1]
+  process = start(SAVING.replace("SECONDS", "60").replace("SOON", "0.1"))
+  assert process.stdout.readline() == "\n"
+  process.send_signal(signal.SIGINT)
+  assert [process.stdout.readline() for _ in range(2)] == ["asked\n", "asked to stop: it is being saved\n"]
+  process.kill()
+  process.communicate()
 
 
 def test_a_command_that_is_done_keeps_its_status():

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 import pytest
 
 from gdsd_jax.tasks import arithmetic, get_task, sources
@@ -65,14 +65,12 @@ def test_home_folder_is_expanded(tmp_path, monkeypatch):
   assert len(open_("~/rows.jsonl")) == 1
 
 
-@settings(deadline=None)
 @given(st.lists(st.dictionaries(st.text(), st.integers() | st.text()), min_size=1))
 def test_any_rows_survive_a_file(tmp_path_factory, rows):
   file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
   assert open_(written(file, "\n".join(json.dumps(row) for row in rows)), ()) == rows
 
 
-@settings(deadline=None)
 @given(st.binary(), st.sampled_from(FILE_KINDS))
 def test_any_bytes_are_rows_or_one_clear_line(tmp_path_factory, content, kind):
   if kind == ".parquet":

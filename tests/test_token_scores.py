@@ -193,7 +193,7 @@ def test_a_centre_of_no_logits_is_refused():
 
 
 @given(st.sampled_from([1, 2, 5, 16, 41, 70]), st.integers(0, 10), st.booleans())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_the_largest_are_those_of_a_sort(k, seed, ties):
   rows = np.random.default_rng(seed).normal(size=(3, 2560)).astype(np.float32)
   rows = np.round(rows, 1) if ties else rows
@@ -297,7 +297,7 @@ def test_tlc_with_all_of_the_vocabulary_is_the_full_centre(top_k):
 
 
 @given(st.sampled_from([1, 2, 7, 19, 20, 30]), st.integers(0, 100))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_stopping_the_centre_gradient_keeps_the_value_and_leaves_the_plain_gradient(top_k, seed):
   logits = jax.random.normal(jax.random.key(seed), (4, 20))
   targets = jax.random.randint(jax.random.key(seed + 1), (4,), 0, 20)

@@ -53,7 +53,7 @@ KINDS = ("embedded", "byte-level", "sentencepiece", "metaspace", "words", "joine
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_the_pieces_of_any_tokens_are_what_the_tokenizer_decodes(kinds, kind, data):
   tokenizer = kinds[kind]

@@ -146,7 +146,7 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 names = st.text("ab_é重💡", min_size=1, max_size=40) | st.sampled_from(["correctness", "soft_format", "strict_format"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(reward=finite, gain=st.floats(-1e6, 1e6), kl=finite, named=st.dictionaries(names, finite, max_size=8),
        steps=st.integers(1, 99_999), seconds=st.floats(0, 3600.0))
 def test_the_line_of_a_step_fits_a_hundred_columns(reward, gain, kl, named, steps, seconds):
