@@ -9,12 +9,18 @@
   python launch/benchmark.py --model=100m --only=memory                # one rollout's scores at V 8k, 32k, 128k
   python launch/benchmark.py --model=100m --only=views                 # an update's memory at M 2, 4, 8, 16
 
+  python launch/benchmark.py --suite=gpu --out=gpu.json --page=docs/performance.md  # all of a GPU's rows, eight minutes
+
 Weights are random, but those of `tiny`; both sides have the same weights, prompts, masks and tokens in one run, and it
 says whether sampled tokens (at temperature 0), loss and gradient norm are the same. Compilation and a warm-up are left
 out of the times. FLOPs are those that the algorithm needs, over what a large matrix product reached in the same run:
 see gdsd_jax/benchmark/flops.py. `training` is what follows the rollouts of an iteration with mu = 1: old scores, the
 reference's, loss, gradient, AdamW. Memory is of the whole process on a CPU, of the allocator on a GPU. The weights pass
 through the temporary folder (16 GB of 8b). --reference needs `pip install torch`.
+
+--suite measures its rows one after another and writes each to --out as soon as it is there: a call that was ended goes
+on where it was, and --rows chooses (none, --rows=, only writes the table again). The other flags do not count there.
+`tiny` is the same on small models, for any machine. See gdsd_jax/benchmark/suite_rows.py.
 
 On a CPU that other processes use, too, seconds say little; cpu_seconds, of all threads of a side, say more.
 
@@ -45,6 +51,9 @@ from gdsd_jax.paths import local_path
 _MODEL = flags.DEFINE_string("model", "tiny", "tiny, 100m, 8b (LLaDA's shape) or 8b_dream.")
 _REFERENCE = flags.DEFINE_bool("reference", False, "Measure the PyTorch version, too.")
 _ONLY = flags.DEFINE_list("only", None, "Some of sampling, training, memory, views; by default all.")
+_SUITE = flags.DEFINE_string("suite", None, "Measure a whole list of rows: gpu, or tiny to try it.")
+_ROWS = flags.DEFINE_list("rows", None, "Some rows of the suite; by default all.")
+_PAGE = flags.DEFINE_string("page", None, "Markdown file that the suite's table goes into, between its two marks.")
 _OUT = flags.DEFINE_string("out", None, "File for the JSON object.")
 _PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of our sampling and of our update.")
 _FIELDS = [  # by default the model's own
@@ -76,7 +85,28 @@ def check_report(file: Path) -> None:
   require(ours, "--out", f"{file} is there, and no report of this command; choose another file")
 
 
+def run_suite() -> None:
+  from gdsd_jax.benchmark import suite, suite_table
+
+  require(_OUT.value is not None, "--out", "must name the file that --suite keeps its rows in")
+  out, page = (flag.value and local_path(flag.value, f"--{flag.name}") for flag in (_OUT, _PAGE))
+  if page is not None:
+    suite_table.check_page(page)
+  report = suite.run(_SUITE.value, out, _ROWS.value, say=lambda line: print(line, flush=True))
+  text = suite_table.table(report)
+  if page is not None:
+    suite_table.write(text, page)
+  print(text)
+  print(json.dumps(report), flush=True)
+  if any("error" in found for key, found in report["rows"].items() if key.endswith(".ours")):
+    sys.exit(1)
+
+
 def main():
+  for flag in (_ROWS, _PAGE):
+    require(flag.value is None or _SUITE.value is not None, f"--{flag.name}", "is of --suite; give that, too")
+  if _SUITE.value is not None:
+    return run_suite()
   from gdsd_jax.benchmark.measure import measure
   from gdsd_jax.benchmark.report import table
   from gdsd_jax.benchmark.setting import setting

@@ -6,6 +6,8 @@ A multiplication and its addition are two.
 
 from collections.abc import Sequence
 
+from gdsd_jax.diffusion.commits import commit_plan
+from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.models.config import DenoiserConfig
 
 
@@ -34,6 +36,12 @@ def attention_flops(config: DenoiserConfig, sequences: int, length: int) -> floa
 def head_flops(config: DenoiserConfig, positions: int) -> float:
   """The LM head at so many positions, forward."""
   return 2.0 * positions * config.hidden_size * config.vocab_size
+
+
+def masked_tokens(sampler: SamplerConfig) -> list[int]:
+  """For each denoising step of an exact sampler, the tokens of a completion that it may commit."""
+  commits = commit_plan(sampler).tolist()
+  return [sum(commits[step:]) for step in range(len(commits))] * sampler.num_blocks
 
 
 def sampling_flops(config: DenoiserConfig, batch: int, length: int, masked: Sequence[int], lora_rank: int = 0) -> float:

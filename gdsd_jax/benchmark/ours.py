@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gdsd_jax.benchmark.meter import kilobytes, measured, Memory, process_memory, product_flops, PRODUCT_SIZE
-from gdsd_jax.benchmark.setting import REFERENCE_NORM, Setting
+from gdsd_jax.benchmark.setting import Setting
+from gdsd_jax.benchmark.update import laid_out, Update
 from gdsd_jax.checks import require
 from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.diffusion.forward import rollout_masks
@@ -18,14 +19,9 @@ from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
 from gdsd_jax.huggingface.weights import load_pretrained, save_pretrained
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import add_adapter, LoraConfig
-from gdsd_jax.objectives.objective import ScoredRollouts
 from gdsd_jax.objectives.scores import sequence_scores
-from gdsd_jax.objectives.views import Views
-from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
-from gdsd_jax.runs.gradient import DistillationBatch, ScoringBatch
-from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
-from gdsd_jax.runs.state import init_state, split_adapter
-from gdsd_jax.runs.step import distillation_step, score_rollouts
+from gdsd_jax.parallel.mesh import make_mesh
+from gdsd_jax.runs.state import split_adapter
 
 _VOCABULARIES = (8192, 32768, 131072)
 
@@ -51,20 +47,30 @@ def prepare(folder: Path, setting: Setting) -> tuple[dict[str, Any], int]:
     params = jax.jit(denoiser.init)(jax.random.key(0))
   save_pretrained(folder / "model", denoiser, params)
   if setting.lora:
-    denoiser, params = add_adapter(denoiser, params, setting.lora, jax.random.key(1))
-    # B = 0 would leave A without a gradient, and student and reference the same.
-    for i, factors in enumerate(params["lora"].values()):
-      factors["b"] = 0.01 * jax.random.normal(jax.random.key(i), factors["b"].shape, jnp.float32)
+    denoiser, params = adapted(denoiser, params, setting.lora)
     save_adapter(folder / "adapter", denoiser, params, str(folder / "model"))
-  random = np.random.default_rng(0)
+  np.savez(folder / "inputs.npz", **random_inputs(setting))
+  return described, _size(params)
+
+
+def adapted(denoiser: Denoiser, params, lora: LoraConfig):
+  """(denoiser, params) with an adapter of random A and B: 0 would leave A without a gradient, and student and reference
+  the same."""
+  denoiser, params = add_adapter(denoiser, params, lora, jax.random.key(1))
+  for i, factors in enumerate(params["lora"].values()):
+    factors["b"] = 0.01 * jax.random.normal(jax.random.key(i), factors["b"].shape, jnp.float32)
+  return denoiser, params
+
+
+def random_inputs(setting: Setting) -> dict[str, np.ndarray]:
+  """Of an update: tokens int[B, P+L], masks bool[B, M, L] and advantages float[B]."""
+  config, random = setting.architecture, np.random.default_rng(0)
   special = (config.mask_token_id, config.eos_token_id, config.pad_token_id)
   ordinary = np.setdiff1d(np.arange(config.vocab_size, dtype=np.int32), special)
   tokens = random.choice(ordinary, (setting.batch, setting.prompt_length + setting.completion_length))
   confidence = jnp.asarray(random.random((setting.batch, setting.completion_length), np.float32))
   masks = rollout_masks(jax.random.key(2), confidence, setting.num_mc, **setting.sampler.forward_process)
-  np.savez(folder / "inputs.npz", tokens=tokens, masks=np.asarray(masks),
-           advantages=random.standard_normal(setting.batch, np.float32))
-  return described, _size(params)
+  return dict(tokens=tokens, masks=np.asarray(masks), advantages=random.standard_normal(setting.batch, np.float32))
 
 
 def device_memory(device) -> int:
@@ -116,26 +122,8 @@ def sampling(folder: Path, setting: Setting, fast: bool = False) -> dict[str, An
 def training(folder: Path, setting: Setting) -> dict[str, Any]:
   """The second of two updates: seconds, memory; and of the first its loss, gradient norm and mean old score."""
   denoiser, params, mesh, rollouts, advantages = _load(folder, setting)
-  objective, optimizer = setting.loss, make_optimizer(OptimizerConfig(), updates=1)
-  state = init_state(denoiser, params, optimizer, 0, with_reference=objective.needs_reference, mesh=mesh)
+  update = Update(setting, denoiser, params, mesh, rollouts, advantages)
   del params
-  if state.reference:
-    state = state.replace(reference={**state.reference, "final_norm": REFERENCE_NORM * state.reference["final_norm"]})
-  static = dict(denoiser=denoiser, objective=objective, accumulation=setting.accumulation)
-
-  def update():
-    nonlocal state
-    old = score_rollouts(state.student_params, rollouts, **static)
-    reference = score_rollouts(state.reference_params, rollouts, **static) if objective.needs_reference else None
-    # Lengths and confidence are what the loss does not see.
-    tokens, count = rollouts.tokens[:, setting.prompt_length:], len(advantages)
-    scored = ScoredRollouts(
-      tokens=tokens, lengths=jnp.full(count, setting.completion_length, jnp.int32), rewards=advantages,
-      advantages=advantages, confidence=jnp.zeros(tokens.shape, jnp.float32), group_size=count, views=rollouts.views,
-      student=old, old=old, ref=reference)
-    state, metrics = distillation_step(state, DistillationBatch(rollouts, scored), optimizer=optimizer, **static)
-    return jax.device_get({**metrics, "score": metrics["score"] * setting.completion_length})
-
   first = update()
   _, cost = _measured(update, setting.profile, "training")
   return {**cost, **{name: float(first[name]) for name in ("loss", "grad_norm", "score")}}
@@ -148,11 +136,8 @@ def _load(folder: Path, setting: Setting):
   if setting.lora:
     denoiser, params = load_adapter(folder / "adapter", denoiser, params)
   with np.load(folder / "inputs.npz") as inputs:
-    arrays = {**inputs, "attended": np.ones(inputs["tokens"].shape, bool)}
-  arrays = jax.device_put(arrays, batch_sharding(mesh))
-  masks = jnp.take(arrays["masks"], jnp.arange(setting.num_mc) % arrays["masks"].shape[1], axis=1)
-  rollouts = ScoringBatch(arrays["tokens"], arrays["attended"], Views(masks, coupled=True))
-  return denoiser, params, mesh, rollouts, arrays["advantages"]
+    arrays = dict(inputs)
+  return denoiser, params, mesh, *laid_out(setting, arrays, mesh)
 
 
 def _measured(work: Callable[[], Any], profile: str | None, name: str) -> tuple[Any, dict[str, float]]:

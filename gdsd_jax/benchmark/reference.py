@@ -24,7 +24,7 @@ def peak_flops(dtype: str, platform: str) -> float:
   """FLOP/s of a large matrix product."""
   device, size = torch_device(platform), PRODUCT_SIZE[platform]
   x = torch.full((size, size), 0.5, dtype=getattr(torch, dtype), device=device)
-  return product_flops(size, lambda: _done(lambda: x @ x, device))
+  return product_flops(size, lambda: done(lambda: x @ x, device))
 
 
 def sampling(folder: Path, setting: Setting, platform: str) -> dict[str, Any]:
@@ -62,10 +62,11 @@ def _load(folder: Path, setting: Setting, platform: str):
 def _measured(work, device: str):
   """`measured`; on an NVIDIA GPU its memory is what PyTorch allocates there."""
   on_gpu = Memory(torch.cuda.reset_peak_memory_stats, torch.cuda.memory_allocated, torch.cuda.max_memory_allocated)
-  return measured(lambda: _done(work, device), process_memory() if device == "cpu" else on_gpu)
+  return measured(lambda: done(work, device), process_memory() if device == "cpu" else on_gpu)
 
 
-def _done(work, device: str):
+def done(work, device: str):
+  """What work returns, once the device has done it."""
   result = work()
   if device == "cuda":
     torch.cuda.synchronize()

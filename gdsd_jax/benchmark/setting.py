@@ -5,8 +5,8 @@ import importlib.util
 import re
 from typing import Any
 
+from gdsd_jax.benchmark.flops import masked_tokens
 from gdsd_jax.checks import require, require_at_least, require_int32, require_one_of
-from gdsd_jax.diffusion.commits import commit_plan
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.huggingface.published import architecture, HUB_NAMES
 from gdsd_jax.models.config import DenoiserConfig
@@ -25,7 +25,12 @@ _100M = DenoiserConfig(  # LLaDA's layout, vocabulary and special tokens on a sm
 )
 _8B = dict(batch=16, prompt_length=400, completion_length=256, block_length=32, steps=256, dtype="bfloat16",
            lora_rank=128)
-_DEFAULTS = {  # for each model
+_HUB_NAMES = {"8b": HUB_NAMES["llada_8b"], "8b_dream": HUB_NAMES["dream_7b"], "8b_sdar": "JetLM/SDAR-8B-Chat"}
+_TINY = {  # models of the suite's small one, as the embedded model but for these fields
+  "tiny_dream": dict(family="dream", shifted_output=True, positions_skip_padding=True),
+  "tiny_sdar": dict(family="sdar", block_length=4, qk_norm=True, positions_skip_padding=True),
+}
+_DEFAULTS = {  # for each model that a command may name
   "tiny": dict(batch=16, prompt_length=64, completion_length=64, block_length=16, steps=64),
   "100m": dict(batch=8, prompt_length=128, completion_length=128, block_length=32, steps=128),
   "8b": _8B,
@@ -37,7 +42,7 @@ _DEFAULTS = {  # for each model
 class Setting:
   """One setting of `launch/benchmark.py`, checked."""
 
-  model: str  # "tiny" is the embedded one; "100m", "8b" and "8b_dream" have random weights
+  model: str  # "tiny" is the embedded one; "100m", "8b", "8b_dream" and "8b_sdar" have random weights
   batch: int  # completions that are sampled, and rollouts of an update
   prompt_length: int
   completion_length: int
@@ -86,12 +91,14 @@ class Setting:
   def architecture(self) -> DenoiserConfig:
     if self.model == "100m":
       return _100M
-    names = {"8b": HUB_NAMES["llada_8b"], "8b_dream": HUB_NAMES["dream_7b"]}
-    return architecture(names.get(self.model, self.model))
+    if self.model in _TINY:
+      return dataclasses.replace(architecture("tiny"), **_TINY[self.model])
+    return architecture(_HUB_NAMES.get(self.model, self.model))
 
   @property
   def sampler(self) -> SamplerConfig:
-    return SamplerConfig(kind=self.architecture.family, completion_length=self.completion_length, steps=self.steps,
+    kind = self.architecture.family if self.architecture.block_length is None else "block"
+    return SamplerConfig(kind=kind, completion_length=self.completion_length, steps=self.steps,
                          block_length=self.block_length, temperature=self.temperature)
 
   @property
@@ -120,8 +127,7 @@ class Setting:
   @property
   def masked_tokens(self) -> list[int]:
     """For each denoising step, the tokens of a completion that it may commit."""
-    commits = commit_plan(self.sampler).tolist()
-    return [sum(commits[step:]) for step in range(len(commits))] * self.sampler.num_blocks
+    return masked_tokens(self.sampler)
 
 
 def setting(model: str, **fields: Any) -> Setting:

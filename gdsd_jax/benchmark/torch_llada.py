@@ -106,6 +106,28 @@ class Llada(nn.Module):
     return base.requires_grad_(False)
 
 
+def random(config: DenoiserConfig, dtype: str, device: str) -> Llada:
+  """The network with random weights, made where they stay and held in `dtype`."""
+  with torch.device("meta"):
+    model = Llada(config, getattr(torch, dtype))
+  model = model.to(getattr(torch, dtype)).to_empty(device=device)
+  with torch.no_grad():
+    for weight in model.parameters():
+      if weight.ndim == 1:
+        weight.fill_(1.0)
+      else:
+        weight.normal_(std=weight.shape[1] ** -0.5)
+  return model.eval().requires_grad_(False)
+
+
+def adapt_all(model: Llada, rank: int, scale: float) -> None:
+  """A random adapter of all projections of the blocks, which alone is trained; held in float32."""
+  for block in model.blocks:
+    for linear in (module for module in block.modules() if isinstance(module, Linear)):
+      make = lambda *shape, like=linear.weight: 0.01 * torch.randn(shape, device=like.device)
+      linear.adapt(make(rank, linear.in_features), make(linear.out_features, rank), scale)
+
+
 def load(config: DenoiserConfig, model_folder, dtype: str, adapter_folder=None, lora_scale: float = 0.0,
          device: str = "cpu") -> Llada:
   """The network of a Hugging Face folder; with a PEFT folder adapted by it and otherwise frozen.

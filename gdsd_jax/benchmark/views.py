@@ -44,10 +44,12 @@ def compiled_memory(setting: Setting, denoiser: Denoiser, mesh: Mesh) -> dict[st
     "scores": score_rollouts.lower(state.student_params, batch, **static),
     "update": distillation_step.lower(state, DistillationBatch(batch, scored), optimizer=optimizer, **static),
   }
-  return {name: _bytes(lowered.compile().memory_analysis()) for name, lowered in programs.items()}
+  return {name: compiled_bytes(lowered.compile()) for name, lowered in programs.items()}
 
 
-def _bytes(memory) -> int:
+def compiled_bytes(compiled) -> int:
+  """Bytes of a device that a compiled program needs, by XLA's account: see `compiled_memory`."""
+  memory = compiled.memory_analysis()
   held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
   return held + memory.temp_size_in_bytes
 
