@@ -6,6 +6,7 @@
   python launch/benchmark.py --model=8b --only=sampling --reference    # LLaDA-8B's shape, bf16, prompt 400, L 256: GPU
   python launch/benchmark.py --model=8b --only=training --reference    # LoRA r 128, M 2; --accumulation if too large
   python launch/benchmark.py --model=8b --only=sampling --cache=dual --threshold=0.9  # Fast-dLLM beside the exact one
+  python launch/benchmark.py --model=100m_block                        # the exact cache on and off: block 32, L 256
   python launch/benchmark.py --model=100m --only=memory                # one rollout's scores at V 8k, 32k, 128k
   python launch/benchmark.py --model=100m --only=views                 # an update's memory at M 2, 4, 8, 16
 
@@ -48,7 +49,7 @@ from gdsd_jax import command
 from gdsd_jax.checks import require
 from gdsd_jax.paths import local_path
 
-_MODEL = flags.DEFINE_string("model", "tiny", "tiny, 100m, 8b (LLaDA's shape) or 8b_dream.")
+_MODEL = flags.DEFINE_string("model", "tiny", "tiny, 100m, 100m_block (block-causal), 8b (LLaDA's shape) or 8b_dream.")
 _REFERENCE = flags.DEFINE_bool("reference", False, "Measure the PyTorch version, too.")
 _ONLY = flags.DEFINE_list("only", None, "Some of sampling, training, memory, views; by default all.")
 _SUITE = flags.DEFINE_string("suite", None, "Measure a whole list of rows: gpu, or tiny to try it.")
@@ -70,7 +71,7 @@ _FIELDS = [  # by default the model's own
   flags.DEFINE_integer("lora_rank", None, "Of the adapter; 0 trains all weights."),
   flags.DEFINE_integer("accumulation", None, "Microbatches of an update."),
   flags.DEFINE_string("remat", None, "What our backward pass computes again: none, all but products, or full."),
-  flags.DEFINE_string("cache", None, "Sample by Fast-dLLM's cache, too: prefix or dual."),
+  flags.DEFINE_string("cache", None, "Sample by Fast-dLLM's cache, too: prefix or dual; or by 100m_block's exact one."),
   flags.DEFINE_float("threshold", None, "Sample by Fast-dLLM's threshold, too."),
   flags.DEFINE_integer("repeats", None, "Times that each side is measured, in turn; the median counts."),
 ]
@@ -124,7 +125,8 @@ def main():
     write_whole(out, line + "\n")
   print(table(result))
   print(line, flush=True)
-  ours = (result.get(name, {}).get(side, {}) for name in ("sampling", "training") for side in ("ours", "fast_dllm"))
+  ours = (result.get(name, {}).get(side, {}) for name in ("sampling", "training")
+          for side in ("ours", "fast_dllm", "exact_cache"))
   if any("error" in side for side in ours):
     sys.exit(1)
 

@@ -103,6 +103,13 @@ def test_reference_without_torch_is_refused_in_one_line(monkeypatch):
     setting("tiny", reference=True)
 
 
+def test_a_block_causal_model_is_sampled_with_its_exact_cache_beside_the_plain_way():
+  chosen = setting("100m_block")
+  assert (chosen.sampler.kind, chosen.sampler.cache, chosen.fast_sampler.cache) == ("block", "none", "exact")
+  with pytest.raises(ValueError, match="^--only: must be sampling with --model=100m_block"):
+    setting("100m_block", only=("sampling", "training"))
+
+
 # FLOPs.
 
 
@@ -149,7 +156,7 @@ def test_command_ends_with_a_line_of_json(tmp_path):
   for name in ("sampling", "training"):
     assert {"seconds", "tokens_per_second", "bytes_peak", "utilisation"} <= result[name]["ours"].keys()
     assert list((tmp_path / "trace" / name).rglob("*.pb"))
-  assert result["sampling"]["fast_dllm"]["speedup_over_exact"] > 0
+  assert result["sampling"]["fast_dllm"]["speedup_over_plain"] > 0
   assert {"device", "versions", "parameters", "peak_flops_per_second"} <= result.keys()
 
 

@@ -84,14 +84,18 @@ def _sampling(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
   flops = sampling_flops(setting.architecture, setting.batch, length, setting.masked_tokens, setting.lora_rank)
   works = _works("sampling", setting, result["device"]["platform"], folder, setting)
   if setting.fast_sampler:
-    works["fast_dllm"] = (ours.sampling, folder, setting, True)
+    works[setting.faster] = (ours.sampling, folder, setting, True)
   sides, runs = _sides("sampling", works, setting, flops, result["peak_flops_per_second"], say)
   for name, side in sides.items():
-    if "seconds" in side and name != "fast_dllm":
+    if "seconds" in side and name != setting.faster:
       side["seconds_per_denoising_step"] = side["seconds"] / steps
-  if "seconds" in sides.get("fast_dllm", {}) and "seconds" in sides["ours"]:
-    del sides["fast_dllm"]["utilisation"]  # it does not do what the exact algorithm needs
-    sides["fast_dllm"]["speedup_over_exact"] = sides["ours"]["seconds"] / sides["fast_dllm"]["seconds"]
+  faster = sides.get(setting.faster, {})
+  if "seconds" in faster and "seconds" in sides["ours"]:
+    del faster["utilisation"]  # it does not do what the plain algorithm needs
+    for ratio, field in (("speedup_over_plain", "seconds"), ("cpu_speedup_over_plain", "cpu_seconds")):
+      faster[ratio] = sides["ours"][field] / faster[field]
+    if setting.temperature == 0:
+      faster["equal_tokens_to_plain"] = float(np.mean(runs["ours"][0]["tokens"] == runs[setting.faster][0]["tokens"]))
   compared = _compared(sides)
   if compared and setting.temperature == 0:
     tokens = [runs[side][0]["tokens"] for side in ("ours", "reference")]

@@ -8,7 +8,9 @@ _ROWS = (  # label, field of a side, format, unit, field of the ratio
   ("  seconds of all threads", "cpu_seconds", ".3f", 1, "cpu_speedup"),
   ("  threads that wanted to run", "load", ".1f", 1, None),
   ("  seconds a denoising step", "seconds_per_denoising_step", ".4f", 1, None),
-  ("  speed over exact sampling", "speedup_over_exact", ".2f", 1, None),
+  ("  speed over plain sampling", "speedup_over_plain", ".2f", 1, None),
+  ("  the same by all threads", "cpu_speedup_over_plain", ".2f", 1, None),
+  ("  tokens as in plain sampling", "equal_tokens_to_plain", ".2%", 1, None),
   ("  completion tokens/s", "tokens_per_second", ",.1f", 1, None),
   ("  needed FLOP/s over the peak", "utilisation", ".1%", 1, None),
   ("  memory before, GB", "bytes_before", ".3f", _GB, None),
@@ -43,7 +45,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _compared(name: str, found: dict[str, Any]) -> list[str]:
-  sides = [side for side in ("ours", "reference", "fast_dllm") if side in found]
+  sides = [side for side in ("ours", "reference", "fast_dllm", "exact_cache") if side in found]
   lines = [_row(name, *sides, *(["ratio"] if "speedup" in found else []))]
   for label, field, form, unit, ratio in _ROWS:
     cells = [f"{found[side][field] / unit:{form}}" if field in found[side] else "" for side in sides]

@@ -23,6 +23,8 @@ _100M = DenoiserConfig(  # LLaDA's layout, vocabulary and special tokens on a sm
   rope_theta=500000.0, norm_epsilon=1e-5, max_positions=4096, mask_token_id=126336, eos_token_id=126081,
   pad_token_id=126081,
 )
+# The same body, head and vocabulary, attending from block to block, in SDAR's layout.
+_100M_BLOCK = dataclasses.replace(_100M, family="sdar", block_length=32, positions_skip_padding=True, qk_norm=True)
 _8B = dict(batch=16, prompt_length=400, completion_length=256, block_length=32, steps=256, dtype="bfloat16",
            lora_rank=128)
 _HUB_NAMES = {"8b": HUB_NAMES["llada_8b"], "8b_dream": HUB_NAMES["dream_7b"], "8b_sdar": "JetLM/SDAR-8B-Chat"}
@@ -33,6 +35,8 @@ _TINY = {  # models of the suite's small one, as the embedded model but for thes
 _DEFAULTS = {  # for each model that a command may name
   "tiny": dict(batch=16, prompt_length=64, completion_length=64, block_length=16, steps=64),
   "100m": dict(batch=8, prompt_length=128, completion_length=128, block_length=32, steps=128),
+  "100m_block": dict(batch=8, prompt_length=128, completion_length=256, block_length=32, steps=256, cache="exact",
+                     only=("sampling",)),
   "8b": _8B,
   "8b_dream": _8B | {"block_length": None},
 }
@@ -42,7 +46,7 @@ _DEFAULTS = {  # for each model that a command may name
 class Setting:
   """One setting of `launch/benchmark.py`, checked."""
 
-  model: str  # "tiny" is the embedded one; "100m", "8b", "8b_dream" and "8b_sdar" have random weights
+  model: str  # "tiny" is the embedded one; the others have random weights
   batch: int  # completions that are sampled, and rollouts of an update
   prompt_length: int
   completion_length: int
@@ -56,7 +60,8 @@ class Setting:
   lora_rank: int = 0  # adapter that is sampled with and trained; at 0 all weights are trained
   accumulation: int = 1
   remat: str = "full"  # what our backward pass computes again, see `Denoiser`
-  cache: str = "none"  # Fast-dLLM's, as `threshold`: for a sampler that is measured beside the exact one
+  # Fast-dLLM's, as `threshold`: for a sampler that is measured beside the exact one. Or a block-causal model's "exact".
+  cache: str = "none"
   threshold: float | None = None
   repeats: int = 1  # times that each side is measured, one after the other in turn
   only: tuple[str, ...] = MEASUREMENTS
@@ -89,8 +94,9 @@ class Setting:
 
   @property
   def architecture(self) -> DenoiserConfig:
-    if self.model == "100m":
-      return _100M
+    ours = {"100m": _100M, "100m_block": _100M_BLOCK}
+    if self.model in ours:
+      return ours[self.model]
     if self.model in _TINY:
       return dataclasses.replace(architecture("tiny"), **_TINY[self.model])
     return architecture(_HUB_NAMES.get(self.model, self.model))
@@ -109,6 +115,11 @@ class Setting:
       fields["alg"] = "maskgit_plus"  # a threshold needs a probability, and entropy is none
     fast = dataclasses.replace(self.sampler, **fields)
     return fast if fast.is_fast else None
+
+  @property
+  def faster(self) -> str:
+    """What reports call the side that samples by `fast_sampler`."""
+    return "exact_cache" if self.cache == "exact" else "fast_dllm"
 
   @property
   def loss(self) -> Objective:
@@ -134,6 +145,8 @@ def setting(model: str, **fields: Any) -> Setting:
   """Setting of a model with its defaults where a field is None. Raises ValueError, one line naming the flag."""
   require_one_of("--model", model, tuple(_DEFAULTS))
   given = {name: value for name, value in fields.items() if value is not None}
+  require(model != "100m_block" or set(given.get("only", ("sampling",))) == {"sampling"}, "--only",
+          f"must be sampling with --model={model}, whose cache is what is measured")
   try:
     return Setting(model=model, **{**_DEFAULTS[model], **given})
   except ValueError as error:

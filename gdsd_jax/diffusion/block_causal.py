@@ -26,6 +26,8 @@ from gdsd_jax.diffusion.watching import step_or_end, Watcher
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.transformer import KeysAndValues
 
+_FEWEST = 8  # positions whose logits are computed together at least
+
 
 def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: SamplerConfig, record: frozenset[str],
            watcher: Watcher | None) -> Rollout:
@@ -133,13 +135,9 @@ class _Canvas:
       return jax.lax.dynamic_slice_in_dim(denoiser.hidden(*arguments, context[1]), first, width, axis=1)
 
     def step(index, rollout):
-      states, (token_key, position_key) = hidden(rollout), jax.random.split(keys[index])
-      tokens, confidence, *logp = self._predict(states, token_key)
-      steps = jnp.full(tokens.shape, number * config.block_steps + index, jnp.int32)
-      told = remembered(denoiser, self.params, states, None, tokens, config, self.record, *logp)
-      chosen = choose(confidence, masked(rollout), plan[index], position_key, config)
-      new = jax.tree.map(lambda new, whole: jnp.where(chosen, new, of_block(whole)),
-                         Rollout(tokens, confidence, steps, **told), rollout)
+      new, chosen = self._commits(hidden(rollout), masked(rollout), plan[index], keys[index])
+      new = new.replace(steps=jnp.full(chosen.shape, number * config.block_steps + index, jnp.int32))
+      new = jax.tree.map(lambda new, whole: jnp.where(chosen, new, of_block(whole)), new, rollout)
       return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, axis=1), rollout, new)
 
     def next_step(loop):
@@ -148,6 +146,33 @@ class _Canvas:
 
     unfinished = lambda loop: jnp.any(masked(loop[1])) & (loop[0] < len(plan))
     return jax.lax.while_loop(unfinished, next_step, (jnp.int32(0), rollout))[1]
+
+  def _commits(self, hidden, masked, planned, key):
+    """(Rollout, bool[B, K]): predictions of a block's masked positions, without steps, and which of them to commit.
+
+    Only these positions go through the LM head: as many in each row as the row with the most masks has, rounded up to
+    the block's half, quarter, … of at least 8. So it is one of a few programs.
+    """
+    width, (token_key, position_key) = masked.shape[1], jax.random.split(key)
+    first = jnp.argsort(~masked, axis=1, stable=True)
+    back = jnp.argsort(first, axis=1)
+    in_order = lambda x, places: jnp.take_along_axis(x, places.reshape(*places.shape, *[1] * (x.ndim - 2)), axis=1)
+
+    def predict(count: int, hidden):
+      places = first[:, :count]
+      states, open_ones = in_order(hidden, places), in_order(masked, places)
+      tokens, confidence, *logp = self._predict(states, token_key)
+      told = remembered(self.denoiser, self.params, states, None, tokens, self.config, self.record, *logp)
+      chosen = choose(confidence, open_ones, planned, position_key, self.config)
+      whole = lambda x: in_order(jnp.pad(x, [(0, 0), (0, width - count), *[(0, 0)] * (x.ndim - 2)]), back)
+      return jax.tree.map(whole, (Rollout(tokens, confidence, **told), chosen))
+
+    counts = [width]
+    while counts[-1] % 2 == 0 and counts[-1] > _FEWEST:
+      counts.append(counts[-1] // 2)
+    needed = jnp.max(jnp.sum(masked, axis=1))
+    branch = sum((needed <= count).astype(jnp.int32) for count in counts[1:])
+    return jax.lax.switch(branch, [functools.partial(predict, count) for count in counts], hidden)
 
   def _predict(self, hidden, key):
     """Tokens, the confidence in them and, at a temperature, the log-probability with which they were drawn.
