@@ -193,7 +193,7 @@ def test_command_compares_with_the_reference():
 
 
 @pytest.mark.parametrize("argument, message", [
-  ("--model=70b", "--model: '70b' is not one of tiny, 100m, 8b, 8b_dream"),
+  ("--model=70b", "--model: '70b' is not one of tiny, 100m, 100m_block, 8b, 8b_dream"),
   ("--only=speed", "--only: must name some of sampling, training, memory, views"),
   ("--accumulation=3", "--accumulation: 3 must divide the batch of 4"),
   ("--steps=7", "--steps: 7 must be a multiple"),
