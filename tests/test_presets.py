@@ -1,8 +1,10 @@
 """The recipes of the published models, run on small models in the published layouts, with the published token ids."""
 
 import json
+import shutil
 
 from conftest import load_recipe
+from documented import undocumented
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from test_published_tokenizers import dream_folder, llada_folder  # noqa: F401  
 import gdsd_jax
 from gdsd_jax.chat.config import sample_config
 from gdsd_jax.huggingface import weights as huggingface
+from gdsd_jax.huggingface.chat_format import PRESETS
 from gdsd_jax.huggingface.published import architecture, HUB_NAMES
 from gdsd_jax.runs.chosen_model import ChosenModel
 from gdsd_jax.runs.config import evaluation_samplers, validate_family
@@ -77,6 +80,38 @@ def test_recipes_run_on_the_published_layouts(model, recipe, tmp_path):
   denoiser, params = load_run(tmp_path / "run", "latest")
   assert denoiser.config.mask_token_id == PUBLISHED[preset]["mask_token_id"]
   assert params["blocks"]["query"].dtype == jnp.bfloat16 and params["lora"]["query"]["a"].dtype == jnp.float32
+
+
+@pytest.mark.slow
+def test_a_run_of_a_mixture_of_experts_tells_their_load(tmp_path, llada_folder, caplog):  # noqa: F811
+  """LLaDA-MoE's layout with the tokenizer of LLaDA: all parameters but the routers are trained."""
+  model = tmp_path / "model"
+  shutil.copytree(llada_folder, model)
+  (model / "chat_template.jinja").write_text(PRESETS["llada"])  # which this family's files must have
+  ids = {name: PUBLISHED["llada_8b"][name] for name in ("vocab_size", "mask_token_id", "eos_token_id", "pad_token_id")}
+  (model / "config.json").write_text(json.dumps(ids | {
+    "model_type": "lladamoe", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_experts": 4,
+    "num_experts_per_tok": 2, "expert_intermediate_size": 8, "qk_layernorm": True, "tie_word_embeddings": False,
+    "max_position_embeddings": 1024}))
+  denoiser = gdsd_jax.Denoiser(huggingface.load_config(model))
+  params = denoiser.init(jax.random.key(0))
+  gdsd_jax.save_pretrained(model, denoiser, params)
+  data = tmp_path / "problems.jsonl"
+  data.write_text(2 * (json.dumps(ROWS["gsm8k"]) + "\n"))
+  config = load_recipe("gdsd_gsm8k").get_config("llada_moe")
+  config.sampler.block_length = 2
+  config.update_from_flattened_dict({**SMALL_RUN, "model.path": str(model), "task.train_source": str(data),
+                                     "task.test_source": str(data), "model.lora.rank": 0})
+  with caplog.at_level("INFO", logger="gdsd_jax"):
+    Trainer(run_config(config), tmp_path / "run").train()
+  assert "the routers of experts stay as they are" in caplog.text
+  row = read_rows(tmp_path / "run" / "metrics.jsonl")[1]
+  assert not undocumented(name for name in row if name.startswith("router/")) and row["skipped"] == 0
+  assert 1 <= row["router/largest_load"] <= 2 and 0 < row["router/load_entropy"] <= 1
+  assert row["router/idle_experts"] in (0, 0.125, 0.25, 0.375, 0.5)
+  _, trained = load_run(tmp_path / "run", "latest")
+  np.testing.assert_array_equal(trained["blocks"]["router"], params["blocks"]["router"])
+  assert not np.array_equal(trained["blocks"]["query"], params["blocks"]["query"])
 
 
 @pytest.mark.parametrize("recipe", ["gsm8k", "code"])

@@ -36,6 +36,8 @@ class Denoiser:
   remat: str = "none"
   lora: LoraConfig | None = None  # the adapter, entry "lora" of the parameters; those without it give the base model
   mesh: Mesh | None = None  # that the parameters lie on, for the layout of activations; None leaves it to the compiler
+  # Whether training moves the routers of experts. Biases that choose experts have no gradient either way.
+  trains_routers: bool = True
   source: str | None = dataclasses.field(default=None, compare=False)  # folder that it was loaded from
 
   def __post_init__(self):
@@ -100,6 +102,12 @@ class Denoiser:
     x, _ = self._whole(params, tokens, attention_mask, dropout_key)
     return self._aligned(params, x)
 
+  def hidden_and_load(self, params, tokens, attention_mask=None, dropout_key=None):
+    """As `hidden`, of a model of experts: ([B, T, D], `Load` of the layers that have them by the tokens attended to).
+    """
+    x, load = self._whole(params, tokens, attention_mask, dropout_key, with_load=True)
+    return self._aligned(params, x), load
+
   def hidden_and_cache(self, params, tokens, attention_mask=None):
     """As `hidden`, without dropout: ([B, T, D], KeysAndValues [layers, B, T, K, H]), for `window` to go on from."""
     x, cache = self._whole(params, tokens, attention_mask, keep=True)
@@ -149,22 +157,24 @@ class Denoiser:
     blocks = None if self.config.block_length is None else BlockCausal(self.config.block_length)
     return Context(self.config, self.lora, self.mesh, positions, mask, blocks)
 
-  def _whole(self, params, tokens, attention_mask, dropout_key=None, keep: bool = False):
+  def _whole(self, params, tokens, attention_mask, dropout_key=None, keep: bool = False, with_load: bool = False):
     """A pass over the whole sequence, as `_blocks`."""
+    context = lambda tokens, mask: self._context(tokens, mask)._replace(with_load=with_load)
     if self.config.block_length is None or attention_mask is None:
-      return self._blocks(params, tokens, self._context(tokens, attention_mask), dropout_key, keep=keep)
+      return self._blocks(params, tokens, context(tokens, attention_mask), dropout_key, keep=keep)
     # With padding last, blocks begin at the same places in every sequence, as kernels have them.
     order = jnp.argsort(~attention_mask.astype(bool), axis=1, stable=True)
     back = jnp.argsort(order, axis=1)
     tokens, mask = (jnp.take_along_axis(x, order, axis=1) for x in (tokens, attention_mask))
-    x, cache = self._blocks(params, tokens, self._context(tokens, mask), dropout_key, keep=keep)
+    x, told = self._blocks(params, tokens, context(tokens, mask), dropout_key, keep=keep)
     in_place = lambda x: jnp.take_along_axis(x, back.reshape(*back.shape, *[1] * (x.ndim - 2)), axis=1)
-    return in_place(x), jax.tree.map(jax.vmap(in_place), cache)
+    return in_place(x), told if with_load else jax.tree.map(jax.vmap(in_place), told)
 
   def _blocks(self, params, tokens, context: Context, dropout_key=None, cache=None, keep: bool = False):
     """int[B, T] tokens through embedding and blocks: ([B, T, D], KeysAndValues of all layers if `keep`).
 
-    The weights of a stack of blocks are scanned over, so that compile time does not grow with depth.
+    In the place of these is the `Load` of layers that have experts, where the context asks for it. The
+    weights of a stack of blocks are scanned over, so that compile time does not grow with depth.
     """
     adapted, axes, dropout_keys = "lora" in params, self.logical_axes(), None
     if dropout_key is not None and adapted and self.lora.dropout > 0:
@@ -173,8 +183,8 @@ class Denoiser:
     def apply_block(axes, x, scanned):
       weights, layer_key, cached = scanned
       weights, x = gather_over_fsdp(weights, axes, x, self.mesh)
-      x, keys_and_values = block(x, Layer(*weights, layer_key, cached), context)
-      return x, keys_and_values if keep else None
+      x, keys_and_values, load = block(x, Layer(*weights, layer_key, cached), context)
+      return x, load if context.with_load else keys_and_values if keep else None
 
     embedded = params["embedding"][tokens].astype(self.dtype)
     # Rows are looked up where their share of the embedding lies; then shares are exchanged for sequences.
@@ -187,8 +197,8 @@ class Denoiser:
         self._rematerialised(functools.partial(apply_block, of_stack(axes, stack, adapted))), x,
         (of_stack(params, stack, adapted), of_stack_alone(dropout_keys), of_stack_alone(cache)),
       )
-      kept.append(of_layers)
-    return x, kept[0] if len(kept) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
+      kept += [] if of_layers is None else [of_layers]
+    return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept) if len(kept) > 1 else next(iter(kept), None)
 
   def _rematerialised(self, apply_block):
     if self.remat == "none":

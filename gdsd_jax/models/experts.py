@@ -5,6 +5,7 @@ experts of a token, E experts, F inner width of one.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,13 @@ _AXES = {  # an expert's projections and their adapters' factors
   "expert_gate": ("experts", None, "expert_mlp"), "expert_up": ("experts", None, "expert_mlp"),
   "expert_down": ("experts", "expert_mlp", None),
 }
+
+
+class Load(NamedTuple):
+  """How a router spread tokens over the experts of a layer; both sum to 1. [layers, E] of a stack of layers."""
+
+  chosen: jax.Array  # float32[E], the share of the tokens' choices that fell on each expert; it has no gradient
+  share: jax.Array  # float32[E], the mean over tokens of an expert's score, as a share of the scores of all
 
 
 def mixture(x, weights, factors, config: ExpertsConfig, lora: LoraConfig | None, mesh: Mesh | None):
@@ -56,8 +64,7 @@ def route(x, router, bias, config: ExpertsConfig):
   `router` is [D, E], and `bias` [E] or None. LLaDA 2 and DeepSeek-V3 (arXiv 2412.19437) choose by sigmoid, with a bias
   and from groups; OLMoE (arXiv 2409.02060) and Qwen3 by a softmax.
   """
-  logits = jnp.matmul(x.astype(jnp.float32), router.astype(jnp.float32), precision="highest")
-  scores = jax.nn.sigmoid(logits) if config.router == "sigmoid" else jax.nn.softmax(logits, axis=-1)
+  scores = _scores(x, router, config)
   # The choice itself has no gradient.
   wanted = jax.lax.stop_gradient(scores if bias is None else scores + bias.astype(jnp.float32))
   if config.groups > 1:
@@ -71,6 +78,23 @@ def route(x, router, bias, config: ExpertsConfig):
   if config.normalised:
     shares = shares / (jnp.sum(shares, axis=-1, keepdims=True) + 1e-20)
   return chosen, shares * config.scale
+
+
+def load_of(x, router, bias, config: ExpertsConfig, real) -> Load:
+  """The load by those tokens of x [B, T, D] that are `real`, bool[B, T], or by all where that is None; see `route`."""
+  chosen, _ = route(x, router, bias, config)
+  falls = jnp.any(chosen[..., None] == jnp.arange(config.count), axis=-2)  # bool[B, T, E]
+  scores = _scores(x, router, config)
+  shares = scores / jnp.sum(scores, axis=-1, keepdims=True)
+  of = jnp.ones(x.shape[:2], jnp.float32) if real is None else real.astype(jnp.float32)
+  mean = lambda values: jnp.sum(values * of[..., None], axis=(0, 1)) / jnp.maximum(jnp.sum(of), 1)
+  return Load(mean(falls) / config.per_token, mean(shares))
+
+
+def _scores(x, router, config: ExpertsConfig):
+  """float32[B, T, E], each expert's score."""
+  logits = jnp.matmul(x.astype(jnp.float32), router.astype(jnp.float32), precision="highest")
+  return jax.nn.sigmoid(logits) if config.router == "sigmoid" else jax.nn.softmax(logits, axis=-1)
 
 
 def _on_a_chip(x, chosen, shares, kernels, adapter, scale: float, expert_axis: str | None = None,

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from gdsd_jax.models.attention import attend, BlockCausal
 from gdsd_jax.models.config import DenoiserConfig
-from gdsd_jax.models.experts import mixture
+from gdsd_jax.models.experts import Load, load_of, mixture
 from gdsd_jax.models.lora import LEAVES, LoraConfig
 from gdsd_jax.parallel.mesh import constrain
 
@@ -46,6 +46,7 @@ class Context(NamedTuple):
   mask: jax.Array | None  # bool[B, S], the tokens that may be attended to; None for all
   blocks: BlockCausal | None = None  # None: every token sees every other
   start: jax.Array | int | None = None  # where x begins in the cached sequence
+  with_load: bool = False  # whether layers tell how their routers spread the tokens of x that may be attended to
 
   def constrain(self, x, axis: str | None = None):
     """x [B, T, ...] split over its batch and its third dimension's logical axis."""
@@ -53,12 +54,14 @@ class Context(NamedTuple):
 
 
 def block(x, layer: Layer, context: Context):
-  """x [B, T, D] through one transformer block. Returns ([B, T, D], KeysAndValues of the sequence)."""
+  """x [B, T, D] through one transformer block. Returns ([B, T, D], KeysAndValues of the sequence, `Load` or None)."""
   epsilon = context.config.norm_epsilon
   normed = rms_norm(x, layer.weights["attention_norm"], epsilon)
   attended, keys_and_values = attention(normed, layer, context)
   x = x + attended
-  return x + feed_forward(rms_norm(x, layer.weights["mlp_norm"], epsilon), layer, context), keys_and_values
+  normed = rms_norm(x, layer.weights["mlp_norm"], epsilon)
+  load = router_load(normed, layer, context) if context.with_load else None
+  return x + feed_forward(normed, layer, context), keys_and_values, load
 
 
 def attention(x, layer: Layer, context: Context):
@@ -90,6 +93,13 @@ def feed_forward(x, layer: Layer, context: Context):
     return mlp(x, layer, context)
   mixed = mixture(x, layer.weights, layer.factors, config, context.lora, context.mesh)
   return mixed + mlp(x, layer, context, "shared_") if config.shared_size else mixed
+
+
+def router_load(x, layer: Layer, context: Context) -> Load | None:
+  """How the layer's router spreads the tokens x [B, T, D]; None of a layer without one."""
+  if "router" not in layer.weights:
+    return None
+  return load_of(x, layer.weights["router"], layer.weights.get("router_bias"), context.config.experts, context.mask)
 
 
 def mlp(x, layer: Layer, context: Context, prefix: str = ""):

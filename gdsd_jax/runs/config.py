@@ -39,6 +39,9 @@ class ModelConfig:
   # What the backward pass computes again: "none" of the activations, all but "products" with weights (a quarter less to
   # compute than all, far more to keep), or the "full" pass through each block.
   remat: str = "full"
+  # Whether all-parameter training moves the routers of experts, too. A router that moves sends tokens to other experts,
+  # and scores of the same tokens apart; RL is steadier without.
+  train_router: bool = False
   # One's own of a model whose config.json has a `model_type` unknown here, FILE.py:NAME (docs/own.md).
   layout: str | None = None
   lora: LoraConfig | None = None  # None, which recipes say by rank 0: no adapter, all parameters are trained
@@ -48,6 +51,8 @@ class ModelConfig:
     require_one_of("model.remat", self.remat, REMAT)
     require(self.layout is None or own_code.is_own(self.layout), "model.layout",
             f"{self.layout!r} must be FILE.py:NAME or PACKAGE.MODULE:NAME; ours are known by config.json's model_type")
+    require(not (self.train_router and self.lora), "model.train_router",
+            "needs model.lora.rank=0: an adapter leaves the base's routers as they are")
     require(self.lora is not None or not self.lora_path, "model.lora.path", "needs model.lora.rank > 0")
 
   @property

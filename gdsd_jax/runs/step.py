@@ -13,6 +13,7 @@ from gdsd_jax.objectives.diagnostics import score_metrics
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.scores import Scores, view_scores
 from gdsd_jax.runs.gradient import DistillationBatch, join, loss_and_gradient, ScoringBatch, single_samples
+from gdsd_jax.runs.routers import moved
 from gdsd_jax.runs.state import TrainState
 
 
@@ -60,12 +61,13 @@ def distillation_step(
     key, dropout_key = jax.random.split(state.key)
     state = state.replace(key=key)
   (loss, metrics), gradient = loss_and_gradient(denoiser, objective, state, batch, accumulation, dropout_key)
+  gradient = moved(gradient, denoiser)
   metrics = {"loss": loss, **score_metrics(batch.scored), **metrics, "grad_norm": optax.global_norm(gradient)}
   gradient = _spoiled_unless(jnp.isfinite(loss), gradient)
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
   metrics["skipped"] = 1.0 - opt_state.last_finite.astype(jnp.float32)
-  state = state.replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
-  return state, metrics
+  params = optax.apply_updates(state.params, moved(updates, denoiser))
+  return state.replace(params=params, opt_state=opt_state), metrics
 
 
 def _spoiled_unless(holds, gradient):

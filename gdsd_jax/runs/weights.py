@@ -7,6 +7,7 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
+from gdsd_jax.checks import require
 from gdsd_jax.huggingface.adapters import load_adapter
 from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.huggingface.weights import load_weights
@@ -26,11 +27,15 @@ from gdsd_jax.waiting import waiting
 def make_denoiser(config: ModelConfig, architecture: DenoiserConfig, mesh, folder: Path | None = None) -> Denoiser:
   """The denoiser of a run, without its weights, which come from the `folder`, where there is one.
 
-  What is trained is float32 in either case: bfloat16 has too few digits to add updates as small as AdamW's.
+  What is trained is float32 in either case: bfloat16 has too few digits to add updates as small as AdamW's. Raises
+  ValueError, one line, where the config asks for what the model does not have.
   """
+  require(architecture.experts is not None or not config.train_router, "model.train_router",
+          f"{config.path} has no experts, and so no router")
   frozen_dtype = config.dtype if config.lora else "float32"
   source = None if folder is None else str(folder)
-  return Denoiser(architecture, config.dtype, frozen_dtype, config.remat, config.lora, mesh, source)
+  return Denoiser(architecture, config.dtype, frozen_dtype, config.remat, config.lora, mesh,
+                  trains_routers=config.train_router, source=source)
 
 
 def load_model(config: ModelConfig, seed: int, mesh):

@@ -29,6 +29,7 @@ from gdsd_jax.runs.metrics import Stopwatch
 from gdsd_jax.runs.optimizer import make_optimizer
 from gdsd_jax.runs.progress import Progress
 from gdsd_jax.runs.provenance import check_inputs, provenance_of
+from gdsd_jax.runs.routers import moved
 from gdsd_jax.runs.saved_config import open_workdir
 from gdsd_jax.runs.state import init_state, TrainState
 from gdsd_jax.runs.weights import load_model
@@ -59,10 +60,10 @@ def _finetuning_step(state: TrainState, batch, *, denoiser, optimizer, prompt_le
   parts = jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), batch)
   zeros = jax.tree.map(jnp.zeros_like, state.params)
   gradient, metrics = jax.lax.scan(accumulate, zeros, (parts, jax.random.split(key, accumulation)))
-  gradient = jax.tree.map(lambda g: g / accumulation, gradient)
+  gradient = moved(jax.tree.map(lambda g: g / accumulation, gradient), denoiser)
   metrics = {**jax.tree.map(jnp.mean, metrics), "grad_norm": optax.global_norm(gradient)}
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  params = optax.apply_updates(state.params, moved(updates, denoiser))
   return state.replace(step=state.step + 1, params=params, opt_state=opt_state, key=next_key), metrics
 
 

@@ -35,6 +35,7 @@ from gdsd_jax.runs.metrics import Stopwatch
 from gdsd_jax.runs.optimizer import make_optimizer
 from gdsd_jax.runs.progress import Progress
 from gdsd_jax.runs.provenance import check_inputs, provenance_of
+from gdsd_jax.runs.routers import moved
 from gdsd_jax.runs.saved_config import open_workdir
 from gdsd_jax.runs.state import TrainState
 from gdsd_jax.supervised.chats import joined
@@ -79,7 +80,7 @@ def _train_step(denoiser, optimizer, state: TrainState, tokens, maskable, attent
   loss_fn = jax.value_and_grad(functools.partial(masked_cross_entropy, denoiser), has_aux=True)
   (loss, metrics), gradient = loss_fn(state.params, key, tokens, maskable, attention_mask)
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  params = optax.apply_updates(state.params, moved(updates, denoiser))
   return state.replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss, **metrics}
 
 

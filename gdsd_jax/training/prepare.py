@@ -21,6 +21,7 @@ from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.config import RunConfig, validate_family, validate_mesh
 from gdsd_jax.runs.optimizer import make_optimizer
 from gdsd_jax.runs.provenance import check_inputs, provenance_of
+from gdsd_jax.runs.routers import said_of_routers
 from gdsd_jax.runs.state import init_state, TrainState
 from gdsd_jax.runs.weights import load_model
 from gdsd_jax.tasks import get_task, train_and_validation, try_out
@@ -66,6 +67,8 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
   provenance = provenance_of(config.model, {"training data": train, "validation data": validation}, given)
   provenance = check_inputs(workdir, provenance, allow_changed_inputs)
   denoiser, params = load_model(config.model, config.seed, mesh)
+  if said := said_of_routers(denoiser):
+    _log.info("%s", said)
   tokenizer, buckets = load_tokenizer(config.model.folder, denoiser.config), config.rollouts.prompt_buckets
   try_out_sampler(denoiser, config.sampler, config.rollouts_per_step // config.rollouts.microbatches, buckets[-1])
   sampler = RolloutSampler(denoiser, tokenizer, task, config.sampler, buckets, mesh, config.remembered)

@@ -21,6 +21,7 @@ from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.runs.metrics import Stopwatch
 from gdsd_jax.runs.optimizer import last_rate
+from gdsd_jax.runs.routers import router_metrics
 from gdsd_jax.runs.state import TrainState
 from gdsd_jax.runs.step import distillation_step, score_rollouts
 
@@ -66,7 +67,7 @@ class Updates:
         fixed = ScoredViews(fixed, score(state.student_params, part), of_reference)
       del reference
       jax.block_until_ready((old, ref, fixed))
-    metrics, before = [], {"entropy": policy_entropy(old, views)}
+    metrics, before = [], {"entropy": policy_entropy(old, views)} | self._router_metrics(state, drawn[0])
     if self.config.log.trajectory:
       before |= mismatch(rollouts, old, views)
     with watch.phase("update"):
@@ -87,6 +88,13 @@ class Updates:
     row |= {name: float(value) for name, value in jax.device_get(before).items() if value is not None}
     row["learning_rate"] = last_rate(self.config.optimizer, self.config.updates, state.opt_state)
     return state, {**row, "skipped": int(sum(m["skipped"] for m in metrics))}
+
+  def _router_metrics(self, state: TrainState, rollouts: ScoringBatch) -> dict[str, jax.Array]:
+    """What a model with experts tells of its routers before the updates; nothing of another."""
+    denoiser, accumulation = self._static["denoiser"], self.config.optimizer.accumulation
+    if denoiser.config.experts is None:
+      return {}
+    return router_metrics(state.student_params, rollouts, denoiser=denoiser, accumulation=accumulation)
 
   def _telling(self, shape: tuple[int, int]):
     """What says that something of rollouts of this shape is compiled; from their second batch on it says nothing."""
