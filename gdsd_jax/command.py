@@ -20,6 +20,7 @@ from ml_collections.config_flags import config_flags
 
 from gdsd_jax import command_help, own_code, signals
 from gdsd_jax.runs.recipe_files import recipe_file
+from gdsd_jax.screen import harmless, HarmlessFormatter
 from gdsd_jax.signals import START_AGAIN
 
 _GONE = "another process of this run is gone; the same command goes on from the latest checkpoint"
@@ -162,7 +163,8 @@ _PLAIN_WORDS = {  # for what the libraries of flags say
 def _parse(argv: list[str]) -> list[str]:
   absl_logging.set_verbosity(absl_logging.FATAL)  # what it warns of here has a line of ours
   ours = logging.getLogger("gdsd_jax")
-  ours.handlers[:], ours.propagate = [logging.StreamHandler()], False
+  ours.handlers[:], ours.propagate = [handler := logging.StreamHandler()], False
+  handler.setFormatter(HarmlessFormatter())
   try:
     if any(argument in command_help.HELP for argument in argv[1:]):
       print(command_help.text(argv), flush=True)
@@ -223,4 +225,4 @@ def _leave_at_once(line: str, error: BaseException | None = None, status: int = 
 
 
 def _line(error: object) -> str:
-  return " ".join(str(error).split()) or type(error).__name__
+  return harmless(" ".join(str(error).split())) or type(error).__name__

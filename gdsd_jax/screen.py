@@ -6,7 +6,9 @@ than what it says: it goes on without.
 
 from collections.abc import Iterator
 import contextlib
+import logging
 import os
+import re
 import sys
 import threading
 
@@ -14,6 +16,8 @@ from rich.cells import cell_len, set_cell_size
 
 _COLUMNS = 80  # the width of a terminal that does not tell
 _PATIENCE = 0.5  # seconds that a last word waits for a terminal that takes nothing
+# Control characters but line ends and tabs, marks that turn the direction of what follows, and halves of characters.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _CLEAR = "\r\x1b[J"  # from the beginning of the line to the end of the screen: a resized terminal may have wrapped it
 
 _lock = threading.RLock()  # guards all that is written, and what follows
@@ -40,6 +44,23 @@ def take() -> None:
   sys.stdout = _Screen(sys.stdout)
   if _can_clear(sys.stderr):
     sys.stderr = _Stream(sys.stderr)  # before libraries keep it, whose warnings come between `show_line`'s
+
+
+def harmless(text: str) -> str:
+  r"""The text with all that a terminal would obey written out, an escape as \x1b."""
+  return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def say(text: str, stream=None) -> None:
+  """Prints a text in which there may be names that users or others gave, to standard output or `stream`."""
+  print(harmless(text), file=stream, flush=True)
+
+
+class HarmlessFormatter(logging.Formatter):
+  """The message of a line of the log, `harmless`."""
+
+  def format(self, record):
+    return harmless(super().format(record))
 
 
 def open_line() -> None:

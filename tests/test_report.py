@@ -207,6 +207,8 @@ def test_a_comparison_has_its_tables_and_curves(tmp_path, comparison_report):  #
 
 @pytest.mark.parametrize("workdirs, out, line", [
   ([""], None, "--workdir: '' is no path"),
+  *(([workdir], None, f"--workdir: {workdir!r} has a comma with no folder beside it; leave that comma out")
+    for workdir in ("{tmp}/run,", ",{tmp}/run", "{tmp}/run, ,{tmp}/run")),
   (["{tmp}/none"], None, "--workdir: {tmp}/none does not exist"),
   (["{tmp}"], None, "--workdir: {tmp} holds no run: there is neither metrics.jsonl nor the config of one"),
   (["{tmp}/model"], None, "--workdir: {tmp}/model holds no run: there is neither metrics.jsonl nor the config of one"),
@@ -273,6 +275,12 @@ def test_recipes_tell_their_presets():
   assert presets("gdsd_math") == ["tiny", *HUB_NAMES]
 
 
+def test_a_folders_name_is_nothing_that_a_terminal_obeys(tmp_path, capsys):
+  run = write_run(tmp_path / "run\x1b[2J\u202e", steps=1)
+  write_report([str(run)], None, watch=False)
+  assert f"REPORT {tmp_path}/run\\x1b[2J\\u202e/report.html (" in capsys.readouterr().out
+
+
 # ----------------------------------------------------------------------------------------------------------- watch
 
 
@@ -296,3 +304,24 @@ def test_a_watched_run_is_written_again_until_its_last_step(tmp_path, monkeypatc
   assert all(data["refresh"] == 0.05 for data in seen)
   data = Elements(page.read_text()).data
   assert data["refresh"] is None and data["runs"][0]["axes"][0] == [0, 1, 2, 3]
+
+
+def test_a_watched_folder_that_is_away_for_a_while_is_waited_for_and_told_once(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(pages, "SECONDS", 0.0)
+  run, looks, seen = write_run(tmp_path / "run", steps=3, done=2), [], pages._seen
+
+  def look(folders):
+    looks.append(run.is_dir())
+    if len(looks) in (2, 6):
+      run.rename(tmp_path / "away")
+    if len(looks) in (5, 7):
+      (tmp_path / "away").rename(run)
+    if len(looks) == 8:
+      write_run(run, steps=3)
+    return seen(folders)
+
+  monkeypatch.setattr(pages, "_seen", look)
+  write_report([str(run)], None, watch=True)
+  away = f"--workdir: {run} does not exist; the page is written again when that is over"
+  assert looks == [True, True, False, False, False, True, False, True] and capsys.readouterr().out.count(away) == 2
+  assert Elements((run / "report.html").read_text()).data["runs"][0]["axes"][0] == [0, 1, 2, 3]

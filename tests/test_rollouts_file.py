@@ -124,6 +124,7 @@ def test_a_damaged_line_is_named(tmp_path, line):
   with pytest.raises(ValueError, match=f"{tmp_path / FILE}, line 3: no row of {FILE}: ") as caught:
     RolloutsFile(tmp_path, 1, LogConfig())
   assert "\n" not in str(caught.value)
+  assert str(caught.value).endswith("; delete that line, or move the file away: nothing is computed from it")
 
 
 def test_rows_that_a_run_is_about_to_lose_are_kept_beside_those_of_metrics(tmp_path):

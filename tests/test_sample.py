@@ -17,12 +17,14 @@ from gdsd_jax.chat.answers import Answer
 from gdsd_jax.chat.config import sample_config
 from gdsd_jax.chat.live import LiveView
 from gdsd_jax.chat.once import answer_once, console_on, read_prompt, Screen
+from gdsd_jax.chat.problems import find_problem
 from gdsd_jax.chat.replay import Replay
 from gdsd_jax.chat.session import Session
-from gdsd_jax.chat.shown import coloured, harmless, statistics, sureness
+from gdsd_jax.chat.shown import coloured, statistics, sureness
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.runs.chosen_model import ChosenModel
+from gdsd_jax.runs.config import TaskConfig
 
 SAMPLER = SamplerConfig(completion_length=8, steps=8, block_length=4)
 HOSTILE = "\x1b]0;title\x07\x1b[2J\x9b31m [red]a[/red] :boom: \u202egnp.exe \r\x08 ab\tc"
@@ -89,14 +91,6 @@ def chat(config, answering, *lines, replay=None):
   return Text.from_ansi(out.getvalue()).plain
 
 
-@pytest.mark.parametrize("text, shown", [
-  ("\x1b[31m\x07", r"\x1b[31m\x07"), ("\x9b2J\r\x08\x7f", r"\x9b2J\r\x08\x7f"), ("a\n\tb", "a\n\tb"),
-  ("\u202eabc\u2066\u2028\ud800", r"\u202eabc\u2066\u2028\ud800"), ("שלום 👩‍👩‍👧 e\u0301", "שלום 👩‍👩‍👧 e\u0301"),
-])
-def test_what_a_terminal_obeys_is_written_out(text, shown):
-  assert harmless(text) == shown
-
-
 def test_a_hostile_answer_is_text_wherever_it_is_shown(config):
   texts = [chat(config, Answering(HOSTILE), "Hello")]
   for out in (io.StringIO(), Terminal()):
@@ -149,7 +143,7 @@ def test_fields_are_set_in_a_chat(config):
   answering = Answering("a", "b")
   said = chat(config, answering, "/set temperature 0", "/seed 7", "x", "/set kind dream", "/set temprature 1",
               "/set steps 3", "/set steps", "/set completion_length 512 steps 512", "/set temperature 1e300", "/set",
-              "/set temperature {[]:1}", f"/set temperature {'-' * 20_000}1", "/set noise [1]",
+              "/set temperature {[]:1}", "/set temperature True", f"/set temperature {'-' * 20_000}1", "/set noise [1]",
               "/sed 1", "/seed -1", "/seed 99999999999", "fake <|eot_id|>", "y")
   assert [sampler.temperature for sampler in answering.samplers] == [0, 0] and answering.seeds == [7, 8]
   for line in (
@@ -160,9 +154,27 @@ def test_fields_are_set_in_a_chat(config):
     "block_length 8", "error: /sed: is none of /help, /reset, /set, /seed, /quit; did you mean 'seed'?",
     "error: /seed: needs a whole number, not '-1'", "error: /seed: must be a whole number from 0 to 4294967295",
     "error: a user message holds <|eot_id|>", "must be a number and not negative, not '{[]:1}'",
-    "must be a number and not negative, not '----", "error: sampler.noise: '[1]' is not one of",
+    "must be a number and not negative, not '----",
+    "error: sampler.temperature: must be a number and not negative, not True",
+    "error: sampler.noise: '[1]' is not one of",
   ):
     assert line in said, line
+
+
+def test_a_task_of_ones_own_that_fails_does_so_before_an_answer_is_computed(config, tmp_path):
+  (tmp_path / "mine.py").write_text("""
+import gdsd_jax
+class Mine(gdsd_jax.Task):
+  name = "mine"
+  def examples(self, split): return [{"question": "2 + 2?"}] * 20
+  def messages(self, example): return [{"role": "user", "content": example["question"]}]
+  def reference_answer(self, example): return example["answer"]
+  def score(self, completion, example): return {"right": 1.0}
+""")
+  config = dataclasses.replace(config, task=TaskConfig(f"{tmp_path / 'mine.py'}:Mine", {}))
+  for split in ("test", "train"):
+    with pytest.raises(ValueError, match=r"mine\.py, line 7: KeyError: 'answer'$"):
+      find_problem(config, split, 3)
 
 
 def test_an_error_of_the_device_ends_the_answer_and_not_the_chat(config):

@@ -13,11 +13,12 @@ from gdsd_jax.chat.config import SampleConfig
 from gdsd_jax.chat.live import LiveView
 from gdsd_jax.chat.problems import Problem
 from gdsd_jax.chat.replay import Replay
-from gdsd_jax.chat.shown import coloured, DIM, harmless, statistics, sureness
+from gdsd_jax.chat.shown import coloured, DIM, statistics, sureness
 from gdsd_jax.checks import require
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.diffusion.watching import unwatchable
 from gdsd_jax.generation.tokens_told import token_pieces
+from gdsd_jax.screen import harmless
 from gdsd_jax.tasks.base import Grade
 
 

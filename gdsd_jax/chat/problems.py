@@ -9,7 +9,7 @@ from gdsd_jax.chat.config import SampleConfig
 from gdsd_jax.checks import require
 from gdsd_jax.evaluation.problems import choose
 from gdsd_jax.huggingface.tokenizer import token_ids
-from gdsd_jax.tasks import get_task, train_and_validation
+from gdsd_jax.tasks import get_task, train_and_validation, try_out
 from gdsd_jax.tasks.base import Completion, Grade, Task
 
 
@@ -22,11 +22,7 @@ class Problem:
   messages: list[dict[str, str]]  # as it is asked
   prefill: str  # what every answer begins with
   as_training: bool  # whether it is asked as in training
-
-  @property
-  def reference(self) -> str | None:
-    """The right answer as the task has it; None where it has none."""
-    return self.task.reference_answer(self.example)
+  reference: str | None  # the right answer as the task has it; None where it has none
 
   def grade(self, answer: Answer, answering: Answering) -> Grade:
     """The rewards of an answer as a run would have them. Raises ValueError where the task's grader does."""
@@ -54,6 +50,9 @@ def find_problem(config: SampleConfig, split: str, index: int) -> Problem:
     examples = train_and_validation(task, config.eval.num_examples)[split == "validation"]
   require(0 <= index < len(examples), "--index",
           f"{index} is none of the {len(examples)} {split} problems of {task.name}, which are counted from 0")
+  example = examples[index]
+  try_out(task, [example])  # what fails does so before an answer is computed
   as_training = split != "test" or config.eval.prompt == "training"
-  messages = (task.messages if as_training else task.evaluation_messages)(examples[index])
-  return Problem(task, examples[index], messages, "" if split != "test" else config.eval.prefill, as_training)
+  messages = (task.messages if as_training else task.evaluation_messages)(example)
+  prefill = "" if split != "test" else config.eval.prefill
+  return Problem(task, example, messages, prefill, as_training, task.reference_answer(example))

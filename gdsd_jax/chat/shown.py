@@ -2,27 +2,19 @@
 
 from collections.abc import Sequence
 import itertools
-import re
 
 import numpy as np
 from rich.text import Text
 
 from gdsd_jax.chat.answers import Answer
 from gdsd_jax.diffusion.config import SamplerConfig
+from gdsd_jax.screen import harmless
 
 MASK = "░"
 DIM = "bright_black"
 # Least sureness of a colour, highest first; what is sure has the terminal's own. Readable on black and on white.
 _COLOURS, _UNSURE = ((0.9, ""), (0.5, "orange3")), "red3"
 LEGEND = f"{MASK} masked; [orange3]less than 0.9[/] or [red3]0.5[/] sure"
-
-# Control characters but line ends and tabs, marks that turn the direction of what follows, and halves of characters.
-_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def harmless(text: str) -> str:
-  r"""The text with all that a terminal would obey written out, an escape as \x1b."""
-  return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def sureness(confidence: np.ndarray, sampler: SamplerConfig) -> np.ndarray:

@@ -14,6 +14,7 @@ from gdsd_jax.comparison.results import choose, is_done, reported_runs, result
 from gdsd_jax.parallel.processes import is_one_of_several
 from gdsd_jax.runs.lock import locked
 from gdsd_jax.runs.saved_config import contradictions
+from gdsd_jax.screen import say
 from gdsd_jax.signals import START_AGAIN
 from gdsd_jax.training.sweep_progress import SweepProgress
 from gdsd_jax.training.sweep_runs import exit_status, run_all
@@ -43,8 +44,8 @@ def run_comparison(config: ComparisonConfig, as_given: Mapping[str, Any], folder
             f"must be reward or accuracy, since task {pair[0]} has sampler.temperature=0 and no sampled reward")
   _refuse_others(sweeps, folder)
   total = len(sweeps) + len(config.pairs) * len(config.seeds)
-  print(f"COMPARISON of {len(config.objectives)} objectives on {len(config.tasks)} tasks in {folder}: {len(sweeps)}"
-        f" runs to choose learning rates, {total - len(sweeps)} to report, {jobs} at a time", flush=True)
+  say(f"COMPARISON of {len(config.objectives)} objectives on {len(config.tasks)} tasks in {folder}: {len(sweeps)}"
+      f" runs to choose learning rates, {total - len(sweeps)} to report, {jobs} at a time")
   with locked(folder):
     progress = SweepProgress(total, jobs)
     all_chosen, statuses = True, run_all(sweeps, folder, [], jobs, progress, is_done)
@@ -55,7 +56,7 @@ def run_comparison(config: ComparisonConfig, as_given: Mapping[str, Any], folder
       _refuse_others(reported, folder)
       progress.total = len(sweeps) + len(reported)
       statuses |= run_all(reported, folder, [], jobs, progress, is_done)
-    print(report_folder(config, as_given, folder), f"see {folder / config.report}.json", sep="\n", flush=True)
+    say(f"{report_folder(config, as_given, folder)}\nsee {folder / config.report}.json")
   status = exit_status(statuses)
   return status if all_chosen else 1
 
@@ -78,8 +79,8 @@ def tell_rates(choices: Mapping[str, Mapping[str, Mapping[str, Any]]], judged_by
       means = ", ".join(f"{rate}: {mean:.3f}" for rate, mean in chosen["means"].items())
       if chosen["rate"] is None:
         said = f"no learning rate, since runs failed or tell no {judged_by}; found are {means or 'none'}"
-        print(f"warning: {objective} on {task}: {said}", file=sys.stderr, flush=True)
+        say(f"warning: {objective} on {task}: {said}", sys.stderr)
       elif means:
         end = "; the best is at an end of learning_rates: another beyond may be better" * chosen["at_end"]
-        print(f"{objective} on {task}: learning rate {chosen['rate']:g} ({means}){end}", flush=True)
+        say(f"{objective} on {task}: learning rate {chosen['rate']:g} ({means}){end}")
   return all(chosen["rate"] for of_task in choices.values() for chosen in of_task.values())

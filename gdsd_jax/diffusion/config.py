@@ -128,7 +128,7 @@ class SamplerConfig:
       _require(value is None or value <= _MOST_TOKENS, field, f"{value} is more than any model's {_MOST_TOKENS} tokens")
     for field in ("temperature", "eos_penalty", "cfg_scale", "alg_temp"):
       value = getattr(self, field)
-      fits = isinstance(value, Real) and 0 <= value < math.inf
+      fits = _is_real(value) and 0 <= value < math.inf
       _require(fits, field, f"must be a number and not negative, not {value!r}")
     _require(isinstance(self.early_stop, bool), "early_stop", f"must be True or False, not {self.early_stop!r}")
     if self.is_own:
@@ -149,9 +149,9 @@ class SamplerConfig:
                  f"only the {' or '.join(kinds)} sampler has it (sampler.kind is {self.kind!r})")
     _require(self.remasking != "sequential" or self.kind == "block", "remasking",
              f"only the block sampler has 'sequential' (sampler.kind is {self.kind!r})")
-    fits = self.top_p is None or isinstance(self.top_p, Real) and 0 < self.top_p <= 1
+    fits = self.top_p is None or _is_real(self.top_p) and 0 < self.top_p <= 1
     _require(fits, "top_p", f"must lie in (0, 1], not {self.top_p!r}")
-    fits = not dream or isinstance(self.eps, Real) and 0 < self.eps < 1
+    fits = not dream or _is_real(self.eps) and 0 < self.eps < 1
     _require(fits, "eps", f"must lie between 0 and 1, not {self.eps!r}")
     if self.is_blockwise:
       _require(self.completion_length % self.block_length == 0, "block_length",
@@ -165,9 +165,9 @@ class SamplerConfig:
     threshold, factor = self.threshold, self.factor
     _require(threshold is None or factor is None, "factor",
              "sampler.threshold says already what a step commits; give one of them")
-    fits = threshold is None or isinstance(threshold, Real) and 0 <= threshold <= 1
+    fits = threshold is None or _is_real(threshold) and 0 <= threshold <= 1
     _require(fits, "threshold", f"must lie in [0, 1], not {threshold!r}")
-    fits = factor is None or isinstance(factor, Real) and 0 < factor < math.inf
+    fits = factor is None or _is_real(factor) and 0 < factor < math.inf
     _require(fits, "factor", f"must be a positive number, not {factor!r}")
     _require(not (self.is_fast and self.cfg_scale), "cfg_scale", "must be 0 with sampler.cache, threshold or factor")
     known = ("none", "exact") if self.kind == "block" else ("none", "prefix", "dual")
@@ -265,6 +265,10 @@ class SamplerConfig:
       return dict(block_length=self.block_length, remasking=self.remasking)
     block_length = self.block_length if self.is_blockwise else None
     return dict(block_length=block_length, remasking="random" if self.alg == "origin" else "low_confidence")
+
+
+def _is_real(value: Any) -> bool:
+  return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _require(holds: bool, field: str, message: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from gdsd_jax.checks import require
 from gdsd_jax.page.rollouts import group_of
 from gdsd_jax.runs.files import absolute, read_rows, require_folder, run_folder
 
@@ -46,7 +47,8 @@ class Run:
 def named_folders(values: Iterable[str]) -> list[epath.Path]:
   """The folders of several --workdir, each a path or several with commas between them.
 
-  A path with a comma in it, as sweeps name their runs, is meant where there is one. Raises ValueError as `run_folder`.
+  A path with a comma in it, as sweeps name their runs, is meant where there is one. Raises ValueError as `run_folder`,
+  and where there is nothing before or behind a comma.
   One that is named twice is there once.
   """
   found = []
@@ -55,7 +57,10 @@ def named_folders(values: Iterable[str]) -> list[epath.Path]:
     while at < len(parts):
       ends = range(min(len(parts), at + 1 + _MOST_COMMAS), at + 1, -1)
       end = next((end for end in ends if _is_folder(",".join(parts[at:end]))), at + 1)
-      found.append(run_folder(",".join(parts[at:end])))
+      path = ",".join(parts[at:end])
+      require(path.strip() != "" or len(parts) == 1, "--workdir", f"{value!r} has a comma with no folder beside it;"
+              " leave that comma out")
+      found.append(run_folder(path))
       at = end
   return once(found)
 

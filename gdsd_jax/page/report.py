@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from gdsd_jax import signals
+from gdsd_jax import screen, signals
 from gdsd_jax.checks import require
 from gdsd_jax.page.comparisons import comparison_in
 from gdsd_jax.page.configs import config_table, environment_table
@@ -47,21 +47,27 @@ def write_report(workdirs: Sequence[str], out: str | None, watch: bool) -> None:
   taken = next((parent for parent in file.parents if parent.exists() and not parent.is_dir()), None)
   require(out is None or taken is None, "--out", f"{taken} is a file, and can hold no {file.name}; name another folder")
   is_done = _write(folders, file, watch)
-  print(f"REPORT {file} ({file.stat().length / 1e6:.1f} MB)", flush=True)
+  screen.say(f"REPORT {file} ({file.stat().length / 1e6:.1f} MB)")
   if watch and not is_done:
     _watch(folders, file)
 
 
 def _watch(folders: Sequence[epath.Path], file: epath.Path) -> None:
-  print("it is written again while the run goes on; Ctrl-C ends this", flush=True)
-  seen, is_done = _seen(folders), False
+  screen.say("it is written again while the run goes on; Ctrl-C ends this")
+  seen, is_done, is_away = None, False, False
   with signals.Noted(lambda: "asked to stop: the page is written a last time") as asked:
     while not asked.came and not is_done:
       looked = time.monotonic()
       while not asked.came and time.monotonic() - looked < SECONDS:
         time.sleep(0.1)
-      if (now := _seen(folders)) != seen:
-        seen, is_done = now, _write(folders, file, refresh=True)
+      try:
+        if (now := _seen(folders)) != seen:
+          seen, is_done = now, _write(folders, file, refresh=True)
+        is_away = False
+      except OSError as error:  # a disk of the network is away now and then, and a run may be moved
+        if not is_away:
+          screen.say(f"{error}; the page is written again when that is over")
+        is_away = True
   _write(folders, file, refresh=False)
 
 

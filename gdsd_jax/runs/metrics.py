@@ -33,7 +33,7 @@ def log_to_stdout(stream=None) -> None:
   if is_first_process():
     screen.open_line()
   handler = logging.StreamHandler(stream or sys.stdout)
-  handler.setFormatter(logging.Formatter("%(message)s"))
+  handler.setFormatter(screen.HarmlessFormatter())
   logger = logging.getLogger("gdsd_jax")
   logger.handlers[:] = [handler]
   logger.setLevel(logging.INFO if is_first_process() else logging.ERROR)

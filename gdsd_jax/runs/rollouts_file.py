@@ -31,13 +31,13 @@ class RolloutsFile:
   def __init__(self, workdir: epath.Path, last_step: int, config: LogConfig):
     """Opens the file, if it is there, and drops the rows after `last_step`: a resumed run writes them again.
 
-    Raises ValueError, which names the line, where one is damaged.
+    Raises ValueError, which names the line and what to do, where one is damaged.
     """
     self._path, self._every, self._most = workdir / FILE, config.keep_every, int(config.keep_megabytes * 1e6)
     self._thinned, self._rows, self._said = 0, [], False
     if not self._path.is_file():
       return
-    for row, thinned in read_rows(self._path, _parse):
+    for row, thinned in self._read():
       if row.step <= last_step:
         self._rows.append(row)
       self._thinned = max(self._thinned, thinned)
@@ -46,6 +46,12 @@ class RolloutsFile:
     else:
       self._thinned = 0
       self._path.unlink()
+
+  def _read(self) -> list[tuple[_Row, int]]:
+    try:
+      return read_rows(self._path, _parse)
+    except ValueError as error:
+      raise ValueError(f"{error}; delete that line, or move the file away: nothing is computed from it") from None
 
   def keeps(self, step: int) -> bool:
     """Whether the rows of a step are kept."""

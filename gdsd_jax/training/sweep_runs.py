@@ -49,23 +49,22 @@ def run_sweep(
   require(not is_one_of_several(), "--config", "a sweep starts its runs by itself; among several processes, which"
           " make one run, start one setting at a time")
   folder, runs = local_folder("--workdir", os.fspath(workdir)), make_runs(config, grid)
-  print(f"SWEEP of {len(runs)} runs in {folder}, {jobs} at a time", flush=True)
+  screen.say(f"SWEEP of {len(runs)} runs in {folder}, {jobs} at a time")
   with locked(folder):
     _keep_other_sweep(runs, folder)
     summarize(runs, dict.fromkeys(run.name for run in runs), folder)  # by sweep.json its runs know they are of one
     statuses = run_all(runs, folder, _without_ours(arguments), jobs)
-    print(table(summarize(runs, statuses, folder)), f"see {folder / 'sweep.json'}", sep="\n", flush=True)
+    screen.say(f"{table(summarize(runs, statuses, folder))}\nsee {folder / 'sweep.json'}")
   return exit_status(statuses)
 
 
 def exit_status(statuses: Mapping[str, int | None]) -> int:
   """That of a command by those of its runs, as `run_all` returns them; what is left to do is told."""
   if failed := [name for name, status in statuses.items() if status not in (0, None, START_AGAIN)]:
-    print(f"error: {len(failed)} of {len(statuses)} runs failed: {'; '.join(failed)}", file=sys.stderr, flush=True)
+    screen.say(f"error: {len(failed)} of {len(statuses)} runs failed: {'; '.join(failed)}", sys.stderr)
     return 1
   if left := sum(status != 0 for status in statuses.values()):
-    said = f"asked to stop: {left} of {len(statuses)} runs are to go on; the same command does"
-    print(said, file=sys.stderr, flush=True)
+    screen.say(f"asked to stop: {left} of {len(statuses)} runs are to go on; the same command does", sys.stderr)
   return START_AGAIN if left else 0
 
 
@@ -135,7 +134,7 @@ def run_all(runs: Sequence[Run], workdir: Path, arguments: Sequence[str], jobs: 
         if is_done(run, workdir / run.name):
           statuses[run.name] = 0
           progress.finished_before()
-          print(f"{run.name}: finished before", flush=True)
+          screen.say(f"{run.name}: finished before")
         else:
           progress.started(run.name)
           running[_start(run, workdir / run.name, arguments)] = run
@@ -146,11 +145,11 @@ def run_all(runs: Sequence[Run], workdir: Path, arguments: Sequence[str], jobs: 
       for process in [process for process in running if process.poll() is not None]:
         run, status = running.pop(process), process.returncode
         statuses[run.name] = START_AGAIN if stopping and status in ended else status
-        print(_told(run, statuses[run.name], workdir / run.name), flush=True)
+        screen.say(_told(run, statuses[run.name], workdir / run.name))
         if is_done(run, workdir / run.name):
           statuses[run.name] = 0
         if not stopping:
-          print(progress.ended(run.name, statuses[run.name] == 0, [run.name for run in running.values()]), flush=True)
+          screen.say(progress.ended(run.name, statuses[run.name] == 0, [run.name for run in running.values()]))
       screen.show_line(progress.said([run.name for run in running.values()]) * bool(running), "")
       time.sleep(0.1)
   progress.stopped |= asked.came
@@ -164,7 +163,7 @@ def _start(run: Run, folder: Path, arguments: Sequence[str]) -> subprocess.Popen
   with (folder / "output.log").open("a") as output:
     process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                                env=os.environ | {"PYTHONUNBUFFERED": "1"})
-  print(f"{run.name}: started, see {folder / 'output.log'}", flush=True)
+  screen.say(f"{run.name}: started, see {folder / 'output.log'}")
   return process
 
 
