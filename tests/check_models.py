@@ -20,6 +20,8 @@ import numpy as np
 import gdsd_jax
 from gdsd_jax.huggingface.families import SAMPLED_AS_LLADA
 from gdsd_jax.huggingface.stored_layers import names_of
+from gdsd_jax.models.attention import BlockCausal
+from gdsd_jax.models.copies import Copies, side_by_side
 
 LOGITS, SCORES, RELATIVE, CONFIDENCE = 2e-4, 2e-4, 1e-4, 1e-4  # what each difference may be
 LOSSES = ("gdsd", "gdsd_nokl", "gdsd_unweighted", "gdsd_tlc8", "gdsd_tlc8_sg", "gdsd_tlc64", "gdsd_tlc64_sg",
@@ -183,7 +185,7 @@ class Golden:
     }
 
   def scores(self) -> dict[str, Difference]:
-    """Log-probabilities of masked tokens, and gradients of their sum; of block diffusion one block after the other."""
+    """Log-probabilities of masked tokens, and gradients of their sum; of block diffusion all blocks in one pass."""
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def summed(params):
@@ -205,23 +207,39 @@ class Golden:
       return logp_of(self.denoiser.apply(params, noisy), clean)
     splits = self.meta["train"].get("num_tokens_as_the_official_code_splits") or [[len(row)] for row in clean]
     cuts = [np.cumsum([0, *lengths]) for lengths in splits]
-    samples = [(clean[row, a:b], noisy[row, a:b]) for row, ends in enumerate(cuts) for a, b in zip(ends, ends[1:])]
-    rows, goals, real, which, places = [], [], [], [], []
-    for own, noised in samples:
-      place = np.arange(len(own))
-      block = place // self.denoiser.config.block_length
-      which.append(len(rows) + block)
-      places.append(place)
-      for number in range(block[-1] + 1):  # noisy there, clean before; what comes behind is not seen
-        fill = (0, clean.shape[1] - len(own))
-        rows.append(np.pad(np.where(block < number, own, noised), fill))
-        goals.append(np.pad(own, fill))
-        real.append(np.arange(clean.shape[1]) < len(own))
-    logp = logp_of(self.denoiser.apply(params, np.stack(rows), np.stack(real)), np.stack(goals))
-    return logp[np.concatenate(which), np.concatenate(places)].reshape(clean.shape)
+    samples = [(row, a, b) for row, ends in enumerate(cuts) for a, b in zip(ends, ends[1:])]
+    each = lambda x: np.stack([np.pad(x[row, a:b], (0, x.shape[1] - (b - a))) for row, a, b in samples])
+    clean, noisy, real = map(each, (clean, noisy, np.ones(clean.shape, bool)))
+    copies = side_by_side(clean, noisy[:, None], real, self.denoiser.config.block_length)
+    return self.logp_of_copies(params, copies, clean)[real].reshape(self.data["train/input_ids"].shape)
 
   def trace_rl(self) -> dict[str, Difference]:
-    raise NotChecked("blocks are counted from the sequence's first token, not from the response's")
+    """As `scores`, of TraceRL's rounds; its blocks are counted from the response, backwards through the prompt."""
+    data, prompt = self.data, self.meta["train_rl"]["prompt_length"]
+    K, total = self.denoiser.config.block_length, data["train_rl/input_ids"].shape[1]
+    before, width = -prompt % K, -(-(total - prompt) // K) * K  # columns that fill up the first block; those of a copy
+    laid_out = lambda x: np.concatenate([np.pad(part, [(0, 0), fill]) for part, fill in (
+      (x[:, :total], (before, prompt + width - total)), (x[:, total:], (0, prompt + width - total)))], axis=1)
+    of_last = data["train_rl/attention"][:, total - 1, :total]  # the last clean token sees all that is no padding
+    seen = np.concatenate([of_last, of_last[:, prompt:]], axis=1)
+    copies = Copies(*map(laid_out, (data["train_rl/extended_ids"], seen, data["train_rl/position_ids"])),
+                    BlockCausal(K, start=prompt + before, width=width),
+                    np.broadcast_to(np.arange(total - prompt), (len(seen), total - prompt)))
+    responses, scored = data["train_rl/input_ids"][data["train_rl/row"], prompt:], data["train_rl/targets"]
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def summed(params):
+      logp = jnp.pad(self.logp_of_copies(params, copies, responses), [(0, 0), (prompt, 0)]) * scored
+      return jnp.sum(logp), logp
+
+    (_, logp), gradient = summed(self.params)
+    return {"logp": absolute(logp, data["train_rl/logp"], SCORES), **self.gradients(gradient, "train_rl")}
+
+  def logp_of_copies(self, params, copies: Copies, tokens):
+    """Log-probability of completions' tokens, float32[B, L], in the only copy that there is of each."""
+    hidden = self.denoiser.hidden_of_copies(params, copies)[:, 0]
+    return logp_of(self.denoiser.head(params).logits(hidden), tokens)
 
   def gradients(self, gradient, place: str) -> dict[str, Difference]:
     head = np.linalg.norm(gradient["embedding" if self.denoiser.config.tied_head else "head"])

@@ -83,12 +83,10 @@ def test_a_window_of_the_cache_is_the_whole_pass(blocks):
 
 def test_what_would_compute_another_model_is_refused(blocks):
   denoiser, params = blocks
-  prompt, masks = jnp.zeros((2, 4), jnp.int32), jnp.ones((1, 2, 8), bool)
+  prompt = jnp.zeros((2, 4), jnp.int32)
   config = gdsd_jax.SamplerConfig(completion_length=8, steps=8, block_length=4)
   with pytest.raises(ValueError, match="^sampler.kind: llada's sampler knows models whose tokens all see each other; "):
     gdsd_jax.sample(denoiser, params, prompt, None, jax.random.key(0), config)
-  with pytest.raises(ValueError, match="^objective.name: scoring knows models"):
-    gdsd_jax.sequence_scores(denoiser, params, jnp.zeros((2, 12), jnp.int32), masks, prompt_length=4)
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 
+from block_folder import SAMPLED, write_block_folder
 from conftest import load_recipe, REPOSITORY
 import jax
 import jax.numpy as jnp
@@ -269,10 +270,11 @@ def tiny(**changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 4])
-def test_the_programs_are_those_that_training_calls(tmp_path, monkeypatch, rank):
+@pytest.mark.parametrize("rank, in_blocks", [(0, False), (4, False), (4, True)])
+def test_the_programs_are_those_that_training_calls(tmp_path, monkeypatch, rank, in_blocks):
   """Same static arguments, and of every array the same shape, type and layout."""
-  config = tiny(**{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "model.lora.rank": rank})
+  changes = {**SAMPLED, "model.path": str(write_block_folder(tmp_path / "model"))} if in_blocks else {}
+  config = tiny(**{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "model.lora.rank": rank, **changes})
   calls = {}
 
   def spy(module, name):
@@ -295,7 +297,7 @@ def test_the_programs_are_those_that_training_calls(tmp_path, monkeypatch, rank)
     return jax.tree.map(leaf, call)
 
   spy(generator, "sample"), spy(updates, "score_rollouts"), spy(updates, "distillation_step")
-  trainer = training.Trainer(config, tmp_path)
+  trainer = training.Trainer(config, tmp_path / "run")
   trainer.iterate(training.Stopwatch())
   planned = list(pod_plan.AbstractRun(config, trainer.mesh).calls())
   assert [name for name, *_ in planned] == list(calls)

@@ -37,6 +37,11 @@ def test_token_scores_and_gradients(goldens, family):
   assert_no_miss(read(goldens / f"{family}_tiny").scores())
 
 
+@pytest.mark.slow
+def test_scores_and_gradients_of_trace_rl(goldens):
+  assert_no_miss(read(goldens / "sdar_tiny").trace_rl())
+
+
 @pytest.mark.parametrize("family, remat", [
   ("llada", "products"), ("llada", "full"), ("dream", "products"), ("dream", "full"), slow("llada2", "full")])
 def test_rematerialisation_changes_nothing(goldens, family, remat):

@@ -1,6 +1,5 @@
 """The objectives: golden data of their authors' code, the views that they draw, and what they refuse."""
 
-import functools
 import json
 
 import check_objectives
@@ -31,7 +30,7 @@ from gdsd_jax.objectives.views import Drawing, random_masks, Rollouts
 from gdsd_jax.runs.config_dict import base_config, run_config
 
 N, L, P, G = 4, 8, 3, 2
-MASKS = functools.partial(rollout_masks, num_samples=2, group_size=G)
+MASKS = lambda key, rollouts: rollout_masks(key, rollouts.confidence, 2, group_size=G)
 DRAWING = Drawing(num_mc=2, updates=2, prompt_length=P, block_length=4, num_steps=L, consistent_masks=MASKS)
 FIELDS = {"d2": {"segments": 4}, "agrpo": {"temperature": 1.0}, "just_grpo": {"temperature": 1.0},
           "mdpo": {"temperature": 1.0}}

@@ -1,6 +1,5 @@
 """An objective of the user's own: what it sees, its gradient, its settings, and what its mistakes say."""
 
-import functools
 import re
 
 from conftest import REPOSITORY
@@ -20,7 +19,7 @@ from gdsd_jax.runs.config_dict import base_config, run_config
 
 EXAMPLE = REPOSITORY / "examples" / "own_objective.py"
 N, M, L, G = 4, 2, 6, 2
-DRAWING = Drawing(M, 1, 3, None, L, functools.partial(rollout_masks, num_samples=M))
+DRAWING = Drawing(M, 1, 3, None, L, lambda key, rollouts: rollout_masks(key, rollouts.confidence, M))
 GOOD = """
 import dataclasses
 import gdsd_jax

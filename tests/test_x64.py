@@ -1,6 +1,5 @@
 """With JAX_ENABLE_X64=1, which a user may have set for other work, everything computes what it does without."""
 
-import functools
 import os
 import subprocess
 import sys
@@ -135,7 +134,7 @@ def test_views_and_losses_of_every_objective(name):
     tokens=tokens, lengths=np.array([3, 8, 8, 5], np.int32), rewards=numbers[:, 0], advantages=numbers[:, 1] - 0.5,
     confidence=CONFIDENCE, logp=-numbers, entropy=numbers, group_size=2,
     steps=np.argsort(random.random((4, LENGTH)), axis=1).astype(np.int32))
-  masks = functools.partial(rollout_masks, num_samples=2, group_size=2)
+  masks = lambda key, rollouts: rollout_masks(key, rollouts.confidence, 2, group_size=2)
   drawing = Drawing(2, 2, 5, 1 if name == "just_grpo" else 4, LENGTH, masks, (3, 7))
 
   def compute():

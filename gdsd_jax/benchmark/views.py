@@ -1,6 +1,5 @@
 """The memory that an update's programs need, by the number of views in which each rollout is scored."""
 
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +32,8 @@ def compiled_memory(setting: Setting, denoiser: Denoiser, mesh: Mesh) -> dict[st
   split = lambda tree: jax.tree.map(lambda leaf: lay_out(leaf, batch_sharding(mesh)), tree)
 
   count, length = setting.batch, setting.completion_length
-  masks = functools.partial(rollout_masks, num_samples=setting.num_mc, **setting.sampler.forward_process)
+  masks = lambda key, rollouts: rollout_masks(
+    key, rollouts.confidence, setting.num_mc, **setting.sampler.forward_process)
   drawing = Drawing(setting.num_mc, 1, setting.prompt_length, setting.block_length, setting.sampler.most_steps, masks)
   rollouts = abstract_rollouts(objective, count, length, count, steps=drawing.num_steps)
   scored = split(abstract_scored(objective, rollouts, drawing))

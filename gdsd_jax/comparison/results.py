@@ -132,7 +132,7 @@ def inputs(config: RunConfig) -> int:
   """Passes through the model by which an update's scores of one rollout are made; of a coupled pair there are two."""
   sampler, G = config.sampler, config.group_size
   length, kept = sampler.completion_length, sampler.top_k or 1
-  rollouts = abstract_rollouts(config.objective, G, length, G, kept, sampler.most_steps)
+  rollouts = abstract_rollouts(config.objective, G, length, G, kept, sampler.view_steps, sampler.kind == "block")
   views = abstract_scored(config.objective, rollouts, drawing_of(config, config.rollouts.prompt_buckets[-1])).views
   return views.masks.shape[1] * (2 if views.coupled else 1)
 

@@ -256,6 +256,12 @@ class SamplerConfig:
     return (self.num_blocks + (self.kind == "block")) * self.block_steps
 
   @property
+  def view_steps(self) -> int:
+    """Steps that a rollout's views tell apart: a completion's, or a block's where each view has a state of every block.
+    """
+    return self.block_steps if self.kind == "block" else self.most_steps
+
+  @property
   def forward_process(self) -> dict[str, int | str | None]:
     """`block_length` and `remasking` of the forward process (`consistent_masks`) whose masks this sampler visits.
 

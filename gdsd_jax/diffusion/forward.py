@@ -16,7 +16,7 @@ KINDS = ("sampler", "uniform", "blocks")
 class MaskConfig:
   """In which states of its denoising a rollout is scored; section `masks`."""
 
-  # "sampler", the states that llada's or dream's sampler visits; "uniform", any of the whole completion's tokens; or
+  # "sampler", the states that the run's sampler visits; "uniform", any of the whole completion's tokens; or
   # "blocks", as the two fields below say. None is what the objective was published with: "sampler" for GDSD, "uniform"
   # for ESPO. Objectives with views of their own have no such choice.
   kind: str | None = None
@@ -55,10 +55,15 @@ def stratified_counts(key, batch_size: int, length: int, group_size: int = 1):
   They are n_c = round(k + c (L+1) / B) mod (L+1) for c = 0…B−1, with k ~ U{0,…,L}. Sequence b has that of c = b without
   groups. Of B/G groups, the jth sequence of group g has that of c = j B/G + g: a group's counts are (L+1)/G apart.
   """
-  first, b = jax.random.randint(key, (), 0, length + 1, jnp.int32), jnp.arange(batch_size, dtype=jnp.int32)
-  dealt = b % group_size * (batch_size // group_size) + b // group_size
-  spread = (dealt * (length + 1)).astype(jnp.float32) / batch_size
+  first = jax.random.randint(key, (), 0, length + 1, jnp.int32)
+  spread = (dealt(batch_size, group_size) * (length + 1)).astype(jnp.float32) / batch_size
   return jnp.round(first + spread).astype(jnp.int32) % (length + 1)
+
+
+def dealt(batch_size: int, group_size: int):
+  """0…B−1, int32[B], dealt out to groups of G neighbours in turn, so that each has numbers from all over."""
+  b = jnp.arange(batch_size, dtype=jnp.int32)
+  return b % group_size * (batch_size // group_size) + b // group_size
 
 
 def masks_from_counts(key, counts, confidence, block_length: int | None = None, remasking: str = "low_confidence"):

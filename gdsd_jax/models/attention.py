@@ -15,13 +15,33 @@ from gdsd_jax.models.attention_kernels import cudnn_attention, LANES, splash_att
 
 TILE = 256  # queries that are attended from at a time where no kernel takes their blocks
 
+
 class BlockCausal(NamedTuple):
-  """Attention of blocks of tokens: a token sees its own block and all earlier ones."""
+  """Attention of blocks of tokens: a token sees its own block and all earlier ones.
+
+  Behind a sequence there may be copies of its end, one after the other. A block of a copy sees itself and, of the
+  sequence, the blocks before it (copies.py).
+  """
 
   length: int  # tokens of a block
   # Positions of queries int[B, T] and keys int[B, S], by which blocks are counted; None where both are 0, 1, …
   query: jax.Array | None = None
   key: jax.Array | None = None
+  start: int = 0  # position of the first token that copies have, a multiple of the length
+  width: int | None = None  # tokens of a copy, a multiple of the length; None where there are no copies
+
+  def block_and_copy(self, positions):
+    """The block that a token at a position is in, and of which copy it is, 0 for the sequence itself."""
+    if self.width is None:
+      return positions // self.length, 0 * positions
+    copy = (positions >= self.start) * ((positions - self.start) // self.width)
+    return (positions - copy * self.width) // self.length, copy
+
+  def sees(self, query, key):
+    """Whether tokens at positions int[..., T] see those at int[..., S]: bool[..., T, S]."""
+    (of_query, copy), (of_key, other) = self.block_and_copy(query), self.block_and_copy(key)
+    of_query, copy, of_key, other = of_query[..., None], copy[..., None], of_key[..., None, :], other[..., None, :]
+    return (other == 0) & (of_key < of_query) | (other == copy) & (of_key == of_query)
 
 
 def attend(query, key, value, mask, mesh: Mesh | None, blocks: BlockCausal | None = None):
@@ -79,10 +99,9 @@ def plain_attention(query, key, value, mask, mesh: Mesh | None = None, blocks: B
 
 
 def _visible(query, key, blocks: BlockCausal):
-  """Whether a query's block is a key's own or a later one, bool[B or 1, 1, T, S]."""
+  """What a query sees by its block, bool[B or 1, 1, T, S]."""
   positions = (jnp.arange(query.shape[1])[None], jnp.arange(key.shape[1])[None])
-  of_query, of_key = positions if blocks.query is None else blocks[1:]
-  return (of_query[:, None, :, None] // blocks.length) >= (of_key[:, None, None, :] // blocks.length)
+  return blocks.sees(*(positions if blocks.query is None else (blocks.query, blocks.key)))[:, None]
 
 
 def tiled_attention(query, key, value, mask, mesh: Mesh | None = None, blocks: BlockCausal | None = None):
@@ -97,7 +116,7 @@ def tiled_attention(query, key, value, mask, mesh: Mesh | None = None, blocks: B
   @jax.checkpoint
   def of_tile(tile):
     part, of_query = tile
-    return plain_attention(part, key, value, mask, mesh, BlockCausal(blocks.length, of_query, keys))
+    return plain_attention(part, key, value, mask, mesh, blocks._replace(query=of_query, key=keys))
 
   attended = jax.lax.map(of_tile, (tiles(query), tiles(positions)))
   return jnp.moveaxis(attended, 0, 1).reshape(batch, length + rest, *query.shape[2:])[:, :length]

@@ -46,7 +46,7 @@ def splash_attention(query, key, value, mask, mesh: Mesh | None = None, blocks=N
     queries, keys, heads = query.shape[1], key.shape[1], query.shape[2]
     q, kv = _block(queries), _block(keys)
     sizes = splash.BlockSizes(block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv)
-    mask_of_head = masks.FullMask((queries, keys)) if blocks is None else _block_mask(queries, keys, blocks.length)
+    mask_of_head = masks.FullMask((queries, keys)) if blocks is None else _block_mask(queries, keys, blocks)
     kernel = splash.make_splash_mha(
       masks.MultiHeadMask([mask_of_head] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1,
       interpret=interpret,
@@ -64,16 +64,15 @@ def splash_attention(query, key, value, mask, mesh: Mesh | None = None, blocks=N
   return on_a_chip(query, key, value, mask)[:, :length].astype(query.dtype)
 
 
-def _block_mask(queries: int, keys: int, block_length: int):
-  """The mask of blocks of tokens, computed tile by tile as the kernel is made: the tiles of the diagonal are alike."""
+def _block_mask(queries: int, keys: int, blocks):
+  """The mask of blocks of tokens, computed tile by tile as the kernel is made, which skips the empty ones."""
   from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import Mask
 
   class BlockMask(Mask):
     shape = queries, keys
 
     def __getitem__(self, index) -> np.ndarray:
-      rows, columns = (np.arange(size)[part] // block_length for part, size in zip(index, self.shape))
-      return rows[:, None] >= columns[None]
+      return blocks.sees(*(np.arange(size)[part] for part, size in zip(index, self.shape)))
 
   return BlockMask()
 

@@ -110,6 +110,8 @@ class DenoiserConfig:
         raise ValueError(f"block_length must be an integer, not {self.block_length!r}")
       if not self.positions_skip_padding:
         raise ValueError("block_length needs positions_skip_padding: blocks are counted from the first real token")
+      if self.shifted_output:
+        raise ValueError("block_length and shifted_output: a block's first token would be predicted from another block")
     if self.experts is not None and self.experts.dense_layers >= self.num_layers:
       raise ValueError(f"dense_layers ({self.experts.dense_layers}) must be fewer than num_layers ({self.num_layers})")
 

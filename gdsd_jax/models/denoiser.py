@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from gdsd_jax.checks import require, require_one_of
 from gdsd_jax.models.attention import BlockCausal
 from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.models.copies import Copies
 from gdsd_jax.models.lm_head import LMHead
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.models.transformer import block, Context, KeysAndValues, Layer, rms_norm
@@ -107,6 +108,15 @@ class Denoiser:
     """
     x, load = self._whole(params, tokens, attention_mask, dropout_key, with_load=True)
     return self._aligned(params, x), load
+
+  def hidden_of_copies(self, params, copies: Copies, dropout_key=None):
+    """Hidden states of noised copies of completions, [B, C, L, D], each block after clean ones, all in one pass.
+
+    `copies` are made by `side_by_side`, for a model that attends from block to block; the rest is as in `hidden`.
+    """
+    context = Context(self.config, self.lora, self.mesh, copies.positions, copies.mask, copies.blocks)
+    x, _ = self._blocks(params, copies.tokens, context, dropout_key)
+    return rms_norm(copies.of_completions(x), params["final_norm"], self.config.norm_epsilon)
 
   def hidden_and_cache(self, params, tokens, attention_mask=None):
     """As `hidden`, without dropout: ([B, T, D], KeysAndValues [layers, B, T, K, H]), for `window` to go on from."""

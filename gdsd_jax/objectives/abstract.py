@@ -13,8 +13,11 @@ def _array(dtype, *shape) -> jax.ShapeDtypeStruct:
 
 
 def abstract_rollouts(objective: Objective, count: int, length: int, group_size: int, kept: int = 1,
-                      steps: int = 1) -> Rollouts:
-  """`count` rollouts of L tokens in `steps`, which remember what the objective needs; `kept` is the sampler's top_k."""
+                      steps: int = 1, in_blocks: bool = False) -> Rollouts:
+  """`count` rollouts of L tokens in `steps`, which remember what the objective needs; `kept` is the sampler's top_k.
+
+  `in_blocks` says whether the model attends from block to block.
+  """
   of_tokens = {name: _array(dtype, count, length) for name, dtype in (
     ("steps", jnp.int32), ("logp", jnp.float32), ("entropy", jnp.float32)) if name in objective.needs}
   if "kept" in objective.needs:
@@ -22,6 +25,8 @@ def abstract_rollouts(objective: Objective, count: int, length: int, group_size:
   if "predictions" in objective.needs:
     predicted = [_array(dtype, count, steps, length) for dtype in (jnp.int32, jnp.float32)]
     of_tokens["predictions"] = Predictions(*predicted, _array(jnp.float32, count, steps))
+  if in_blocks:
+    of_tokens["blocks"] = _array(jnp.int32, count, length)
   numbers = _array(jnp.float32, count)
   return Rollouts(tokens=_array(jnp.int32, count, length), lengths=_array(jnp.int32, count), rewards=numbers,
                   advantages=numbers, confidence=_array(jnp.float32, count, length), group_size=group_size, **of_tokens)

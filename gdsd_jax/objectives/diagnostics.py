@@ -11,7 +11,7 @@ from gdsd_jax.objectives.surrogates import largest_where, mean_where
 from gdsd_jax.objectives.views import Rollouts, Views
 
 
-def per_token(scores, views: Views):
+def per_token(scores, views: Views, blocks=None):
   """The score of a completion per token in each of its views, and where a view has one.
 
   A coupled pair's is ½ Σ w_i s_i / L with the weights of the forward process; with uniform masks and log-probabilities
@@ -20,19 +20,20 @@ def per_token(scores, views: Views):
   Args:
     scores: float32[N, V, L], of tokens.
     views: V views of N rollouts.
+    blocks: the rollouts', see `Rollouts`.
 
   Returns:
     (float32[N, V], bool[N, V]).
   """
   if views.coupled:
-    return 0.5 * jnp.mean(token_weights(views.masks) * scores, axis=-1), jnp.ones(scores.shape[:2], bool)
+    return 0.5 * jnp.mean(token_weights(views.masks, blocks) * scores, axis=-1), jnp.ones(scores.shape[:2], bool)
   return mean_where(scores, views.counted, axis=-1), jnp.any(views.counted, axis=-1)
 
 
 def score_metrics(batch: ScoredRollouts) -> dict[str, jax.Array]:
   """Means over rollouts and views of the student's scores per token, and how far the views of a rollout differ."""
   student = batch.student
-  scores, told = per_token(student.policy, batch.views)
+  scores, told = per_token(student.policy, batch.views, batch.blocks)
   mean = mean_where(scores, told, axis=1)
   metrics = {
     "score": mean_where(scores, told),
@@ -40,7 +41,7 @@ def score_metrics(batch: ScoredRollouts) -> dict[str, jax.Array]:
     "score_noise": jnp.mean(jnp.sqrt(mean_where(jnp.square(scores - mean[:, None]), told, axis=1))),
   }
   if student.centered is not None and student.plain is not None:
-    metrics["score_plain"] = mean_where(*per_token(student.plain, batch.views))
+    metrics["score_plain"] = mean_where(*per_token(student.plain, batch.views, batch.blocks))
   return metrics
 
 
@@ -74,7 +75,7 @@ def mismatch(rollouts: Rollouts, scores: Sequence[Scores], views: Sequence[Views
     views: sets of views of these rollouts; those beyond the sets of scores are not looked at.
   """
   views = views[:len(scores)]
-  found = [per_token(each.plain, seen) for each, seen in zip(scores, views)]
+  found = [per_token(each.plain, seen, rollouts.blocks) for each, seen in zip(scores, views)]
   elbo = mean_where(*(jnp.concatenate(parts, axis=1) for parts in zip(*found)), axis=1)
   scored = jnp.any(jnp.concatenate([seen.counted for seen in views], axis=1), axis=1)
   trajectory = mean_where(rollouts.logp, scored, axis=1)

@@ -93,7 +93,7 @@ class Gdsd(TrustRegionObjective):
     require(self.psi > 0, "objective.psi", f"must be positive, not {self.psi}")
 
   def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
-    return Views(drawing.consistent_masks(key, rollouts.confidence), coupled=self.coupled)
+    return Views(drawing.consistent_masks(key, rollouts), coupled=self.coupled)
 
   def loss(self, batch: ScoredRollouts):
     student, old, ref = batch.pair_scores(self.weighted)

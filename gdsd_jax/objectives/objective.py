@@ -34,11 +34,11 @@ class ScoredRollouts(Rollouts):
   @property
   def weights(self) -> jax.Array:
     """float32[N, V, L], the weights of tokens in coupled pairs by the forward process, see `token_weights`."""
-    return token_weights(self.masks)
+    return token_weights(self.masks, self.blocks)
 
   def pair_scores(self, weighted: bool = True) -> tuple[Scores, Scores, Scores | None]:
     """(student, old, ref), scores float32[N, M] of the views, see `scores.pair_scores`."""
-    return tuple(pair_scores(scores, self.masks, weighted, self.views.coupled)
+    return tuple(pair_scores(scores, self.masks, weighted, self.views.coupled, self.blocks)
                  for scores in (self.student, self.old, self.ref))
 
 
@@ -73,7 +73,7 @@ class Objective:
 
     By default coupled pairs of the run's consistent forward process.
     """
-    return Views(drawing.consistent_masks(key, rollouts.confidence), coupled=True)
+    return Views(drawing.consistent_masks(key, rollouts), coupled=True)
 
   def fixed_views(self, key, rollouts: Rollouts, drawing: Drawing) -> Views | None:
     """Views that are scored once, under the student before the first update and the reference; None for none."""

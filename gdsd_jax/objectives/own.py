@@ -11,10 +11,12 @@ import numpy as np
 
 from gdsd_jax import own_code
 from gdsd_jax.checks import require
+from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.objectives.advantages import ADVANTAGES
 from gdsd_jax.objectives.named import objective_class, settings
 from gdsd_jax.objectives.objective import Objective, ScoredRollouts
+from gdsd_jax.objectives.scores import require_scorable
 from gdsd_jax.objectives.token_scores import Scoring
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views
 
@@ -148,15 +150,20 @@ def _said(value: Any) -> str:
   return f"{value.dtype}{list(value.shape)}" if isinstance(value, jax.Array) else f"{value!r:.80}"
 
 
-def try_out(objective: Objective, rollouts: int, group_size: int, length: int, drawing: Drawing, kept: int = 1) -> None:
+def try_out(objective: Objective, rollouts: int, group_size: int, length: int, drawing: Drawing, kept: int = 1,
+            model: DenoiserConfig | None = None) -> None:
   """Traces an objective's views for N rollouts of L tokens, and of an own one the loss and its gradient, too.
 
-  Nothing is compiled. Raises ValueError, one line, with the user's file and line where it is their own.
+  Nothing is compiled. Raises ValueError, one line, with the user's file and line where it is their own; or where the
+  model, if it is given, cannot score its views.
   """
   own = isinstance(objective, OwnObjective)
   try:
-    known = abstract_rollouts(objective, rollouts, length, group_size, kept, drawing.num_steps)
+    in_blocks = model is not None and model.block_length is not None
+    known = abstract_rollouts(objective, rollouts, length, group_size, kept, drawing.num_steps, in_blocks)
     batch = abstract_scored(objective, known, drawing)
+    if model is not None:
+      require_scorable(model, batch.views)
     if own:
       trace_gradient(objective, batch)
   except own_code.RAISED as error:  # the user's own, or JAX's of what has no gradient

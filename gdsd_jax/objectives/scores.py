@@ -8,6 +8,9 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from gdsd_jax.checks import require
+from gdsd_jax.models.config import DenoiserConfig
+from gdsd_jax.models.copies import block_bounds, completion_blocks, side_by_side
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lm_head import LMHead
 from gdsd_jax.objectives.kept_scores import kept_scores
@@ -30,22 +33,34 @@ class Scores:
     return self.plain if self.centered is None else self.centered
 
 
-def token_weights(mask):
-  """w_i of a coupled pair [..., L]: (L+1)/n for the n tokens of the mask, (L+1)/(L−n) for those of its complement."""
-  length = mask.shape[-1]
-  masked = jnp.sum(mask, axis=-1, keepdims=True)
+def token_weights(masks, blocks=None):
+  """w_i of a coupled pair [..., L]: (L+1)/n for the n tokens of the mask, (L+1)/(L−n) for those of its complement.
+
+  With blocks, int[B, L] (`completion_blocks`), of pairs [B, M, L], n and L are those of a token's own block: each is
+  denoised by itself, after clean ones, and a completion's score is the sum of its blocks'.
+  """
+  length = masks.shape[-1]
+  if blocks is None:
+    masked = jnp.sum(masks, axis=-1, keepdims=True)
+  else:
+    first, end = (bound[:, None] for bound in block_bounds(blocks))
+    before = jnp.cumsum(jnp.pad(masks, [(0, 0), (0, 0), (1, 0)]), axis=-1)
+    masked = jnp.take_along_axis(before, end, axis=-1) - jnp.take_along_axis(before, first, axis=-1)
+    length = end - first
   # Each count is only used where it is at least one.
-  return (length + 1) / jnp.maximum(jnp.where(mask, masked, length - masked), 1).astype(jnp.float32)
+  return (length + 1) / jnp.maximum(jnp.where(masks, masked, length - masked), 1).astype(jnp.float32)
 
 
-def pair_scores(scores: Scores | None, masks, weighted: bool = True, coupled: bool = True) -> Scores | None:
+def pair_scores(scores: Scores | None, masks, weighted: bool = True, coupled: bool = True,
+                blocks=None) -> Scores | None:
   """Scores of coupled pairs, float32[B, M], from those of their tokens [B, M, L]: ½ Σ w_i s_i, or with w = 1.
 
   Of a mask alone, not `coupled`, Σ w_i s_i of the tokens that it masks: that of a pair is the mean of its two masks'.
+  `blocks` are as in `token_weights`.
   """
   if scores is None:
     return None
-  weights = token_weights(masks) if weighted else 1.0
+  weights = token_weights(masks, blocks) if weighted else 1.0
   if not coupled:
     weights = 2 * weights * masks
   total = lambda of_tokens: None if of_tokens is None else 0.5 * jnp.sum(weights * of_tokens, axis=-1)
@@ -57,8 +72,10 @@ def masked_hidden(denoiser: Denoiser, params, tokens, view: Views, attention_mas
 
   So L positions of a pair go through the LM head, not 2 L. The view's arrays are [B, L] and [B, P]; the attention mask
   is bool[B, P+L], or None. Without a random key, an adapter's dropout drops nothing.
+
+  A block-causal model sees the masks of a token's own block alone, all earlier ones being clean.
   """
-  denoiser.config.require_bidirectional("objective.name", "scoring")
+  require_scorable(denoiser.config, view)
   batch, length = view.masks.shape
   prompt = tokens[:, :-length]
   if view.prompt_masks is not None:
@@ -67,13 +84,24 @@ def masked_hidden(denoiser: Denoiser, params, tokens, view: Views, attention_mas
   count = passes.shape[1]
   each = lambda x: jnp.broadcast_to(x[:, None], (batch, count, *x.shape[1:]))
   noised = jnp.where(passes, denoiser.config.mask_token_id, each(tokens[:, -length:]))
-  # The two passes of a rollout are neighbours, on the chip that the rollout lies on.
-  flat = lambda x: x.reshape(count * batch, -1)
-  noised = flat(jnp.concatenate([each(prompt), noised], axis=2))
-  attention_mask = None if attention_mask is None else flat(each(attention_mask))
-  hidden = denoiser.hidden(params, noised, attention_mask, dropout_key)[:, -length:]
-  hidden = hidden.reshape(batch, count, *hidden.shape[1:])
+  if denoiser.config.block_length is not None:
+    copies = side_by_side(tokens, noised, attention_mask, denoiser.config.block_length)
+    hidden = denoiser.hidden_of_copies(params, copies, dropout_key)
+  else:
+    # The two passes of a rollout are neighbours, on the chip that the rollout lies on.
+    flat = lambda x: x.reshape(count * batch, -1)
+    noised = flat(jnp.concatenate([each(prompt), noised], axis=2))
+    attention_mask = None if attention_mask is None else flat(each(attention_mask))
+    hidden = denoiser.hidden(params, noised, attention_mask, dropout_key)[:, -length:]
+    hidden = hidden.reshape(batch, count, *hidden.shape[1:])
   return jnp.where(view.masks[..., None], hidden[:, 0], hidden[:, 1]) if view.coupled else hidden[:, 0]
+
+
+def require_scorable(model: DenoiserConfig, views: Views) -> None:
+  """Raises ValueError, one line, where views mean something to models alone whose tokens all see each other."""
+  require(model.block_length is None or views.prompt_masks is None, "objective.name",
+          f"its views mask tokens of the prompt, but models of the family {model.family}, which attend from block to"
+          " block, are given what is before a block clean; set objective.prompt_masking to 0 if it has that")
 
 
 def scores_of_hidden(head: LMHead, hidden, targets, scoring: Scoring, kept=None) -> Scores:
@@ -115,15 +143,18 @@ def sequence_scores(denoiser: Denoiser, params, tokens, masks, prompt_length: in
   if prompt_length + masks.shape[2] != tokens.shape[1]:
     raise ValueError(f"prompt_length: {prompt_length} and the masks' {masks.shape[2]} must add up to the"
                      f" {tokens.shape[1]} positions of tokens")
-  attention_mask = None
+  attention_mask, lengths = None, jnp.full(len(tokens), prompt_length)
   if prompt_mask is not None:
+    lengths = jnp.sum(prompt_mask.astype(bool), axis=1)
     attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones(masks.shape[1:], bool)], axis=1)
+  blocks = completion_blocks(denoiser.config, lengths, masks.shape[2])
 
   def score(mask):
     view = Views(mask, coupled=True)
-    return pair_scores(view_scores(denoiser, params, tokens, view, attention_mask, scoring), mask, weighted)
+    return view_scores(denoiser, params, tokens, view, attention_mask, scoring)
 
-  return jax.tree.map(jnp.transpose, jax.lax.map(score, masks))
+  of_tokens = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (jax.lax.map(score, masks), masks))
+  return pair_scores(*of_tokens, weighted, blocks=blocks)
 
 
 def with_kl(loss, metrics, scores: Scores, ref: Scores | None, completion_length: int, beta: float):

@@ -52,6 +52,10 @@ class Rollouts:
   logp: jax.Array | None = None
   entropy: jax.Array | None = None
   kept: jax.Array | None = None  # int32[N, L, K], the tokens that the sampler's filters left, -1 for none
+  # int32[N, L], the block of each token, counted from the one that the completion begins in, if a model attends from
+  # block to block; None if it does not. A view then masks each block by itself, all earlier ones being clean. And steps
+  # are those of a token's own block, so that one view has a step of every block.
+  blocks: jax.Array | None = None
   predictions: "Predictions | None" = None
   group_size: int = struct.field(pytree_node=False)  # G
 
@@ -78,9 +82,9 @@ class Drawing:
   updates: int  # on each batch of rollouts (mu)
   prompt_length: int  # P
   block_length: int | None  # K of the sampler; None for one block
-  num_steps: int  # the most denoising steps that a rollout took
-  # (key, confidence) -> bool[N, M, L], the run's consistent forward process (section `masks`)
-  consistent_masks: Callable[[jax.Array, jax.Array], jax.Array]
+  num_steps: int  # the most denoising steps that a rollout took, or where there are `blocks`, one of these
+  # (key, rollouts) -> bool[N, M, L], the run's consistent forward process (section `masks`)
+  consistent_masks: Callable[[jax.Array, Rollouts], jax.Array]
   end_token_ids: tuple[int, ...] = ()  # tokens that end a text
 
 

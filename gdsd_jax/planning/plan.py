@@ -163,7 +163,7 @@ class AbstractRun:
 
     laid_out = lambda tree: jax.tree.map(lambda leaf: batch(leaf.dtype, *leaf.shape), tree)
     abstract = abstract_rollouts(config.objective, rows, length, config.group_size, sampler.top_k or 1,
-                                 sampler.most_steps)
+                                 sampler.view_steps, self.denoiser.config.block_length is not None)
     scored = laid_out(abstract_scored(config.objective, abstract, drawing_of(config, width)))
     tokens, attended = batch(jnp.int32, rows, width + length), batch(bool, rows, width + length)
     rollouts = ScoringBatch(tokens, attended, scored.views.inputs, scored.kept)

@@ -84,7 +84,7 @@ def _draw(key, tokens, attended, lengths, *, objective: Vrpo, num_mc: int, promp
   rewards = (jnp.arange(len(replies)) % 2 == 0).astype(jnp.float32)
   rollouts = Rollouts(
     tokens=replies, lengths=lengths, rewards=rewards, advantages=nothing[:, 0], confidence=nothing, group_size=2)
-  drawing = Drawing(num_mc, 1, prompt_length, None, replies.shape[1], lambda key, confidence: None)
+  drawing = Drawing(num_mc, 1, prompt_length, None, replies.shape[1], lambda key, rollouts: None)
   views = objective.views(key, rollouts, 0, drawing)
   counted = jnp.ones(replies.shape, bool) if objective.attends_after_end else rollouts.counted
   attended = attended & jnp.concatenate([attended[:, :prompt_length], counted], axis=1)

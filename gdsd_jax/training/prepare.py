@@ -53,7 +53,6 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
   validate_mesh(config, mesh)
   architecture = load_config(config.model.folder, config.model.layout)
   validate_family(config, architecture, config.model.path)
-  architecture.require_bidirectional("model.path", "training")
   check_size(config, architecture, mesh)
   task = get_task(config.task.made or config.task.name, **config.task.options)
   with waiting(f"preparing the problems of {task.name}"):
@@ -61,7 +60,7 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
   drawing = drawing_of(config, config.rollouts.prompt_buckets[-1])
   length = config.sampler.completion_length
   try_out_objective(config.objective, config.rollouts_per_step, config.group_size, length, drawing,
-                    config.sampler.top_k or 1)
+                    config.sampler.top_k or 1, architecture)
   try_out(task, train)
   given = [config.task.made, *(one for one in config.task.options.get("rewards", ()) if not isinstance(one, str))]
   provenance = provenance_of(config.model, {"training data": train, "validation data": validation}, given)

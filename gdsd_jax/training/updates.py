@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gdsd_jax.compiling import compiling
+from gdsd_jax.diffusion.block_forward import block_masks, steps_in_blocks
 from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.generation.rollout import GradedCompletions
+from gdsd_jax.models.copies import completion_blocks
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.advantages import group_advantages
 from gdsd_jax.objectives.diagnostics import mismatch, policy_entropy
@@ -33,6 +35,7 @@ class Updates:
     self.config, self.objective, self.optimizer, self.mesh = config, config.objective, optimizer, mesh
     self._static = dict(denoiser=denoiser, objective=config.objective, accumulation=config.optimizer.accumulation)
     split = batch_sharding(mesh)
+    self._in_blocks = jax.jit(self._steps_and_blocks, out_shardings=split)
     self._draw = jax.jit(self._views, static_argnames=("prompt_length", "fixed"), out_shardings=split)
     self._batch = jax.jit(self._scoring_batch, out_shardings=split)
     self.compiled = set()  # shapes of the tokens so far
@@ -112,10 +115,20 @@ class Updates:
     predictions = rollout.predictions and Predictions(
       rollout.predictions.tokens, rollout.predictions.confidence, laid_out(graded.predicted_rewards))
     lengths = np.minimum(graded.lengths + 1, rollout.tokens.shape[1]).astype(np.int32)  # with the end of text
+    steps, blocks = rollout.steps, None
+    if self._static["denoiser"].config.block_length is not None:
+      steps, blocks = self._in_blocks(steps, graded.sampled.prompt_mask)
     return Rollouts(tokens=rollout.tokens, lengths=laid_out(lengths), rewards=laid_out(graded.total_reward),
-                    advantages=laid_out(advantages.reshape(-1)), confidence=rollout.confidence, steps=rollout.steps,
+                    advantages=laid_out(advantages.reshape(-1)), confidence=rollout.confidence, steps=steps,
                     logp=rollout.logp, entropy=rollout.entropy, kept=rollout.kept, predictions=predictions,
-                    group_size=self.config.group_size)
+                    blocks=blocks, group_size=self.config.group_size)
+
+  def _steps_and_blocks(self, steps, prompt_mask):
+    """The steps of rollouts in each block, if they remember them, and which these are, see `Rollouts.blocks`."""
+    sampler, model = self.config.sampler, self._static["denoiser"].config
+    lengths = jnp.sum(prompt_mask, axis=1, dtype=jnp.int32)
+    steps = None if steps is None else steps_in_blocks(steps, sampler)
+    return steps, completion_blocks(model, lengths, sampler.completion_length)
 
   def _views(self, key, rollouts: Rollouts, update, *, prompt_length: int, fixed: bool) -> Views | None:
     drawing = drawing_of(self.config, prompt_length, self._static["denoiser"].config.end_token_ids)
@@ -140,6 +153,12 @@ def drawing_of(config: RunConfig, prompt_length: int, end_token_ids: tuple[int, 
   sampler, masks = config.sampler, None
   if config.objective.masks is not None:
     process = config.masks.forward_process(sampler, config.objective.masks)
-    masks = functools.partial(rollout_masks, num_samples=config.num_mc, group_size=config.group_size, **process)
+    masks = functools.partial(_masks, num_samples=config.num_mc, group_size=config.group_size, **process)
   return Drawing(config.num_mc, config.distillation.num_iterations, prompt_length,
-                 sampler.block_length if sampler.is_blockwise else None, sampler.most_steps, masks, end_token_ids)
+                 sampler.block_length if sampler.is_blockwise else None, sampler.view_steps, masks, end_token_ids)
+
+
+def _masks(key, rollouts: Rollouts, *, block_length: int | None, **process):
+  if rollouts.blocks is None or block_length is None:
+    return rollout_masks(key, rollouts.confidence, block_length=block_length, **process)
+  return block_masks(key, rollouts.confidence, rollouts.blocks, **process)
