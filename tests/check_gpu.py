@@ -17,7 +17,7 @@ import numpy as np
 
 import gdsd_jax
 from gdsd_jax.models import attention, experts
-from gdsd_jax.models.attention_kernels import cudnn_attention
+from gdsd_jax.models.attention_kernels import cudnn_attention, padding
 from gdsd_jax.models.config import DenoiserConfig, ExpertsConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lm_head import LMHead
@@ -40,7 +40,8 @@ CONFIG = DenoiserConfig(
 )
 BATCH, PROMPT, LENGTH = 4, 30, 32
 IS_GPU = jax.default_backend() == "gpu"
-kernel = functools.partial(cudnn_attention, implementation="cudnn" if IS_GPU else "xla")
+kernel = lambda query, key, value, mask: cudnn_attention(
+  query, key, value, padding(mask), implementation="cudnn" if IS_GPU else "xla")
 
 
 def off(actual, expected) -> float:

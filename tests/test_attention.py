@@ -10,14 +10,18 @@ import pytest
 
 from gdsd_jax.models import attention
 from gdsd_jax.models.attention import plain_attention
-from gdsd_jax.models.attention_kernels import cudnn_attention, splash_attention
+from gdsd_jax.models.attention_kernels import cudnn_attention, padding, splash_attention
 from gdsd_jax.parallel.mesh import make_mesh
 
 # Where their kernels do not run: the TPU's by an interpreter, and cuDNN's sorting of the keys before XLA's products.
 KERNELS = {
   "splash": functools.partial(splash_attention, interpret=True),
-  "cudnn": functools.partial(cudnn_attention, implementation="xla"),
+  "cudnn": lambda *arguments: of_mask(*arguments, implementation="xla"),
 }
+
+
+def of_mask(query, key, value, mask, **options):
+  return cudnn_attention(query, key, value, None if mask is None else padding(mask), **options)
 
 
 def random_case(keys=130, queries=130, heads=4, kv_heads=2, width=128, batch=4):
@@ -70,10 +74,11 @@ def test_on_a_gpu_cudnn_is_told_of_padding_by_lengths(monkeypatch, gradient):
   monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)  # as where there is one
   monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
   monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False, raising=False)
-  text = lowered("cuda", cudnn_attention, gradient)
+  text = lowered("cuda", of_mask, gradient)
   assert "fmhaSoftmax" in text and "PADDING" in text
   assert ("fmhaSoftmaxBackward" in text) == gradient
   assert "256x256" not in text  # a mask of every query and key
+  assert "scatter" not in text  # keys find their way back by a gather, too
 
 
 def test_on_a_tpu_attention_is_a_kernel():

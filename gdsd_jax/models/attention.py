@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from gdsd_jax.models.attention_kernels import cudnn_attention, LANES, splash_attention
+from gdsd_jax.models.attention_kernels import cudnn_attention, LANES, Padding, padding, splash_attention
 
 TILE = 256  # queries that are attended from at a time where no kernel takes their blocks
 
@@ -50,15 +50,18 @@ def attend(query, key, value, mask, mesh: Mesh | None, blocks: BlockCausal | Non
   Args:
     query: [B, T, N, H], rotated.
     key, value: [B, S, K, H], the key rotated; each serves N / K query heads.
-    mask: bool[B, S], True at keys that may be attended to; None for all.
+    mask: bool[B, S], True at keys that may be attended to, or `padding` of that; None for all.
     mesh: the mesh that the arrays are laid out over, or None.
     blocks: which blocks of the sequence a query attends to; None for all.
 
   Returns:
     [B, T, N, H].
   """
+  if blocks is None and (kernel := _kernel(query, mesh)) is cudnn_attention:
+    return kernel(query, key, value, mask if mask is None or isinstance(mask, Padding) else padding(mask), mesh)
+  mask = mask.mask if isinstance(mask, Padding) else mask
   if blocks is None:
-    return _kernel(query, mesh)(query, key, value, mask, mesh)
+    return kernel(query, key, value, mask, mesh)
   return _block_kernel(query, mesh, blocks)(query, key, value, mask, mesh, blocks)
 
 

@@ -1,28 +1,45 @@
 """Attention by the kernels of accelerators; `attention.attend` chooses among them."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
+from gdsd_jax.models.experts import permuted
 from gdsd_jax.parallel.mesh import partition
 
 LANES = 128  # a TPU's kernels take lengths and head widths in multiples of it
 
 
-def cudnn_attention(query, key, value, mask, mesh: Mesh | None = None, implementation: str = "cudnn"):
+class Padding(NamedTuple):
+  """Which keys of sequences are real, and how these come first: made once for all layers of a pass, by `padding`."""
+
+  mask: jax.Array  # bool[B, S], True at real keys
+  order: jax.Array  # int[B, S], a permutation by which real keys come first
+  back: jax.Array  # int[B, S], its inverse
+  counts: jax.Array  # int32[B], real keys
+
+
+def padding(mask) -> Padding:
+  """Of a mask bool[B, S]. What no kernel asks for, is not computed in a compiled program."""
+  order = jnp.argsort(~mask, axis=1, stable=True)
+  return Padding(mask, order, jnp.argsort(order, axis=1), jnp.sum(mask, axis=1, dtype=jnp.int32))
+
+
+def cudnn_attention(query, key, value, padded: Padding | None, mesh: Mesh | None = None, implementation: str = "cudnn"):
   """By cuDNN's flash attention, which splits itself over a mesh by batch and heads.
 
   It skips keys beyond a sequence's length, and so padding must come last. The order of keys does not matter to a
   softmax over them, their positions being in their rotation.
   """
   del mesh
-  lengths = None
-  if mask is not None:
-    real_first = jnp.argsort(~mask, axis=1, stable=True)[:, :, None, None]
-    key, value = (jnp.take_along_axis(x, real_first, axis=1) for x in (key, value))
-    lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
-  return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation=implementation)
+  counts = None
+  if padded is not None:
+    key, value = (jax.vmap(permuted)(x, padded.order, padded.back) for x in (key, value))
+    counts = padded.counts
+  return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=counts, implementation=implementation)
 
 
 def splash_attention(query, key, value, mask, mesh: Mesh | None = None, blocks=None, interpret: bool = False):

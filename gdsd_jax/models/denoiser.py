@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from gdsd_jax.checks import require, require_one_of
 from gdsd_jax.models.attention import BlockCausal
+from gdsd_jax.models.attention_kernels import padding
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.copies import Copies
 from gdsd_jax.models.lm_head import LMHead
@@ -165,7 +166,8 @@ class Denoiser:
       positions = jnp.maximum(jnp.cumsum(attention_mask.astype(jnp.int32), axis=1) - 1, 0)
     mask = None if attention_mask is None else attention_mask.astype(bool)
     blocks = None if self.config.block_length is None else BlockCausal(self.config.block_length)
-    return Context(self.config, self.lora, self.mesh, positions, mask, blocks)
+    padded = None if mask is None else padding(mask)  # once, and not in each layer
+    return Context(self.config, self.lora, self.mesh, positions, mask, blocks, padding=padded)
 
   def _whole(self, params, tokens, attention_mask, dropout_key=None, keep: bool = False, with_load: bool = False):
     """A pass over the whole sequence, as `_blocks`."""

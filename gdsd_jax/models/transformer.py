@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gdsd_jax.models.attention import attend, BlockCausal
+from gdsd_jax.models.attention_kernels import Padding
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.experts import Load, load_of, mixture
 from gdsd_jax.models.lora import LEAVES, LoraConfig
@@ -46,6 +47,7 @@ class Context(NamedTuple):
   mask: jax.Array | None  # bool[B, S], the tokens that may be attended to; None for all
   blocks: BlockCausal | None = None  # None: every token sees every other
   start: jax.Array | int | None = None  # where x begins in the cached sequence
+  padding: Padding | None = None  # of the mask, where that is made once for all layers
   with_load: bool = False  # whether layers tell how their routers spread the tokens of x that may be attended to
 
   def constrain(self, x, axis: str | None = None):
@@ -82,7 +84,8 @@ def attention(x, layer: Layer, context: Context):
       context.constrain(jax.lax.dynamic_update_slice_in_dim(old, new, context.start, axis=1), "kv_heads")
       for old, new in zip(layer.cached, (key, value))
     )
-  attended = context.constrain(attend(query, key, value, context.mask, context.mesh, context.blocks), "heads")
+  mask = context.mask if context.padding is None else context.padding
+  attended = context.constrain(attend(query, key, value, mask, context.mesh, context.blocks), "heads")
   return context.constrain(project("output", attended, layer, context)), KeysAndValues(key, value)
 
 
