@@ -10,7 +10,7 @@ _MIN_MASK_RATE = 1e-3  # bounds the weight 1/t
 
 
 def masked_cross_entropy(denoiser: Denoiser, params, key, tokens, maskable, attention_mask=None, prompt_length: int = 0,
-                         dropout_key=None):
+                         dropout_key=None, with_load: bool = False):
   """E_t [1/t Σ_{i masked} −log p(x_i | xt)] per maskable token; masks with probability t ~ U(0, 1), stratified over B.
 
   Args:
@@ -21,6 +21,7 @@ def masked_cross_entropy(denoiser: Denoiser, params, key, tokens, maskable, atte
     attention_mask: bool[B, T], False at padding; None when there is none.
     prompt_length: how many leading tokens are never maskable, and so need no logits.
     dropout_key: random key of an adapter's dropout; None drops nothing.
+    with_load: whether the metrics have the `Load` of the model's experts, as "load".
 
   Returns:
     (loss, metrics): a scalar in nats per token, and a dict of scalars.
@@ -33,10 +34,15 @@ def masked_cross_entropy(denoiser: Denoiser, params, key, tokens, maskable, atte
   rate = (_MIN_MASK_RATE + (1 - _MIN_MASK_RATE) * rate)[:, None]
   masked = maskable & (jax.random.uniform(mask_key, tokens.shape, jnp.float32) < rate)
   noised = jnp.where(masked, denoiser.config.mask_token_id, tokens)
-  hidden = denoiser.hidden(params, noised, attention_mask, dropout_key)[:, prompt_length:]
+  if with_load:
+    hidden, load = denoiser.hidden_and_load(params, noised, attention_mask, dropout_key)
+  else:
+    hidden = denoiser.hidden(params, noised, attention_mask, dropout_key)
+  hidden = hidden[:, prompt_length:]
   tokens, masked, maskable = (x[:, prompt_length:] for x in (tokens, masked, maskable))
 
   log_prob, _, lead, _ = token_scores(denoiser.head(params), hidden, tokens)
   loss = jnp.sum(jnp.where(masked, -log_prob / rate, 0)) / jnp.sum(maskable)
   correct = jnp.sum((lead > 0) & masked, dtype=jnp.float32)
-  return loss, {"masked_accuracy": correct / jnp.maximum(jnp.sum(masked, dtype=jnp.float32), 1)}
+  accuracy = correct / jnp.maximum(jnp.sum(masked, dtype=jnp.float32), 1)
+  return loss, {"masked_accuracy": accuracy, **({"load": load} if with_load else {})}

@@ -30,7 +30,7 @@ GROUPS = (
     ("loss", ("loss", "eval/loss")), "grad_norm", "learning_rate", "skipped", "target_abs", "residual_abs",
     "gradient_scale", "gradient_scale_std", "gradient_snr", "largest_weight",
   )),
-  ("Experts", ("router/largest_load", "router/load_entropy", "router/idle_experts")),
+  ("Experts", ("router/largest_load", "router/load_entropy", "router/idle_experts", "router/balance_loss")),
   ("Speed", ("tokens_per_second", "seconds/step", ("seconds by phase", (
     "seconds/rollout", "seconds/reward", "seconds/score", "seconds/update", "seconds/evaluate")), "seconds/*")),
 )

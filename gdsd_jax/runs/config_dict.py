@@ -147,7 +147,9 @@ def made(cls, fields: Mapping[str, Any]):
   values = {}
   for field in dataclasses.fields(cls):
     if dataclasses.is_dataclass(part := _part(field)):
-      values[field.name] = made(part, fields[field.metadata.get("section", field.name)])
+      section = field.metadata.get("section", field.name)
+      if section in fields or field.default is dataclasses.MISSING:
+        values[field.name] = made(part, fields[section])
     elif field.name in fields:
       values[field.name] = fields[field.name]
   return cls(**values)

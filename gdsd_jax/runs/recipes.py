@@ -76,6 +76,7 @@ def finetuning_config(preset: str) -> ml_collections.ConfigDict:
   config.data.prompt_buckets = (36, 64, 128) if tiny else (128, 256, 512, 1024)
   config.data.completion_buckets = (16, 32, 64) if tiny else (128, 256, 512, 1024)
 
+  config.router = dict(balance_coefficient=0.0, bias_rate=0.0)  # of models with experts
   config.eval = dict(every=100)
   config.checkpoint, config.log = source.checkpoint, source.log
   config.checkpoint.every = 100

@@ -48,6 +48,33 @@ class ValidationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RouterConfig:
+  """How fine-tuning evens out the load of experts; section `router`. dFactory, LLaDA 2's own code, does neither."""
+
+  # Weight of the auxiliary loss E Σ f P of each layer's experts, f the share of the tokens' choices that fell on one, P
+  # its mean score as a share of all: Switch Transformer's, with OLMoE's mean over layers, which has 0.01. 0: none.
+  balance_coefficient: float = 0.0
+  # By so much each update moves the bias that chooses an expert, up where its load is below the mean, and down where it
+  # is above (DeepSeek-V3's, which has 0.001). 0: biases stay as they are.
+  bias_rate: float = 0.0
+
+  def __post_init__(self):
+    require_at_least(self, "router.", balance_coefficient=0, bias_rate=0)
+
+  def check_model(self, model: sections.ModelConfig, architecture: DenoiserConfig) -> None:
+    """Raises ValueError, one line, where the model has nothing that a field here could move."""
+    for name in ("balance_coefficient", "bias_rate"):
+      require(not getattr(self, name) or architecture.experts is not None, f"router.{name}",
+              f"must be 0: {model.path} has no experts, and so no router")
+    require(not self.balance_coefficient or model.train_router, "router.balance_coefficient",
+            "needs model.train_router=True, and so model.lora.rank=0: the loss is there to move routers")
+    require(not self.bias_rate or model.lora is None, "router.bias_rate",
+            "needs model.lora.rank=0: an adapter leaves the base's biases as they are")
+    require(not self.bias_rate or architecture.experts.selection_bias, "router.bias_rate",
+            f"must be 0: the routers of {model.path} choose experts without a bias")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuningConfig:
   """A fine-tuning run (configs/sft.py); `as_given` is the recipe's fields as a nested dict, which config.json holds."""
 
@@ -61,6 +88,7 @@ class FinetuningConfig:
   optimizer: sections.OptimizerConfig
   checkpoint: sections.CheckpointConfig
   log: sections.LogConfig
+  router: RouterConfig = RouterConfig()
   as_given: Mapping[str, Any]
 
   def __post_init__(self):
@@ -91,13 +119,18 @@ class PreferenceViewsConfig:
             f"must lie between 1 and {sections.MOST_SAMPLES}, not {self.num_mc}")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PreferenceConfig(FinetuningConfig):
   """Fine-tuning on preferences (configs/vrpo.py): `batch_size` counts these, of two replies each."""
 
   data: PreferenceRowsConfig
   objective: Vrpo
   views: PreferenceViewsConfig = dataclasses.field(metadata={"section": "objective"})
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.router == RouterConfig(), "router.balance_coefficient, router.bias_rate",
+            "must be 0 in fine-tuning on preferences; fine-tuning on chats has them")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from gdsd_jax.checks import require, require_positions
 from gdsd_jax.compiling import compiling
 from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
+from gdsd_jax.objectives.load_balance import balance_loss, balanced_bias, load_metrics
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh
 from gdsd_jax.parallel.processes import gather_json, is_first_process
@@ -29,12 +30,12 @@ from gdsd_jax.runs.metrics import Stopwatch
 from gdsd_jax.runs.optimizer import make_optimizer
 from gdsd_jax.runs.progress import Progress
 from gdsd_jax.runs.provenance import check_inputs, provenance_of
-from gdsd_jax.runs.routers import moved
+from gdsd_jax.runs.routers import moved, said_of_routers
 from gdsd_jax.runs.saved_config import open_workdir
 from gdsd_jax.runs.state import init_state, TrainState
 from gdsd_jax.runs.weights import load_model
 from gdsd_jax.supervised.chats import batch_of, Fitting, read_chats
-from gdsd_jax.supervised.config import FinetuningConfig
+from gdsd_jax.supervised.config import FinetuningConfig, RouterConfig
 from gdsd_jax.supervised.rows import numbers_of, row_of
 from gdsd_jax.waiting import waiting
 
@@ -42,28 +43,44 @@ _log = logging.getLogger(__name__)
 
 
 @functools.partial(
-  jax.jit, static_argnames=("denoiser", "optimizer", "prompt_length", "accumulation"), donate_argnames=("state",)
+  jax.jit, static_argnames=("denoiser", "optimizer", "router", "prompt_length", "accumulation"),
+  donate_argnames=("state",)
 )
-def _finetuning_step(state: TrainState, batch, *, denoiser, optimizer, prompt_length: int, accumulation: int):
+def _finetuning_step(state: TrainState, batch, *, denoiser, optimizer, router: RouterConfig, prompt_length: int,
+                     accumulation: int):
   """One update on a batch of chats (`joined`), whose gradient is averaged over `accumulation` microbatches."""
   next_key, key = jax.random.split(state.key)
+  has_experts = denoiser.config.experts is not None
 
   def loss_fn(params, part, key):
     noise_key, dropout_key = jax.random.split(key)
-    options = {"prompt_length": prompt_length, "dropout_key": dropout_key}
-    return masked_cross_entropy(denoiser, {**state.frozen, **params}, noise_key, *part, **options)
+    options = {"prompt_length": prompt_length, "dropout_key": dropout_key, "with_load": has_experts}
+    loss, metrics = masked_cross_entropy(denoiser, {**state.frozen, **params}, noise_key, *part, **options)
+    metrics = {"loss": loss, **metrics}
+    if router.balance_coefficient:
+      metrics["router/balance_loss"] = balance_loss(metrics["load"])
+      loss += router.balance_coefficient * metrics["router/balance_loss"]
+    return loss, metrics
 
   def accumulate(total, scanned):
-    (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, *scanned)
-    return jax.tree.map(jnp.add, total, gradient), {"loss": loss, **metrics}
+    gradient, metrics = jax.grad(loss_fn, has_aux=True)(state.params, *scanned)
+    return jax.tree.map(jnp.add, total, gradient), metrics
 
   parts = jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), batch)
   zeros = jax.tree.map(jnp.zeros_like, state.params)
   gradient, metrics = jax.lax.scan(accumulate, zeros, (parts, jax.random.split(key, accumulation)))
   gradient = moved(jax.tree.map(lambda g: g / accumulation, gradient), denoiser)
-  metrics = {**jax.tree.map(jnp.mean, metrics), "grad_norm": optax.global_norm(gradient)}
+  metrics = jax.tree.map(functools.partial(jnp.mean, axis=0), metrics)
+  metrics["grad_norm"] = optax.global_norm(gradient)
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, moved(updates, denoiser))
+  if has_experts:
+    load = metrics.pop("load")
+    metrics |= load_metrics(load)
+    if router.bias_rate:
+      blocks = params["blocks"]
+      blocks = {**blocks, "router_bias": balanced_bias(blocks["router_bias"], load, router.bias_rate)}
+      params = {**params, "blocks": blocks}
   return state.replace(step=state.step + 1, params=params, opt_state=opt_state, key=next_key), metrics
 
 
@@ -109,8 +126,12 @@ class Finetuning(Training):
             f"{microbatch} {self.examples} of a microbatch cannot be split over {shards} devices")
     check_out(out, workdir, config.model)
     open_workdir(workdir, config)
-    load_config(config.model.folder, config.model.layout).require_bidirectional("model.path", "fine-tuning")
+    architecture = load_config(config.model.folder, config.model.layout)
+    architecture.require_bidirectional("model.path", "fine-tuning")
+    config.router.check_model(config.model, architecture)
     self.denoiser, params = load_model(config.model, config.seed, self.mesh)
+    if said := said_of_routers(self.denoiser):
+      _log.info("%s", said)
     tokenizer = load_tokenizer(config.model.folder, self.denoiser.config)
     longest = config.data.prompt_buckets[-1] + config.data.completion_buckets[-1]
     said = f"data.prompt_buckets, data.completion_buckets: {longest} tokens"
@@ -133,7 +154,8 @@ class Finetuning(Training):
 
   def step(self, number: int, watch: Stopwatch) -> dict[str, Any]:
     config = self.config
-    static = {"denoiser": self.denoiser, "optimizer": self.optimizer, "accumulation": config.optimizer.accumulation}
+    static = {"denoiser": self.denoiser, "optimizer": self.optimizer, "accumulation": config.optimizer.accumulation,
+              "router": config.router}
     with watch.phase("update"):
       batch, width = self._batch(self.stream.take(config.batch_size))
       with self.telling("the step", batch[0]):
