@@ -91,16 +91,16 @@ def rows_of(suite: str) -> list[Row]:
     mine("fast_short", "sampling", of(**fast), 100),
     *ours[2:5],
     *torch[:5],
-    mine("attention", "attention", of(batch=sizes.batch), 100),
-    mine("fast_long", "sampling", of(length=long, **fast), 100),
-    ours[5],
-    mine("views", "views", update, 200),
-    torch[5],
     mine("defaults_short", "sampling", of(), 120, some, _DEFAULTS),
     mine("defaults_fast", "sampling", of(**fast), 120, {}, _DEFAULTS),
-    mine("dream", "sampling", of(dream, block_length=None), 150, some),
+    mine("attention", "attention", of(batch=sizes.batch), 100),
+    ours[5],
+    mine("fast_long", "sampling", of(length=long, **fast), 100),
     mine("sdar_exact_cache", "sampling", of(sdar, block_length=4, cache="exact"), 150),
     mine("sdar_no_cache", "sampling", of(sdar, block_length=4), 150, some),
+    mine("dream", "sampling", of(dream, block_length=None), 150, some),
+    torch[5],
+    mine("views", "views", update, 200),
   ]
 
 
