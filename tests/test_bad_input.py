@@ -66,6 +66,27 @@ def model(change: Callable[[Path], None] = lambda folder: None, remove: str | No
   return make
 
 
+def config_json(**fields):
+  """A folder with a config.json alone."""
+
+  def make(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(fields))
+
+  return make
+
+
+SDAR = {
+  "model_type": "sdar", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16,
+  "intermediate_size": 48, "vocab_size": 416, "max_position_embeddings": 256, "block_size": 4, "mask_token_id": 413,
+  "eos_token_id": 409, "tie_word_embeddings": False,
+}
+LLADA_MOE = {
+  **SDAR, "model_type": "lladamoe", "num_experts": 4, "num_experts_per_tok": 2, "expert_intermediate_size": 8,
+}
+IN_BLOCKS = f"{MODEL} --config.sampler.kind=block"
+
+
 def written(name: str, content: str | bytes):
   return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
@@ -304,6 +325,46 @@ BAD = {
     f"{ROWS} --config.task.system_prompt=Think. --config.model.path={{f}}/m",
     "task.train_source: the model's chat template refuses it: No system turns; without its .*task.system_prompt.*",
     {"rows.jsonl": jsonl(*[ROW] * 4), "m": template(NO_SYSTEM)}),
+  # Models that attend from block to block, and mixtures of experts.
+  "block model by a dense recipe": Case(
+    MODEL, "model.path: llada's sampler knows models whose tokens all see each other; those of the family sdar attend"
+    " from block to block: give sampler.kind=block and sampler.block_length=4", {"m": config_json(**SDAR)}),
+  "dense model by a recipe of blocks": Case(
+    f"{TRAIN} --config.sampler.kind=block", "sampler.kind: 'block' is for models that attend from block to block; .*"),
+  "block length of the model": Case(
+    IN_BLOCKS, "sampler.block_length: 8 is not the model's block length; give 4", {"m": config_json(**SDAR)}),
+  "block length of no model": Case(
+    MODEL, "model.path: {f}/m/config.json: block_length must be at least 1, not -4",
+    {"m": config_json(**SDAR | {"block_size": -4})}),
+  "guidance in blocks": Case(
+    f"{IN_BLOCKS} --config.sampler.cfg_scale=1.0",
+    "sampler.cfg_scale: only the llada sampler has it .sampler.kind is 'block'.", {"m": config_json(**SDAR)}),
+  "dream's field in blocks": Case(
+    f"{IN_BLOCKS} --config.sampler.top_p=0.9",
+    "sampler.top_p: only the dream sampler has it .sampler.kind is 'block'.", {"m": config_json(**SDAR)}),
+  "cache of another sampler": Case(
+    f"{IN_BLOCKS} --config.sampler.cache=dual", "sampler.cache: must be one of none, exact with the block sampler, .*",
+    {"m": config_json(**SDAR)}),
+  "masks of other blocks": Case(
+    f"{IN_BLOCKS} --config.sampler.block_length=4 --config.masks.kind=blocks --config.masks.block_length=8",
+    "masks.kind: 'blocks' is for models whose tokens all see each other; .*give sampler or uniform",
+    {"m": config_json(**SDAR)}),
+  "router": Case(
+    MODEL, "model.path: {f}/m/config.json: moe_router_score_function is 'top'; only 'softmax' is supported",
+    {"m": config_json(**LLADA_MOE, moe_router_score_function="top")}),
+  "experts of a token": Case(
+    MODEL, "model.path: {f}/m/config.json: 9 experts of a token are more than the 4 that it may choose from",
+    {"m": config_json(**LLADA_MOE | {"num_experts_per_tok": 9})}),
+  "router of a dense model": Case(
+    f"{TRAIN} --config.model.train_router=True", "model.train_router: tiny has no experts, and so no router"),
+  "router over an adapter": Case(
+    f"{TRAIN} --config.model.train_router=True --config.model.lora.rank=4",
+    "model.train_router: needs model.lora.rank=0: .*"),
+  "balance of no experts": Case(
+    f"{CHATS} --config.router.bias_rate=0.1",
+    "router.bias_rate: must be 0: tiny has no experts, and so no router", {"c.jsonl": ""}),
+  "axis of experts": Case(
+    f"{TRAIN} --config.mesh.expert=3", "mesh.data=-1, mesh.fsdp=1, mesh.expert=3, .*must be the number of devices, 1"),
   # Adapters.
   "adapter": Case(
     f"{TRAIN} --config.model.lora.rank=4 --config.model.lora.path={{f}}/none",
