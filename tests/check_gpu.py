@@ -82,6 +82,23 @@ def check_attention():
           "without its kernel": (float(IS_GPU and "__cudnn$fmha" not in text), 0)}
 
 
+def check_attention_in_blocks():
+  """A sequence of 512 tokens and two noised copies of its second half, by cuDNN and some queries at a time."""
+  rng = np.random.default_rng(0)
+  arrays = [jnp.asarray(rng.normal(size=(2, 1024, heads, 128)), jnp.bfloat16) for heads in (4, 2, 2)]
+  mask = jnp.arange(1024)[None] >= jnp.array([[0], [70]])
+  blocks = attention.BlockCausal(32, start=256, width=256)
+  loss = lambda attend, arrays, mask: jnp.sum(
+    jnp.sin(attend(*arrays, mask, blocks=blocks).astype(jnp.float32)) * mask[:, :, None, None])
+  both = lambda attend: lambda *arguments: (
+    attend(*arguments[0], arguments[1], blocks=blocks) * arguments[1][:, :, None, None],
+    jax.grad(functools.partial(loss, attend))(*arguments))
+  exact = on_cpu(jax.jit(both(attention.plain_attention)), [np.asarray(x, np.float32) for x in arrays],
+                 np.asarray(mask))
+  found = jax.jit(both(attention.tiled_cudnn_attention if IS_GPU else attention.tiled_attention))(arrays, mask)
+  return {"forward": (off(found[0], exact[0]), 6e-3), "backward": (off(found[1], exact[1]), 1e-2)}
+
+
 def model(config=CONFIG, dtype="float32", **options):
   denoiser = Denoiser(config, dtype, mesh=make_mesh(1, 1, 1, jax.local_devices()[:1]), **options)
   params = jax.jit(denoiser.init)(jax.random.key(0))

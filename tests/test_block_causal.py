@@ -13,7 +13,7 @@ from test_attention import random_case
 
 import gdsd_jax
 from gdsd_jax.models import attention
-from gdsd_jax.models.attention import BlockCausal, plain_attention, tiled_attention
+from gdsd_jax.models.attention import BlockCausal, plain_attention, tiled_attention, tiled_cudnn_attention
 from gdsd_jax.models.attention_kernels import splash_attention
 from gdsd_jax.models.denoiser import Denoiser
 
@@ -42,7 +42,8 @@ def test_no_array_of_queries_times_keys_is_made_for_the_tpu():
 
 @pytest.mark.parametrize("platform, queries, positions, kernel", [
   ("cpu", 512, None, plain_attention), ("tpu", 512, None, splash_attention), ("tpu", 512, 0, tiled_attention),
-  ("gpu", 512, None, tiled_attention), ("gpu", 32, 0, plain_attention), ("tpu", 32, None, plain_attention),
+  ("gpu", 512, None, tiled_cudnn_attention), ("gpu", 512, 0, tiled_cudnn_attention), ("gpu", 32, 0, plain_attention),
+  ("tpu", 32, None, plain_attention),
 ])
 def test_where_it_is_computed_by_what(platform, queries, positions, kernel):
   device = types.SimpleNamespace(platform=platform, compute_capability="9.0")

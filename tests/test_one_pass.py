@@ -13,7 +13,7 @@ from test_attention import random_case
 import gdsd_jax
 from gdsd_jax.diffusion.block_forward import block_levels, block_masks, steps_in_blocks
 from gdsd_jax.models import attention
-from gdsd_jax.models.attention import BlockCausal, plain_attention, tiled_attention
+from gdsd_jax.models.attention import BlockCausal, plain_attention, tiled_attention, tiled_cudnn_attention
 from gdsd_jax.models.attention_kernels import splash_attention
 from gdsd_jax.models.copies import completion_blocks
 from gdsd_jax.models.denoiser import Denoiser
@@ -100,15 +100,17 @@ def test_what_follows_an_end_of_text_may_be_unseen(blocks):
   np.testing.assert_allclose(actual[:, :5], expected[:, :5], atol=1e-5)
 
 
-@pytest.mark.parametrize("attend", [tiled_attention, slow(functools.partial(splash_attention, interpret=True))])
-def test_a_kernel_sees_of_copies_what_plain_attention_sees(attend, monkeypatch):
+@pytest.mark.parametrize("attend, length", [
+  (tiled_attention, 8), (tiled_attention, 3), slow(functools.partial(splash_attention, interpret=True), 8)])
+def test_a_kernel_sees_of_copies_what_plain_attention_sees(attend, length, monkeypatch):
   monkeypatch.setattr(attention, "TILE", 64)
-  blocks = BlockCausal(8, start=40, width=32)  # 72 clean columns and three copies
-  (query, key, value), _ = random_case(keys=168, queries=168, batch=2)
-  mask = np.ones((2, 168), bool)
-  mask[1, :24] = False  # at the left of a prompt; and behind a completion, in each copy
-  for end in (72, 104, 136, 168):
-    mask[1, end - 5:end] = False
+  start, width = 5 * length, 4 * length
+  blocks, total = BlockCausal(length, start=start, width=width), start + 4 * width  # a sequence and three copies
+  (query, key, value), _ = random_case(keys=total, queries=total, batch=2)
+  mask = np.ones((2, total), bool)
+  mask[1, :start // 2] = False  # at the left of a prompt; and behind a completion, in each copy
+  for copy in range(1, 5):
+    mask[1, start + copy * width - 2:start + copy * width] = False
   loss = lambda attend: lambda *arrays: jnp.sum(jnp.sin(
     attend(*arrays, mask, blocks=blocks)) * mask[:, :, None, None])
   (value_a, actual), (value_e, expected) = (
@@ -117,12 +119,28 @@ def test_a_kernel_sees_of_copies_what_plain_attention_sees(attend, monkeypatch):
   jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=5e-5), actual, expected)
 
 
-def test_no_array_of_queries_times_keys_is_made_of_copies_for_the_tpu():
+def lowered(attend, platform):
+  """StableHLO of the gradient of attention among a sequence of 512 tokens and two copies of its second half."""
   shape = lambda heads: jax.ShapeDtypeStruct((2, 1024, heads, 128), jnp.bfloat16)
   blocks = BlockCausal(32, start=256, width=256)
-  attend = lambda query, key, value: splash_attention(query, key, value, None, blocks=blocks)
-  text = jax.jit(attend).trace(shape(4), shape(2), shape(2)).lower(lowering_platforms=("tpu",)).as_text()
+  loss = lambda *arrays: jnp.sum(attend(*arrays, None, blocks=blocks).astype(jnp.float32))
+  traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(shape(4), shape(2), shape(2))
+  return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_the_tpu_has_a_kernel_and_no_array_of_queries_times_keys():
+  text = lowered(splash_attention, "tpu")
   assert "tpu_custom_call" in text and "1024x1024" not in text
+
+
+def test_cudnn_is_told_what_some_queries_see(monkeypatch):
+  cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+  monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)  # as where there is one
+  monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+  monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False, raising=False)
+  text = lowered(tiled_cudnn_attention, "cuda")
+  assert "fmhaScaleBiasSoftmaxBackward" in text and "1024x1024" not in text
+  assert "2x1x256x768" in text  # the keys of the sequence and of the queries' own tile
 
 
 def test_blocks_are_those_of_the_sampler(blocks):

@@ -4,6 +4,7 @@ Where a kernel of the accelerator's takes the shapes and the dtype, nothing as l
 Padding needs no such array either: cuDNN is told how many keys a sequence has, the TPU kernel which tokens are padding.
 """
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -66,11 +67,13 @@ def attend(query, key, value, mask, mesh: Mesh | None, blocks: BlockCausal | Non
 
 
 def _block_kernel(query, mesh: Mesh | None, blocks: BlockCausal):
-  """The TPU's kernel skips the tiles that no query attends to; cuDNN has no such mask."""
+  """The TPU's kernel skips the tiles that no query attends to; cuDNN is told what some queries at a time see."""
   device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
   if blocks.query is None and _kernel(query, mesh) is splash_attention:
     return splash_attention
-  return plain_attention if device.platform == "cpu" or query.shape[1] <= TILE else tiled_attention
+  if device.platform == "cpu" or query.shape[1] <= TILE:
+    return plain_attention
+  return tiled_cudnn_attention if _kernel(query, mesh) is cudnn_attention else tiled_attention
 
 
 def _kernel(query, mesh: Mesh | None):
@@ -96,30 +99,53 @@ def plain_attention(query, key, value, mask, mesh: Mesh | None = None, blocks: B
   del mesh
   mask = None if mask is None else mask[:, None, None, :]
   if blocks is not None:
-    visible = _visible(query, key, blocks)
+    positions = (jnp.arange(query.shape[1])[None], jnp.arange(key.shape[1])[None])
+    visible = blocks.sees(*(positions if blocks.query is None else (blocks.query, blocks.key)))[:, None]
     mask = visible if mask is None else mask & visible
   return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
 
 
-def _visible(query, key, blocks: BlockCausal):
-  """What a query sees by its block, bool[B or 1, 1, T, S]."""
-  positions = (jnp.arange(query.shape[1])[None], jnp.arange(key.shape[1])[None])
-  return blocks.sees(*(positions if blocks.query is None else (blocks.query, blocks.key)))[:, None]
+def tiled_attention(query, key, value, mask, mesh: Mesh | None = None, blocks: BlockCausal | None = None,
+                    implementation: str = "xla"):
+  """As `plain_attention`, some queries at a time, in the backward pass, too: [B, TILE, S] of a mask in memory.
 
-
-def tiled_attention(query, key, value, mask, mesh: Mesh | None = None, blocks: BlockCausal | None = None):
-  """As `plain_attention`, some queries at a time, in the backward pass, too: [B, N, TILE, S] in memory."""
+  XLA's products have [B, N, TILE, S] besides. Where there are copies, queries are shown the keys of the sequence and,
+  since a tile has whole blocks, of their own tile.
+  """
+  del mesh
   batch, length, _, _ = query.shape
-  positions = jnp.broadcast_to(jnp.arange(length), (batch, length)) if blocks.query is None else blocks.query
-  keys = jnp.arange(key.shape[1])[None] if blocks.key is None else blocks.key
-  rest = -length % TILE
+  of_query, of_key = (jnp.arange(x.shape[1])[None] for x in (query, key))
+  if blocks.query is not None:
+    of_query, of_key = blocks.query, blocks.key
+  each = lambda x, size: jnp.broadcast_to(x, (batch, size))
+  of_query, of_key = each(of_query, length), each(of_key, key.shape[1])
+  mask = jnp.ones(of_key.shape, bool) if mask is None else mask
+  whole = key, value, mask, of_key
+  own = whole if blocks.width is not None else ()
+  if own:
+    clean = blocks.start + blocks.width
+    whole = tuple(x[:, :clean] for x in whole)
+  even = blocks.length * (1 + blocks.length % 2)  # as queries and keys must be for cuDNN's gradient
+  tile = max(TILE // even, 1) * even
+  rest = -length % tile
   tiles = lambda x: jnp.moveaxis(
-    jnp.pad(x, [(0, 0), (0, rest), *[(0, 0)] * (x.ndim - 2)]).reshape(batch, -1, TILE, *x.shape[2:]), 1, 0)
+    jnp.pad(x, [(0, 0), (0, rest), *[(0, 0)] * (x.ndim - 2)]).reshape(batch, -1, tile, *x.shape[2:]), 1, 0)
 
   @jax.checkpoint
-  def of_tile(tile):
-    part, of_query = tile
-    return plain_attention(part, key, value, mask, mesh, blocks._replace(query=of_query, key=keys))
+  def of_tile(part):
+    queries, positions, own = part
+    keys, values, seen, places = whole
+    if own:
+      own = *own[:2], own[2] & (own[3] >= clean), own[3]  # those of the sequence are there already
+      keys, values, seen, places = (jnp.concatenate(parts, axis=1) for parts in zip(whole, own))
+    visible = seen[:, None, None] & blocks.sees(positions, places)[:, None]
+    odd = keys.shape[1] % 2
+    keys, values = (jnp.pad(x, [(0, 0), (0, odd), (0, 0), (0, 0)]) for x in (keys, values))
+    visible = jnp.pad(visible, [(0, 0), (0, 0), (0, 0), (0, odd)])
+    return jax.nn.dot_product_attention(queries, keys, values, mask=visible, implementation=implementation)
 
-  attended = jax.lax.map(of_tile, (tiles(query), tiles(positions)))
+  attended = jax.lax.map(of_tile, (tiles(query), tiles(of_query), tuple(map(tiles, own))))
   return jnp.moveaxis(attended, 0, 1).reshape(batch, length + rest, *query.shape[2:])[:, :length]
+
+
+tiled_cudnn_attention = functools.partial(tiled_attention, implementation="cudnn")
