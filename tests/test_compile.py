@@ -202,6 +202,32 @@ def test_a_collective_that_is_spread_over_fusions_counts_once():
   assert program_cost(text).collectives == {"all-gather": (1, 8 * 16 * 2)}
 
 
+def test_a_grouped_product_counts_each_row_once_on_the_shard_of_its_expert():
+  """Written as a product of all rows with each group's weights, of which TPUs skip the tiles of others."""
+  text = module("""%grouped (x: bf16[1,4096,64], w: bf16[8,64,32]) -> bf16[4096,32] {
+  %x = bf16[8,4096,64]{2,1,0} parameter(0)
+  %w = bf16[8,64,32]{2,1,0} parameter(1)
+  %c = bf16[8,4096,32]{2,1,0} convolution(%x, %w), window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0io->0bf
+  ROOT %r = bf16[4096,32]{1,0} bitcast(%c)
+}""", """ENTRY %main (x: bf16[8,4096,64], w: bf16[8,64,32]) -> bf16[4096,32] {
+  %x = bf16[8,4096,64]{2,1,0} parameter(0)
+  %w = bf16[8,64,32]{2,1,0} parameter(1)
+  ROOT %f = bf16[4096,32]{1,0} fusion(%x, %w), kind=kOutput, calls=%grouped, """
+                """backend_config={"convolution_algorithm_config":{"is_ragged_dot":true,"num_groups_in_ragged_dot":"8"}}
+}""")
+  assert program_cost(text).flops == 2 * 4096 * 64 * 32
+  assert program_cost(text, expert_shards=4).flops == 2 * 4096 * 64 * 32 / 4
+
+
+def test_a_loop_that_may_end_earlier_counts_as_often_as_it_may():
+  def loop(x, w):
+    body = lambda state: (state[0] + 1, jnp.tanh(state[1] @ w))
+    return jax.lax.while_loop(lambda state: (state[0] < 7) & jnp.any(state[1] > 0), body, (0, x))[1]
+
+  cost = cost_of(loop, array(64, 128), array(128, 128))
+  assert cost.flops == 7 * 2 * 64 * 128 * 128 and cost.loops_of_unknown_length == 0
+
+
 @pytest.mark.parametrize("kernel, products", [
   ("splash_mha_fwd_segmented_no_residuals", 2), ("splash_mha_dq_segmented_no_residuals", 3),
   ("splash_mha_dkv_segmented_no_residuals", 4), ("another", 0),

@@ -145,10 +145,21 @@ def _shapes(text: str) -> tuple[Shape, ...]:
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
-  """How often a loop's body runs: as XLA noted it, or from the counter that its condition compares with a constant."""
+  """How often a loop's body runs: as XLA noted it, or from the counter that its condition compares with a constant.
+
+  A loop that may end earlier, since its condition asks for more besides, runs as often as it may.
+  """
   if noted := loop.attribute(r"known_trip_count\W+n\W+(\d+)"):
     return int(noted)
-  compare, fusion = _source(module, module.root(loop.called("condition")))
+  condition, fusion = _source(module, module.root(loop.called("condition")))
+  asked = [(condition, fusion)]
+  if condition.opcode == "and":
+    asked = [_source(module, operand, fusion) for operand in condition.operands]
+  return min((count for each in asked if (count := _counted(module, loop, *each)) is not None), default=None)
+
+
+def _counted(module: Module, loop: Instruction, compare: Instruction, fusion: Instruction | None) -> int | None:
+  """How often a loop's body runs by a comparison of its counter with a constant; None where it is none."""
   if compare.opcode != "compare":
     return None
   direction = compare.attribute(r"direction=(\w+)")

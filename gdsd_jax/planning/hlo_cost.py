@@ -50,17 +50,20 @@ class Cost:
     self.loops_of_unknown_length += other.loops_of_unknown_length
 
 
-def program_cost(hlo_text: str) -> Cost:
-  """Cost of a compiled program, `compiled.as_text()`, to each chip. Raises ValueError if the text is no HLO module."""
+def program_cost(hlo_text: str, expert_shards: int = 1) -> Cost:
+  """Cost of a compiled program, `compiled.as_text()`, to each chip. Raises ValueError if the text is no HLO module.
+
+  Grouped products of experts, split over so many shards, count by an even load: each row once, on one of the shards.
+  """
   module = Module(hlo_text)
-  return _Walk(module).computation(module.entry)
+  return _Walk(module, expert_shards).computation(module.entry)
 
 
 class _Walk:
   """Adds up costs, each computation once."""
 
-  def __init__(self, module: Module):
-    self.module, self.known = module, {}
+  def __init__(self, module: Module, expert_shards: int):
+    self.module, self.expert_shards, self.known = module, expert_shards, {}
 
   def computation(self, name: str, fused: bool = False) -> Cost:
     """Cost of one execution; inside a fusion (`fused`) values between instructions never reach HBM."""
@@ -85,7 +88,10 @@ class _Walk:
       cost.add(max((self.computation(name) for name in names), key=lambda branch: (branch.flops, branch.hbm_bytes)))
     elif opcode in ("fusion", "call", "async-start"):
       called = instruction.called("calls") or instruction.called("to_apply")
-      cost.add(self.computation(called, fused or opcode == "fusion"))
+      inside = dataclasses.replace(self.computation(called, fused or opcode == "fusion"))
+      if groups := instruction.attribute(r'"num_groups_in_ragged_dot":"(\d+)"'):  # as a product of each with all rows
+        inside.flops /= int(groups) * self.expert_shards
+      cost.add(inside)
     elif kind in COLLECTIVES and self._starts_here(instruction):
       if kind == "all-reduce" and instruction.computation.startswith("all-reduce-scatter"):  # TPU's reduce-scatter
         kind = "reduce-scatter"

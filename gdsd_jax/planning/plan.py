@@ -20,7 +20,7 @@ from gdsd_jax.compiling import compiling
 from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.huggingface.published import architecture
 from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
-from gdsd_jax.parallel.mesh import batch_sharding, make_mesh
+from gdsd_jax.parallel.mesh import batch_sharding, EXPERT, make_mesh
 from gdsd_jax.planning.chips import Chip, slice_devices
 from gdsd_jax.planning.hlo_cost import Cost, program_cost
 from gdsd_jax.runs.config import RunConfig, validate_family, validate_mesh
@@ -103,7 +103,7 @@ def plan(config: RunConfig, topology: str) -> PodPlan:
   for name, calls, function, arguments, keywords in run.calls():
     with compiling(f"{name} for {topology}"):
       lowered = function.lower(*arguments, **keywords)
-      programs.append(_compile(name, calls, run.resident_bytes(name), lowered))
+      programs.append(_compile(name, calls, run.resident_bytes(name), lowered, mesh.shape.get(EXPERT, 1)))
   counts = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (run.state.student_params, run.state.params)]
   rollouts, buckets = config.rollouts_per_step, config.rollouts.prompt_buckets
   return PodPlan(
@@ -183,7 +183,7 @@ class AbstractRun:
     yield "distillation_step", updates, distillation_step, (state, batch), {"optimizer": self.optimizer, **static}
 
 
-def _compile(name: str, calls: int, resident_bytes: int, lowered: jax.stages.Lowered) -> Program:
+def _compile(name: str, calls: int, resident_bytes: int, lowered: jax.stages.Lowered, expert_shards: int) -> Program:
   started = time.monotonic()
   with tempfile.TemporaryDirectory() as folder:
     try:
@@ -201,7 +201,7 @@ def _compile(name: str, calls: int, resident_bytes: int, lowered: jax.stages.Low
     name, calls, resident_bytes, argument_bytes=memory.argument_size_in_bytes,
     output_bytes=memory.output_size_in_bytes, alias_bytes=memory.alias_size_in_bytes,
     temporary_bytes=memory.temp_size_in_bytes, code_bytes=memory.generated_code_size_in_bytes,
-    cost=program_cost(hlo), compile_seconds=time.monotonic() - started, hlo=hlo,
+    cost=program_cost(hlo, expert_shards), compile_seconds=time.monotonic() - started, hlo=hlo,
   )
 
 
