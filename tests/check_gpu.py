@@ -137,7 +137,10 @@ def unlike(one, other) -> float:
 
 
 def check_sampling():
-  """Greedy completions: in full float32 the CPU's; in bfloat16 most of those with plain attention."""
+  """Greedy completions: in full float32 the CPU's; in bfloat16 as many of these as with plain attention.
+
+  Tokens of random weights are near ties: of 128 that bfloat16 changes with either attention, not all are the same.
+  """
   denoiser, params = model()
   exact = on_cpu(functools.partial(sampled, dataclasses.replace(denoiser, mesh=None)), jax.device_get(params))
   with jax.default_matmul_precision("highest"):
@@ -148,7 +151,7 @@ def check_sampling():
   with mock.patch.object(attention, "_kernel", lambda *_: attention.plain_attention):
     plain = sampled(dataclasses.replace(half, remat="full"), params)
   return {"float32": (unlike(whole, exact), 0), "confidence": (off(whole.confidence, exact.confidence), 1e-4),
-          "bfloat16, from plain attention": (unlike(chosen, plain), 0.25)}
+          "bfloat16, beyond plain attention": (unlike(chosen, exact) - unlike(plain, exact), 0.1)}
 
 
 def check_block_sampling():
