@@ -76,3 +76,10 @@ def test_the_runs_own_folder_is_refused_for_the_model(tmp_path):
   with pytest.raises(ValueError, match="--out: .* is the run's own folder"):
     pretrain(small_config(), tmp_path / "run", tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+def test_a_block_causal_model_is_not_made_yet(tmp_path):
+  config = recipes.load("pretrain_tiny", "sudoku")
+  config.model.update(block_length=4, positions_skip_padding=True)
+  with pytest.raises(ValueError, match="^model.block_length: pretraining knows models whose tokens all see each other"):
+    pretrain(pretraining_config(config), tmp_path / "run", tmp_path / "out")

@@ -110,14 +110,17 @@ class Denoiser:
     x, load = self._whole(params, tokens, attention_mask, dropout_key, with_load=True)
     return self._aligned(params, x), load
 
-  def hidden_of_copies(self, params, copies: Copies, dropout_key=None):
+  def hidden_of_copies(self, params, copies: Copies, dropout_key=None, with_load: bool = False):
     """Hidden states of noised copies of completions, [B, C, L, D], each block after clean ones, all in one pass.
 
-    `copies` are made by `side_by_side`, for a model that attends from block to block; the rest is as in `hidden`.
+    `copies` are made by `side_by_side`, for a model that attends from block to block; the rest is as in `hidden`, or
+    `hidden_and_load`, whose load is that by clean tokens and copies together.
     """
-    context = Context(self.config, self.lora, self.mesh, copies.positions, copies.mask, copies.blocks)
-    x, _ = self._blocks(params, copies.tokens, context, dropout_key)
-    return rms_norm(copies.of_completions(x), params["final_norm"], self.config.norm_epsilon)
+    context = Context(self.config, self.lora, self.mesh, copies.positions, copies.mask, copies.blocks,
+                      with_load=with_load)
+    x, load = self._blocks(params, copies.tokens, context, dropout_key)
+    hidden = rms_norm(copies.of_completions(x), params["final_norm"], self.config.norm_epsilon)
+    return (hidden, load) if with_load else hidden
 
   def hidden_and_cache(self, params, tokens, attention_mask=None):
     """As `hidden`, without dropout: ([B, T, D], KeysAndValues [layers, B, T, K, H]), for `window` to go on from."""

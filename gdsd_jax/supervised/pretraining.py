@@ -110,6 +110,7 @@ class _Pretraining(Training):
   """A pretraining run: its tokenizer, model and data, made once, and its step."""
 
   def __init__(self, config: PretrainingConfig, workdir: epath.Path, allow_changed_inputs: bool):
+    config.model.require_bidirectional("model.block_length", "pretraining")
     open_workdir(workdir, config)
     self.config, self.workdir, self._rng = config, workdir, np.random.default_rng(config.seed)
     self.task = get_task(config.task.name, **config.task.options)
