@@ -35,7 +35,7 @@ class Command:
     self.process = FORKING.Process(target=_run, args=(arguments, environment, self.outputs), daemon=False)
     self.process.start()
 
-  def finish(self, timeout: float = 300) -> subprocess.CompletedProcess:
+  def finish(self, timeout: float = 1500) -> subprocess.CompletedProcess:
     """Waits for its end, and says it as `subprocess.run` does. After `timeout` seconds it is killed, an error."""
     self.process.join(timeout)
     late = self.process.exitcode is None

@@ -53,7 +53,7 @@ def launch_afresh(*args, limit_file_size=None, **kwargs):
   """As a user does: in an interpreter of its own."""
   limit = limit_file_size and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_file_size, limit_file_size)))
   return subprocess.run(
-    [sys.executable, *command(*args, **kwargs)], cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
+    [sys.executable, *command(*args, **kwargs)], cwd=REPOSITORY, capture_output=True, text=True, timeout=1500,
     preexec_fn=limit or None, env={**os.environ, "JAX_PLATFORMS": "cpu"},
   )
 
@@ -98,6 +98,17 @@ def test_run_writes_what_it_promises(straight):
   assert "NEW RUN" in output and "finished 6 steps" in output
 
 
+def test_a_run_resumes_bit_for_bit_from_what_a_kill_leaves(straight, tmp_path):
+  """Its last checkpoint is that of step 4, and a row was being written: `test_killed_run…` kills one."""
+  run = shutil.copytree(straight[0], tmp_path / "run")
+  shutil.rmtree(run / "checkpoints" / "6")
+  for name, ending in (("metrics.jsonl", b'{"step": 6'), ("rollouts.jsonl", b'{"step": 6, "gro')):
+    rows = (run / name).read_bytes()
+    (run / name).write_bytes(rows[:rows.index(ending) + len(ending) + 20])
+  assert_resumed_as(straight[0], run)
+
+
+@pytest.mark.slow
 def test_killed_run_resumes_bit_for_bit(straight, tmp_path):
   killed = Command(*command(tmp_path))
   is_saved = lambda: any(step.name.isdigit() for step in (tmp_path / "checkpoints").glob("*"))
