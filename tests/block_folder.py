@@ -16,12 +16,13 @@ SAMPLED = {
 }
 
 
-def write_block_folder(folder):
-  """SDAR's layout and random weights, with the tokenizer of the embedded model."""
+def write_block_folder(folder, **changes):
+  """SDAR's layout and random weights, with the tokenizer of the embedded model; or a config with these changes."""
   denoiser, _ = gdsd_jax.load_pretrained("tiny")
   config = dataclasses.replace(
     denoiser.config, block_length=K, positions_skip_padding=True, qk_norm=True, family="sdar", num_layers=2,
     hidden_size=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_size=48, layout="published")
+  config = dataclasses.replace(config, **changes)
   made = Denoiser(config)
   tokenizer = gdsd_jax.load_tokenizer("tiny", denoiser.config)
   gdsd_jax.save_pretrained(folder, made, jax.jit(made.init)(jax.random.key(0)), tokenizer=tokenizer)

@@ -6,10 +6,12 @@ from block_folder import SAMPLED, write_block_folder
 import chex
 from commands import run_command
 from conftest import all_devices, slow
+from documented import undocumented
 import jax
 import numpy as np
 import pytest
 
+from gdsd_jax.models.config import ExpertsConfig
 from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.metrics import Stopwatch
@@ -76,6 +78,24 @@ def test_a_step_over_a_mesh_is_that_of_one_device(folder, tmp_path):
     over = step_of(Trainer(config_of(
       folder, **changes, mesh__data=2, mesh__fsdp=2, mesh__tensor=2, optimizer__accumulation=2), tmp_path / "mesh"))
   for name in ("loss", "grad_norm", "score", "entropy"):
+    assert over[name] == pytest.approx(alone[name], rel=1e-3), name
+
+
+@pytest.mark.slow
+def test_a_step_of_experts_tells_their_load_and_is_the_same_over_their_axis(tmp_path):
+  """LLaDA 2's layout, all parameters but the routers trained."""
+  experts = ExpertsConfig(count=8, per_token=2, size=16, router="sigmoid", normalised=True, scale=2.5,
+                          selection_bias=True, groups=4, groups_per_token=2, shared_size=16, dense_layers=1)
+  folder = write_block_folder(tmp_path / "model", family="llada2_moe", experts=experts, rotary_share=0.5)
+  changes = {"sampler__temperature": 0.0, "objective__num_iterations": 1, "optimizer__accumulation": 2}
+  trainer = Trainer(config_of(folder, **changes), tmp_path / "one")
+  alone = step_of(trainer)
+  assert not undocumented(name for name in alone if name.startswith("router/"))
+  assert 1 <= alone["router/largest_load"] <= 4 and 0 < alone["router/load_entropy"] < 1
+  with all_devices():
+    over = step_of(Trainer(config_of(
+      folder, **changes, mesh__data=2, mesh__fsdp=1, mesh__tensor=2, mesh__expert=2), tmp_path / "mesh"))
+  for name in ("loss", "grad_norm", "score", "entropy", "router/largest_load", "router/load_entropy"):
     assert over[name] == pytest.approx(alone[name], rel=1e-3), name
 
 
