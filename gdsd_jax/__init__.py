@@ -15,7 +15,7 @@ _PUBLIC = {
   "Rollout": "gdsd_jax.diffusion.config",
   "SamplerConfig": "gdsd_jax.diffusion.config",
   "sample": "gdsd_jax.diffusion.blockwise",
-  "replay": "gdsd_jax.diffusion.trajectory",
+  "replay": "gdsd_jax.diffusion.replay",
   "consistent_masks": "gdsd_jax.diffusion.forward",
   "Objective": "gdsd_jax.objectives.objective",
   "ScoredRollouts": "gdsd_jax.objectives.objective",

@@ -117,8 +117,6 @@ class Golden:
     config, data = self.denoiser.config, self.data
     if f"generate/case{number}/completion" not in self.data:
       raise NotChecked(f"generate/case{number}/completion was not recorded")
-    if "editing_threshold" in settings:
-      raise NotChecked("no sampler replaces tokens that are set")
     strategy = settings.get("remasking_strategy")
     threshold = settings.get("confidence_threshold", settings.get("threshold"))
     threshold = None if threshold is None or threshold > 1 else threshold
@@ -128,9 +126,10 @@ class Golden:
       raise NotChecked(f"the model's end of text is {config.eos_token_id}, not {stops}")
     block = settings["block_length"]
     length = settings["gen_length"] + block  # the last block whole
+    edits = {name: settings[name] for name in ("editing_threshold", "max_post_steps") if name in settings}
     sampler = gdsd_jax.SamplerConfig(
       kind="block", completion_length=length, block_length=block, cache="exact", threshold=threshold, temperature=0,
-      steps=settings.get("denoising_steps", settings.get("steps")) * (length // block),
+      steps=(settings.get("denoising_steps") or settings.get("steps") or block) * (length // block), **edits,
       early_stop=stops == [config.eos_token_id],
       remasking="sequential" if strategy == "sequential" else "low_confidence")
     sample = lambda sampler: gdsd_jax.sample(
@@ -144,10 +143,11 @@ class Golden:
     ended = expected == config.mask_token_id
     times = np.stack([np.searchsorted(np.unique(row), row) + 1 for row in np.asarray(rollout.steps)])[:, :columns]
     other = lambda found, recorded: Difference(int(np.sum((found != recorded)[known])), 0)
+    maps = {"other steps": (steps % sampler.block_steps, "step_map"), "other times": (times, "first_unmask_times")}
     return {
       "other tokens": other(tokens, expected),
-      "other steps": other(steps % sampler.block_steps, data[f"{name}/step_map"]),
-      "other times": other(times, data[f"{name}/first_unmask_times"]),
+      **{what: other(found, data[f"{name}/{recorded}"]) for what, (found, recorded) in maps.items()
+         if f"{name}/{recorded}" in data},
       "not ended": Difference(int(np.sum(tokens[ended] != config.eos_token_id)), 0),
       "uncached": Difference(int(np.sum(np.asarray(rollout.tokens != uncached.tokens))), 0),
       "confidence": absolute(rollout.confidence, uncached.confidence, 1e-5),

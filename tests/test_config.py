@@ -55,6 +55,7 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
     "sampler.noise": "exact", "sampler.eos_penalty": 0.5,
     "sampler.alg": "maskgit_plus", "sampler.alg_temp": 0.0, "sampler.top_p": 0.5, "sampler.top_k": 9,
     "sampler.eps": 1e-2, "sampler.cache": "dual", "sampler.threshold": 0.8, "sampler.factor": None,
+    "sampler.editing_threshold": None, "sampler.max_post_steps": 16,
     "sampler.early_stop": True, "sampler.prompt_buckets": (7,), "sampler.microbatches": 2,
     "sampler.other_family": True,
     "masks.kind": "blocks", "masks.block_length": 4, "masks.remasking": "random", "masks.fresh": False,

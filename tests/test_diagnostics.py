@@ -107,7 +107,7 @@ def test_the_trajectory_is_that_of_the_tokens_that_are_scored():
 @pytest.mark.parametrize("fields, said", [
   ({"sampler.temperature": 0.0}, "log.trajectory: must be False with sampler.temperature=0, at which"),
   ({"sampler.kind": "examples/own_sampler.py:sliding_window", "masks.kind": "uniform"},
-   "log.trajectory: must be False with .*sliding_window: only llada and dream tell"),
+   "log.trajectory: must be False with .*sliding_window: only samplers of ours tell"),
   ({"objective.name": "mdpo"}, "log.trajectory: must be False with mdpo, which scores predictions"),
   ({"objective.name": "gdsd_tlc", "objective.beta": 0.0, "objective.center_gradient": True},
    "log.trajectory: must be False with gdsd_tlc at objective.beta=0"),

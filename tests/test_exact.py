@@ -14,7 +14,7 @@ import scipy.stats
 
 from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.diffusion.config import SamplerConfig
-from gdsd_jax.diffusion.trajectory import replay
+from gdsd_jax.diffusion.replay import replay
 from gdsd_jax.exact.commits import commits
 from gdsd_jax.exact.enumeration import enumerate_completions
 from gdsd_jax.exact.estimators import Estimators, quality

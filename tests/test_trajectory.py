@@ -9,7 +9,8 @@ import pytest
 
 import gdsd_jax
 from gdsd_jax.diffusion import dream
-from gdsd_jax.diffusion.trajectory import replay, state_before
+from gdsd_jax.diffusion.replay import replay
+from gdsd_jax.diffusion.trajectory import state_before
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 
 P, L, B = 5, 8, 4

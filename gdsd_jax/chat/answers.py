@@ -54,11 +54,11 @@ class Answer:
 
   @property
   def steps(self) -> int | None:
-    """Denoising steps that it took; None of one's own sampler."""
-    if self.unmasked is None:
+    """Denoising steps that it took; None of one's own sampler, and where what a step wrote may have been replaced."""
+    if self.unmasked is None or self.sampler.edits:
       return None
     steps, each = np.unique(self.unmasked[self.computed]), self.sampler.block_steps
-    if self.sampler.is_parallel or self.is_stopped:
+    if self.is_stopped or not self.sampler.has_fixed_steps:
       return len(steps)
     return len(np.unique(steps // each)) * each  # a step of dream's "origin" may unmask nothing
 

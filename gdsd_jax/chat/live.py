@@ -102,5 +102,5 @@ class LiveView(View):
     known = [number for number, line in enumerate(lines, start=1) if line.plain.strip(f"{MASK} ")]
     room = max(self._console.height - 2, 1)
     end = max(known[-1] if known else 0, room)
-    said = f"step {step} of {'at most ' * self._sampler.is_parallel}{self._sampler.most_steps}"
+    said = f"step {step} of {'at most ' * (not self._sampler.has_fixed_steps)}{self._sampler.most_steps}"
     return [*lines[max(end - room, 0):end], Text(said, DIM)]

@@ -120,7 +120,7 @@ class Session:
 
   def _described(self) -> str:
     sampler = self._sampler
-    steps = f"at most {sampler.most_steps}" if sampler.is_parallel else sampler.steps
+    steps = sampler.steps if sampler.has_fixed_steps else f"at most {sampler.most_steps}"
     return (f"{sampler.kind} sampler, {sampler.completion_length} tokens in {steps} steps, temperature"
             f" {sampler.temperature:g}")
 

@@ -10,21 +10,25 @@ completion is dropped, as in the authors' code.
 
 In a step, the surest predictions are committed, as many as the steps of the block demand; with a threshold or factor,
 all that are sure enough, and no fewer than that. The count starts anew in each block and never exceeds the masks left.
+
+LLaDA 2.1's editing replaces set tokens, too, where another one is predicted surely enough. After its last mask a row's
+block goes on until a step changes nothing in it, or it has had the most such steps.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gdsd_jax.checks import require
-from gdsd_jax.diffusion import prediction
+from gdsd_jax.diffusion import dream, prediction
+from gdsd_jax.diffusion.block_canvas import Canvas
 from gdsd_jax.diffusion.commits import choose, commit_plan
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.diffusion.trajectory import remembered
 from gdsd_jax.diffusion.watching import step_or_end, Watcher
 from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.models.transformer import KeysAndValues
 
 _FEWEST = 8  # positions whose logits are computed together at least
 
@@ -32,75 +36,53 @@ _FEWEST = 8  # positions whose logits are computed together at least
 def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: SamplerConfig, record: frozenset[str],
            watcher: Watcher | None) -> Rollout:
   """As `blockwise.sample`, of cast params. Step numbers of a block begin at a multiple of `config.block_steps`."""
-  model, (batch, prompt_length), width = denoiser.config, prompt.shape, config.block_length
-  config.require_same_attention(model)
+  config.require_same_attention(denoiser.config)
   require("predictions" not in record, "sampler.kind", "'block' predicts one block at a time, so predictions of the"
           " whole completion cannot be remembered")
-  real = jnp.ones(prompt.shape, bool) if prompt_mask is None else prompt_mask.astype(bool)
-  partial = jnp.sum(real, axis=1) % width  # the prompt's tokens in the first block that is denoised
-  canvas = _Canvas(denoiser, params, config, record, watcher, prompt_length, partial)
-  rows = lambda fill, dtype, *more: jnp.full((batch, canvas.length, *more), fill, dtype)
+  canvas = Canvas(prompt, prompt_mask, config)
+  rows = lambda fill, dtype, *more: jnp.full((canvas.batch, canvas.length, *more), fill, dtype)
   numbers = lambda: rows(0, jnp.float32)
-  rollout = Rollout(rows(model.mask_token_id, jnp.int32), numbers(), rows(config.most_steps, jnp.int32),
-                    numbers(), numbers()).only({"steps", *record})
-  aligned, mask = canvas.align(prompt.astype(jnp.int32), real, rollout.tokens)
-  rollout = rollout.replace(tokens=aligned[:, prompt_length:])
-  context = aligned[:, :prompt_length], mask
-  cache = canvas.prefill(*context) if config.cache == "exact" else None
+  rollout = Rollout(rows(denoiser.config.mask_token_id, jnp.int32), numbers(), rows(config.most_steps, jnp.int32),
+                    numbers(), numbers(), rows(-1, jnp.int32, config.top_k or 1)).only({"steps", *record})
+  aligned = canvas.aligned(canvas.prompt, rollout.tokens)
+  rollout = rollout.replace(tokens=aligned[:, canvas.prompt_length:])
+  sampler = _Sampler(denoiser, params, config, record, watcher, canvas, aligned[:, :canvas.prompt_length])
+  cache = canvas.prefilled(denoiser, params, aligned, canvas.prompt_length) if config.cache == "exact" else None
   numbered = jnp.arange(config.num_blocks + 1, dtype=jnp.int32), jax.random.split(key, config.num_blocks + 1)
   (rollout, _), _ = jax.lax.scan(
-    lambda carry, block: (canvas.denoise_block(*carry, context, *block), None), (rollout, cache), numbered)
-  return canvas.completions(rollout)
+    lambda carry, block: (sampler.denoise_block(*carry, *block), None), (rollout, cache), numbered)
+  return canvas.completions(rollout).replace(beyond=canvas.beyond(rollout))
 
 
-class _Canvas:
-  """Rollouts whose blocks begin in the same columns: the partial block first, then as many as a completion has."""
+class _Progress(NamedTuple):
+  """A block at some time of its denoising."""
 
-  def __init__(self, denoiser, params, config, record, watcher, prompt_length: int, partial):
+  rollout: Rollout
+  post_steps: jax.Array  # int32[B], steps since a row's last mask, with editing; at their limit it is finished
+
+
+class _Sampler:
+  """Denoises one block after the other of rollouts [B, length], whose columns are those of a canvas."""
+
+  def __init__(self, denoiser, params, config, record, watcher, canvas: Canvas, before):
     self.denoiser, self.params, self.config, self.record, self.watcher = denoiser, params, config, record, watcher
-    self.prompt_length, self.partial = prompt_length, partial
-    self.length = config.completion_length + config.block_length
-    self.columns = jnp.arange(self.length)[None]
-    self.is_new = self.columns >= partial[:, None]  # bool[B, length], no token of the prompt
-    self.is_wanted = self.is_new & (self.columns < (partial + config.completion_length)[:, None])
+    self.canvas, self.before, self.attention_mask = canvas, before, canvas.attention_mask
 
-  def align(self, prompt, real, masks):
-    """(tokens, mask): prompts and masks, [B, P + length], shifted so that blocks line up, and what is real of them."""
-    tokens = jnp.concatenate([prompt, masks], axis=1)
-    mask = jnp.concatenate([real, jnp.ones(masks.shape, bool)], axis=1)
-    source = jnp.arange(tokens.shape[1])[None] - self.partial[:, None]
-    take = lambda x: jnp.take_along_axis(x, jnp.maximum(source, 0), axis=1)
-    return take(tokens), take(mask) & (source >= 0)
-
-  def completions(self, rollout: Rollout) -> Rollout:
-    """Each row's completion alone, [B, L]."""
-    places = self.partial[:, None] + jnp.arange(self.config.completion_length)
-    return jax.tree.map(lambda x: jnp.take_along_axis(x, places, axis=1), rollout)
-
-  def prefill(self, prompt, mask) -> KeysAndValues:
-    """The cache of the whole sequence, which knows the prompt's whole blocks."""
-    count = self.prompt_length
-    if count == 0:
-      one = jax.eval_shape(self.denoiser.hidden_and_cache, self.params, jnp.zeros((len(mask), 1), jnp.int32))[1]
-      return jax.tree.map(lambda x: jnp.zeros((*x.shape[:2], self.length, *x.shape[3:]), x.dtype), one)
-    _, cache = self.denoiser.hidden_and_cache(self.params, prompt, mask[:, :count])
-    return jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, self.length), (0, 0), (0, 0)]), cache)
-
-  def denoise_block(self, rollout: Rollout, cache, context, number, key):
+  def denoise_block(self, rollout: Rollout, cache, number, key):
     """(rollout, cache) after a block, which is left out where no row has anything to be sampled in it."""
-    width = self.config.block_length
+    canvas, width = self.canvas, self.config.block_length
     start = number * width
     of_block = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=width, axis=1)
-    rows = jnp.any(of_block(self.is_wanted), axis=1)
+    rows = jnp.any(of_block(canvas.is_wanted), axis=1)
     if self.config.early_stop:
       is_end = rollout.tokens == self.denoiser.config.eos_token_id
-      rows &= ~jnp.any(is_end & self.is_new, axis=1)
+      rows &= ~jnp.any(is_end & canvas.is_new, axis=1)
 
     def denoise(rollout, cache):
-      rollout = self._denoise(rollout, cache, context, number, key, rows)
+      rollout = self._denoise(rollout, cache, number, key, rows)
       if cache is not None:
-        cache = self.denoiser.extended(self.params, self._sequence(rollout, context), self.prompt_length + start, width,
-                                       cache, context[1])
+        cache = self.denoiser.extended(self.params, self._sequence(rollout), canvas.prompt_length + start, width,
+                                       cache, self.attention_mask)
       return rollout, cache
 
     rollout, cache = jax.lax.cond(jnp.any(rows), denoise, lambda *same: same, rollout, cache)
@@ -110,77 +92,101 @@ class _Canvas:
 
   def _filled(self, rollout: Rollout, of_block, start, rows) -> Rollout:
     """The rollout with the ends of text of a block that these rows, bool[B], do not sample, at confidence 1."""
-    fill = of_block(self.is_new) & ~rows[:, None]
+    fill = of_block(self.canvas.is_new) & ~rows[:, None]
     put = lambda x, value: jax.lax.dynamic_update_slice_in_dim(
       x, jnp.where(fill, jnp.asarray(value, x.dtype), of_block(x)), start, axis=1)
     return rollout.replace(tokens=put(rollout.tokens, self.denoiser.config.eos_token_id),
                            confidence=put(rollout.confidence, 1))
 
-  def _sequence(self, rollout: Rollout, context):
-    return jnp.concatenate([context[0], rollout.tokens], axis=1)
+  def _sequence(self, rollout: Rollout):
+    return jnp.concatenate([self.before, rollout.tokens], axis=1)
 
-  def _denoise(self, rollout: Rollout, cache, context, number, key, rows) -> Rollout:
+  def _denoise(self, rollout: Rollout, cache, number, key, rows) -> Rollout:
     """The rollout with a block of these rows, bool[B], denoised."""
     denoiser, config, width = self.denoiser, self.config, self.config.block_length
-    plan = jnp.asarray(commit_plan(config))
+    plan, most_post = jnp.asarray(commit_plan(config)), config.max_post_steps if config.edits else 0
     keys, start = jax.random.split(key, len(plan)), number * width
     of_block = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=width, axis=1)
-    can_change = of_block(self.is_new) & rows[:, None]
-    masked = lambda rollout: can_change & (of_block(rollout.tokens) == denoiser.config.mask_token_id)
+    can_change = of_block(self.canvas.is_new) & rows[:, None]
+
+    def masked(progress):
+      return can_change & (of_block(progress.rollout.tokens) == denoiser.config.mask_token_id)
+
+    def going(progress):
+      return jnp.any(masked(progress), axis=1) | rows & (progress.post_steps < most_post)
 
     def hidden(rollout):
-      arguments, first = (self.params, self._sequence(rollout, context)), self.prompt_length + start
+      arguments, first = (self.params, self._sequence(rollout)), self.canvas.prompt_length + start
       if cache is not None:
-        return denoiser.window(*arguments, first, width, cache, context[1])
-      return jax.lax.dynamic_slice_in_dim(denoiser.hidden(*arguments, context[1]), first, width, axis=1)
+        return denoiser.window(*arguments, first, width, cache, self.attention_mask)
+      return jax.lax.dynamic_slice_in_dim(denoiser.hidden(*arguments, self.attention_mask), first, width, axis=1)
 
-    def step(index, rollout):
-      new, chosen = self._commits(hidden(rollout), masked(rollout), plan[index], keys[index])
+    def step(index, progress):
+      rollout, post_steps = progress
+      may_change = can_change & going(progress)[:, None] if config.edits else masked(progress)
+      new, chosen = self._commits(hidden(rollout), of_block(rollout.tokens), may_change, plan[index], keys[index])
+      if config.edits:
+        after = jnp.where(jnp.any(chosen, axis=1), post_steps + 1, most_post)
+        post_steps = jnp.where(jnp.any(masked(progress), axis=1), post_steps, after)
       new = new.replace(steps=jnp.full(chosen.shape, number * config.block_steps + index, jnp.int32))
-      new = jax.tree.map(lambda new, whole: jnp.where(chosen, new, of_block(whole)), new, rollout)
-      return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, axis=1), rollout, new)
+      new = jax.tree.map(lambda new, whole: jnp.where(_as_wide(chosen, new), new, of_block(whole)), new, rollout)
+      put = lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, axis=1)
+      return _Progress(jax.tree.map(put, rollout, new), post_steps)
 
     def next_step(loop):
       return step_or_end(self.watcher, denoiser.mesh, number * config.block_steps + loop[0], loop, step, len(plan),
-                         self.completions)
+                         lambda progress: self.canvas.completions(progress.rollout))
 
-    unfinished = lambda loop: jnp.any(masked(loop[1])) & (loop[0] < len(plan))
-    return jax.lax.while_loop(unfinished, next_step, (jnp.int32(0), rollout))[1]
+    unfinished = lambda loop: jnp.any(going(loop[1])) & (loop[0] < len(plan))
+    first = _Progress(rollout, jnp.zeros(len(rows), jnp.int32))
+    return jax.lax.while_loop(unfinished, next_step, (jnp.int32(0), first))[1].rollout
 
-  def _commits(self, hidden, masked, planned, key):
-    """(Rollout, bool[B, K]): predictions of a block's masked positions, without steps, and which of them to commit.
+  def _commits(self, hidden, now, may_change, planned, key):
+    """(Rollout, bool[B, K]): predictions of a block, without steps, and which of them to commit.
 
-    Only these positions go through the LM head: as many in each row as the row with the most masks has, rounded up to
-    the block's half, quarter, … of at least 8. So it is one of a few programs.
+    `now` is the block, int32[B, K], and `may_change` has its masks, and with editing what may be replaced, bool[B, K].
+    Only these positions go through the LM head: as many in each row as the row with the most of them has, rounded up
+    to the block's half, quarter, … of at least 8. So it is one of a few programs.
     """
-    width, (token_key, position_key) = masked.shape[1], jax.random.split(key)
-    first = jnp.argsort(~masked, axis=1, stable=True)
+    width, (token_key, position_key) = may_change.shape[1], jax.random.split(key)
+    first = jnp.argsort(~may_change, axis=1, stable=True)
     back = jnp.argsort(first, axis=1)
-    in_order = lambda x, places: jnp.take_along_axis(x, places.reshape(*places.shape, *[1] * (x.ndim - 2)), axis=1)
+    in_order = lambda x, places: jnp.take_along_axis(x, _as_wide(places, x), axis=1)
 
     def predict(count: int, hidden):
-      places = first[:, :count]
-      states, open_ones = in_order(hidden, places), in_order(masked, places)
+      states, before, open_ones = (in_order(x, first[:, :count]) for x in (hidden, now, may_change))
+      is_mask = before == self.denoiser.config.mask_token_id
       tokens, confidence, *logp = self._predict(states, token_key)
       told = remembered(self.denoiser, self.params, states, None, tokens, self.config, self.record, *logp)
-      chosen = choose(confidence, open_ones, planned, position_key, self.config)
+      chosen = choose(confidence, open_ones & is_mask, planned, position_key, self.config)
+      if self.config.edits:
+        other = (tokens != before) & (confidence > self.config.editing_threshold)
+        chosen |= open_ones & ~is_mask & other
       whole = lambda x: in_order(jnp.pad(x, [(0, 0), (0, width - count), *[(0, 0)] * (x.ndim - 2)]), back)
       return jax.tree.map(whole, (Rollout(tokens, confidence, **told), chosen))
 
     counts = [width]
-    while counts[-1] % 2 == 0 and counts[-1] > _FEWEST:
+    while counts[-1] % 2 == 0 and counts[-1] >= 2 * _FEWEST:
       counts.append(counts[-1] // 2)
-    needed = jnp.max(jnp.sum(masked, axis=1))
+    needed = jnp.max(jnp.sum(may_change, axis=1))
     branch = sum((needed <= count).astype(jnp.int32) for count in counts[1:])
     return jax.lax.switch(branch, [functools.partial(predict, count) for count in counts], hidden)
 
   def _predict(self, hidden, key):
     """Tokens, the confidence in them and, at a temperature, the log-probability with which they were drawn.
 
-    The confidence is then that probability, as in the authors' code.
+    The confidence is then that probability, as in the authors' code; so it is where filters leave some tokens alone.
     """
-    config, special = self.config, self.denoiser.config
+    config, special, drawn = self.config, self.denoiser.config, self.config.temperature > 0
+    if config.is_filtered:
+      tokens, _, logp = dream.predict(self.denoiser, self.params, hidden, key, config, with_logp=True)
+      return tokens, jnp.exp(logp), *([logp] if drawn else [])
     found = prediction.predict(
       self.denoiser.head(self.params), hidden, key, special.mask_token_id, config.temperature, noise=config.noise,
-      penalized=special.end_token_ids, penalty=config.eos_penalty, with_logp=config.temperature > 0)
-    return found if config.temperature == 0 else (found[0], jnp.exp(found[2]), found[2])
+      penalized=special.end_token_ids, penalty=config.eos_penalty, with_logp=drawn)
+    return (found[0], jnp.exp(found[2]), found[2]) if drawn else found
+
+
+def _as_wide(x, other):
+  """x [B, K] with as many axes as the other, [B, K, ...], has."""
+  return x.reshape(*x.shape, *[1] * (other.ndim - 2))

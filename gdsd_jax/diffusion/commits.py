@@ -14,11 +14,11 @@ def commit_plan(config: SamplerConfig) -> np.ndarray:
   LLaDA spreads the tokens of a block evenly, with the remainder on the first steps; for Dream see
   `dream_schedule.commits`; its "origin", which commits at random, has shares of the masked tokens, float32[steps].
   With a threshold or factor the plan is the least that a step commits: one, or, of the block sampler, what its even
-  steps would.
+  steps would unless it edits.
   """
   length, steps = config.completion_length // config.num_blocks, config.steps // config.num_blocks
-  if config.is_parallel and config.kind != "block":
-    return np.ones(length, np.int32)
+  if not config.counts_steps:
+    return np.ones(config.block_steps, np.int32)
   if config.kind == "dream":
     if config.alg == "origin":
       return dream_schedule.unmask_shares(steps, config.eps)

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 import dataclasses
 import math
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 from flax import struct
@@ -11,6 +11,7 @@ import jax
 
 from gdsd_jax import own_code
 from gdsd_jax.checks import require, require_one_of
+from gdsd_jax.diffusion.config_checks import check_together, is_real, must_fit
 from gdsd_jax.diffusion.dream_schedule import commits
 from gdsd_jax.models.config import DenoiserConfig
 
@@ -18,13 +19,8 @@ KINDS = ("llada", "dream")  # for models whose tokens all see each other; "block
 REMASKING = ("low_confidence", "random")
 NOISES = ("exact", "official")
 ALGORITHMS = ("entropy", "maskgit_plus", "topk_margin", "origin")
-PROBABILITIES = ("maskgit_plus", "topk_margin")  # Algorithms whose confidence lies between 0 and 1.
 CACHES = ("none", "prefix", "dual", "exact")
 BLOCK_LENGTH = 32  # where nothing else is said: of all published runs
-ONLY = {  # fields that some of the kinds have, and the others refuse
-  ("llada",): ("cfg_scale",), ("llada", "block"): ("noise", "remasking"),
-  ("dream",): ("alg", "alg_temp", "top_p", "top_k", "eps"),
-}
 _MOST_TOKENS = 2**20  # of a completion, of a block, of the vocabulary; and no sampler has more to do in steps
 PASSED = ("denoiser", "params", "prompt", "prompt_mask", "key", "config")  # to one's own; more parameters are settings
 
@@ -38,6 +34,14 @@ class Predictions:
 
 
 @struct.dataclass
+class Beyond:
+  """What the last block of a block-causal model's completion holds behind the completion, which it was sampled with."""
+
+  tokens: jax.Array  # int32[B, K], first those that there are, as many as the prompt's last block wanted
+  steps: jax.Array  # int32[B, K], as `Rollout.steps`
+
+
+@struct.dataclass
 class Rollout:
   """Completions and how sure the denoiser was of them."""
 
@@ -45,17 +49,20 @@ class Rollout:
   # float32[B, L], what the sampler ordered its commits by when each token was unmasked: with LLaDA the probability of
   # the token (full softmax, without temperature, after guidance and penalty), with Dream that of `alg`.
   confidence: jax.Array
-  steps: jax.Array | None = None  # int32[B, L], the denoising step that unmasked each token, from 0; None of one's own
+  # int32[B, L], the denoising step that unmasked each token, from 0, or wrote it last where set tokens are edited; None
+  # of one's own. What else is told of a token is that of the same step.
+  steps: jax.Array | None = None
   # float32[B, L], of each token under the distribution that it was drawn from (after temperature, top-p, top-k, and
   # without the mask token), and the entropy of that in nats; None unless they were asked for.
   logp: jax.Array | None = None
   entropy: jax.Array | None = None
   kept: jax.Array | None = None  # int32[B, L, top_k], the tokens that the filters left there, -1 for none
   predictions: Predictions | None = None
+  beyond: Beyond | None = None  # of the block sampler, for `replay`
 
   def only(self, names: Collection[str]) -> "Rollout":
     """The rollout without what it remembers beside these: checkpoints and objectives have what they need."""
-    dropped = {"steps", "logp", "entropy", "kept", "predictions"} - set(names)
+    dropped = {"steps", "logp", "entropy", "kept", "predictions", "beyond"} - set(names)
     return self.replace(**dict.fromkeys(dropped))
 
 
@@ -95,8 +102,10 @@ class SamplerConfig:
   # "topk_margin" (the lead over the runner-up), or "origin" (none: positions are drawn at random).
   alg: str = "entropy"
   alg_temp: float = 0.0  # above 0, dream draws positions with probability softmax(confidence / alg_temp)
-  top_p: float | None = None  # dream samples no token outside the nucleus; None is off
-  top_k: int | None = None  # nor beyond the k most probable; None is off
+  # dream and block sample no token outside the nucleus, nor beyond the k most probable; None is off. With dream the
+  # nucleus is that of all tokens, with block, as in SDAR's code, that of the k.
+  top_p: float | None = None
+  top_k: int | None = None  # see top_p
   eps: float = 1e-3  # time of dream's last step; times run evenly from 1 to eps, in each block where there are any
   # Keys and values that the first step of each block keeps for its other steps. With "prefix", these compute the block
   # and what is behind it; with "dual", the block alone; with "none", the whole sequence. With "exact", which only block
@@ -110,6 +119,11 @@ class SamplerConfig:
   # with it, at confidence 1. Texts up to their end stay the same; what is behind it, which training scores, does not.
   # With block, each completion is filled by itself.
   early_stop: bool = False
+  # LLaDA 2.1's editing with block: a set token of the block, none of the prompt's, is replaced where another one is
+  # predicted and its confidence exceeds this; None is off. It needs threshold. Then steps do not count: each commits a
+  # token at least, and a block goes on after its last mask until nothing changes, for at most max_post_steps steps.
+  editing_threshold: float | None = None
+  max_post_steps: int = 16  # see editing_threshold
   own: tuple[tuple[str, Any], ...] = dataclasses.field(default_factory=tuple)  # fields that only one's own sampler has
 
   def __post_init__(self):
@@ -124,69 +138,30 @@ class SamplerConfig:
       value = getattr(self, field)
       fits = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
       fits |= field in ("block_length", "top_k") and value is None
-      _require(fits, field, f"must be an integer of at least 1, not {value!r}")
-      _require(value is None or value <= _MOST_TOKENS, field, f"{value} is more than any model's {_MOST_TOKENS} tokens")
+      must_fit(fits, field, f"must be an integer of at least 1, not {value!r}")
+      must_fit(value is None or value <= _MOST_TOKENS, field, f"{value} is more than any model's {_MOST_TOKENS} tokens")
     for field in ("temperature", "eos_penalty", "cfg_scale", "alg_temp"):
       value = getattr(self, field)
-      fits = _is_real(value) and 0 <= value < math.inf
-      _require(fits, field, f"must be a number and not negative, not {value!r}")
-    _require(isinstance(self.early_stop, bool), "early_stop", f"must be True or False, not {self.early_stop!r}")
+      fits = is_real(value) and 0 <= value < math.inf
+      must_fit(fits, field, f"must be a number and not negative, not {value!r}")
+    fits = isinstance(self.max_post_steps, Integral) and not isinstance(self.max_post_steps, bool)
+    must_fit(fits and 0 <= self.max_post_steps <= _MOST_TOKENS, "max_post_steps",
+             f"must be an integer and not negative, not {self.max_post_steps!r}")
+    must_fit(isinstance(self.early_stop, bool), "early_stop", f"must be True or False, not {self.early_stop!r}")
     if self.is_own:
       function = own_code.load(self.kind, "sampler.kind")
-      _require(callable(function), "kind", f"{self.kind} must be a function, not {function!r:.80}")
+      must_fit(callable(function), "kind", f"{self.kind} must be a function, not {function!r:.80}")
       own_code.require_settings(function, "sampler.kind", self.kind, dict(self.own), len(PASSED))
     else:
-      _require(not self.own, "own", f"{self.kind} has no settings of its own")
-      self._check_fast()
-      self._check_kind()
-
-  def _check_kind(self):
-    dream = self.kind == "dream"
-    for field in dataclasses.fields(self):
-      for kinds, own in ONLY.items():
-        fits = self.kind in kinds or field.name not in own or getattr(self, field.name) == field.default
-        _require(fits, field.name,
-                 f"only the {' or '.join(kinds)} sampler has it (sampler.kind is {self.kind!r})")
-    _require(self.remasking != "sequential" or self.kind == "block", "remasking",
-             f"only the block sampler has 'sequential' (sampler.kind is {self.kind!r})")
-    fits = self.top_p is None or _is_real(self.top_p) and 0 < self.top_p <= 1
-    _require(fits, "top_p", f"must lie in (0, 1], not {self.top_p!r}")
-    fits = not dream or _is_real(self.eps) and 0 < self.eps < 1
-    _require(fits, "eps", f"must lie between 0 and 1, not {self.eps!r}")
-    if self.is_blockwise:
-      _require(self.completion_length % self.block_length == 0, "block_length",
-               f"{self.block_length} must divide completion_length, {self.completion_length}")
-      _require(self.is_parallel or self.steps % self.num_blocks == 0, "steps",
-               f"{self.steps} must be a multiple of the {self.num_blocks} blocks (completion_length / block_length)")
-    _require(self.is_blockwise or not self.early_stop, "early_stop",
-             "the dream sampler has blocks only with sampler.block_length below completion_length")
-
-  def _check_fast(self):
-    threshold, factor = self.threshold, self.factor
-    _require(threshold is None or factor is None, "factor",
-             "sampler.threshold says already what a step commits; give one of them")
-    fits = threshold is None or _is_real(threshold) and 0 <= threshold <= 1
-    _require(fits, "threshold", f"must lie in [0, 1], not {threshold!r}")
-    fits = factor is None or _is_real(factor) and 0 < factor < math.inf
-    _require(fits, "factor", f"must be a positive number, not {factor!r}")
-    _require(not (self.is_fast and self.cfg_scale), "cfg_scale", "must be 0 with sampler.cache, threshold or factor")
-    known = ("none", "exact") if self.kind == "block" else ("none", "prefix", "dual")
-    _require(self.cache in known, "cache", f"must be one of {', '.join(known)} with the {self.kind} sampler, not"
-             f" {self.cache!r}: only of a block-causal model do the keys of finished blocks never change")
-    if self.is_parallel:
-      _require(self.kind == "dream" or self.remasking == "low_confidence", "remasking",
-               f"must be 'low_confidence' with sampler.threshold or factor, not {self.remasking!r}")
-      _require(self.kind != "dream" or self.alg in PROBABILITIES, "alg",
-               f"must be one of {', '.join(PROBABILITIES)} with sampler.threshold or factor, whose confidence"
-               f" lies between 0 and 1, not {self.alg!r}")
-      _require(not self.alg_temp, "alg_temp", "must be 0 with sampler.threshold or factor, which draw no positions")
+      must_fit(not self.own, "own", f"{self.kind} has no settings of its own")
+      check_together(self)
 
   def require_same_attention(self, model: DenoiserConfig, field: str = "sampler.kind") -> None:
     """Raises ValueError, one line, unless the sampler is for models that attend as this one does; or one's own."""
     if self.kind == "block":
       require(model.block_length is not None, "sampler.kind", "'block' is for models that attend from block to block;"
               f" of the family {model.family} all tokens see each other: choose one of {', '.join(KINDS)}")
-      _require(model.block_length == self.block_length, "block_length",
+      must_fit(model.block_length == self.block_length, "block_length",
                f"{self.block_length} is not the model's block length; give {model.block_length}")
     elif not self.is_own:
       require(model.block_length is None, field, f"{self.kind}'s sampler knows models whose tokens all see each other;"
@@ -208,6 +183,26 @@ class SamplerConfig:
   def is_parallel(self) -> bool:
     """Whether the confidence alone says how many tokens a step commits."""
     return self.threshold is not None or self.factor is not None
+
+  @property
+  def is_filtered(self) -> bool:
+    """Whether some tokens are not sampled because others are more probable."""
+    return self.top_p is not None or self.top_k is not None
+
+  @property
+  def edits(self) -> bool:
+    """Whether set tokens may be replaced."""
+    return self.editing_threshold is not None
+
+  @property
+  def counts_steps(self) -> bool:
+    """Whether `steps` says something."""
+    return not (self.is_parallel and self.kind != "block" or self.edits)
+
+  @property
+  def has_fixed_steps(self) -> bool:
+    """Whether every completion takes `steps`: the block sampler's first and last blocks may need fewer."""
+    return not self.is_parallel and self.kind != "block"
 
   @property
   def is_fast(self) -> bool:
@@ -238,11 +233,11 @@ class SamplerConfig:
   def block_steps(self) -> int:
     """Denoising steps of a block; where confidence says what a step commits, at most so many.
 
-    Each commits a token at least, but for dream's "origin".
+    Each commits a token at least, but for dream's "origin" and the steps that only edit.
     """
     length, steps = self.completion_length // self.num_blocks, self.steps // self.num_blocks
-    if self.is_parallel and self.kind != "block":
-      return length
+    if not self.counts_steps:
+      return length + (self.max_post_steps if self.edits else 0)
     if self.kind == "dream":
       return steps if self.alg == "origin" else len(commits(length, steps, self.eps))
     return min(steps, length)
@@ -271,11 +266,3 @@ class SamplerConfig:
       return dict(block_length=self.block_length, remasking=self.remasking)
     block_length = self.block_length if self.is_blockwise else None
     return dict(block_length=block_length, remasking="random" if self.alg == "origin" else "low_confidence")
-
-
-def _is_real(value: Any) -> bool:
-  return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _require(holds: bool, field: str, message: str) -> None:
-  require(holds, f"sampler.{field}", message)

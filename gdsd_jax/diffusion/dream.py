@@ -1,4 +1,4 @@
-"""Dream's own prediction after the nucleus and top-k filters.
+"""Prediction after the nucleus and top-k filters: Dream's, and that of block-causal models where they have filters.
 
 Filters and entropy need the whole vocabulary of a position, so only some positions at a time have logits in memory.
 Source: arXiv 2508.15487 and its published `diffusion_generate`.
@@ -107,7 +107,7 @@ def _filtered(logits, mask_id: int, config: SamplerConfig, mesh):
   """(filtered, eligible): logits at the temperature with -inf where filters leave none, and for the mask token, too."""
   if config.temperature > 0:
     logits = logits / config.temperature
-  filtered = filter_logits(logits, config.top_p, config.top_k, mesh)
+  filtered = filter_logits(logits, config.top_p, config.top_k, mesh, nucleus_last=config.kind == "block")
   is_mask = jnp.arange(logits.shape[-1]) == mask_id
   eligible = jnp.where(is_mask, -jnp.inf, filtered)
   # Where the filters leave nothing but the mask token, any other token may be chosen.
@@ -115,8 +115,13 @@ def _filtered(logits, mask_id: int, config: SamplerConfig, mesh):
   return filtered, jnp.where(nothing_left, jnp.where(is_mask, -jnp.inf, logits), eligible)
 
 
-def filter_logits(logits, top_p: float | None, top_k: int | None, mesh=None):
-  """Logits [..., V] with −inf for tokens outside the nucleus (top_p), then for those beyond the k largest (top_k)."""
+def filter_logits(logits, top_p: float | None, top_k: int | None, mesh=None, nucleus_last: bool = False):
+  """Logits [..., V] with −inf for tokens outside the nucleus (top_p), then for those beyond the k largest (top_k).
+
+  Or the other way round, so that the nucleus is that of the k largest.
+  """
+  if nucleus_last:
+    return filter_logits(filter_logits(logits, None, top_k, mesh), top_p, None, mesh)
   if top_p is not None and top_p < 1:
     probabilities = jax.nn.softmax(logits, axis=-1)
     logits = jnp.where(probabilities >= _nucleus_threshold(probabilities, top_p), logits, -jnp.inf)

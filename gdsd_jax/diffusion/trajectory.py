@@ -1,12 +1,10 @@
-"""What a rollout remembers of its trajectory, the distributions that its tokens were drawn from, and their replay."""
+"""What a rollout remembers of its trajectory, and the distributions that its tokens were drawn from."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 
-from gdsd_jax.checks import require
 from gdsd_jax.diffusion import dream
 from gdsd_jax.diffusion.config import Predictions, Rollout, SamplerConfig
 from gdsd_jax.diffusion.prediction import penalize
@@ -62,7 +60,7 @@ def drawn(denoiser: Denoiser, params, hidden, unconditional, tokens, config: Sam
   """
   if config.temperature == 0:
     return jnp.zeros(tokens.shape, jnp.float32), jnp.zeros(tokens.shape, jnp.float32)
-  of_kind = dream.drawn if config.kind == "dream" else _drawn_by_llada
+  of_kind = dream.drawn if config.kind == "dream" or config.is_filtered else _drawn_by_llada
   return of_kind(denoiser, params, hidden, unconditional, tokens, config)
 
 
@@ -103,55 +101,6 @@ def _drawn_by_llada(denoiser: Denoiser, params, hidden, unconditional, tokens, c
     return tuple(x.reshape(tokens.shape) for x in found)
 
   return over_vocabulary(compute, denoiser.head(params), (hidden, unconditional, tokens))
-
-
-@functools.partial(jax.jit, static_argnames=("denoiser", "config"))
-def replay(denoiser: Denoiser, params, prompt, prompt_mask, rollout: Rollout, config: SamplerConfig):
-  """Goes through a rollout's own states again: log-probability and entropy of each token where it was unmasked.
-
-  On the weights that it was sampled by, the log-probability is `rollout.logp`: every ratio is 1.
-
-  Args:
-    denoiser, params: the model whose log-probabilities are asked for.
-    prompt: int[B, P], left-padded.
-    prompt_mask: bool[B, P], False at padding; None when no prompt is padded.
-    rollout: what the sampler gave, which remembers `steps`.
-    config: the sampler, which computes the whole sequence in each step.
-
-  Returns:
-    (logp, entropy): float32[B, L].
-
-  Raises:
-    ValueError: the sampler has a cache, whose steps see keys and values of other states, or is one's own.
-  """
-  require(config.cache == "none" and not config.is_own, "sampler.cache",
-          "a replay computes every state whole, which neither a sampler with a cache nor one of your own does")
-  require(rollout.steps is not None, "rollout.steps", "is None: there is no trajectory to go through")
-  denoiser.config.require_bidirectional("rollout.steps", "a replay")
-  params, length, mask_id = denoiser.cast(params), config.completion_length, denoiser.config.mask_token_id
-  block_length = length // config.num_blocks
-  attention_mask = None
-  if prompt_mask is not None:
-    attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones(rollout.tokens.shape, bool)], axis=1)
-  prompt, each = prompt.astype(jnp.int32), config.block_steps
-
-  def step(index, found):
-    start = index // each * block_length
-    of_block = lambda x, before=0: jax.lax.dynamic_slice_in_dim(x, before + start, block_length, axis=1)
-    state = state_before(rollout, index, mask_id)
-
-    def hidden(prompt):
-      sequence = jnp.concatenate([prompt, state], axis=1)
-      return of_block(denoiser.hidden(params, sequence, attention_mask), prompt.shape[1])
-
-    unconditional = hidden(jnp.full_like(prompt, mask_id)) if config.cfg_scale > 0 else None
-    now = drawn(denoiser, params, hidden(prompt), unconditional, of_block(rollout.tokens), config)
-    came = of_block(rollout.steps) == index
-    return tuple(jax.lax.dynamic_update_slice_in_dim(whole, jnp.where(came, new, of_block(whole)), start, axis=1)
-                 for whole, new in zip(found, now))
-
-  zeros = jnp.zeros(rollout.tokens.shape, jnp.float32)
-  return jax.lax.fori_loop(0, config.most_steps, step, (zeros, zeros))
 
 
 def state_before(rollout: Rollout, step, mask_id: int) -> jax.Array:

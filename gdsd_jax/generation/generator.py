@@ -53,7 +53,7 @@ class Generator:
     if (config, prompt.shape) not in self.compiled:
       self.compiled.add((config, prompt.shape))
       greedy, (count, width) = "greedy " if config.temperature == 0 else "", prompt.shape
-      steps = "as many steps as it takes" if config.is_parallel else f"{config.steps} steps"
+      steps = f"{config.steps} steps" if config.has_fixed_steps else "as many steps as it takes"
       told = compiling(f"the {greedy}sampler ({count} prompts of up to {width} tokens, completions of"
                        f" {config.completion_length} in {steps})")
     with told:

@@ -207,8 +207,11 @@ class RunConfig:
             f"divides leave-one-out advantages, and they are {self.advantages}; z_score is divided already")
     self.log.check_trajectory(objective, self.sampler)
     remembered = set() if self.sampler.is_own else {"steps", "logp", "entropy"}
-    if self.sampler.kind == "dream" and self.sampler.top_k is not None:
+    if not self.sampler.is_own and self.sampler.top_k is not None:
       remembered.add("kept")
+    if self.sampler.edits:
+      require(not objective.needs, "sampler.editing_threshold", f"must be None with {said}, which goes through the"
+              " states of a rollout: it remembers when each token was written last, and not what it replaced")
     if self.sampler.predicts_all:
       remembered.add("predictions")
     lacking = objective.needs - remembered

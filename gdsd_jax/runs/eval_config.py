@@ -28,10 +28,11 @@ class EvalConfig:
   # seed. The published number of Dream-Instruct on GSM8K, MATH and code is at 0.1 and 0.9; at 0 its GSM8K falls from
   # 81.8 to 35.0 (github.com/DreamLM/Dream, issue 56). All others are greedy.
   temperature: float = 0.0
-  top_p: float | None = None  # dream's, where it samples; None is off
+  top_p: float | None = None  # dream's or block's, where it samples; None is off
   top_k: int | None = None  # likewise
   # The others are for launch/evaluate.py alone, which takes the whole test split. What is not here, the sampler's kind,
-  # noise and eps, is that of the section `sampler`, whose own choices of tokens and positions are those of rollouts.
+  # noise, eps and editing, is that of the section `sampler`, whose own choices of tokens and positions are those of
+  # rollouts.
   alg: str | None = None  # dream's confidence; None: "entropy", or with a threshold or factor sampler.alg
   alg_temp: float = 0.0  # as sampler.alg_temp
   remasking: str = "low_confidence"  # llada's, as sampler.remasking
@@ -90,7 +91,9 @@ class EvalConfig:
     for length in self.lengths:
       try:
         made = SamplerConfig(kind=sampler.kind, completion_length=length, steps=round(length * self.steps_per_token),
-                             block_length=block_length, noise=sampler.noise, eps=sampler.eps, own=sampler.own, **given)
+                             block_length=block_length, noise=sampler.noise, eps=sampler.eps, own=sampler.own,
+                             editing_threshold=sampler.editing_threshold, max_post_steps=sampler.max_post_steps,
+                             **given)
         samplers[length] = dataclasses.replace(made, early_stop=made.is_blockwise)
       except ValueError as error:
         said = (f"eval.lengths: {length} at eval.steps_per_token={self.steps_per_token} and"

@@ -47,7 +47,9 @@ class LogConfig:
       return
     name, scoring = objective.name, objective.scoring
     require(not sampler.is_own, "log.trajectory",
-            f"must be False with {sampler.kind}: only llada and dream tell the log-probability of what they draw")
+            f"must be False with {sampler.kind}: only samplers of ours tell the log-probability of what they draw")
+    require(not sampler.edits, "log.trajectory", "must be False with sampler.editing_threshold: what was replaced has"
+            " been drawn, too, and is not remembered")
     require(sampler.temperature > 0, "log.trajectory",
             "must be False with sampler.temperature=0, at which nothing is drawn")
     require("predictions" not in objective.needs, "log.trajectory",

@@ -13,7 +13,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gdsd_jax.checks import require
-from gdsd_jax.diffusion.config import BLOCK_LENGTH, KINDS, ONLY
+from gdsd_jax.diffusion.config import BLOCK_LENGTH, KINDS
+from gdsd_jax.diffusion.config_checks import ONLY
 from gdsd_jax.runs import rollouts_file, weights_and_biases
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import base_config, flatten, own_sections, run_config, section
