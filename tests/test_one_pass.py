@@ -17,6 +17,7 @@ from gdsd_jax.models.attention import BlockCausal, plain_attention, tiled_attent
 from gdsd_jax.models.attention_kernels import splash_attention
 from gdsd_jax.models.copies import completion_blocks
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.objectives.scores import token_weights, view_scores
 from gdsd_jax.objectives.token_scores import PLAIN
 from gdsd_jax.objectives.views import Views
@@ -163,6 +164,18 @@ def test_scores_of_sequences_are_sums_over_blocks(blocks):
   of_tokens = jax.jit(functools.partial(in_one_pass, denoiser, masks=MASKS, coupled=True))(params)
   expected = 0.5 * np.sum(token_weights(MASKS[:, None], BLOCKS)[:, 0] * of_tokens, axis=-1)
   np.testing.assert_allclose(scores.plain[:, 0], expected, rtol=1e-5)
+
+
+def test_the_cross_entropy_is_that_of_each_block_after_clean_ones(blocks):
+  denoiser, params = blocks
+  maskable = np.broadcast_to(np.arange(P + L) >= P, TOKENS.shape)
+  arguments = denoiser, params, jax.random.key(3), TOKENS, maskable, ATTENDED
+  loss, _ = jax.jit(masked_cross_entropy, static_argnums=(0, 6))(*arguments, P)
+  rate_key, mask_key = jax.random.split(arguments[2])
+  rate = 1e-3 + (1 - 1e-3) * ((jax.random.uniform(rate_key) + np.arange(B) / B) % 1)[:, None]
+  masks = np.asarray(jax.random.uniform(mask_key, TOKENS.shape) < rate)[:, P:]
+  logp = jax.jit(functools.partial(block_by_block, denoiser, masks=masks))(params)
+  np.testing.assert_allclose(loss, np.sum(-logp * masks / rate) / (B * L), rtol=1e-5)
 
 
 def test_levels_of_a_block_are_spread_evenly_over_all_that_it_may_have():

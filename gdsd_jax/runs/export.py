@@ -18,6 +18,7 @@ from gdsd_jax.huggingface.model_card import is_ours, model_card, NAME as README
 from gdsd_jax.huggingface.origin import check_alone, NAME as ORIGIN
 from gdsd_jax.huggingface.own_layout import LAYOUTS
 from gdsd_jax.huggingface.weights import load_weights, save_pretrained
+from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.lora import merge
 from gdsd_jax.paths import expanded
 from gdsd_jax.runs.config import ModelConfig
@@ -104,6 +105,11 @@ def write_model(out: Path, denoiser, params, base_model: ModelConfig, merged: bo
     _write_model(out, denoiser, params, base_model, merged, layout, made, origin)
 
 
+def default_layout(config: DenoiserConfig) -> str:
+  """The layout that opens in transformers with nothing asked, if it has a class of the network."""
+  return "transformers" if EUROBERT.computes(config) else "published"
+
+
 def check_layout(layout: str | None, denoiser, merged: bool = False) -> None:
   """Raises ValueError unless a model, or its adapter unless `merged`, can be written in a layout; None always can."""
   if layout is None:
@@ -127,7 +133,7 @@ def _write_model(out: Path, denoiser, params, base_model: ModelConfig, merged: b
   if denoiser.lora is not None:
     params, denoiser = merge(params, denoiser.lora), dataclasses.replace(denoiser, lora=None)
   if not own:
-    layout = layout or ("transformers" if EUROBERT.computes(denoiser.config) else "published")
+    layout = layout or default_layout(denoiser.config)
   written = dataclasses.replace(denoiser, config=dataclasses.replace(
     denoiser.config, layout=layout or denoiser.config.layout), source=str(folder))
   card = model_card(out, written, *_named(base_model, folder)[:2], made)

@@ -16,7 +16,6 @@ from gdsd_jax.checks import require, require_positions
 from gdsd_jax.compiling import compiling
 from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
-from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.objectives.load_balance import balance_loss, balanced_bias, load_metrics
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh
@@ -127,7 +126,7 @@ class Finetuning(Training):
             f"{microbatch} {self.examples} of a microbatch cannot be split over {shards} devices")
     check_out(out, workdir, config.model)
     open_workdir(workdir, config)
-    self.check_model(load_config(config.model.folder, config.model.layout))
+    config.router.check_model(config.model, load_config(config.model.folder, config.model.layout))
     self.denoiser, params = load_model(config.model, config.seed, self.mesh)
     if said := said_of_routers(self.denoiser):
       _log.info("%s", said)
@@ -146,10 +145,6 @@ class Finetuning(Training):
     self.optimizer = make_optimizer(config.optimizer, config.steps)
     self.state = init_state(self.denoiser, params, self.optimizer, config.seed, self.with_reference, self.mesh)
     self._compiled, self.evaluate_every = set(), config.eval.every if self.validation is not None else None
-
-  def check_model(self, architecture: DenoiserConfig) -> None:
-    """Raises ValueError, one line, where the model cannot be trained as the config says."""
-    self.config.router.check_model(self.config.model, architecture)
 
   def read(self, tokenizer) -> tuple[Fitting, Fitting | None]:
     """What is learnt, and what is validated on."""

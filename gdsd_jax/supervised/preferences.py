@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.objectives.objective import ScoredRollouts
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views
 from gdsd_jax.objectives.vrpo import Vrpo
@@ -40,9 +39,6 @@ class PreferenceFinetuning(Finetuning):
     super().__init__(config, *arguments)
     draw = functools.partial(_draw, objective=config.objective, num_mc=config.views.num_mc)
     self._draw = jax.jit(draw, static_argnames="prompt_length", out_shardings=batch_sharding(self.mesh))
-
-  def check_model(self, architecture: DenoiserConfig) -> None:
-    architecture.require_bidirectional("model.path", "fine-tuning on preferences")
 
   def read(self, tokenizer):
     return read_preferences(self.config.data, tokenizer)

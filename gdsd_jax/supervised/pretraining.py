@@ -27,7 +27,7 @@ from gdsd_jax.huggingface.weights import save_pretrained
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
-from gdsd_jax.runs.export import check_layout, check_out, origin_of_run
+from gdsd_jax.runs.export import check_layout, check_out, default_layout, origin_of_run
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.lock import locked
 from gdsd_jax.runs.loop import run_training, Training
@@ -74,10 +74,11 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, tags: tuple[str, ...]
   return tokenizer
 
 
-@functools.partial(jax.jit, static_argnames=("denoiser", "optimizer"), donate_argnames=("state",))
-def _train_step(denoiser, optimizer, state: TrainState, tokens, maskable, attention_mask):
+@functools.partial(jax.jit, static_argnames=("denoiser", "optimizer", "prompt_length"), donate_argnames=("state",))
+def _train_step(denoiser, optimizer, state: TrainState, tokens, maskable, attention_mask, *, prompt_length: int):
   key = jax.random.fold_in(state.key, state.step)
-  loss_fn = jax.value_and_grad(functools.partial(masked_cross_entropy, denoiser), has_aux=True)
+  loss = functools.partial(masked_cross_entropy, denoiser, prompt_length=prompt_length)
+  loss_fn = jax.value_and_grad(loss, has_aux=True)
   (loss, metrics), gradient = loss_fn(state.params, key, tokens, maskable, attention_mask)
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, moved(updates, denoiser))
@@ -99,7 +100,7 @@ def pretrain(config: PretrainingConfig, workdir: epath.Path, out: Path, allow_ch
     check_layout(layout, training.denoiser)
     run_training(training, interruption)
     written = dataclasses.replace(training.denoiser, config=dataclasses.replace(
-      training.denoiser.config, layout=layout or "transformers"))
+      training.denoiser.config, layout=layout or default_layout(training.denoiser.config)))
     card = {NAME: model_card(out, written, "", False, config.as_given)} if is_ours(out) else None
     beside = {ORIGIN: origin_of_run(workdir, None), **(card or {})}
     with locked(out, "--out", alone=True):
@@ -110,7 +111,6 @@ class _Pretraining(Training):
   """A pretraining run: its tokenizer, model and data, made once, and its step."""
 
   def __init__(self, config: PretrainingConfig, workdir: epath.Path, allow_changed_inputs: bool):
-    config.model.require_bidirectional("model.block_length", "pretraining")
     open_workdir(workdir, config)
     self.config, self.workdir, self._rng = config, workdir, np.random.default_rng(config.seed)
     self.task = get_task(config.task.name, **config.task.options)
@@ -163,7 +163,8 @@ class _Pretraining(Training):
     rows = self._rng.integers(0, len(data[0]), self.config.batch_size)
     batch = [part[rows] for part in data]
     with contextlib.nullcontext() if self._compiled else compiling("the step"):
-      self.state, metrics = _train_step(self.denoiser, self.optimizer, self.state, *batch)
+      self.state, metrics = _train_step(
+        self.denoiser, self.optimizer, self.state, *batch, prompt_length=self.config.max_prompt_length)
     self._compiled = True
     return row_of(number, metrics, self.config.optimizer, self.config.steps, self.state)
 
