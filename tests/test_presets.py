@@ -3,6 +3,8 @@
 import json
 import shutil
 
+from block_folder import SAMPLED, write_block_folder
+from commands import run_command
 from conftest import load_recipe
 from documented import undocumented
 import jax
@@ -167,3 +169,15 @@ def test_a_block_causal_model_alone_is_sampled_block_by_block(goldens):
   model = architecture(chosen.model)
   assert (sampler.kind, sampler.block_length, sampler.cache) == ("block", model.block_length, "exact")
   assert sampler.temperature == 0 and sampler.block_steps == model.block_length and sampler.early_stop
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [False, True])
+def test_a_block_causal_model_answers_on_the_command_line(tmp_path, recipe):
+  folder = write_block_folder(tmp_path / "model")
+  given = [f"--config.{name}={value}" for name, value in SAMPLED.items() if not name.startswith("eval.")]
+  done = run_command("launch/sample.py", f"--model={folder}", "--prompt=1 + 1", "--json",
+                     *(["--config=configs/gdsd_math.py", *given] if recipe else []))
+  assert done.returncode == 0, done.stderr
+  told = json.loads(done.stdout)
+  assert told["sampler"]["kind"] == "block" and told["sampler"]["cache"] == "exact"

@@ -23,7 +23,7 @@ from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.parallel.mesh import batch_sharding, EXPERT, make_mesh
 from gdsd_jax.planning.chips import Chip, slice_devices
 from gdsd_jax.planning.hlo_cost import Cost, program_cost
-from gdsd_jax.runs.config import RunConfig, validate_family, validate_mesh
+from gdsd_jax.runs.config import RunConfig, validate_mesh, validate_training
 from gdsd_jax.runs.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.runs.optimizer import make_optimizer
 from gdsd_jax.runs.state import init_state, state_shardings, TrainState
@@ -119,7 +119,7 @@ class AbstractRun:
   def __init__(self, config: RunConfig, mesh):
     self.config, self.mesh = config, mesh
     model = architecture(config.model.path, config.model.layout)
-    validate_family(config, model, config.model.path)
+    validate_training(config, model, config.model.path)
     self.denoiser = make_denoiser(config.model, model, mesh)
     self.optimizer = make_optimizer(config.optimizer, config.updates)
     make = lambda params: init_state(self.denoiser, params, self.optimizer, config.seed,

@@ -258,19 +258,21 @@ def evaluation_samplers(config: RunConfig) -> dict[int, SamplerConfig]:
 
 
 def validate_family(config: RunConfig, architecture: DenoiserConfig, model: str) -> None:
-  """Raises ValueError where a model of one published family would be sampled as another is, unless one insists.
-
-  And where the masks are not in the blocks of a block-causal model.
-  """
+  """Raises ValueError where a model of one published family would be sampled as another is, unless one insists."""
   kind, family = config.sampler.kind, architecture.family
   config.sampler.require_same_attention(architecture, "model.path")
-  require(architecture.block_length is None or config.masks.kind != "blocks", "masks.kind",
-          f"'blocks' is for models whose tokens all see each other; {model} is scored in its own blocks of"
-          f" {architecture.block_length} tokens: give sampler or uniform")
   own = "llada" if family in SAMPLED_AS_LLADA else family
   require({kind, own} != set(KINDS) or config.rollouts.other_family, "sampler.kind",
           f"{kind!r} is not how {model} is sampled, a model of the family {family}; give"
           f" --config.sampler.kind={own}, or --config.sampler.other_family=True if you mean it")
+
+
+def validate_training(config: RunConfig, architecture: DenoiserConfig, model: str) -> None:
+  """As `validate_family`, and also where the masks are not in the blocks of a block-causal model."""
+  validate_family(config, architecture, model)
+  require(architecture.block_length is None or config.masks.kind != "blocks", "masks.kind",
+          f"'blocks' is for models whose tokens all see each other; {model} is scored in its own blocks of"
+          f" {architecture.block_length} tokens: give sampler or uniform")
 
 
 def validate_mesh(config: RunConfig, mesh) -> None:

@@ -18,7 +18,7 @@ from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.own import try_out as try_out_objective
 from gdsd_jax.parallel.mesh import make_mesh
-from gdsd_jax.runs.config import RunConfig, validate_family, validate_mesh
+from gdsd_jax.runs.config import RunConfig, validate_mesh, validate_training
 from gdsd_jax.runs.optimizer import make_optimizer
 from gdsd_jax.runs.provenance import check_inputs, provenance_of
 from gdsd_jax.runs.routers import said_of_routers
@@ -52,7 +52,7 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
   mesh = make_mesh(**vars(config.mesh))
   validate_mesh(config, mesh)
   architecture = load_config(config.model.folder, config.model.layout)
-  validate_family(config, architecture, config.model.path)
+  validate_training(config, architecture, config.model.path)
   check_size(config, architecture, mesh)
   task = get_task(config.task.made or config.task.name, **config.task.options)
   with waiting(f"preparing the problems of {task.name}"):
