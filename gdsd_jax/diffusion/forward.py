@@ -107,6 +107,8 @@ def consistent_masks(key, confidence, num_samples: int, block_length: int | None
                      remasking: str = "low_confidence", group_size: int = 1):
   """The first mask of each coupled pair; the second is its complement on the completion (GDSD, arXiv 2605.29398).
 
+  Those of block-causal models, in whose views each block has a state of its own, are `block_forward.block_masks`.
+
   Args:
     key: random key.
     confidence: float[B, L] of the rollouts (`Rollout.confidence`).
