@@ -47,6 +47,7 @@ setup(
     "numpy>=2.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.25",
+    "qwix>=0.1.8",  # quantised bases
     "rich>=13.0",  # columns that a text takes in a terminal
     "safetensors>=0.4.5",
     "scipy>=1.13",  # comes with jax

@@ -47,6 +47,8 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
     "model.path": "there", "model.revision": "v1", "model.dtype": "bfloat16", "model.remat": "none",
     "model.lora.rank": 3, "model.lora.alpha": 2.0, "model.lora.dropout": 0.5, "model.lora.targets": ("q",),
     "model.lora.path": "adapter", "model.train_router": False, "model.layout": "own.py:Layout",
+    "model.quantize.kind": "int4", "model.quantize.block_size": 32, "model.quantize.head": True,
+    "model.quantize.embedding": True,
     "task.name": "mine", "task.train_source": "a", "task.test_source": "b", "task.data_dir": "c",
     "task.validation_source": "d", "task.rewards": ("e",), "task.reward_weights": (0.5,),
     "task.columns": "d=e", "task.bad_rows": "skip",

@@ -28,7 +28,7 @@ def base_fingerprint(denoiser: Denoiser) -> str | None:
   """
   if denoiser.source is None:
     return None
-  base, digest = dataclasses.replace(denoiser, lora=None), hashlib.sha256()
+  base, digest = dataclasses.replace(denoiser, lora=None, quantize=None), hashlib.sha256()
   abstract = traverse_util.flatten_dict(base.abstract_params(), sep=".")
   where = find_weights(Path(denoiser.source), base.config, abstract)
   for leaf, spec in sorted(abstract.items()):

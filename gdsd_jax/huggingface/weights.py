@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flax import traverse_util
+import jax
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -22,6 +23,7 @@ from gdsd_jax.huggingface.files import written_whole
 from gdsd_jax.huggingface.folder import is_embedded, load_config, resolve_path
 from gdsd_jax.huggingface.origin import check_same, NAME as ORIGIN
 from gdsd_jax.huggingface.own_layout import layout_of, LAYOUTS
+from gdsd_jax.huggingface.quantised_leaves import read_quantised
 from gdsd_jax.huggingface.stored_layers import (
   as_linear,
   check_other_weights,
@@ -36,6 +38,7 @@ from gdsd_jax.huggingface.tokenizer_export import write_tokenizer
 from gdsd_jax.huggingface.weight_files import INDEX
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.models.quantised import is_quantised, QuantizeConfig
 from gdsd_jax.parallel.mesh import param_shardings
 from gdsd_jax.parallel.rows import lay_out, own_size
 from gdsd_jax.waiting import waiting
@@ -43,7 +46,7 @@ from gdsd_jax.waiting import waiting
 
 def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_dtype: str | None = None,
                     remat: str = "none", layout: str | None = None, revision: str | None = None,
-                    stated: Mapping[str, Any] | None = None):
+                    stated: Mapping[str, Any] | None = None, quantize: QuantizeConfig | None = None):
   """Loads (denoiser, params) from a Hugging Face folder or hub name.
 
   Args:
@@ -54,6 +57,7 @@ def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_d
     layout: the files' own, FILE.py:NAME (docs/own.md); None for that of the `model_type` in config.json.
     revision: branch, tag or commit of a hub model; None for its latest.
     stated: fields in the place of config.json's own, such as a `mask_token_id` or `block_size` that it does not name.
+    quantize: what is kept in 8 or 4 bits, and how (docs/quantised.md); None for nothing.
 
   Raises:
     FileNotFoundError, ValueError: a file is missing, damaged or does not fit config.json, before anything is allocated;
@@ -61,15 +65,19 @@ def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_d
   """
   path = resolve_path(path_or_hub_name, revision)
   config = load_config(path, layout, stated)
-  denoiser = Denoiser(config, dtype, param_dtype or dtype, remat, mesh=mesh, source=str(path))
+  denoiser = Denoiser(config, dtype, param_dtype or dtype, remat, mesh=mesh, source=str(path), quantize=quantize)
   return denoiser, load_weights(path, denoiser)
 
 
 def load_weights(path: Path, denoiser: Denoiser):
-  """Parameters of a denoiser's base model from a local folder, laid over its mesh. Raises as `load_pretrained`."""
-  base = dataclasses.replace(denoiser, lora=None)
+  """Parameters of a denoiser's base model from a local folder, laid over its mesh. Raises as `load_pretrained`.
+
+  Those that it has quantised are so as they are read: never is more than a layer of one there besides.
+  """
+  quantize, base = denoiser.quantize, dataclasses.replace(denoiser, lora=None, quantize=None)
   abstract = traverse_util.flatten_dict(base.abstract_params(), sep=".")
   shardings = traverse_util.flatten_dict(param_shardings(base.mesh, base), sep=".")
+  made = traverse_util.flatten_dict(_laid_out(dataclasses.replace(base, quantize=quantize)), sep=".")
   where, params = find_weights(path, base.config, abstract), {}
   check_other_weights(path, base.config, where)
   own = sum(own_size(spec.shape, shardings[leaf]) for leaf, spec in abstract.items())
@@ -79,8 +87,16 @@ def load_weights(path: Path, denoiser: Denoiser):
     tell = lambda numbers: wait.advance(numbers * size)
     for leaf, spec in abstract.items():
       read = functools.partial(read_part, where[leaf], leaf, spec, tell=tell)
-      params[leaf] = lay_out(spec.shape, shardings[leaf], read)
+      if quantize is not None and quantize.covers(leaf):
+        read = functools.partial(read_quantised, leaf, spec, quantize, read=read)
+      params[leaf] = lay_out(spec.shape, shardings[leaf], read, made[leaf])
   return traverse_util.unflatten_dict(params, sep=".")
+
+
+def _laid_out(denoiser: Denoiser):
+  """Shapes, dtypes and shardings of a denoiser's parameters."""
+  lies = lambda spec, sharding: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=sharding)
+  return jax.tree.map(lies, denoiser.abstract_params(), param_shardings(denoiser.mesh, denoiser))
 
 
 def _name(path: Path) -> str:
@@ -111,6 +127,8 @@ def save_pretrained(path, denoiser: Denoiser, params, max_shard_bytes: int = 5 *
   if "lora" in params:
     raise ValueError("the parameters have an adapter: merge it (models.lora.merge), or save it by itself"
                      " (huggingface.adapters.save_adapter)")
+  if any(map(is_quantised, jax.tree.leaves(params, is_leaf=is_quantised))):
+    raise ValueError("the parameters are quantised, and files hold whole weights: load the model without `quantize`")
   config, fields = _in_layout(denoiser.config, layout, str(params["embedding"].dtype))
   leaves = traverse_util.flatten_dict(params, sep=".")
   places = _places(config, leaves)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -16,8 +16,9 @@ from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.copies import Copies
 from gdsd_jax.models.lm_head import LMHead
 from gdsd_jax.models.lora import LoraConfig
+from gdsd_jax.models.quantised import dequantised, is_quantised, quantise, quantised_weights, QuantizeConfig
 from gdsd_jax.models.transformer import block, Context, KeysAndValues, Layer, rms_norm
-from gdsd_jax.models.weights import of_stack, stacks, weights_of
+from gdsd_jax.models.weights import of_stack, stacks, Weight, weights_of
 from gdsd_jax.parallel.mesh import constrain, EXPERT, gather_over_fsdp
 
 DTYPES = ("float32", "bfloat16")
@@ -41,23 +42,33 @@ class Denoiser:
   # Whether training moves the routers of experts. Biases that choose experts have no gradient either way.
   trains_routers: bool = True
   source: str | None = dataclasses.field(default=None, compare=False)  # folder that it was loaded from
+  quantize: QuantizeConfig | None = None  # how the base is quantised, which is then frozen; None: it is not
 
   def __post_init__(self):
     for name, known in (("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT)):
       require_one_of(f"model.{name}", getattr(self, name), known)
-    weights_of(self.config, self.lora)  # which says whether the adapter fits
+    # Which says whether adapter and blocks fit.
+    quantised_weights(weights_of(self.config, self.lora), self.quantize, self.mesh)
     has_experts = self.config.experts is not None or self.mesh is None or EXPERT not in self.mesh.shape
     require(has_experts, f"mesh.{EXPERT}", "must be 1 for a model without experts")
 
   def _tree(self, leaf):
-    """The parameters' tree with leaf(weight) for each `Weight` of the network."""
-    weights = weights_of(self.config, self.lora)
-    return unflatten_dict({path: leaf(weight) for path, weight in weights.items()}, sep=".")
+    """The parameters' tree with leaf(weight) for each `Weight` of the network, two in a quantised one."""
+    weights = quantised_weights(weights_of(self.config, self.lora), self.quantize)
+    is_weight = lambda node: isinstance(node, Weight)
+    leaves = {path: jax.tree.map(leaf, weight, is_leaf=is_weight) for path, weight in weights.items()}
+    return unflatten_dict(leaves, sep=".")
 
   def init(self, key):
     """Freshly initialised parameters from a random key."""
-    keys = map(lambda number: jax.random.fold_in(key, number), itertools.count())
-    return self._tree(lambda weight: weight.initializer(next(keys), weight.shape, weight.dtype or self.param_dtype))
+    keys, quantize = map(lambda number: jax.random.fold_in(key, number), itertools.count()), self.quantize
+    whole = dataclasses.replace(self, quantize=None)
+    params = whole._tree(lambda weight: weight.initializer(next(keys), weight.shape, weight.dtype or self.param_dtype))
+    if quantize is None:
+      return params
+    flat = flatten_dict(params, sep=".")
+    flat |= {path: quantise(path, leaf, quantize) for path, leaf in flat.items() if quantize.covers(path)}
+    return unflatten_dict(flat, sep=".")
 
   def abstract_params(self):
     """The parameters' tree with a `jax.ShapeDtypeStruct` at each leaf."""
@@ -74,7 +85,7 @@ class Denoiser:
     """
     stays = lambda name: name.endswith("norm") or name.startswith("router")
     cast = lambda path, leaf: leaf if stays(path[-1].key) else leaf.astype(self.dtype)
-    return jax.tree_util.tree_map_with_path(cast, params)
+    return jax.tree_util.tree_map_with_path(cast, params, is_leaf=is_quantised)
 
   def apply(self, params, tokens, attention_mask=None):
     """Logits of every position, aligned: logits[b, i] predicts token i.
@@ -92,8 +103,8 @@ class Denoiser:
 
   def head(self, params) -> LMHead:
     """The LM head, for what can do with a chunk of the vocabulary at a time."""
-    tied = self.config.tied_head
-    return LMHead(params["embedding" if tied else "head"], tied, self.mesh)
+    weight = params["embedding" if self.config.tied_head else "head"]
+    return LMHead(weight, self.config.tied_head or is_quantised(weight), self.mesh)
 
   def hidden(self, params, tokens, attention_mask=None, dropout_key=None):
     """Hidden states, aligned: position i's predicts token i. Arguments are those of `apply`.
@@ -201,7 +212,8 @@ class Denoiser:
       x, keys_and_values, load = block(x, Layer(*weights, layer_key, cached), context)
       return x, load if context.with_load else keys_and_values if keep else None
 
-    embedded = params["embedding"][tokens].astype(self.dtype)
+    rows = jax.tree.map(lambda part: part[tokens], params["embedding"])
+    embedded = dequantised(rows).astype(self.dtype)
     # Rows are looked up where their share of the embedding lies; then shares are exchanged for sequences.
     embedded = constrain(embedded, self.mesh, "batch_over_data", None, "embed")
     embedded = constrain(embedded, self.mesh, "batch", None, None)

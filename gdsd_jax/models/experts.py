@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from gdsd_jax.models.config import ExpertsConfig
 from gdsd_jax.models.lora import EXPERT_LEAVES, LoraConfig
+from gdsd_jax.models.quantised import grouped_product, is_quantised
 from gdsd_jax.parallel.mesh import axis_of, partition
 
 _AXES = {  # an expert's projections and their adapters' factors
@@ -125,7 +126,9 @@ def _through_own_experts(x, chosen, shares, kernels, adapter, scale: float):
   sizes = jnp.bincount(group, length=experts + 1)[:-1].astype(jnp.int32)
   is_here = (jnp.arange(n * k) < jnp.sum(sizes))[:, None]
   # Rows beyond the groups are zero by the product's definition, but no kernel promises it.
-  product = lambda rows, kernel: jnp.where(is_here, jax.lax.ragged_dot(rows, kernel.astype(rows.dtype), sizes), 0)
+  def product(rows, kernel):
+    multiply = grouped_product if is_quantised(kernel) else jax.lax.ragged_dot
+    return jnp.where(is_here, multiply(rows, kernel.astype(rows.dtype), sizes), 0)
 
   def project(name, rows):
     projected = product(rows, kernels[name])

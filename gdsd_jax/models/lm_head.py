@@ -6,6 +6,7 @@ chip does for its own share of the vocabulary; then the results are merged acros
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 from flax import struct
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from gdsd_jax.models.quantised import dequantised
 from gdsd_jax.parallel.mesh import batch_axes, constrain, gather_over_fsdp, partition
 
 # Columns of the head that are multiplied at a time. They are enough for matrix units, and a chunk's logits of some
@@ -24,8 +26,8 @@ CHUNK = 4096
 class LMHead:
   """The LM head as a pytree: a leaf is the weight, by which it can be differentiated."""
 
-  weight: jax.Array  # [D, V], or [V, D] if it is tied
-  tied: bool = struct.field(pytree_node=False, default=False)  # whether the weight is the embedding
+  weight: jax.Array  # [D, V], or [V, D] if it is tied; or a QArray, [V, D]
+  tied: bool = struct.field(pytree_node=False, default=False)  # whether the weight is the embedding, or lies as it does
   mesh: Mesh | None = struct.field(pytree_node=False, default=None)  # that the weight lies on
   # What the gradient by the weight is added to, in place: its cotangent is then their sum (`Scoring.adds_in_place`).
   gradient: jax.Array | None = None
@@ -50,12 +52,13 @@ class LMHead:
 
   def logits(self, hidden):
     """Logits float32[B, ..., V] for hidden states [B, ..., D]; over a mesh the vocabulary stays split."""
-    logits = multiply(hidden, self.weight.T if self.tied else self.weight)
+    weight = dequantised(self.weight)
+    logits = multiply(hidden, weight.T if self.tied else weight)
     return constrain(logits, self.mesh, "batch", *[None] * (logits.ndim - 2), "vocab")
 
   def columns(self, tokens):
     """The head's columns of given tokens: float32[B, ..., D] for int[B, ...]."""
-    columns = jnp.take(self.weight, tokens, axis=self.axis)
+    columns = dequantised(jax.tree.map(lambda part: jnp.take(part, tokens, axis=self.axis), self.weight))
     columns = columns if self.tied else jnp.moveaxis(columns, 0, -1)
     # They are looked up where their share of the weight lies; then shares are exchanged for sequences.
     between = [None] * (columns.ndim - 2)
@@ -65,7 +68,7 @@ class LMHead:
 
   def mean_column(self):
     """Mean of all columns, float32[D]."""
-    return jnp.mean(self.weight, axis=self.axis, dtype=accumulator(self.weight.dtype))
+    return jnp.mean(dequantised(self.weight), axis=self.axis, dtype=accumulator(self.weight.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +91,13 @@ class Share:
     """
 
     def run(carry, start, size: int):
-      weight = jax.lax.dynamic_slice_in_dim(self.head.weight, start, size, axis=self.head.axis).astype(dtype)
-      weight = weight.T if self.head.tied else weight
+      chunk = lambda part: jax.lax.dynamic_slice_in_dim(part, start, size, axis=self.head.axis)
+      weight = jax.tree.map(chunk, self.head.weight).astype(dtype)
       if self.mesh is not None:
-        weight = jax.lax.all_gather(weight, "fsdp", axis=0, tiled=True)
-      return step(carry, weight, start)
+        gather = functools.partial(jax.lax.all_gather, axis_name="fsdp", axis=1 - self.head.axis, tiled=True)
+        weight = jax.tree.map(gather, weight)
+      weight = dequantised(weight)
+      return step(carry, weight.T if self.head.tied else weight, start)
 
     chunks, rest = divmod(self.head.vocab_size, CHUNK)
     if chunks:

@@ -111,7 +111,9 @@ def merge(params: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:
 
 
 def _added(weight, factors: Mapping[str, Any], scale: float, of_experts: bool):
-  """A projection of all layers with its update."""
+  """A projection of all layers with its update. Raises ValueError if it is quantised."""
+  if hasattr(weight, "qvalue"):
+    raise ValueError("an adapter is merged into whole weights: load the base without `quantize`")
   # The sum over the rank, one layer at a time; in full float32, which accelerators round by default.
   product = jnp.matmul if of_experts else functools.partial(jnp.tensordot, axes=1)
   update = jax.lax.map(lambda ab: product(*ab, precision="highest"), (factors["a"], factors["b"]))

@@ -18,6 +18,7 @@ from gdsd_jax.models.attention_kernels import Padding
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.experts import Load, load_of, mixture
 from gdsd_jax.models.lora import LEAVES, LoraConfig
+from gdsd_jax.models.quantised import is_quantised, product
 from gdsd_jax.parallel.mesh import constrain
 
 
@@ -114,6 +115,8 @@ def mlp(x, layer: Layer, context: Context, prefix: str = ""):
 def project(name: str, x, layer: Layer, context: Context):
   """x [B, T, *I] through a projection of the layer, low-rank update included: [B, T, *O]."""
   projected = _product(x, layer.weights[name])
+  if is_quantised(layer.weights[name]) and name in ("query", "key", "value"):
+    projected = projected.reshape(*projected.shape[:2], -1, context.config.head_dim)
   if name not in layer.factors:
     return projected
   lora, factors = context.lora, layer.factors[name]
@@ -128,12 +131,14 @@ def project(name: str, x, layer: Layer, context: Context):
 
 
 def _product(x, kernel):
-  """x [B, T, *I] @ kernel [*I, *O] -> [B, T, *O] in x's dtype.
+  """x [B, T, *I] @ kernel [*I, *O] -> [B, T, *O] in x's dtype; a quantised one is [I, O], whatever I and O are made of.
 
   Tokens are flattened into rows: from three dimensions, XLA's CPU backend takes the weight's gradient through strided
   transposes and is half as fast.
   """
   rows = x.reshape(math.prod(x.shape[:2]), -1)
+  if is_quantised(kernel):
+    return product(rows, kernel).reshape(*x.shape[:2], -1)
   columns = kernel.reshape(rows.shape[1], -1).astype(x.dtype)
   return (rows @ columns).reshape(*x.shape[:2], *kernel.shape[x.ndim - 2:])
 

@@ -108,7 +108,8 @@ def _scores(scoring: Scoring, head: LMHead, hidden, targets) -> TokenScores:
 
 def _forward(scoring: Scoring, head: LMHead, hidden, targets):
   """The scores, and their derivatives by the hidden states or what those by the head are made of, where needed."""
-  trains_head, moves_hidden = head.weight.perturbed, hidden.perturbed
+  trains_head = any(part.perturbed for part in jax.tree.leaves(head.weight))  # several of a quantised one
+  moves_hidden = hidden.perturbed
   head, hidden, targets = jax.tree.map(lambda primal: primal.value, (head, hidden, targets))
   found = _pass(head, hidden, targets, scoring, with_mean=moves_hidden)
   top_tokens = found.top_tokens if scoring.center_gradient else None

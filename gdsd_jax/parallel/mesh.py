@@ -46,6 +46,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None, expe
   return Mesh(mesh_utils.create_device_mesh(given, devices, allow_split_physical_axes=True), tuple(sizes))
 
 
+def split_into(axis: str | None, mesh: Mesh | None) -> int:
+  """How many parts a mesh splits a logical axis into."""
+  names = () if mesh is None else axis_of(axis, mesh) or ()
+  return math.prod(mesh.shape[name] for name in ((names,) if isinstance(names, str) else names))
+
+
 def axis_of(axis: str | None, mesh: Mesh) -> str | tuple[str, ...] | None:
   """The axis of this mesh, or several, that a logical axis is split over; None for none."""
   rule = AXIS_RULES[axis] if axis else None
@@ -57,9 +63,7 @@ def partition(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) 
   """Mesh axes of an array with these logical axes. Raises ValueError where the mesh does not divide one."""
   split = []
   for axis, size in zip(axes, shape):
-    mesh_axes = axis_of(axis, mesh)
-    names = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ()
-    shards = math.prod(mesh.shape[name] for name in names)
+    mesh_axes, shards = axis_of(axis, mesh), split_into(axis, mesh)
     if size % shards and axis not in _MAY_STAY_WHOLE:
       raise ValueError(f"mesh.{mesh_axes}={shards} does not divide the model's {axis} axis of {size}")
     split.append(None if size % shards else mesh_axes)
@@ -97,11 +101,13 @@ def gather_over_fsdp(weights, axes, x, mesh: Mesh | None):
   def gather(weight, axes):
     if weight.ndim < 2:
       return weight
-    split = (axis if AXIS_RULES[axis] in ("tensor", EXPERT) else None for axis in axes[-weight.ndim:])
-    # A router's products are in float32.
-    return constrain(weight if "routed" in axes else weight.astype(x.dtype), mesh, *split)
+    axes = getattr(axes, "qvalue", axes)
+    split = [axis if AXIS_RULES[axis] in ("tensor", EXPERT) else None for axis in axes[-weight.ndim:]]
+    # A router's products are in float32. A quantised weight is gathered as it is, numbers and scales.
+    weight = weight if "routed" in axes else weight.astype(x.dtype)
+    return jax.tree.map(lambda part: constrain(part, mesh, *split), weight)
 
-  return jax.tree.map(gather, weights, axes), x
+  return jax.tree.map(gather, weights, axes, is_leaf=lambda weight: hasattr(weight, "qvalue")), x
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:

@@ -14,10 +14,12 @@ from gdsd_jax.parallel.mesh import batch_sharding, replicated
 from gdsd_jax.parallel.processes import is_first_process
 
 
-def lay_out(shape: tuple[int, ...], sharding, read: Callable) -> jax.Array:
+def lay_out(shape: tuple[int, ...], sharding, read: Callable, made=None):
   """An array of this shape, of which this process reads only what lies on its own devices, each piece once.
 
-  `read` gives the values at a tuple of slices, one for each dimension.
+  `read` gives the values at a tuple of slices, one for each dimension. Where it makes something else of them, such as a
+  QArray, `made` is a tree of what that is as a whole, shapes with shardings; devices that share a piece of the array
+  must share that of each.
   """
   pieces, placed = {}, []
   for device, bounds in _bounds(shape, sharding).items():
@@ -25,7 +27,10 @@ def lay_out(shape: tuple[int, ...], sharding, read: Callable) -> jax.Array:
       pieces[bounds] = read(tuple(slice(*bound) for bound in bounds))
     placed.append(jax.device_put(pieces[bounds], device))
   # The transfer reads from host memory, which is free after it.
-  return jax.make_array_from_single_device_arrays(shape, sharding, placed).block_until_ready()
+  if made is None:
+    return jax.make_array_from_single_device_arrays(shape, sharding, placed).block_until_ready()
+  join = lambda spec, *parts: jax.make_array_from_single_device_arrays(spec.shape, spec.sharding, list(parts))
+  return jax.block_until_ready(jax.tree.map(join, made, *placed))
 
 
 def own_size(shape: tuple[int, ...], sharding) -> int:

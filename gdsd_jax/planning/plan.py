@@ -104,7 +104,8 @@ def plan(config: RunConfig, topology: str) -> PodPlan:
     with compiling(f"{name} for {topology}"):
       lowered = function.lower(*arguments, **keywords)
       programs.append(_compile(name, calls, run.resident_bytes(name), lowered, mesh.shape.get(EXPERT, 1)))
-  counts = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (run.state.student_params, run.state.params)]
+  whole = dataclasses.replace(run.denoiser, quantize=None).abstract_params()  # without the scales of quantised weights
+  counts = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (whole, run.state.params)]
   rollouts, buckets = config.rollouts_per_step, config.rollouts.prompt_buckets
   return PodPlan(
     topology, chip, dict(mesh.shape), *counts, rollouts=rollouts, microbatch=rollouts // config.optimizer.accumulation,
@@ -131,7 +132,8 @@ class AbstractRun:
 
   @property
   def state_bytes(self) -> dict[str, int]:
-    on_a_chip = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    bits = lambda dtype: jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else 8 * dtype.itemsize
+    on_a_chip = lambda leaf: math.ceil(math.prod(leaf.sharding.shard_shape(leaf.shape)) * bits(leaf.dtype) / 8)
     return {name: sum(map(on_a_chip, jax.tree.leaves(getattr(self.state, name))))
             for name in ("params", "frozen", "opt_state", "reference")}
 

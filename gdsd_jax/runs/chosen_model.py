@@ -47,7 +47,7 @@ class ChosenModel:
     return chosen
 
   def _check_model_fields(self, given: Mapping[str, Any]) -> None:
-    """A run's own model.* holds; of a --model, model.dtype and model.layout say how it is read."""
+    """A run's own model.* holds; of a --model, model.dtype, layout and quantize say how it is read."""
     saved = {} if self.workdir is None else flatten(read_saved(self.workdir))
     for path, value in given.items():
       value = list(value) if isinstance(value, tuple) else value
@@ -55,7 +55,7 @@ class ChosenModel:
         require(saved.get(path) == value, f"--config.{path}", f"{value!r} is not what the run in {self.workdir} was"
                 f" made with, {saved.get(path)!r}, as its checkpoint needs")
       elif path.startswith("model.") and self.model is not None:
-        reads = path in ("model.dtype", "model.layout")
+        reads = path in ("model.dtype", "model.layout") or path.startswith("model.quantize.")
         require(reads, f"--config.{path}", f"--model={self.model} says already what is loaded")
 
   def resolved(self) -> "ChosenModel":
@@ -80,7 +80,8 @@ class ChosenModel:
                                    " --config.model.lora.path=ADAPTER lay it over another)")
     elif adapter:
       adapter = default.lora_folder
-    return ModelConfig(path, revision, default.dtype, layout=default.layout), adapter or None
+    read = {"layout": default.layout, "quantize": default.quantize}
+    return ModelConfig(path, revision, default.dtype, **read), adapter or None
 
   def load(self, default: ModelConfig, mesh):
     """(denoiser, params, base model). Raises ValueError or OSError, one line."""
@@ -91,7 +92,8 @@ class ChosenModel:
       _log.info("%s is a whole model", model.path)
     else:
       _log.info("%s is a PEFT adapter, laid over %s", hub_name(adapter) or adapter, model.path)
-    denoiser, params = load_pretrained(model.path, model.dtype, mesh, layout=model.layout, revision=model.revision)
+    read = {"layout": model.layout, "revision": model.revision, "quantize": model.quantize}
+    denoiser, params = load_pretrained(model.path, model.dtype, mesh, **read)
     if adapter is not None:
       denoiser, params = load_adapter(adapter, denoiser, params)
     return denoiser, params, model

@@ -19,6 +19,7 @@ from gdsd_jax.huggingface.folder import resolve_path
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import REMAT
 from gdsd_jax.models.lora import LoraConfig
+from gdsd_jax.models.quantised import QuantizeConfig
 from gdsd_jax.objectives.advantages import ADVANTAGES
 from gdsd_jax.objectives.named import ObjectiveFields
 from gdsd_jax.objectives.objective import Objective
@@ -31,7 +32,10 @@ from gdsd_jax.tasks import Task
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """The model that a run starts from; section `model`, whose part `lora` has the fields of `LoraConfig` and `path`."""
+  """The model that a run starts from; section `model`.
+
+  Its part `lora` has the fields of `LoraConfig` and `path`, its part `quantize` those of `QuantizeConfig`.
+  """
 
   path: str = "tiny"  # folder, hub name, or "tiny", the embedded model
   revision: str | None = None  # branch, tag or commit of a hub model; None: its latest, which config.json then tells
@@ -46,6 +50,7 @@ class ModelConfig:
   layout: str | None = None
   lora: LoraConfig | None = None  # None, which recipes say by rank 0: no adapter, all parameters are trained
   lora_path: str | None = None  # PEFT folder or hub name to start from; rank and alpha must be its own
+  quantize: QuantizeConfig | None = None  # None, which recipes say by no kind: the weights in `dtype`
 
   def __post_init__(self):
     require_one_of("model.remat", self.remat, REMAT)
@@ -54,6 +59,11 @@ class ModelConfig:
     require(not (self.train_router and self.lora), "model.train_router",
             "needs model.lora.rank=0: an adapter leaves the base's routers as they are")
     require(self.lora is not None or not self.lora_path, "model.lora.path", "needs model.lora.rank > 0")
+
+  def check_trained(self) -> None:
+    """Raises ValueError where a run cannot train what it is told to."""
+    require(self.quantize is None or self.lora is not None, "model.quantize.kind",
+            "needs model.lora.rank > 0: quantised weights are frozen, and only an adapter over them is trained")
 
   @property
   def folder(self) -> Path:
@@ -174,6 +184,7 @@ class RunConfig:
   def __post_init__(self):
     require_seed("seed", self.seed)
     require_at_least(self, "", steps=1, group_size=2, prompts_per_step=1, max_skipped_steps=1)
+    self.model.check_trained()
     require(not (self.model.lora and self.distillation.reference_sync_every), "objective.reference_sync_every",
             "must be 0 with model.lora.rank > 0, whose reference is the base model")
     parts = {"sampler.microbatches": self.rollouts.microbatches, "optimizer.accumulation": self.optimizer.accumulation}

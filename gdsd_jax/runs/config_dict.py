@@ -15,6 +15,7 @@ from gdsd_jax import own_code
 from gdsd_jax.checks import did_you_mean_field, require, require_float32, require_int32
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.models.lora import LoraConfig
+from gdsd_jax.models.quantised import QuantizeConfig
 from gdsd_jax.objectives.named import ObjectiveFields, settings
 from gdsd_jax.objectives.own import make_objective
 from gdsd_jax.runs.config import DistillationConfig, ModelConfig, RolloutConfig, RunConfig, TaskConfig
@@ -60,12 +61,14 @@ def _part(field: dataclasses.Field) -> type:
 
 
 def _model_section() -> ConfigDict:
-  """The fields of `ModelConfig`, where those of the adapter are a section of their own, `lora`."""
+  """The fields of `ModelConfig`, where those of the adapter and of quantising are sections: `lora`, `quantize`."""
   found = section(ModelConfig)
-  del found["lora"], found["lora_path"]
+  del found["lora"], found["lora_path"], found["quantize"]
   found.lora = section(LoraConfig)
   found.lora.rank = 0  # no adapter
   found.lora.path = config_dict.placeholder(str)
+  found.quantize = section(QuantizeConfig)
+  found.quantize.kind = config_dict.placeholder(str)  # weights as they are
   return found
 
 
@@ -135,8 +138,9 @@ def made(cls, fields: Mapping[str, Any]):
   if cls is TaskConfig:
     return TaskConfig(fields["name"], {k: v for k, v in fields.items() if k != "name" and v is not None})
   if cls is ModelConfig:
-    lora = fields.get("lora", {})
-    fields = fields | {"lora": made(LoraConfig, lora) if lora.get("rank") else None, "lora_path": lora.get("path")}
+    lora, quantize = fields.get("lora", {}), fields.get("quantize", {})
+    fields = fields | {"lora": made(LoraConfig, lora) if lora.get("rank") else None, "lora_path": lora.get("path"),
+                       "quantize": made(QuantizeConfig, quantize) if quantize.get("kind") else None}
   if cls is ObjectiveFields:
     runs_own = {field.name for field in dataclasses.fields(DistillationConfig)}
     given = {k: v for k, v in fields.items() if k not in runs_own and v is not None}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
+import jax
 
 from gdsd_jax import own_code
 from gdsd_jax.checks import require, require_one_of
@@ -37,7 +38,8 @@ def export_run(workdir: Path, step: str, out: Path, merged: bool, layout: str | 
     workdir: the run's folder.
     step: its checkpoint, "latest", "best" or a number.
     out: folder, made if it is missing.
-    merged: whether a LoRA run gives the full model, with the adapter added to its weights.
+    merged: whether a LoRA run gives the full model, with the adapter added to its weights. Where the run quantised
+      them, these are those that it had read, as an exported adapter is laid over them, too.
     layout: see `write_model`.
 
   Raises:
@@ -46,7 +48,7 @@ def export_run(workdir: Path, step: str, out: Path, merged: bool, layout: str | 
   model = read_model_config(workdir)
   check_out(out, workdir, model, merged)
   step = str(find_step(workdir, step))
-  denoiser, params = load_run(workdir, step, mesh=None)
+  denoiser, params = load_run(workdir, step, mesh=None, whole=True)
   if merged and denoiser.lora is None:
     raise ValueError(f"--merge: the run in {workdir} has no adapter; its full model is exported without this flag")
   made = {**read_saved(workdir), "step": step}
@@ -91,7 +93,8 @@ def write_model(out: Path, denoiser, params, base_model: ModelConfig, merged: bo
 
   Args:
     out: folder, made if it is missing.
-    denoiser, params: the model; without the base's weights where there is an adapter of which only that is written.
+    denoiser, params: the model; without the base's weights where there is an adapter of which only that is written. In
+      the place of quantised ones, those of the files are written or merged into.
     base_model: what it was made from, whose tokenizer comes along with a full model.
     merged: add the adapter to the weights.
     layout: as in `save_pretrained`. None is "transformers", which opens with nothing asked, for full models. An adapter
@@ -127,6 +130,9 @@ def _write_model(out: Path, denoiser, params, base_model: ModelConfig, merged: b
                  made: Mapping[str, Any] | None, origin: str | None) -> None:
   own = own_code.is_own(denoiser.config.family)
   folder = base_model.folder
+  if denoiser.quantize is not None:
+    denoiser, adapter = dataclasses.replace(denoiser, quantize=None, mesh=None), {"lora": params["lora"]}
+    params = {**load_weights(folder, denoiser), **jax.device_get(adapter)} if merged else adapter
   if denoiser.lora is not None and not merged:
     _write_adapter(out, denoiser, params, base_model, folder, None if own else layout, made, origin)
     return

@@ -10,11 +10,14 @@ import tokenize
 from typing import NamedTuple
 
 from gdsd_jax.models.lora import LoraConfig
+from gdsd_jax.models.quantised import QuantizeConfig
 from gdsd_jax.runs.config import ModelConfig
 
 _OURS = ("as_given", "own", "options", "made")  # fields of dataclasses that no recipe has
+_SECTIONS_OF_MODEL = {"lora": LoraConfig, "quantize": QuantizeConfig}
 _MORE = {
   "model.lora.rank": "0: no adapter, all parameters are trained",
+  "model.quantize.kind": "None: the weights as they are, in model.dtype",
   "task.name": "which problems, and how they are graded; its own fields beside it: gdsd_jax/tasks and docs/data.md",
 }
 
@@ -34,8 +37,9 @@ def declared(cls) -> dict[str, Declared]:
   found = {}
   for field in dataclasses.fields(cls):
     part = field.metadata.get("fields_of", field.type)
-    if cls is ModelConfig and field.name == "lora":
-      found |= {f"lora.{path}": place for path, place in declared(LoraConfig).items()}
+    if cls is ModelConfig and field.name in _SECTIONS_OF_MODEL:
+      part = _SECTIONS_OF_MODEL[field.name]
+      found |= {f"{field.name}.{path}": place for path, place in declared(part).items()}
     elif cls is ModelConfig and field.name == "lora_path":
       found["lora.path"] = Declared(cls, field)
     elif dataclasses.is_dataclass(part):

@@ -35,7 +35,7 @@ def make_denoiser(config: ModelConfig, architecture: DenoiserConfig, mesh, folde
   frozen_dtype = config.dtype if config.lora else "float32"
   source = None if folder is None else str(folder)
   return Denoiser(architecture, config.dtype, frozen_dtype, config.remat, config.lora, mesh,
-                  trains_routers=config.train_router, source=source)
+                  trains_routers=config.train_router, source=source, quantize=config.quantize)
 
 
 def load_model(config: ModelConfig, seed: int, mesh):
@@ -100,13 +100,14 @@ def find_step(workdir: epath.Path, step: str | int) -> int:
   return found
 
 
-def load_run(workdir: epath.Path, step: str | int, mesh=None):
+def load_run(workdir: epath.Path, step: str | int, mesh=None, whole: bool = False):
   """Loads the denoiser of a run's checkpoint.
 
   Args:
     workdir: folder of the run.
     step: which checkpoint, see `find_step`.
     mesh: to lay the parameters over; None for the default device.
+    whole: leave the base as its files have it where the run has quantised it.
 
   Returns:
     (denoiser, params), with the adapter's when the run trained one.
@@ -115,6 +116,7 @@ def load_run(workdir: epath.Path, step: str | int, mesh=None):
     ValueError, OSError: the base model or the checkpoint cannot be read, or they do not fit together.
   """
   config, step = read_model_config(workdir), find_step(workdir, step)
+  config = dataclasses.replace(config, quantize=None) if whole else config
   path = config.folder
   denoiser = make_denoiser(config, load_config(path, config.layout), mesh, path)
   frozen = load_weights(path, denoiser) if denoiser.lora else {}  # without an adapter the checkpoint has all weights

@@ -94,6 +94,7 @@ class FinetuningConfig:
   def __post_init__(self):
     require_seed("seed", self.seed)
     require_at_least(self, "", steps=1, batch_size=1)
+    self.model.check_trained()
     parts = self.optimizer.accumulation
     require(self.batch_size % parts == 0, "optimizer.accumulation",
             f"{parts} must divide batch_size, {self.batch_size}")
