@@ -340,8 +340,28 @@ BAD = {
     f"{IN_BLOCKS} --config.sampler.cfg_scale=1.0",
     "sampler.cfg_scale: only the llada sampler has it .sampler.kind is 'block'.", {"m": config_json(**SDAR)}),
   "dream's field in blocks": Case(
-    f"{IN_BLOCKS} --config.sampler.top_p=0.9",
-    "sampler.top_p: only the dream sampler has it .sampler.kind is 'block'.", {"m": config_json(**SDAR)}),
+    f"{IN_BLOCKS} --config.sampler.alg=origin",
+    "sampler.alg: only the dream sampler has it .sampler.kind is 'block'.", {"m": config_json(**SDAR)}),
+  "exact cache of a dense model": Case(
+    f"{TRAIN} --config.sampler.cache=exact", "sampler.cache: must be one of none, prefix, dual with the llada sampler, "
+    "not 'exact': only of a block-causal model do the keys of finished blocks never change"),
+  "steps of no block": Case(
+    f"{IN_BLOCKS} --config.sampler.steps=1 --config.sampler.threshold=0.9",
+    r"sampler.steps: 1 must be a multiple of the 2 blocks \(completion_length / block_length\)",
+    {"m": config_json(**SDAR)}),
+  "block that divides no completion": Case(
+    f"{IN_BLOCKS} --config.sampler.block_length=5", "sampler.block_length: 5 must divide completion_length, 16",
+    {"m": config_json(**SDAR)}),
+  "editing alone": Case(
+    f"{IN_BLOCKS} --config.sampler.editing_threshold=0.5", "sampler.editing_threshold: needs sampler.threshold, .*",
+    {"m": config_json(**SDAR)}),
+  "steps of edited tokens": Case(
+    f"{IN_BLOCKS} --config.sampler.threshold=0.7 --config.sampler.editing_threshold=0.5"
+    " --config.objective.name=trace_rl", "sampler.editing_threshold: must be None with trace_rl, which goes through .*",
+    {"m": config_json(**SDAR)}),
+  "trajectory of edited tokens": Case(
+    f"{IN_BLOCKS} --config.sampler.threshold=0.7 --config.sampler.editing_threshold=0.5 --config.log.trajectory=True",
+    "log.trajectory: must be False with sampler.editing_threshold: .*", {"m": config_json(**SDAR)}),
   "cache of another sampler": Case(
     f"{IN_BLOCKS} --config.sampler.cache=dual", "sampler.cache: must be one of none, exact with the block sampler, .*",
     {"m": config_json(**SDAR)}),

@@ -323,7 +323,7 @@ def test_forward_process_is_that_of_the_sampler():
   (dict(top_p=1.1), "sampler.top_p"), (dict(top_k=0), "sampler.top_k"),
   (dict(top_k=2.5), "sampler.top_k"), (dict(eps="small"), "sampler.eps"), (dict(eps=0.0), "sampler.eps"),
   (dict(alg_temp=-1.0), "sampler.alg_temp"), (dict(cfg_scale=1.0), "sampler.cfg_scale"),
-  (dict(kind="llada", top_p=0.9), "sampler.top_p: only the dream sampler"), (dict(steps=0), "sampler.steps"),
+  (dict(kind="llada", top_p=0.9), "sampler.top_p: only the dream or block sampler"), (dict(steps=0), "sampler.steps"),
   (dict(kind="llada", alg="origin"), "sampler.alg: only the dream"),
   (dict(kind="llada", eps=0.1), "sampler.eps: only the dream"),
   (dict(kind="llada", alg_temp=0.1), "sampler.alg_temp: only the dream"),

@@ -94,7 +94,7 @@ def test_fast_options_are_the_runs_unless_evaluation_has_its_own():
 
 
 @pytest.mark.parametrize("fields, message", [
-  (dict(eval__temperature=0.1, eval__top_p=0.9), "eval.top_p: only the dream sampler has it"),
+  (dict(eval__temperature=0.1, eval__top_p=0.9), "eval.top_p: only the dream or block sampler has it"),
   (dict(sampler__kind="dream", eval__top_p=0.9), "eval.top_p: needs eval.temperature above 0"),
   (dict(sampler__kind="dream", eval__cfg_scale=1.0), "eval.cfg_scale: only the llada sampler has it"),
   (dict(sampler__kind="dream", eval__temperature=1.0, eval__top_p=1.5), r"eval.top_p: must lie in \(0, 1\], not 1.5"),

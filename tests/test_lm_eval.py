@@ -151,7 +151,7 @@ def test_a_setting_without_effect_is_told(gen_kwargs, said):
   ({"temperature": "hot"}, "temperature: must be a number, not 'hot'"),
   ({"temperature": -1}, "temperature: must be a number and not negative"),
   ({"do_sample": "maybe"}, "do_sample: must be true or false, not 'maybe'"),
-  ({"temperature": 1, "top_p": 0.9}, "top_p: only the dream sampler has it"),
+  ({"temperature": 1, "top_p": 0.9}, "top_p: only the dream or block sampler has it"),
   ({"temperature": float("nan")}, "temperature: must be a number, not nan"),
 ])
 def test_a_setting_that_cannot_be_is_refused(gen_kwargs, words):
