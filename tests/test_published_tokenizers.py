@@ -570,3 +570,27 @@ def test_sdars_mask_is_known_by_its_id_whatever_its_files_call_it(dream_folder, 
   prompt = chat_prompt(tokenizer, [{"role": "user", "content": "one two"}])
   assert prompt == "<|im_start|>user\none two<|im_end|>\n<|im_start|>assistant\n"
   assert tokenizer.encode(prompt)[0] == 151644
+
+
+LLADA2_CHAT = (
+  "{%- set system = messages[0]['content'] + '\n' if messages[0]['role'] == 'system' else '' %}"
+  "{{- '<role>SYSTEM</role>' + system + 'detailed thinking off<|role_end|>' }}"
+  "{%- for message in messages if message['role'] != 'system' %}"
+  "{{- '<role>' + ('HUMAN' if message['role'] == 'user' else 'ASSISTANT') + '</role>' + message['content']"
+  " + '<|role_end|>' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<role>ASSISTANT</role>' }}{%- endif %}")
+
+
+def test_llada2s_chat_is_that_of_its_files_and_its_turns_end_a_completion(tmp_path):
+  train_tokenizer(iter(CORPUS), 400, ("<|role_end|>", "<role>", "</role>"), tmp_path)
+  (tmp_path / "chat_template.jinja").write_text(LLADA2_CHAT)
+  ids = {t["content"]: t["id"] for t in json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]}
+  config = config_of(512, ids["<|mdm_mask|>"], ids["<|endoftext|>"], "llada2_moe")
+  tokenizer, asked = load_tokenizer(tmp_path, config), {"role": "user", "content": "one two"}
+  turn = "<role>HUMAN</role>one two<|role_end|><role>ASSISTANT</role>"
+  assert chat_prompt(tokenizer, [asked]) == f"<role>SYSTEM</role>detailed thinking off<|role_end|>{turn}"
+  brief = {"role": "system", "content": "Be brief."}
+  assert chat_prompt(tokenizer, [brief, asked]) == (
+    f"<role>SYSTEM</role>Be brief.\ndetailed thinking off<|role_end|>{turn}")
+  assert set(stop_token_ids(tokenizer, config)) == {ids["<|role_end|>"], ids["<|endoftext|>"]}
+  with pytest.raises(ValueError, match="<.role_end.>"):
+    chat_prompt(tokenizer, [{"role": "user", "content": "one<|role_end|>"}])
