@@ -38,6 +38,7 @@ def run(main: Callable[[], None], alone: bool = False) -> None:
     signals.begin()
   from gdsd_jax.parallel import processes
   from gdsd_jax.runs.compilation_cache import use_compilation_cache
+  from gdsd_jax.runs.compiler_flags import use_compiler_flags
   from gdsd_jax.runs.interruption import Interrupted
 
   if several := not alone and processes.may_be_one_of_several():
@@ -50,6 +51,7 @@ def run(main: Callable[[], None], alone: bool = False) -> None:
       faulthandler.disable()  # absl's: JAX's runtime aborts where others are gone, and says why
     absl_logging.set_verbosity(absl_logging.WARNING)  # JAX tells every step of its own
     try:
+      use_compiler_flags()
       if not alone:
         processes.join_processes()
       use_compilation_cache()

@@ -14,12 +14,9 @@ from typing import Any
 from gdsd_jax import signals
 from gdsd_jax.benchmark.suite_rows import Row, rows_of, SUITES
 from gdsd_jax.checks import require, require_one_of
+from gdsd_jax.runs.compiler_flags import GPU_FLAGS
 from gdsd_jax.runs.files import write_whole
 
-# Of XLA on a GPU. Products by cuBLAS alone: they read a layer's weights where these lie, while Triton's are given a
-# copy of them, made anew for each layer of each pass; and there is nothing to try out while a program is compiled. Nor
-# are the weights of two products merged, which is a copy, too.
-FLAGS = "--xla_gpu_enable_triton_gemm=false --xla_gpu_dot_merger_threshold_mb=0"
 _START = 120.0  # seconds that a process may take until its weights are there
 
 
@@ -112,7 +109,8 @@ def _serve(connection, first: Row) -> None:
   """Measures the rows that come over the connection; sends (numbers, devices) for each, until an error."""
   signals.end_with_parent()
   # Before anything asks for a device. What the user has set, comes last and wins.
-  os.environ["XLA_FLAGS"] = f"{FLAGS} {first.flags} {os.environ.get('XLA_FLAGS', '')}"
+  users = os.environ.get("XLA_FLAGS", "").removeprefix(GPU_FLAGS)  # the command has put these before them
+  os.environ["XLA_FLAGS"] = f"{GPU_FLAGS} {first.flags} {users}"
   import jax
 
   if first.side == "torch":
