@@ -2,8 +2,9 @@
 
 import os
 
-from gdsd_jax.runs import compiler_flags
 import pytest
+
+from gdsd_jax.runs import compiler_flags
 
 
 @pytest.mark.parametrize("given, found", [
