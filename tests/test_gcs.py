@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 from etils import epath
+from page_rows import write_run
 import pytest
 
+from gdsd_jax.page.report import write_report
 from gdsd_jax.runs import files
 from gdsd_jax.runs.earlier import set_aside
 from gdsd_jax.runs.files import check_workdir, JsonLines, local_folder, read_rows, write_whole
@@ -29,7 +31,7 @@ def train(workdir, steps, **environment):
   result = subprocess.run(
     [sys.executable, "launch/train.py", "--config=configs/gdsd_math.py", f"--workdir={workdir}", *overrides],
     cwd=REPOSITORY, env={**os.environ, "JAX_PLATFORMS": "cpu", **environment}, capture_output=True, text=True,
-    timeout=500,
+    timeout=1500,
   )
   assert result.returncode == 0, result.stderr[-2000:]
   return result.stdout
@@ -60,15 +62,17 @@ def served():
   server = emulator.create_server("localhost", port, in_memory=True, default_bucket="bucket")
   address = f"http://localhost:{port}"
   return server, {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address,
-                  "GOOGLE_CLOUD_PROJECT": "project", "GRPC_VERBOSITY": "NONE"}
+                  "GOOGLE_CLOUD_PROJECT": "project", "GRPC_VERBOSITY": "NONE",
+                  # The emulator does not tell what kind of bucket it has, for which gcsfs would wait a minute.
+                  "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
 
 
 @pytest.mark.slow
 def test_kept_rollouts_on_gs_are_the_local_ones_and_are_set_aside(tmp_path, monkeypatch):
-  pytest.importorskip("gcsfs")
   server, environment = served()
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
+  pytest.importorskip("gcsfs")  # which reads them
   server.start()
   try:
     config, remote = LogConfig(keep_every=1, keep_megabytes=0.004), epath.Path("gs://bucket/run")
@@ -81,6 +85,23 @@ def test_kept_rollouts_on_gs_are_the_local_ones_and_are_set_aside(tmp_path, monk
     assert written == (tmp_path / FILE).read_bytes() and 2000 < len(written) <= 4000
     aside = set_aside(remote)
     assert (aside / FILE).read_bytes() == written and not (remote / FILE).exists()
+  finally:
+    server.stop()
+
+
+@pytest.mark.slow
+def test_a_run_on_gs_has_its_page_there(tmp_path, monkeypatch):
+  server, environment = served()
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  pytest.importorskip("gcsfs")  # which reads them
+  server.start()
+  try:
+    for file in write_run(tmp_path, steps=2).iterdir():
+      (epath.Path("gs://bucket/run") / file.name).write_bytes(file.read_bytes())
+    for out in (None, "gs://bucket/pages/run.html"):
+      write_report(["gs://bucket/run"], out, watch=False)
+      assert epath.Path(out or "gs://bucket/run/report.html").stat().length > 100_000
   finally:
     server.stop()
 

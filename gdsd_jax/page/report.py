@@ -18,7 +18,7 @@ from gdsd_jax.page.replay import made_at
 from gdsd_jax.page.rollouts import that_fit
 from gdsd_jax.page.series import series_of
 from gdsd_jax.page.tiles import tiles
-from gdsd_jax.runs.files import run_folder, write_whole
+from gdsd_jax.runs.files import is_remote, run_folder, write_whole
 
 SECONDS = 5.0  # between two looks at a run that is watched
 _MOST_POINTS = 1000  # a metric's, over all runs
@@ -44,8 +44,9 @@ def write_report(workdirs: Sequence[str], out: str | None, watch: bool) -> None:
   file = folders[0] / "report.html" if out is None else run_folder(out, "--out")
   require(not file.is_dir(), "--out", f"{file} is a folder; name a file in it")
   require(file.suffix in (".html", ".htm"), "--out", f"{file} must end in .html")  # no other file is meant
-  taken = next((parent for parent in file.parents if parent.exists() and not parent.is_dir()), None)
-  require(out is None or taken is None, "--out", f"{taken} is a file, and can hold no {file.name}; name another folder")
+  if out is not None and not is_remote(file):  # of a bucket one may not even ask whether it exists
+    taken = next((parent for parent in file.parents if parent.exists() and not parent.is_dir()), None)
+    require(taken is None, "--out", f"{taken} is a file, and can hold no {file.name}; name another folder")
   is_done = _write(folders, file, watch)
   screen.say(f"REPORT {file} ({file.stat().length / 1e6:.1f} MB)")
   if watch and not is_done:
