@@ -14,6 +14,7 @@ def picture(report: Mapping[str, Any]) -> bytes:
   """
   import matplotlib
   from matplotlib.figure import Figure
+  from matplotlib.ticker import MaxNLocator
 
   (tasks, objectives), window = labels(report), report["config"]["window"]
   figure = Figure(figsize=(4.5 * len(tasks), 6.5), layout="constrained")
@@ -25,6 +26,7 @@ def picture(report: Mapping[str, Any]) -> bytes:
     for name in objectives:
       _curve(axes[0, column], *mean_curve(report, task, name), colors[name], name)
     axes[0, column].set(title=task, xlabel="step", ylabel=f"reward of rollouts, mean of {window} steps")
+    axes[0, column].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, column].grid(alpha=0.3)
     _ends(axes[1, column], report["summary"][task], colors)
   if axes[0, -1].lines:
