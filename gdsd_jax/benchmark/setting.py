@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import math
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ from gdsd_jax.huggingface.published import architecture, HUB_NAMES
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser, DTYPES, REMAT
 from gdsd_jax.models.lora import LoraConfig
+from gdsd_jax.models.quantised import QuantizeConfig
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.own import make_objective
 
@@ -58,6 +60,7 @@ class Setting:
   center_top_k: int | None = None
   dtype: str = "float32"  # in which matrices are multiplied
   lora_rank: int = 0  # adapter that is sampled with and trained; at 0 all weights are trained
+  quantize: str | None = None  # how the frozen base is quantised, a kind of `QuantizeConfig`; None: it is not
   accumulation: int = 1
   remat: str = "full"  # what our backward pass computes again, see `Denoiser`
   # Fast-dLLM's, as `threshold`: for a sampler that is measured beside the exact one. Or a block-causal model's "exact".
@@ -129,6 +132,12 @@ class Setting:
   def lora(self) -> LoraConfig | None:
     """Without dropout: both sides then compute the same."""
     return LoraConfig(self.lora_rank, alpha=64.0, dropout=0.0) if self.lora_rank else None
+
+  @property
+  def quantized(self) -> QuantizeConfig | None:
+    """How the base is quantised: in blocks of 64, or the most below that which divide a small model's widths."""
+    widths = self.architecture.hidden_size, self.architecture.mlp_size
+    return QuantizeConfig(self.quantize, math.gcd(64, *widths)) if self.quantize else None
 
   @property
   def held_dtype(self) -> str:

@@ -29,9 +29,9 @@ class Row(NamedTuple):
     return f"{self.name}.{self.side}"
 
   @property
-  def place(self) -> tuple[str, str, str]:
+  def place(self) -> tuple[str | None, ...]:
     """What rows have in common that follow one another in one process: the weights are made once for all."""
-    return self.side, self.setting.model, self.flags
+    return self.side, self.setting.model, self.setting.quantize, self.flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +98,12 @@ def rows_of(suite: str) -> list[Row]:
     mine("fast_long", "sampling", of(length=long, **fast), 100),
     mine("sdar_exact_cache", "sampling", of(sdar, block_length=4, cache="exact"), 150),
     mine("sdar_no_cache", "sampling", of(sdar, block_length=4), 150, some),
+    *(row for kind in ("int8", "nf4") for row in (
+      mine(f"sample_short_{kind}", "sampling", of(quantize=kind), 120, few),
+      mine(f"fast_short_{kind}", "sampling", of(quantize=kind, **fast), 120),
+      mine(f"rollouts_{kind}", "sampling", of(quantize=kind, **adapted), 120, few),
+      mine(f"update_{kind}", "update", dataclasses.replace(update, quantize=kind), 200),
+    )),
     mine("dream", "sampling", of(dream, block_length=None), 150, some),
     torch[5],
     mine("views", "views", update, 200),

@@ -80,6 +80,7 @@ def _label(row: Row) -> str:
   shape = f"batch {setting.batch}, {setting.prompt_length} + {setting.completion_length} tokens"
   adapter = f", LoRA r {setting.lora_rank}" if setting.lora_rank else ""
   model = {"8b": "LLaDA-8B", "8b_dream": "Dream-7B", "8b_sdar": "SDAR-8B"}.get(setting.model, setting.model)
+  model += f" in {setting.quantize}" if setting.quantize else ""
   fast = [f"{setting.cache} cache"] * (setting.cache != "none")
   fast += [f"threshold {setting.threshold}"] * (setting.threshold is not None)
   ways = {"sampling": f"{model} samples, {' and '.join(fast) or 'every step whole'}", "update": f"{model}, an update, M"
