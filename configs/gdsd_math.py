@@ -7,6 +7,8 @@ Result:    reward of sampled completions from 0.58 to 1.22 (at most 1.25), greed
 The model, 0.4 M parameters in LLaDA's layout, was pretrained on word problems with half of the training answers wrong
 (configs/pretrain_tiny.py).
 
+tiny_block: the same by the embedded block-causal model in SDAR's layout, its blocks sampled with their exact cache.
+
 llada_8b:  python launch/train.py --config=configs/gdsd_math.py:llada_8b
 dream_7b:  python launch/train.py --config=configs/gdsd_math.py:dream_7b
 sdar_8b, sdar_1.7b, llada2_mini, illada_8b, llada_moe: these models by the same numbers (docs/llada.md). Not run by us.
@@ -20,7 +22,9 @@ from gdsd_jax.runs.recipes import check_preset, evaluate_as_dream, published_con
 
 
 def get_config(preset: str = "tiny"):
-  check_preset(preset)
+  check_preset(preset, more=("tiny_block",))
+  if preset == "tiny_block":
+    return _tiny_block()
   return _tiny() if preset == "tiny" else _published(preset)
 
 
@@ -78,4 +82,15 @@ def _tiny():
   config.log.rollouts_every = 25
   config.log.keep_every = 5  # so that rollouts.jsonl shows how it learns, in less than a megabyte
   config.log.keep_groups = 4
+  return config
+
+
+def _tiny_block():
+  """As `:tiny`, but of the block-causal model, which samples its blocks of four with its exact cache."""
+  config = _tiny()
+  config.model.path = "tiny_block"
+  config.sampler.kind = "block"
+  config.sampler.cache = "exact"
+  config.sampler.block_length = 4
+  config.eval.block_length = 4
   return config

@@ -1,11 +1,12 @@
-"""Makes the embedded models: masked diffusion language models in LLaDA's layout, with tokenizer and chat template.
+"""Makes the embedded models: masked diffusion language models, with tokenizer and chat template, in LLaDA's layout.
 
 Command:   python launch/pretrain.py --config=configs/pretrain_tiny.py --out=gdsd_jax/models/assets/tiny --workdir=RUN
            RUN holds metrics.jsonl and checkpoints; the same command goes on where a killed one was
 Hardware:  two CPU cores, 5 minutes.
 Result:    on held-out problems, greedy accuracy 0.73, and a mean reward of sampled completions of 0.60 (at most 1.25)
 
-`configs/pretrain_tiny.py:tiny_block` makes one in SDAR's layout of the same problems; it attends from block to block.
+`configs/pretrain_tiny.py:tiny_block` makes tiny_block in SDAR's layout of the same problems; it attends from block to
+block. On held-out problems: greedy accuracy 0.66, mean reward of sampled completions 0.55.
 Likewise `configs/pretrain_tiny.py:sudoku` makes tiny_sudoku, and `:countdown` tiny_countdown. On held-out problems:
 Sudoku:    0.98 of the empty cells right after step 1000; at the end 0.75 by greedy and 0.66 by sampled completions
 Countdown: 0.73 solved after step 1250; at the end 0.28 by greedy completions, mean reward of sampled ones 0.37

@@ -10,8 +10,12 @@ from documented import undocumented
 import jax
 import numpy as np
 import pytest
+import recipes
 
+from gdsd_jax.huggingface.published import architecture
+from gdsd_jax.huggingface.weights import load_pretrained
 from gdsd_jax.models.config import ExpertsConfig
+from gdsd_jax.runs.config import evaluation_samplers
 from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.metrics import Stopwatch
@@ -131,3 +135,19 @@ def test_a_run_by_the_command_resumes_where_it_was_stopped(folder, tmp_path):
 def test_what_a_model_in_blocks_cannot_be_trained_on_is_said_in_a_line(folder, tmp_path, changes, message):
   with pytest.raises(ValueError, match=f"^{message}"):
     Trainer(config_of(folder, **changes), tmp_path)
+
+
+def test_the_embedded_model_goes_block_by_block_and_fits_its_recipe():
+  recipe = recipes.load("gdsd_math", "tiny_block")
+  recipes.check_embedded_model(recipe)
+  config, model = run_config(recipe), architecture("tiny_block")
+  assert (model.family, model.block_length, model.qk_norm) == ("sdar", 4, True)
+  _, params = load_pretrained("tiny_block")
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 412_464
+  for sampler in (config.sampler, *evaluation_samplers(config).values()):
+    assert (sampler.kind, sampler.block_length, sampler.block_steps, sampler.cache) == ("block", 4, 4, "exact")
+
+
+@pytest.mark.slow
+def test_the_recipe_of_the_embedded_model_runs(tmp_path):
+  recipes.check_runs(recipes.load("gdsd_math", "tiny_block"), tmp_path)

@@ -272,7 +272,7 @@ def test_the_command_says_where_the_page_is(tmp_path):
 
 def test_recipes_tell_their_presets():
   assert presets("gdsd_gsm8k")[:2] == ["llada_8b", "dream_7b"] or "llada_8b_tlc" in presets("gdsd_gsm8k")
-  assert presets("gdsd_math") == ["tiny", *HUB_NAMES]
+  assert presets("gdsd_math") == ["tiny", *HUB_NAMES, "tiny_block"]
 
 
 def test_a_folders_name_is_nothing_that_a_terminal_obeys(tmp_path, capsys):
