@@ -53,6 +53,40 @@ def test_a_watched_sampler_gives_the_same_and_shows_each_state_once(tiny_denoise
     np.testing.assert_array_equal(confidence, np.where(came, alone.confidence, 0))
 
 
+@pytest.fixture(scope="module")
+def in_blocks(tiny_denoiser, tiny_params):
+  """(denoiser, params) that attend from block to block."""
+  config = dataclasses.replace(tiny_denoiser.config, block_length=4, positions_skip_padding=True)
+  return gdsd_jax.Denoiser(config), tiny_params
+
+
+@pytest.mark.parametrize("fields", [{}, slow({"cache": "none"}), slow({"threshold": 0.02})])
+def test_a_watched_block_sampler_shows_each_state_of_the_completions_and_ends_where_it_is_told(in_blocks, fields):
+  """Prompts of 5 tokens: a block begins with the last one, and the last block exceeds the completion."""
+  config = dataclasses.replace(CONFIG, kind="block", **{"cache": "exact", **fields})
+  mask_id, watching, prompt = in_blocks[0].config.mask_token_id, Watching(), np.arange(15).reshape(3, 5) + 1
+  alone, watched = (run(*in_blocks, config, watcher, prompt) for watcher in (None, watching))
+  jax.tree.map(np.testing.assert_array_equal, watched, alone)
+  steps = [step for step, _, _ in watching.seen]
+  assert steps == sorted(set(steps)) and set(np.unique(alone.steps)) <= set(steps)
+  for step, tokens, confidence in watching.seen:
+    came = alone.steps < step
+    np.testing.assert_array_equal(tokens, np.where(came, alone.tokens, mask_id))
+    np.testing.assert_array_equal(confidence, np.where(came, alone.confidence, 0))
+  stopped = run(*in_blocks, config, Watching(end=3), prompt)
+  np.testing.assert_array_equal(stopped.tokens, np.where(alone.steps < 3, alone.tokens, mask_id))
+
+
+@pytest.mark.slow
+def test_a_watched_sampler_that_edits_shows_what_it_replaces(in_blocks):
+  config = dataclasses.replace(CONFIG, kind="block", cache="exact", threshold=0.02, editing_threshold=0.01)
+  watching = Watching()
+  alone, watched = (run(*in_blocks, config, watcher) for watcher in (None, watching))
+  jax.tree.map(np.testing.assert_array_equal, watched, alone)
+  for step, tokens, _ in watching.seen:  # what was written last before a step is there, whatever was there first
+    np.testing.assert_array_equal(tokens[alone.steps < step], alone.tokens[alone.steps < step])
+
+
 @pytest.mark.parametrize("fields", SAMPLERS[1:])
 def test_a_watcher_that_wants_no_more_leaves_the_rest_masked(tiny_denoiser, tiny_params, fields):
   config, watching = dataclasses.replace(CONFIG, **fields), Watching(end=3)

@@ -11,6 +11,7 @@ from gdsd_jax.huggingface.families import FAMILIES, model_type_of
 from gdsd_jax.huggingface.files import read_json_object
 from gdsd_jax.huggingface.layouts import Layout
 from gdsd_jax.huggingface.own_layout import layout_of, MODEL_TYPES
+from gdsd_jax.huggingface.special_ids import told_by_tokenizer
 from gdsd_jax.huggingface.weight_files import stored_weights
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.paths import expanded, scheme_of
@@ -94,7 +95,8 @@ def tokenizer_files(folder: Path) -> list[Path]:
 def load_config(path: Path, layout: str | None = None, stated: Mapping[str, Any] | None = None) -> DenoiserConfig:
   """DenoiserConfig of a folder's config.json, by a layout of one's own (FILE.py:NAME) or that of its `model_type`.
 
-  `stated` are fields that stand in the place of the file's own, such as a `mask_token_id` that it does not name.
+  `stated` are fields that stand in the place of the file's own, such as a `mask_token_id` that it does not name. Ids
+  that neither has are those of the tokenizer's files where they tell them, and else the family's own.
   Where config.json leaves open whether the head is the embedding, the weights tell, if they are there. Raises
   ValueError or FileNotFoundError, naming the file.
   """
@@ -103,6 +105,7 @@ def load_config(path: Path, layout: str | None = None, stated: Mapping[str, Any]
     raise FileNotFoundError(f"model.path: {file} is missing: {path} is a PEFT adapter, which model.lora.path takes,"
                             " with its base model as model.path")
   fields = {**read_json_object(file, "model.path"), **(stated or {})}
+  fields |= told_by_tokenizer(path, fields)
   if layout is not None:
     return layout_of(layout).parse_config(fields)
   family = model_type_of(fields)
