@@ -10,6 +10,8 @@
   python launch/benchmark.py --model=100m --only=memory                # one rollout's scores at V 8k, 32k, 128k
   python launch/benchmark.py --model=100m --only=views                 # an update's memory at M 2, 4, 8, 16
 
+  python launch/benchmark.py --recipe=gdsd_math:tiny --slots=16 --batch=256  # rollouts in slots beside whole batches
+
   python launch/benchmark.py --suite=gpu --out=gpu.json --page=docs/performance.md  # all of a GPU's rows, eight minutes
 
 Weights are random, but those of `tiny`; both sides have the same weights, prompts, masks and tokens in one run, and it
@@ -22,6 +24,9 @@ through the temporary folder (16 GB of 8b). --reference needs `pip install torch
 --suite measures its rows one after another and writes each to --out as soon as it is there: a call that was ended goes
 on where it was, and --rows chooses (none, --rows=, only writes the table again). The other flags do not count there.
 `tiny` is the same on small models, for any machine. See gdsd_jax/benchmark/suite_rows.py.
+
+--recipe samples that recipe's problems, at --threshold (0.9) with early stop, in --block_length and by --cache if they
+are given: --batch of them (four steps') in --slots, and in batches of as many as a step of the recipe has.
 
 On a CPU that other processes use, too, seconds say little; cpu_seconds, of all threads of a side, say more.
 
@@ -57,6 +62,8 @@ _ROWS = flags.DEFINE_list("rows", None, "Some rows of the suite; by default all.
 _PAGE = flags.DEFINE_string("page", None, "Markdown file that the suite's table goes into, between its two marks.")
 _OUT = flags.DEFINE_string("out", None, "File for the JSON object.")
 _PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of our sampling and of our update.")
+_RECIPE = flags.DEFINE_string("recipe", None, "Recipe whose rollouts are sampled in slots and in whole batches.")
+_SLOTS = flags.DEFINE_integer("slots", None, "Slots of the sampler of --recipe.")
 _FIELDS = [  # by default the model's own
   flags.DEFINE_integer("batch", None, "Completions that are sampled, rollouts of an update."),
   flags.DEFINE_integer("prompt_length", None, "Tokens of a prompt."),
@@ -103,6 +110,29 @@ def run_suite() -> None:
     sys.exit(1)
 
 
+def run_slots(out: str | None) -> None:
+  from gdsd_jax.benchmark import slots
+  from gdsd_jax.runs.config_dict import run_config
+  from gdsd_jax.runs.files import write_whole
+  from gdsd_jax.runs.given import load_config
+
+  require(_SLOTS.value is not None, "--slots", "must say how many --recipe is measured with")
+  given = {flag.name: flag.value for flag in _FIELDS if flag.value is not None}
+  for name in given:
+    require(name in ("batch", "threshold", "block_length", "cache", "repeats"), f"--{name}", "is none of --recipe's")
+  changes = {"sampler.threshold": given.get("threshold", 0.9), "sampler.early_stop": True}
+  for name in ("block_length", "cache"):
+    changes |= {f"sampler.{name}": given[name]} if name in given else {}
+  config = run_config(load_config(_RECIPE.value, changes))
+  result = slots.compare(config, _SLOTS.value, given.get("batch", 4 * config.rollouts_per_step),
+                         given.get("repeats", 3))
+  text = json.dumps({"recipe": _RECIPE.value, **result})
+  if out is not None:
+    write_whole(out, text + "\n")
+  print(slots.line(result))
+  print(text, flush=True)
+
+
 def main():
   for flag in (_ROWS, _PAGE):
     require(flag.value is None or _SUITE.value is not None, f"--{flag.name}", "is of --suite; give that, too")
@@ -118,6 +148,9 @@ def main():
   only = tuple(_ONLY.value) if _ONLY.value is not None else None
   if out is not None:
     check_report(Path(out))
+  require(_SLOTS.value is None or _RECIPE.value is not None, "--slots", "is of --recipe; give that, too")
+  if _RECIPE.value is not None:
+    return run_slots(out)
   chosen = setting(_MODEL.value, only=only, reference=_REFERENCE.value, profile=profile, **fields)
   result = measure(chosen, say=lambda line: print(line, flush=True))
   line = json.dumps(result)

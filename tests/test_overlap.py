@@ -275,6 +275,7 @@ def test_an_async_run_goes_on_where_its_rollouts_remember_more_or_less_than_befo
 @pytest.mark.parametrize("changes", [
   {"async_rollouts": True, "sampler.microbatches": 2, "optimizer.moments_dtype": "bfloat16"},
   {"sampler.microbatches": 2},
+  {"sampler.slots": 2, "sampler.threshold": 0.9, "async_rollouts": True, "sampler.microbatches": 2},
 ])
 @pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, changes):

@@ -288,7 +288,8 @@ def test_standard_input_that_is_no_text_is_refused():
   assert read_prompt(None, io.StringIO("two\nlines\n")) == "two\nlines"
 
 
-@pytest.mark.parametrize("path", ["optimizer.clip", "eval.temperature", "sampler.microbatches", "objective.name"])
+@pytest.mark.parametrize("path", ["optimizer.clip", "eval.temperature", "sampler.microbatches", "sampler.slots",
+                                  "objective.name"])
 def test_a_flag_that_does_nothing_is_refused(path):
   with pytest.raises(ValueError, match=f"^--config.{path}: does nothing in a sample"):
     sample_config(load("gdsd_math"), {path: 1}, ChosenModel())

@@ -161,7 +161,7 @@ def test_predictions_of_a_step_are_of_its_state(tiny_denoiser, tiny_params, name
 
 def test_predictions_are_not_remembered_by_steps_that_see_a_part(tiny_denoiser, tiny_params):
   config = gdsd_jax.SamplerConfig(completion_length=L, steps=L, block_length=4, cache="dual")
-  with pytest.raises(ValueError, match="sampler.cache, threshold, factor, early_stop: must be unset"):
+  with pytest.raises(ValueError, match="sampler.cache, threshold, factor, early_stop, slots: must be unset"):
     gdsd_jax.sample(tiny_denoiser, tiny_params, jnp.zeros((B, P), jnp.int32), None, jax.random.key(0), config,
                     frozenset({"predictions"}))
 

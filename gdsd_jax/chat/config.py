@@ -16,6 +16,7 @@ from gdsd_jax.runs.config_dict import check_numbers, check_recipe, made
 from gdsd_jax.runs.eval_config import EvalConfig
 
 _SECTIONS = ("model.", "task.", "sampler.", "mesh.")
+_OF_BATCHES = ("sampler.microbatches", "sampler.slots")
 _USED = ("seed", "eval.prompt", "eval.prefill", "eval.test_size")
 _LENGTH, _SHARE = 256, 16  # tokens of a completion where nobody says how many, and as a share of the positions at most
 _DREAMS_OWN = {"temperature": 0.2, "top_p": 0.95}  # as Dream's model card has it
@@ -47,7 +48,7 @@ def sample_config(
   that names the field, also for a flag that does nothing here.
   """
   for path in given:
-    fits = path.startswith(_SECTIONS) and path != "sampler.microbatches" or path in _USED
+    fits = path.startswith(_SECTIONS) and path not in _OF_BATCHES or path in _USED
     require(fits, f"--config.{path}", "does nothing in a sample; its fields are those of the sections"
             f" {', '.join(section.removesuffix('.') for section in _SECTIONS)}, and {', '.join(_USED)}")
   if is_alone:
@@ -57,9 +58,10 @@ def sample_config(
   fields = recipe.to_dict()
   check_numbers(fields)
   config = made(SampleConfig, fields)
-  if config.sampler.is_blockwise and "sampler.early_stop" not in given:
-    config = dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, early_stop=True))
-  return config
+  sampler = dataclasses.replace(config.sampler, slots=None)
+  if sampler.is_blockwise and "sampler.early_stop" not in given:
+    sampler = dataclasses.replace(sampler, early_stop=True)
+  return dataclasses.replace(config, sampler=sampler)
 
 
 def _fit_to_model(recipe: ConfigDict, given: Mapping[str, Any], model: DenoiserConfig) -> None:

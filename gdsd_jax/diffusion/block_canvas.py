@@ -62,9 +62,14 @@ class Canvas:
 
   def prefilled(self, denoiser: Denoiser, params, tokens, count: int) -> KeysAndValues:
     """The cache of tokens [B, P + length], which knows the first `count` columns' keys and values."""
-    if count == 0:
-      one = jax.eval_shape(denoiser.hidden_and_cache, params, jnp.zeros((self.batch, 1), jnp.int32))[1]
-      return jax.tree.map(lambda x: jnp.zeros((*x.shape[:2], tokens.shape[1], *x.shape[3:]), x.dtype), one)
-    _, cache = denoiser.hidden_and_cache(params, tokens[:, :count], self.attention_mask[:, :count])
-    rest = tokens.shape[1] - count
-    return jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, rest), (0, 0), (0, 0)]), cache)
+    return prefilled(denoiser, params, tokens, self.attention_mask, count)
+
+
+def prefilled(denoiser: Denoiser, params, tokens, mask, count: int) -> KeysAndValues:
+  """The cache of tokens [B, T], of which the mask bool[B, T] says what is real; it knows the first `count` columns."""
+  if count == 0:
+    one = jax.eval_shape(denoiser.hidden_and_cache, params, jnp.zeros((len(tokens), 1), jnp.int32))[1]
+    return jax.tree.map(lambda x: jnp.zeros((*x.shape[:2], tokens.shape[1], *x.shape[3:]), x.dtype), one)
+  _, cache = denoiser.hidden_and_cache(params, tokens[:, :count], mask[:, :count])
+  rest = tokens.shape[1] - count
+  return jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, rest), (0, 0), (0, 0)]), cache)

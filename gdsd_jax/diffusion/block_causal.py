@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 
 from gdsd_jax.checks import require
-from gdsd_jax.diffusion import dream, prediction
+from gdsd_jax.diffusion import dream, prediction, random_keys
 from gdsd_jax.diffusion.block_canvas import Canvas
+from gdsd_jax.diffusion.block_step import all_masked, as_wide
 from gdsd_jax.diffusion.commits import choose, commit_plan
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.diffusion.trajectory import remembered
@@ -40,13 +41,10 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
   require("predictions" not in record, "sampler.kind", "'block' predicts one block at a time, so predictions of the"
           " whole completion cannot be remembered")
   canvas = Canvas(prompt, prompt_mask, config)
-  rows = lambda fill, dtype, *more: jnp.full((canvas.batch, canvas.length, *more), fill, dtype)
-  numbers = lambda: rows(0, jnp.float32)
-  rollout = Rollout(rows(denoiser.config.mask_token_id, jnp.int32), numbers(), rows(config.most_steps, jnp.int32),
-                    numbers(), numbers(), rows(-1, jnp.int32, config.top_k or 1)).only({"steps", *record})
+  rollout = all_masked(canvas.batch, canvas.length, denoiser.config.mask_token_id, config, record)
   aligned = canvas.aligned(canvas.prompt, rollout.tokens)
   rollout = rollout.replace(tokens=aligned[:, canvas.prompt_length:])
-  sampler = _Sampler(denoiser, params, config, record, watcher, canvas, aligned[:, :canvas.prompt_length])
+  sampler = BlockSampler(denoiser, params, config, record, watcher, canvas, aligned[:, :canvas.prompt_length])
   cache = canvas.prefilled(denoiser, params, aligned, canvas.prompt_length) if config.cache == "exact" else None
   numbered = jnp.arange(config.num_blocks + 1, dtype=jnp.int32), jax.random.split(key, config.num_blocks + 1)
   (rollout, _), _ = jax.lax.scan(
@@ -61,7 +59,7 @@ class _Progress(NamedTuple):
   post_steps: jax.Array  # int32[B], steps since a row's last mask, with editing; at their limit it is finished
 
 
-class _Sampler:
+class BlockSampler:
   """Denoises one block after the other of rollouts [B, length], whose columns are those of a canvas."""
 
   def __init__(self, denoiser, params, config, record, watcher, canvas: Canvas, before):
@@ -81,8 +79,8 @@ class _Sampler:
     def denoise(rollout, cache):
       rollout = self._denoise(rollout, cache, number, key, rows)
       if cache is not None:
-        cache = self.denoiser.extended(self.params, self._sequence(rollout), canvas.prompt_length + start, width,
-                                       cache, self.attention_mask)
+        _, cache = self.denoiser.window_and_cache(
+          self.params, self._sequence(rollout), canvas.prompt_length + start, width, cache, self.attention_mask)
       return rollout, cache
 
     rollout, cache = jax.lax.cond(jnp.any(rows), denoise, lambda *same: same, rollout, cache)
@@ -124,12 +122,12 @@ class _Sampler:
     def step(index, progress):
       rollout, post_steps = progress
       may_change = can_change & going(progress)[:, None] if config.edits else masked(progress)
-      new, chosen = self._commits(hidden(rollout), of_block(rollout.tokens), may_change, plan[index], keys[index])
+      new, chosen = self.commits(hidden(rollout), of_block(rollout.tokens), may_change, plan[index], keys[index])
       if config.edits:
         after = jnp.where(jnp.any(chosen, axis=1), post_steps + 1, most_post)
         post_steps = jnp.where(jnp.any(masked(progress), axis=1), post_steps, after)
       new = new.replace(steps=jnp.full(chosen.shape, number * config.block_steps + index, jnp.int32))
-      new = jax.tree.map(lambda new, whole: jnp.where(_as_wide(chosen, new), new, of_block(whole)), new, rollout)
+      new = jax.tree.map(lambda new, whole: jnp.where(as_wide(chosen, new), new, of_block(whole)), new, rollout)
       put = lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, axis=1)
       return _Progress(jax.tree.map(put, rollout, new), post_steps)
 
@@ -141,24 +139,27 @@ class _Sampler:
     first = _Progress(rollout, jnp.zeros(len(rows), jnp.int32))
     return jax.lax.while_loop(unfinished, next_step, (jnp.int32(0), first))[1].rollout
 
-  def _commits(self, hidden, now, may_change, planned, key):
+  def commits(self, hidden, now, may_change, planned, key):
     """(Rollout, bool[B, K]): predictions of a block, without steps, and which of them to commit.
 
     `now` is the block, int32[B, K], and `may_change` has its masks, and with editing what may be replaced, bool[B, K].
     Only these positions go through the LM head: as many in each row as the row with the most of them has, rounded up
-    to the block's half, quarter, … of at least 8. So it is one of a few programs.
+    to the block's half, quarter, … of at least 8. So it is one of a few programs. `planned` is as of `choose`; the key
+    is one for all, or one for each row, [B].
     """
-    width, (token_key, position_key) = may_change.shape[1], jax.random.split(key)
+    width, (token_key, position_key) = may_change.shape[1], random_keys.split(key)
     first = jnp.argsort(~may_change, axis=1, stable=True)
     back = jnp.argsort(first, axis=1)
-    in_order = lambda x, places: jnp.take_along_axis(x, _as_wide(places, x), axis=1)
+    in_order = lambda x, places: jnp.take_along_axis(x, as_wide(places, x), axis=1)
 
     def predict(count: int, hidden):
-      states, before, open_ones = (in_order(x, first[:, :count]) for x in (hidden, now, may_change))
+      places = first[:, :count]
+      states, before, open_ones = (in_order(x, places) for x in (hidden, now, may_change))
       is_mask = before == self.denoiser.config.mask_token_id
-      tokens, confidence, *logp = self._predict(states, token_key)
+      tokens, confidence, *logp = self._predict(states, random_keys.at_places(token_key, places))
       told = remembered(self.denoiser, self.params, states, None, tokens, self.config, self.record, *logp)
-      chosen = choose(confidence, open_ones & is_mask, planned, position_key, self.config)
+      of_positions = random_keys.at_places(position_key, places)
+      chosen = choose(confidence, open_ones & is_mask, planned, of_positions, self.config)
       if self.config.edits:
         other = (tokens != before) & (confidence > self.config.editing_threshold)
         chosen |= open_ones & ~is_mask & other
@@ -185,8 +186,3 @@ class _Sampler:
       self.denoiser.head(self.params), hidden, key, special.mask_token_id, config.temperature, noise=config.noise,
       penalized=special.end_token_ids, penalty=config.eos_penalty, with_logp=drawn)
     return (found[0], jnp.exp(found[2]), found[2]) if drawn else found
-
-
-def _as_wide(x, other):
-  """x [B, K] with as many axes as the other, [B, K, ...], has."""
-  return x.reshape(*x.shape, *[1] * (other.ndim - 2))

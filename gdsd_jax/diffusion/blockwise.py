@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 
 from gdsd_jax.checks import require
-from gdsd_jax.diffusion import block_causal, dream, own, prediction
-from gdsd_jax.diffusion.commits import choose, commit_plan
-from gdsd_jax.diffusion.config import Predictions, Rollout, SamplerConfig
-from gdsd_jax.diffusion.trajectory import by_probability, comes_with_prediction, remembered, with_step
+from gdsd_jax.diffusion import block_causal, own, slots
+from gdsd_jax.diffusion.block_step import all_masked, as_wide, commits, predict
+from gdsd_jax.diffusion.commits import commit_plan
+from gdsd_jax.diffusion.config import Rollout, SamplerConfig
+from gdsd_jax.diffusion.trajectory import by_probability, with_step
 from gdsd_jax.diffusion.watching import if_wanted, step_or_end, unwatchable, Watcher
 from gdsd_jax.models.denoiser import Denoiser
 
@@ -68,26 +69,22 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
   if config.is_own:
     return own.sample(denoiser, denoiser.cast(params), prompt, prompt_mask, key, config)
   config.require_same_attention(denoiser.config)
-  if config.kind == "block":
+  if config.kind == "block" and config.slots is None:
     return block_causal.sample(denoiser, denoiser.cast(params), prompt, prompt_mask, key, config, record, watcher)
-  require("predictions" not in record or config.predicts_all, "sampler.cache, threshold, factor, early_stop",
+  require("predictions" not in record or config.predicts_all, "sampler.cache, threshold, factor, early_stop, slots",
           "must be unset where predictions are remembered: with one of them steps do not predict all masked tokens")
   readable = prompt_length > 0 or not (config.is_fast and denoiser.config.shifted_output)
   require(readable, "prompt", "must have a token, by whose output this model predicts the first of the completion")
   params, prompt = denoiser.cast(params), prompt.astype(jnp.int32)  # cast once, not in each of the steps
+  if config.slots is not None:
+    return slots.sample(denoiser, params, prompt, attention_mask, key, config, record)
   block_length = length // config.num_blocks
   denoise_block = functools.partial(_denoise_block, denoiser, params, prompt, attention_mask, config, record, watcher)
   if watcher is not None and config.cache != "none":  # the first step of a block is then none of its loop's
     denoise_block = _unless_stopped(denoise_block, watcher, denoiser.mesh, config)
   if config.early_stop:
     denoise_block = _unless_ended(denoise_block, block_length, denoiser.config.eos_token_id)
-  # What early stopping fills was unmasked in no step: it was masked in all of them.
-  whole = lambda value, dtype, *more: jnp.full((batch, length, *more), value, dtype)
-  numbers = lambda: whole(0, jnp.float32)
-  empty = Rollout(whole(denoiser.config.mask_token_id, jnp.int32), numbers(), whole(config.most_steps, jnp.int32),
-                  numbers(), numbers(), whole(-1, jnp.int32, config.top_k or 1),
-                  Predictions(*(jnp.zeros((batch, config.most_steps, length), x) for x in (jnp.int32, jnp.float32))))
-  rollout = empty.only({"steps", *record})
+  rollout = all_masked(batch, length, denoiser.config.mask_token_id, config, record)
   keys = jax.random.split(key, config.num_blocks) if config.is_blockwise else key[None]
   if config.cache == "prefix":  # What a step computes has another length in each block.
     for index in range(config.num_blocks):
@@ -147,24 +144,19 @@ def _denoise_block(
 
     Unless it remembers its predictions, which are made of those of the whole completion, [B, L, D].
     """
-    token_key, position_key = jax.random.split(keys[index])
-    with_logp = comes_with_prediction(record, config)
-    tokens, confidence, *logp = predict(
-      denoiser, params, hidden, unconditional, token_key, config, with_logp=with_logp)
-    step = number_of(index)
-    steps = jnp.full(tokens.shape, step, jnp.int32)
-    told = remembered(denoiser, params, hidden, unconditional, tokens, config, record, *logp)
+    step, of_draws = number_of(index), jax.random.split(keys[index])
+    predicted, chosen = commits(
+      denoiser, params, hidden, unconditional, masked(rollout), plan[index], of_draws, config, record)
     predictions, rollout = rollout.predictions, rollout.replace(predictions=None)
     if predictions is not None:
       probable = functools.partial(predict, denoiser, params, config=by_probability(config))
-      found = tokens, probable(hidden, unconditional, token_key)[1]
+      found = predicted.tokens, probable(hidden, unconditional, of_draws[0])[1]
       if config.num_blocks > 1:
-        elsewhere = probable(*of_all, jax.random.fold_in(token_key, 1))
+        elsewhere = probable(*of_all, jax.random.fold_in(of_draws[0], 1))
         found = jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, 1), elsewhere, found)
       predictions = with_step(predictions, step, *found, rollout.tokens, mask_id)
-    predicted = Rollout(tokens, confidence, steps, **told)
-    chosen = choose(confidence, masked(rollout), plan[index], position_key, config)
-    new = jax.tree.map(lambda new, whole: jnp.where(_as_wide(chosen, new), new, of_block(whole)), predicted, rollout)
+    predicted = predicted.replace(steps=jnp.full(chosen.shape, step, jnp.int32))
+    new = jax.tree.map(lambda new, whole: jnp.where(as_wide(chosen, new), new, of_block(whole)), predicted, rollout)
     return _put(rollout, new, start).replace(predictions=predictions)
 
   first = 0
@@ -195,27 +187,6 @@ def _denoise_block(
   return rollout
 
 
-def _as_wide(chosen, x):
-  return chosen.reshape(*chosen.shape, *[1] * (x.ndim - chosen.ndim))
-
-
 def _put(rollout: Rollout, block: Rollout, start) -> Rollout:
   """The rollout with a block of its completions replaced from `start` on."""
   return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, axis=1), rollout, block)
-
-
-def predict(denoiser: Denoiser, params, hidden, unconditional, key, config: SamplerConfig, given=None,
-            with_logp: bool = False):
-  """A token for each position of hidden states [B, K, D], int32[B, K], and the confidence in it, float32[B, K].
-
-  It is drawn, or, for the confidence in tokens of one's own, as `given` says. `unconditional` are hidden states
-  without the prompt, for guidance, or None. The third of three, if it is asked for, is the log-probability with which
-  the token was drawn, float32[B, K], see `trajectory.drawn`; there must be a temperature.
-  """
-  if config.kind == "dream":
-    return dream.predict(denoiser, params, hidden, key, config, given, with_logp)
-  special = denoiser.config
-  return prediction.predict(
-    denoiser.head(params), hidden, key, special.mask_token_id, config.temperature, unconditional, config.cfg_scale,
-    config.noise, special.end_token_ids, config.eos_penalty, given, with_logp,
-  )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gdsd_jax.diffusion import dream_schedule
+from gdsd_jax.diffusion import dream_schedule, random_keys
 from gdsd_jax.diffusion.config import SamplerConfig
 
 
@@ -31,18 +31,20 @@ def choose(confidence, masked, planned, key, config: SamplerConfig):
   """Positions of a block that a step commits, bool[B, K].
 
   They are some of the masked ones, bool[B, K], by float32[B, K] confidence in the predictions, or drawn by the random
-  key. `planned` is the step's entry of `commit_plan`.
+  key, or one for each position, [B, K]. `planned` is the step's entry of `commit_plan`, or, of rows at steps of their
+  own, [B, 1].
   """
+  number = lambda draw: random_keys.drawn(lambda key, shape: draw(key, shape, jnp.float32), key, masked.shape)
   if config.kind == "dream" and config.alg == "origin":
-    return masked & (jax.random.uniform(key, masked.shape, jnp.float32) < planned)
+    return masked & (number(jax.random.uniform) < planned)
   priority = confidence
   if config.kind != "dream" and config.remasking == "random":
-    priority = jax.random.uniform(key, masked.shape, jnp.float32)
+    priority = number(jax.random.uniform)
   if config.remasking == "sequential":
     priority = jnp.broadcast_to(-jnp.arange(masked.shape[1], dtype=jnp.float32), masked.shape)
   if config.kind == "dream" and config.alg_temp > 0:
     # Gumbel top-k: positions without replacement, with probability softmax(confidence / alg_temp).
-    priority = confidence / config.alg_temp + jax.random.gumbel(key, masked.shape, jnp.float32)
+    priority = confidence / config.alg_temp + number(jax.random.gumbel)
   rank = descending_rank(jnp.where(masked, priority, -jnp.inf))
   chosen = rank < planned
   if config.threshold is not None:

@@ -59,10 +59,12 @@ class Rollout:
   kept: jax.Array | None = None  # int32[B, L, top_k], the tokens that the filters left there, -1 for none
   predictions: Predictions | None = None
   beyond: Beyond | None = None  # of the block sampler, for `replay`
+  # int32[B, 2], with slots: of the passes over all of them, the first that worked at it, and the one after its last
+  passes: jax.Array | None = None
 
   def only(self, names: Collection[str]) -> "Rollout":
     """The rollout without what it remembers beside these: checkpoints and objectives have what they need."""
-    dropped = {"steps", "logp", "entropy", "kept", "predictions", "beyond"} - set(names)
+    dropped = {"steps", "logp", "entropy", "kept", "predictions", "beyond", "passes"} - set(names)
     return self.replace(**dict.fromkeys(dropped))
 
 
@@ -117,13 +119,16 @@ class SamplerConfig:
   factor: float | None = None
   # Once every completion of the batch has an end of text in its finished blocks, the others are not computed but filled
   # with it, at confidence 1. Texts up to their end stay the same; what is behind it, which training scores, does not.
-  # With block, each completion is filled by itself.
+  # With block, and with slots, each completion is filled by itself.
   early_stop: bool = False
   # LLaDA 2.1's editing with block: a set token of the block, none of the prompt's, is replaced where another one is
   # predicted and its confidence exceeds this; None is off. It needs threshold. Then steps do not count: each commits a
   # token at least, and a block goes on after its last mask until nothing changes, for at most max_post_steps steps.
   editing_threshold: float | None = None
   max_post_steps: int = 16  # see editing_threshold
+  # Prompts that are worked at together, each at its own block; one that is done gives its slot to the next prompt of
+  # the batch. Random numbers are then each prompt's own, whatever the slots. None: all at once, until the last is done.
+  slots: int | None = None
   own: tuple[tuple[str, Any], ...] = dataclasses.field(default_factory=tuple)  # fields that only one's own sampler has
 
   def __post_init__(self):
@@ -134,10 +139,10 @@ class SamplerConfig:
       require_one_of(f"sampler.{field}", getattr(self, field), known)
     if self.block_length is None and (self.kind != "dream" or self.is_fast):
       object.__setattr__(self, "block_length", BLOCK_LENGTH)
-    for field in ("completion_length", "steps", "block_length", "top_k"):
+    for field in ("completion_length", "steps", "block_length", "top_k", "slots"):
       value = getattr(self, field)
       fits = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
-      fits |= field in ("block_length", "top_k") and value is None
+      fits |= field in ("block_length", "top_k", "slots") and value is None
       must_fit(fits, field, f"must be an integer of at least 1, not {value!r}")
       must_fit(value is None or value <= _MOST_TOKENS, field, f"{value} is more than any model's {_MOST_TOKENS} tokens")
     for field in ("temperature", "eos_penalty", "cfg_scale", "alg_temp"):
@@ -149,6 +154,7 @@ class SamplerConfig:
              f"must be an integer and not negative, not {self.max_post_steps!r}")
     must_fit(isinstance(self.early_stop, bool), "early_stop", f"must be True or False, not {self.early_stop!r}")
     if self.is_own:
+      must_fit(self.slots is None, "slots", f"must be None with {self.kind}, which is handed all prompts at once")
       function = own_code.load(self.kind, "sampler.kind")
       must_fit(callable(function), "kind", f"{self.kind} must be a function, not {function!r:.80}")
       own_code.require_settings(function, "sampler.kind", self.kind, dict(self.own), len(PASSED))
@@ -215,7 +221,7 @@ class SamplerConfig:
 
     With a cache a step sees a part of the completion; the other options of Fast-dLLM leave steps out.
     """
-    return not (self.is_own or self.is_fast or self.early_stop or self.kind == "block")
+    return not (self.is_own or self.is_fast or self.early_stop or self.kind == "block" or self.slots)
 
   @property
   def is_blockwise(self) -> bool:

@@ -20,6 +20,11 @@ def check_together(sampler) -> None:
   _check_kind(sampler)
   if sampler.kind == "block":
     _check_block(sampler)
+  if sampler.slots is not None:
+    must_fit(sampler.cache != "prefix", "cache", "'prefix' computes a part of another length in each block, and with"
+             " sampler.slots each completion is at its own block; give dual")
+    must_fit(not sampler.edits, "slots", "must be None with sampler.editing_threshold, by which a block goes on after"
+             " its last mask")
 
 
 def _check_kind(sampler):

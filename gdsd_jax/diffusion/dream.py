@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from gdsd_jax.diffusion import random_keys
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.diffusion.prediction import penalize
 from gdsd_jax.models.denoiser import Denoiser
@@ -18,12 +19,13 @@ _ENTROPY_OFFSET = 1e-10  # Added inside the logarithm, as published.
 
 
 def predict(denoiser: Denoiser, params, hidden, key, config: SamplerConfig, given=None, with_logp: bool = False):
-  """`predict_from_logits` of hidden states [B, L, D], some positions at a time."""
+  """`predict_from_logits` of hidden states [B, L, D], some positions at a time; by a key, or one for each, [B, L]."""
   mask_id = denoiser.config.mask_token_id
   if given is not None:
     return _by_position(denoiser, params, (hidden, given), config, lambda logits, given: predict_from_logits(
       logits, key, mask_id, config, denoiser.mesh, given))
-  keys = jax.random.split(key, hidden.shape[1])
+  by_row = random_keys.is_of_rows(key)
+  keys = jnp.moveaxis(key, 1, 0) if by_row else jax.random.split(key, hidden.shape[1])
   return _by_position(denoiser, params, (hidden,), config, lambda logits, key: predict_from_logits(
     logits, key, mask_id, config, denoiser.mesh, with_logp=with_logp), keys)
 
@@ -51,7 +53,7 @@ def predict_from_logits(logits, key, mask_id: int, config: SamplerConfig, mesh=N
 
   Args:
     logits: float32[B, L, V].
-    key: random key, unused at temperature 0.
+    key: random key, or one for each row, [B]; unused at temperature 0.
     mask_id: the mask token.
     config: the sampler; temperature, top_p, top_k and alg count here.
     mesh: the mesh that the vocabulary is split over, or None.
@@ -65,7 +67,8 @@ def predict_from_logits(logits, key, mask_id: int, config: SamplerConfig, mesh=N
   probabilities = jax.nn.softmax(filtered, axis=-1)
   perturbed = eligible
   if config.temperature > 0 and given is None:
-    perturbed = eligible + jax.random.gumbel(key, logits.shape, logits.dtype)
+    gumbel = lambda key, shape: jax.random.gumbel(key, shape, logits.dtype)
+    perturbed = eligible + random_keys.drawn(gumbel, key, logits.shape)
   tokens = jnp.argmax(perturbed, axis=-1).astype(jnp.int32) if given is None else given
   if config.alg == "entropy":
     confidence = jnp.sum(probabilities * jnp.log(probabilities + _ENTROPY_OFFSET), axis=-1)

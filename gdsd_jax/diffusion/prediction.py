@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gdsd_jax.diffusion import random_keys
 from gdsd_jax.diffusion.noise import Exact, Given, Greedy, Official
 from gdsd_jax.models import lm_head
 from gdsd_jax.models.lm_head import LMHead, multiply, over_vocabulary, Share
@@ -32,7 +33,8 @@ def predict(
 
   Args:
     head, hidden: the LM head, and [B, K, D] hidden states, aligned.
-    key, temperature: random key, and T at which tokens are drawn with it; 0 draws none. The probability is without T.
+    key, temperature: random key, or one for each position, [B, K], and T at which tokens are drawn with it; 0 draws
+      none. The probability is without T.
     mask_id: the mask token.
     unconditional: [B, K, D] hidden states without the prompt, for classifier-free guidance; None for none.
     cfg_scale: c of the guided logits u + (c + 1) (z − u).
@@ -49,7 +51,8 @@ def predict(
   drawn = Greedy() if given is None else Given(given)
   if temperature > 0 and given is None:  # Drawn before the vocabulary is split, so that it is the same on every mesh.
     kind = {"exact": Exact, "official": Official}[noise]
-    drawn = kind.drawn(key, hidden.shape[:2], head.vocab_size // tile, tile)
+    draw = lambda key, shape: kind.drawn(key, shape, head.vocab_size // tile, tile)
+    drawn = random_keys.drawn(draw, key, hidden.shape[:2])
 
   def compute(share: Share, rows):
     hidden, unconditional, drawn = rows

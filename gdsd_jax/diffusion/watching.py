@@ -20,6 +20,8 @@ def unwatchable(config: SamplerConfig) -> str | None:
   """Why a sampler cannot be watched here; None where it can."""
   if config.is_own:
     return f"{config.kind} is a sampler of your own, whose steps are not known here"
+  if config.slots is not None:
+    return "sampler.slots has each completion at a step of its own; set it to None"
   if jax.process_count() > 1:
     return "the devices are those of several processes"
   try:

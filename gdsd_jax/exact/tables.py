@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gdsd_jax.checks import require
-from gdsd_jax.diffusion import blockwise
+from gdsd_jax.diffusion import block_step
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.diffusion.trajectory import drawn
 from gdsd_jax.exact.states import Space
@@ -68,14 +68,14 @@ def _sampler_table(denoiser: Denoiser, params, prompt, states, config: SamplerCo
   if config.cfg_scale > 0:
     unconditional = _hidden(denoiser, params, jnp.full_like(prompt, denoiser.config.mask_token_id), states)
   given = denoiser, params, hidden, unconditional
-  greedy, _ = blockwise.predict(*given, jax.random.key(0), config) if config.temperature == 0 else (None, None)
+  greedy, _ = block_step.predict(*given, jax.random.key(0), config) if config.temperature == 0 else (None, None)
 
   def of_token(tokens):
     if greedy is not None:
       logp = jnp.where(tokens == greedy, 0.0, -jnp.inf)
     else:
       logp, _ = drawn(*given, tokens, config)
-    return logp, blockwise.predict(*given, jax.random.key(0), config, given=tokens)[1]
+    return logp, block_step.predict(*given, jax.random.key(0), config, given=tokens)[1]
 
   return _of_tokens(of_token, states, token_ids)
 

@@ -207,8 +207,15 @@ class RolloutSampler:
 
 
 def _join(pad_token_id: int, parts, order) -> tuple[jax.Array, jax.Array, Rollout]:
-  """Parts of (prompt, prompt_mask, rollout) as one, all prompts as wide as the widest. order: int[B], which rows."""
+  """Parts of (prompt, prompt_mask, rollout) as one, all prompts as wide as the widest. order: int[B], which rows.
+
+  Passes over slots are counted on from part to part.
+  """
   width = max(prompt.shape[1] for prompt, _, _ in parts)
   widen = lambda x, value: jnp.pad(x, [(0, 0), (width - x.shape[1], 0)], constant_values=value)
-  parts = [(widen(prompt, pad_token_id), widen(mask, False), rollout) for prompt, mask, rollout in parts]
+  parts, passed = [(widen(prompt, pad_token_id), widen(mask, False), rollout) for prompt, mask, rollout in parts], 0
+  for place, (prompt, mask, rollout) in enumerate(parts):
+    if rollout.passes is not None:
+      parts[place] = prompt, mask, rollout.replace(passes=rollout.passes + passed)
+      passed += jnp.max(rollout.passes)
   return jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[order], *parts)

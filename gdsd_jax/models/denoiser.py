@@ -19,6 +19,7 @@ from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.models.quantised import dequantised, is_quantised, quantise, quantised_weights, QuantizeConfig
 from gdsd_jax.models.transformer import block, Context, KeysAndValues, Layer, rms_norm
 from gdsd_jax.models.weights import of_stack, stacks, Weight, weights_of
+from gdsd_jax.models.windows import window_of
 from gdsd_jax.parallel.mesh import constrain, EXPERT, gather_over_fsdp
 
 DTYPES = ("float32", "bfloat16")
@@ -136,14 +137,15 @@ class Denoiser:
   def hidden_and_cache(self, params, tokens, attention_mask=None):
     """As `hidden`, without dropout: ([B, T, D], KeysAndValues [layers, B, T, K, H]), for `window` to go on from."""
     x, cache = self._whole(params, tokens, attention_mask, keep=True)
-    return self._aligned(params, x), self._laid_out(cache)
+    return self._aligned(params, x), self.laid_out(cache)
 
   def window(self, params, tokens, start, width: int, cache: KeysAndValues, attention_mask=None):
     """Hidden states of a part of the sequence, at the cost of that part; exact if nothing else changed since `cache`.
 
     Args:
       params, tokens, attention_mask: as in `apply`; of the tokens only the window's are read, and the one before.
-      start: first position of the window, int or int[]; at least 1 where the output is shifted.
+      start: first position of the window, int or int[], or of each row's, int[B]; at least 1 where the output is
+        shifted.
       width: tokens of the window; start + width is at most T.
       cache: what a pass over the whole sequence left; its entries for the window's own tokens are not used.
 
@@ -155,18 +157,19 @@ class Denoiser:
     x, _ = self._part(params, tokens, first, count, cache, attention_mask)
     return rms_norm(x[:, :width], params["final_norm"], self.config.norm_epsilon)
 
-  def extended(self, params, tokens, start, width: int, cache: KeysAndValues, attention_mask=None) -> KeysAndValues:
-    """The cache with the keys and values of a window's tokens; arguments as of `window`, the output not shifted."""
-    _, cache = self._part(params, tokens, start, width, cache, attention_mask, keep=True)
-    return self._laid_out(cache)
+  def window_and_cache(self, params, tokens, start, width: int, cache: KeysAndValues, attention_mask=None):
+    """As `window`, the output not shifted: ([B, width, D], the cache with keys and values of the window's tokens)."""
+    x, cache = self._part(params, tokens, start, width, cache, attention_mask, keep=True)
+    return rms_norm(x, params["final_norm"], self.config.norm_epsilon), self.laid_out(cache)
 
-  def _laid_out(self, cache: KeysAndValues) -> KeysAndValues:
+  def laid_out(self, cache: KeysAndValues) -> KeysAndValues:
+    """A cache, laid out over the mesh."""
     layout = lambda x: constrain(x, self.mesh, "layers", "batch", None, "kv_heads", "head_dim")
     return jax.tree.map(layout, cache)
 
   def _part(self, params, tokens, first, count: int, cache: KeysAndValues, attention_mask, keep: bool = False):
     """A pass over a part of the sequence, as `_blocks`."""
-    within = lambda x: jax.lax.dynamic_slice_in_dim(x, first, count, axis=1)
+    within = lambda x: window_of(x, first, count)
     context = self._context(tokens, attention_mask)
     positions = within(context.positions)
     if context.blocks is not None:

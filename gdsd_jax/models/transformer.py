@@ -19,6 +19,7 @@ from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.experts import Load, load_of, mixture
 from gdsd_jax.models.lora import LEAVES, LoraConfig
 from gdsd_jax.models.quantised import is_quantised, product
+from gdsd_jax.models.windows import with_window
 from gdsd_jax.parallel.mesh import constrain
 
 
@@ -47,7 +48,7 @@ class Context(NamedTuple):
   positions: jax.Array  # int[B, T], for the rotation
   mask: jax.Array | None  # bool[B, S], the tokens that may be attended to; None for all
   blocks: BlockCausal | None = None  # None: every token sees every other
-  start: jax.Array | int | None = None  # where x begins in the cached sequence
+  start: jax.Array | int | None = None  # where x begins in the cached sequence, or in each, int[B]
   padding: Padding | None = None  # of the mask, where that is made once for all layers
   with_load: bool = False  # whether layers tell how their routers spread the tokens of x that may be attended to
 
@@ -82,7 +83,7 @@ def attention(x, layer: Layer, context: Context):
   query, key = (rotate_heads(part, context.positions, config) for part in (query, key))
   if layer.cached is not None:
     key, value = (
-      context.constrain(jax.lax.dynamic_update_slice_in_dim(old, new, context.start, axis=1), "kv_heads")
+      context.constrain(with_window(old, new, context.start), "kv_heads")
       for old, new in zip(layer.cached, (key, value))
     )
   mask = context.mask if context.padding is None else context.padding

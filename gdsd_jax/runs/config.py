@@ -192,11 +192,19 @@ class RunConfig:
     for field, count in parts.items():
       require(rollouts % count == 0, field,
               f"{count} must divide the {rollouts} rollouts of a step (group_size × prompts_per_step)")
+    self._check_slots()
     require_int32("steps × objective.num_iterations", self.updates)
     self._check_objective()
     self.optimizer.check_length(self.updates)
     evaluation_samplers(self)
     self.eval.validation(self.sampler)
+
+  def _check_slots(self):
+    part = self.rollouts_per_step // self.rollouts.microbatches
+    for field, count in {"group_size × prompts_per_step / sampler.microbatches": part,
+                         "eval.batch_size": self.eval.batch_size}.items():
+      require((self.sampler.slots or 0) <= count, "sampler.slots",
+              f"{self.sampler.slots} are more than the {count} prompts that are sampled together ({field})")
 
   def _check_objective(self):
     objective, said = self.objective, self.objective.name
@@ -226,7 +234,8 @@ class RunConfig:
     if self.sampler.predicts_all:
       remembered.add("predictions")
     lacking = objective.needs - remembered
-    unset = {"kept": " without sampler.top_k", "predictions": " with sampler.cache, threshold, factor or early_stop"}
+    unset = {"kept": " without sampler.top_k",
+             "predictions": " with sampler.cache, threshold, factor, early_stop or slots"}
     require(not lacking, "objective.name",
             f"{said} needs rollouts that remember {', '.join(sorted(lacking))}, which {self.sampler.kind}'s do not"
             + "".join("" if self.sampler.is_own else unset.get(name, "") for name in sorted(lacking)))
@@ -241,7 +250,8 @@ class RunConfig:
     """What rollouts remember: `learnt`, and what is kept of them for people to look at."""
     kept = self.log.keep_every > 0 and not self.sampler.is_own
     drawn = kept and self.sampler.temperature > 0
-    return self.learnt | ({"steps"} if kept else set()) | ({"logp"} if drawn else set())
+    told = {"steps": kept, "logp": drawn, "passes": self.sampler.slots is not None}
+    return self.learnt | {name for name, is_told in told.items() if is_told}
 
   @property
   def num_mc(self) -> int:
@@ -294,6 +304,7 @@ def validate_mesh(config: RunConfig, mesh) -> None:
     ("group_size × prompts_per_step / optimizer.accumulation", rollouts // config.optimizer.accumulation),
     ("group_size × prompts_per_step / sampler.microbatches", rollouts // config.rollouts.microbatches),
     ("eval.batch_size", config.eval.batch_size),
+    ("sampler.slots", config.sampler.slots or 0),
   ):
     require(size % shards == 0, name, f"{size} rollouts cannot be split over mesh.data × mesh.fsdp"
             f"{' × mesh.expert' * (config.mesh.expert > 1)} = {shards} devices")

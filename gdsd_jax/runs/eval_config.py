@@ -93,7 +93,7 @@ class EvalConfig:
         made = SamplerConfig(kind=sampler.kind, completion_length=length, steps=round(length * self.steps_per_token),
                              block_length=block_length, noise=sampler.noise, eps=sampler.eps, own=sampler.own,
                              editing_threshold=sampler.editing_threshold, max_post_steps=sampler.max_post_steps,
-                             **given)
+                             slots=sampler.slots, **given)
         samplers[length] = dataclasses.replace(made, early_stop=made.is_blockwise)
       except ValueError as error:
         said = (f"eval.lengths: {length} at eval.steps_per_token={self.steps_per_token} and"

@@ -80,7 +80,8 @@ class Overlap:
     kept = of(jnp.int32, sampler.top_k or 1)
     of_steps = lambda dtype: jax.ShapeDtypeStruct((rows, sampler.most_steps, length), dtype, sharding=split)
     rollout = Rollout(of(jnp.int32), of(jnp.float32), of(jnp.int32), of(jnp.float32), of(jnp.float32), kept,
-                      Predictions(of_steps(jnp.int32), of_steps(jnp.float32)))
+                      Predictions(of_steps(jnp.int32), of_steps(jnp.float32)),
+                      passes=jax.ShapeDtypeStruct((rows, 2), jnp.int32, sharding=split))
     return rollout.only(remembered)
 
   def restore(self, position: int, ahead: Rollout | None) -> None:

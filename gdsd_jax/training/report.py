@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from gdsd_jax.generation.rollout import GradedCompletions, mean_that_applies, RewardError
+from gdsd_jax.generation.slot_use import slot_use
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.digits import significant
 from gdsd_jax.runs.progress import with_details
@@ -36,8 +37,9 @@ def announce(config: RunConfig, state: TrainState, mesh: Mesh) -> None:
   _log.info("reward: mean of a step's rollouts (that of the last %d steps against before training)", _LAST_STEPS)
 
 
-def rollout_metrics(scored: GradedCompletions, group_size: int) -> dict[str, float]:
+def rollout_metrics(scored: GradedCompletions, group_size: int, slots: int | None = None) -> dict[str, float]:
   """A step's numbers about its rollouts, of which each group of `group_size` answers one prompt."""
+  passes = scored.sampled.rollout.passes
   groups, lengths = scored.total_reward.reshape(-1, group_size), scored.lengths.reshape(-1, group_size)
   return {
     "reward": float(groups.mean()),
@@ -49,6 +51,7 @@ def rollout_metrics(scored: GradedCompletions, group_size: int) -> dict[str, flo
     "completion_length_std": float(lengths.std(axis=1).mean()),
     **group_diversity(scored.ids, scored.sampled.rollout.tokens.shape[1], group_size),
     "tokens_per_second": scored.sampled.rollout.tokens.size / scored.sampling_seconds,
+    **({} if passes is None else slot_use(passes, slots)),
     **scored.metrics,
   }
 

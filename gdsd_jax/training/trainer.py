@@ -100,10 +100,10 @@ class Trainer(Training):
   def sample(self, prompts: Sequence[str | list[dict[str, str]]], seed: int = 0, **changes) -> list[str]:
     """A completion for each prompt, a user's text or a chat, with the parameters as they are now.
 
-    `changes` are fields of the recipe's `SamplerConfig`, such as `temperature=0.0`.
+    `changes` are fields of the recipe's `SamplerConfig`, such as `temperature=0.0`; it has no slots unless they say so.
     """
     require_seed("seed", seed)
-    generator, sampler = self.sampler.generator, self.sampler.with_config(**changes)
+    generator, sampler = self.sampler.generator, self.sampler.with_config(**{"slots": None, **changes})
     chats = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
     texts = [chat_prompt(generator.tokenizer, chat) for chat in chats]
     return generator.complete(self.state.student_params, texts, sampler.prompt_buckets, sampler.config,
@@ -182,7 +182,7 @@ class Trainer(Training):
       scored = self.sampler.grade(sampled)
     for callback in self.callbacks:
       callback.after_rollouts(self, int(self.state.step), scored)
-    row, chosen = rollout_metrics(scored, self.config.group_size), scored
+    row, chosen = rollout_metrics(scored, self.config.group_size, self.config.sampler.slots), scored
     if self.filter.is_on:
       keys = iter(jax.random.split(jax.random.fold_in(key, 1), max(distillation.redraws, 1)))
       with watch.phase("rollout"):

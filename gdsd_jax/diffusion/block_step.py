@@ -1,0 +1,61 @@
+"""What a denoising step makes of a block's hidden states: predictions, and which of them it commits."""
+
+import jax.numpy as jnp
+
+from gdsd_jax.diffusion import dream, prediction
+from gdsd_jax.diffusion.commits import choose
+from gdsd_jax.diffusion.config import Predictions, Rollout, SamplerConfig
+from gdsd_jax.diffusion.trajectory import comes_with_prediction, remembered
+from gdsd_jax.models.denoiser import Denoiser
+
+
+def all_masked(batch: int, length: int, mask_id: int, config: SamplerConfig, record) -> Rollout:
+  """Rollouts [batch, length] before any step, that have room for what they remember beside their steps, `record`."""
+  # What early stopping fills was unmasked in no step: it was masked in all of them.
+  whole = lambda value, dtype, *more: jnp.full((batch, length, *more), value, dtype)
+  numbers = lambda: whole(0, jnp.float32)
+  rollout = Rollout(whole(mask_id, jnp.int32), numbers(), whole(config.most_steps, jnp.int32), numbers(), numbers(),
+                    whole(-1, jnp.int32, config.top_k or 1),
+                    Predictions(*(jnp.zeros((batch, config.most_steps, length), x) for x in (jnp.int32, jnp.float32))))
+  return rollout.only({"steps", *record})
+
+
+def commits(denoiser: Denoiser, params, hidden, unconditional, masked, planned, keys, config: SamplerConfig, record):
+  """(Rollout, bool[B, K]): predictions of a block, without steps, and which of them to commit.
+
+  Args:
+    denoiser, params: the model.
+    hidden, unconditional: hidden states of the block, [B, K, D], and those without the prompt, for guidance, or None.
+    masked: bool[B, K], positions that may be committed.
+    planned: as of `choose`.
+    keys: of tokens and of positions: one for all, or one for each position, [B, K].
+    config: the sampler, llada's or dream's.
+    record: what the rollout remembers, see `blockwise.sample`.
+  """
+  with_logp = comes_with_prediction(record, config)
+  tokens, confidence, *logp = predict(denoiser, params, hidden, unconditional, keys[0], config, with_logp=with_logp)
+  told = remembered(denoiser, params, hidden, unconditional, tokens, config, record, *logp)
+  return Rollout(tokens, confidence, **told), choose(confidence, masked, planned, keys[1], config)
+
+
+def predict(denoiser: Denoiser, params, hidden, unconditional, key, config: SamplerConfig, given=None,
+            with_logp: bool = False):
+  """A token for each position of hidden states [B, K, D], int32[B, K], and the confidence in it, float32[B, K].
+
+  It is drawn by a key, or one for each position, or, for the confidence in tokens of one's own, as `given` says.
+  `unconditional` are hidden states without the prompt, for guidance, or None. The third of three, if it is asked for,
+  is the log-probability with which the token was drawn, float32[B, K], see `trajectory.drawn`; there must be a
+  temperature.
+  """
+  if config.kind == "dream":
+    return dream.predict(denoiser, params, hidden, key, config, given, with_logp)
+  special = denoiser.config
+  return prediction.predict(
+    denoiser.head(params), hidden, key, special.mask_token_id, config.temperature, unconditional, config.cfg_scale,
+    config.noise, special.end_token_ids, config.eos_penalty, given, with_logp,
+  )
+
+
+def as_wide(chosen, x):
+  """bool[B, K] in as many dimensions as x [B, K, ...] has."""
+  return chosen.reshape(*chosen.shape, *[1] * (x.ndim - chosen.ndim))
