@@ -8,6 +8,9 @@ The model, 0.4 M parameters in LLaDA's layout, was pretrained on word problems w
 (configs/pretrain_tiny.py).
 
 tiny_block: the same by the embedded block-causal model in SDAR's layout, its blocks sampled with their exact cache.
+Result:    reward of sampled completions on validation problems by step 25, at seeds 0, 1, 2: from 0.54, 0.58, 0.47 to
+           0.94, 0.94, 0.90, and greedy accuracy from 0.65 to 0.81, 0.83, 0.78, in under 250 CPU seconds with compiling.
+           We stopped these runs there, on a CPU that others used; all 100 steps have not been run.
 
 llada_8b:  python launch/train.py --config=configs/gdsd_math.py:llada_8b
 dream_7b:  python launch/train.py --config=configs/gdsd_math.py:dream_7b
