@@ -131,15 +131,15 @@ def test_settings_that_do_not_fit_are_told_before_any_run_starts(tmp_path, chang
 
 def test_ablations_change_one_setting_each_at_the_rate_of_what_they_vary():
   config = comparison_config(comparison(preset="ablations"))
-  assert {objective for objective in config.objectives if rate_runs(config, "sudoku", objective)} == {
+  assert {objective for objective in config.objectives if rate_runs(config, "arithmetic", objective)} == {
     "gdsd", "gdsd_tlc"}
-  runs = {name: flatten(make_run(config, "runs", "sudoku", name, 3e-4, 7).config.as_given)
+  runs = {name: flatten(make_run(config, "runs", "arithmetic", name, 3e-4, 7).config.as_given)
           for name in config.objectives}
   given = lambda name, of: {path: value for path, value in runs[name].items() if runs[of].get(path) != value}
   assert [len(given(name, config.rate_of(name))) for name in runs] == [
     2 if name == "uncoupled" else 0 if name in ("gdsd", "gdsd_tlc") else 1 for name in runs]
-  results = [{**row, "task": "sudoku"} for row in swept({(rate, 100): rate for rate in config.learning_rates})]
-  chosen = choose(config, results)["sudoku"]
+  results = [{**row, "task": "arithmetic"} for row in swept({(rate, 100): rate for rate in config.learning_rates})]
+  chosen = choose(config, results)["arithmetic"]
   assert (chosen["gdsd"]["rate"], chosen["psi_0p01"]["rate"], chosen["tlc_k_8"]["rate"]) == (1e-3, 1e-3, None)
 
 
