@@ -128,6 +128,7 @@ def test_a_run_by_the_command_resumes_where_it_was_stopped(folder, tmp_path):
   ({"objective__name": "mdpo"}, "objective.name: mdpo needs rollouts that remember predictions"),
   ({"objective__name": "just_grpo"}, "objective.name: just_grpo needs rollouts from left to right"),
   ({"objective__name": "d2", "objective__prompt_masking": 0.0}, "objective.segments: 16 must be at most the 4 steps"),
+  ({"objective__name": "trace_rl"}, "objective.shrink: 8 merges all 4 steps that a block of this sampler takes"),
   ({"masks__kind": "blocks"}, "masks.kind: 'blocks' is for models whose tokens all see each other; "),
   ({"sampler__kind": "llada", "sampler__cache": "none"}, "model.path: llada's sampler knows models whose tokens all"),
   ({"sampler__block_length": 8}, "sampler.block_length: 8 is not the model's block length; give 4"),

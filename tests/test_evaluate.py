@@ -268,6 +268,12 @@ def test_drawn_completions_are_the_same_every_time_and_told(straight, tmp_path):
   assert straight[1]["protocol"]["completions"] == "greedy"
 
 
+def test_fewer_problems_than_slots_are_filled_up(tmp_path):
+  one = evaluate(tmp_path / "slots", num_examples=3, **{"sampler.slots": 4, "eval.batch_size": 4, "eval.lengths": (8,)})
+  other = evaluate(tmp_path / "batch", num_examples=3, **{"eval.batch_size": 4, "eval.lengths": (8,)})
+  assert one["n"] == 3 and one["accuracy"] == other["accuracy"]
+
+
 def test_problems_drawn_as_officially_are_told(straight, tmp_path):
   summary = evaluate(tmp_path, num_examples=8, **{"eval.test_size": 9, "eval.lengths": (8,)})
   assert summary["protocol"]["problems"] == (

@@ -156,10 +156,11 @@ def test_pick_takes_one_entry_of_each_row():
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
 def test_each_piece_of_an_array_is_read_once(sizes):
   mesh = make_mesh(*sizes)
-  value, read = np.arange(64).reshape(8, 8), []
+  value, read, made_on = np.arange(64).reshape(8, 8), [], set()
 
   def part(index):
     read.append(index)
+    made_on.update(jnp.zeros(1).devices())
     return value[index]
 
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp", "tensor"))
@@ -167,6 +168,7 @@ def test_each_piece_of_an_array_is_read_once(sizes):
   np.testing.assert_array_equal(array, value)
   assert array.sharding == sharding
   assert sum(value[index].size for index in read) == value.size
+  assert len(made_on) == len(read)  # where a piece is made of another, that is done on its own device
 
 
 @pytest.mark.parametrize("sizes", [(1, 2, 4), (1, 4, 2), (2, 2, 2)])

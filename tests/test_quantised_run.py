@@ -85,6 +85,12 @@ def test_a_program_writes_the_model_in_training_merged_into_the_weights_as_they_
   chex.assert_trees_all_equal(*(gdsd_jax.load_pretrained(path)[1] for path in (tmp_path / "out", "tiny")))
 
 
-def test_all_parameters_of_a_quantised_model_are_not_trained():
+def test_all_parameters_of_a_quantised_model_are_not_trained(tmp_path):
+  config = small_config(**{"model.lora.rank": 0})  # which may be evaluated
   with pytest.raises(ValueError, match="model.quantize.kind: needs model.lora.rank > 0"):
-    small_config(**{"model.lora.rank": 0})
+    Trainer(config, tmp_path / "run")
+
+
+def test_how_is_not_said_without_what():
+  with pytest.raises(ValueError, match="model.quantize.block_size: has no effect without model.quantize.kind"):
+    small_config(**{"model.quantize.kind": None})

@@ -52,6 +52,16 @@ def test_what_is_there_is_not_measured_again(fake, tmp_path):
   assert json.loads(file.read_text())["rows"].keys() == {"product.ours", "sample_short.ours"}
 
 
+def test_rows_of_two_devices_are_not_in_one_file(fake, monkeypatch, tmp_path):
+  file = tmp_path / "out.json"
+  suite.run("tiny", file, ["product.ours"], say=str)
+  before, other = file.read_text(), {"ours": {"kind": "H200", "platform": "gpu", "jax": "0.11"}}
+  monkeypatch.setattr(fake, "measure", lambda self, row: setattr(self, "device", other) or dict(NUMBERS))
+  with pytest.raises(ValueError, match="--out: .* has rows of .*H100.*H200.*; choose another file"):
+    suite.run("tiny", file, ["sample_short.ours"], say=str)
+  assert file.read_text() == before
+
+
 def test_a_row_that_fails_is_tried_again_and_the_next_has_a_process_of_its_own(fake, tmp_path):
   fake.fails = ("sample_short.ours",)
   names = ["product.ours", "sample_short.ours", "fast_short.ours", "sample_long.ours"]

@@ -58,8 +58,10 @@ def run(suite: str, file: Path, names: Sequence[str] | None = None, say: Callabl
         worker = worker or _Worker(row)
         found = worker.measure(row)
         say(f"{row.key}: {json.dumps(found)}")
+        for side, device in worker.device.items():
+          before = report["devices"].setdefault(side, device)
+          require(before == device, "--out", f"{file} has rows of {before}, and this is {device}; choose another file")
         report["rows"][row.key] = found
-        report["devices"].update(worker.device)
         write_whole(file, json.dumps(report, indent=1) + "\n")
         if "error" in found:
           worker = worker.end()

@@ -140,7 +140,9 @@ class _Work:
     return _State(rollout, first, zeros, zeros, jnp.full(shards, each, jnp.int32), jnp.int32(0), cache)
 
   def is_left(self, state: _State):
-    return jnp.any(state.prompt < self.count)
+    # In one slot: each prompt's steps, and a clean pass behind each of its blocks. A plan counts as many.
+    most = self.count * (self.config.most_steps + self.config.num_blocks + 1)
+    return jnp.any(state.prompt < self.count) & (state.number < most)
 
   def step(self, state: _State) -> _State:
     """The state after one pass: a denoising step of each slot, and what becomes of the slots then."""

@@ -95,7 +95,11 @@ class _Evaluation:
     shards, self.batch_size, buckets = batch_shards(mesh), config.eval.batch_size, config.eval.prompt_buckets
     require(self.batch_size % shards == 0, "eval.batch_size",
             f"{self.batch_size} cannot be split over mesh.data × mesh.fsdp = {shards} devices")
-    self.batch_size = min(self.batch_size, whole_batch(len(self.examples), mesh))
+    slots = max(sampler.slots or 0 for sampler in self.samplers.values())
+    require(slots % shards == 0, "sampler.slots",
+            f"{slots} cannot be split over the {shards} devices that share the prompts; give a multiple of {shards}")
+    # A batch of fewer problems than slots is filled up with its own.
+    self.batch_size = min(self.batch_size, whole_batch(max(len(self.examples), slots), mesh))
     self.plan = plan_batches(tokenizer, self.prompts, buckets, self.batch_size, field="eval.prompt_buckets")
     width, longest = self.plan[-1][0], max(self.samplers)
     said = f"eval.lengths: {longest} tokens after prompts of up to {width} (eval.prompt_buckets)"

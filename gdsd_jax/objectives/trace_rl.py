@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from gdsd_jax.checks import require_at_least
+from gdsd_jax.checks import require, require_at_least
 from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
 from gdsd_jax.objectives.surrogates import clipped_loss, difference_where, k3, largest_where, mean_where, ratio_metrics
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views, views_of_steps
@@ -34,6 +34,9 @@ class TraceRl(TrustRegionObjective):
     require_at_least(self, "objective.", shrink=1)
 
   def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
+    in_blocks = rollouts.blocks is not None and drawing.num_steps > 1
+    require(not in_blocks or self.shrink < drawing.num_steps, "objective.shrink", f"{self.shrink} merges all"
+            f" {drawing.num_steps} steps that a block of this sampler takes, and no trace is left; give less")
     happened = jnp.any(rollouts.steps[:, :, None] == jnp.arange(drawing.num_steps), axis=1)  # [N, steps]
     order = jnp.cumsum(happened, axis=1) - 1  # of each step among those that unmasked something
     # What no step unmasked, since it was filled in after an early stop, is masked in every row and scored in none.

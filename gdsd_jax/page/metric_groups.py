@@ -31,6 +31,7 @@ GROUPS = (
     "gradient_scale", "gradient_scale_std", "gradient_snr", "largest_weight",
   )),
   ("Experts", ("router/largest_load", "router/load_entropy", "router/idle_experts", "router/balance_loss")),
+  ("Slots", (("share of slots that worked", ("slot_occupancy", "slot_occupancy_queued")), "sampler_passes")),
   ("Speed", ("tokens_per_second", "seconds/step", ("seconds by phase", (
     "seconds/rollout", "seconds/reward", "seconds/score", "seconds/update", "seconds/evaluate")), "seconds/*")),
 )

@@ -24,7 +24,8 @@ def lay_out(shape: tuple[int, ...], sharding, read: Callable, made=None):
   pieces, placed = {}, []
   for device, bounds in _bounds(shape, sharding).items():
     if bounds not in pieces:
-      pieces[bounds] = read(tuple(slice(*bound) for bound in bounds))
+      with jax.default_device(device):  # where `read` computes, if it does
+        pieces[bounds] = read(tuple(slice(*bound) for bound in bounds))
     placed.append(jax.device_put(pieces[bounds], device))
   # The transfer reads from host memory, which is free after it.
   if made is None:

@@ -184,7 +184,6 @@ class RunConfig:
   def __post_init__(self):
     require_seed("seed", self.seed)
     require_at_least(self, "", steps=1, group_size=2, prompts_per_step=1, max_skipped_steps=1)
-    self.model.check_trained()
     require(not (self.model.lora and self.distillation.reference_sync_every), "objective.reference_sync_every",
             "must be 0 with model.lora.rank > 0, whose reference is the base model")
     parts = {"sampler.microbatches": self.rollouts.microbatches, "optimizer.accumulation": self.optimizer.accumulation}
@@ -238,7 +237,8 @@ class RunConfig:
              "predictions": " with sampler.cache, threshold, factor, early_stop or slots"}
     require(not lacking, "objective.name",
             f"{said} needs rollouts that remember {', '.join(sorted(lacking))}, which {self.sampler.kind}'s do not"
-            + "".join("" if self.sampler.is_own else unset.get(name, "") for name in sorted(lacking)))
+            + "".join("" if self.sampler.is_own or name == "predictions" and self.sampler.kind == "block"
+                      else unset.get(name, "") for name in sorted(lacking)))
 
   @property
   def learnt(self) -> frozenset[str]:
@@ -289,8 +289,11 @@ def validate_family(config: RunConfig, architecture: DenoiserConfig, model: str)
 
 
 def validate_training(config: RunConfig, architecture: DenoiserConfig, model: str) -> None:
-  """As `validate_family`, and also where the masks are not in the blocks of a block-causal model."""
+  """As `validate_family`, and also where the masks are not in the blocks of a block-causal model, or where all of a
+  quantised one would be trained.
+  """
   validate_family(config, architecture, model)
+  config.model.check_trained()
   require(architecture.block_length is None or config.masks.kind != "blocks", "masks.kind",
           f"'blocks' is for models whose tokens all see each other; {model} is scored in its own blocks of"
           f" {architecture.block_length} tokens: give sampler or uniform")
