@@ -111,7 +111,7 @@ def waiting(what: str, total: float | None = None, unit: str = "", logged_after:
     unit: what is counted: "bytes", or a plural such as "batches"; "" for a share.
     logged_after: seconds before the first line where there is no terminal; infinite for a terminal alone.
     last_word: whether the log has a line at the end of a long wait; nothing is said of one that ends by an error.
-    level: of the log's lines. Where it is not asked for these, nothing is said.
+    level: that of the log's lines. Where it is not asked for these, nothing is said.
   """
   wait = Wait(what, total, unit, logged_after, level)
   if not _log.isEnabledFor(level):

@@ -63,7 +63,7 @@ def adapted(denoiser: Denoiser, params, lora: LoraConfig):
 
 
 def random_inputs(setting: Setting) -> dict[str, np.ndarray]:
-  """Of an update: tokens int[B, P+L], masks bool[B, M, L] and advantages float[B]."""
+  """The inputs of an update: tokens int[B, P+L], masks bool[B, M, L] and advantages float[B]."""
   config, random = setting.architecture, np.random.default_rng(0)
   special = (config.mask_token_id, config.eos_token_id, config.pad_token_id)
   ordinary = np.setdiff1d(np.arange(config.vocab_size, dtype=np.int32), special)

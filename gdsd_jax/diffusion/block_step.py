@@ -28,7 +28,7 @@ def commits(denoiser: Denoiser, params, hidden, unconditional, masked, planned, 
     hidden, unconditional: hidden states of the block, [B, K, D], and those without the prompt, for guidance, or None.
     masked: bool[B, K], positions that may be committed.
     planned: as of `choose`.
-    keys: of tokens and of positions: one for all, or one for each position, [B, K].
+    keys: those of tokens and of positions, one for all, or one for each position, [B, K].
     config: the sampler, llada's or dream's.
     record: what the rollout remembers, see `blockwise.sample`.
   """

@@ -72,7 +72,7 @@ class DenoiserLM(LM):
       check_greedy: whether likelihoods tell if an answer is the greedy one, as LAMBADA's accuracy needs. It costs a
         pass or more; multiple choice does without.
       add_bos_token: whether likelihoods have the beginning of text before the context, as Dream's base model is scored.
-      layout: of a model in a layout of one's own, see docs/own.md.
+      layout: that of a model in a layout of one's own, see docs/own.md.
       data, fsdp, tensor, seed: the mesh, and the random seed of completions and of likelihoods' states.
       device, max_batch_size: not used; JAX chooses the device, and batches have one size.
       settings: other fields of `GenerationDefaults` and `LikelihoodConfig`. Dream's published evaluation has

@@ -73,7 +73,7 @@ class Estimators:
     self.denoiser, self.params, self.prompt, self.sampler = denoiser, params, prompt, sampler
     self.completions, self.space = completions, Space.of(denoiser.config, sampler.completion_length)
     masked = np.full_like(prompt, denoiser.config.mask_token_id)
-    # Of the prompt as it is, and masked.
+    # The prompt as it is, and masked.
     self._tables = np.stack([token_table(denoiser, params, each, self.space) for each in (prompt, masked)])
 
   def __call__(self, key) -> dict[str, Estimate]:

@@ -49,7 +49,7 @@ def check_base(field: str, path, named: str | None, fingerprint: str | None, den
   A base model that lies in a folder may be called as its owner likes: another name than the adapter's is warned of.
 
   Args:
-    field: of the config, for messages.
+    field: the config's, for messages.
     path: the adapter's folder.
     named: its base_model_name_or_path.
     fingerprint: what our own adapters keep of the weights that they were trained over; None in others.

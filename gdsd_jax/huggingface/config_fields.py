@@ -34,7 +34,7 @@ def check_fields(fields: Mapping[str, Any], required: Mapping[str, Any], read: C
   """Raises ValueError on what the network cannot compute, and warns of what is not known to it.
 
   Args:
-    fields: of config.json.
+    fields: those of config.json.
     required: the only value of a field that is computed. None and False are a layout's ways to say "off".
     read: the fields that the layout reads, or knows to change nothing.
   """

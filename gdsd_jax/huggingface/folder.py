@@ -31,7 +31,7 @@ def resolve_path(path_or_hub_name: str | os.PathLike, revision: str | None = Non
   Args:
     path_or_hub_name: folder, "tiny" or another embedded model, ORGANISATION/NAME of the hub's, or hf://ORGANISATION/NAME.
     revision: branch, tag or commit of the hub's; None for its latest.
-    field: of the config, or a flag, for messages.
+    field: the config's, or a flag, for messages.
 
   Raises FileNotFoundError or ValueError, one line that begins with the field.
   """

@@ -23,7 +23,7 @@ class Padding(NamedTuple):
 
 
 def padding(mask) -> Padding:
-  """Of a mask bool[B, S]. What no kernel asks for, is not computed in a compiled program."""
+  """What a kernel asks of a mask bool[B, S]. What no kernel asks for, is not computed in a compiled program."""
   order = jnp.argsort(~mask, axis=1, stable=True)
   return Padding(mask, order, jnp.argsort(order, axis=1), jnp.sum(mask, axis=1, dtype=jnp.int32))
 

@@ -33,8 +33,8 @@ def mixture(x, weights, factors, config: ExpertsConfig, lora: LoraConfig | None,
   """What the experts of each token make of it, weighted by the router: [B, T, D] for x [B, T, D].
 
   Args:
-    weights, factors: of the layer, see `transformer.Layer`.
-    config, lora: of the denoiser.
+    weights, factors: those of the layer, see `transformer.Layer`.
+    config, lora: those of the denoiser.
     mesh: that x and the weights are laid out over. Experts split over its axis `expert` see the tokens of all chips
       along that axis, and the sums of what they make of them go back to the tokens' own chips.
   """

@@ -94,7 +94,7 @@ class _Pass(NamedTuple):
 
   @property
   def entropy(self) -> jax.Array | None:
-    """Of all tokens: that of whether it is the target, and with 1 − p_y that of which other it is."""
+    """The entropy over all tokens: that of whether it is the target, and with 1 − p_y that of which other it is."""
     if self.others_entropy is None:
       return None
     log_target, log_other = jax.nn.log_sigmoid(self.surplus), jax.nn.log_sigmoid(-self.surplus)

@@ -27,8 +27,8 @@ def page(title: str, data: Any, charts: bool = True) -> str:
   """A page of `data`, which assets/main.js reads.
 
   Args:
-    title: of the browser's window.
-    data: of JSON; numbers that are none become null.
+    title: that of the browser's window.
+    data: JSON values; numbers that are none become null.
     charts: whether the page draws charts; without, it is smaller and plotly need not be installed.
 
   Raises ValueError, one line, where plotly is missing.

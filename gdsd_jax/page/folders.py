@@ -24,8 +24,8 @@ class Run:
     folder: where it is.
     name: how the page calls it.
     rows: a row of numbers a step, in their order; what is no number is None.
-    config, provenance: of its config.json; empty where there is none.
-    groups: of its rollouts.jsonl, as `group_of` has them; None where there is no such file.
+    config, provenance: those of its config.json; empty where there is none.
+    groups: those of its rollouts.jsonl, as `group_of` has them; None where there is no such file.
     notes: what is damaged or missing, a line each.
   """
 

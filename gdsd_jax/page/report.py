@@ -109,7 +109,7 @@ def report_data(runs: Sequence[Run], comparison: dict[str, Any] | None, refresh:
 
   Args:
     runs: as `read_runs` has them; none for a comparison alone.
-    comparison: of `comparison_in`, or None.
+    comparison: what `comparison_in` gives, or None.
     refresh: seconds after which the page loads itself again; None for never.
   """
   most_points = max(_LEAST_POINTS, _MOST_POINTS // max(1, len(runs)))

@@ -46,7 +46,7 @@ def with_released(config: ml_collections.ConfigDict, task: str, preset: str) -> 
   models. One that is a PEFT adapter would be evaluated over the base model which it names.
 
   Args:
-    config: of `published_config`, which the recipe has completed.
+    config: that of `published_config`, which the recipe has completed.
     task: as their names have it, "sudoku", "countdown" or "code".
     preset: one of RELEASED.
   """
@@ -58,7 +58,7 @@ def finetuning_config(preset: str) -> ml_collections.ConfigDict:
   """What recipes of fine-tuning share, for a recipe to complete: model, mesh, rows, when it validates and saves.
 
   Args:
-    preset: of `check_preset`; a published model is trained by LoRA on eight devices.
+    preset: one that `check_preset` knows; a published model is trained by LoRA on eight devices.
   """
   tiny = preset == "tiny"
   source = base_config() if tiny else published_config(preset, per_device_batch=8, accumulation=4)
