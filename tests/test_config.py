@@ -10,8 +10,9 @@ from ml_collections import config_flags
 import pytest
 
 from gdsd_jax.parallel.mesh import make_mesh
-from gdsd_jax.runs.config import RunConfig, validate_mesh
+from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import base_config, config_json, flatten, run_config
+from gdsd_jax.runs.fit import validate_mesh
 from gdsd_jax.runs.saved_config import contradictions
 
 

@@ -12,8 +12,9 @@ import pytest
 from gdsd_jax.evaluation.problems import choose
 from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.planning.plan import AbstractRun
-from gdsd_jax.runs.config import evaluation_samplers, validate_family
+from gdsd_jax.runs.config import evaluation_samplers
 from gdsd_jax.runs.config_dict import base_config, run_config
+from gdsd_jax.runs.fit import validate_family
 from gdsd_jax.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("quick_runs")

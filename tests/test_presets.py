@@ -20,9 +20,10 @@ from gdsd_jax.huggingface import weights as huggingface
 from gdsd_jax.huggingface.chat_format import PRESETS
 from gdsd_jax.huggingface.published import architecture, HUB_NAMES
 from gdsd_jax.runs.chosen_model import ChosenModel
-from gdsd_jax.runs.config import evaluation_samplers, validate_family
+from gdsd_jax.runs.config import evaluation_samplers
 from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.runs.files import read_rows
+from gdsd_jax.runs.fit import validate_family
 from gdsd_jax.runs.weights import load_run
 from gdsd_jax.training.trainer import Trainer
 

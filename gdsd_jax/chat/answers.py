@@ -20,7 +20,7 @@ from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.huggingface.tokenizer import chat_prompt, completion_ids, load_tokenizer, prompt_lengths, texts_of
 from gdsd_jax.parallel.mesh import make_mesh, whole_batch
 from gdsd_jax.runs.chosen_model import ChosenModel
-from gdsd_jax.runs.config import validate_family
+from gdsd_jax.runs.fit import validate_family
 
 
 class View(contextlib.AbstractContextManager):

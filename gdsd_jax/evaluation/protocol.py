@@ -28,7 +28,8 @@ from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer, token_id
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh, replicated, whole_batch
 from gdsd_jax.parallel.processes import share_work
 from gdsd_jax.runs.chosen_model import ChosenModel
-from gdsd_jax.runs.config import evaluation_samplers, RunConfig, validate_family
+from gdsd_jax.runs.config import evaluation_samplers, RunConfig
+from gdsd_jax.runs.fit import validate_family
 from gdsd_jax.runs.lock import check_free, locked
 from gdsd_jax.tasks import get_task
 from gdsd_jax.tasks.base import Completion

@@ -23,7 +23,8 @@ from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.parallel.mesh import batch_sharding, EXPERT, make_mesh
 from gdsd_jax.planning.chips import Chip, slice_devices
 from gdsd_jax.planning.hlo_cost import Cost, program_cost
-from gdsd_jax.runs.config import RunConfig, validate_mesh, validate_training
+from gdsd_jax.runs.config import RunConfig
+from gdsd_jax.runs.fit import validate_mesh, validate_training
 from gdsd_jax.runs.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.runs.optimizer import make_optimizer
 from gdsd_jax.runs.state import init_state, state_shardings, TrainState

@@ -18,7 +18,8 @@ from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.own import try_out as try_out_objective
 from gdsd_jax.parallel.mesh import make_mesh
-from gdsd_jax.runs.config import RunConfig, validate_mesh, validate_training
+from gdsd_jax.runs.config import RunConfig
+from gdsd_jax.runs.fit import validate_mesh, validate_training
 from gdsd_jax.runs.optimizer import make_optimizer
 from gdsd_jax.runs.provenance import check_inputs, provenance_of
 from gdsd_jax.runs.routers import said_of_routers
