@@ -67,43 +67,41 @@ def served():
                   "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
 
 
-@pytest.mark.slow
-def test_kept_rollouts_on_gs_are_the_local_ones_and_are_set_aside(tmp_path, monkeypatch):
+@pytest.fixture
+def bucket(monkeypatch):
+  """The bucket gs://bucket of an emulator, by which this process reads and writes gs://."""
   server, environment = served()
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
   pytest.importorskip("gcsfs")  # which reads them
   server.start()
   try:
-    config, remote = LogConfig(keep_every=1, keep_megabytes=0.004), epath.Path("gs://bucket/run")
-    for folder, parts in ((tmp_path, [(-1, 30)]), (remote, [(-1, 17), (12, 30)])):
-      for start, end in parts:
-        file = RolloutsFile(folder, start, config)
-        for step in filter(file.keeps, range(max(start, 0) + 1, end + 1)):
-          file.write([{"step": step, "group": group, "text": "x" * (100 + step * 7 % 50)} for group in range(2)])
-    written = (remote / FILE).read_bytes()
-    assert written == (tmp_path / FILE).read_bytes() and 2000 < len(written) <= 4000
-    aside = set_aside(remote)
-    assert (aside / FILE).read_bytes() == written and not (remote / FILE).exists()
+    yield
   finally:
     server.stop()
 
 
 @pytest.mark.slow
-def test_a_run_on_gs_has_its_page_there(tmp_path, monkeypatch):
-  server, environment = served()
-  for name, value in environment.items():
-    monkeypatch.setenv(name, value)
-  pytest.importorskip("gcsfs")  # which reads them
-  server.start()
-  try:
-    for file in write_run(tmp_path, steps=2).iterdir():
-      (epath.Path("gs://bucket/run") / file.name).write_bytes(file.read_bytes())
-    for out in (None, "gs://bucket/pages/run.html"):
-      write_report(["gs://bucket/run"], out, watch=False)
-      assert epath.Path(out or "gs://bucket/run/report.html").stat().length > 100_000
-  finally:
-    server.stop()
+def test_kept_rollouts_on_gs_are_the_local_ones_and_are_set_aside(tmp_path, bucket):
+  config, remote = LogConfig(keep_every=1, keep_megabytes=0.004), epath.Path("gs://bucket/run")
+  for folder, parts in ((tmp_path, [(-1, 30)]), (remote, [(-1, 17), (12, 30)])):
+    for start, end in parts:
+      file = RolloutsFile(folder, start, config)
+      for step in filter(file.keeps, range(max(start, 0) + 1, end + 1)):
+        file.write([{"step": step, "group": group, "text": "x" * (100 + step * 7 % 50)} for group in range(2)])
+  written = (remote / FILE).read_bytes()
+  assert written == (tmp_path / FILE).read_bytes() and 2000 < len(written) <= 4000
+  aside = set_aside(remote)
+  assert (aside / FILE).read_bytes() == written and not (remote / FILE).exists()
+
+
+@pytest.mark.slow
+def test_a_run_on_gs_has_its_page_there(tmp_path, bucket):
+  for file in write_run(tmp_path, steps=2).iterdir():
+    (epath.Path("gs://bucket/run") / file.name).write_bytes(file.read_bytes())
+  for out in (None, "gs://bucket/pages/run.html"):
+    write_report(["gs://bucket/run"], out, watch=False)
+    assert epath.Path(out or "gs://bucket/run/report.html").stat().length > 100_000
 
 
 @pytest.mark.slow
