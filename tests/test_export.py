@@ -15,8 +15,8 @@ import gdsd_jax
 from gdsd_jax.huggingface.adapter_config import base_model_of
 from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer, stop_token_ids, token_ids
 from gdsd_jax.models.lora import add_adapter, LoraConfig
-from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.export import write_model
+from gdsd_jax.runs.model_config import ModelConfig
 
 LORA = LoraConfig(2, 4.0, 0.0, ("q", "down"))
 FILES = ["README.md", "chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json",

@@ -16,7 +16,7 @@ from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.objectives.gdsd import Gdsd
 from gdsd_jax.objectives.load_balance import balance_loss, balanced_bias, load_metrics
 from gdsd_jax.parallel.mesh import make_mesh
-from gdsd_jax.runs.config import ModelConfig
+from gdsd_jax.runs.model_config import ModelConfig
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
 from gdsd_jax.runs.routers import said_of_routers
 from gdsd_jax.runs.state import init_state

@@ -10,8 +10,8 @@ import gdsd_jax
 from gdsd_jax.huggingface.origin import NAME
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.lora import LoraConfig
-from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.export import check_out, origin_of_run, write_model
+from gdsd_jax.runs.model_config import ModelConfig
 from gdsd_jax.supervised.pretraining import pretrain
 
 TINY = ModelConfig(path="tiny")

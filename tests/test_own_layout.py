@@ -15,7 +15,7 @@ from gdsd_jax.huggingface.adapters import save_adapter
 from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.parallel.mesh import make_mesh
-from gdsd_jax.runs.config import ModelConfig
+from gdsd_jax.runs.model_config import ModelConfig
 from gdsd_jax.runs.weights import load_model
 
 EXAMPLE = REPOSITORY / "examples" / "own_layout.py"

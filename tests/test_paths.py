@@ -9,8 +9,8 @@ import pytest
 from gdsd_jax.huggingface.folder import resolve_path
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.paths import expanded, local_path
-from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.files import run_folder
+from gdsd_jax.runs.model_config import ModelConfig
 from gdsd_jax.runs.recipe_files import recipe_file
 from gdsd_jax.tasks.sources import open_source
 

@@ -10,8 +10,8 @@ import pytest
 import gdsd_jax
 from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
 from gdsd_jax.models.lora import add_adapter, LoraConfig, merge
-from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.export import write_model
+from gdsd_jax.runs.model_config import ModelConfig
 
 apply = jax.jit(gdsd_jax.Denoiser.apply, static_argnums=0)
 

@@ -17,7 +17,7 @@ from gdsd_jax.huggingface.folder import hub_commit, resolve_path
 from gdsd_jax.huggingface.weight_files import weight_files
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.runs import fingerprints, provenance
-from gdsd_jax.runs.config import ModelConfig
+from gdsd_jax.runs.model_config import ModelConfig
 from gdsd_jax.runs.weights import read_model_config
 
 ROWS = {"training data": [{"question": "1+1", "answer": 2}], "validation data": [{"question": "2+2", "answer": 4}]}

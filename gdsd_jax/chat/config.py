@@ -11,9 +11,10 @@ from gdsd_jax.diffusion.config import KINDS, SamplerConfig
 from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.runs.chosen_model import ChosenModel
-from gdsd_jax.runs.config import MeshConfig, ModelConfig, RolloutConfig, TaskConfig
+from gdsd_jax.runs.config import MeshConfig, RolloutConfig, TaskConfig
 from gdsd_jax.runs.config_dict import check_numbers, check_recipe, made
 from gdsd_jax.runs.eval_config import EvalConfig
+from gdsd_jax.runs.model_config import ModelConfig
 
 _SECTIONS = ("model.", "task.", "sampler.", "mesh.")
 _OF_BATCHES = ("sampler.microbatches", "sampler.slots")

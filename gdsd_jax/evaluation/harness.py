@@ -32,8 +32,8 @@ from gdsd_jax.huggingface.tokenizer import load_tokenizer, token_ids
 from gdsd_jax.parallel.mesh import make_mesh, MESH_AXES, whole_batch
 from gdsd_jax.runs.chosen_model import ChosenModel
 from gdsd_jax.runs.compilation_cache import use_compilation_cache
-from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.files import run_folder
+from gdsd_jax.runs.model_config import ModelConfig
 
 try:
   from lm_eval.api.model import LM

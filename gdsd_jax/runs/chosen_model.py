@@ -13,9 +13,9 @@ from gdsd_jax.huggingface.base_fingerprint import hub_name
 from gdsd_jax.huggingface.folder import is_adapter, resolve_path
 from gdsd_jax.huggingface.weights import load_pretrained
 from gdsd_jax.parallel.processes import gather_json
-from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.config_dict import flatten
 from gdsd_jax.runs.files import run_folder
+from gdsd_jax.runs.model_config import ModelConfig
 from gdsd_jax.runs.saved_config import read_saved
 from gdsd_jax.runs.weights import find_step, load_run, read_model_config
 

@@ -1,76 +1,26 @@
 """What a run is told: frozen dataclasses, which check themselves, with every field's default and explanation.
 
-Recipes and flags see an `ml_collections.ConfigDict` of the same fields (runs/config_dict.py). Samplers, objectives,
-masks, adapters, the optimizer, evaluations and logs have their dataclasses beside them: diffusion/config.py,
-objectives/named.py, diffusion/forward.py, models/lora.py, runs/optimizer.py, runs/eval_config.py, runs/log_config.py.
+Recipes and flags see an `ml_collections.ConfigDict` of the same fields (runs/config_dict.py). The model,
+samplers, objectives, masks, the optimizer, evaluations and logs have theirs in files of their own:
+runs/model_config.py, diffusion/config.py, objectives/named.py, diffusion/forward.py, runs/optimizer.py,
+runs/eval_config.py, runs/log_config.py.
 """
 
 from collections.abc import Mapping
 import dataclasses
-from pathlib import Path
 from typing import Any
 
-from gdsd_jax import own_code
-from gdsd_jax.checks import require, require_at_least, require_buckets, require_int32, require_one_of, require_seed
+from gdsd_jax.checks import require, require_at_least, require_buckets, require_int32, require_seed
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.diffusion.forward import MaskConfig
-from gdsd_jax.huggingface.folder import resolve_path
-from gdsd_jax.models.denoiser import REMAT
-from gdsd_jax.models.lora import LoraConfig
-from gdsd_jax.models.quantised import QuantizeConfig
 from gdsd_jax.objectives.advantages import ADVANTAGES
 from gdsd_jax.objectives.named import ObjectiveFields
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.runs.eval_config import EvalConfig
 from gdsd_jax.runs.log_config import LogConfig
+from gdsd_jax.runs.model_config import ModelConfig
 from gdsd_jax.runs.optimizer import OptimizerConfig
 from gdsd_jax.tasks import Task
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-  """The model that a run starts from; section `model`.
-
-  Its part `lora` has the fields of `LoraConfig` and `path`, its part `quantize` those of `QuantizeConfig`.
-  """
-
-  path: str = "tiny"  # folder, hub name, or "tiny", the embedded model
-  revision: str | None = None  # branch, tag or commit of a hub model; None: its latest, which config.json then tells
-  dtype: str = "float32"  # matrix products and frozen weights; trained ones are float32 always
-  # What the backward pass computes again: "none" of the activations, all but "products" with weights (a quarter less to
-  # compute than all, far more to keep), or the "full" pass through each block.
-  remat: str = "full"
-  # Whether all-parameter training moves the routers of experts, too. A router that moves sends tokens to other experts,
-  # and scores of the same tokens apart; RL is steadier without.
-  train_router: bool = False
-  # One's own of a model whose config.json has a `model_type` unknown here, FILE.py:NAME (docs/own.md).
-  layout: str | None = None
-  lora: LoraConfig | None = None  # None, which recipes say by rank 0: no adapter, all parameters are trained
-  lora_path: str | None = None  # PEFT folder or hub name to start from; rank and alpha must be its own
-  quantize: QuantizeConfig | None = None  # None, which recipes say by no kind: the weights in `dtype`
-
-  def __post_init__(self):
-    require_one_of("model.remat", self.remat, REMAT)
-    require(self.layout is None or own_code.is_own(self.layout), "model.layout",
-            f"{self.layout!r} must be FILE.py:NAME or PACKAGE.MODULE:NAME; ours are known by config.json's model_type")
-    require(not (self.train_router and self.lora), "model.train_router",
-            "needs model.lora.rank=0: an adapter leaves the base's routers as they are")
-    require(self.lora is not None or not self.lora_path, "model.lora.path", "needs model.lora.rank > 0")
-
-  def check_trained(self) -> None:
-    """Raises ValueError where a run cannot train what it is told to."""
-    require(self.quantize is None or self.lora is not None, "model.quantize.kind",
-            "needs model.lora.rank > 0: quantised weights are frozen, and only an adapter over them is trained")
-
-  @property
-  def folder(self) -> Path:
-    """Where its files are, downloaded if they are the hub's. FileNotFoundError or ValueError, one line."""
-    return resolve_path(self.path, self.revision)
-
-  @property
-  def lora_folder(self) -> Path | None:
-    """Where the adapter's files are, if it starts from one. Raises as `folder`."""
-    return resolve_path(self.lora_path, field="model.lora.path") if self.lora_path else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,9 @@ from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.models.quantised import QuantizeConfig
 from gdsd_jax.objectives.named import ObjectiveFields, settings
 from gdsd_jax.objectives.own import make_objective
-from gdsd_jax.runs.config import DistillationConfig, ModelConfig, RolloutConfig, RunConfig, TaskConfig
+from gdsd_jax.runs.config import DistillationConfig, RolloutConfig, RunConfig, TaskConfig
 from gdsd_jax.runs.fields import declared
+from gdsd_jax.runs.model_config import ModelConfig
 
 
 def base_config() -> ConfigDict:

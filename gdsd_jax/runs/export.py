@@ -22,9 +22,9 @@ from gdsd_jax.huggingface.weights import load_weights, save_pretrained
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.lora import merge
 from gdsd_jax.paths import expanded
-from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.files import absolute, is_remote
 from gdsd_jax.runs.lock import locked
+from gdsd_jax.runs.model_config import ModelConfig
 from gdsd_jax.runs.saved_config import read_saved
 from gdsd_jax.runs.weights import find_step, load_run, read_model_config
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.models.quantised import QuantizeConfig
-from gdsd_jax.runs.config import ModelConfig
+from gdsd_jax.runs.model_config import ModelConfig
 
 _OURS = ("as_given", "own", "options", "made")  # fields of dataclasses that no recipe has
 _SECTIONS_OF_MODEL = {"lora": LoraConfig, "quantize": QuantizeConfig}

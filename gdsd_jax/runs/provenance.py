@@ -19,7 +19,7 @@ from gdsd_jax.huggingface.folder import hub_commit, tokenizer_files
 from gdsd_jax.huggingface.weight_files import weight_files
 from gdsd_jax.parallel.processes import gather_json, is_first_process, share_work
 from gdsd_jax.runs import fingerprints
-from gdsd_jax.runs.config import ModelConfig
+from gdsd_jax.runs.model_config import ModelConfig
 from gdsd_jax.waiting import waiting
 
 _log = logging.getLogger(__name__)

@@ -16,10 +16,10 @@ from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import add_adapter
 from gdsd_jax.parallel.mesh import param_shardings
 from gdsd_jax.runs.checkpoints import cause_of, CheckpointError, damaged_metrics, quiet_orbax
-from gdsd_jax.runs.config import ModelConfig
 from gdsd_jax.runs.config_dict import made
 from gdsd_jax.runs.files import absolute
 from gdsd_jax.runs.finite import not_finite
+from gdsd_jax.runs.model_config import ModelConfig
 from gdsd_jax.runs.saved_config import FILE, read_saved
 from gdsd_jax.waiting import waiting
 

@@ -12,6 +12,7 @@ from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.objectives.vrpo import Vrpo
 from gdsd_jax.runs import config as sections
 from gdsd_jax.runs.config_dict import check_paths, made
+from gdsd_jax.runs.model_config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ class RouterConfig:
   def __post_init__(self):
     require_at_least(self, "router.", balance_coefficient=0, bias_rate=0)
 
-  def check_model(self, model: sections.ModelConfig, architecture: DenoiserConfig) -> None:
+  def check_model(self, model: ModelConfig, architecture: DenoiserConfig) -> None:
     """Raises ValueError, one line, where the model has nothing that a field here could move."""
     for name in ("balance_coefficient", "bias_rate"):
       require(not getattr(self, name) or architecture.experts is not None, f"router.{name}",
@@ -81,7 +82,7 @@ class FinetuningConfig:
   seed: int  # of all that is drawn
   steps: int  # updates
   batch_size: int  # examples of an update
-  model: sections.ModelConfig
+  model: ModelConfig
   mesh: sections.MeshConfig
   data: ChatsConfig
   eval: ValidationConfig

@@ -1,0 +1,57 @@
+"""The model that a run starts from, as its recipe says it: section `model`."""
+
+import dataclasses
+from pathlib import Path
+
+from gdsd_jax import own_code
+from gdsd_jax.checks import require, require_one_of
+from gdsd_jax.huggingface.folder import resolve_path
+from gdsd_jax.models.denoiser import REMAT
+from gdsd_jax.models.lora import LoraConfig
+from gdsd_jax.models.quantised import QuantizeConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The model that a run starts from; section `model`.
+
+  Its part `lora` has the fields of `LoraConfig` and `path`, its part `quantize` those of `QuantizeConfig`.
+  """
+
+  path: str = "tiny"  # folder, hub name, or "tiny", the embedded model
+  revision: str | None = None  # branch, tag or commit of a hub model; None: its latest, which config.json then tells
+  dtype: str = "float32"  # matrix products and frozen weights; trained ones are float32 always
+  # What the backward pass computes again: "none" of the activations, all but "products" with weights (a quarter less to
+  # compute than all, far more to keep), or the "full" pass through each block.
+  remat: str = "full"
+  # Whether all-parameter training moves the routers of experts, too. A router that moves sends tokens to other experts,
+  # and scores of the same tokens apart; RL is steadier without.
+  train_router: bool = False
+  # One's own of a model whose config.json has a `model_type` unknown here, FILE.py:NAME (docs/own.md).
+  layout: str | None = None
+  lora: LoraConfig | None = None  # None, which recipes say by rank 0: no adapter, all parameters are trained
+  lora_path: str | None = None  # PEFT folder or hub name to start from; rank and alpha must be its own
+  quantize: QuantizeConfig | None = None  # None, which recipes say by no kind: the weights in `dtype`
+
+  def __post_init__(self):
+    require_one_of("model.remat", self.remat, REMAT)
+    require(self.layout is None or own_code.is_own(self.layout), "model.layout",
+            f"{self.layout!r} must be FILE.py:NAME or PACKAGE.MODULE:NAME; ours are known by config.json's model_type")
+    require(not (self.train_router and self.lora), "model.train_router",
+            "needs model.lora.rank=0: an adapter leaves the base's routers as they are")
+    require(self.lora is not None or not self.lora_path, "model.lora.path", "needs model.lora.rank > 0")
+
+  def check_trained(self) -> None:
+    """Raises ValueError where a run cannot train what it is told to."""
+    require(self.quantize is None or self.lora is not None, "model.quantize.kind",
+            "needs model.lora.rank > 0: quantised weights are frozen, and only an adapter over them is trained")
+
+  @property
+  def folder(self) -> Path:
+    """Where its files are, downloaded if they are the hub's. FileNotFoundError or ValueError, one line."""
+    return resolve_path(self.path, self.revision)
+
+  @property
+  def lora_folder(self) -> Path | None:
+    """Where the adapter's files are, if it starts from one. Raises as `folder`."""
+    return resolve_path(self.lora_path, field="model.lora.path") if self.lora_path else None
