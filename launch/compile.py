@@ -1,12 +1,12 @@
-"""Compiles a run for a TPU slice that is not there, on any Linux machine, and says whether it fits.
+"""Compiles a run for a TPU slice, or several, that are not there, on any Linux machine, and says whether it fits.
 
   pip install libtpu
-  python launch/compile.py --config=configs/gdsd_math.py:llada_8b --topology=v5e:4x4 [--config.mesh.fsdp=16]
+  python launch/compile.py --config=configs/gdsd_math.py:llada_8b --topology=v5e:4x4 [--slices=2]
 
 The sampler, the scores and the distillation step of the config are compiled as training calls them, by the compiler
 that the slice would use; weights are abstract, and the published models need no files. A table of each chip's memory,
-FLOPs, memory traffic, collectives and roofline; the last line of standard output is one JSON object of the same. Exit
-status 1: it would not fit.
+FLOPs, memory traffic, collectives, bytes between slices and roofline; the last line of standard output is one JSON
+object of the same. Exit status 1: it would not fit.
 """
 
 from gdsd_jax import signals
@@ -37,6 +37,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   lock_config=False, accept_new_attributes=True,  # fields of one's own task are its own
 )
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice: v5e:4x4, v5p:2x2x4, v6e:16x16, …")
+_SLICES = flags.DEFINE_integer("slices", 1, "How many such slices, joined by the data center's network.")
 _HLO = flags.DEFINE_string("hlo", None, "Folder for the optimised HLO of each program.")
 
 
@@ -48,7 +49,7 @@ def main():
   from gdsd_jax.runs.metrics import log_to_stdout
 
   log_to_stdout()
-  planned = plan(run_config(_CONFIG.value), _TOPOLOGY.value)
+  planned = plan(run_config(_CONFIG.value), _TOPOLOGY.value, _SLICES.value)
   if _HLO.value is not None:
     folder = local_folder("--hlo", _HLO.value)
     folder.mkdir(parents=True, exist_ok=True)

@@ -257,6 +257,22 @@ def test_an_asynchronous_slice_reads_what_it_takes():
   assert program_cost(text).hbm_bytes == 8 * 8 * 4
 
 
+@pytest.mark.parametrize("kind, target, share", [
+  ("ALL_REDUCE", "{1,2}x{0:3}", 1), ("ALL_REDUCE", "{1:4}x{0:15}", 2 * 3 / 4), ("ALL_GATHER", "{1:4}x{0:15}", 3),
+  ("REDUCE_SCATTER", "{1,3}x{0:15}", 1 / 2), ("ALL_TO_ALL", "{1,2,5:6}x{0}", 3 / 4), ("ONE_TO_ONE", "{1,2}x{0}", 1),
+])
+def test_what_is_handed_to_megascale_goes_to_other_slices(kind, target, share):
+  """As libtpu 0.0.52 writes it, here in a loop that runs three times."""
+  send = f"""  %after = token[] after-all()
+  %send = (f32[4,8,8]{{2,1,0}}, u32[]{{:S(2)}}, token[]) send(%w, %after), channel_id=2, is_host_transfer=true, """ \
+    f"""frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime","""  \
+    f"""_xla_megascale_target="{target}",_xla_megascale_transfer_type="{kind}"}}
+"""
+  cost = program_cost(module(*LOOP).replace("  ROOT %t = ", f"{send}  ROOT %t = ").replace("%LIMIT", "7"))
+  assert cost.between_slices == {kind.lower().replace("_", "-"): (3, 3 * share * 4 * 8 * 8 * 4)}
+  assert cost.bytes_between_slices == 3 * share * 4 * 8 * 8 * 4 and cost.collective_bytes == 0
+
+
 @pytest.mark.parametrize("groups, size", [
   ("{{0,1},{2,3}}", 2), ("[1,4]<=[4]", 4), ("[2,2]<=[2,2]T(1,0)", 2), ("{}", 4),
   ("mesh['axis_0'=4] {'axis_0'}", 4), ("mesh['axis_0'=2,'axis_1'=2] {'axis_1'}", 2),
@@ -283,7 +299,7 @@ def test_a_loop_whose_length_the_text_does_not_tell_is_reported():
 @pytest.fixture
 def chips(monkeypatch):
   """Sets how many of them there are."""
-  return lambda count: monkeypatch.setattr(pod_plan, "slice_devices", lambda _: (jax.devices()[:count], V5E))
+  return lambda count: monkeypatch.setattr(pod_plan, "slice_devices", lambda *_: (jax.devices()[:count], V5E))
 
 
 def tiny(**changes):
@@ -375,6 +391,29 @@ def a_plan(**program) -> pod_plan.PodPlan:
   return pod_plan.PodPlan("v5e:4x4", V5E, {"data": 1, "fsdp": 16, "tensor": 1}, 1, 1, 16, 16, 8, 8, 2, {}, programs)
 
 
+def test_what_goes_to_other_slices_is_a_number_of_its_own_with_its_own_time():
+  cost = Cost(flops=197e12, collectives={"all-gather": (3, 4e9)}, between_slices={"all-reduce": (2, 6.25e9)})
+  plan = dataclasses.replace(a_plan(cost=cost), mesh={"data": 2, "fsdp": 16, "tensor": 1}, slices=2)
+  fields = json.loads(json.dumps(report(plan)))
+  program = fields["programs"]["sample"]
+  assert fields["chips"] == 32 and program["bytes_between_slices"] == 6.25e9 and program["collective_bytes"] == 4e9
+  assert program["between_slices"] == {"all-reduce": {"count": 2, "bytes": 6.25e9}}
+  # v5e's 6.4 Tbit/s for 256 chips are 25 Gbit/s for each.
+  assert program["seconds"]["between slices"] == program["roofline_seconds"] == 2
+  assert fields["iteration"]["roofline_seconds"] == 2
+  lines = table(fields).splitlines()
+  assert lines[0] == "2 slices of v5e:4x4: 32 chips of 16 GB, mesh data 2, fsdp 16, tensor 1"
+  rows = {line.strip().rsplit("  ", 1)[0].strip(): line.split()[-1] for line in lines if "slices" in line}
+  assert rows["bytes between slices, GB"] == "6.25" and rows["between slices"] == "2"
+  assert "between slices" not in table(report(a_plan(cost=cost)))
+
+
+def test_a_chip_of_two_devices_is_counted_once():
+  plan = dataclasses.replace(a_plan(cost=Cost(flops=1e12)), topology="tpu7x:2x2x2", chip=CHIPS["TPU7x"])
+  first = table(report(plan)).splitlines()[0]
+  assert first == "tpu7x:2x2x2: 8 chips of 2 devices of 96 GB, mesh data 1, fsdp 16, tensor 1"
+
+
 def test_peak_memory_is_what_lies_there_at_once():
   gigabytes = {name: int(size * 1e9) for name, size in {
     "argument_bytes": 3, "output_bytes": 2, "alias_bytes": 1.5, "temporary_bytes": 7, "code_bytes": 0.5,
@@ -414,29 +453,38 @@ def test_without_libtpu_its_installation_is_named(monkeypatch):
     pod_plan.slice_devices("v5e:4x4")
 
 
+@pytest.mark.parametrize("slices", [0, -1])
+def test_a_number_of_slices_that_cannot_be_is_refused(slices):
+  with pytest.raises(ValueError, match=f"^--slices: must be at least 1, not {slices}$"):
+    pod_plan.slice_devices("v5e:4x4", slices)
+
+
 @pytest.mark.parametrize("topology", ["v9:4x4", "4x4", "", "v5litepod-16"])
 def test_a_slice_of_no_known_chip_is_refused(monkeypatch, topology):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-  with pytest.raises(ValueError, match="is no slice of v5e, v5p, v6e: a generation and its chips, as v5e:4x4"):
+  with pytest.raises(ValueError, match="is no slice of v5e, v5p, v6e, tpu7x: a generation and its chips, as v5e:4x4"):
     pod_plan.slice_devices(topology)
 
 
 @pytest.mark.parametrize("topology", [
   "v5e:2x2x2", "v6e:4x4x4", "v5e:0x0", "v5e:3x3", "v5e:4x2", "v5e:32x32", "v5e:12x12", "v5e:", "v5e:axb", "v5e:-4x4",
-  "v5e:4x4_twisted", "v5p:4x4", "v5p:3x3x3", "v5p:2x2x3", "v5p:2x2x8", "v5p:8x4x4", "v5p:32x32x32", "v5p:0x0x0",
+  "v5e:4x4_twisted", "tpu7x:1x1x1", "v5p:4x4", "v5p:3x3x3", "v5p:2x2x3", "v5p:2x2x8", "v5p:8x4x4", "v5p:32x32x32",
+  "v5p:0x0x0",
 ])
 def test_a_shape_that_no_slice_has_is_refused_with_those_that_exist(topology):
   """libtpu itself compiles for most of these."""
   generation, _, shape = topology.partition(":")
-  exist = "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16$" if generation != "v5p" else (
-    "2x2x1, 2x2x2, 2x2x4, 2x4x4, and those of three ascending multiples of 4, as 4x4x8, up to 6144 chips$")
+  largest = {"v5p": 6144, "tpu7x": 9216}
+  exist = "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16$" if generation not in largest else (
+    "2x2x1, 2x2x2, 2x2x4, 2x4x4, and those of three ascending multiples of 4, as 4x4x8, up to"
+    f" {largest[generation]} chips$")
   with pytest.raises(ValueError, match=rf"^--topology: {generation} has no slice '{shape}'; it has {exist}"):
     pod_plan.slice_devices(topology)
 
 
 @pytest.mark.parametrize("topology", [
   "v5e:1x1", "v6e:2x4", "v6e:16x16", "v4:2x2x4", "v4:8x16x16", "v5p:4x4x4", "v5p:4x4x12", "v5p:16x16x24",
-  "v5p:4x4x8_twisted",
+  "v5p:4x4x8_twisted", "tpu7x:2x2x1", "tpu7x:8x8x16",
 ])
 def test_shapes_that_exist_are_let_through(topology):
   generation, _, shape = topology.partition(":")
@@ -503,6 +551,8 @@ def test_a_run_that_does_not_fit_ends_with_status_1():
 @pytest.mark.parametrize("arguments, message", [
   (["--topology=v5e:2x2x2"], "error: --topology: v5e has no slice '2x2x2'; it has 1x1, 2x2, "),
   (["--topology=v5e:4x4", "--config.mesh.fsdp=5"], "mesh.fsdp=5, mesh.tensor=1: their product must be the number of"),
+  (["--topology=v5e:4x4", "--slices=2", "--config.mesh.data=1", "--config.mesh.fsdp=-1"],
+   "mesh.data=1: must be a multiple of the 2 slices, which no other axis crosses"),
   (["--topology=v5e:4x8", "--config.optimizer.accumulation=4"], "cannot be split over mesh.data × mesh.fsdp = 32"),
 ])
 def test_what_cannot_be_planned_is_one_line(arguments, message):

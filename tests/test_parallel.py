@@ -10,7 +10,15 @@ import pytest
 
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import LoraConfig
-from gdsd_jax.parallel.mesh import AXIS_RULES, batch_sharding, make_mesh, MESH_AXES, param_shardings, replicated
+from gdsd_jax.parallel.mesh import (
+  AXIS_RULES,
+  batch_sharding,
+  make_mesh,
+  MESH_AXES,
+  param_shardings,
+  replicated,
+  slice_of,
+)
 from gdsd_jax.parallel.processes import may_be_one_of_several
 from gdsd_jax.parallel.rows import owners
 
@@ -59,12 +67,68 @@ def test_sizes_that_do_not_multiply_to_the_devices_are_refused_with_the_numbers(
   assert str(caught.value) == f"{named}: their product must be the number of devices, 8"
 
 
-@pytest.mark.parametrize("sizes", [(-1, -1, 1), (0, 1, 1), (8, -2, 1), (-8, -1, 1)])
+@pytest.mark.parametrize("sizes", [(-1, -1, -1), (1, -1, -1), (0, 1, 1), (8, -2, 1), (-8, -1, 1)])
 def test_sizes_that_are_no_sizes_are_refused_with_the_numbers(sizes):
   with pytest.raises(ValueError) as caught:
     make_mesh(*sizes)
   named = "mesh.data={}, mesh.fsdp={}, mesh.tensor={}".format(*sizes)
-  assert str(caught.value) == f"{named}: sizes are positive, and at most one is -1 (the rest)"
+  assert str(caught.value) == f"{named}: sizes are positive, and at most one beside mesh.data is -1 (the rest)"
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeTpu:
+  """A chip of a slice, with what `mesh_utils` asks of it."""
+
+  id: int
+  slice_index: int
+  coords: tuple[int, int, int]
+  device_kind: str = "TPU v5 lite"
+  platform: str = "tpu"
+  process_index: int = 0
+  core_on_chip: int = 0
+
+
+def slices_of_tpus(count: int, width: int = 4) -> list[FakeTpu]:
+  """Chips of as many slices of width × width, the last slice first, as no run promises an order."""
+  places = [(x, y, 0) for y in range(width) for x in range(width)]
+  return [FakeTpu(1000 * index + i, index, place) for index in reversed(range(count)) for i, place in enumerate(places)]
+
+
+@pytest.mark.parametrize("sizes, shape", [
+  ((2, 16, 1), (2, 16, 1)), ((-1, 4, 4), (2, 4, 4)), ((-1, -1, 1), (2, 16, 1)), ((4, -1, 2), (4, 4, 2)),
+  ((-1, 1, -1), (2, 1, 16)), ((-1, 2, 1), (16, 2, 1)),
+])
+def test_only_data_crosses_slices(sizes, shape):
+  devices = slices_of_tpus(2)
+  mesh = make_mesh(*sizes, devices=devices)
+  assert mesh.devices.shape == shape and set(mesh.devices.flat) == set(devices)
+  slices = np.vectorize(slice_of)(mesh.devices)
+  assert (slices == np.repeat([0, 1], shape[0] // 2)[:, None, None]).all()
+
+
+def test_experts_lie_within_a_slice():
+  mesh = make_mesh(-1, -1, 1, devices=slices_of_tpus(3), expert=4)
+  assert mesh.axis_names == ("data", "fsdp", "expert", "tensor") and mesh.devices.shape == (3, 4, 4, 1)
+  assert (np.vectorize(slice_of)(mesh.devices) == np.arange(3)[:, None, None, None]).all()
+
+
+@pytest.mark.parametrize("sizes, data", [((1, -1, 1), 1), ((-1, 32, 1), 1), ((1, 8, 4), 1)])
+def test_an_axis_that_would_cross_slices_is_refused(sizes, data):
+  with pytest.raises(ValueError) as caught:
+    make_mesh(*sizes, devices=slices_of_tpus(2))
+  assert str(caught.value) == f"mesh.data={data}: must be a multiple of the 2 slices, which no other axis crosses"
+
+
+def test_hosts_of_gpus_are_no_slices():
+  """JAX numbers them alike, and weights are split over several hosts there."""
+  gpus = [dataclasses.replace(tpu, platform="gpu", device_kind="NVIDIA H100") for tpu in slices_of_tpus(2, width=2)]
+  assert make_mesh(-1, -1, 1, devices=gpus).devices.shape == (1, 8, 1)
+  by_host = make_mesh(2, 4, 1, devices=gpus).devices
+  assert [[gpu.slice_index for gpu in row] for row in by_host[..., 0]] == [[0] * 4, [1] * 4]
+
+
+def test_data_and_another_axis_may_both_be_the_rest():
+  assert make_mesh(-1, -1, 2).devices.shape == (1, 4, 2)
 
 
 @pytest.mark.parametrize("change", [{}, {"qkv_bias": True}, {"tied_head": True}])

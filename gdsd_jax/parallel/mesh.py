@@ -28,22 +28,42 @@ _MAY_STAY_WHOLE = ("batch", "batch_over_data", "lora_rank_of_b")
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None, expert: int = 1) -> Mesh:
   """Mesh of axes data, fsdp and tensor over `devices` (all by default); one size may be -1, "the rest".
 
-  Above 1, `expert` is the size of one more axis, before tensor: of experts, and of sequences. Neighbours on the last
-  axis are neighbours on the interconnect (`mesh_utils`): tensor talks most, data least.
-  Raises ValueError where the sizes do not multiply to the number of devices.
+  Beside another one data may be -1, too: it is then the number of TPU slices, 1 where there is one. Only data crosses
+  slices, all other axes lie within one. Above 1, `expert` is the size of one more axis, before tensor: of experts, and
+  of sequences. Neighbours on the last axis are neighbours on the interconnect (`mesh_utils`): tensor talks most, data
+  least.
+  Raises ValueError where the sizes do not multiply to the number of devices, or data is no multiple of the slices.
   """
   devices = jax.devices() if devices is None else devices
+  slices = len(set(map(slice_of, devices)))
   sizes = dict(zip(MESH_AXES, (data, fsdp, tensor)))
   if expert != 1:
     sizes = {"data": data, "fsdp": fsdp, EXPERT: expert, "tensor": tensor}
   named, given = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items()), list(sizes.values())
-  valid = given.count(-1) <= 1 and all(size >= 1 or size == -1 for size in given)
-  require(valid, named, "sizes are positive, and at most one is -1 (the rest)")
+  valid = given[1:].count(-1) <= 1 and all(size >= 1 or size == -1 for size in given)
+  require(valid, named, "sizes are positive, and at most one beside mesh.data is -1 (the rest)")
+  if data == -1 and -1 in given[1:]:
+    given[0] = slices
   if -1 in given:
     given[given.index(-1)] = max(len(devices) // math.prod(size for size in given if size != -1), 1)
   require(math.prod(given) == len(devices), named, f"their product must be the number of devices, {len(devices)}")
+  require(given[0] % slices == 0, f"mesh.data={given[0]}",
+          f"must be a multiple of the {slices} slices, which no other axis crosses")
   # Where an axis is no product of the slice's own axes, one of these is split between two of the mesh.
-  return Mesh(mesh_utils.create_device_mesh(given, devices, allow_split_physical_axes=True), tuple(sizes))
+  split = dict(allow_split_physical_axes=True)
+  if slices == 1:
+    return Mesh(mesh_utils.create_device_mesh(given, devices, **split), tuple(sizes))
+  within, across = [given[0] // slices, *given[1:]], [slices, *[1] * len(given[1:])]
+  return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices, **split), tuple(sizes))
+
+
+def slice_of(device) -> int:
+  """Index of the TPU slice that a device belongs to; 0 of all devices that are not TPUs.
+
+  JAX numbers the hosts of GPUs in the same way, but weights are often split over several of them. Their devices are
+  ordered by host, so that there, too, data is the axis that crosses hosts where the others fill one.
+  """
+  return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
 
 
 def split_into(axis: str | None, mesh: Mesh | None) -> int:

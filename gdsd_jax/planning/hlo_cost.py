@@ -4,6 +4,9 @@ XLA's own `cost_analysis()` counts the body of a loop once, and a scanned transf
 computations are walked from ENTRY and multiplied by trip counts. Counted are the bytes that pass between HBM and the
 chip, those that a chip sends in collectives, and the floating-point operations of matrix products: dots and
 convolutions, fused or not, and those of attention kernels. Arrays count without the padding of their tiles.
+
+A program for several TPU slices is written as that of one. Its collectives are among the chips of a slice, and what
+goes to other slices is handed to Megascale, the runtime that joins them over the data center's network.
 """
 
 import dataclasses
@@ -21,7 +24,7 @@ COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "coll
 _FREE = frozenset((
   "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id", "while",
   "conditional", "call", "custom-call", "opt-barrier", "async-start", "async-update", "async-done", "copy-done",
-  "slice-done", *(f"{kind}-done" for kind in COLLECTIVES),
+  "slice-done", "send-done", "recv-done", *(f"{kind}-done" for kind in COLLECTIVES),
 ))
 # JAX's TPU kernels (models/attention_kernels.py) -> their products of queries with keys, or of as many multiply-adds.
 _KERNEL_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
@@ -35,18 +38,24 @@ class Cost:
   hbm_bytes: float = 0.0
   # Kind -> (how many, bytes that the chip sends over the interconnect by a ring).
   collectives: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+  between_slices: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)  # the same to other slices
   loops_of_unknown_length: int = 0  # whose trip count the text does not tell; they are counted once
 
   @property
   def collective_bytes(self) -> float:
     return sum(sent for _, sent in self.collectives.values())
 
+  @property
+  def bytes_between_slices(self) -> float:
+    return sum(sent for _, sent in self.between_slices.values())
+
   def add(self, other: "Cost", times: float = 1) -> None:
     self.flops += times * other.flops
     self.hbm_bytes += times * other.hbm_bytes
-    for kind, (count, sent) in other.collectives.items():
-      old_count, old_sent = self.collectives.get(kind, (0, 0))
-      self.collectives[kind] = (old_count + times * count, old_sent + times * sent)
+    for own, added in ((self.collectives, other.collectives), (self.between_slices, other.between_slices)):
+      for kind, (count, sent) in added.items():
+        old_count, old_sent = own.get(kind, (0, 0))
+        own[kind] = (old_count + times * count, old_sent + times * sent)
     self.loops_of_unknown_length += other.loops_of_unknown_length
 
 
@@ -96,6 +105,9 @@ class _Walk:
       if kind == "all-reduce" and instruction.computation.startswith("all-reduce-scatter"):  # TPU's reduce-scatter
         kind = "reduce-scatter"
       cost.collectives = {kind: (1, self._sent_bytes(kind, instruction))}
+    elif opcode == "send" and (between := instruction.attribute(r'_xla_megascale_transfer_type="(\w+)"')):
+      kind = between.lower().replace("_", "-")
+      cost.between_slices = {kind: (1, instruction.operands[0].nbytes * _share_sent(kind, _slices(instruction)))}
     return cost
 
   def _starts_here(self, collective: Instruction) -> bool:
@@ -103,10 +115,9 @@ class _Walk:
     return not spread or self.module.starts_collective(collective.computation)
 
   def _sent_bytes(self, kind: str, collective: Instruction) -> float:
-    """Bytes that a chip in a group of n sends around a ring: each piece n − 1 times, or twice that to sum and share."""
-    n = _group_size(collective, self.module.num_partitions)
-    share = {"all-gather": n - 1, "all-reduce": 2 * (n - 1) / n, "collective-permute": 1}
-    return sum(operand.nbytes for operand in collective.operands) * share.get(kind, (n - 1) / n)
+    """Bytes that a chip sends around a ring."""
+    share = _share_sent(kind, _group_size(collective, self.module.num_partitions))
+    return sum(operand.nbytes for operand in collective.operands) * share
 
   def _hbm_bytes(self, instruction: Instruction) -> float:
     """Bytes that an instruction reads from HBM and writes to it."""
@@ -126,6 +137,8 @@ class _Walk:
       return (taken.nbytes if operands[0] else 0) + taken.hbm_bytes + sum(operands[1:])
     if opcode == "dynamic-update-slice":
       return 2 * operands[1]
+    if opcode in ("send", "recv"):  # (the array, context, token)
+      return operands[0] if opcode == "send" else shapes[0].hbm_bytes
     if opcode.removesuffix("-start") in COLLECTIVES:
       return sum(operands) + shapes[-1 if opcode == "all-gather-start" else 0].hbm_bytes
     return sum(operands) + instruction.hbm_bytes
@@ -211,6 +224,18 @@ def _pairs_on_input(outputs: int, kernel: int, inputs: int, low: int, stride: in
   """Pairs (output, kernel position) of one spatial dimension that meet an input, not padding or dilation's zeros."""
   at = np.arange(outputs)[:, None] * stride + np.arange(kernel) * dilation - low
   return int(np.sum((at >= 0) & (at % base == 0) & (at // base < inputs)))
+
+
+def _share_sent(kind: str, n: int) -> float:
+  """Of its operand, what each of n sends around a ring: each piece n − 1 times, or twice that to sum and share."""
+  share = {"all-gather": n - 1, "all-reduce": 2 * (n - 1) / n, "collective-permute": 1, "one-to-one": 1}
+  return share.get(kind, (n - 1) / n)
+
+
+def _slices(send: Instruction) -> int:
+  """Slices of a group of a transfer between slices, noted as {1,2}x{0:3}: slices 1 and 2, and in each chips 0 to 3."""
+  ranges = [part.split(":") for part in send.attribute(r'_xla_megascale_target="{([\d:,]*)}').split(",")]
+  return sum(int(part[-1]) - int(part[0]) + 1 for part in ranges)
 
 
 def _group_size(collective: Instruction, num_partitions: int) -> int:

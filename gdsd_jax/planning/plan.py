@@ -23,6 +23,7 @@ from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.parallel.mesh import batch_sharding, EXPERT, make_mesh
 from gdsd_jax.planning.chips import Chip, slice_devices
 from gdsd_jax.planning.hlo_cost import Cost, program_cost
+from gdsd_jax.planning.slices import in_words
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.fit import validate_mesh, validate_training
 from gdsd_jax.runs.gradient import DistillationBatch, ScoringBatch
@@ -72,6 +73,7 @@ class PodPlan:
   prompt_buckets: int  # how many prompt lengths are compiled; each has its own programs
   state_bytes: dict[str, int]  # what of the state -> bytes on a chip
   programs: tuple[Program, ...]
+  slices: int = 1  # how many of the topology
 
   @property
   def code_bytes(self) -> int:
@@ -90,19 +92,19 @@ class PodPlan:
     return self.peak_bytes is not None and self.peak_bytes <= self.chip.hbm_bytes
 
 
-def plan(config: RunConfig, topology: str) -> PodPlan:
-  """Compiles a run's programs for a slice, at the longest prompt length; `topology` as in `slice_devices`.
+def plan(config: RunConfig, topology: str, slices: int = 1) -> PodPlan:
+  """Compiles a run's programs for one slice or several, at the longest prompt length; `topology` as in `slice_devices`.
 
   What a run holds beside them, the tokens, masks and scores of a step's rollouts, is left out: some thirty bytes a
   token. Raises ValueError or OSError, one line that names the field.
   """
-  devices, chip = slice_devices(topology)
+  devices, chip = slice_devices(topology, slices)
   mesh = make_mesh(**vars(config.mesh), devices=devices)
   validate_mesh(config, mesh)
   run = AbstractRun(config, mesh)
   programs = []
   for name, calls, function, arguments, keywords in run.calls():
-    with compiling(f"{name} for {topology}"):
+    with compiling(f"{name} for {in_words(topology, slices)}"):
       lowered = function.lower(*arguments, **keywords)
       programs.append(_compile(name, calls, run.resident_bytes(name), lowered, mesh.shape.get(EXPERT, 1)))
   whole = dataclasses.replace(run.denoiser, quantize=None).abstract_params()  # without the scales of quantised weights
@@ -111,7 +113,7 @@ def plan(config: RunConfig, topology: str) -> PodPlan:
   return PodPlan(
     topology, chip, dict(mesh.shape), *counts, rollouts=rollouts, microbatch=rollouts // config.optimizer.accumulation,
     prompt_length=buckets[-1], completion_length=config.sampler.completion_length, prompt_buckets=len(buckets),
-    state_bytes=run.state_bytes, programs=tuple(programs),
+    state_bytes=run.state_bytes, programs=tuple(programs), slices=slices,
   )
 
 

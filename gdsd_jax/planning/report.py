@@ -5,14 +5,16 @@ import math
 from typing import Any
 
 from gdsd_jax.planning.plan import PodPlan, Program
+from gdsd_jax.planning.slices import in_words
 
 _GB = 1e9
 
 
 def report(plan: PodPlan) -> dict[str, Any]:
-  """A plan as JSON values, with a roofline of each program and of an iteration. Bytes, FLOPs, seconds are one chip's.
+  """A plan as JSON values, with a roofline of each program and of an iteration. Bytes, FLOPs, seconds are one device's.
 
-  A program's time is that of the slowest of its FLOPs, its memory traffic and its collectives, each at the chip's
+  A device is a chip, or what JAX takes as one device of a chip that is several. A program's time is that of the
+  slowest of its FLOPs, its memory traffic, its collectives and what it sends to other slices, each at the chip's
   published peak and the others hidden behind it: no program is faster. Utilisation is the share of it that FLOPs take,
   recomputed ones among them.
   """
@@ -20,7 +22,7 @@ def report(plan: PodPlan) -> dict[str, Any]:
   fields = vars(plan) | {
     "chip": dataclasses.asdict(plan.chip),
     "programs": programs,
-    "chips": math.prod(plan.mesh.values()),
+    "chips": math.prod(plan.mesh.values()) // plan.chip.devices_per_chip,
     "code_bytes": plan.code_bytes,
     "peak_bytes": plan.peak_bytes,
     "fits": plan.fits,
@@ -37,11 +39,16 @@ def _program(plan: PodPlan, program: Program) -> dict[str, Any]:
     "memory": cost.hbm_bytes / chip.hbm_bytes_per_second,
     "interconnect": cost.collective_bytes / chip.ici_bytes_per_second,
   }
+  if plan.slices > 1:
+    seconds["between slices"] = cost.bytes_between_slices / chip.dcn_bytes_per_second
+  by_kind = lambda sent: {kind: {"count": count, "bytes": nbytes} for kind, (count, nbytes) in sorted(sent.items())}
   bound = max(seconds.values())
   fields = vars(program) | vars(cost) | {
     "peak_bytes": None if program.error else program.peak_bytes + plan.code_bytes,
     "collective_bytes": cost.collective_bytes,
-    "collectives": {kind: {"count": count, "bytes": sent} for kind, (count, sent) in sorted(cost.collectives.items())},
+    "collectives": by_kind(cost.collectives),
+    "bytes_between_slices": cost.bytes_between_slices,
+    "between_slices": by_kind(cost.between_slices),
     "seconds": seconds,
     "roofline_seconds": bound,
     "utilisation": seconds["compute"] / bound if bound else None,
@@ -51,7 +58,7 @@ def _program(plan: PodPlan, program: Program) -> dict[str, Any]:
 
 
 def _iteration(plan: PodPlan, programs: dict[str, Any]) -> dict[str, float]:
-  names = ("flops", "hbm_bytes", "collective_bytes", "roofline_seconds")
+  names = ("flops", "hbm_bytes", "collective_bytes", "bytes_between_slices", "roofline_seconds")
   total = {name: sum(program["calls"] * program[name] for program in programs.values()) for name in names}
   return {**total, "utilisation": total["flops"] / plan.chip.flops_per_second / total["roofline_seconds"]}
 
@@ -60,15 +67,16 @@ def table(fields: dict[str, Any]) -> str:
   """A report for a reader."""
   programs, hbm = fields["programs"], fields["chip"]["hbm_bytes"] / _GB
   mesh = ", ".join(f"{axis} {size}" for axis, size in fields["mesh"].items())
+  parts = fields["chip"]["devices_per_chip"]
+  chips = f"{fields['chips']} chips of {f'{parts} devices of ' * (parts > 1)}{hbm:.0f} GB"
   lines = [
-    f"{fields['topology']}: {fields['chips']} chips of {hbm:.0f} GB, mesh {mesh}",
+    f"{in_words(fields['topology'], fields['slices'])}: {chips}, mesh {mesh}",
     f"{fields['parameters'] / 1e9:.3g} G parameters, {fields['trained_parameters'] / 1e9:.3g} G of them trained;"
     f" {fields['rollouts']} rollouts of {fields['prompt_length']} + {fields['completion_length']} tokens, in"
     f" microbatches of {fields['microbatch']}",
     "",
   ]
-  kinds = sorted({kind for program in programs.values() for kind in program["collectives"]})
-  columns = [_column(name, program, kinds) for name, program in programs.items()]
+  columns = [_column(name, program, fields) for name, program in programs.items()]
   rows = [(label, *(column[label] for column in columns)) for label in columns[0]]
   widths = [max(map(len, column)) for column in zip(*rows)]
   for label, *cells in rows:
@@ -83,11 +91,20 @@ def table(fields: dict[str, Any]) -> str:
   return "\n".join(lines)
 
 
-def _column(name: str, program: dict[str, Any], kinds: list[str]) -> dict[str, str]:
-  """Label -> cell of one program; all empty where it did not compile."""
+def _column(name: str, program: dict[str, Any], fields: dict[str, Any]) -> dict[str, str]:
+  """Label -> cell of one of the report's programs; all empty where it did not compile."""
   gigabytes = lambda nbytes: f"{(nbytes or 0) / _GB:.3f}"
-  moved = {kind: f"{_figure(found['bytes'] / _GB)} in {found['count']:,.0f}"
-           for kind, found in program["collectives"].items()}
+
+  def by_kind(sent: str) -> dict[str, str]:
+    """A row for each kind that any of the programs sends."""
+    found = {kind: f"{_figure(of['bytes'] / _GB)} in {of['count']:,.0f}" for kind, of in program[sent].items()}
+    kinds = {kind for other in fields["programs"].values() for kind in other[sent]}
+    return {kind: found.get(kind, "") for kind in sorted(kinds)}
+
+  across = {}
+  if fields["slices"] > 1:
+    kinds = {f"    {kind} between slices": cell for kind, cell in by_kind("between_slices").items()}
+    across = {"  bytes between slices, GB": _figure(program["bytes_between_slices"] / _GB), **kinds}
   cells = {
     "calls an iteration": _figure(program["calls"]),
     "memory, GB": "",
@@ -100,11 +117,13 @@ def _column(name: str, program: dict[str, Any], kinds: list[str]) -> dict[str, s
     "  TFLOP": _figure(program["flops"] / 1e12),
     "  memory traffic, GB": _figure(program["hbm_bytes"] / _GB),
     "  sent to other chips, GB": _figure(program["collective_bytes"] / _GB),
-    **{f"    {kind}": moved.get(kind, "") for kind in kinds},
+    **{f"    {kind}": cell for kind, cell in by_kind("collectives").items()},
+    **across,
     "  seconds at the chip's peak": "",
     **{f"    {part}": f"{seconds:.3g}" for part, seconds in program["seconds"].items()},
   }
-  return {"each chip": name, **(dict.fromkeys(cells, "") if program["error"] else cells)}
+  each = "each chip" if fields["chip"]["devices_per_chip"] == 1 else "each device"
+  return {each: name, **(dict.fromkeys(cells, "") if program["error"] else cells)}
 
 
 def _figure(value: float) -> str:

@@ -9,10 +9,16 @@ _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 
 # Generation -> shapes, each size of which is no smaller than the one before, but for 2x2x1. Source: the pages of the
-# Cloud TPU documentation on each generation, https://docs.cloud.google.com/tpu/docs/v5e, …/v6e, …/v5p and …/v4.
-SHAPES = {"v4": _SMALL, "v5e": _FLAT, "v5p": _SMALL, "v6e": _FLAT}
+# Cloud TPU documentation on each generation, https://docs.cloud.google.com/tpu/docs/v5e, …/v6e, …/v5p and …/v4. Those
+# of tpu7x are what Google's xpk asks for (https://github.com/AI-Hypercomputer/xpk, generate_tpu_topologies).
+SHAPES = {"v4": _SMALL, "v5e": _FLAT, "v5p": _SMALL, "v6e": _FLAT, "tpu7x": _SMALL}
 # Generation -> chips of the largest slice of which each size is a multiple of 4, as in 4x4x8.
-_LARGEST = {"v4": 4096, "v5p": 6144}
+_LARGEST = {"v4": 4096, "v5p": 6144, "tpu7x": 9216}
+
+
+def in_words(topology: str, slices: int) -> str:
+  """How a slice, or several alike, is called."""
+  return topology if slices == 1 else f"{slices} slices of {topology}"
 
 
 def check_shape(generation: str, shape: str) -> None:

@@ -96,7 +96,7 @@ class CheckpointConfig:
 class MeshConfig:
   """Sizes of the mesh's axes (see `make_mesh`); section `mesh`."""
 
-  data: int = -1  # all devices that the others leave
+  data: int = -1  # all devices that the others leave; where one of these is -1, too, the number of TPU slices
   fsdp: int = 1  # devices that weights and rollouts are split over together
   tensor: int = 1  # devices that heads, MLP and vocabulary are split over
   expert: int = 1  # devices that the experts of a mixture, and the rollouts, are split over

@@ -113,8 +113,8 @@ def published_config(preset: str, per_device_batch: int, accumulation: int) -> m
   if model is not None and model.block_length is not None:
     _go_block_by_block(config, model.block_length)
 
-  # Weights and batch over all devices; the adapter's optimizer state is small.
-  config.mesh.data = 1
+  # Weights and batch over all devices, of a slice where there are several; the adapter's optimizer state is small.
+  config.mesh.data = -1
   config.mesh.fsdp = -1
   return config
 
