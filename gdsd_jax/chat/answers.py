@@ -16,7 +16,6 @@ from gdsd_jax.compiling import compiling
 from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.generation.generator import Generator
-from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.huggingface.tokenizer import chat_prompt, completion_ids, load_tokenizer, prompt_lengths, texts_of
 from gdsd_jax.parallel.mesh import make_mesh, whole_batch
 from gdsd_jax.runs.chosen_model import ChosenModel
@@ -74,7 +73,7 @@ class Answering:
     """Loads the model that was chosen. Raises ValueError or OSError, one line, before anything is compiled."""
     mesh = make_mesh(**vars(config.mesh))
     base, _ = chosen.base(config.model)
-    architecture = load_config(base.folder, base.layout)
+    architecture = base.architecture
     validate_family(config, architecture, base.path)
     self.path, self._positions, self._buckets = base.path, architecture.max_positions, config.rollouts.prompt_buckets
     self.check_room(config.sampler)

@@ -8,7 +8,6 @@ from ml_collections import ConfigDict
 
 from gdsd_jax.checks import require, require_seed
 from gdsd_jax.diffusion.config import KINDS, SamplerConfig
-from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.runs.chosen_model import ChosenModel
 from gdsd_jax.runs.config import MeshConfig, RolloutConfig, TaskConfig
@@ -54,7 +53,7 @@ def sample_config(
             f" {', '.join(section.removesuffix('.') for section in _SECTIONS)}, and {', '.join(_USED)}")
   if is_alone:
     base, _ = chosen.base(made(ModelConfig, recipe.model.to_dict()))
-    _fit_to_model(recipe, given, load_config(base.folder, base.layout))
+    _fit_to_model(recipe, given, base.architecture)
   check_recipe(recipe)
   fields = recipe.to_dict()
   check_numbers(fields)

@@ -58,7 +58,8 @@ class DenoiserLM(LM):
     self, pretrained: str | None = None, workdir: str | None = None, step: str | int = "latest",
     dtype: str = "bfloat16", batch_size: int | str = 1, kind: str | None = None, likelihood: str | None = None,
     check_greedy: bool = True, add_bos_token: bool = False, data: int = -1, fsdp: int = 1, tensor: int = 1,
-    seed: int = 0, layout: str | None = None, device: str | None = None, max_batch_size: int | None = None,
+    seed: int = 0, layout: str | None = None, mask_token_id: int | None = None, eos_token_id: int | None = None,
+    device: str | None = None, max_batch_size: int | None = None,
     **settings: Any,
   ):
     """--model_args, and what the harness adds to them. ValueError or OSError, one line, where they cannot be.
@@ -73,6 +74,7 @@ class DenoiserLM(LM):
         pass or more; multiple choice does without.
       add_bos_token: whether likelihoods have the beginning of text before the context, as Dream's base model is scored.
       layout: that of a model in a layout of one's own, see docs/own.md.
+      mask_token_id, eos_token_id: of a model whose files name none.
       data, fsdp, tensor, seed: the mesh, and the random seed of completions and of likelihoods' states.
       device, max_batch_size: not used; JAX chooses the device, and batches have one size.
       settings: other fields of `GenerationDefaults` and `LikelihoodConfig`. Dream's published evaluation has
@@ -93,7 +95,8 @@ class DenoiserLM(LM):
     seed = number("seed", seed, int)
     require_seed("--model_args: seed", seed)
     evaluated = ChosenModel(run_folder(workdir, "--model_args: workdir") if workdir else None, str(step), pretrained)
-    denoiser, self._params, model = evaluated.load(ModelConfig(dtype=dtype, layout=layout), mesh)
+    told = {"layout": layout, "mask_token_id": mask_token_id, "eos_token_id": eos_token_id}
+    denoiser, self._params, model = evaluated.load(ModelConfig(dtype=dtype, **told), mesh)
     self.tokenizer, self._path = load_tokenizer(model.folder, denoiser.config), model.path
     self.batch_size = whole_batch(int(batch_size), mesh)
     self._generator = Generator(denoiser, self.tokenizer, mesh)

@@ -23,7 +23,6 @@ from gdsd_jax.evaluation.batches import plan_batches
 from gdsd_jax.evaluation.problems import choose
 from gdsd_jax.evaluation.records import Records, shown, summarize
 from gdsd_jax.generation.generator import Generator
-from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer, token_ids
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh, replicated, whole_batch
 from gdsd_jax.parallel.processes import share_work
@@ -85,7 +84,7 @@ class _Evaluation:
     require(len(test) > 0, "task.name", f"{config.task.name} has an empty test split")
     self.examples, problems = choose(test, config.eval.test_size, num_examples)
     model, _ = evaluated.base(config.model)
-    validate_family(config, load_config(model.folder, model.layout), model.path)
+    validate_family(config, model.architecture, model.path)
     denoiser, self.params, model = evaluated.load(config.model, mesh)
     tokenizer = load_tokenizer(model.folder, denoiser.config)
     try:

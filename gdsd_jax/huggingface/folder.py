@@ -12,6 +12,7 @@ from gdsd_jax.huggingface.files import read_json_object
 from gdsd_jax.huggingface.layouts import Layout
 from gdsd_jax.huggingface.own_layout import layout_of, MODEL_TYPES
 from gdsd_jax.huggingface.special_ids import told_by_tokenizer
+from gdsd_jax.huggingface.stated import completed, hint, require_heeded, shown
 from gdsd_jax.huggingface.weight_files import stored_weights
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.paths import expanded, scheme_of
@@ -92,11 +93,11 @@ def tokenizer_files(folder: Path) -> list[Path]:
   return sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)})
 
 
-def load_config(path: Path, layout: str | None = None, stated: Mapping[str, Any] | None = None) -> DenoiserConfig:
+def load_config(path: Path, layout: str | None = None, stated: Mapping[str, int] | None = None) -> DenoiserConfig:
   """DenoiserConfig of a folder's config.json, by a layout of one's own (FILE.py:NAME) or that of its `model_type`.
 
-  `stated` are fields that stand in the place of the file's own, such as a `mask_token_id` that it does not name. Ids
-  that neither has are those of the tokenizer's files where they tell them, and else the family's own.
+  `stated` are fields that the file does not name, such as a `mask_token_id` (`stated.FIELDS`), and must not contradict
+  it. Ids that neither has are those of the tokenizer's files where they tell them, and else the family's own.
   Where config.json leaves open whether the head is the embedding, the weights tell, if they are there. Raises
   ValueError or FileNotFoundError, naming the file.
   """
@@ -104,8 +105,16 @@ def load_config(path: Path, layout: str | None = None, stated: Mapping[str, Any]
   if is_adapter(path):
     raise FileNotFoundError(f"model.path: {file} is missing: {path} is a PEFT adapter, which model.lora.path takes,"
                             " with its base model as model.path")
-  fields = {**read_json_object(file, "model.path"), **(stated or {})}
+  stated = stated or {}
+  fields = completed(read_json_object(file, "model.path"), stated)
   fields |= told_by_tokenizer(path, fields)
+  config = _parsed(path, fields, layout, stated)
+  require_heeded(config, stated, file)
+  return config
+
+
+def _parsed(path: Path, fields: dict[str, Any], layout: str | None, stated: Mapping[str, int]) -> DenoiserConfig:
+  file = path / "config.json"
   if layout is not None:
     return layout_of(layout).parse_config(fields)
   family = model_type_of(fields)
@@ -118,9 +127,9 @@ def load_config(path: Path, layout: str | None = None, stated: Mapping[str, Any]
       fields["tie_word_embeddings"] = _lacks_head(path, found)
     return found.parse_config(fields)
   except KeyError as error:
-    raise ValueError(f"model.path: {file} lacks the field {error}") from None
+    raise ValueError(f"model.path: {file} lacks the field {error}{hint(*error.args)}") from None
   except (TypeError, ValueError) as error:
-    raise ValueError(f"model.path: {file}: {error}") from None
+    raise ValueError(f"model.path: {file}{shown(stated)}: {error}") from None
 
 
 def is_adapter(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """The published models: their hub names, and architectures, so that a run can be planned without files or a network."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from gdsd_jax.checks import require
@@ -9,6 +10,7 @@ from gdsd_jax.huggingface.layouts import DREAM, LLADA
 from gdsd_jax.huggingface.llada2 import LLADA2
 from gdsd_jax.huggingface.llada_moe import LLADA_MOE
 from gdsd_jax.huggingface.sdar import SDAR
+from gdsd_jax.huggingface.stated import completed, require_heeded
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.paths import expanded
 
@@ -68,22 +70,27 @@ PUBLISHED = {
 }
 
 
-def published_architecture(hub_name: str) -> DenoiserConfig | None:
-  """DenoiserConfig of a published model; None where nothing but its files tells."""
-  fields = PUBLISHED.get(hub_name)
-  return None if fields is None else FAMILIES[fields["model_type"].lower()].parse_config(fields)
+def published_architecture(hub_name: str, stated: Mapping[str, int] | None = None) -> DenoiserConfig | None:
+  """DenoiserConfig of a published model, `stated` as in `load_config`; None where nothing but its files tells."""
+  fields, stated = PUBLISHED.get(hub_name), stated or {}
+  if fields is None:
+    return None
+  config = FAMILIES[fields["model_type"].lower()].parse_config(completed(fields, stated))
+  require_heeded(config, stated, hub_name)
+  return config
 
 
-def architecture(path_or_hub_name: str, layout: str | None = None) -> DenoiserConfig:
+def architecture(path_or_hub_name: str, layout: str | None = None,
+                 stated: Mapping[str, int] | None = None) -> DenoiserConfig:
   """DenoiserConfig of a folder with a config.json, of an embedded model, or of a published one by its hub name.
 
-  `layout` is as in `load_config`. Nothing is downloaded. Raises ValueError or OSError, one line.
+  `layout` and `stated` are as in `load_config`. Nothing is downloaded. Raises ValueError or OSError, one line.
   """
   name = expanded(path_or_hub_name, "model.path").removeprefix("hf://")
   is_folder = Path(name).is_dir()
   if not is_folder and name in PUBLISHED:
-    return published_architecture(name)
+    return published_architecture(name, stated)
   require(is_folder or "/" not in name, "model.path", f"{name!r} is no folder, and of the hub's models only"
           f" {', '.join(PUBLISHED)} are known without their files; name a folder that holds its config.json, by"
           " --config.model.path=FOLDER")
-  return load_config(resolve_path(name), layout)
+  return load_config(resolve_path(name), layout, stated)

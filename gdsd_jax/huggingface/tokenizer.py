@@ -68,7 +68,7 @@ def _agree(tokenizer, config: DenoiserConfig, path: Path) -> None:
   require(tokens <= size, "model.path", f"{path}: {tokens} tokens do not fit the model's {size}")
   told, mask_id = tokenizer.mask_token_id, config.mask_token_id
   require(told in (None, mask_id), "model.path",
-          f"{path}: the mask token is {told} in the tokenizer's files, {mask_id} in config.json")
+          f"{path}: the mask token is {told} in the tokenizer's files, {mask_id} in config.json or model.mask_token_id")
   mask = tokenizer.convert_ids_to_tokens(mask_id)
   if mask is not None:  # None: no text can hold it
     tokenizer.add_special_tokens({"mask_token": mask})

@@ -46,7 +46,7 @@ from gdsd_jax.waiting import waiting
 
 def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_dtype: str | None = None,
                     remat: str = "none", layout: str | None = None, revision: str | None = None,
-                    stated: Mapping[str, Any] | None = None, quantize: QuantizeConfig | None = None):
+                    stated: Mapping[str, int] | None = None, quantize: QuantizeConfig | None = None):
   """Loads (denoiser, params) from a Hugging Face folder or hub name.
 
   Args:
@@ -56,7 +56,7 @@ def load_pretrained(path_or_hub_name, dtype: str = "float32", mesh=None, param_d
     param_dtype, remat: see `Denoiser`.
     layout: the files' own, FILE.py:NAME (docs/own.md); None for that of the `model_type` in config.json.
     revision: branch, tag or commit of a hub model; None for its latest.
-    stated: fields in the place of config.json's own, such as a `mask_token_id` or `block_size` that it does not name.
+    stated: fields that config.json does not name: `mask_token_id`, `eos_token_id`, `pad_token_id`, `block_size`.
     quantize: what is kept in 8 or 4 bits, and how (docs/quantised.md); None for nothing.
 
   Raises:

@@ -122,7 +122,7 @@ class AbstractRun:
 
   def __init__(self, config: RunConfig, mesh):
     self.config, self.mesh = config, mesh
-    model = architecture(config.model.path, config.model.layout)
+    model = architecture(config.model.path, config.model.layout, config.model.stated)
     validate_training(config, model, config.model.path)
     self.denoiser = make_denoiser(config.model, model, mesh)
     self.optimizer = make_optimizer(config.optimizer, config.updates)

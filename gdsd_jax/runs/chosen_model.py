@@ -20,6 +20,7 @@ from gdsd_jax.runs.saved_config import read_saved
 from gdsd_jax.runs.weights import find_step, load_run, read_model_config
 
 _log = logging.getLogger(__name__)
+_READ = ("layout", "quantize", "mask_token_id", "eos_token_id", "block_length")  # of section model, for any files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class ChosenModel:
     return chosen
 
   def _check_model_fields(self, given: Mapping[str, Any]) -> None:
-    """A run's own model.* holds; of a --model, model.dtype, layout and quantize say how it is read."""
+    """A run's own model.* holds; of a --model, some fields say how it is read, see `_READ`."""
     saved = {} if self.workdir is None else flatten(read_saved(self.workdir))
     for path, value in given.items():
       value = list(value) if isinstance(value, tuple) else value
@@ -55,7 +56,7 @@ class ChosenModel:
         require(saved.get(path) == value, f"--config.{path}", f"{value!r} is not what the run in {self.workdir} was"
                 f" made with, {saved.get(path)!r}, as its checkpoint needs")
       elif path.startswith("model.") and self.model is not None:
-        reads = path in ("model.dtype", "model.layout") or path.startswith("model.quantize.")
+        reads = path.split(".")[1] in ("dtype", *_READ)
         require(reads, f"--config.{path}", f"--model={self.model} says already what is loaded")
 
   def resolved(self) -> "ChosenModel":
@@ -80,7 +81,7 @@ class ChosenModel:
                                    " --config.model.lora.path=ADAPTER lay it over another)")
     elif adapter:
       adapter = default.lora_folder
-    read = {"layout": default.layout, "quantize": default.quantize}
+    read = {name: getattr(default, name) for name in _READ}
     return ModelConfig(path, revision, default.dtype, **read), adapter or None
 
   def load(self, default: ModelConfig, mesh):
@@ -92,7 +93,7 @@ class ChosenModel:
       _log.info("%s is a whole model", model.path)
     else:
       _log.info("%s is a PEFT adapter, laid over %s", hub_name(adapter) or adapter, model.path)
-    read = {"layout": model.layout, "revision": model.revision, "quantize": model.quantize}
+    read = {"layout": model.layout, "revision": model.revision, "quantize": model.quantize, "stated": model.stated}
     denoiser, params = load_pretrained(model.path, model.dtype, mesh, **read)
     if adapter is not None:
       denoiser, params = load_adapter(adapter, denoiser, params)

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from gdsd_jax import own_code
 from gdsd_jax.checks import require, require_one_of
-from gdsd_jax.huggingface.folder import resolve_path
+from gdsd_jax.huggingface.folder import load_config, resolve_path
+from gdsd_jax.huggingface.stated import FIELDS
+from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import REMAT
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.models.quantised import QuantizeConfig
@@ -29,11 +31,20 @@ class ModelConfig:
   train_router: bool = False
   # One's own of a model whose config.json has a `model_type` unknown here, FILE.py:NAME (docs/own.md).
   layout: str | None = None
+  # What config.json of the folder does not name, and its tokenizer's files do not tell, such as the mask token of many
+  # conversions. Where they do, theirs hold, and another one is refused.
+  mask_token_id: int | None = None
+  eos_token_id: int | None = None  # the same of the end of text
+  block_length: int | None = None  # and of a block-causal model's blocks, which the sampler's must equal
   lora: LoraConfig | None = None  # None, which recipes say by rank 0: no adapter, all parameters are trained
   lora_path: str | None = None  # PEFT folder or hub name to start from; rank and alpha must be its own
   quantize: QuantizeConfig | None = None  # None, which recipes say by no kind: the weights in `dtype`
 
   def __post_init__(self):
+    for field, least in {"mask_token_id": 0, "eos_token_id": 0, "block_length": 1}.items():
+      value = getattr(self, field)
+      require(value is None or type(value) is int and value >= least, f"model.{field}",
+              f"must be an integer of at least {least}, not {value!r}")
     require_one_of("model.remat", self.remat, REMAT)
     require(self.layout is None or own_code.is_own(self.layout), "model.layout",
             f"{self.layout!r} must be FILE.py:NAME or PACKAGE.MODULE:NAME; ours are known by config.json's model_type")
@@ -50,6 +61,17 @@ class ModelConfig:
   def folder(self) -> Path:
     """Where its files are, downloaded if they are the hub's. FileNotFoundError or ValueError, one line."""
     return resolve_path(self.path, self.revision)
+
+  @property
+  def stated(self) -> dict[str, int]:
+    """What is said of the model beside its config.json, in the words of that file."""
+    said = {name: getattr(self, field, None) for name, field in FIELDS.items()}
+    return {name: value for name, value in said.items() if value is not None}
+
+  @property
+  def architecture(self) -> DenoiserConfig:
+    """What its config.json says, and what is stated beside it. Raises as `load_config`."""
+    return load_config(self.folder, self.layout, self.stated)
 
   @property
   def lora_folder(self) -> Path | None:

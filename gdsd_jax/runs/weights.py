@@ -9,7 +9,6 @@ import orbax.checkpoint as ocp
 
 from gdsd_jax.checks import require
 from gdsd_jax.huggingface.adapters import load_adapter
-from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.huggingface.weights import load_weights
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
@@ -41,7 +40,7 @@ def make_denoiser(config: ModelConfig, architecture: DenoiserConfig, mesh, folde
 def load_model(config: ModelConfig, seed: int, mesh):
   """(denoiser, params) that a run starts from: the model of its config, with the adapter when it has one."""
   path = config.folder
-  denoiser = make_denoiser(config, load_config(path, config.layout), mesh, path)
+  denoiser = make_denoiser(config, config.architecture, mesh, path)
   params, lora = load_weights(path, denoiser), denoiser.lora
   if lora is None:
     return denoiser, params
@@ -118,7 +117,7 @@ def load_run(workdir: epath.Path, step: str | int, mesh=None, whole: bool = Fals
   config, step = read_model_config(workdir), find_step(workdir, step)
   config = dataclasses.replace(config, quantize=None) if whole else config
   path = config.folder
-  denoiser = make_denoiser(config, load_config(path, config.layout), mesh, path)
+  denoiser = make_denoiser(config, config.architecture, mesh, path)
   frozen = load_weights(path, denoiser) if denoiser.lora else {}  # without an adapter the checkpoint has all weights
   trained = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -14,7 +14,6 @@ import optax
 
 from gdsd_jax.checks import require, require_positions
 from gdsd_jax.compiling import compiling
-from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.objectives.load_balance import balance_loss, balanced_bias, load_metrics
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
@@ -126,7 +125,7 @@ class Finetuning(Training):
             f"{microbatch} {self.examples} of a microbatch cannot be split over {shards} devices")
     check_out(out, workdir, config.model)
     open_workdir(workdir, config)
-    config.router.check_model(config.model, load_config(config.model.folder, config.model.layout))
+    config.router.check_model(config.model, config.model.architecture)
     self.denoiser, params = load_model(config.model, config.seed, self.mesh)
     if said := said_of_routers(self.denoiser):
       _log.info("%s", said)

@@ -13,7 +13,6 @@ import optax
 from gdsd_jax.checks import require
 from gdsd_jax.diffusion.own import try_out as try_out_sampler
 from gdsd_jax.generation.rollout import RolloutSampler
-from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.own import try_out as try_out_objective
@@ -52,7 +51,7 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
   """
   mesh = make_mesh(**vars(config.mesh))
   validate_mesh(config, mesh)
-  architecture = load_config(config.model.folder, config.model.layout)
+  architecture = config.model.architecture
   validate_training(config, architecture, config.model.path)
   check_size(config, architecture, mesh)
   task = get_task(config.task.made or config.task.name, **config.task.options)
