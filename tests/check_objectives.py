@@ -73,7 +73,7 @@ def differences(case: Case, denoiser, params) -> dict[str, float]:
     confidence=jnp.zeros((batch, length)), logp=array(case.recorded), group_size=case.group_size, views=views,
     student=student, old=student if case.old is None else given(case.old), ref=given(case.ref), fixed=array(case.fixed),
   )
-  (loss, _), gradient = jax.jit(functools.partial(loss_and_gradient, denoiser, case.objective, accumulation=1))(
+  (loss, _), gradient, _ = jax.jit(functools.partial(loss_and_gradient, denoiser, case.objective, accumulation=1))(
     state, DistillationBatch(scoring, scored))
   found, expected = {}, case.expected
   if case.logp is not None:

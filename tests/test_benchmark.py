@@ -126,7 +126,7 @@ def test_sampling_counts_the_head_only_where_a_token_may_be_committed(tiny_confi
 
 
 def test_an_adapter_saves_the_gradient_of_the_frozen_weights(tiny_config):
-  arguments = tiny_config, 4, 12, 16, 2, True
+  arguments = tiny_config, 4, 12, 16, 2, True, True
   frozen = projection_flops(tiny_config, 4 * 4 * 28) + head_flops(tiny_config, 2 * 4 * 16)
   without_adapter = training_flops(*arguments)
   of_rank_one = training_flops(*arguments, lora_rank=1)

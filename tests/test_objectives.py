@@ -113,6 +113,30 @@ def test_the_rows_of_trace_rl_are_the_authors(traced):
     assert not (ours & ~scored[-16:])[:int(rollouts.lengths[row])].any()
 
 
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if objective_class(name).by_view])
+def test_by_view_a_gradient_depends_on_no_scores_of_other_views_and_rollouts(name):
+  objective = make_objective(name, FIELDS.get(name, {}))
+  random = np.random.default_rng(0)
+
+  def filled(shape):
+    if shape.dtype == jnp.int32:
+      return jnp.asarray(random.integers(0, L, shape.shape), jnp.int32)
+    return jnp.asarray(random.normal(size=shape.shape), jnp.float32)
+
+  rollouts = jax.tree.map(filled, abstract_rollouts(objective, N, L, G, steps=L)).replace(lengths=jnp.arange(5, 5 + N))
+  views = objective.views(jax.random.key(0), rollouts, 0, DRAWING)
+  shapes = jax.eval_shape(lambda rollouts: abstract_scored(objective, rollouts, DRAWING), rollouts)
+  scored = jax.tree.map(filled, shapes).replace(views=views, **vars(rollouts))
+  gradient = jax.grad(lambda student, scored: objective.loss(scored.replace(student=student))[0])
+  whole = gradient(scored.student, scored)
+  assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(whole))
+  for place in np.ndindex(*views.masks.shape[:2]):
+    others = lambda scores: jax.tree.map(lambda x: filled(x).at[place].set(x[place]), scores)
+    student = others(scored.student)
+    alone = gradient(student, scored.replace(old=others(scored.old), ref=others(scored.ref)))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x[place], y[place], rtol=1e-6), alone, whole)
+
+
 @pytest.mark.parametrize("name", ["trace_rl", "d2", "cj_grpo"])
 def test_what_an_early_stop_filled_in_is_masked_in_all_views_and_scored_in_none(name):
   """It was unmasked in no step: `steps` has the number of all of them there."""

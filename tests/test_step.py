@@ -79,6 +79,29 @@ def run_step(denoiser, optimizer, mesh, objective=GDSD, accumulation=1, change=l
   )
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_step_that_scores_its_rollouts_itself_is_the_one_that_is_given_the_scores(
+    tiny_denoiser, optimizer, one_device, accumulation):
+  objective, steps = make_objective("gdsd_tlc", {"center_top_k": 8}), []
+  for is_known in (True, False):
+    denoiser, state = make_state(tiny_denoiser, optimizer, one_device)
+    batch = make_batch(denoiser, state, objective, one_device, accumulation)
+    ref = jax.tree.map(lambda x: x + 0.1, batch.scored.ref)  # so that there is a KL
+    known = {} if is_known else {"student": None, "old": None}
+    batch = batch.replace(scored=batch.scored.replace(ref=ref, **known))
+    state, metrics = distillation_step(
+      state, batch, denoiser=denoiser, objective=objective, optimizer=optimizer, accumulation=accumulation)
+    steps.append((state.params, metrics))
+  (params, metrics), (own_params, own_metrics) = steps
+  entropy = own_metrics.pop("entropy")
+  scores = score_rollouts(make_state(tiny_denoiser, optimizer, one_device)[1].params, batch.rollouts, denoiser=denoiser,
+                          objective=objective, accumulation=accumulation, with_entropy=True)
+  assert float(entropy) == pytest.approx(float(policy_entropy([scores], [batch.rollouts.views])), rel=1e-6)
+  assert own_metrics.keys() == metrics.keys() and own_metrics["kl"] > 0 and own_metrics["log_ratio_abs"] == 0
+  chex.assert_trees_all_close(own_metrics, metrics, rtol=1e-5, atol=1e-7)
+  chex.assert_trees_all_close(own_params, params, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("name, dtype", [
   ("gdsd_tlc", "bfloat16"), slow("gdsd", "float32"), slow("gdsd", "bfloat16"),
 ])

@@ -56,8 +56,10 @@ def sampling_flops(config: DenoiserConfig, batch: int, length: int, masked: Sequ
 
 
 def training_flops(config: DenoiserConfig, batch: int, prompt_length: int, completion_length: int, num_mc: int,
-                   with_reference: bool, lora_rank: int = 0) -> float:
-  """One update of freshly sampled rollouts: old scores, the reference's, the student's, and the gradient of these.
+                   with_old: bool, with_reference: bool, lora_rank: int = 0) -> float:
+  """One update of freshly sampled rollouts: the student's scores and their gradient, old scores and the reference's.
+
+  The last two where they are asked for: the student's are the old ones of the only update on its rollouts.
 
   A rollout is scored by `num_mc` pairs of passes, and each pair predicts every token of the completion once. With an
   adapter the gradient is its own alone: the frozen weights' products only pass the activations' gradient back.
@@ -69,4 +71,4 @@ def training_flops(config: DenoiserConfig, batch: int, prompt_length: int, compl
   student = frozen + adapter + attention
   reference = (frozen + attention) * with_reference
   backward = frozen * (1 if lora_rank else 2) + 2 * adapter + 2 * attention
-  return 2 * student + reference + backward
+  return (1 + with_old) * student + reference + backward

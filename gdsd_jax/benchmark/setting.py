@@ -129,6 +129,11 @@ class Setting:
     return make_objective(self.objective, {} if self.center_top_k is None else {"center_top_k": self.center_top_k})
 
   @property
+  def scored_in_step(self) -> bool:
+    """Whether our update makes the student's scores itself, see `Objective.scored_in_step`."""
+    return self.loss.scored_in_step(1, self.dtype)
+
+  @property
   def lora(self) -> LoraConfig | None:
     """Without dropout: both sides then compute the same."""
     return LoraConfig(self.lora_rank, alpha=64.0, dropout=0.0) if self.lora_rank else None

@@ -82,7 +82,7 @@ class Ours:
     _, step_seconds = timed(lambda: update.step(old, reference))
     self.params = update.state.frozen  # which a step takes over, and hands on as they are
     flops = training_flops(setting.architecture, setting.batch, setting.prompt_length, setting.completion_length,
-                           setting.num_mc, True, setting.lora_rank)
+                           setting.num_mc, True, True, setting.lora_rank)
     return {"seconds": old_seconds + reference_seconds + step_seconds, "score_seconds": old_seconds,
             "step_seconds": step_seconds, "compile_seconds": compile_seconds, "flops": flops,
             "bytes": max(compiled_memory(setting, denoiser, self.mesh).values()),

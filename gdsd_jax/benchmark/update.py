@@ -26,7 +26,7 @@ def laid_out(setting: Setting, arrays: dict[str, np.ndarray], mesh) -> tuple[Sco
 
 
 class Update:
-  """What follows the rollouts of an iteration: old scores, the reference's, loss, gradient and AdamW."""
+  """What follows the rollouts of an iteration: old scores unless the step makes them, the reference's, and the step."""
 
   def __init__(self, setting: Setting, denoiser, params, mesh, rollouts: ScoringBatch, advantages):
     self.setting, self.rollouts, self.advantages = setting, rollouts, advantages
@@ -42,12 +42,12 @@ class Update:
 
   def __call__(self) -> dict[str, Any]:
     """Updates the state; returns the numbers of the update, on the host."""
-    old = self.score(self.state.student_params)
+    old = None if self.setting.scored_in_step else self.score(self.state.student_params)
     reference = self.score(self.state.reference_params) if self.setting.loss.needs_reference else None
     return self.step(old, reference)
 
-  def step(self, old: Scores, reference: Scores | None) -> dict[str, Any]:
-    """As a call, with scores that are known."""
+  def step(self, old: Scores | None, reference: Scores | None) -> dict[str, Any]:
+    """As a call, with scores that are known, or those of the student left to the step."""
     # Lengths and confidence are what the loss does not see.
     tokens, count = self.rollouts.tokens[:, self.setting.prompt_length:], len(self.advantages)
     scored = ScoredRollouts(

@@ -24,7 +24,7 @@ class Agrpo(TrustRegionObjective):
   evenly over the batch. A = R − mean. Source: probablyabot/agrpo@98f1182.
   """
 
-  name = "agrpo"
+  name, by_view = "agrpo", True
   needs_old, num_mc, masks, advantages = False, 24, None, "minus_mean"
   epsilon: float = 0.2  # clip range of the ratio
   beta: float = 0.0  # weight of the KL to the reference

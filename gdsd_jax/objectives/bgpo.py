@@ -34,7 +34,7 @@ class Bgpo(Objective):
   yjyddq/DARE@83ae8a3, which takes exp(log(1 + Δ)): not a number for Δ ≤ −1, where this is 1 + Δ itself.
   """
 
-  name = "bgpo"
+  name, by_view = "bgpo", True
   num_mc, masks, advantages = 16, None, "z_score"
   epsilon: float = 0.2  # clip range of the ratio
   dual_clip: float = 3.0  # c, which holds the loss of A < 0 below −c A

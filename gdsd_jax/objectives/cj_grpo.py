@@ -20,7 +20,7 @@ class CjGrpo(TrustRegionObjective):
   yjyddq/DARE@83ae8a3.
   """
 
-  name = "cj_grpo"
+  name, by_view = "cj_grpo", True
   num_mc, masks, advantages, needs = None, None, "minus_mean", frozenset({"steps"})
   epsilon: float = 0.5  # clip range of the ratio
   beta: float = 0.04  # weight of the KL to the reference

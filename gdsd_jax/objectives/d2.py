@@ -18,7 +18,7 @@ class D2(TrustRegionObjective):
   tokens are those unmasked in it. c_i = 1 up to the first end of text; A = R − mean. Source: kuleshov-group/d2@381b9f1.
   """
 
-  name = "d2"
+  name, by_view = "d2", True
   num_mc, masks, advantages, needs = None, None, "minus_mean", frozenset({"steps"})
   epsilon: float = 0.5  # clip range of the ratio
   beta: float = 0.04  # weight of the KL to the reference

@@ -26,7 +26,7 @@ class DiffuGrpo(TrustRegionObjective):
   update; r_i = p_i / p_i^old; c_i = 1 up to the first end of text. Source: dllm-reasoning/d1@837888f. A = R − mean.
   """
 
-  name = "diffu_grpo"
+  name, by_view = "diffu_grpo", True
   num_mc, masks, advantages = None, None, "minus_mean"
   epsilon: float = 0.5  # clip range of the ratio
   beta: float = 0.04  # weight of the KL to the reference

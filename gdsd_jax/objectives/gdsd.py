@@ -81,7 +81,7 @@ def _regression_metrics(target, residual, completion_length: int) -> dict:
 class Gdsd(TrustRegionObjective):
   """GDSD on plain scores, see `gdsd_loss`."""
 
-  name = "gdsd"
+  name, by_view = "gdsd", True
   psi: float = 0.04  # guidance strength per token
   epsilon: float = 4e-4  # trust region of the log-ratio, as the official recipes have it
   beta: float = 1e-3  # weight of the KL to the reference

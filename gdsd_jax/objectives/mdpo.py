@@ -21,7 +21,7 @@ class Mdpo(TrustRegionObjective):
   came to be, and weighed by that prediction's confidence; λ_t = L/(n_t + 1e-4). Source: autonomousvision/mdpo@e6ae439.
   """
 
-  name = "mdpo"
+  name, by_view = "mdpo", True
   num_mc, masks, advantages, needs = 8, None, None, frozenset({"steps", "predictions"})
   epsilon: float = 0.2  # clip range of the ratio
   beta: float = 0.02  # weight of the KL to the reference

@@ -16,7 +16,7 @@ class ScoredRollouts(Rollouts):
   """N rollouts and the scores of their tokens in V views, float32[N, V, L]: what a loss is a function of."""
 
   views: Views
-  student: Scores  # under the student as it is now; a loss has its gradient by these
+  student: Scores  # under the student as it is now, by which a loss has its gradient; None until they are made
   old: Scores | None  # under the student before the first of the updates on these rollouts; None unless `needs_old`
   ref: Scores | None  # under the reference; None unless `needs_reference`
   fixed: "ScoredViews | None" = None  # of the objective's `fixed_views`; None if it has none
@@ -60,6 +60,10 @@ class Objective:
 
   needs_old = True  # whether there are scores of the student before the first update on the rollouts
   needs_reference = False  # whether there are scores of the reference; it costs a copy of what is trained
+  # Whether it takes its views one by one: the loss's gradient by the student's scores of a rollout in a view depends on
+  # no other scores than the student's, the old and the reference's ones of that rollout in that view. An objective of
+  # the user's own never says so: one that inherits it, with another loss, would have a wrong gradient.
+  by_view = False
   needs: frozenset[str] = frozenset()  # what rollouts must remember: "steps", "logp", "entropy", "predictions"
   attends_after_end = True  # whether tokens after the first end of text are attended to, as the samplers do
   scoring = Scoring()  # how tokens are scored; with `center_top_k` there are centred scores besides
@@ -67,6 +71,13 @@ class Objective:
   masks = "sampler"  # masks.kind where the config says none; None: its views are its own, whatever the sampler's masks
   # objective.advantages where the config says none, see `advantages.py`; None: it makes what it needs of the rewards
   advantages: str | None = "leave_one_out"
+
+  def scored_in_step(self, updates: int, dtype: str) -> bool:
+    """Whether `updates` on the same rollouts need no scores of the student but those of the step itself.
+
+    In bfloat16 the reference's, of another pass, would round differently: the KL takes both from one and the same.
+    """
+    return updates == 1 and self.by_view and (dtype == "float32" or not self.needs_reference)
 
   def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
     """The views of one of the updates on N rollouts, whose number is `update`, an int32 scalar; 0 is the first.

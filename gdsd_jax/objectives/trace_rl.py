@@ -21,7 +21,7 @@ class TraceRl(TrustRegionObjective):
   A is a z-score.
   """
 
-  name = "trace_rl"
+  name, by_view = "trace_rl", True
   num_mc, masks, advantages, needs = None, None, "z_score", frozenset({"steps"})
   needs_reference = False  # the KL is to the old policy
   epsilon: float = 0.2  # clip range of the ratio

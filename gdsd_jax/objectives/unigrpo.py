@@ -22,7 +22,7 @@ class UniGrpo(TrustRegionObjective):
   is not released: this is the paper's formula, with the ratio of averaged log-likelihoods read as that of tokens.
   """
 
-  name = "unigrpo"
+  name, by_view = "unigrpo", True
   num_mc, masks, advantages = None, None, "z_score"
   epsilon: float = 0.2  # clip range of the ratio
   beta: float = 0.01  # weight of the KL to the reference

@@ -21,7 +21,7 @@ class Wd1(Objective):
   rollouts of a device's microbatch, whatever groups are in it (`weights_over="batch"`). Source: xiaohangt/wd1@0898985.
   """
 
-  name = "wd1"
+  name, by_view = "wd1", True
   needs_old, num_mc, masks, advantages = False, None, None, "minus_mean"
   prompt_masking: float = 0.15  # probability that a prompt token is masked
   weights_over: str = "group"  # or "batch": what the softmax of the advantages is over

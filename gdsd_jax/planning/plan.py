@@ -176,14 +176,17 @@ class AbstractRun:
     updates = config.distillation.num_iterations
     drawn = updates if config.masks.fresh else 1
     # Old scores, the reference's, and from the second update on current ones; those of fixed views.
-    times = (drawn if config.objective.needs_old else 1) + drawn * (state.reference is not None) + updates - 1
+    old = 0 if config.scored_in_step else drawn if config.objective.needs_old else 1
+    times = old + drawn * (state.reference is not None) + updates - 1
     times += 0 if scored.fixed is None else 1 + (state.reference is not None)
     scoring = {"with_entropy": True, **static}
-    yield "score_rollouts", times, score_rollouts, (state.student_params, rollouts), scoring
+    if times:
+      yield "score_rollouts", times, score_rollouts, (state.student_params, rollouts), scoring
 
-    student = laid_out(jax.eval_shape(functools.partial(score_rollouts, **scoring), state.student_params, rollouts))
+    scores = laid_out(jax.eval_shape(functools.partial(score_rollouts, **scoring), state.student_params, rollouts))
+    student = None if config.scored_in_step else scores
     scored = scored.replace(student=student, old=student if config.objective.needs_old else None,
-                            ref=None if state.reference is None else student)
+                            ref=None if state.reference is None else scores)
     batch = DistillationBatch(rollouts, scored)
     yield "distillation_step", updates, distillation_step, (state, batch), {"optimizer": self.optimizer, **static}
 

@@ -201,6 +201,12 @@ class RunConfig:
     return self.learnt | {name for name, is_told in told.items() if is_told}
 
   @property
+  def scored_in_step(self) -> bool:
+    """Whether the update makes the student's scores itself: then nothing else knows them."""
+    updates = self.distillation.num_iterations
+    return not self.log.trajectory and self.objective.scored_in_step(updates, self.model.dtype)
+
+  @property
   def num_mc(self) -> int:
     """Mask samples of the objective's views; 1 where it has a number of views of its own."""
     return self.distillation.num_mc or self.objective.num_mc or 1

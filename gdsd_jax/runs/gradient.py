@@ -2,16 +2,21 @@
 
   ∇ loss = Σ_s ⟨cotangent_s, ∂ scores_s⟩
 
-The loss is a function of the scores, whose values are known beforehand (`DistillationBatch.current`). Its derivatives
+The loss is a function of the scores, whose values are known beforehand (`ScoredRollouts.student`). Its derivatives
 by them, the cotangents, are computed once. Then the gradient is that of a surrogate, Σ_s ⟨cotangent_s, scores_s⟩ with
 constant cotangents. Its terms are vector-Jacobian products of single samples, one mask sample of one microbatch each,
 and are summed one after the other: only the activations of one sample are in memory.
+
+In the only update on its rollouts the student is old, and where an objective takes its views one by one (`Objective`),
+cotangent_s needs no other scores than scores_s. Then no scores are known beforehand: the pass that gives a sample's
+gradient gives its scores, too, and takes a pass over all samples less (`Objective.scored_in_step`).
 
 A trained LM head's part is added to the sum in place, chunk by chunk of the vocabulary (`LMHead.gradient`): it is the
 largest weight, and a second array of its size for each sample would cost memory and time.
 """
 
 from collections.abc import Callable
+import dataclasses
 
 from flax import struct
 import jax
@@ -19,7 +24,7 @@ import jax.numpy as jnp
 
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.objective import Objective, ScoredRollouts
-from gdsd_jax.objectives.scores import masked_hidden, scores_of_hidden
+from gdsd_jax.objectives.scores import masked_hidden, Scores, scores_of_hidden
 from gdsd_jax.objectives.token_scores import Scoring
 from gdsd_jax.objectives.views import Views
 from gdsd_jax.runs.state import TrainState
@@ -42,32 +47,58 @@ class DistillationBatch:
   rollouts: ScoringBatch
   # The student's scores are as it is now. The loss takes its values from these and only its gradient from the step's
   # own forward pass: two compilations of one pass round differently, and in bf16 that would drown the log-ratio.
+  # Without them, the step makes them itself, and they are the old ones, too.
   scored: ScoredRollouts
 
 
 def loss_and_gradient(denoiser: Denoiser, objective: Objective, state: TrainState, batch: DistillationBatch,
                       accumulation: int, dropout_key=None):
-  """((loss, metrics), gradient): a scalar, a dict of scalars, and a tree like `state.params`.
+  """((loss, metrics), gradient, scored): a scalar, a dict of scalars, a tree like `state.params`, and what is scored.
 
-  The arguments are those of `distillation_step`; without a random key, the adapter's dropout drops nothing.
+  The arguments are those of `distillation_step`; without a random key, the adapter's dropout drops nothing. Where the
+  batch knows no scores of the student, those that were made for the gradient are in `scored`, with their entropy.
   """
-  loss_fn = lambda student: objective.loss(batch.scored.replace(student=student))
-  current = batch.scored.student.replace(entropy=None)  # which no loss depends on
-  loss_and_metrics, cotangents = jax.value_and_grad(loss_fn, has_aux=True)(current)
   places, sample_at = single_samples(batch.rollouts, accumulation)
-  dropout_keys = None if dropout_key is None else jax.random.split(dropout_key, len(places[0]))
-  scanned = places, cut(cotangents, accumulation), dropout_keys
-  return loss_and_metrics, _gradient(denoiser, objective.scoring, state, sample_at, scanned)
+  numbers = jnp.arange(len(places[0]))
+  dropout_keys = None if dropout_key is None else jax.random.split(dropout_key, len(numbers))
+  scanned, scored, scoring = (places, numbers, dropout_keys), batch.scored, objective.scoring
+  loss_of = lambda scored, student: objective.loss(scored.replace(student=student))
+  if scored.student is not None:
+    current = scored.student.replace(entropy=None)  # which no loss depends on
+    loss_and_metrics, cotangents = jax.value_and_grad(loss_of, argnums=1, has_aux=True)(scored, current)
+    cotangents = cut(cotangents, accumulation)
+    of_sample = lambda number, _: jax.tree.map(lambda x: x[number], cotangents)
+    return loss_and_metrics, _gradient(denoiser, scoring, state, sample_at, scanned, of_sample)[0], scored
+
+  def with_scores(student: Scores) -> ScoredRollouts:
+    old = jax.lax.stop_gradient(student) if objective.needs_old else None
+    return scored.replace(student=student, old=old)
+
+  def of_sample(number, scores: Scores) -> Scores:
+    """The cotangent of a sample, those of others being 0, since it depends on none of them."""
+    beside_others = lambda x: join(jnp.zeros((len(numbers), *x.shape), x.dtype).at[number].set(x), accumulation)
+    everything = lambda scores: with_scores(jax.tree.map(beside_others, scores))
+    loss = lambda scores: objective.loss(everything(scores))[0]
+    return jax.grad(loss)(scores.replace(entropy=None))
+
+  scoring = dataclasses.replace(scoring, with_entropy=True)
+  gradient, scores = _gradient(denoiser, scoring, state, sample_at, scanned, of_sample)
+  scored = with_scores(join(scores, accumulation))
+  return objective.loss(scored), gradient, scored
 
 
-def _gradient(denoiser: Denoiser, scoring: Scoring, state: TrainState, sample_at: Callable, scanned):
-  """Σ_s ⟨cotangent_s, ∂ scores_s⟩; scanned are the places of samples, cotangents and random keys, each [S, …]."""
+def _gradient(denoiser: Denoiser, scoring: Scoring, state: TrainState, sample_at: Callable, scanned,
+              cotangent_of: Callable):
+  """(Σ_s ⟨cotangent_s, ∂ scores_s⟩, scores [S, …]); scanned are places, numbers and random keys of samples, each [S, …].
+
+  A sample's cotangent is made of its number and its scores.
+  """
   head = denoiser.head(state.student_params)
   name = "embedding" if head.tied else "head"
   adds = scoring.adds_in_place(head.vocab_size)
 
   def add_sample(total, scanned):
-    place, cotangent, dropout_key = scanned
+    place, number, dropout_key = scanned
     sample = sample_at(place)
 
     def hidden_of(trained):
@@ -79,14 +110,17 @@ def _gradient(denoiser: Denoiser, scoring: Scoring, state: TrainState, sample_at
       return scores_of_hidden(of_sample, hidden, sample.views.goals(sample.tokens), scoring, sample.kept)
 
     hidden, by_body = jax.vjp(hidden_of, state.params)
-    _, by_head = jax.vjp(scores_of, hidden, *([head.weight] if name in total else []))
+    scores, by_head = jax.vjp(scores_of, hidden, *([head.weight] if name in total else []))
+    cotangent = cotangent_of(number, scores)
+    if scores.entropy is not None:
+      cotangent = cotangent.replace(entropy=jnp.zeros_like(scores.entropy))
     of_hidden, *of_head = by_head(cotangent)
     for gradient in of_head:
       total = {**total, name: gradient if adds else total[name] + gradient}
-    return jax.tree.map(jnp.add, total, *by_body(of_hidden)), None
+    return jax.tree.map(jnp.add, total, *by_body(of_hidden)), scores
 
   zeros = jax.tree.map(jnp.zeros_like, state.params)
-  return jax.lax.scan(add_sample, zeros, scanned)[0]
+  return jax.lax.scan(add_sample, zeros, scanned)
 
 
 def single_samples(batch: ScoringBatch, accumulation: int):

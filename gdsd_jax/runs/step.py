@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.objectives.diagnostics import score_metrics
+from gdsd_jax.objectives.diagnostics import policy_entropy, score_metrics
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.scores import Scores, view_scores
 from gdsd_jax.runs.gradient import DistillationBatch, join, loss_and_gradient, ScoringBatch, single_samples
@@ -53,16 +53,20 @@ def distillation_step(
     accumulation: number of microbatches whose gradients are summed; the update is the same, up to rounding.
 
   Returns:
-    (state, metrics): the state after the update, and float32 scalars. If loss or gradient is not finite, the
-    parameters stay as they are and metrics["skipped"] is 1.
+    (state, metrics): the state after the update, and float32 scalars; among them the entropy of the policy where the
+    step makes the student's scores. If loss or gradient is not finite, the parameters stay as they
+    are and metrics["skipped"] is 1.
   """
   dropout_key = None
   if denoiser.lora is not None and denoiser.lora.dropout > 0:
     key, dropout_key = jax.random.split(state.key)
     state = state.replace(key=key)
-  (loss, metrics), gradient = loss_and_gradient(denoiser, objective, state, batch, accumulation, dropout_key)
+  (loss, metrics), gradient, scored = loss_and_gradient(
+    denoiser, objective, state, batch, accumulation, dropout_key)
+  if batch.scored.student is None and (entropy := policy_entropy([scored.student], [scored.views])) is not None:
+    metrics = {**metrics, "entropy": entropy}
   gradient = moved(gradient, denoiser)
-  metrics = {"loss": loss, **score_metrics(batch.scored), **metrics, "grad_norm": optax.global_norm(gradient)}
+  metrics = {"loss": loss, **score_metrics(scored), **metrics, "grad_norm": optax.global_norm(gradient)}
   gradient = _spoiled_unless(jnp.isfinite(loss), gradient)
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
   metrics["skipped"] = 1.0 - opt_state.last_finite.astype(jnp.float32)

@@ -60,8 +60,10 @@ class Updates:
       # condition on the scores of every completion, whoever sampled it. Old says where the trust region lies, which is
       # around the student that is about to move. Around the one before, the clip would take the last iteration's
       # updates for a part of this one's, and hold most of the rest back.
+      # Without any beforehand, where the one update makes them itself.
+      scored_before = [] if self.config.scored_in_step else drawn if self.objective.needs_old else drawn[:1]
       with told("the scores"):
-        old = [score(state.student_params, part) for part in (drawn if self.objective.needs_old else drawn[:1])]
+        old = [score(state.student_params, part) for part in scored_before]
       reference = None if state.reference is None else state.reference_params
       ref = [None if reference is None else score(reference, part) for part in drawn]
       if fixed is not None:
@@ -70,17 +72,19 @@ class Updates:
         fixed = ScoredViews(fixed, score(state.student_params, part), of_reference)
       del reference
       jax.block_until_ready((old, ref, fixed))
-    metrics, before = [], {"entropy": policy_entropy(old, views)} | self._router_metrics(state, drawn[0])
+    metrics, before = [], self._router_metrics(state, drawn[0])
+    if old:
+      before |= {"entropy": policy_entropy(old, views)}
     if self.config.log.trajectory:
       before |= mismatch(rollouts, old, views)
     with watch.phase("update"):
       for i in range(count):
         at = i if fresh else 0
         # Before the first update the student is old.
-        current = old[0] if i == 0 else score(state.student_params, drawn[at])
+        current = next(iter(old), None) if i == 0 else score(state.student_params, drawn[at])
         scored = ScoredRollouts.of(
-          rollouts, views=views[at], student=current, old=old[at] if self.objective.needs_old else None, ref=ref[at],
-          fixed=fixed)
+          rollouts, views=views[at], student=current, old=old[at] if old and self.objective.needs_old else None,
+          ref=ref[at], fixed=fixed)
         with told("the distillation step") if i == 0 else contextlib.nullcontext():
           state, numbers = distillation_step(state, DistillationBatch(drawn[at], scored), optimizer=self.optimizer,
                                              **self._static)
