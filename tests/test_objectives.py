@@ -1,9 +1,12 @@
 """The objectives: golden data of their authors' code, the views that they draw, and what they refuse."""
 
+import functools
 import json
+import operator
 
 import check_objectives
 from check_objectives import by_rollout, cases_of, differences, model_of, MOST
+import chex
 from conftest import REPOSITORY, slow
 from documented import documented
 import jax
@@ -131,10 +134,10 @@ def test_by_view_a_gradient_depends_on_no_scores_of_other_views_and_rollouts(nam
   whole = gradient(scored.student, scored)
   assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(whole))
   for place in np.ndindex(*views.masks.shape[:2]):
-    others = lambda scores: jax.tree.map(lambda x: filled(x).at[place].set(x[place]), scores)
-    student = others(scored.student)
-    alone = gradient(student, scored.replace(old=others(scored.old), ref=others(scored.ref)))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x[place], y[place], rtol=1e-6), alone, whole)
+    at_place = functools.partial(jax.tree.map, operator.itemgetter(place))
+    others = lambda scores, place=place: jax.tree.map(lambda x: filled(x).at[place].set(x[place]), scores)
+    alone = gradient(others(scored.student), scored.replace(old=others(scored.old), ref=others(scored.ref)))
+    chex.assert_trees_all_close(at_place(alone), at_place(whole), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["trace_rl", "d2", "cj_grpo"])

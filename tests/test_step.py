@@ -79,13 +79,14 @@ def run_step(denoiser, optimizer, mesh, objective=GDSD, accumulation=1, change=l
   )
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation, over", [(1, None), (2, None), slow(2, dict(data=2, fsdp=2, tensor=2))])
 def test_a_step_that_scores_its_rollouts_itself_is_the_one_that_is_given_the_scores(
-    tiny_denoiser, optimizer, one_device, accumulation):
-  objective, steps = make_objective("gdsd_tlc", {"center_top_k": 8}), []
+    tiny_denoiser, optimizer, one_device, accumulation, over):
+  objective, mesh = make_objective("gdsd_tlc", {"center_top_k": 8}), make_mesh(**over) if over else one_device
+  steps = []
   for is_known in (True, False):
-    denoiser, state = make_state(tiny_denoiser, optimizer, one_device)
-    batch = make_batch(denoiser, state, objective, one_device, accumulation)
+    denoiser, state = make_state(tiny_denoiser, optimizer, mesh)
+    batch = make_batch(denoiser, state, objective, mesh, accumulation)
     ref = jax.tree.map(lambda x: x + 0.1, batch.scored.ref)  # so that there is a KL
     known = {} if is_known else {"student": None, "old": None}
     batch = batch.replace(scored=batch.scored.replace(ref=ref, **known))
@@ -94,7 +95,7 @@ def test_a_step_that_scores_its_rollouts_itself_is_the_one_that_is_given_the_sco
     steps.append((state.params, metrics))
   (params, metrics), (own_params, own_metrics) = steps
   entropy = own_metrics.pop("entropy")
-  scores = score_rollouts(make_state(tiny_denoiser, optimizer, one_device)[1].params, batch.rollouts, denoiser=denoiser,
+  scores = score_rollouts(make_state(tiny_denoiser, optimizer, mesh)[1].params, batch.rollouts, denoiser=denoiser,
                           objective=objective, accumulation=accumulation, with_entropy=True)
   assert float(entropy) == pytest.approx(float(policy_entropy([scores], [batch.rollouts.views])), rel=1e-6)
   assert own_metrics.keys() == metrics.keys() and own_metrics["kl"] > 0 and own_metrics["log_ratio_abs"] == 0

@@ -89,9 +89,9 @@ def loss_and_gradient(denoiser: Denoiser, objective: Objective, state: TrainStat
 
 def _gradient(denoiser: Denoiser, scoring: Scoring, state: TrainState, sample_at: Callable, scanned,
               cotangent_of: Callable):
-  """(Σ_s ⟨cotangent_s, ∂ scores_s⟩, scores [S, …]); scanned are places, numbers and random keys of samples, each [S, …].
+  """(Σ_s ⟨cotangent_s, ∂ scores_s⟩, scores [S, …]): a sample's cotangent is made of its number and its scores.
 
-  A sample's cotangent is made of its number and its scores.
+  Scanned are places, numbers and random keys of the samples, each [S, …].
   """
   head = denoiser.head(state.student_params)
   name = "embedding" if head.tied else "head"
