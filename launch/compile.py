@@ -6,7 +6,8 @@
 The sampler, the scores and the distillation step of the config are compiled as training calls them, by the compiler
 that the slice would use; weights are abstract, and the published models need no files. A table of each chip's memory,
 FLOPs, memory traffic, collectives, bytes between slices and roofline; the last line of standard output is one JSON
-object of the same. Exit status 1: it would not fit.
+object of the same. --explain: what holds the peak of each program, also of one that does not fit. Exit status 1: it
+would not fit.
 """
 
 from gdsd_jax import signals
@@ -38,24 +39,28 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice: v5e:4x4, v5p:2x2x4, v6e:16x16, …")
 _SLICES = flags.DEFINE_integer("slices", 1, "How many such slices, joined by the data center's network.")
+_EXPLAIN = flags.DEFINE_bool("explain", False, "Whether to tell what holds each program's peak: the largest arrays that"
+                             " are in memory then, and the lines of code that made them.")
 _HLO = flags.DEFINE_string("hlo", None, "Folder for the optimised HLO of each program.")
 
 
 def main():
   from gdsd_jax.planning.plan import plan
-  from gdsd_jax.planning.report import report, table
+  from gdsd_jax.planning.report import explanation, report, table
   from gdsd_jax.runs.config_dict import run_config
   from gdsd_jax.runs.files import local_folder
   from gdsd_jax.runs.metrics import log_to_stdout
 
   log_to_stdout()
-  planned = plan(run_config(_CONFIG.value), _TOPOLOGY.value, _SLICES.value)
+  planned = plan(run_config(_CONFIG.value), _TOPOLOGY.value, _SLICES.value, _EXPLAIN.value)
   if _HLO.value is not None:
     folder = local_folder("--hlo", _HLO.value)
     folder.mkdir(parents=True, exist_ok=True)
     for program in planned.programs:
       (folder / f"{program.name}.hlo").write_text(program.hlo)
   fields = report(planned)
+  if _EXPLAIN.value:
+    print(explanation(fields))
   print(table(fields))
   print(json.dumps({"config": flags.FLAGS["config"].config_filename, **fields}), flush=True)
   if not planned.fits:

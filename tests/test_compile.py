@@ -524,12 +524,16 @@ def run_command(*arguments):
 @pytest.mark.slow
 def test_the_embedded_run_is_planned_for_a_slice(tmp_path):
   done = run_command("--config=configs/gdsd_math.py", "--topology=v5e:2x4", "--config.mesh.fsdp=2",
-                     "--config.mesh.tensor=2", f"--hlo={tmp_path}")
+                     "--config.mesh.tensor=2", f"--hlo={tmp_path}", "--explain")
   assert done.returncode == 0, done.stderr
+  told = done.stdout.partition("distillation_step, when most of its temporaries are in use, ")[2]
+  assert "  argument " in told and " models/transformer.py:" in told
   fields = json.loads(done.stdout.splitlines()[-1])
   assert fields["chips"] == 8 and fields["fits"] and fields["peak_bytes"] < 1e9
   programs = fields["programs"]
   assert all(program["loops_of_unknown_length"] == 0 for program in programs.values())
+  for program in programs.values():  # nearly all that is temporary lies in the chip's vector memory
+    assert program["peak"]["live_bytes"] <= program["peak"]["temporary_bytes"] <= program["temporary_bytes"]
   D, F, V, T, layers, rollouts = 96, 256, 416, 52, 3, 64 / 8
   block = 2 * T * (4 * D * D + 3 * D * F) + 4 * T * T * D
   assert programs["score_rollouts"]["flops"] == 2 * rollouts * (2 * layers * block + 2 * 16 * D * V)
@@ -540,9 +544,13 @@ def test_the_embedded_run_is_planned_for_a_slice(tmp_path):
 @pytest.mark.slow
 def test_a_run_that_does_not_fit_ends_with_status_1():
   done = run_command("--config=configs/gdsd_math.py:llada_8b", "--topology=v5e:1x1", "--config.mesh.fsdp=1",
-                     "--config.optimizer.accumulation=256")
+                     "--config.optimizer.accumulation=256", "--explain")
   assert done.returncode == 1, done.stderr
-  assert json.loads(done.stdout.splitlines()[-1])["fits"] is False
+  fields = json.loads(done.stdout.splitlines()[-1])
+  assert fields["fits"] is False
+  # What it is that does not fit is told all the same: the head's weights, an argument of 4096 × 126464 bfloat16.
+  held = {buffer["made_by"]: buffer["nbytes"] for buffer in fields["programs"]["distillation_step"]["peak"]["buffers"]}
+  assert held["state.frozen['head']"] == 2 * 4096 * 126464
   assert "DOES NOT FIT" in done.stdout
 
 

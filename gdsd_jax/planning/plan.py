@@ -23,6 +23,7 @@ from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.parallel.mesh import batch_sharding, EXPERT, make_mesh
 from gdsd_jax.planning.chips import Chip, slice_devices
 from gdsd_jax.planning.hlo_cost import Cost, program_cost
+from gdsd_jax.planning.peak import Peak, peak_of
 from gdsd_jax.planning.slices import in_words
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.fit import validate_mesh, validate_training
@@ -50,6 +51,7 @@ class Program:
   compile_seconds: float = 0.0
   error: str | None = None  # why it did not compile, in one line: it needs more memory than a chip has
   hlo: str = dataclasses.field(default="", repr=False)
+  peak: Peak | None = dataclasses.field(default=None, repr=False)  # what lies in memory then, where that was asked for
 
   @property
   def peak_bytes(self) -> int:
@@ -92,11 +94,12 @@ class PodPlan:
     return self.peak_bytes is not None and self.peak_bytes <= self.chip.hbm_bytes
 
 
-def plan(config: RunConfig, topology: str, slices: int = 1) -> PodPlan:
+def plan(config: RunConfig, topology: str, slices: int = 1, explain: bool = False) -> PodPlan:
   """Compiles a run's programs for one slice or several, at the longest prompt length; `topology` as in `slice_devices`.
 
-  What a run holds beside them, the tokens, masks and scores of a step's rollouts, is left out: some thirty bytes a
-  token. Raises ValueError or OSError, one line that names the field.
+  With `explain` they tell what holds their peaks, those that do not fit among them. What a run holds beside them, the
+  tokens, masks and scores of a step's rollouts, is left out: some thirty bytes a token. Raises ValueError or OSError,
+  one line that names the field.
   """
   devices, chip = slice_devices(topology, slices)
   mesh = make_mesh(**vars(config.mesh), devices=devices)
@@ -106,7 +109,7 @@ def plan(config: RunConfig, topology: str, slices: int = 1) -> PodPlan:
   for name, calls, function, arguments, keywords in run.calls():
     with compiling(f"{name} for {in_words(topology, slices)}"):
       lowered = function.lower(*arguments, **keywords)
-      programs.append(_compile(name, calls, run.resident_bytes(name), lowered, mesh.shape.get(EXPERT, 1)))
+      programs.append(_compile(name, calls, run.resident_bytes(name), lowered, mesh.shape.get(EXPERT, 1), explain))
   whole = dataclasses.replace(run.denoiser, quantize=None).abstract_params()  # without the scales of quantised weights
   counts = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (whole, run.state.params)]
   rollouts, buckets = config.rollouts_per_step, config.rollouts.prompt_buckets
@@ -191,25 +194,30 @@ class AbstractRun:
     yield "distillation_step", updates, distillation_step, (state, batch), {"optimizer": self.optimizer, **static}
 
 
-def _compile(name: str, calls: int, resident_bytes: int, lowered: jax.stages.Lowered, expert_shards: int) -> Program:
+def _compile(name: str, calls: int, resident_bytes: int, lowered: jax.stages.Lowered, expert_shards: int,
+             explain: bool = False) -> Program:
   started = time.monotonic()
   with tempfile.TemporaryDirectory() as folder:
+    compiled = error = None
     try:
       # Dumped by the compiler: `compiled.as_text()` cannot read back what TPUs with SparseCores run there.
       compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-    except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error):
+    except jax.errors.JaxRuntimeError as raised:
+      if "RESOURCE_EXHAUSTED" not in str(raised):
         raise
-      seconds = time.monotonic() - started
-      return Program(name, calls, resident_bytes, compile_seconds=seconds, error=_out_of_memory(str(error)))
-    dumped = Path(folder).glob("*after_optimizations.txt")
-    hlo = max(dumped, key=lambda file: file.stat().st_size).read_text()
+      error = _out_of_memory(str(raised))
+    seconds = time.monotonic() - started
+    dumped = max(Path(folder).glob("*after_optimizations.txt"), key=lambda file: file.stat().st_size, default=None)
+    hlo = "" if dumped is None else dumped.read_text()
+    peak = peak_of(Path(folder)) if explain else None
+  if error is not None:
+    return Program(name, calls, resident_bytes, compile_seconds=seconds, error=error, hlo=hlo, peak=peak)
   memory = compiled.memory_analysis()
   return Program(
     name, calls, resident_bytes, argument_bytes=memory.argument_size_in_bytes,
     output_bytes=memory.output_size_in_bytes, alias_bytes=memory.alias_size_in_bytes,
     temporary_bytes=memory.temp_size_in_bytes, code_bytes=memory.generated_code_size_in_bytes,
-    cost=program_cost(hlo, expert_shards), compile_seconds=time.monotonic() - started, hlo=hlo,
+    cost=program_cost(hlo, expert_shards), compile_seconds=seconds, hlo=hlo, peak=peak,
   )
 
 

@@ -54,7 +54,11 @@ def _program(plan: PodPlan, program: Program) -> dict[str, Any]:
     "utilisation": seconds["compute"] / bound if bound else None,
     "compile_seconds": round(program.compile_seconds, 1),
   }
-  return {name: value for name, value in fields.items() if name not in ("name", "cost", "hlo")}
+  left_out = {"name", "cost", "hlo", "peak"}
+  if program.peak is not None:
+    left_out.remove("peak")
+    fields["peak"] = dataclasses.asdict(program.peak)
+  return {name: value for name, value in fields.items() if name not in left_out}
 
 
 def _iteration(plan: PodPlan, programs: dict[str, Any]) -> dict[str, float]:
@@ -124,6 +128,39 @@ def _column(name: str, program: dict[str, Any], fields: dict[str, Any]) -> dict[
   }
   each = "each chip" if fields["chip"]["devices_per_chip"] == 1 else "each device"
   return {each: name, **(dict.fromkeys(cells, "") if program["error"] else cells)}
+
+
+def explanation(fields: dict[str, Any], longest: int = 20) -> str:
+  """What holds the peak of each program of a report that was asked for it: arguments by their part of the state, and
+  the largest of what else is in use.
+  """
+  tables = []
+  for name, program in fields["programs"].items():
+    if (peak := program.get("peak")) is None:
+      tables.append(f"{name}: the compiler got to no assignment of memory")
+      continue
+    arguments, others, rest = {}, [], 0
+    for buffer in peak["buffers"]:
+      if buffer["kind"] == "argument":
+        part = buffer["made_by"].partition("[")[0]
+        arguments[part] = arguments.get(part, 0) + buffer["nbytes"]
+      elif len(others) < longest:
+        others.append(buffer)
+      else:
+        rest += buffer["nbytes"]
+    tables.append(
+      f"{name}, when most of its temporaries are in use, {peak['live_bytes'] / _GB:.3f} of"
+      f" {peak['temporary_bytes'] / _GB:.3f} GB:")
+    largest = sorted(arguments.items(), key=lambda part: -part[1])
+    rows = [(f"{size / _GB:.3f}", "argument", part, "") for part, size in largest if size >= _GB / 1000]
+    for buffer in others:
+      shape = buffer["shape"] + (f" and {buffer['count'] - 1} more" if buffer["count"] > 1 else "")
+      rows.append((f"{buffer['nbytes'] / _GB:.3f}", shape, buffer["made_by"], " < ".join(buffer["lines"][:3])))
+    rows.append((f"{rest / _GB:.3f}", "the rest", "", ""))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    tables += ["  ".join([size.rjust(widths[0]), *map(str.ljust, cells, widths[1:])]).rstrip() for size, *cells in rows]
+    tables.append("")
+  return "\n".join(tables)
 
 
 def _figure(value: float) -> str:
