@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gdsd_jax.models import lm_head
-from gdsd_jax.models.largest import largest
+from gdsd_jax.models.largest import at_once, by_groups, largest
 from gdsd_jax.models.lm_head import LMHead
 from gdsd_jax.objectives import token_scores as token_scores_module
 from gdsd_jax.objectives.token_scores import Scoring, token_scores
@@ -201,6 +201,17 @@ def test_the_largest_are_those_of_a_sort(k, seed, ties):
   np.testing.assert_array_equal(values, -np.sort(-rows, axis=1)[:, :k])
   np.testing.assert_array_equal(values, np.take_along_axis(rows, np.asarray(columns), axis=1))
   assert all(len(set(row)) == k for row in np.asarray(columns))
+
+
+@pytest.mark.parametrize("update", [at_once, by_groups])
+@pytest.mark.parametrize("k", [5, 41])
+def test_the_largest_so_far_are_those_of_a_sort_of_all_chunks(update, k):
+  rows = np.random.default_rng(k).normal(size=(3, 2592)).astype(np.float32)
+  best = jnp.full((3, k), -jnp.inf), jnp.full((3, k), -1, jnp.int32)
+  for first, last in ((0, 16), (16, 1296), (1296, 2592)):  # the first has fewer than k, or fewer groups
+    best = jax.jit(update)(best, rows[:, first:last], first)
+  np.testing.assert_array_equal(best[1], np.argsort(-rows, axis=1)[:, :k])
+  np.testing.assert_array_equal(best[0], np.take_along_axis(rows, np.asarray(best[1]), axis=1))
 
 
 @pytest.mark.parametrize("gradient", [False, True])

@@ -37,13 +37,15 @@ class Update:
       norm = REFERENCE_NORM * self.state.reference["final_norm"]
       self.state = self.state.replace(reference={**self.state.reference, "final_norm": norm})
 
-  def score(self, params) -> Scores:
-    return score_rollouts(params, self.rollouts, **self.static)
+  def score(self, params, of_reference: bool = False) -> Scores:
+    return score_rollouts(params, self.rollouts, of_reference=of_reference, **self.static)
 
   def __call__(self) -> dict[str, Any]:
     """Updates the state; returns the numbers of the update, on the host."""
-    old = None if self.setting.scored_in_step else self.score(self.state.student_params)
-    reference = self.score(self.state.reference_params) if self.setting.loss.needs_reference else None
+    in_step, reference = self.setting.scored_in_step, None
+    old = None if in_step else self.score(self.state.student_params)
+    if self.setting.loss.needs_reference:
+      reference = self.score(self.state.reference_params, of_reference=in_step)
     return self.step(old, reference)
 
   def step(self, old: Scores | None, reference: Scores | None) -> dict[str, Any]:

@@ -117,3 +117,7 @@ class GdsdTlc(Gdsd):
   @property
   def scoring(self) -> Scoring:
     return Scoring(self.center_top_k, self.center_gradient, with_plain=self.beta > 0)
+
+  @property
+  def reference_scoring(self) -> Scoring:
+    return Scoring()  # for the KL

@@ -72,6 +72,11 @@ class Objective:
   # objective.advantages where the config says none, see `advantages.py`; None: it makes what it needs of the rewards
   advantages: str | None = "leave_one_out"
 
+  @property
+  def reference_scoring(self) -> Scoring:
+    """How the reference is scored where the student is by the step itself: the same, unless the loss takes less."""
+    return self.scoring
+
   def scored_in_step(self, updates: int, dtype: str) -> bool:
     """Whether `updates` on the same rollouts need no scores of the student but those of the step itself.
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gdsd_jax.checks import require
-from gdsd_jax.models.largest import largest
+from gdsd_jax.models.largest import largest_of, largest_so_far
 from gdsd_jax.models.lm_head import accumulator, LMHead, multiply, over_vocabulary, Share
 from gdsd_jax.objectives.head_gradient import mean_of_columns, weight_gradient
 
@@ -172,9 +172,7 @@ def _pass(head: LMHead, hidden, targets, scoring: Scoring, with_mean: bool = Fal
       if with_mean:
         mean = mean * decay[:, None] + multiply(shares.astype(weight.dtype), weight.T)
       if top_k is not None:
-        logits, columns = largest(logits, min(top_k, logits.shape[1]))
-        found = logits, (share.first + start + columns).astype(jnp.int32)
-        best = _largest_of(*(jnp.concatenate(pair, axis=1) for pair in zip(best, found)), top_k)
+        best = largest_so_far(best, logits, share.first + start)
       return new_highest, total, target, mean, best, spread
 
     count, dtype = len(flat), accumulator(flat.dtype)
@@ -199,7 +197,7 @@ def _over_shares(share: Share, highest, total, target, mean, best, spread) -> _P
   total, target = share.sum(total * scale), share.sum(target)
   centered = top_tokens = others_entropy = None
   if best is not None:
-    logits, top_tokens = _largest_of(*map(share.gather, best), best[0].shape[1])
+    logits, top_tokens = largest_of(*map(share.gather, best), best[0].shape[1])
     centered = target - jnp.mean(logits, axis=1)
   if mean is not None:
     mean = share.sum(mean * scale[:, None]) / total[:, None]
@@ -207,9 +205,3 @@ def _over_shares(share: Share, highest, total, target, mean, best, spread) -> _P
   if spread is not None:
     others_entropy = log_total + spread / total
   return _Pass(lead, highest + log_total, centered, top_tokens, lead - log_total, mean, others_entropy)
-
-
-def _largest_of(logits, tokens, k: int):
-  """(logits [R, k], tokens int[R, k]): the k largest of logits [R, n], with their tokens."""
-  logits, places = jax.lax.top_k(logits, k)
-  return logits, jnp.take_along_axis(tokens, places, axis=1)

@@ -182,7 +182,7 @@ class AbstractRun:
     old = 0 if config.scored_in_step else drawn if config.objective.needs_old else 1
     times = old + drawn * (state.reference is not None) + updates - 1
     times += 0 if scored.fixed is None else 1 + (state.reference is not None)
-    scoring = {"with_entropy": True, **static}
+    scoring = {"with_entropy": True, "of_reference": config.scored_in_step, **static}
     if times:
       yield "score_rollouts", times, score_rollouts, (state.student_params, rollouts), scoring
 

@@ -17,17 +17,21 @@ from gdsd_jax.runs.routers import moved
 from gdsd_jax.runs.state import TrainState
 
 
-@functools.partial(jax.jit, static_argnames=("denoiser", "objective", "accumulation", "with_entropy"))
+@functools.partial(jax.jit, static_argnames=("denoiser", "objective", "accumulation", "with_entropy", "of_reference"))
 def score_rollouts(
   params, rollouts: ScoringBatch, *, denoiser: Denoiser, objective: Objective, accumulation: int = 1,
-  with_entropy: bool = False,
+  with_entropy: bool = False, of_reference: bool = False,
 ) -> Scores:
   """Scores of N rollouts as the objective asks for them; student, old and reference ones come from this one function.
 
   They are made in `accumulation` microbatches, one after the other, as are their mask samples; it divides N. With
-  entropy, the policy's is told from the same pass, unless the objective's scores need no logits.
+  entropy, the policy's is told from the same pass, unless the objective's scores need no logits. Those `of_reference`
+  are what the objective takes of it alone: for a step that makes the student's itself (`Objective.scored_in_step`),
+  since all others must have been rounded alike.
   """
-  params, scoring = denoiser.cast(params), dataclasses.replace(objective.scoring, with_entropy=with_entropy)
+  params = denoiser.cast(params)
+  scoring = objective.reference_scoring if of_reference else objective.scoring
+  scoring = dataclasses.replace(scoring, with_entropy=with_entropy and not of_reference)
   places, sample_at = single_samples(rollouts, accumulation)
 
   def score(place) -> Scores:

@@ -65,7 +65,8 @@ class Updates:
       with told("the scores"):
         old = [score(state.student_params, part) for part in scored_before]
       reference = None if state.reference is None else state.reference_params
-      ref = [None if reference is None else score(reference, part) for part in drawn]
+      score_reference = functools.partial(score, of_reference=self.config.scored_in_step)
+      ref = [None if reference is None else score_reference(reference, part) for part in drawn]
       if fixed is not None:
         part = batch(fixed)
         of_reference = None if reference is None else score(reference, part)
