@@ -258,15 +258,17 @@ def test_an_asynchronous_slice_reads_what_it_takes():
 
 
 @pytest.mark.parametrize("kind, target, share", [
-  ("ALL_REDUCE", "{1,2}x{0:3}", 1), ("ALL_REDUCE", "{1:4}x{0:15}", 2 * 3 / 4), ("ALL_GATHER", "{1:4}x{0:15}", 3),
-  ("REDUCE_SCATTER", "{1,3}x{0:15}", 1 / 2), ("ALL_TO_ALL", "{1,2,5:6}x{0}", 3 / 4), ("ONE_TO_ONE", "{1,2}x{0}", 1),
+  ("ALL_REDUCE", '"{1,2}x{0:3}"', 1), ("ALL_REDUCE", '"{1:4}x{0:15}"', 2 * 3 / 4), ("ALL_GATHER", '"{1:4}x{0:15}"', 3),
+  ("REDUCE_SCATTER", '"{1,3}x{0:15}"', 1 / 2), ("ALL_TO_ALL", '"{1,2,5:6}x{0}"', 3 / 4),
+  ("ALL_TO_ALL", "{{100000,200000,300000,400000},{100001,200001,300001,400001}}", 3 / 4),
+  ("ONE_TO_ONE", "{{100003->200000},{200000->100003}}", 1),
 ])
 def test_what_is_handed_to_megascale_goes_to_other_slices(kind, target, share):
   """As libtpu 0.0.52 writes it, here in a loop that runs three times."""
   send = f"""  %after = token[] after-all()
   %send = (f32[4,8,8]{{2,1,0}}, u32[]{{:S(2)}}, token[]) send(%w, %after), channel_id=2, is_host_transfer=true, """ \
     f"""frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime","""  \
-    f"""_xla_megascale_target="{target}",_xla_megascale_transfer_type="{kind}"}}
+    f"""_xla_megascale_target={target},_xla_megascale_transfer_type="{kind}"}}
 """
   cost = program_cost(module(*LOOP).replace("  ROOT %t = ", f"{send}  ROOT %t = ").replace("%LIMIT", "7"))
   assert cost.between_slices == {kind.lower().replace("_", "-"): (3, 3 * share * 4 * 8 * 8 * 4)}

@@ -58,10 +58,11 @@ class LMHead:
 
   def columns(self, tokens):
     """The head's columns of given tokens: float32[B, ..., D] for int[B, ...]."""
+    # They are looked up where their share of the weight lies; then shares are exchanged for sequences.
+    between = [None] * (tokens.ndim - 1)
+    tokens = constrain(tokens, self.mesh, "batch_over_data", *between)
     columns = dequantised(jax.tree.map(lambda part: jnp.take(part, tokens, axis=self.axis), self.weight))
     columns = columns if self.tied else jnp.moveaxis(columns, 0, -1)
-    # They are looked up where their share of the weight lies; then shares are exchanged for sequences.
-    between = [None] * (columns.ndim - 2)
     columns = constrain(columns, self.mesh, "batch_over_data", *between, "embed")
     columns = constrain(columns, self.mesh, "batch", *between, None)
     return columns.astype(accumulator(self.weight.dtype))

@@ -233,9 +233,15 @@ def _share_sent(kind: str, n: int) -> float:
 
 
 def _slices(send: Instruction) -> int:
-  """Slices of a group of a transfer between slices, noted as {1,2}x{0:3}: slices 1 and 2, and in each chips 0 to 3."""
-  ranges = [part.split(":") for part in send.attribute(r'_xla_megascale_target="{([\d:,]*)}').split(",")]
-  return sum(int(part[-1]) - int(part[0]) + 1 for part in ranges)
+  """Slices of a group of a transfer between slices.
+
+  They are noted as {1,2}x{0:3}, slices 1 and 2 and in each chips 0 to 3; as {{100000,200000},{100001,200001}}, a chip
+  of each; or as pairs, {{100000->200001},{200001->100000}}.
+  """
+  if target := send.attribute(r'_xla_megascale_target="{([\d:,]*)}x'):
+    ranges = [part.split(":") for part in target.split(",")]
+    return sum(int(part[-1]) - int(part[0]) + 1 for part in ranges)
+  return len(re.split(",|->", send.attribute(r"_xla_megascale_target={{([\d,>\-]*)}")))
 
 
 def _group_size(collective: Instruction, num_partitions: int) -> int:

@@ -12,23 +12,24 @@ cotangent_s needs no other scores than scores_s. Then no scores are known before
 gradient gives its scores, too, and takes a pass over all samples less (`Objective.scored_in_step`).
 
 A trained LM head's part is added to the sum in place, chunk by chunk of the vocabulary (`LMHead.gradient`): it is the
-largest weight, and a second array of its size for each sample would cost memory and time. So are those of the layers,
-one after the other (`with_sums`).
+largest weight, and a second array of its size for each sample would cost memory and time.
 """
 
 from collections.abc import Callable
 import dataclasses
+import functools
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 
 from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.models.gradient_sums import added, with_sums
 from gdsd_jax.objectives.objective import Objective, ScoredRollouts
 from gdsd_jax.objectives.scores import masked_hidden, Scores, scores_of_hidden
 from gdsd_jax.objectives.token_scores import Scoring
 from gdsd_jax.objectives.views import Views
+from gdsd_jax.parallel.mesh import param_shardings
+from gdsd_jax.parallel.slices import count_slices, sum_over_slices, within_slices
 from gdsd_jax.runs.state import TrainState
 
 
@@ -60,17 +61,13 @@ def loss_and_gradient(denoiser: Denoiser, objective: Objective, state: TrainStat
   The arguments are those of `distillation_step`; without a random key, the adapter's dropout drops nothing. Where the
   batch knows no scores of the student, those that were made for the gradient are in `scored`, with their entropy.
   """
-  places, sample_at = single_samples(batch.rollouts, accumulation)
-  numbers = jnp.arange(len(places[0]))
-  dropout_keys = None if dropout_key is None else jax.random.split(dropout_key, len(numbers))
-  scanned, scored, scoring = (places, numbers, dropout_keys), batch.scored, objective.scoring
-  loss_of = lambda scored, student: objective.loss(scored.replace(student=student))
+  scored, scoring = batch.scored, objective.scoring
   if scored.student is not None:
+    loss_of = lambda student: objective.loss(scored.replace(student=student))
     current = scored.student.replace(entropy=None)  # which no loss depends on
-    loss_and_metrics, cotangents = jax.value_and_grad(loss_of, argnums=1, has_aux=True)(scored, current)
-    cotangents = cut(cotangents, accumulation)
-    of_sample = lambda number, _: jax.tree.map(lambda x: x[number], cotangents)
-    return loss_and_metrics, _gradient(denoiser, scoring, state, sample_at, scanned, of_sample)[0], scored
+    loss_and_metrics, cotangents = jax.value_and_grad(loss_of, has_aux=True)(current)
+    gradient = _gradient_by(cotangents, denoiser, scoring, state, batch.rollouts, accumulation, dropout_key)
+    return loss_and_metrics, gradient, scored
 
   def with_scores(student: Scores) -> ScoredRollouts:
     old = jax.lax.stop_gradient(student) if objective.needs_old else None
@@ -78,23 +75,42 @@ def loss_and_gradient(denoiser: Denoiser, objective: Objective, state: TrainStat
 
   def of_sample(number, scores: Scores) -> Scores:
     """The cotangent of a sample, those of others being 0, since it depends on none of them."""
-    beside_others = lambda x: join(jnp.zeros((len(numbers), *x.shape), x.dtype).at[number].set(x), accumulation)
+    beside_others = lambda x: join(jnp.zeros((count, *x.shape), x.dtype).at[number].set(x), accumulation)
     everything = lambda scores: with_scores(jax.tree.map(beside_others, scores))
     loss = lambda scores: objective.loss(everything(scores))[0]
     return jax.grad(loss)(scores.replace(entropy=None))
 
-  scoring = dataclasses.replace(scoring, with_entropy=True)
-  gradient, scores = _gradient(denoiser, scoring, state, sample_at, scanned, of_sample)
+  scoring, count = dataclasses.replace(scoring, with_entropy=True), accumulation * batch.rollouts.views.masks.shape[1]
+  # A cotangent is made of all rollouts, so that slices do not work apart here: each sample's gradient crosses them.
+  gradient, scores = _gradient(denoiser, scoring, state, batch.rollouts, accumulation, dropout_key, of_sample)
   scored = with_scores(join(scores, accumulation))
   return objective.loss(scored), gradient, scored
 
 
-def _gradient(denoiser: Denoiser, scoring: Scoring, state: TrainState, sample_at: Callable, scanned,
-              cotangent_of: Callable):
-  """(Σ_s ⟨cotangent_s, ∂ scores_s⟩, scores [S, …]): a sample's cotangent is made of its number and its scores.
+def _gradient_by(cotangents: Scores, denoiser: Denoiser, scoring: Scoring, state: TrainState, rollouts: ScoringBatch,
+                 accumulation: int, dropout_key):
+  """Σ_s ⟨cotangent_s, ∂ scores_s⟩ by the cotangents of all scores; each TPU slice adds up its own rollouts' part."""
 
-  Scanned are places, numbers and random keys of the samples, each [S, …].
-  """
+  def of_slice(denoiser: Denoiser, explained, dropout_key):
+    rollouts, cotangents = explained
+    cotangents = cut(cotangents, accumulation)
+    of_sample = lambda number, _: jax.tree.map(lambda x: x[number], cotangents)
+    return _gradient(denoiser, scoring, state, rollouts, accumulation, dropout_key, of_sample)[0]
+
+  mesh = denoiser.mesh
+  if count_slices(mesh) == 1:
+    return of_slice(denoiser, (rollouts, cotangents), dropout_key)
+  shardings = {name: param_shardings(mesh, denoiser)[name] for name in state.params}
+  by_itself = functools.partial(of_slice, dataclasses.replace(denoiser, mesh=within_slices(mesh)))
+  return sum_over_slices(by_itself, (rollouts, cotangents), shardings, mesh, dropout_key)
+
+
+def _gradient(denoiser: Denoiser, scoring: Scoring, state: TrainState, rollouts: ScoringBatch, accumulation: int,
+              dropout_key, cotangent_of: Callable):
+  """(Σ_s ⟨cotangent_s, ∂ scores_s⟩, scores [S, …]): a sample's cotangent is made of its number and its scores."""
+  places, sample_at = single_samples(rollouts, accumulation)
+  numbers = jnp.arange(len(places[0]))
+  dropout_keys = None if dropout_key is None else jax.random.split(dropout_key, len(numbers))
   head = denoiser.head(state.student_params)
   name = "embedding" if head.tied else "head"
   adds = scoring.adds_in_place(head.vocab_size)
@@ -104,7 +120,7 @@ def _gradient(denoiser: Denoiser, scoring: Scoring, state: TrainState, sample_at
     sample = sample_at(place)
 
     def hidden_of(trained):
-      params = {**state.student_params, **with_sums(trained, total)}
+      params = {**state.student_params, **trained}
       return masked_hidden(denoiser, params, sample.tokens, sample.views, sample.attention_mask, dropout_key)
 
     def scores_of(hidden, weight=head.weight):
@@ -119,10 +135,10 @@ def _gradient(denoiser: Denoiser, scoring: Scoring, state: TrainState, sample_at
     of_hidden, *of_head = by_head(cotangent)
     for gradient in of_head:
       total = {**total, name: gradient if adds else total[name] + gradient}
-    return added(total, *by_body(of_hidden)), scores
+    return jax.tree.map(jnp.add, total, *by_body(of_hidden)), scores
 
   zeros = jax.tree.map(jnp.zeros_like, state.params)
-  return jax.lax.scan(add_sample, zeros, scanned)
+  return jax.lax.scan(add_sample, zeros, (places, numbers, dropout_keys))
 
 
 def single_samples(batch: ScoringBatch, accumulation: int):
