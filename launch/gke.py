@@ -1,4 +1,4 @@
-"""Starts a command on a TPU slice of GKE, as a JobSet made from launch/gke.yaml (docs/gke.md):
+"""Starts a command on a TPU slice of GKE, or on several, as a JobSet made from launch/gke.yaml (docs/gke.md):
 
 python launch/gke.py NAME --image=IMAGE --type=v5e --topology=4x4 -- \
   python launch/train.py --config=CONFIG --workdir=gs://BUCKET/DIR
@@ -28,6 +28,7 @@ ACCELERATORS = {
   "v5e": "tpu-v5-lite-podslice",
   "v5p": "tpu-v5p-slice",
   "v6e": "tpu-v6e-slice",
+  "tpu7x": "tpu7x",
 }
 _SPOT = "cloud.google.com/gke-spot"
 # Secrets that have no place in a manifest, nor in what `ps` shows on the nodes; as launch/secrets.sh finds them.
@@ -63,6 +64,12 @@ def manifest(options: argparse.Namespace) -> dict:
   if chips_per_host not in machines:
     raise ValueError(f"--chips-per-host={chips_per_host}: machines of {options.type} {options.topology} have"
                      f" {' or '.join(map(str, machines))} chips")
+  hosts = chips // chips_per_host
+  if options.slices < 1:
+    raise ValueError(f"--slices={options.slices}: must be at least 1")
+  if options.slices > 1 and hosts == 1:  # which GKE does not join
+    raise ValueError(f"--slices={options.slices}: {options.type} {options.topology} is one host; slices that are joined"
+                     " have several")
   if options.max_restarts < 0:
     raise ValueError(f"--max-restarts={options.max_restarts}: must not be negative")
   if not options.command:
@@ -74,8 +81,10 @@ def manifest(options: argparse.Namespace) -> dict:
   if options.namespace:
     jobset["metadata"]["namespace"] = options.namespace
   jobset["spec"]["failurePolicy"]["maxRestarts"] = options.max_restarts
-  job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
-  job["parallelism"] = job["completions"] = chips // chips_per_host
+  slices = jobset["spec"]["replicatedJobs"][0]
+  slices["replicas"] = options.slices
+  job = slices["template"]["spec"]
+  job["parallelism"] = job["completions"] = hosts
   pod = job["template"]["spec"]
   pod["nodeSelector"] = {
     "cloud.google.com/gke-tpu-accelerator": ACCELERATORS[options.type],
@@ -131,13 +140,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   parser = _Parser(
     prog="launch/gke.py",
     usage="%(prog)s NAME --image=IMAGE --type=TYPE --topology=TOPOLOGY [OPTION...] -- COMMAND [ARGUMENT...]",
-    description="Starts COMMAND in every pod of a TPU slice, and again where it left off after preemption.",
+    description="Starts COMMAND in every pod of TPU slices, and again where it left off after preemption.",
     allow_abbrev=False,
   )
   parser.add_argument("name", metavar="NAME", help="of the JobSet")
   parser.add_argument("--image", required=True, help="container image, the code in /gdsd_jax, installed")
   parser.add_argument("--type", required=True, choices=ACCELERATORS, help="of the TPU: %(choices)s")
   parser.add_argument("--topology", required=True, help="of the slice, e.g. 4x4 or 2x2x4")
+  parser.add_argument("--slices", type=int, default=1, help="of this topology, joined into one run (default: 1)")
   parser.add_argument("--chips-per-host", type=int, help="of the node pool's machines (default: 4, or all if fewer)")
   parser.add_argument("--spot", action="store_true", help="on Spot nodes")
   parser.add_argument("--namespace", help="of the JobSet (default: kubectl's)")

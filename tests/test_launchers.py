@@ -519,6 +519,11 @@ def test_gke_manifest_is_a_jobset_of_the_slice():
   assert container["image"] == "eu-docker.pkg.dev/p/r/gdsd_jax" and container["command"] == ["python", "x.py"]
 
 
+def test_gke_joins_several_slices():
+  [slices] = yaml.safe_load(gke(*GKE, "--slices=3", "--dry-run", "--", "ls").stdout)["spec"]["replicatedJobs"]
+  assert slices["replicas"] == 3 and slices["template"]["spec"]["parallelism"] == 4
+
+
 def test_gke_starts_again_after_75_and_preemption_but_not_after_an_error():
   spec = yaml.safe_load(gke(*GKE, "--max-restarts=7", "--dry-run", "--", "ls").stdout)["spec"]
   assert spec["failurePolicy"]["maxRestarts"] == 7
@@ -579,7 +584,7 @@ def test_gke_creates_the_jobset(tmp_path):
 @pytest.mark.parametrize(
   "topology, options, hosts, chips",
   [("1x1", [], 1, 1), ("2x2", [], 1, 4), ("2x4", [], 2, 4), ("2x4", ["--chips-per-host=8"], 1, 8),
-   ("2x2x4", ["--type=v5p"], 4, 4), ("4x4x8_untwisted", ["--type=v4"], 32, 4)],
+   ("2x2x4", ["--type=v5p"], 4, 4), ("2x2x2", ["--type=tpu7x"], 2, 4), ("4x4x8_untwisted", ["--type=v4"], 32, 4)],
 )
 def test_gke_hosts_of_a_topology(topology, options, hosts, chips):
   result = gke("my-run", "--image=i", "--type=v5e", f"--topology={topology}", *options, "--dry-run", "--", "ls")
@@ -599,6 +604,8 @@ def test_gke_hosts_of_a_topology(topology, options, hosts, chips):
     ([*GKE, "--chips-per-host=0", "--", "ls"], "--chips-per-host=0: machines of v6e 4x4 have 4 chips"),
     ([*GKE[:2], "--type=v5e", "--topology=2x4", "--chips-per-host=2", "--", "ls"], "v5e 2x4 have 4 or 8 chips"),
     ([*GKE[:2], "--type=v5p", "--topology=8x8x8_twisted", "--", "ls"], "--topology: v5p has no slice '8x8x8_twisted'"),
+    ([*GKE, "--slices=0", "--", "ls"], "--slices=0: must be at least 1"),
+    ([*GKE[:3], "--topology=2x2", "--slices=2", "--", "ls"], "--slices=2: v6e 2x2 is one host; slices that"),
     ([*GKE, "--max-restarts=-1", "--", "ls"], "--max-restarts=-1: must not be negative"),
     ([*GKE[:2], "--type=v9", *GKE[3:], "--", "ls"], "--type: invalid choice: 'v9'"),
     (GKE, "no command"),
