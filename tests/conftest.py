@@ -5,6 +5,7 @@ for the next test, process and run.
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 from multiprocessing import forkserver
@@ -37,6 +38,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 from gdsd_jax import sandbox  # noqa: E402
 from gdsd_jax.models.config import DenoiserConfig  # noqa: E402
 from gdsd_jax.models.denoiser import Denoiser  # noqa: E402
+from gdsd_jax.parallel.mesh import make_mesh, param_shardings  # noqa: E402
 from gdsd_jax.tasks.arithmetic import ArithmeticTask  # noqa: E402
 
 LONGEST = (
@@ -161,3 +163,10 @@ def tiny_denoiser(tiny_config) -> Denoiser:
 @pytest.fixture(scope="session")
 def tiny_params(tiny_denoiser):
   return jax.jit(tiny_denoiser.init)(jax.random.key(0))
+
+
+def over_mesh(sizes, denoiser: Denoiser, params) -> tuple[Denoiser, dict]:
+  """A model laid over a mesh whose axes have these sizes, see `make_mesh`."""
+  mesh = make_mesh(*sizes)
+  denoiser = dataclasses.replace(denoiser, mesh=mesh)
+  return denoiser, jax.device_put(params, param_shardings(mesh, denoiser))

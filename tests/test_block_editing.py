@@ -3,14 +3,13 @@
 import dataclasses
 import math
 
-from conftest import slow
+from conftest import over_mesh, slow
 import jax
 import numpy as np
 import pytest
 
 import gdsd_jax
 from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.parallel.mesh import make_mesh, param_shardings
 
 K, L, P = 4, 8, 10
 REAL = (10, 8, 3, 5, 1, 7, 4, 2)
@@ -83,11 +82,7 @@ def test_it_is_a_loop_over_single_prompts_with_the_cache_and_without(blocks, cha
 
 @pytest.mark.slow
 def test_a_mesh_changes_nothing(blocks):
-  denoiser, params = blocks
-  mesh = make_mesh(2, 2, 2)
-  split = dataclasses.replace(denoiser, mesh=mesh)
-  shared = split, jax.device_put(params, param_shardings(mesh, split))
-  np.testing.assert_array_equal(sampled(shared, EDITING).tokens, sampled(blocks, EDITING).tokens)
+  np.testing.assert_array_equal(sampled(over_mesh((2, 2, 2), *blocks), EDITING).tokens, sampled(blocks, EDITING).tokens)
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from conftest import slow
+from conftest import over_mesh, slow
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,6 @@ import pytest
 
 import gdsd_jax
 from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.parallel.mesh import make_mesh, param_shardings
 
 K, L, P = 4, 8, 10
 # Tokens of each prompt: partial blocks of all sizes. (With none, all masks tie in the first step.)
@@ -119,13 +118,10 @@ def test_it_remembers_the_log_probability_with_which_tokens_are_drawn(blocks):
 
 @pytest.mark.parametrize("sizes", [slow((8, 1, 1)), slow((1, 8, 1)), slow((1, 4, 2)), slow((4, 1, 2)), slow((2, 2, 2))])
 def test_a_mesh_changes_nothing(blocks, sizes):
-  denoiser, params = blocks
-  mesh = make_mesh(*sizes)
-  split = dataclasses.replace(denoiser, mesh=mesh)
-  shared = jax.device_put(params, param_shardings(mesh, split))
+  shared = over_mesh(sizes, *blocks)
   for changes in (dict(), dict(threshold=0.5), dict(cache="none"), dict(temperature=1.0)):
     config = dataclasses.replace(BLOCK, **changes)
-    alone, over = sampled(blocks, config), sampled((split, shared), config)
+    alone, over = sampled(blocks, config), sampled(shared, config)
     np.testing.assert_array_equal(alone.tokens, over.tokens)
     np.testing.assert_allclose(alone.confidence, over.confidence, atol=1e-5)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from conftest import slow
+from conftest import over_mesh, slow
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,6 @@ import pytest
 
 import gdsd_jax
 from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.parallel.mesh import make_mesh, param_shardings
 
 K, L, P = 4, 8, 10
 REAL = (10, 8, 3, 5)  # tokens of each prompt: with a partial block and without
@@ -60,10 +59,7 @@ def test_a_replay_on_the_same_weights_has_ratio_one(blocks, name):
 
 @pytest.mark.slow
 def test_a_replay_on_a_mesh_has_ratio_one(blocks):
-  denoiser, params = blocks
-  mesh = make_mesh(2, 2, 2)
-  split = dataclasses.replace(denoiser, mesh=mesh)
-  shared = split, jax.device_put(params, param_shardings(mesh, split))
+  shared = over_mesh((2, 2, 2), *blocks)
   config = dataclasses.replace(BLOCK, temperature=0.6, top_p=0.9)
   rollout = sampled(shared, config)
   logp, _ = gdsd_jax.replay(*shared, PROMPT, MASK, rollout, config)

@@ -1,7 +1,7 @@
 """What rollouts remember of their own trajectory, and its replay: on the same weights every ratio is 1."""
 
 import chex
-from conftest import slow
+from conftest import over_mesh, slow
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ import gdsd_jax
 from gdsd_jax.diffusion import dream
 from gdsd_jax.diffusion.replay import replay
 from gdsd_jax.diffusion.trajectory import state_before
-from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
+from gdsd_jax.parallel.mesh import batch_sharding
 
 P, L, B = 5, 8, 4
 RECORD = frozenset({"logp", "entropy"})
@@ -69,9 +69,7 @@ def test_the_log_probability_alone_comes_with_the_prediction_and_changes_nothing
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llada", "dream_filtered"])
 def test_the_log_probability_alone_is_the_same_on_a_mesh(tiny_denoiser, tiny_params, name):
-  mesh = make_mesh(2, 2, 2)
-  denoiser = gdsd_jax.Denoiser(tiny_denoiser.config, mesh=mesh)
-  params = jax.device_put(tiny_params, param_shardings(mesh, denoiser))
+  denoiser, params = over_mesh((2, 2, 2), tiny_denoiser, tiny_params)
   config, prompt, alone = rollout_of(tiny_denoiser, tiny_params, name)
   split = gdsd_jax.sample(denoiser, params, prompt, None, jax.random.key(1), config, frozenset({"logp"}))
   np.testing.assert_array_equal(split.tokens, alone.tokens)
@@ -81,10 +79,8 @@ def test_the_log_probability_alone_is_the_same_on_a_mesh(tiny_denoiser, tiny_par
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llada", "dream_filtered", "llada_threshold"])
 def test_a_replay_on_a_mesh_has_ratio_one(tiny_denoiser, tiny_params, name):
-  mesh = make_mesh(2, 2, 2)
-  denoiser = gdsd_jax.Denoiser(tiny_denoiser.config, mesh=mesh)
-  params = jax.device_put(tiny_params, param_shardings(mesh, denoiser))
-  mask = jax.device_put(jnp.ones((B, P), bool).at[1, :2].set(False), batch_sharding(mesh))
+  denoiser, params = over_mesh((2, 2, 2), tiny_denoiser, tiny_params)
+  mask = jax.device_put(jnp.ones((B, P), bool).at[1, :2].set(False), batch_sharding(denoiser.mesh))
   config, prompt, rollout = rollout_of(denoiser, params, name, mask)
   logp, _ = replay(denoiser, params, prompt, mask, rollout, config)
   np.testing.assert_allclose(logp, rollout.logp, atol=1e-4)

@@ -46,6 +46,16 @@ class Canvas:
     """[B, P + length] of numbers that belong to a completion's tokens and those beyond it; -1 at the prompt's."""
     return self.aligned(jnp.full_like(self.prompt, -1), jnp.concatenate([completion, beyond], axis=1))
 
+  def begun(self, masked: Rollout) -> tuple[jax.Array, Rollout]:
+    """(int32[B, P], which no step changes, the rollout [B, length]): what a rollout begins with that is all masks."""
+    aligned = self.aligned(self.prompt, masked.tokens)
+    return aligned[:, :self.prompt_length], masked.replace(tokens=aligned[:, self.prompt_length:])
+
+  def ended(self, rollout: Rollout) -> Rollout:
+    """What is given of a rollout [B, length, ...]: each row's completion, and apart from it what lies behind."""
+    passes, rollout = rollout.passes, rollout.replace(passes=None)
+    return self.completions(rollout).replace(passes=passes, beyond=self.beyond(rollout))
+
   def completions(self, rollout: Rollout) -> Rollout:
     """Each row's completion alone, [B, L, ...], of a rollout [B, length, ...]."""
     return self._taken(rollout, self.partial, self.completion_length)

@@ -24,12 +24,13 @@ import jax.numpy as jnp
 from gdsd_jax.checks import require
 from gdsd_jax.diffusion import dream, prediction, random_keys
 from gdsd_jax.diffusion.block_canvas import Canvas
-from gdsd_jax.diffusion.block_step import all_masked, as_wide
+from gdsd_jax.diffusion.block_step import all_masked
 from gdsd_jax.diffusion.commits import choose, commit_plan
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.diffusion.trajectory import remembered
 from gdsd_jax.diffusion.watching import step_or_end, Watcher
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.models.windows import as_wide, window_of, with_chosen
 
 _FEWEST = 8  # positions whose logits are computed together at least
 
@@ -41,15 +42,15 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
   require("predictions" not in record, "sampler.kind", "'block' predicts one block at a time, so predictions of the"
           " whole completion cannot be remembered")
   canvas = Canvas(prompt, prompt_mask, config)
-  rollout = all_masked(canvas.batch, canvas.length, denoiser.config.mask_token_id, config, record)
-  aligned = canvas.aligned(canvas.prompt, rollout.tokens)
-  rollout = rollout.replace(tokens=aligned[:, canvas.prompt_length:])
-  sampler = BlockSampler(denoiser, params, config, record, watcher, canvas, aligned[:, :canvas.prompt_length])
-  cache = canvas.prefilled(denoiser, params, aligned, canvas.prompt_length) if config.cache == "exact" else None
+  before, rollout = canvas.begun(
+    all_masked(canvas.batch, canvas.length, denoiser.config.mask_token_id, config, record))
+  sampler = BlockSampler(denoiser, params, config, record, watcher, canvas, before)
+  whole = jnp.concatenate([before, rollout.tokens], axis=1)
+  cache = canvas.prefilled(denoiser, params, whole, canvas.prompt_length) if config.cache == "exact" else None
   numbered = jnp.arange(config.num_blocks + 1, dtype=jnp.int32), jax.random.split(key, config.num_blocks + 1)
   (rollout, _), _ = jax.lax.scan(
     lambda carry, block: (sampler.denoise_block(*carry, *block), None), (rollout, cache), numbered)
-  return canvas.completions(rollout).replace(beyond=canvas.beyond(rollout))
+  return canvas.ended(rollout)
 
 
 class _Progress(NamedTuple):
@@ -70,7 +71,7 @@ class BlockSampler:
     """(rollout, cache) after a block, which is left out where no row has anything to be sampled in it."""
     canvas, width = self.canvas, self.config.block_length
     start = number * width
-    of_block = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=width, axis=1)
+    of_block = functools.partial(window_of, start=start, width=width)
     rows = jnp.any(of_block(canvas.is_wanted), axis=1)
     if self.config.early_stop:
       is_end = rollout.tokens == self.denoiser.config.eos_token_id
@@ -91,8 +92,7 @@ class BlockSampler:
   def _filled(self, rollout: Rollout, of_block, start, rows) -> Rollout:
     """The rollout with the ends of text of a block that these rows, bool[B], do not sample, at confidence 1."""
     fill = of_block(self.canvas.is_new) & ~rows[:, None]
-    put = lambda x, value: jax.lax.dynamic_update_slice_in_dim(
-      x, jnp.where(fill, jnp.asarray(value, x.dtype), of_block(x)), start, axis=1)
+    put = lambda x, value: with_chosen(x, value, fill, start)
     return rollout.replace(tokens=put(rollout.tokens, self.denoiser.config.eos_token_id),
                            confidence=put(rollout.confidence, 1))
 
@@ -104,7 +104,7 @@ class BlockSampler:
     denoiser, config, width = self.denoiser, self.config, self.config.block_length
     plan, most_post = jnp.asarray(commit_plan(config)), config.max_post_steps if config.edits else 0
     keys, start = jax.random.split(key, len(plan)), number * width
-    of_block = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=width, axis=1)
+    of_block = functools.partial(window_of, start=start, width=width)
     can_change = of_block(self.canvas.is_new) & rows[:, None]
 
     def masked(progress):
@@ -117,7 +117,7 @@ class BlockSampler:
       arguments, first = (self.params, self._sequence(rollout)), self.canvas.prompt_length + start
       if cache is not None:
         return denoiser.window(*arguments, first, width, cache, self.attention_mask)
-      return jax.lax.dynamic_slice_in_dim(denoiser.hidden(*arguments, self.attention_mask), first, width, axis=1)
+      return window_of(denoiser.hidden(*arguments, self.attention_mask), first, width)
 
     def step(index, progress):
       rollout, post_steps = progress
@@ -127,9 +127,7 @@ class BlockSampler:
         after = jnp.where(jnp.any(chosen, axis=1), post_steps + 1, most_post)
         post_steps = jnp.where(jnp.any(masked(progress), axis=1), post_steps, after)
       new = new.replace(steps=jnp.full(chosen.shape, number * config.block_steps + index, jnp.int32))
-      new = jax.tree.map(lambda new, whole: jnp.where(as_wide(chosen, new), new, of_block(whole)), new, rollout)
-      put = lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, axis=1)
-      return _Progress(jax.tree.map(put, rollout, new), post_steps)
+      return _Progress(with_chosen(rollout, new, chosen, start), post_steps)
 
     def next_step(loop):
       return step_or_end(self.watcher, denoiser.mesh, number * config.block_steps + loop[0], loop, step, len(plan),

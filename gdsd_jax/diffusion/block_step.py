@@ -54,8 +54,3 @@ def predict(denoiser: Denoiser, params, hidden, unconditional, key, config: Samp
     denoiser.head(params), hidden, key, special.mask_token_id, config.temperature, unconditional, config.cfg_scale,
     config.noise, special.end_token_ids, config.eos_penalty, given, with_logp,
   )
-
-
-def as_wide(chosen, x):
-  """bool[B, K] in as many dimensions as x [B, K, ...] has."""
-  return chosen.reshape(*chosen.shape, *[1] * (x.ndim - chosen.ndim))

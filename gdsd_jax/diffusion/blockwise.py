@@ -23,12 +23,13 @@ import jax.numpy as jnp
 
 from gdsd_jax.checks import require
 from gdsd_jax.diffusion import block_causal, own, slots
-from gdsd_jax.diffusion.block_step import all_masked, as_wide, commits, predict
+from gdsd_jax.diffusion.block_step import all_masked, commits, predict
 from gdsd_jax.diffusion.commits import commit_plan
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.diffusion.trajectory import by_probability, with_step
 from gdsd_jax.diffusion.watching import if_wanted, step_or_end, unwatchable, Watcher
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.models.windows import window_of, with_chosen, with_window
 
 
 @functools.partial(jax.jit, static_argnames=("denoiser", "config", "record", "watcher"))
@@ -78,19 +79,18 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
   params, prompt = denoiser.cast(params), prompt.astype(jnp.int32)  # cast once, not in each of the steps
   if config.slots is not None:
     return slots.sample(denoiser, params, prompt, attention_mask, key, config, record)
-  block_length = length // config.num_blocks
   denoise_block = functools.partial(_denoise_block, denoiser, params, prompt, attention_mask, config, record, watcher)
   if watcher is not None and config.cache != "none":  # the first step of a block is then none of its loop's
     denoise_block = _unless_stopped(denoise_block, watcher, denoiser.mesh, config)
   if config.early_stop:
-    denoise_block = _unless_ended(denoise_block, block_length, denoiser.config.eos_token_id)
+    denoise_block = _unless_ended(denoise_block, config.block_width, denoiser.config.eos_token_id)
   rollout = all_masked(batch, length, denoiser.config.mask_token_id, config, record)
   keys = jax.random.split(key, config.num_blocks) if config.is_blockwise else key[None]
   if config.cache == "prefix":  # What a step computes has another length in each block.
     for index in range(config.num_blocks):
-      rollout = denoise_block(rollout, index * block_length, keys[index])
+      rollout = denoise_block(rollout, index * config.block_width, keys[index])
     return rollout
-  blocks = jnp.arange(config.num_blocks, dtype=jnp.int32) * block_length, keys
+  blocks = jnp.arange(config.num_blocks, dtype=jnp.int32) * config.block_width, keys
   rollout, _ = jax.lax.scan(lambda rollout, block: (denoise_block(rollout, *block), None), rollout, blocks)
   return rollout
 
@@ -99,7 +99,7 @@ def _unless_stopped(denoise_block: Callable, watcher: Watcher, mesh, config: Sam
   """`denoise_block`, but a block stays as it is where the watcher does not want its first step."""
 
   def denoise_or_leave(rollout, start, key):
-    step = start * config.num_blocks // config.completion_length * config.block_steps
+    step = start // config.block_width * config.block_steps
     return if_wanted(watcher, mesh, step, rollout, lambda rollout: denoise_block(rollout, start, key))[1]
 
   return denoise_or_leave
@@ -111,10 +111,8 @@ def _unless_ended(denoise_block: Callable, block_length: int, eos_token_id: int)
   def denoise_or_fill(rollout, start, key):
 
     def fill(rollout):
-      of_block = lambda x: jax.lax.dynamic_slice_in_dim(x, start, block_length, axis=1)
-      block = jax.tree.map(of_block, rollout)
-      tokens, sure = jnp.full_like(block.tokens, eos_token_id), jnp.ones_like(block.confidence)
-      return _put(rollout, block.replace(tokens=tokens, confidence=sure), start)
+      put = lambda x, value: with_window(x, jnp.full((len(x), block_length), value, x.dtype), start)
+      return rollout.replace(tokens=put(rollout.tokens, eos_token_id), confidence=put(rollout.confidence, 1))
 
     ended = jnp.all(jnp.any(rollout.tokens == eos_token_id, axis=1))
     # `start` is closed over, because it may have to stay a plain number.
@@ -128,10 +126,10 @@ def _denoise_block(
 ):
   """The rollout with the block that begins at `start` of the completion denoised."""
   mask_id, prompt_length = denoiser.config.mask_token_id, prompt.shape[1]
-  block_length = config.completion_length // config.num_blocks
+  block_length = config.block_width
   plan = jnp.asarray(commit_plan(config))
   keys = jax.random.split(key, len(plan))
-  of_block = lambda x, before=0: jax.lax.dynamic_slice_in_dim(x, before + start, block_length, axis=1)
+  of_block = lambda x, before=0: window_of(x, before + start, block_length)
   sequence = lambda prompt, rollout: jnp.concatenate([prompt, rollout.tokens], axis=1)
   masked = lambda rollout: of_block(rollout.tokens) == mask_id
   number_of = lambda index: start // block_length * config.block_steps + index
@@ -153,11 +151,10 @@ def _denoise_block(
       found = predicted.tokens, probable(hidden, unconditional, of_draws[0])[1]
       if config.num_blocks > 1:
         elsewhere = probable(*of_all, jax.random.fold_in(of_draws[0], 1))
-        found = jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, 1), elsewhere, found)
+        found = with_window(elsewhere, found, start)
       predictions = with_step(predictions, step, *found, rollout.tokens, mask_id)
     predicted = predicted.replace(steps=jnp.full(chosen.shape, step, jnp.int32))
-    new = jax.tree.map(lambda new, whole: jnp.where(as_wide(chosen, new), new, of_block(whole)), predicted, rollout)
-    return _put(rollout, new, start).replace(predictions=predictions)
+    return with_chosen(rollout, predicted, chosen, start).replace(predictions=predictions)
 
   first = 0
   if config.cache == "none":
@@ -185,8 +182,3 @@ def _denoise_block(
   unfinished = lambda loop: jnp.any(masked(loop[1])) & (loop[0] < len(plan))
   _, rollout = jax.lax.while_loop(unfinished, lambda loop: next_step(*loop), (first, rollout))
   return rollout
-
-
-def _put(rollout: Rollout, block: Rollout, start) -> Rollout:
-  """The rollout with a block of its completions replaced from `start` on."""
-  return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, axis=1), rollout, block)

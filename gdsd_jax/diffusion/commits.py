@@ -16,7 +16,7 @@ def commit_plan(config: SamplerConfig) -> np.ndarray:
   With a threshold or factor the plan is the least that a step commits: one, or, of the block sampler, what its even
   steps would unless it edits.
   """
-  length, steps = config.completion_length // config.num_blocks, config.steps // config.num_blocks
+  length, steps = config.block_width, config.steps // config.num_blocks
   if not config.counts_steps:
     return np.ones(config.block_steps, np.int32)
   if config.kind == "dream":

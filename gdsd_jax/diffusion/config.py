@@ -233,7 +233,12 @@ class SamplerConfig:
   @property
   def num_blocks(self) -> int:
     """Blocks of a completion, one where it is not divided."""
-    return self.completion_length // self.block_length if self.is_blockwise else 1
+    return self.completion_length // self.block_width
+
+  @property
+  def block_width(self) -> int:
+    """Tokens of a block, all of a completion where it is not divided."""
+    return self.block_length if self.is_blockwise else self.completion_length
 
   @property
   def block_steps(self) -> int:
@@ -241,7 +246,7 @@ class SamplerConfig:
 
     Each commits a token at least, but for dream's "origin" and the steps that only edit.
     """
-    length, steps = self.completion_length // self.num_blocks, self.steps // self.num_blocks
+    length, steps = self.block_width, self.steps // self.num_blocks
     if not self.counts_steps:
       return length + (self.max_post_steps if self.edits else 0)
     if self.kind == "dream":

@@ -10,6 +10,7 @@ from gdsd_jax.diffusion.block_canvas import Canvas
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.diffusion.trajectory import drawn, state_before
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.models.windows import window_of, with_chosen
 
 
 @functools.partial(jax.jit, static_argnames=("denoiser", "config"))
@@ -43,16 +44,15 @@ def replay(denoiser: Denoiser, params, prompt, prompt_mask, rollout: Rollout, co
 
 
 def _replay(denoiser: Denoiser, params, prompt, prompt_mask, rollout: Rollout, config: SamplerConfig):
-  length, mask_id = config.completion_length, denoiser.config.mask_token_id
-  block_length = length // config.num_blocks
+  mask_id = denoiser.config.mask_token_id
   attention_mask = None
   if prompt_mask is not None:
     attention_mask = jnp.concatenate([prompt_mask.astype(bool), jnp.ones(rollout.tokens.shape, bool)], axis=1)
   each = config.block_steps
 
   def step(index, found):
-    start = index // each * block_length
-    of_block = lambda x, before=0: jax.lax.dynamic_slice_in_dim(x, before + start, block_length, axis=1)
+    start = index // each * config.block_width
+    of_block = lambda x, before=0: window_of(x, before + start, config.block_width)
     state = state_before(rollout, index, mask_id)
 
     def hidden(prompt):
@@ -61,9 +61,7 @@ def _replay(denoiser: Denoiser, params, prompt, prompt_mask, rollout: Rollout, c
 
     unconditional = hidden(jnp.full_like(prompt, mask_id)) if config.cfg_scale > 0 else None
     now = drawn(denoiser, params, hidden(prompt), unconditional, of_block(rollout.tokens), config)
-    came = of_block(rollout.steps) == index
-    return tuple(jax.lax.dynamic_update_slice_in_dim(whole, jnp.where(came, new, of_block(whole)), start, axis=1)
-                 for whole, new in zip(found, now))
+    return with_chosen(found, now, of_block(rollout.steps) == index, start)
 
   zeros = jnp.zeros(rollout.tokens.shape, jnp.float32)
   return jax.lax.fori_loop(0, config.most_steps, step, (zeros, zeros))
@@ -79,12 +77,11 @@ def _replay_of_blocks(denoiser: Denoiser, params, prompt, prompt_mask, rollout: 
 
   def step(index, found):
     start = canvas.prompt_length + index // config.block_steps * width
-    of_block = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=width, axis=1)
+    of_block = functools.partial(window_of, start=start, width=width)
     state = jnp.where(steps >= index, mask_id, tokens)
     hidden = denoiser.window(params, state, start, width, cache, canvas.attention_mask)
-    now, came = drawn(denoiser, params, hidden, None, of_block(tokens), config), of_block(steps) == index
-    return tuple(jax.lax.dynamic_update_slice_in_dim(whole, jnp.where(came, new, of_block(whole)), start, axis=1)
-                 for whole, new in zip(found, now))
+    now = drawn(denoiser, params, hidden, None, of_block(tokens), config)
+    return with_chosen(found, now, of_block(steps) == index, start)
 
   zeros = jnp.zeros(tokens.shape, jnp.float32)
   found = jax.lax.fori_loop(0, config.most_steps, step, (zeros, zeros))

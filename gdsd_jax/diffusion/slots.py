@@ -27,7 +27,7 @@ from gdsd_jax.diffusion.commits import commit_plan
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.transformer import KeysAndValues
-from gdsd_jax.models.windows import window_of, with_window
+from gdsd_jax.models.windows import window_of, with_chosen
 from gdsd_jax.parallel.mesh import batch_shards, constrain
 
 
@@ -47,8 +47,7 @@ def sample(denoiser: Denoiser, params, prompt, mask, key, config: SamplerConfig,
     is_new, blocks, mask = canvas.is_new, blocks + (canvas.partial > 0), canvas.attention_mask
   rollout = block_step.all_masked(batch, is_new.shape[1], model.mask_token_id, config, record)
   if canvas is not None:
-    aligned = canvas.aligned(prompt, rollout.tokens)
-    prompt, rollout = aligned[:, :width], rollout.replace(tokens=aligned[:, width:])
+    prompt, rollout = canvas.begun(rollout)
   prompts = _Prompts(jnp.arange(batch, dtype=jnp.int32), prompt, mask, is_new, blocks.astype(jnp.int32))
   rollout = rollout.replace(passes=jnp.zeros((batch, 2), jnp.int32))
   work = _Work(denoiser, params, key, config, record, prompts, canvas, _Shards(denoiser.mesh, shards))
@@ -57,10 +56,7 @@ def sample(denoiser: Denoiser, params, prompt, mask, key, config: SamplerConfig,
     left = is_new & (rollout.tokens == model.mask_token_id)
     rollout = rollout.replace(tokens=jnp.where(left, model.eos_token_id, rollout.tokens),
                               confidence=jnp.where(left, 1, rollout.confidence))
-  if canvas is not None:
-    passes, rollout = rollout.passes, rollout.replace(passes=None)
-    rollout = canvas.completions(rollout).replace(passes=passes, beyond=canvas.beyond(rollout))
-  return rollout
+  return rollout if canvas is None else canvas.ended(rollout)
 
 
 class _Prompts(NamedTuple):
@@ -125,7 +121,7 @@ class _Work:
     if canvas is not None:
       self.of_blocks = BlockSampler(denoiser, params, config, record, None, canvas, prompts.tokens)
     self.count = len(prompts.number) // shards.count  # prompts of a device
-    self.width = config.completion_length // config.num_blocks
+    self.width = config.block_width
     self.front = prompts.tokens.shape[1]
     self.plan = jnp.asarray(commit_plan(config))
 
@@ -157,9 +153,7 @@ class _Work:
       hidden, unconditional, of_block(rollout.tokens), masked, state.step, of_slots.number, number)
     new = new.replace(steps=jnp.broadcast_to(number[:, None], chosen.shape))
     first, rollout = rollout.passes[:, 0], rollout.replace(passes=None)
-    block = jax.tree.map(
-      lambda new, whole: jnp.where(block_step.as_wide(chosen, new), new, of_block(whole)), new, rollout)
-    rollout = jax.tree.map(lambda whole, new: with_window(whole, new, start), rollout, block)
+    rollout = with_chosen(rollout, new, chosen, start)
     first = jnp.where((state.block == 0) & (state.step == 0), state.number, first)
     ended = config.early_stop & jnp.any(of_slots.is_new & (rollout.tokens == special.eos_token_id), axis=1)
     rollout = rollout.replace(passes=jnp.stack([first, jnp.full_like(first, state.number + 1)], axis=1))

@@ -67,7 +67,7 @@ def of_table(table: SamplerTable, space: Space, config: SamplerConfig) -> Comple
   """As `enumerate_completions`, from what the sampler does in each state."""
   mass = _Mass(*(np.zeros(len(space.states)) for _ in range(3)))
   mass.total[space.code(np.full(space.length, space.mask_digit))] = 1.0
-  block_length, plan = space.length // config.num_blocks, commit_plan(config)
+  block_length, plan = config.block_width, commit_plan(config)
   for start in range(0, space.length, block_length):
     for planned in plan:
       mass = _step(mass, table, space, slice(start, start + block_length), planned, config)
