@@ -17,8 +17,8 @@ from gdsd_jax.comparison.compare import run_comparison
 from gdsd_jax.comparison.config import comparison_config
 from gdsd_jax.comparison.grid import make_run, rate_runs
 from gdsd_jax.comparison.report import report_folder
-from gdsd_jax.comparison.results import choose, gave_up, reported_runs, result
-from gdsd_jax.runs.config_dict import config_json, flatten
+from gdsd_jax.comparison.results import choose, gave_up, inputs, reported_runs, result
+from gdsd_jax.runs.config_dict import config_json, flatten, run_config
 
 
 def comparison(changes=(), preset="smoke") -> ConfigDict:
@@ -41,6 +41,14 @@ def test_each_objective_has_its_own_settings_and_none_of_the_recipes():
   for name, run in runs.items():
     assert (run.config.objective.name, run.config.optimizer.learning_rate, run.config.seed) == (name, 3e-4, 7)
     assert run.name == f"runs/sudoku,{name},rate=0.0003,seed=7"
+
+
+@pytest.mark.parametrize("preset, coupled, passes", [
+  ("tiny", True, 4), ("tiny", False, 2), ("tiny_block", True, 2), ("tiny_block", False, 2)])
+def test_a_coupled_pair_is_two_passes_but_one_of_a_model_that_goes_block_by_block(preset, coupled, passes):
+  recipe = load_recipe("gdsd_math").get_config(preset)
+  recipe.objective.coupled, recipe.objective.num_mc = coupled, 2
+  assert inputs(run_config(recipe)) == passes
 
 
 def test_rates_are_tried_on_seeds_that_are_not_reported():

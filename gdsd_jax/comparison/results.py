@@ -129,12 +129,15 @@ def reported_runs(config: ComparisonConfig, choices: Mapping[str, Any]) -> list[
 
 
 def inputs(config: RunConfig) -> int:
-  """Passes through the model by which an update's scores of one rollout are made; of a coupled pair there are two."""
+  """Passes through the model by which an update's scores of one rollout are made.
+
+  Of a coupled pair there are two, but for a model that goes block by block: it has both copies in one.
+  """
   sampler, G = config.sampler, config.group_size
   length, kept = sampler.completion_length, sampler.top_k or 1
   rollouts = abstract_rollouts(config.objective, G, length, G, kept, sampler.view_steps, sampler.kind == "block")
   views = abstract_scored(config.objective, rollouts, drawing_of(config, config.rollouts.prompt_buckets[-1])).views
-  return views.masks.shape[1] * (2 if views.coupled else 1)
+  return views.masks.shape[1] * (2 if views.coupled and sampler.kind != "block" else 1)
 
 
 def _origin(folder: Path) -> dict[str, str | None]:
