@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 import sys
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +20,15 @@ import numpy as np
 
 import gdsd_jax
 from gdsd_jax.huggingface.families import SAMPLED_AS_LLADA
+from gdsd_jax.huggingface.stated import FIELDS
 from gdsd_jax.huggingface.stored_layers import names_of
+from gdsd_jax.models import experts
 from gdsd_jax.models.attention import BlockCausal
 from gdsd_jax.models.copies import Copies, side_by_side
 
 LOGITS, SCORES, RELATIVE, CONFIDENCE = 2e-4, 2e-4, 1e-4, 1e-4  # what each difference may be
 LOSSES = ("gdsd", "gdsd_nokl", "gdsd_unweighted", "gdsd_tlc8", "gdsd_tlc8_sg", "gdsd_tlc64", "gdsd_tlc64_sg",
           "gdsd_tlc512", "gdsd_tlc512_sg", "espo")
-_STATED = ("mask_token_id", "eos_token_id", "pad_token_id", "block_size")
 
 apply = jax.jit(gdsd_jax.Denoiser.apply, static_argnums=0)
 
@@ -94,7 +96,21 @@ class Golden:
     return {"logits": absolute(logits * defined, self.aligned(expected) * defined, LOGITS)}
 
   def experts(self) -> dict[str, Difference]:
-    raise NotChecked("no function gives the experts of a token")
+    """The experts of each token, layer by layer, as the router of the forward pass chooses them."""
+    chosen, route = [], experts.route
+
+    def seen(*arguments):
+      found = route(*arguments)
+      jax.debug.callback(lambda layer: chosen.append(np.sort(layer, axis=-1)), found[0], ordered=True)
+      return found
+
+    with mock.patch.object(experts, "route", seen):
+      jax.block_until_ready(self.denoiser.apply(self.params, self.data["forward/input_ids"]))
+    jax.effects_barrier()
+    recorded = self.data["forward/experts"]
+    if len(chosen) != len(recorded):
+      raise ValueError(f"{len(chosen)} layers of experts, and {len(recorded)} were recorded")
+    return {"other experts": Difference(int((np.stack(chosen) != recorded).sum()), 0)}
 
   def generate(self, number: int) -> dict[str, Difference]:
     config, settings = self.denoiser.config, dict(self.meta["generate_cases"][number])
@@ -265,7 +281,7 @@ def read(folder: Path) -> Golden:
   meta = json.loads((folder / "meta.json").read_text())
   # What config.json names must be what the model is; the rest is said by meta.json.
   named = json.loads((folder / "hf" / "config.json").read_text())
-  stated = {name: meta[name] for name in _STATED if meta.get(name) is not None and named.get(name) is None}
+  stated = {name: meta[name] for name in FIELDS if meta.get(name) is not None and named.get(name) is None}
   denoiser, params = gdsd_jax.load_pretrained(folder / "hf", stated=stated)
   return Golden(denoiser, params, np.load(folder / "goldens.npz"), meta)
 
