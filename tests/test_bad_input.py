@@ -584,7 +584,8 @@ BAD = {
   "compared setting": Case(
     "launch/compare.py --config=compare:smoke --config.objectives.wd1.objective.name=spg --config.shared.steps=0",
     "objective gdsd on task countdown: steps: must be at least 1, not 0"),
-  "benchmark model": Case("launch/benchmark.py --model=70b", "--model: '70b' is not one of tiny, 100m, 8b, 8b_dream"),
+  "benchmark model": Case(
+    "launch/benchmark.py --model=70b", "--model: '70b' is not one of tiny, 100m, 100m_block, 8b, 8b_dream"),
   "benchmark part": Case(
     "launch/benchmark.py --only=speed", "--only: must name some of sampling, training, memory, views, not 'speed'"),
   "benchmark objective": Case(
