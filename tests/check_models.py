@@ -240,7 +240,7 @@ class Golden:
     seen = np.concatenate([of_last, of_last[:, prompt:]], axis=1)
     copies = Copies(*map(laid_out, (data["train_rl/extended_ids"], seen, data["train_rl/position_ids"])),
                     BlockCausal(K, start=prompt + before, width=width),
-                    np.broadcast_to(np.arange(total - prompt), (len(seen), total - prompt)))
+                    np.broadcast_to(np.arange(total - prompt), (len(seen), total - prompt)), 1)
     responses, scored = data["train_rl/input_ids"][data["train_rl/row"], prompt:], data["train_rl/targets"]
 
     @jax.jit

@@ -79,8 +79,8 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
     "eval.remasking": "low_confidence", "eval.cfg_scale": 0.0, "eval.cache": "dual", "eval.threshold": 0.7,
     "eval.factor": None, "eval.test_size": 5, "eval.eos_penalty": 0.25,
     "checkpoint.every": 2,
-    "checkpoint.keep": 3, "mesh.data": 2, "mesh.fsdp": 3, "mesh.tensor": 4, "mesh.expert": 2, "log.every": 5,
-        "log.rollouts_every": 6,
+    "checkpoint.keep": 3, "mesh.data": 2, "mesh.fsdp": 3, "mesh.tensor": 4, "mesh.expert": 2, "mesh.context": 2,
+    "log.every": 5, "log.rollouts_every": 6,
     "log.keep_every": 3, "log.keep_groups": 5, "log.keep_megabytes": 1.5,
     "log.trajectory": True, "log.plot_seconds": 7.0, "log.tensorboard": False, "log.wandb_project": "",
   }
@@ -394,4 +394,34 @@ def test_batches_that_split_evenly_over_the_mesh_are_accepted():
 def test_batches_that_do_not_split_over_the_mesh_are_refused_with_the_numbers(fields, message):
   with pytest.raises(ValueError) as caught:
     validate_mesh(changed(**fields), make_mesh(data=2, fsdp=2, tensor=2))
+  assert str(caught.value) == message
+
+
+CACHED = {"sampler__kind": "block", "sampler__cache": "exact", "sampler__block_length": 8}
+
+
+@pytest.mark.parametrize("fields, message", [
+  ({"sampler__prompt_buckets": (36, 40)}, None),
+  (
+    {"sampler__prompt_buckets": (36, 37)},
+    "sampler.prompt_buckets, sampler.completion_length: 37 + 256 tokens are no multiple of mesh.context=4, which splits"
+    " each sequence; change one of them",
+  ),
+  (CACHED, None),
+  (
+    {**CACHED, "eval__batch_size": 4},
+    "eval.batch_size: 4 rollouts cannot be split over mesh.data × mesh.fsdp × mesh.context (with a cache) = 8 devices",
+  ),
+  (
+    {"sampler__kind": "block", "sampler__block_length": 2},
+    "sampler.block_length: 2 must be a multiple of mesh.context=4 without a cache: the last block is sampled whole;"
+    " give sampler.cache=exact",
+  ),
+])
+def test_a_mesh_that_splits_sequences_must_divide_them(fields, message):
+  config, mesh = changed(**fields), make_mesh(data=1, fsdp=2, context=4)
+  if message is None:
+    return validate_mesh(config, mesh)
+  with pytest.raises(ValueError) as caught:
+    validate_mesh(config, mesh)
   assert str(caught.value) == message

@@ -360,7 +360,7 @@ def test_exported_folder_evaluates_as_its_run(kind, run, lora_run, tmp_path):
   ({"eval.steps_per_token": 0.0}, "eval.steps_per_token"),
   ({"eval.prompt_buckets": (8, 20)}, "eval.prompt_buckets: a prompt has [0-9]+ tokens, at most 20"),
   ({"eval.prompt_buckets": (20, 8)}, "eval.prompt_buckets: must be ascending"),
-  ({"eval.batch_size": 9}, "eval.batch_size: 9 cannot be split .* 8 devices"),
+  ({"eval.batch_size": 9}, "eval.batch_size: 9 rollouts cannot be split .* 8 devices"),
   ({"model.path": "no_such_folder"}, "model.path: 'no_such_folder'"),
   ({"num_examples": 0}, "--num_examples"),
 ])

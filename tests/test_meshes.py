@@ -25,13 +25,13 @@ from gdsd_jax.runs.state import init_state
 from gdsd_jax.runs.step import distillation_step, score_rollouts
 from gdsd_jax.training import trainer as training
 
-MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "fsdp_tensor": (1, 4, 2), "all": (2, 2, 2)}
+MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "fsdp_tensor": (1, 4, 2), "all": (2, 2, 2), "context": (1, 2, 1, 4)}
 
 
 def iterations(tmp_path, monkeypatch, sizes, count, **changes):
   """(tokens of the first rollouts, metrics of each iteration) of the embedded run on a mesh."""
   config = load_recipe("gdsd_math").get_config("tiny")
-  config.mesh.data, config.mesh.fsdp, config.mesh.tensor = sizes
+  config.mesh.update(dict(zip(("data", "fsdp", "tensor", "context"), sizes)))
   config.update_from_flattened_dict(changes)
   if np.prod(sizes) == 1:
     monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
@@ -63,7 +63,7 @@ def on_one_device(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["all", "fsdp_tensor"])
+@pytest.mark.parametrize("mesh", ["all", "fsdp_tensor", "context"])
 def test_the_first_iteration_is_that_of_one_device(tmp_path, monkeypatch, on_one_device, mesh):
   assert_same_first_iteration(on_one_device, iterations(tmp_path, monkeypatch, MESHES[mesh], 1, **QUICK))
 

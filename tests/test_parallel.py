@@ -147,7 +147,7 @@ def test_every_weight_names_as_many_axes_as_it_has(tiny_config, change):
 
 def test_every_rule_leads_to_an_axis_of_the_mesh():
   led_to = jax.tree.leaves(list(AXIS_RULES.values()))
-  assert set(led_to) <= set(make_mesh(expert=2).axis_names) == {*MESH_AXES, "expert"}
+  assert set(led_to) <= set(make_mesh(expert=2, context=2).axis_names) == {*MESH_AXES, "context", "expert"}
   assert make_mesh().axis_names == MESH_AXES
 
 

@@ -32,6 +32,8 @@ def test_what_a_step_holds_is_what_its_arrays_take(mesh):
   hidden = np.zeros((rows, config.rollouts.prompt_buckets[0] + length, MODEL.hidden_size), np.float32)
   assert held[1] == hidden.nbytes
   assert list(size.least_held(config, MODEL, shards=4).values()) == [number // 4 for number in held]
+  split = list(size.least_held(config, MODEL, shards=2, parts=2).values())
+  assert split == [held[0] // 2, *(number // 4 for number in held[1:])]
 
 
 def test_a_run_of_usual_size_passes_without_a_word(mesh, screen):  # noqa: F811

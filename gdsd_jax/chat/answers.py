@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from gdsd_jax.chat.config import SampleConfig
-from gdsd_jax.checks import require_positions, require_seed
+from gdsd_jax.checks import require, require_positions, require_seed
 from gdsd_jax.compiling import compiling
 from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.diffusion.config import SamplerConfig
@@ -71,6 +71,7 @@ class Answering:
 
   def __init__(self, config: SampleConfig, chosen: ChosenModel):
     """Loads the model that was chosen. Raises ValueError or OSError, one line, before anything is compiled."""
+    require(config.mesh.context == 1, "mesh.context", "must be 1: a prompt of any length is answered, by itself")
     mesh = make_mesh(**vars(config.mesh))
     base, _ = chosen.base(config.model)
     architecture = base.architecture

@@ -30,6 +30,7 @@ from gdsd_jax.diffusion.trajectory import by_probability, with_step
 from gdsd_jax.diffusion.watching import if_wanted, step_or_end, unwatchable, Watcher
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.windows import window_of, with_chosen, with_window
+from gdsd_jax.parallel.mesh import constrain
 
 
 @functools.partial(jax.jit, static_argnames=("denoiser", "config", "record", "watcher"))
@@ -57,6 +58,12 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
       steps of the sampler do not predict all masked tokens, and predictions are to be remembered. Or a watcher is
       given where none can be.
   """
+  rollout = _sampled(denoiser, params, prompt, prompt_mask, key, config, record, watcher)
+  return jax.tree.map(lambda x: constrain(x, denoiser.mesh, "batch", *[None] * (x.ndim - 1)), rollout)
+
+
+def _sampled(denoiser: Denoiser, params, prompt, prompt_mask, key, config: SamplerConfig, record, watcher) -> Rollout:
+  """As `sample`."""
   (batch, prompt_length), length, limit = prompt.shape, config.completion_length, denoiser.config.max_positions
   if prompt_length + length > limit:
     raise ValueError(f"prompt ({prompt_length}) and completion ({length}) exceed the model's {limit} positions")

@@ -28,7 +28,7 @@ from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.transformer import KeysAndValues
 from gdsd_jax.models.windows import window_of, with_chosen
-from gdsd_jax.parallel.mesh import batch_shards, constrain
+from gdsd_jax.parallel.mesh import constrain, split_into
 
 
 def sample(denoiser: Denoiser, params, prompt, mask, key, config: SamplerConfig, record: frozenset[str]) -> Rollout:
@@ -37,7 +37,8 @@ def sample(denoiser: Denoiser, params, prompt, mask, key, config: SamplerConfig,
   Raises ValueError where there are more slots than prompts, or where the mesh does not divide either.
   """
   (batch, width), count, model = prompt.shape, config.slots, denoiser.config
-  shards = 1 if denoiser.mesh is None else batch_shards(denoiser.mesh)
+  axis = "batch" if config.cache == "none" else "batch_over_context"  # as passes with a cache are split
+  shards = split_into(axis, denoiser.mesh)
   require(count <= batch, "sampler.slots", f"{count} are more than the {batch} prompts that are sampled together")
   require(count % shards == 0 and batch % shards == 0, "sampler.slots", f"{count} slots of {batch} prompts cannot be"
           f" split over the {shards} devices that share the prompts; give a multiple of {shards}")
@@ -50,7 +51,7 @@ def sample(denoiser: Denoiser, params, prompt, mask, key, config: SamplerConfig,
     prompt, rollout = canvas.begun(rollout)
   prompts = _Prompts(jnp.arange(batch, dtype=jnp.int32), prompt, mask, is_new, blocks.astype(jnp.int32))
   rollout = rollout.replace(passes=jnp.zeros((batch, 2), jnp.int32))
-  work = _Work(denoiser, params, key, config, record, prompts, canvas, _Shards(denoiser.mesh, shards))
+  work = _Work(denoiser, params, key, config, record, prompts, canvas, _Shards(denoiser.mesh, axis))
   rollout = jax.lax.while_loop(work.is_left, work.step, work.begun(rollout)).rollout
   if config.early_stop:  # what no step unmasked is behind an end of text
     left = is_new & (rollout.tokens == model.mask_token_id)
@@ -85,7 +86,11 @@ class _Shards(NamedTuple):
   """Rows that lie on devices, each of which has equally many of them."""
 
   mesh: Mesh | None
-  count: int
+  axis: str  # the logical one that they are split by
+
+  @property
+  def count(self) -> int:
+    return split_into(self.axis, self.mesh)
 
   def take(self, tree, places):
     """Rows [N, ...] of arrays [M, ...], whose places are counted on each device, int32[N]; the last ones beyond."""
@@ -108,7 +113,7 @@ class _Shards(NamedTuple):
 
   def _laid_out(self, x, count: int):
     x = x.reshape(count, *x.shape[2:])
-    return constrain(x, self.mesh, "batch", *[None] * (x.ndim - 1))
+    return constrain(x, self.mesh, self.axis, *[None] * (x.ndim - 1))
 
 
 class _Work:

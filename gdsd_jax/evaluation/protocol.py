@@ -24,11 +24,11 @@ from gdsd_jax.evaluation.problems import choose
 from gdsd_jax.evaluation.records import Records, shown, summarize
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.huggingface.tokenizer import chat_prompt, load_tokenizer, token_ids
-from gdsd_jax.parallel.mesh import batch_shards, make_mesh, replicated, whole_batch
+from gdsd_jax.parallel.mesh import make_mesh, replicated, whole_batch
 from gdsd_jax.parallel.processes import share_work
 from gdsd_jax.runs.chosen_model import ChosenModel
 from gdsd_jax.runs.config import evaluation_samplers, RunConfig
-from gdsd_jax.runs.fit import validate_family
+from gdsd_jax.runs.fit import batch_axis, check_blocks, require_rows, require_split, validate_family
 from gdsd_jax.runs.lock import check_free, locked
 from gdsd_jax.tasks import get_task
 from gdsd_jax.tasks.base import Completion
@@ -92,14 +92,16 @@ class _Evaluation:
     except ValueError as error:  # a problem whose text forges the chat format
       raise ValueError(str(error) if self.task.is_own else f"task.test_source: {error}") from None
     self.generator = Generator(denoiser, tokenizer, mesh)
-    shards, self.batch_size, buckets = batch_shards(mesh), config.eval.batch_size, config.eval.prompt_buckets
-    require(self.batch_size % shards == 0, "eval.batch_size",
-            f"{self.batch_size} cannot be split over mesh.data × mesh.fsdp = {shards} devices")
+    self.batch_size, buckets = config.eval.batch_size, config.eval.prompt_buckets
+    [axis] = {batch_axis(sampler) for sampler in self.samplers.values()}
     slots = max(sampler.slots or 0 for sampler in self.samplers.values())
-    require(slots % shards == 0, "sampler.slots",
-            f"{slots} cannot be split over the {shards} devices that share the prompts; give a multiple of {shards}")
+    require_rows(mesh, axis, "eval.batch_size", self.batch_size)
+    require_rows(mesh, axis, "sampler.slots", slots)
+    require_split(mesh, "eval.prompt_buckets", buckets, "eval.lengths", list(self.samplers))
+    for sampler in self.samplers.values():
+      check_blocks(sampler, mesh)
     # A batch of fewer problems than slots is filled up with its own.
-    self.batch_size = min(self.batch_size, whole_batch(max(len(self.examples), slots), mesh))
+    self.batch_size = min(self.batch_size, whole_batch(max(len(self.examples), slots), mesh, axis))
     self.plan = plan_batches(tokenizer, self.prompts, buckets, self.batch_size, field="eval.prompt_buckets")
     width, longest = self.plan[-1][0], max(self.samplers)
     said = f"eval.lengths: {longest} tokens after prompts of up to {width} (eval.prompt_buckets)"

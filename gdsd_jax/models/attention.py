@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gdsd_jax.models.attention_kernels import cudnn_attention, LANES, Padding, padding, splash_attention
+from gdsd_jax.parallel.mesh import on_chips
 
 TILE = 256  # queries that are attended from at a time where no kernel takes their blocks
 
@@ -45,7 +46,8 @@ class BlockCausal(NamedTuple):
     return (other == 0) & (of_key < of_query) | (other == copy) & (of_key == of_query)
 
 
-def attend(query, key, value, mask, mesh: Mesh | None, blocks: BlockCausal | None = None):
+def attend(query, key, value, mask, mesh: Mesh | None, blocks: BlockCausal | None = None,
+           axes: tuple[str, str | None] = ("batch", "tokens")):
   """Softmax attention, scaled by the root of the head's width; the softmax is in float32.
 
   Args:
@@ -54,16 +56,16 @@ def attend(query, key, value, mask, mesh: Mesh | None, blocks: BlockCausal | Non
     mask: bool[B, S], True at keys that may be attended to, or `padding` of that; None for all.
     mesh: the mesh that the arrays are laid out over, or None.
     blocks: which blocks of the sequence a query attends to; None for all.
+    axes: logical axes of B and T; keys and values have all of S on each chip.
 
   Returns:
     [B, T, N, H].
   """
   if blocks is None and (kernel := _kernel(query, mesh)) is cudnn_attention:
-    return kernel(query, key, value, mask if mask is None or isinstance(mask, Padding) else padding(mask), mesh)
+    return kernel(query, key, value, mask if mask is None or isinstance(mask, Padding) else padding(mask), mesh, axes)
   mask = mask.mask if isinstance(mask, Padding) else mask
-  if blocks is None:
-    return kernel(query, key, value, mask, mesh)
-  return _block_kernel(query, mesh, blocks)(query, key, value, mask, mesh, blocks)
+  kernel = kernel if blocks is None else _block_kernel(query, mesh, blocks)
+  return kernel(query, key, value, mask, mesh, blocks, axes)
 
 
 def _block_kernel(query, mesh: Mesh | None, blocks: BlockCausal):
@@ -94,9 +96,9 @@ def _has_flash_attention(gpu) -> bool:
   return capability is not None and int(capability[1]) >= 8
 
 
-def plain_attention(query, key, value, mask, mesh: Mesh | None = None, blocks: BlockCausal | None = None):
+def plain_attention(query, key, value, mask, mesh: Mesh | None = None, blocks: BlockCausal | None = None, axes=None):
   """By XLA's own products, with [B, N, T, S] in memory."""
-  del mesh
+  del mesh, axes  # the partitioner goes by how the arrays lie
   mask = None if mask is None else mask[:, None, None, :]
   if blocks is not None:
     positions = (jnp.arange(query.shape[1])[None], jnp.arange(key.shape[1])[None])
@@ -106,25 +108,37 @@ def plain_attention(query, key, value, mask, mesh: Mesh | None = None, blocks: B
 
 
 def tiled_attention(query, key, value, mask, mesh: Mesh | None = None, blocks: BlockCausal | None = None,
-                    implementation: str = "xla"):
+                    axes: tuple[str, str | None] = ("batch", "tokens"), implementation: str = "xla"):
   """As `plain_attention`, some queries at a time, in the backward pass, too: [B, TILE, S] of a mask in memory.
 
   XLA's products have [B, N, TILE, S] besides. Where there are copies, queries are shown the keys of the sequence and,
-  since a tile has whole blocks, of their own tile.
+  since a tile has whole blocks, of their own tile. A chip that has a part of the tokens has whole blocks, too.
   """
-  del mesh
-  batch, length, _, _ = query.shape
   of_query, of_key = (jnp.arange(x.shape[1])[None] for x in (query, key))
   if blocks.query is not None:
     of_query, of_key = blocks.query, blocks.key
-  each = lambda x, size: jnp.broadcast_to(x, (batch, size))
-  of_query, of_key = each(of_query, length), each(of_key, key.shape[1])
+  of_query, of_key = (jnp.broadcast_to(of, x.shape[:2]) for of, x in ((of_query, query), (of_key, key)))
   mask = jnp.ones(of_key.shape, bool) if mask is None else mask
   whole = key, value, mask, of_key
   own = whole if blocks.width is not None else ()
   if own:
     clean = blocks.start + blocks.width
     whole = tuple(x[:, :clean] for x in whole)
+  attend_from = functools.partial(_in_tiles, blocks=blocks, implementation=implementation)
+  arrays = query, of_query, whole, own
+  if mesh is None or mesh.size == 1:
+    return attend_from(*arrays)
+  of_keys = axes[0], None, "kv_heads"
+  return on_chips(attend_from, mesh, arrays, ((*axes, "heads"), axes, of_keys, (*axes, "kv_heads")))
+
+
+def _in_tiles(query, of_query, whole, own, blocks: BlockCausal, implementation: str):
+  """`tiled_attention` of queries at positions int[B, T].
+
+  `whole` and `own` are (keys, values, mask, positions), of what all may see, and of what only those of a tile see,
+  which are as many as the queries.
+  """
+  batch, length, clean = *query.shape[:2], whole[0].shape[1]
   even = blocks.length * (1 + blocks.length % 2)  # as queries and keys must be for cuDNN's gradient
   tile = max(TILE // even, 1) * even
   rest = -length % tile

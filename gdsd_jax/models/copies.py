@@ -18,22 +18,23 @@ from gdsd_jax.models.config import DenoiserConfig
 
 
 class Copies(NamedTuple):
-  """Sequences as the network takes them: clean columns, and behind them those of C copies."""
+  """Sequences as the network takes them: clean columns, behind them those of C copies, and some that fill up parts."""
 
   tokens: jax.Array  # int[B, columns]
   mask: jax.Array  # bool[B, columns], False where nothing attends to
   positions: jax.Array  # int[B, columns], the same in the clean sequence and its copies
   blocks: BlockCausal  # which column sees which
   places: jax.Array  # int[B, L], in each copy, where the completion's tokens are
+  count: int  # C
 
   def of_completions(self, x):
     """[B, C, L, ...], the copies' completions, of something that each column has, x [B, columns, ...]."""
     copies = x[:, self.blocks.start + self.blocks.width:]
-    copies = copies.reshape(len(x), -1, self.blocks.width, *x.shape[2:])
+    copies = copies[:, :self.count * self.blocks.width].reshape(len(x), self.count, self.blocks.width, *x.shape[2:])
     return jax.vmap(lambda row, places: row[:, places])(copies, self.places)
 
 
-def side_by_side(tokens, noised, attention_mask, block_length: int) -> Copies:
+def side_by_side(tokens, noised, attention_mask, block_length: int, parts: int = 1) -> Copies:
   """Sequences beside noised copies of their completions.
 
   Args:
@@ -41,6 +42,7 @@ def side_by_side(tokens, noised, attention_mask, block_length: int) -> Copies:
     noised: int[B, C, L], C noised copies of the completions.
     attention_mask: bool or int[B, P+L], zero at padding, left of the prompt or at a completion's end; None for none.
     block_length: K of the model; its blocks are counted from the first real token.
+    parts: into how many parts of whole blocks the columns can be split; the last are filled up by padding.
   """
   (batch, total), length = tokens.shape, noised.shape[2]
   prompt = total - length
@@ -56,8 +58,10 @@ def side_by_side(tokens, noised, attention_mask, block_length: int) -> Copies:
   copies = jnp.take_along_axis(copies, source[:, None, start:], axis=2).reshape(batch, -1)
   beside = lambda x: jnp.concatenate([x, jnp.tile(x[:, start:], (1, noised.shape[1]))], axis=1)
   positions = jnp.maximum(jnp.arange(start + width) - start + known - partial, 0)
-  return Copies(jnp.concatenate([take(tokens), copies], axis=1), beside(take(real) & exists), beside(positions),
-                BlockCausal(block_length, start=start, width=width), partial + jnp.arange(length))
+  columns = jnp.concatenate([take(tokens), copies], axis=1), beside(take(real) & exists), beside(positions)
+  filled_up = lambda x: jnp.pad(x, [(0, 0), (0, -x.shape[1] % (parts * block_length))])
+  return Copies(*map(filled_up, columns), BlockCausal(block_length, start=start, width=width),
+                partial + jnp.arange(length), noised.shape[1])
 
 
 def completion_blocks(config: DenoiserConfig, prompt_lengths, length: int) -> jax.Array | None:

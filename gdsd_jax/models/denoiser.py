@@ -20,7 +20,7 @@ from gdsd_jax.models.quantised import dequantised, is_quantised, quantise, quant
 from gdsd_jax.models.transformer import block, Context, KeysAndValues, Layer, rms_norm
 from gdsd_jax.models.weights import of_stack, stacks, Weight, weights_of
 from gdsd_jax.models.windows import window_of
-from gdsd_jax.parallel.mesh import constrain, EXPERT, gather_over_fsdp
+from gdsd_jax.parallel.mesh import constrain, CONTEXT, EXPERT, gather_over_fsdp, rows_axis, split_into
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "products", "full")
@@ -131,7 +131,8 @@ class Denoiser:
     context = Context(self.config, self.lora, self.mesh, copies.positions, copies.mask, copies.blocks,
                       with_load=with_load)
     x, load = self._blocks(params, copies.tokens, context, dropout_key)
-    hidden = rms_norm(copies.of_completions(x), params["final_norm"], self.config.norm_epsilon)
+    hidden = constrain(copies.of_completions(context.whole(x)), self.mesh, "batch", None, "tokens", None)
+    hidden = rms_norm(hidden, params["final_norm"], self.config.norm_epsilon)
     return (hidden, load) if with_load else hidden
 
   def hidden_and_cache(self, params, tokens, attention_mask=None):
@@ -164,8 +165,13 @@ class Denoiser:
 
   def laid_out(self, cache: KeysAndValues) -> KeysAndValues:
     """A cache, laid out over the mesh."""
-    layout = lambda x: constrain(x, self.mesh, "layers", "batch", None, "kv_heads", "head_dim")
+    layout = lambda x: constrain(x, self.mesh, "layers", rows_axis(x.shape[1], self.mesh), None, "kv_heads", "head_dim")
     return jax.tree.map(layout, cache)
+
+  @property
+  def token_parts(self) -> int:
+    """Into how many parts the tokens of a sequence are split, but for passes that leave a cache or begin with one."""
+    return split_into("tokens", self.mesh)
 
   def _part(self, params, tokens, first, count: int, cache: KeysAndValues, attention_mask, keep: bool = False):
     """A pass over a part of the sequence, as `_blocks`."""
@@ -174,7 +180,7 @@ class Denoiser:
     positions = within(context.positions)
     if context.blocks is not None:
       context = context._replace(blocks=context.blocks._replace(query=positions, key=context.positions))
-    context = context._replace(positions=positions, start=first)
+    context = context._replace(positions=positions, start=first, axes=(rows_axis(len(tokens), self.mesh), None))
     return self._blocks(params, within(tokens), context, cache=cache, keep=keep)
 
   def _context(self, tokens, attention_mask) -> Context:
@@ -187,17 +193,19 @@ class Denoiser:
     return Context(self.config, self.lora, self.mesh, positions, mask, blocks, padding=padded)
 
   def _whole(self, params, tokens, attention_mask, dropout_key=None, keep: bool = False, with_load: bool = False):
-    """A pass over the whole sequence, as `_blocks`."""
-    context = lambda tokens, mask: self._context(tokens, mask)._replace(with_load=with_load)
+    """A pass over the whole sequence, as `_blocks`; one that leaves a cache splits the batch, and not the tokens."""
+    axes = (rows_axis(len(tokens), self.mesh), None) if keep else ("batch", "tokens")
+    context = lambda tokens, mask: self._context(tokens, mask)._replace(with_load=with_load, axes=axes)
     if self.config.block_length is None or attention_mask is None:
       return self._blocks(params, tokens, context(tokens, attention_mask), dropout_key, keep=keep)
     # With padding last, blocks begin at the same places in every sequence, as kernels have them.
     order = jnp.argsort(~attention_mask.astype(bool), axis=1, stable=True)
     back = jnp.argsort(order, axis=1)
     tokens, mask = (jnp.take_along_axis(x, order, axis=1) for x in (tokens, attention_mask))
-    x, told = self._blocks(params, tokens, context(tokens, mask), dropout_key, keep=keep)
+    of_pass = context(tokens, mask)
+    x, told = self._blocks(params, tokens, of_pass, dropout_key, keep=keep)
     in_place = lambda x: jnp.take_along_axis(x, back.reshape(*back.shape, *[1] * (x.ndim - 2)), axis=1)
-    return in_place(x), told if with_load else jax.tree.map(jax.vmap(in_place), told)
+    return in_place(of_pass.whole(x)), told if with_load else jax.tree.map(jax.vmap(in_place), told)
 
   def _blocks(self, params, tokens, context: Context, dropout_key=None, cache=None, keep: bool = False):
     """int[B, T] tokens through embedding and blocks: ([B, T, D], KeysAndValues of all layers if `keep`).
@@ -217,10 +225,12 @@ class Denoiser:
 
     rows = jax.tree.map(lambda part: part[tokens], params["embedding"])
     embedded = dequantised(rows).astype(self.dtype)
+    parts = split_into(context.axes[1], self.mesh)
+    require(tokens.shape[1] % parts == 0, f"mesh.{CONTEXT}", f"{parts} does not divide sequences of {tokens.shape[1]}"
+            " tokens, prompt and completion together")
     # Rows are looked up where their share of the embedding lies; then shares are exchanged for sequences.
-    embedded = constrain(embedded, self.mesh, "batch_over_data", None, "embed")
-    embedded = constrain(embedded, self.mesh, "batch", None, None)
-    x, kept = embedded, []
+    embedded = constrain(embedded, self.mesh, "batch_over_data", context.axes[1], "embed")
+    x, kept = context.constrain(embedded), []
     for stack, layers in stacks(self.config).items():
       of_stack_alone = functools.partial(jax.tree.map, functools.partial(_of_layers, layers=layers))
       x, of_layers = jax.lax.scan(

@@ -29,7 +29,8 @@ class Load(NamedTuple):
   share: jax.Array  # float32[E], the mean over tokens of an expert's score, as a share of the scores of all
 
 
-def mixture(x, weights, factors, config: ExpertsConfig, lora: LoraConfig | None, mesh: Mesh | None):
+def mixture(x, weights, factors, config: ExpertsConfig, lora: LoraConfig | None, mesh: Mesh | None,
+            axes: tuple[str, str | None] = ("batch", "tokens")):
   """What the experts of each token make of it, weighted by the router: [B, T, D] for x [B, T, D].
 
   Args:
@@ -37,6 +38,7 @@ def mixture(x, weights, factors, config: ExpertsConfig, lora: LoraConfig | None,
     config, lora: those of the denoiser.
     mesh: that x and the weights are laid out over. Experts split over its axis `expert` see the tokens of all chips
       along that axis, and the sums of what they make of them go back to the tokens' own chips.
+    axes: logical axes of B and T, see `transformer.Context`.
   """
   chosen, shares = route(x, weights["router"], weights.get("router_bias"), config)
   kernels = {name: weights[name] for name in EXPERT_LEAVES}
@@ -45,13 +47,13 @@ def mixture(x, weights, factors, config: ExpertsConfig, lora: LoraConfig | None,
   if mesh is None or mesh.size == 1:
     return _on_a_chip(x, chosen, shares, kernels, adapter, scale=scale)
   split = lambda x, *axes: partition(axes, x.shape, mesh)
-  tokens = split(x, "batch", None, None)
+  tokens = split(x, *axes, None)
   factors_split = lambda name, parts: {"a": split(parts["a"], *_AXES[name][:2], None),
                                        "b": split(parts["b"], _AXES[name][0], None, _AXES[name][2])}
   specs = (tokens, tokens, tokens, {name: split(kernel, *_AXES[name]) for name, kernel in kernels.items()},
            {name: factors_split(name, parts) for name, parts in adapter.items()})
-  axes = dict(expert_axis=axis_of("experts", mesh), inner_axis=axis_of("expert_mlp", mesh))
-  compute = functools.partial(_on_a_chip, scale=scale, **axes)
+  compute = functools.partial(
+    _on_a_chip, scale=scale, expert_axis=axis_of("experts", mesh), inner_axis=axis_of("expert_mlp", mesh))
   # Sequences that do not divide over the mesh are on every chip, so that none need be gathered.
   if tokens[0] is None:
     compute = functools.partial(compute, gather=False)

@@ -12,10 +12,10 @@ from typing import Any
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from gdsd_jax.models.quantised import dequantised
-from gdsd_jax.parallel.mesh import batch_axes, constrain, gather_over_fsdp, partition
+from gdsd_jax.parallel.mesh import constrain, gather_over_fsdp, partition, parts_of, rows_axis
 
 # Columns of the head that are multiplied at a time. They are enough for matrix units, and a chunk's logits of some
 # hundred positions still fit a CPU's cache. Memory depends on this number, not on the vocabulary.
@@ -54,18 +54,22 @@ class LMHead:
     """Logits float32[B, ..., V] for hidden states [B, ..., D]; over a mesh the vocabulary stays split."""
     weight = dequantised(self.weight)
     logits = multiply(hidden, weight.T if self.tied else weight)
-    return constrain(logits, self.mesh, "batch", *[None] * (logits.ndim - 2), "vocab")
+    return constrain(logits, self.mesh, *self._axes(logits.ndim), "vocab")
 
   def columns(self, tokens):
     """The head's columns of given tokens: float32[B, ..., D] for int[B, ...]."""
     # They are looked up where their share of the weight lies; then shares are exchanged for sequences.
-    between = [None] * (tokens.ndim - 1)
+    batch, *between = self._axes(tokens.ndim + 1)
     tokens = constrain(tokens, self.mesh, "batch_over_data", *between)
     columns = dequantised(jax.tree.map(lambda part: jnp.take(part, tokens, axis=self.axis), self.weight))
     columns = columns if self.tied else jnp.moveaxis(columns, 0, -1)
     columns = constrain(columns, self.mesh, "batch_over_data", *between, "embed")
-    columns = constrain(columns, self.mesh, "batch", *between, None)
+    columns = constrain(columns, self.mesh, batch, *between, None)
     return columns.astype(accumulator(self.weight.dtype))
+
+  def _axes(self, ndim: int) -> tuple[str | None, ...]:
+    """Logical axes of an array [B, ..., V or D] of so many dimensions, without the last."""
+    return "batch", *["tokens", *[None] * (ndim - 3)][:ndim - 2]
 
   def mean_column(self):
     """Mean of all columns, float32[D]."""
@@ -78,7 +82,7 @@ class Share:
 
   head: LMHead  # with this chip's part of the weight, which tensor splits by vocabulary, fsdp by hidden dimension
   mesh: Mesh | None = None  # whose chips share the vocabulary; None where this is all of it
-  batch_axes: tuple[str, ...] = ()  # axes of the mesh that sequences are split over
+  row_axes: tuple[str, ...] = ()  # axes of the mesh that the rows of a computation are split over
 
   @property
   def first(self):
@@ -117,38 +121,40 @@ class Share:
     """Every share's x [..., N] side by side."""
     return x if self.mesh is None else jax.lax.all_gather(x, "tensor", axis=x.ndim - 1, tiled=True)
 
-  def sum_over_batch(self, gradient):
-    """A gradient [D, C] by some columns, summed over all sequences; each chip keeps its own part of it."""
+  def sum_over_rows(self, gradient):
+    """A gradient [D, C] by some columns, summed over all rows; each chip keeps its own part of it."""
     if self.mesh is None:
       return gradient
-    if "fsdp" in self.batch_axes:
+    if "fsdp" in self.row_axes:
       gradient = jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=0, tiled=True)
     else:
       rows = gradient.shape[0] // self.mesh.shape["fsdp"]
       gradient = jax.lax.dynamic_slice_in_dim(gradient, jax.lax.axis_index("fsdp") * rows, rows)
-    others = tuple(axis for axis in self.batch_axes if axis != "fsdp")
+    others = tuple(axis for axis in self.row_axes if axis != "fsdp")
     return jax.lax.psum(gradient, others) if others else gradient
 
 
 def over_vocabulary(compute: Callable, head: LMHead, rows: Any, gives_weight: bool = False):
-  """compute(share, rows) on every chip that holds a share of the vocabulary, for a tree of arrays [B, ...].
+  """compute(share, rows) on every chip that holds a share of the vocabulary, for a tree of arrays [B, T, ...].
 
-  It merges what the shares give, so that all chips that hold the same rows return the same: a tree of arrays [B, ...],
-  or, if it `gives_weight`, an array that lies as the weight does.
+  It merges what the shares give, so that all chips that hold the same rows return the same: a tree of arrays
+  [B, T, ...], or, if it `gives_weight`, an array that lies as the weight does. To compute, a row is one of B × T.
   """
   mesh = head.mesh
   # Tied together, since JAX would otherwise make all chunks of a frozen head before the rows are known, and keep them.
   head, rows = jax.lax.optimization_barrier((head, rows))
   if mesh is None or mesh.size == 1:
     return compute(Share(head), rows)
-  batch = partition(("batch",), jax.tree.leaves(rows)[0].shape[:1], mesh)
+  shape = jax.tree.leaves(rows)[0].shape[:2]
+  splits_tokens = parts_of("tokens", shape[1], mesh) > 1
+  split = partition(("batch", "tokens") if splits_tokens else (rows_axis(shape[0], mesh),), shape, mesh)
   lies_as_weight = partition(head.logical_axes, head.weight.shape, mesh)
-  axes = () if batch == PartitionSpec(None) else batch_axes(mesh)
+  axes = tuple(jax.tree.leaves(tuple(split)))
 
   def on_a_chip(part: LMHead, rows):
     return compute(Share(part.replace(mesh=None), mesh, axes), rows)
 
-  specs = dict(in_specs=(lies_as_weight, batch), out_specs=lies_as_weight if gives_weight else batch)
+  specs = dict(in_specs=(lies_as_weight, split), out_specs=lies_as_weight if gives_weight else split)
   return jax.shard_map(on_a_chip, mesh=mesh, check_vma=False, **specs)(head, rows)
 
 

@@ -51,10 +51,15 @@ class Context(NamedTuple):
   start: jax.Array | int | None = None  # where x begins in the cached sequence, or in each, int[B]
   padding: Padding | None = None  # of the mask, where that is made once for all layers
   with_load: bool = False  # whether layers tell how their routers spread the tokens of x that may be attended to
+  axes: tuple[str, str | None] = ("batch", "tokens")  # logical ones of B and T; of tokens that are not split, None
 
   def constrain(self, x, axis: str | None = None):
-    """x [B, T, ...] split over its batch and its third dimension's logical axis."""
-    return constrain(x, self.mesh, "batch", None, axis, *[None] * (x.ndim - 3))
+    """x [B, T, ...] split over its batch, its tokens and its third dimension's logical axis."""
+    return constrain(x, self.mesh, *self.axes, axis, *[None] * (x.ndim - 3))
+
+  def whole(self, x, axis: str | None = None):
+    """As `constrain`, with all tokens of a sequence on each chip that has a part of it."""
+    return constrain(x, self.mesh, self.axes[0], None, axis, *[None] * (x.ndim - 3))
 
 
 def block(x, layer: Layer, context: Context):
@@ -82,12 +87,12 @@ def attention(x, layer: Layer, context: Context):
     key = rms_norm(key, layer.weights["key_norm"], config.norm_epsilon)
   query, key = (rotate_heads(part, context.positions, config) for part in (query, key))
   if layer.cached is not None:
-    key, value = (
-      context.constrain(with_window(old, new, context.start), "kv_heads")
-      for old, new in zip(layer.cached, (key, value))
-    )
+    key, value = (with_window(old, new, context.start) for old, new in zip(layer.cached, (key, value)))
+  # Each chip attends from its own tokens to all. Their gradients are summed where the tokens are: hence both layouts.
+  key, value = (context.whole(context.constrain(part, "kv_heads"), "kv_heads") for part in (key, value))
   mask = context.mask if context.padding is None else context.padding
-  attended = context.constrain(attend(query, key, value, mask, context.mesh, context.blocks), "heads")
+  attended = attend(query, key, value, mask, context.mesh, context.blocks, context.axes)
+  attended = context.constrain(attended, "heads")
   return context.constrain(project("output", attended, layer, context)), KeysAndValues(key, value)
 
 
@@ -96,7 +101,7 @@ def feed_forward(x, layer: Layer, context: Context):
   config = context.config.experts
   if "router" not in layer.weights:
     return mlp(x, layer, context)
-  mixed = mixture(x, layer.weights, layer.factors, config, context.lora, context.mesh)
+  mixed = mixture(x, layer.weights, layer.factors, config, context.lora, context.mesh, context.axes)
   return mixed + mlp(x, layer, context, "shared_") if config.shared_size else mixed
 
 

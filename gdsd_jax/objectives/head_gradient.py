@@ -29,7 +29,7 @@ def weight_gradient(head: LMHead, hidden, targets, others, top_tokens, missing, 
       of_logits = jnp.where(is_target, missing + center, of_logits)
       if top_tokens is not None:
         of_logits -= center / top_tokens.shape[1] * _membership(top_tokens - first, size)
-      columns = share.sum_over_batch(multiply(hidden.T, of_logits.astype(hidden.dtype))).astype(gradient.dtype)
+      columns = share.sum_over_rows(multiply(hidden.T, of_logits.astype(hidden.dtype))).astype(gradient.dtype)
       axis, columns = share.head.axis, columns.T if head.tied else columns
       before = jax.lax.dynamic_slice_in_dim(gradient, start, size, axis)
       return jax.lax.dynamic_update_slice_in_dim(gradient, before + columns, start, axis)

@@ -62,6 +62,7 @@ def _hidden(denoiser: Denoiser, params, tokens, masked, attention_mask, prompt_l
     arguments = params, noised, attention_mask, dropout_key
     hidden, load = denoiser.hidden_and_load(*arguments) if with_load else (denoiser.hidden(*arguments), None)
     return hidden[:, prompt_length:], load
-  copies = side_by_side(tokens, noised[:, None, prompt_length:], attention_mask, denoiser.config.block_length)
+  copies = side_by_side(
+    tokens, noised[:, None, prompt_length:], attention_mask, denoiser.config.block_length, denoiser.token_parts)
   hidden, load = denoiser.hidden_of_copies(params, copies, dropout_key, with_load=True)
   return hidden[:, 0], load

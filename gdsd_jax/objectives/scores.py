@@ -85,7 +85,7 @@ def masked_hidden(denoiser: Denoiser, params, tokens, view: Views, attention_mas
   each = lambda x: jnp.broadcast_to(x[:, None], (batch, count, *x.shape[1:]))
   noised = jnp.where(passes, denoiser.config.mask_token_id, each(tokens[:, -length:]))
   if denoiser.config.block_length is not None:
-    copies = side_by_side(tokens, noised, attention_mask, denoiser.config.block_length)
+    copies = side_by_side(tokens, noised, attention_mask, denoiser.config.block_length, denoiser.token_parts)
     hidden = denoiser.hidden_of_copies(params, copies, dropout_key)
   else:
     # The two passes of a rollout are neighbours, on the chip that the rollout lies on.

@@ -1,5 +1,6 @@
 """The device mesh, and the one table from logical axes to mesh axes: where every array lies."""
 
+from collections.abc import Callable
 import math
 
 import jax
@@ -9,12 +10,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gdsd_jax.checks import require
 
 MESH_AXES = ("data", "fsdp", "tensor")
-EXPERT = "expert"  # a fourth axis, before the last, of a mesh that experts are split over; others do not have it
+# Further axes, before the last, of a mesh that experts, or the tokens of a sequence, are split over; others lack them.
+CONTEXT, EXPERT = "context", "expert"
 _BATCH_AXES = ("data", "fsdp", EXPERT)  # sequences are split over all: fsdp shards weights and batch alike
 
 # Logical axis of a weight or activation (declared in models/weights.py) -> mesh axis it is split over, or several.
 AXIS_RULES = {
-  "batch": _BATCH_AXES, "batch_over_data": ("data", EXPERT),
+  "batch": _BATCH_AXES, "batch_over_data": ("data", EXPERT), "tokens": CONTEXT,
+  "batch_over_context": ("data", "fsdp", CONTEXT, EXPERT),  # of passes in which no sequence is split
   "layers": None, "embed": "fsdp", "vocab": "tensor",
   "heads": "tensor", "kv_heads": "tensor", "head_dim": None, "mlp": "tensor",
   "experts": EXPERT, "expert_mlp": "tensor", "routed": None,
@@ -22,23 +25,23 @@ AXIS_RULES = {
   "lora_rank_of_b": "fsdp",  # B of most projections has no embed axis, and with its moments should not lie whole
 }
 # Axes that stay whole where the mesh does not divide them. Any other is refused.
-_MAY_STAY_WHOLE = ("batch", "batch_over_data", "lora_rank_of_b")
+_MAY_STAY_WHOLE = ("batch", "batch_over_data", "batch_over_context", "tokens", "lora_rank_of_b")
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None, expert: int = 1) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None, expert: int = 1,
+              context: int = 1) -> Mesh:
   """Mesh of axes data, fsdp and tensor over `devices` (all by default); one size may be -1, "the rest".
 
   Beside another one data may be -1, too: it is then the number of TPU slices, 1 where there is one. Only data crosses
-  slices, all other axes lie within one. Above 1, `expert` is the size of one more axis, before tensor: of experts, and
-  of sequences. Neighbours on the last axis are neighbours on the interconnect (`mesh_utils`): tensor talks most, data
-  least.
+  slices, all other axes lie within one. Other than 1, `context` and `expert` are the sizes of more axes, before tensor:
+  of each sequence's tokens, and of experts and sequences. Neighbours on the last axis are neighbours on the
+  interconnect (`mesh_utils`): tensor talks most, data least.
   Raises ValueError where the sizes do not multiply to the number of devices, or data is no multiple of the slices.
   """
   devices = jax.devices() if devices is None else devices
   slices = len(set(map(slice_of, devices)))
-  sizes = dict(zip(MESH_AXES, (data, fsdp, tensor)))
-  if expert != 1:
-    sizes = {"data": data, "fsdp": fsdp, EXPERT: expert, "tensor": tensor}
+  sizes = {"data": data, "fsdp": fsdp, CONTEXT: context, EXPERT: expert, "tensor": tensor}
+  sizes = {axis: size for axis, size in sizes.items() if axis in MESH_AXES or size != 1}
   named, given = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items()), list(sizes.values())
   valid = given[1:].count(-1) <= 1 and all(size >= 1 or size == -1 for size in given)
   require(valid, named, "sizes are positive, and at most one beside mesh.data is -1 (the rest)")
@@ -79,6 +82,17 @@ def axis_of(axis: str | None, mesh: Mesh) -> str | tuple[str, ...] | None:
   return names if len(names) > 1 else next(iter(names), None)
 
 
+def parts_of(axis: str | None, size: int, mesh: Mesh | None) -> int:
+  """Into how many parts a mesh splits a logical axis of this size; 1 where it stays whole."""
+  parts = split_into(axis, mesh)
+  return 1 if size % parts else parts
+
+
+def rows_axis(count: int, mesh: Mesh | None) -> str:
+  """The logical axis of a batch of so many whole sequences: over context, too, where that divides them."""
+  return "batch" if count % split_into("batch_over_context", mesh) else "batch_over_context"
+
+
 def partition(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
   """Mesh axes of an array with these logical axes. Raises ValueError where the mesh does not divide one."""
   split = []
@@ -106,6 +120,16 @@ def constrain(x, mesh: Mesh | None, *axes: str | None):
   if mesh is None or mesh.size == 1:
     return x
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, x.shape, mesh)))
+
+
+def on_chips(compute: Callable, mesh: Mesh, arrays: tuple, axes: tuple):
+  """compute(*arrays) on each chip for its parts of them; the result is laid out as the first, which is no tree.
+
+  The others may be trees of arrays. `axes` has, for each, the first logical axes of its arrays; the rest is not split.
+  """
+  split = lambda axes, tree: jax.tree.map(lambda x: partition(axes, x.shape, mesh), tree)
+  specs = tuple(map(split, axes, arrays))
+  return jax.shard_map(compute, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
 
 
 def gather_over_fsdp(weights, axes, x, mesh: Mesh | None):
@@ -140,9 +164,9 @@ def batch_shards(mesh: Mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
-def whole_batch(count: int, mesh: Mesh) -> int:
-  """The least number of sequences, `count` or more, that splits evenly over the mesh."""
-  shards = batch_shards(mesh)
+def whole_batch(count: int, mesh: Mesh, axis: str = "batch") -> int:
+  """The least number of sequences, `count` or more, that splits evenly over the mesh by this logical axis."""
+  shards = split_into(axis, mesh)
   return math.ceil(count / shards) * shards
 
 

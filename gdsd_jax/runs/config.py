@@ -100,6 +100,7 @@ class MeshConfig:
   fsdp: int = 1  # devices that weights and rollouts are split over together
   tensor: int = 1  # devices that heads, MLP and vocabulary are split over
   expert: int = 1  # devices that the experts of a mixture, and the rollouts, are split over
+  context: int = 1  # devices that the tokens of each sequence are split over, for long completions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,13 @@
 """Whether the config of a run fits the model that is sampled or trained, and the mesh."""
 
+from collections.abc import Sequence
+import itertools
+
 from gdsd_jax.checks import require
-from gdsd_jax.diffusion.config import KINDS
+from gdsd_jax.diffusion.config import KINDS, SamplerConfig
 from gdsd_jax.huggingface.families import SAMPLED_AS_LLADA
 from gdsd_jax.models.config import DenoiserConfig
-from gdsd_jax.parallel.mesh import batch_shards
+from gdsd_jax.parallel.mesh import axis_of, CONTEXT, split_into
 from gdsd_jax.runs.config import RunConfig
 
 
@@ -30,14 +33,43 @@ def validate_training(config: RunConfig, architecture: DenoiserConfig, model: st
 
 
 def validate_mesh(config: RunConfig, mesh) -> None:
-  """Checks that batches split evenly over the mesh. Raises ValueError with the numbers."""
-  shards = batch_shards(mesh)
-  rollouts = config.rollouts_per_step
-  for name, size in (
-    ("group_size × prompts_per_step / optimizer.accumulation", rollouts // config.optimizer.accumulation),
-    ("group_size × prompts_per_step / sampler.microbatches", rollouts // config.rollouts.microbatches),
-    ("eval.batch_size", config.eval.batch_size),
-    ("sampler.slots", config.sampler.slots or 0),
-  ):
-    require(size % shards == 0, name, f"{size} rollouts cannot be split over mesh.data × mesh.fsdp"
-            f"{' × mesh.expert' * (config.mesh.expert > 1)} = {shards} devices")
+  """Checks that batches, and sequences, split evenly over the mesh. Raises ValueError with the numbers."""
+  rollouts, sampler, axis = config.rollouts_per_step, config.sampler, batch_axis(config.sampler)
+  require_rows(mesh, "batch", "group_size × prompts_per_step / optimizer.accumulation",
+               rollouts // config.optimizer.accumulation)
+  require_rows(mesh, axis, "group_size × prompts_per_step / sampler.microbatches",
+               rollouts // config.rollouts.microbatches)
+  require_rows(mesh, axis, "eval.batch_size", config.eval.batch_size)
+  require_rows(mesh, axis, "sampler.slots", sampler.slots or 0)
+  require_split(mesh, "sampler.prompt_buckets", config.rollouts.prompt_buckets, "sampler.completion_length",
+                [sampler.completion_length])
+  check_blocks(sampler, mesh)
+
+
+def batch_axis(sampler: SamplerConfig) -> str:
+  """The logical axis that a sampler's batch is split by: with a cache, no sequence is split, and so the batch more."""
+  return "batch" if sampler.is_own or sampler.cache == "none" else "batch_over_context"
+
+
+def check_blocks(sampler: SamplerConfig, mesh) -> None:
+  """Raises ValueError where the mesh would split sequences that end with a block in which no completion does."""
+  parts = split_into("tokens", mesh)
+  fits = sampler.kind != "block" or sampler.cache != "none" or sampler.block_length % parts == 0
+  require(fits, "sampler.block_length", f"{sampler.block_length} must be a multiple of mesh.{CONTEXT}={parts} without a"
+          " cache: the last block is sampled whole; give sampler.cache=exact")
+
+
+def require_rows(mesh, axis: str, field: str, count: int) -> None:
+  """Raises ValueError where the mesh does not divide so many rollouts by a logical axis."""
+  names = axis_of(axis, mesh)
+  said = " × ".join(f"mesh.{name}" for name in names) + " (with a cache)" * (CONTEXT in names)
+  require(count % split_into(axis, mesh) == 0, field,
+          f"{count} rollouts cannot be split over {said} = {split_into(axis, mesh)} devices")
+
+
+def require_split(mesh, field: str, prompts: Sequence[int], length_field: str, lengths: Sequence[int]) -> None:
+  """Raises ValueError where the mesh does not divide sequences of these prompts and completions, in tokens."""
+  parts = split_into("tokens", mesh)
+  for prompt, length in itertools.product(prompts, lengths):
+    require((prompt + length) % parts == 0, f"{field}, {length_field}", f"{prompt} + {length} tokens are no multiple of"
+            f" mesh.{CONTEXT}={parts}, which splits each sequence; change one of them")

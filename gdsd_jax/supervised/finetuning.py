@@ -23,6 +23,7 @@ from gdsd_jax.parallel.rows import fetch_whole, local_rows, spread
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.digits import significant
 from gdsd_jax.runs.export import check_layout, check_out, origin_of_run, write_model
+from gdsd_jax.runs.fit import require_split
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training
 from gdsd_jax.runs.metrics import Stopwatch
@@ -123,6 +124,8 @@ class Finetuning(Training):
     shards, microbatch = batch_shards(self.mesh), config.batch_size // config.optimizer.accumulation
     require(microbatch % shards == 0, "batch_size",
             f"{microbatch} {self.examples} of a microbatch cannot be split over {shards} devices")
+    buckets = config.data.prompt_buckets, "data.completion_buckets", config.data.completion_buckets
+    require_split(self.mesh, "data.prompt_buckets", *buckets)
     check_out(out, workdir, config.model)
     open_workdir(workdir, config)
     config.router.check_model(config.model, config.model.architecture)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from gdsd_jax.checks import require, require_positions
 from gdsd_jax.models.config import DenoiserConfig
-from gdsd_jax.parallel.mesh import batch_shards
+from gdsd_jax.parallel.mesh import batch_shards, split_into
 from gdsd_jax.runs.config import RunConfig
 
 _log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def check_size(config: RunConfig, model: DenoiserConfig, mesh: Mesh) -> None:
   said = f"sampler.prompt_buckets, sampler.completion_length: {longest} tokens"
   require_positions(said, longest, model.max_positions, config.model.path)
   room = device_memory(mesh)
-  for fields, held in least_held(config, model, batch_shards(mesh)).items():
+  for fields, held in least_held(config, model, batch_shards(mesh), split_into("tokens", mesh)).items():
     require(held <= room, fields, f"the rollouts of a step take {held / 1e9:,.1f} GB of each device at least, which has"
                                   f" {room / 1e9:,.1f} GB; lower one of them")
   samples, rollouts = config.num_mc, config.rollouts_per_step
@@ -41,11 +41,12 @@ def check_size(config: RunConfig, model: DenoiserConfig, mesh: Mesh) -> None:
                  rollouts)
 
 
-def least_held(config: RunConfig, model: DenoiserConfig, shards: int) -> dict[str, int]:
+def least_held(config: RunConfig, model: DenoiserConfig, shards: int, parts: int = 1) -> dict[str, int]:
   """Fields that decide on it -> bytes of a device for what a step has in memory together, without which it cannot be.
 
   That are the mask samples of all updates; predictions of all steps where they are remembered; and one hidden state of
-  each token of the rollouts that are sampled, or evaluated, together.
+  each token of the rollouts that are sampled, or evaluated, together. The batch is split into so many shards, and what
+  the network computes of a shard into so many parts.
   """
   length, shortest_prompt = config.sampler.completion_length, config.rollouts.prompt_buckets[0]
   draws = config.distillation.num_iterations if config.masks.fresh else 1
@@ -57,8 +58,8 @@ def least_held(config: RunConfig, model: DenoiserConfig, shards: int) -> dict[st
   if not config.sampler.is_own:  # which may go through them as it likes
     hidden = (shortest_prompt + length) * model.hidden_size * (2 if config.model.dtype == "bfloat16" else 4)
     together = config.rollouts_per_step // config.rollouts.microbatches
-    held["group_size × prompts_per_step / sampler.microbatches"] = together * hidden // shards
-    held["eval.batch_size"] = config.eval.batch_size * hidden // shards
+    held["group_size × prompts_per_step / sampler.microbatches"] = together * hidden // (shards * parts)
+    held["eval.batch_size"] = config.eval.batch_size * hidden // (shards * parts)
   return held
 
 
