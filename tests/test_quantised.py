@@ -14,9 +14,9 @@ import qwix
 import gdsd_jax
 from gdsd_jax.models.config import ExpertsConfig
 from gdsd_jax.models.lora import LoraConfig, merge
-from gdsd_jax.models.quantised import dequantised, is_quantised, KINDS, quantise, QuantizeConfig
+from gdsd_jax.models.quantised import dequantised, KINDS, quantise, QuantizeConfig
 from gdsd_jax.objectives.token_scores import Scoring, token_scores
-from gdsd_jax.parallel.mesh import make_mesh
+from gdsd_jax.parallel.mesh import is_quantised, make_mesh
 
 LORA = LoraConfig(rank=4, alpha=8.0, dropout=0.0)
 EXPERTS = ExpertsConfig(count=4, per_token=2, size=16, shared_size=16, dense_layers=1)

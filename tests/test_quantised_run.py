@@ -8,7 +8,7 @@ import pytest
 import gdsd_jax
 from gdsd_jax.huggingface.adapters import load_adapter
 from gdsd_jax.models.lora import merge
-from gdsd_jax.models.quantised import is_quantised
+from gdsd_jax.parallel.mesh import is_quantised
 from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.export import export_run
 from gdsd_jax.runs.files import read_rows

@@ -38,8 +38,8 @@ from gdsd_jax.huggingface.tokenizer_export import write_tokenizer
 from gdsd_jax.huggingface.weight_files import INDEX
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.models.quantised import is_quantised, QuantizeConfig
-from gdsd_jax.parallel.mesh import param_shardings
+from gdsd_jax.models.quantised import QuantizeConfig
+from gdsd_jax.parallel.mesh import is_quantised, param_shardings
 from gdsd_jax.parallel.rows import lay_out, own_size
 from gdsd_jax.waiting import waiting
 

@@ -14,13 +14,14 @@ from gdsd_jax.models.attention import BlockCausal
 from gdsd_jax.models.attention_kernels import padding
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.copies import Copies
+from gdsd_jax.models.gradient_sums import of_layer, split_sums, summed_into
 from gdsd_jax.models.lm_head import LMHead
 from gdsd_jax.models.lora import LoraConfig
-from gdsd_jax.models.quantised import dequantised, is_quantised, quantise, quantised_weights, QuantizeConfig
+from gdsd_jax.models.quantised import dequantised, quantise, quantised_weights, QuantizeConfig
 from gdsd_jax.models.transformer import block, Context, KeysAndValues, Layer, rms_norm
 from gdsd_jax.models.weights import of_stack, stacks, Weight, weights_of
 from gdsd_jax.models.windows import window_of
-from gdsd_jax.parallel.mesh import constrain, CONTEXT, EXPERT, gather_over_fsdp, rows_axis, split_into
+from gdsd_jax.parallel.mesh import constrain, CONTEXT, EXPERT, gather_over_fsdp, is_quantised, rows_axis, split_into
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "products", "full")
@@ -217,11 +218,12 @@ class Denoiser:
     if dropout_key is not None and adapted and self.lora.dropout > 0:
       dropout_keys = jax.random.split(dropout_key, self.config.num_layers)
 
-    def apply_block(axes, x, scanned):
-      weights, layer_key, cached = scanned
+    def apply_block(axes, carry, scanned):
+      (x, carried), (layer, weights, layer_key, cached) = carry, scanned
+      weights, carried = of_layer(weights, carried, layer)
       weights, x = gather_over_fsdp(weights, axes, x, self.mesh)
       x, keys_and_values, load = block(x, Layer(*weights, layer_key, cached), context)
-      return x, load if context.with_load else keys_and_values if keep else None
+      return (x, carried), load if context.with_load else keys_and_values if keep else None
 
     rows = jax.tree.map(lambda part: part[tokens], params["embedding"])
     embedded = dequantised(rows).astype(self.dtype)
@@ -233,10 +235,13 @@ class Denoiser:
     x, kept = context.constrain(embedded), []
     for stack, layers in stacks(self.config).items():
       of_stack_alone = functools.partial(jax.tree.map, functools.partial(_of_layers, layers=layers))
-      x, of_layers = jax.lax.scan(
-        self._rematerialised(functools.partial(apply_block, of_stack(axes, stack, adapted))), x,
-        (of_stack(params, stack, adapted), of_stack_alone(dropout_keys), of_stack_alone(cache)),
+      weights, sums = split_sums(of_stack(params, stack, adapted))
+      (x, carried), of_layers = jax.lax.scan(
+        self._rematerialised(functools.partial(apply_block, of_stack(axes, stack, adapted))),
+        (x, {place: summed.weight for place, summed in sums.items()}),
+        (jnp.arange(len(layers)) if sums else None, weights, of_stack_alone(dropout_keys), of_stack_alone(cache)),
       )
+      x = summed_into(x, carried, sums)
       kept += [] if of_layers is None else [of_layers]
     return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept) if len(kept) > 1 else next(iter(kept), None)
 

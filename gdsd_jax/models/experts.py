@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 
 from gdsd_jax.models.config import ExpertsConfig
 from gdsd_jax.models.lora import EXPERT_LEAVES, LoraConfig
-from gdsd_jax.models.quantised import grouped_product, is_quantised
-from gdsd_jax.parallel.mesh import axis_of, partition
+from gdsd_jax.models.quantised import grouped_product
+from gdsd_jax.parallel.mesh import axis_of, is_quantised, partition
 
 _AXES = {  # an expert's projections and their adapters' factors
   "expert_gate": ("experts", None, "expert_mlp"), "expert_up": ("experts", None, "expert_mlp"),

@@ -15,7 +15,7 @@ from jax.nn import initializers
 import jax.numpy as jnp
 
 from gdsd_jax.checks import require, require_at_least, require_one_of
-from gdsd_jax.parallel.mesh import param_shardings
+from gdsd_jax.parallel.mesh import is_quantised, param_shardings
 
 # Canonical target names, the same for every family -> the weights of a block that they stand for. Of a mixture of
 # experts, gate, up and down are those that every token goes through; the experts' own are adapted where they are asked
@@ -112,7 +112,7 @@ def merge(params: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:
 
 def _added(weight, factors: Mapping[str, Any], scale: float, of_experts: bool):
   """A projection of all layers with its update. Raises ValueError if it is quantised."""
-  if hasattr(weight, "qvalue"):
+  if is_quantised(weight):
     raise ValueError("an adapter is merged into whole weights: load the base without `quantize`")
   # The sum over the rank, one layer at a time; in full float32, which accelerators round by default.
   product = jnp.matmul if of_experts else functools.partial(jnp.tensordot, axes=1)

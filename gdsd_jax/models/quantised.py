@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ import numpy as np
 from gdsd_jax.checks import require, require_at_least, require_one_of
 from gdsd_jax.models.lora import EXPERT_LEAVES, LEAVES
 from gdsd_jax.models.weights import Weight
-from gdsd_jax.parallel.mesh import split_into
+from gdsd_jax.parallel.mesh import is_quantised, split_into
 
 # What a weight becomes -> the dtype that it is kept in. "nf4" are the 16 quantiles of a normal distribution (QLoRA,
 # arXiv 2305.14314), the others whole numbers.
@@ -98,11 +97,6 @@ def quantise(path: str, weight, config: QuantizeConfig):
   # In float32: a quotient of bfloat16's 8 bits is rounded once more than its 8-bit number.
   return qwix.quantize(flat.astype(jnp.float32), config.kind, channelwise_axes=others,
                        tiled_axes={of_inputs: config.block_size}, scale_dtype=weight.dtype)
-
-
-def is_quantised(weight: Any) -> bool:
-  """Whether a leaf of the parameters is a QArray. They are pytrees: `jax.tree.map` wants this as its `is_leaf`."""
-  return hasattr(weight, "qvalue")
 
 
 def dequantised(weight):

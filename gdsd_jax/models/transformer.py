@@ -18,9 +18,9 @@ from gdsd_jax.models.attention_kernels import Padding
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.experts import Load, load_of, mixture
 from gdsd_jax.models.lora import LEAVES, LoraConfig
-from gdsd_jax.models.quantised import is_quantised, product
+from gdsd_jax.models.quantised import product
 from gdsd_jax.models.windows import with_window
-from gdsd_jax.parallel.mesh import constrain
+from gdsd_jax.parallel.mesh import constrain, is_quantised
 
 
 class KeysAndValues(NamedTuple):

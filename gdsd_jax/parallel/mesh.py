@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import math
+from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -151,7 +152,15 @@ def gather_over_fsdp(weights, axes, x, mesh: Mesh | None):
     weight = weight if "routed" in axes else weight.astype(x.dtype)
     return jax.tree.map(lambda part: constrain(part, mesh, *split), weight)
 
-  return jax.tree.map(gather, weights, axes, is_leaf=lambda weight: hasattr(weight, "qvalue")), x
+  return jax.tree.map(gather, weights, axes, is_leaf=is_quantised), x
+
+
+def is_quantised(weight: Any) -> bool:
+  """Whether a leaf of the parameters is a `qwix.QArray`, numbers and scales that lie alike (models/quantised.py).
+
+  They are pytrees: `jax.tree.map` wants this as its `is_leaf`.
+  """
+  return hasattr(weight, "qvalue")
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ cotangent_s needs no other scores than scores_s. Then no scores are known before
 gradient gives its scores, too, and takes a pass over all samples less (`Objective.scored_in_step`).
 
 A trained LM head's part is added to the sum in place, chunk by chunk of the vocabulary (`LMHead.gradient`): it is the
-largest weight, and a second array of its size for each sample would cost memory and time.
+largest weight, and a second array of its size for each sample would cost memory and time. So are those of the layers,
+one after the other (`with_sums`).
 """
 
 from collections.abc import Callable
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.models.gradient_sums import added, with_sums
 from gdsd_jax.objectives.objective import Objective, ScoredRollouts
 from gdsd_jax.objectives.scores import masked_hidden, Scores, scores_of_hidden
 from gdsd_jax.objectives.token_scores import Scoring
@@ -120,7 +122,7 @@ def _gradient(denoiser: Denoiser, scoring: Scoring, state: TrainState, rollouts:
     sample = sample_at(place)
 
     def hidden_of(trained):
-      params = {**state.student_params, **trained}
+      params = {**state.student_params, **with_sums(trained, total)}
       return masked_hidden(denoiser, params, sample.tokens, sample.views, sample.attention_mask, dropout_key)
 
     def scores_of(hidden, weight=head.weight):
@@ -135,7 +137,7 @@ def _gradient(denoiser: Denoiser, scoring: Scoring, state: TrainState, rollouts:
     of_hidden, *of_head = by_head(cotangent)
     for gradient in of_head:
       total = {**total, name: gradient if adds else total[name] + gradient}
-    return jax.tree.map(jnp.add, total, *by_body(of_hidden)), scores
+    return added(total, *by_body(of_hidden)), scores
 
   zeros = jax.tree.map(jnp.zeros_like, state.params)
   return jax.lax.scan(add_sample, zeros, (places, numbers, dropout_keys))

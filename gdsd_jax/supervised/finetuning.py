@@ -15,6 +15,7 @@ import optax
 from gdsd_jax.checks import require, require_positions
 from gdsd_jax.compiling import compiling
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
+from gdsd_jax.models.gradient_sums import added, with_sums
 from gdsd_jax.objectives.load_balance import balance_loss, balanced_bias, load_metrics
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.parallel.mesh import batch_shards, make_mesh
@@ -52,10 +53,11 @@ def _finetuning_step(state: TrainState, batch, *, denoiser, optimizer, router: R
   next_key, key = jax.random.split(state.key)
   has_experts = denoiser.config.experts is not None
 
-  def loss_fn(params, part, key):
+  def loss_fn(params, total, part, key):
     noise_key, dropout_key = jax.random.split(key)
     options = {"prompt_length": prompt_length, "dropout_key": dropout_key, "with_load": has_experts}
-    loss, metrics = masked_cross_entropy(denoiser, {**state.frozen, **params}, noise_key, *part, **options)
+    params = {**state.frozen, **with_sums(params, total)}
+    loss, metrics = masked_cross_entropy(denoiser, params, noise_key, *part, **options)
     metrics = {"loss": loss, **metrics}
     if router.balance_coefficient:
       metrics["router/balance_loss"] = balance_loss(metrics["load"])
@@ -63,8 +65,8 @@ def _finetuning_step(state: TrainState, batch, *, denoiser, optimizer, router: R
     return loss, metrics
 
   def accumulate(total, scanned):
-    gradient, metrics = jax.grad(loss_fn, has_aux=True)(state.params, *scanned)
-    return jax.tree.map(jnp.add, total, gradient), metrics
+    gradient, metrics = jax.grad(loss_fn, has_aux=True)(state.params, total, *scanned)
+    return added(total, gradient), metrics
 
   parts = jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), batch)
   zeros = jax.tree.map(jnp.zeros_like, state.params)
