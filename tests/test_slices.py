@@ -24,7 +24,7 @@ from gdsd_jax.runs.state import init_state
 
 MODELS = {
   "full": {}, "adapter": {"lora": LoraConfig(rank=4, dropout=0.0)},
-  "quantised": {"lora": LoraConfig(rank=4, dropout=0.0), "quantize": QuantizeConfig("int8", 16)},
+  "quantised": {"lora": LoraConfig(rank=4, dropout=0.0), "quantize": QuantizeConfig("int8", 8)},
 }
 CONFIGS = {
   "tied": {"tied_head": True}, "in blocks": {"block_length": 4, "positions_skip_padding": True},

@@ -21,6 +21,7 @@ from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.huggingface.published import architecture
 from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.parallel.mesh import batch_sharding, EXPERT, make_mesh
+from gdsd_jax.parallel.slices import count_slices
 from gdsd_jax.planning.chips import Chip, slice_devices
 from gdsd_jax.planning.hlo_cost import Cost, program_cost
 from gdsd_jax.planning.peak import Peak, peak_of
@@ -179,15 +180,16 @@ class AbstractRun:
     updates = config.distillation.num_iterations
     drawn = updates if config.masks.fresh else 1
     # Old scores, the reference's, and from the second update on current ones; those of fixed views.
-    old = 0 if config.scored_in_step else drawn if config.objective.needs_old else 1
+    in_step = config.scored_in_step(count_slices(self.mesh))
+    old = 0 if in_step else drawn if config.objective.needs_old else 1
     times = old + drawn * (state.reference is not None) + updates - 1
     times += 0 if scored.fixed is None else 1 + (state.reference is not None)
-    scoring = {"with_entropy": True, "of_reference": config.scored_in_step, **static}
+    scoring = {"with_entropy": True, "of_reference": in_step, **static}
     if times:
       yield "score_rollouts", times, score_rollouts, (state.student_params, rollouts), scoring
 
     scores = laid_out(jax.eval_shape(functools.partial(score_rollouts, **scoring), state.student_params, rollouts))
-    student = None if config.scored_in_step else scores
+    student = None if in_step else scores
     scored = scored.replace(student=student, old=student if config.objective.needs_old else None,
                             ref=None if state.reference is None else scores)
     batch = DistillationBatch(rollouts, scored)

@@ -201,11 +201,13 @@ class RunConfig:
     told = {"steps": kept, "logp": drawn, "passes": self.sampler.slots is not None}
     return self.learnt | {name for name, is_told in told.items() if is_told}
 
-  @property
-  def scored_in_step(self) -> bool:
-    """Whether the update makes the student's scores itself: then nothing else knows them."""
-    updates = self.distillation.num_iterations
-    return not self.log.trajectory and self.objective.scored_in_step(updates, self.model.dtype)
+  def scored_in_step(self, slices: int) -> bool:
+    """Whether the update makes the student's scores itself: then nothing else knows them.
+
+    TPU slices add up gradients each by itself, which is only done by scores that are known.
+    """
+    can_be = self.objective.scored_in_step(self.distillation.num_iterations, self.model.dtype)
+    return can_be and slices == 1 and not self.log.trajectory
 
   @property
   def num_mc(self) -> int:

@@ -83,7 +83,6 @@ def loss_and_gradient(denoiser: Denoiser, objective: Objective, state: TrainStat
     return jax.grad(loss)(scores.replace(entropy=None))
 
   scoring, count = dataclasses.replace(scoring, with_entropy=True), accumulation * batch.rollouts.views.masks.shape[1]
-  # A cotangent is made of all rollouts, so that slices do not work apart here: each sample's gradient crosses them.
   gradient, scores = _gradient(denoiser, scoring, state, batch.rollouts, accumulation, dropout_key, of_sample)
   scored = with_scores(join(scores, accumulation))
   return objective.loss(scored), gradient, scored
@@ -100,7 +99,8 @@ def _gradient_by(cotangents: Scores, denoiser: Denoiser, scoring: Scoring, state
     return _gradient(denoiser, scoring, state, rollouts, accumulation, dropout_key, of_sample)[0]
 
   mesh = denoiser.mesh
-  if count_slices(mesh) == 1:
+  # JAX's grouped products of experts cannot be mapped over slices: each sample's gradient crosses them.
+  if count_slices(mesh) == 1 or denoiser.config.experts is not None:
     return of_slice(denoiser, (rollouts, cotangents), dropout_key)
   shardings = {name: param_shardings(mesh, denoiser)[name] for name in state.params}
   by_itself = functools.partial(of_slice, dataclasses.replace(denoiser, mesh=within_slices(mesh)))

@@ -19,6 +19,7 @@ from gdsd_jax.objectives.objective import ScoredRollouts, ScoredViews
 from gdsd_jax.objectives.views import Drawing, Predictions, Rollouts, Views
 from gdsd_jax.parallel.mesh import batch_sharding
 from gdsd_jax.parallel.rows import local_rows, spread
+from gdsd_jax.parallel.slices import count_slices
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.runs.metrics import Stopwatch
@@ -34,6 +35,7 @@ class Updates:
   def __init__(self, config: RunConfig, denoiser: Denoiser, optimizer, mesh):
     self.config, self.objective, self.optimizer, self.mesh = config, config.objective, optimizer, mesh
     self._static = dict(denoiser=denoiser, objective=config.objective, accumulation=config.optimizer.accumulation)
+    self._scored_in_step = config.scored_in_step(count_slices(mesh))
     split = batch_sharding(mesh)
     self._in_blocks = jax.jit(self._steps_and_blocks, out_shardings=split)
     self._draw = jax.jit(self._views, static_argnames=("prompt_length", "fixed"), out_shardings=split)
@@ -61,11 +63,11 @@ class Updates:
       # around the student that is about to move. Around the one before, the clip would take the last iteration's
       # updates for a part of this one's, and hold most of the rest back.
       # Without any beforehand, where the one update makes them itself.
-      scored_before = [] if self.config.scored_in_step else drawn if self.objective.needs_old else drawn[:1]
+      scored_before = [] if self._scored_in_step else drawn if self.objective.needs_old else drawn[:1]
       with told("the scores"):
         old = [score(state.student_params, part) for part in scored_before]
       reference = None if state.reference is None else state.reference_params
-      score_reference = functools.partial(score, of_reference=self.config.scored_in_step)
+      score_reference = functools.partial(score, of_reference=self._scored_in_step)
       ref = [None if reference is None else score_reference(reference, part) for part in drawn]
       if fixed is not None:
         part = batch(fixed)
