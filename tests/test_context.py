@@ -160,7 +160,8 @@ CACHED = dataclasses.replace(SAMPLER, kind="block", cache="exact")
   slow("llada", {"context": 2, "fsdp": 2}, dataclasses.replace(SAMPLER, cache="dual")),
   slow("llada", {"context": 2, "fsdp": 2}, dataclasses.replace(SAMPLER, cache="prefix")),
   slow("llada", {"context": 4}, dataclasses.replace(SAMPLER, cfg_scale=1.0)),
-  slow("dream", {"context": 2, "fsdp": 2, "tensor": 2}, DREAM), slow("dream", {"context": 4}, DREAM),
+  slow("dream", {"context": 2, "fsdp": 2, "tensor": 2}, dataclasses.replace(DREAM, top_p=0.9, top_k=6)),
+  slow("dream", {"context": 4}, DREAM),
   slow("block", {"context": 2, "fsdp": 2}, CACHED), slow("block", {"context": 4, "tensor": 2}, CACHED),
   slow("block", {"context": 8}, CACHED),  # which does not divide the batch
   slow("block", {"context": 2, "fsdp": 2, "tensor": 2}, dataclasses.replace(CACHED, cache="none")),

@@ -12,7 +12,7 @@ from gdsd_jax.diffusion import random_keys
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.diffusion.prediction import penalize
 from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.parallel.mesh import partition
+from gdsd_jax.parallel.mesh import CONTEXT, partition, parts_of
 
 _POSITIONS = 32  # Positions whose logits are in memory at a time.
 _ENTROPY_OFFSET = 1e-10  # Added inside the logarithm, as published.
@@ -43,8 +43,15 @@ def _by_position(denoiser: Denoiser, params, rows, config: SamplerConfig, comput
     logits = penalize(head.logits(hidden), jnp.arange(special.vocab_size), special.end_token_ids, config.eos_penalty)
     return compute(logits, *rest)
 
-  by_position = [jnp.moveaxis(x, 1, 0) for x in (hidden, *others)] + ([] if keys is None else [keys])
-  found = jax.lax.map(at_a_position, tuple(by_position), batch_size=_POSITIONS)
+  by_position = (*(jnp.moveaxis(x, 1, 0) for x in (hidden, *others)), *([] if keys is None else [keys]))
+  parts = parts_of("tokens", hidden.shape[1], denoiser.mesh)
+  if parts == 1:
+    found = jax.lax.map(at_a_position, by_position, batch_size=_POSITIONS)
+  else:  # Each chip takes positions of its own at a time: [L / parts, parts, B, ...].
+    split = lambda x: jnp.swapaxes(x.reshape(parts, -1, *x.shape[1:]), 0, 1)
+    at_positions = jax.vmap(at_a_position, spmd_axis_name=CONTEXT)
+    found = jax.lax.map(at_positions, jax.tree.map(split, by_position), batch_size=max(_POSITIONS // parts, 1))
+    found = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), found)
   return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
 
 
