@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gdsd_jax.models.attention_kernels import cudnn_attention, LANES, Padding, padding, splash_attention
-from gdsd_jax.parallel.mesh import on_chips
+from gdsd_jax.parallel.mesh import constrain, on_chips
 
 TILE = 256  # queries that are attended from at a time where no kernel takes their blocks
 
@@ -56,7 +56,7 @@ def attend(query, key, value, mask, mesh: Mesh | None, blocks: BlockCausal | Non
     mask: bool[B, S], True at keys that may be attended to, or `padding` of that; None for all.
     mesh: the mesh that the arrays are laid out over, or None.
     blocks: which blocks of the sequence a query attends to; None for all.
-    axes: logical axes of B and T; keys and values have all of S on each chip.
+    axes: logical axes of B and T, and of B and S of keys and values. Each chip attends from its own tokens to all.
 
   Returns:
     [B, T, N, H].
@@ -65,6 +65,8 @@ def attend(query, key, value, mask, mesh: Mesh | None, blocks: BlockCausal | Non
     return kernel(query, key, value, mask if mask is None or isinstance(mask, Padding) else padding(mask), mesh, axes)
   mask = mask.mask if isinstance(mask, Padding) else mask
   kernel = kernel if blocks is None else _block_kernel(query, mesh, blocks)
+  if kernel is not splash_attention:
+    key, value = (constrain(x, mesh, axes[0], None, "kv_heads", None) for x in (key, value))
   return kernel(query, key, value, mask, mesh, blocks, axes)
 
 

@@ -1,6 +1,5 @@
 """Attention by the kernels of accelerators; `attention.attend` chooses among them."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -37,13 +36,20 @@ def cudnn_attention(query, key, value, padded: Padding | None, mesh: Mesh | None
   softmax over them, their positions being in their rotation.
   """
   if parts_of(axes[1], query.shape[1], mesh) > 1:
-    attend, of_keys = functools.partial(cudnn_attention, implementation=implementation), (axes[0], None, "kv_heads")
+    attend = lambda query, key, value, padded: cudnn_attention(
+      query, *_of_all_chips(key, value), padded, implementation=implementation)
+    of_keys = *axes, "kv_heads"
     return on_chips(attend, mesh, (query, key, value, padded), ((*axes, "heads"), of_keys, of_keys, axes[:1]))
   counts = None
   if padded is not None:
     key, value = (jax.vmap(permuted)(x, padded.order, padded.back) for x in (key, value))
     counts = padded.counts
   return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=counts, implementation=implementation)
+
+
+def _of_all_chips(*parts):
+  """Keys or values [B, S, K, H] of each, from a chip's own; their gradients are scattered as they are summed."""
+  return tuple(jax.lax.all_gather(part, CONTEXT, axis=1, tiled=True) for part in parts)
 
 
 def splash_attention(query, key, value, mask, mesh: Mesh | None = None, blocks=None, axes=("batch", "tokens"),
@@ -62,6 +68,8 @@ def splash_attention(query, key, value, mask, mesh: Mesh | None = None, blocks=N
   kernel = _splash_kernel(each, key.shape[1], heads, chips, blocks, interpret)
 
   def on_a_chip(query, key, value, mask, kernel):
+    if chips > 1:
+      key, value = _of_all_chips(key, value)
     padded = lambda x: jnp.pad(x, [(0, 0), (0, -x.shape[1] % LANES), *[(0, 0)] * (x.ndim - 2)])
     query, key, value, mask = padded(query * scale), padded(key), padded(value), padded(mask)
     # Queries of padding attend to the real tokens, too: what they give means nothing, but must be finite.
@@ -72,7 +80,7 @@ def splash_attention(query, key, value, mask, mesh: Mesh | None = None, blocks=N
 
   if mesh is not None and mesh.size > 1:
     split = lambda x, *axes: partition(axes, x.shape, mesh)
-    of_queries, of_keys = split(query, *axes, "heads"), split(key, axes[0], None, "kv_heads")
+    of_queries, of_keys = split(query, *axes, "heads"), split(key, *axes, "kv_heads")
     # Without blocks, all chips have the same kernel.
     by_queries = PartitionSpec(None, CONTEXT if chips > 1 and blocks is not None else None)
     of_kernel = kernel.manual_sharding_spec(NamedSharding(mesh, by_queries))

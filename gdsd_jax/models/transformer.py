@@ -57,9 +57,9 @@ class Context(NamedTuple):
     """x [B, T, ...] split over its batch, its tokens and its third dimension's logical axis."""
     return constrain(x, self.mesh, *self.axes, axis, *[None] * (x.ndim - 3))
 
-  def whole(self, x, axis: str | None = None):
-    """As `constrain`, with all tokens of a sequence on each chip that has a part of it."""
-    return constrain(x, self.mesh, self.axes[0], None, axis, *[None] * (x.ndim - 3))
+  def whole(self, x):
+    """x [B, T, ...] with all tokens of a sequence on each chip that has a part of it."""
+    return constrain(x, self.mesh, self.axes[0], *[None] * (x.ndim - 1))
 
 
 def block(x, layer: Layer, context: Context):
@@ -88,8 +88,7 @@ def attention(x, layer: Layer, context: Context):
   query, key = (rotate_heads(part, context.positions, config) for part in (query, key))
   if layer.cached is not None:
     key, value = (with_window(old, new, context.start) for old, new in zip(layer.cached, (key, value)))
-  # Each chip attends from its own tokens to all. Their gradients are summed where the tokens are: hence both layouts.
-  key, value = (context.whole(context.constrain(part, "kv_heads"), "kv_heads") for part in (key, value))
+  key, value = (context.constrain(part, "kv_heads") for part in (key, value))
   mask = context.mask if context.padding is None else context.padding
   attended = attend(query, key, value, mask, context.mesh, context.blocks, context.axes)
   attended = context.constrain(attended, "heads")
