@@ -57,6 +57,16 @@ def step_of(trainer):
   return row
 
 
+@pytest.mark.slow
+def test_a_step_tells_the_trajectory_beside_the_elbo_as_of_any_sampler(folder, tmp_path):
+  config = config_of(folder, objective__num_iterations=1, log__trajectory=True)
+  assert {"steps", "logp"} <= config.remembered
+  row = step_of(Trainer(config, tmp_path))
+  told = ["trajectory_logp", "elbo", "elbo_gap", "elbo_gap_std", "elbo_correlation"]
+  assert all(np.isfinite(row[name]) for name in told) and row["trajectory_logp"] < 0 and not undocumented(told)
+  assert row["elbo_gap"] == pytest.approx(row["elbo"] - row["trajectory_logp"], abs=1e-5)
+
+
 @pytest.mark.parametrize("name, changes", [
   ("gdsd", {}), slow("gdsd_tlc", {}), slow("gdsd", {"objective__coupled": False}),
   slow("espo", {"objective__beta": 1e-3}), slow("trace_rl", {"objective__shrink": 2}), slow("cj_grpo", {}),
@@ -118,6 +128,12 @@ def test_a_run_by_the_command_resumes_where_it_was_stopped(folder, tmp_path):
   untimed = lambda rows: [
     {name: value for name, value in row.items() if "second" not in name and not name.startswith("eval/")}
     for row in rows if row["step"] == 2]
+  [first] = [row for row in read_rows(whole / "rollouts.jsonl") if row["group"] == 0]
+  for completion in first["completions"]:  # what its page replays: every token, at a step of its own block
+    assert len(completion["tokens"]) == len(completion["unmasked"]) == len(completion["logp"]) == 8
+    assert all(0 <= step < 12 for step in completion["unmasked"]) and max(completion["logp"]) <= 0
+  page = run_command("launch/report.py", f"--workdir={whole}", f"--out={tmp_path / 'page.html'}")
+  assert page.returncode == 0, page.stderr
   assert untimed(read_rows(whole / "metrics.jsonl")) == untimed(read_rows(parts / "metrics.jsonl")) != []
   chex.assert_trees_all_equal(load_run(whole, "latest")[1], load_run(parts, "latest")[1])
 
