@@ -11,6 +11,7 @@ from typing import Any
 
 from flax import struct
 import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -98,6 +99,8 @@ class Share:
     def run(carry, start, size: int):
       chunk = lambda part: jax.lax.dynamic_slice_in_dim(part, start, size, axis=self.head.axis)
       weight = jax.tree.map(chunk, self.head.weight).astype(dtype)
+      if not self.head.tied:  # TPUs would lay out all of the weight as the step would like to have a chunk, in a copy
+        weight = with_layout_constraint(weight, Layout((0, 1)))
       if self.mesh is not None:
         gather = functools.partial(jax.lax.all_gather, axis_name="fsdp", axis=1 - self.head.axis, tiled=True)
         weight = jax.tree.map(gather, weight)

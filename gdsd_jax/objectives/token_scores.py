@@ -86,6 +86,7 @@ class _Pass(NamedTuple):
   top_tokens: jax.Array | None  # int[..., k], the tokens of these; None without a centre
   surplus: jax.Array  # z_y − the others' logsumexp
   mean_column: jax.Array | None  # [..., D], E[W_v] over the others; None if it was not asked for
+  target_column: jax.Array | None  # [..., D], W_y; None where mean_column is
   others_entropy: jax.Array | None  # of the distribution over the others alone, in nats; None if it was not asked for
 
   @property
@@ -115,10 +116,9 @@ def _forward(scoring: Scoring, head: LMHead, hidden, targets):
   top_tokens = found.top_tokens if scoring.center_gradient else None
   direction = center_direction = None
   if moves_hidden:
-    target_columns = head.columns(targets)
-    direction = jax.nn.sigmoid(-found.surplus)[..., None] * (target_columns - found.mean_column)
+    direction = jax.nn.sigmoid(-found.surplus)[..., None] * (found.target_column - found.mean_column)
     if top_tokens is not None:
-      center_direction = target_columns - mean_of_columns(head, top_tokens, hidden)
+      center_direction = found.target_column - mean_of_columns(head, top_tokens, hidden)
   for_head = (head, hidden, found.surplus, found.others, top_tokens) if trains_head else None
   return found.scores, (direction, center_direction, for_head, targets, jnp.zeros((), hidden.dtype))
 
@@ -155,7 +155,7 @@ def _pass(head: LMHead, hidden, targets, scoring: Scoring, with_mean: bool = Fal
     flat, goal = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1, 1) - share.first
 
     def step(carry, weight, start):
-      highest, total, target, mean, best, spread = carry
+      highest, total, target, columns, best, spread = carry
       logits = multiply(flat, weight)
       is_target = start + jnp.arange(logits.shape[1]) == goal
       others = jnp.where(is_target, -jnp.inf, logits)
@@ -170,25 +170,32 @@ def _pass(head: LMHead, hidden, targets, scoring: Scoring, with_mean: bool = Fal
       total = total * decay + jnp.sum(shares, axis=1)
       target = target + jnp.sum(jnp.where(is_target, logits, 0), axis=1)
       if with_mean:
+        mean, of_target = columns
         mean = mean * decay[:, None] + multiply(shares.astype(weight.dtype), weight.T)
+        # Looked up here, since TPUs would copy the whole weight into another layout for a look-up in it.
+        place = goal[:, 0] - start
+        is_here = (place >= 0) & (place < weight.shape[1])
+        found = jnp.take(weight, jnp.where(is_here, place, 0), axis=1).T
+        columns = mean, jnp.where(is_here[:, None], found, of_target)
       if top_k is not None:
         best = largest_so_far(best, logits, share.first + start)
-      return new_highest, total, target, mean, best, spread
+      return new_highest, total, target, columns, best, spread
 
     count, dtype = len(flat), accumulator(flat.dtype)
     zeros, least = jnp.zeros(count, dtype), jnp.full(count, jnp.finfo(dtype).min)
-    mean = jnp.zeros(flat.shape, dtype) if with_mean else None  # sum of the others' columns times exp(z − highest)
-    best = None
+    columns = best = None
+    if with_mean:  # the sum of the others' columns times exp(z − highest), and the target's column
+      columns = jnp.zeros(flat.shape, dtype), jnp.zeros_like(flat)
     if top_k is not None:
       best = jnp.full((count, top_k), -jnp.inf, dtype), jnp.full((count, top_k), -1, jnp.int32)
     spread = zeros if scoring.with_entropy else None  # sum of highest − z of the others times exp(z − highest)
-    found = _over_shares(share, *share.fold(flat.dtype, step, (least, zeros, zeros, mean, best, spread)))
+    found = _over_shares(share, *share.fold(flat.dtype, step, (least, zeros, zeros, columns, best, spread)))
     return jax.tree.map(lambda x: x.reshape(*targets.shape, *x.shape[1:]), found)
 
   return over_vocabulary(compute, head, (hidden, targets))
 
 
-def _over_shares(share: Share, highest, total, target, mean, best, spread) -> _Pass:
+def _over_shares(share: Share, highest, total, target, columns, best, spread) -> _Pass:
   """The pass over the whole vocabulary, from what those over each chip's share ended with."""
   of_share, highest = highest, share.max(highest)
   scale = jnp.exp(of_share - highest)
@@ -199,9 +206,10 @@ def _over_shares(share: Share, highest, total, target, mean, best, spread) -> _P
   if best is not None:
     logits, top_tokens = largest_of(*map(share.gather, best), best[0].shape[1])
     centered = target - jnp.mean(logits, axis=1)
-  if mean is not None:
-    mean = share.sum(mean * scale[:, None]) / total[:, None]
+  mean = of_target = None
+  if columns is not None:
+    mean, of_target = share.sum(columns[0] * scale[:, None]) / total[:, None], share.sum(columns[1])
   lead, log_total = target - highest, jnp.log(total)
   if spread is not None:
     others_entropy = log_total + spread / total
-  return _Pass(lead, highest + log_total, centered, top_tokens, lead - log_total, mean, others_entropy)
+  return _Pass(lead, highest + log_total, centered, top_tokens, lead - log_total, mean, of_target, others_entropy)
