@@ -225,12 +225,13 @@ class Denoiser:
       x, keys_and_values, load = block(x, Layer(*weights, layer_key, cached), context)
       return (x, carried), load if context.with_load else keys_and_values if keep else None
 
-    rows = jax.tree.map(lambda part: part[tokens], params["embedding"])
-    embedded = dequantised(rows).astype(self.dtype)
     parts = split_into(context.axes[1], self.mesh)
     require(tokens.shape[1] % parts == 0, f"mesh.{CONTEXT}", f"{parts} does not divide sequences of {tokens.shape[1]}"
             " tokens, prompt and completion together")
     # Rows are looked up where their share of the embedding lies; then shares are exchanged for sequences.
+    tokens = constrain(tokens, self.mesh, "batch_over_data", context.axes[1])
+    rows = jax.tree.map(lambda part: part[tokens], params["embedding"])
+    embedded = dequantised(rows).astype(self.dtype)
     embedded = constrain(embedded, self.mesh, "batch_over_data", context.axes[1], "embed")
     x, kept = context.constrain(embedded), []
     for stack, layers in stacks(self.config).items():

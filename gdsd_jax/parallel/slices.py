@@ -1,7 +1,7 @@
 """Work that TPU slices do each by itself, so that its sum alone crosses the network between them."""
 
 from collections.abc import Callable
-import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -40,5 +40,26 @@ def sum_over_slices(work: Callable, batch, shardings, mesh: Mesh, *keys):
   keys = [None if key is None else jax.random.split(key, slices) for key in keys]
   # Otherwise the partitioner would sum over all chips wherever a product contracts a batch: in each layer, each time.
   of_slices = jax.vmap(work, spmd_axis_name=SLICE)(jax.tree.map(apart, batch), *keys)
-  total = jax.tree.map(functools.partial(jnp.sum, axis=0), of_slices)
-  return jax.lax.with_sharding_constraint(total, shardings)
+
+  def total(parts, sharding):
+    # Of what several chips of a slice have alike, each sends a piece, and they put it together when it is summed.
+    piece = _spread(sharding.spec, parts.shape[1:], inner)
+    parts = jax.lax.with_sharding_constraint(parts, NamedSharding(inner, PartitionSpec(SLICE, *piece)))
+    summed = jax.lax.with_sharding_constraint(jnp.sum(parts, axis=0), NamedSharding(inner, piece))
+    return jax.lax.with_sharding_constraint(summed, sharding)
+
+  return jax.tree.map(total, of_slices, shardings)
+
+
+def _spread(spec: PartitionSpec, shape: tuple[int, ...], inner: Mesh) -> PartitionSpec:
+  """The spec, with axes of a slice that leave the array whole added to its longest dimensions that they divide."""
+  split = [names if isinstance(names, tuple) else (names,) * (names is not None)
+           for names in (*spec, *[None] * (len(shape) - len(spec)))]
+  for axis in inner.axis_names[1:]:
+    if any(axis in names for names in split):
+      continue
+    for dim in sorted(range(len(shape)), key=lambda dim: -shape[dim]):
+      if shape[dim] % math.prod(inner.shape[name] for name in (*split[dim], axis)) == 0:
+        split[dim] = (*split[dim], axis)
+        break
+  return PartitionSpec(*(names or None for names in split))
