@@ -567,7 +567,7 @@ def test_a_run_that_does_not_fit_ends_with_status_1():
   (["--topology=v5e:4x8", "--config.optimizer.accumulation=4"], "cannot be split over mesh.data × mesh.fsdp = 32"),
   (["--topology=v5e:4x4", "--config.mesh.context=3"], "mesh.context=3, mesh.tensor=1: their product must be the"),
   (["--topology=v5e:4x4", "--config.mesh.context=16", "--config.sampler.prompt_buckets=(100,)"],
-   "sampler.prompt_buckets, sampler.completion_length: 100 + 256 tokens are no multiple of mesh.context=16, which"),
+   "sampler.prompt_buckets, sampler.completion_length: 100 + 16 tokens are no multiple of mesh.context=16, which"),
 ])
 def test_what_cannot_be_planned_is_one_line(arguments, message):
   done = run_command("--config=configs/gdsd_math.py", *arguments)
