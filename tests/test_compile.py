@@ -500,6 +500,12 @@ def test_a_mesh_that_does_not_fit_the_slice_is_refused_with_the_numbers(chips):
     pod_plan.plan(tiny(**{"mesh.fsdp": 3}), "v5e:2x4")
 
 
+def test_memory_of_a_host_that_is_the_device_is_refused(chips):
+  chips(1)
+  with pytest.raises(ValueError, match="^model.remat: 'offload' is for TPUs and GPUs, whose memory is not the host's"):
+    pod_plan.plan(tiny(**{"model.remat": "offload"}), "v5e:1x1")
+
+
 def test_a_published_architecture_needs_no_files_and_a_folder_no_weights(tmp_path):
   name = "Dream-org/Dream-v0-Instruct-7B"
   (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))

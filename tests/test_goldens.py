@@ -43,7 +43,8 @@ def test_scores_and_gradients_of_trace_rl(goldens):
 
 
 @pytest.mark.parametrize("family, remat", [
-  ("llada", "products"), ("llada", "full"), ("dream", "products"), ("dream", "full"), slow("llada2", "full")])
+  ("llada", "products"), ("llada", "full"), ("llada", "offload"), ("dream", "products"), ("dream", "full"),
+  slow("llada2", "full"), slow("llada2", "offload")])
 def test_rematerialisation_changes_nothing(goldens, family, remat):
   golden = read(goldens / f"{family}_tiny")
   with_remat = gdsd_jax.Denoiser(golden.denoiser.config, remat=remat)

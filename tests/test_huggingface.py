@@ -423,7 +423,7 @@ def test_an_unknown_dtype_is_refused_with_the_known_ones(saved, dtype):
 @pytest.mark.parametrize("remat", [True, "False", "nothing"])
 def test_an_unknown_remat_is_refused_with_the_known_ones(saved, remat):
   message = refusal_of(ValueError, saved[0], remat=remat)
-  assert message == f"model.remat: {remat!r} is not one of none, products, full"
+  assert message == f"model.remat: {remat!r} is not one of none, products, full, offload"
 
 
 @pytest.mark.parametrize("damage, error, words", [

@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 import jax.numpy as jnp
 import pytest
 
+from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.planning import plan as pod_plan
 from gdsd_jax.planning.chips import CHIPS
-from gdsd_jax.planning.peak import Buffer, Peak, peak_of
+from gdsd_jax.planning.peak import Buffer, host_bytes, Peak, peak_of
 from gdsd_jax.planning.report import explanation, report
 
 
@@ -54,6 +56,18 @@ def test_the_saved_inputs_of_layers_are_told_with_the_line_of_their_scan(compile
   assert sum(buffer.nbytes for buffer in of("argument")) == memory.argument_size_in_bytes
   assert {buffer.made_by for buffer in of("argument")} >= {"weights['in']", "weights['out']"}
   assert sum(buffer.nbytes for buffer in of("output") if buffer.shape.startswith("f32[8,")) == 2 * 4 * 8 * 64 * 256
+
+
+def test_the_inputs_of_blocks_are_kept_in_the_host_s_memory(tiny_config):
+  def kept(remat):
+    """What the scan over blocks leaves for the backward pass, of the size of all inputs, and where."""
+    denoiser = Denoiser(tiny_config, remat=remat)
+    loss = lambda params, tokens: jnp.sum(denoiser.hidden(params, tokens))
+    arguments = denoiser.abstract_params(), jax.ShapeDtypeStruct((2, 16), jnp.int32)
+    traced = str(jax.make_jaxpr(jax.grad(loss))(*arguments))
+    return re.findall(rf":(\S+)\[{tiny_config.num_layers},2,16,{tiny_config.hidden_size}\] = scan", traced)
+
+  assert kept("full") == ["f32"] and kept("offload") == ["f32<host>"]
 
 
 def test_a_program_that_got_to_no_assignment_has_no_peak(tmp_path):
@@ -105,6 +119,8 @@ allocation 1: size 32, page 0, parameter 0, shape |f32[8]| at ShapeIndex {}:
  value: <2 w @0> (size=32,offset=0): f32[8]{0:T(8,128)}
 allocation 2: size 999999, color 1, page 0, preallocated-temp:
  value: <3 in_vmem @1> (size=999999,offset=0): f32[8]{0:T(8,128)S(1)}
+allocation 4: size 4096, color 5, page 0, preallocated-temp:
+ value: <8 first @5> (size=4096,offset=0): f32[8,4,32]{0:T(8,128)S(5)}
 allocation 3: size 128, page 0, preallocated-temp:
  value: <4 first @0> (size=32,offset=0): f32[8]{0:T(8,128)}
  value: <5 loop{0} (phi) @0> (size=32,offset=0): f32[8]{0:T(8,128)}
@@ -131,7 +147,7 @@ def dumped(folder, hlo=HLO, ranges=RANGES):
 def test_only_what_is_in_main_memory_at_the_moment_counts(tmp_path):
   """Values that follow each other in one place are one array; JAX's own frames are left out."""
   late = dumped(tmp_path)
-  assert (late.temporary_bytes, late.live_bytes) == (128, 64)
+  assert (late.temporary_bytes, late.live_bytes, host_bytes(tmp_path)) == (128, 64, 4096)
   peak = dumped(tmp_path, ranges=RANGES.replace("late{}:9-9", "late{}:4-9"))
   assert (peak.temporary_bytes, peak.live_bytes) == (128, 64 + 32 + 16)
   assert peak.buffers == (

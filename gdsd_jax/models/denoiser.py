@@ -6,6 +6,7 @@ import itertools
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -24,7 +25,8 @@ from gdsd_jax.models.windows import window_of
 from gdsd_jax.parallel.mesh import constrain, CONTEXT, EXPERT, gather_over_fsdp, is_quantised, rows_axis, split_into
 
 DTYPES = ("float32", "bfloat16")
-REMAT = ("none", "products", "full")
+REMAT = ("none", "products", "full", "offload")
+_BLOCK_INPUT = "block_input"  # the name by which "offload" knows it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Denoiser:
   dtype: str = "float32"
   param_dtype: str = "float32"  # as `init` makes the parameters and files are read; an adapter's are float32 always
   # What the backward pass computes again of a block: "none" keeps all activations, "products" those of products with
-  # weights, "full" only the block's input.
+  # weights, "full" only the block's input, and "offload" that in the host's memory.
   remat: str = "none"
   lora: LoraConfig | None = None  # the adapter, entry "lora" of the parameters; those without it give the base model
   mesh: Mesh | None = None  # that the parameters lie on, for the layout of activations; None leaves it to the compiler
@@ -220,6 +222,7 @@ class Denoiser:
 
     def apply_block(axes, carry, scanned):
       (x, carried), (layer, weights, layer_key, cached) = carry, scanned
+      x = checkpoint_name(x, _BLOCK_INPUT)
       weights, carried = of_layer(weights, carried, layer)
       weights, x = gather_over_fsdp(weights, axes, x, self.mesh)
       x, keys_and_values, load = block(x, Layer(*weights, layer_key, cached), context)
@@ -249,7 +252,13 @@ class Denoiser:
   def _rematerialised(self, apply_block):
     if self.remat == "none":
       return apply_block
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "products" else None
+    policies, policy = jax.checkpoint_policies, None
+    if self.remat == "products":
+      policy = policies.dots_with_no_batch_dims_saveable
+    elif self.remat == "offload":
+      policy = policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[_BLOCK_INPUT], offload_src="device",
+        offload_dst="pinned_host")
     # A scan already keeps XLA from undoing it.
     return jax.checkpoint(apply_block, prevent_cse=False, policy=policy)
 

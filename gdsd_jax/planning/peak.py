@@ -73,6 +73,13 @@ def peak_of(folder: Path) -> Peak | None:
               tuple(sorted(_together(found), key=lambda buffer: -buffer.nbytes)))
 
 
+def host_bytes(folder: Path) -> int:
+  """What a program that XLA dumped into a folder keeps in the memory of the chip's host, the one of colour 5."""
+  texts = [file.read_text() for file in folder.glob("*after_optimizations-buffer-assignment.txt")]
+  sizes = re.findall(r"^allocation \d+: size (\d+), color 5,", max(texts, key=len, default=""), re.M)
+  return sum(map(int, sizes))
+
+
 def _allocations(text: str) -> Iterator[_Allocation]:
   """Those in a chip's main memory, which is the one without a colour."""
   for part in re.split(r"^allocation \d+: ", text, flags=re.M)[1:]:

@@ -24,7 +24,7 @@ from gdsd_jax.parallel.mesh import batch_sharding, EXPERT, make_mesh
 from gdsd_jax.parallel.slices import count_slices
 from gdsd_jax.planning.chips import Chip, slice_devices
 from gdsd_jax.planning.hlo_cost import Cost, program_cost
-from gdsd_jax.planning.peak import Peak, peak_of
+from gdsd_jax.planning.peak import host_bytes, Peak, peak_of
 from gdsd_jax.planning.slices import in_words
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.fit import validate_mesh, validate_training
@@ -48,6 +48,7 @@ class Program:
   alias_bytes: int = 0  # outputs that lie where donated arguments lay
   temporary_bytes: int = 0
   code_bytes: int = 0
+  host_bytes: int = 0  # temporaries in the memory of the chip's host, of which the chip's peak knows nothing
   cost: Cost = dataclasses.field(default_factory=Cost)  # what one call costs
   compile_seconds: float = 0.0
   error: str | None = None  # why it did not compile, in one line: it needs more memory than a chip has
@@ -211,7 +212,7 @@ def _compile(name: str, calls: int, resident_bytes: int, lowered: jax.stages.Low
     seconds = time.monotonic() - started
     dumped = max(Path(folder).glob("*after_optimizations.txt"), key=lambda file: file.stat().st_size, default=None)
     hlo = "" if dumped is None else dumped.read_text()
-    peak = peak_of(Path(folder)) if explain else None
+    peak, in_host = peak_of(Path(folder)) if explain else None, host_bytes(Path(folder))
   if error is not None:
     return Program(name, calls, resident_bytes, compile_seconds=seconds, error=error, hlo=hlo, peak=peak)
   memory = compiled.memory_analysis()
@@ -219,6 +220,7 @@ def _compile(name: str, calls: int, resident_bytes: int, lowered: jax.stages.Low
     name, calls, resident_bytes, argument_bytes=memory.argument_size_in_bytes,
     output_bytes=memory.output_size_in_bytes, alias_bytes=memory.alias_size_in_bytes,
     temporary_bytes=memory.temp_size_in_bytes, code_bytes=memory.generated_code_size_in_bytes,
+    host_bytes=in_host,
     cost=program_cost(hlo, expert_shards), compile_seconds=seconds, hlo=hlo, peak=peak,
   )
 

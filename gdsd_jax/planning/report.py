@@ -117,6 +117,7 @@ def _column(name: str, program: dict[str, Any], fields: dict[str, Any]) -> dict[
     "  temporaries": gigabytes(program["temporary_bytes"]),
     "  the rest of the run's state": gigabytes(program["resident_bytes"]),
     "  with the programs themselves": gigabytes(program["peak_bytes"]),
+    "  in the host's memory": gigabytes(program["host_bytes"]),
     "one call": "",
     "  TFLOP": _figure(program["flops"] / 1e12),
     "  memory traffic, GB": _figure(program["hbm_bytes"] / _GB),

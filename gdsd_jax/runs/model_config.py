@@ -24,7 +24,8 @@ class ModelConfig:
   revision: str | None = None  # branch, tag or commit of a hub model; None: its latest, which config.json then tells
   dtype: str = "float32"  # matrix products and frozen weights; trained ones are float32 always
   # What the backward pass computes again: "none" of the activations, all but "products" with weights (a quarter less to
-  # compute than all, far more to keep), or the "full" pass through each block.
+  # compute than all, far more to keep), or the "full" pass through each block, of which the input is kept; "offload"
+  # is "full" with these inputs in the host's memory, of a TPU or a GPU.
   remat: str = "full"
   # Whether all-parameter training moves the routers of experts, too. A router that moves sends tokens to other experts,
   # and scores of the same tokens apart; RL is steadier without.

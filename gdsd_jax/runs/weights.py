@@ -31,6 +31,8 @@ def make_denoiser(config: ModelConfig, architecture: DenoiserConfig, mesh, folde
   """
   require(architecture.experts is not None or not config.train_router, "model.train_router",
           f"{config.path} has no experts, and so no router")
+  require(config.remat != "offload" or mesh.devices.flat[0].platform != "cpu", "model.remat",
+          "'offload' is for TPUs and GPUs, whose memory is not the host's; give full")
   frozen_dtype = config.dtype if config.lora else "float32"
   source = None if folder is None else str(folder)
   return Denoiser(architecture, config.dtype, frozen_dtype, config.remat, config.lora, mesh,
