@@ -551,6 +551,22 @@ def test_the_embedded_run_is_planned_for_a_slice(tmp_path):
 
 @needs_libtpu
 @pytest.mark.slow
+def test_only_the_adapters_gradient_crosses_slices():
+  done = run_command("--config=configs/gdsd_math.py", "--topology=v5e:2x2", "--slices=2", "--config.mesh.fsdp=-1",
+                     "--config.model.lora.rank=4", "--config.optimizer.accumulation=2")
+  assert done.returncode == 0, done.stderr
+  fields = json.loads(done.stdout.splitlines()[-1])
+  assert fields["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1} and fields["chips"] == 8
+  sent = {name: program["between_slices"] for name, program in fields["programs"].items()}
+  step = sent.pop("distillation_step")
+  assert not any(sent.values()) and list(step) == ["all-reduce"]
+  # Once, and a piece from each chip; small matrices are padded to tiles of 8 × 128, and three scalars to 512 bytes.
+  assert step["all-reduce"]["count"] < 10
+  assert fields["trained_parameters"] * 4 / 4 <= step["all-reduce"]["bytes"] < 2 * fields["trained_parameters"] * 4 / 4
+
+
+@needs_libtpu
+@pytest.mark.slow
 def test_a_run_that_does_not_fit_ends_with_status_1():
   done = run_command("--config=configs/gdsd_math.py:llada_8b", "--topology=v5e:1x1", "--config.mesh.fsdp=1",
                      "--config.optimizer.accumulation=256", "--explain")
