@@ -246,6 +246,22 @@ def test_a_kernel_reads_and_writes_its_arrays_and_counts_its_products(kernel, pr
   assert cost.hbm_bytes == 2 * (2 * 4 * 128) * (256 + 384 + 384 + 256) + 2 * 4
 
 
+def test_a_collective_of_a_sparse_core_counts():
+  """As libtpu 0.0.52 writes it for tpu7x."""
+  text = module("""%called (x: bf16[12,4]) -> bf16[48,4] {
+  %x = bf16[12,4]{1,0} parameter(0)
+  ROOT %g = bf16[48,4]{1,0} all-gather(%x), channel_id=5, replica_groups=[1,4]<=[4], dimensions={0}
+}""", """%wrapped (y: bf16[12,4]) -> bf16[48,4] {
+  %y = bf16[12,4]{1,0} parameter(0)
+  ROOT %c = bf16[48,4]{1,0} custom-call(%y), custom_call_target="sparse", called_computations={%called}
+}""", """ENTRY %main (z: bf16[12,4]) -> bf16[48,4] {
+  %z = bf16[12,4]{1,0} parameter(0)
+  %s = ((bf16[12,4]{1,0}), bf16[48,4]{1,0}, s32[]) async-start(%z), async_execution_thread="sparsecore", calls=%wrapped
+  ROOT %d = bf16[48,4]{1,0} async-done(%s), calls=%wrapped
+}""")
+  assert program_cost(text).collectives == {"all-gather": (1, 3 * 12 * 4 * 2)}
+
+
 def test_an_asynchronous_slice_reads_what_it_takes():
   text = module("""%slice (p: f32[4,8,8]) -> f32[1,8,8] {
   %p = f32[4,8,8]{2,1,0} parameter(0)

@@ -101,6 +101,8 @@ class _Walk:
       if groups := instruction.attribute(r'"num_groups_in_ragged_dot":"(\d+)"'):  # as a product of each with all rows
         inside.flops /= int(groups) * self.expert_shards
       cost.add(inside)
+    elif opcode == "custom-call" and (called := instruction.attribute(r"called_computations={%?([\w.\-]+)}")):
+      cost.add(self.computation(called, fused))  # a collective that a SparseCore carries out
     elif kind in COLLECTIVES and self._starts_here(instruction):
       if kind == "all-reduce" and instruction.computation.startswith("all-reduce-scatter"):  # TPU's reduce-scatter
         kind = "reduce-scatter"
