@@ -10,6 +10,7 @@ import pytest
 import gdsd_jax
 from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.huggingface.published import architecture
+from gdsd_jax.huggingface.tokenizer import decode_completions, load_tokenizer
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.planning.plan import AbstractRun
 from gdsd_jax.runs.chosen_model import ChosenModel
@@ -50,6 +51,15 @@ def recipe_of(folder, **said):
   return config
 
 
+def test_an_id_that_the_tokenizers_files_tell_otherwise_is_refused(named, tmp_path):
+  folder = shutil.copytree(named, tmp_path / "model")
+  fields = json.loads((folder / "config.json").read_text())
+  (folder / "config.json").write_text(json.dumps({key: fields[key] for key in fields if key not in NAMES[:3]}))
+  assert load_config(folder).eos_token_id == 409
+  with pytest.raises(ValueError, match=r"^model.eos_token_id: 7 is given, but .* says 409; leave the field out$"):
+    load_config(folder, stated={"eos_token_id": 7})
+
+
 def test_a_model_is_what_is_stated_of_it(named, folder):
   whole = load_config(named)
   assert (whole.mask_token_id, whole.eos_token_id, whole.block_length) == tuple(SAID.values())
@@ -58,6 +68,8 @@ def test_a_model_is_what_is_stated_of_it(named, folder):
   assert model.stated == stated and model.architecture == whole
   assert load_config(folder, stated=stated) == architecture(str(folder), stated=stated) == whole
   assert ModelConfig(str(named), **SAID).architecture == whole  # said twice alike
+  tokenizer = load_tokenizer(folder, whole)
+  assert decode_completions(tokenizer, [[409, 5]]) == [""]
 
 
 def test_every_command_gets_it_from_the_recipe(folder):

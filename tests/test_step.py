@@ -17,6 +17,7 @@ from gdsd_jax.objectives.diagnostics import policy_entropy
 from gdsd_jax.objectives.own import make_objective
 from gdsd_jax.objectives.scores import Scores, view_scores
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
+from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.gradient import cut, join
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
 from gdsd_jax.runs.state import init_state, state_shardings, sync_reference
@@ -101,6 +102,19 @@ def test_a_step_that_scores_its_rollouts_itself_is_the_one_that_is_given_the_sco
   assert own_metrics.keys() == metrics.keys() and own_metrics["kl"] > 0 and own_metrics["log_ratio_abs"] == 0
   chex.assert_trees_all_close(own_metrics, metrics, rtol=1e-5, atol=1e-7)
   chex.assert_trees_all_close(own_params, params, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_scores_its_rollouts_itself_where_no_other_scores_would_be_different(one_device):
+  def in_step(**changes):
+    recipe = base_config()
+    recipe.update_from_flattened_dict({"objective.num_iterations": 1, **changes})
+    return run_config(recipe).scored_in_step(one_device)
+
+  adapter = {"model.lora.rank": 4, "model.lora.dropout": 0.0}
+  assert in_step() and in_step(**adapter) and in_step(**{"model.dtype": "bfloat16", "objective.beta": 0.0, **adapter})
+  for changes in ({"objective.num_iterations": 2}, {"objective.name": "espo"}, adapter | {"model.lora.dropout": 0.05},
+                  adapter | {"model.dtype": "bfloat16"}, {"log.trajectory": True}):
+    assert not in_step(**changes), changes
 
 
 @pytest.mark.parametrize("name, dtype", [

@@ -104,8 +104,9 @@ def _sampling(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
 
 
 def _training(setting: Setting, folder: Path, result, say) -> dict[str, Any]:
+  in_step = setting.scored_in_step(result["device"]["platform"])
   flops = training_flops(setting.architecture, setting.batch, setting.prompt_length, setting.completion_length,
-                         setting.num_mc, not setting.scored_in_step, setting.loss.needs_reference, setting.lora_rank)
+                         setting.num_mc, not in_step, setting.loss.needs_reference, setting.lora_rank)
   works = _works("training", setting, result["device"]["platform"], folder, setting)
   sides, runs = _sides("training", works, setting, flops, result["peak_flops_per_second"], say)
   for name, side in sides.items():

@@ -128,10 +128,9 @@ class Setting:
   def loss(self) -> Objective:
     return make_objective(self.objective, {} if self.center_top_k is None else {"center_top_k": self.center_top_k})
 
-  @property
-  def scored_in_step(self) -> bool:
-    """Whether our update makes the student's scores itself, see `Objective.scored_in_step`."""
-    return self.loss.scored_in_step(1, self.dtype)
+  def scored_in_step(self, platform: str) -> bool:
+    """Whether our update makes the student's scores itself there, as a run's would (`RunConfig.scored_in_step`)."""
+    return self.loss.scored_in_step(1, self.dtype == "float32" and platform == "cpu")
 
   @property
   def lora(self) -> LoraConfig | None:

@@ -42,7 +42,7 @@ class Update:
 
   def __call__(self) -> dict[str, Any]:
     """Updates the state; returns the numbers of the update, on the host."""
-    in_step, reference = self.setting.scored_in_step, None
+    in_step, reference = self.setting.scored_in_step(jax.default_backend()), None
     old = None if in_step else self.score(self.state.student_params)
     if self.setting.loss.needs_reference:
       reference = self.score(self.state.reference_params, of_reference=in_step)

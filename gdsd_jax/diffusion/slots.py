@@ -31,13 +31,18 @@ from gdsd_jax.models.windows import window_of, with_chosen
 from gdsd_jax.parallel.mesh import constrain, split_into
 
 
+def batch_axis(sampler: SamplerConfig) -> str:
+  """The logical axis that a sampler's batch is split by: with a cache, no sequence is split, and so the batch more."""
+  return "batch" if sampler.is_own or sampler.cache == "none" else "batch_over_context"
+
+
 def sample(denoiser: Denoiser, params, prompt, mask, key, config: SamplerConfig, record: frozenset[str]) -> Rollout:
   """As `blockwise.sample`, of cast params and a mask bool[B, P + L], or None. The rollouts tell their `passes`.
 
   Raises ValueError where there are more slots than prompts, or where the mesh does not divide either.
   """
   (batch, width), count, model = prompt.shape, config.slots, denoiser.config
-  axis = "batch" if config.cache == "none" else "batch_over_context"  # as passes with a cache are split
+  axis = batch_axis(config)
   shards = split_into(axis, denoiser.mesh)
   require(count <= batch, "sampler.slots", f"{count} are more than the {batch} prompts that are sampled together")
   require(count % shards == 0 and batch % shards == 0, "sampler.slots", f"{count} slots of {batch} prompts cannot be"

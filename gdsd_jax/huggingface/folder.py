@@ -106,8 +106,8 @@ def load_config(path: Path, layout: str | None = None, stated: Mapping[str, int]
     raise FileNotFoundError(f"model.path: {file} is missing: {path} is a PEFT adapter, which model.lora.path takes,"
                             " with its base model as model.path")
   stated = stated or {}
-  fields = completed(read_json_object(file, "model.path"), stated)
-  fields |= told_by_tokenizer(path, fields)
+  fields = read_json_object(file, "model.path")
+  fields = completed(fields | told_by_tokenizer(path, fields), stated)
   config = _parsed(path, fields, layout, stated)
   require_heeded(config, stated, file)
   return config

@@ -55,7 +55,7 @@ def load_tokenizer(path_or_hub_name, config: DenoiserConfig | None = None, revis
   _agree(tokenizer, config, path)
   tokenizer.chat_template = chat_format.choose_template(path, tokenizer, config.family)
   try:
-    stop_token_ids(tokenizer, config)
+    tokenizer.stop_ids = stop_token_ids(tokenizer, config)  # for `decode_completions`
     chat_prompt(tokenizer, [{"role": "user", "content": "text"}])
   except Exception as error:  # Jinja's, and whatever a template raises by itself
     raise ValueError(f"model.path: {path}: {' '.join(str(error).split())}") from None
@@ -181,7 +181,7 @@ def decode_completions(tokenizer, tokens, stop_ids: Sequence[int] | None = None)
   those of the tokenizer's model (`stop_token_ids`) unless they are given.
   """
   if stop_ids is None:
-    stop_ids = stop_token_ids(tokenizer, load_config(Path(tokenizer.name_or_path)))
+    stop_ids = tokenizer.stop_ids
   return texts_of(tokenizer, completion_ids(np.asarray(tokens), stop_ids))
 
 

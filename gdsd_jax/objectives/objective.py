@@ -61,7 +61,8 @@ class Objective:
   needs_old = True  # whether there are scores of the student before the first update on the rollouts
   needs_reference = False  # whether there are scores of the reference; it costs a copy of what is trained
   # Whether it takes its views one by one: the loss's gradient by the student's scores of a rollout in a view depends on
-  # no other scores than the student's, the old and the reference's ones of that rollout in that view. An objective of
+  # no other scores than the student's, the old and the reference's ones, and the sampler's log-probabilities, of that
+  # rollout in that view. An objective of
   # the user's own never says so: one that inherits it, with another loss, would have a wrong gradient.
   by_view = False
   needs: frozenset[str] = frozenset()  # what rollouts must remember: "steps", "logp", "entropy", "predictions"
@@ -77,12 +78,13 @@ class Objective:
     """How the reference is scored where the student is by the step itself: the same, unless the loss takes less."""
     return self.scoring
 
-  def scored_in_step(self, updates: int, dtype: str) -> bool:
+  def scored_in_step(self, updates: int, rounds_finely: bool) -> bool:
     """Whether `updates` on the same rollouts need no scores of the student but those of the step itself.
 
-    In bfloat16 the reference's, of another pass, would round differently: the KL takes both from one and the same.
+    The reference's are of another pass. Unless products are in full float32, it would round differently: the KL then
+    takes both from one and the same.
     """
-    return updates == 1 and self.by_view and (dtype == "float32" or not self.needs_reference)
+    return updates == 1 and self.by_view and (rounds_finely or not self.needs_reference)
 
   def views(self, key, rollouts: Rollouts, update, drawing: Drawing) -> Views:
     """The views of one of the updates on N rollouts, whose number is `update`, an int32 scalar; 0 is the first.

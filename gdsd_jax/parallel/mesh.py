@@ -70,6 +70,11 @@ def slice_of(device) -> int:
   return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
 
 
+def rounds_finely(dtype: str, mesh: Mesh) -> bool:
+  """Whether products of this dtype are in full float32: accelerators take float32 numbers as coarser ones."""
+  return dtype == "float32" and mesh.devices.flat[0].platform == "cpu"
+
+
 def split_into(axis: str | None, mesh: Mesh | None) -> int:
   """How many parts a mesh splits a logical axis into."""
   names = () if mesh is None else axis_of(axis, mesh) or ()

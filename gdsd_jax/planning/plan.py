@@ -21,7 +21,6 @@ from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.huggingface.published import architecture
 from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.parallel.mesh import batch_sharding, EXPERT, make_mesh
-from gdsd_jax.parallel.slices import count_slices
 from gdsd_jax.planning.chips import Chip, slice_devices
 from gdsd_jax.planning.hlo_cost import Cost, program_cost
 from gdsd_jax.planning.peak import host_bytes, Peak, peak_of
@@ -181,7 +180,7 @@ class AbstractRun:
     updates = config.distillation.num_iterations
     drawn = updates if config.masks.fresh else 1
     # Old scores, the reference's, and from the second update on current ones; those of fixed views.
-    in_step = config.scored_in_step(count_slices(self.mesh))
+    in_step = config.scored_in_step(self.mesh)
     old = 0 if in_step else drawn if config.objective.needs_old else 1
     times = old + drawn * (state.reference is not None) + updates - 1
     times += 0 if scored.fixed is None else 1 + (state.reference is not None)

@@ -10,12 +10,16 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from jax.sharding import Mesh
+
 from gdsd_jax.checks import require, require_at_least, require_buckets, require_int32, require_seed
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.diffusion.forward import MaskConfig
 from gdsd_jax.objectives.advantages import ADVANTAGES
 from gdsd_jax.objectives.named import ObjectiveFields
 from gdsd_jax.objectives.objective import Objective
+from gdsd_jax.parallel.mesh import rounds_finely
+from gdsd_jax.parallel.slices import count_slices
 from gdsd_jax.runs.eval_config import EvalConfig
 from gdsd_jax.runs.log_config import LogConfig
 from gdsd_jax.runs.model_config import ModelConfig
@@ -201,13 +205,15 @@ class RunConfig:
     told = {"steps": kept, "logp": drawn, "passes": self.sampler.slots is not None}
     return self.learnt | {name for name, is_told in told.items() if is_told}
 
-  def scored_in_step(self, slices: int) -> bool:
+  def scored_in_step(self, mesh: Mesh) -> bool:
     """Whether the update makes the student's scores itself: then nothing else knows them.
 
-    TPU slices add up gradients each by itself, which is only done by scores that are known.
+    TPU slices add up gradients each by itself, which is only done by scores that are known. An adapter's dropout is
+    for the gradient alone: scores are made without it.
     """
-    can_be = self.objective.scored_in_step(self.distillation.num_iterations, self.model.dtype)
-    return can_be and slices == 1 and not self.log.trajectory
+    finely = rounds_finely(self.model.dtype, mesh)
+    can_be = self.objective.scored_in_step(self.distillation.num_iterations, finely) and count_slices(mesh) == 1
+    return can_be and not self.log.trajectory and not (self.model.lora and self.model.lora.dropout)
 
   @property
   def num_mc(self) -> int:

@@ -5,6 +5,7 @@ import itertools
 
 from gdsd_jax.checks import require
 from gdsd_jax.diffusion.config import KINDS, SamplerConfig
+from gdsd_jax.diffusion.slots import batch_axis
 from gdsd_jax.huggingface.families import SAMPLED_AS_LLADA
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.parallel.mesh import axis_of, CONTEXT, split_into
@@ -44,11 +45,6 @@ def validate_mesh(config: RunConfig, mesh) -> None:
   require_split(mesh, "sampler.prompt_buckets", config.rollouts.prompt_buckets, "sampler.completion_length",
                 [sampler.completion_length])
   check_blocks(sampler, mesh)
-
-
-def batch_axis(sampler: SamplerConfig) -> str:
-  """The logical axis that a sampler's batch is split by: with a cache, no sequence is split, and so the batch more."""
-  return "batch" if sampler.is_own or sampler.cache == "none" else "batch_over_context"
 
 
 def check_blocks(sampler: SamplerConfig, mesh) -> None:

@@ -47,7 +47,7 @@ class ScoringBatch:
 
 @struct.dataclass
 class DistillationBatch:
-  """N rollouts with everything that one update needs; all scores are made by `score_rollouts`."""
+  """N rollouts with everything that one update needs; scores that are known are made by `score_rollouts`."""
 
   rollouts: ScoringBatch
   # The student's scores are as it is now. The loss takes its values from these and only its gradient from the step's

@@ -22,7 +22,7 @@ def score_rollouts(
   params, rollouts: ScoringBatch, *, denoiser: Denoiser, objective: Objective, accumulation: int = 1,
   with_entropy: bool = False, of_reference: bool = False,
 ) -> Scores:
-  """Scores of N rollouts as the objective asks for them; student, old and reference ones come from this one function.
+  """Scores of N rollouts as the objective asks for them; those that are compared come from this one function.
 
   They are made in `accumulation` microbatches, one after the other, as are their mask samples; it divides N. With
   entropy, the policy's is told from the same pass, unless the objective's scores need no logits. Those `of_reference`

@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from gdsd_jax.checks import require_seed
+from gdsd_jax.diffusion.slots import batch_axis
 from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import GradedCompletions, RewardError
 from gdsd_jax.huggingface.tokenizer import chat_prompt
@@ -107,7 +108,7 @@ class Trainer(Training):
     chats = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
     texts = [chat_prompt(generator.tokenizer, chat) for chat in chats]
     return generator.complete(self.state.student_params, texts, sampler.prompt_buckets, sampler.config,
-                              jax.random.key(seed), whole_batch(len(texts), self.mesh))[0]
+                              jax.random.key(seed), whole_batch(len(texts), self.mesh, batch_axis(sampler.config)))[0]
 
   def save_pretrained(self, out: epath.PathLike, merged: bool = False, layout: str | None = None) -> None:
     """Writes the model as it is now with its tokenizer, or the adapter of a LoRA run unless `merged`.

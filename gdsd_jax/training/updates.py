@@ -19,7 +19,6 @@ from gdsd_jax.objectives.objective import ScoredRollouts, ScoredViews
 from gdsd_jax.objectives.views import Drawing, Predictions, Rollouts, Views
 from gdsd_jax.parallel.mesh import batch_sharding
 from gdsd_jax.parallel.rows import local_rows, spread
-from gdsd_jax.parallel.slices import count_slices
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.gradient import DistillationBatch, ScoringBatch
 from gdsd_jax.runs.metrics import Stopwatch
@@ -35,7 +34,7 @@ class Updates:
   def __init__(self, config: RunConfig, denoiser: Denoiser, optimizer, mesh):
     self.config, self.objective, self.optimizer, self.mesh = config, config.objective, optimizer, mesh
     self._static = dict(denoiser=denoiser, objective=config.objective, accumulation=config.optimizer.accumulation)
-    self._scored_in_step = config.scored_in_step(count_slices(mesh))
+    self._scored_in_step = config.scored_in_step(mesh)
     split = batch_sharding(mesh)
     self._in_blocks = jax.jit(self._steps_and_blocks, out_shardings=split)
     self._draw = jax.jit(self._views, static_argnames=("prompt_length", "fixed"), out_shardings=split)
