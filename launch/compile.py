@@ -45,6 +45,8 @@ _HLO = flags.DEFINE_string("hlo", None, "Folder for the optimised HLO of each pr
 
 
 def main():
+  import jax
+
   from gdsd_jax.planning.plan import plan
   from gdsd_jax.planning.report import explanation, report, table
   from gdsd_jax.runs.config_dict import run_config
@@ -52,6 +54,7 @@ def main():
   from gdsd_jax.runs.metrics import log_to_stdout
 
   log_to_stdout()
+  jax.config.update("jax_enable_compilation_cache", False)  # what is compiled for chips elsewhere, JAX cannot read back
   planned = plan(run_config(_CONFIG.value), _TOPOLOGY.value, _SLICES.value, _EXPLAIN.value)
   if _HLO.value is not None:
     folder = local_folder("--hlo", _HLO.value)

@@ -74,7 +74,8 @@ def read(folder: Path, kind: str):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--model", default="llada_8b", choices=HUB_NAMES)
+  known = [name for name, hub_name in HUB_NAMES.items() if published_architecture(hub_name)]
+  parser.add_argument("--model", default="llada_8b", choices=known)
   parser.add_argument("--kind", default="int8", choices=KINDS)
   parser.add_argument("--shard_gb", type=float, default=2)
   parser.add_argument("--folder", default=None)

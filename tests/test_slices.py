@@ -18,6 +18,7 @@ from gdsd_jax.objectives.own import make_objective
 from gdsd_jax.objectives.scores import Scores
 from gdsd_jax.parallel import slices
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
+from gdsd_jax.runs import gradient
 from gdsd_jax.runs.gradient import loss_and_gradient
 from gdsd_jax.runs.optimizer import make_optimizer, OptimizerConfig
 from gdsd_jax.runs.state import init_state
@@ -74,7 +75,10 @@ def test_slices_add_up_the_gradient_of_one_device(tiny_config, monkeypatch, mode
   denoiser = Denoiser(config, remat="full", **MODELS[model])
   loss, expected = gradient_of(denoiser, (1, 1, 1), OBJECTIVES[objective])
   monkeypatch.setattr(slices, "slice_of", lambda device: device.id // 4)
+  apart = []
+  monkeypatch.setattr(gradient, "sum_over_slices", lambda *given: apart.append(1) or slices.sum_over_slices(*given))
   again, found = gradient_of(denoiser, sizes, OBJECTIVES[objective])
+  assert len(apart) == (config.experts is None)
   np.testing.assert_allclose(again, loss, rtol=1e-5)
   largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected))
   assert largest > 0

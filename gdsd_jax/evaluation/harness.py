@@ -96,6 +96,8 @@ class DenoiserLM(LM):
     require_seed("--model_args: seed", seed)
     evaluated = ChosenModel(run_folder(workdir, "--model_args: workdir") if workdir else None, str(step), pretrained)
     told = {"layout": layout, "mask_token_id": mask_token_id, "eos_token_id": eos_token_id}
+    for name, value in told.items():
+      require(workdir is None or value is None, f"--model_args: {name}", "is of pretrained=; a run knows its own")
     denoiser, self._params, model = evaluated.load(ModelConfig(dtype=dtype, **told), mesh)
     self.tokenizer, self._path = load_tokenizer(model.folder, denoiser.config), model.path
     self.batch_size = whole_batch(int(batch_size), mesh)

@@ -77,21 +77,6 @@ class _Evaluation:
     self.samplers, self.prefill = evaluation_samplers(config), config.eval.prefill
     self.key, drawn = jax.random.key(config.seed), any(map(draws, self.samplers.values()))
     mesh = make_mesh(**vars(config.mesh))
-    self.task = get_task(config.task.name, **config.task.options)
-    self.asked = self.task.messages if config.eval.prompt == "training" else self.task.evaluation_messages
-    with waiting(f"preparing the test problems of {config.task.name}"):
-      test = self.task.examples("test")
-    require(len(test) > 0, "task.name", f"{config.task.name} has an empty test split")
-    self.examples, problems = choose(test, config.eval.test_size, num_examples)
-    model, _ = evaluated.base(config.model)
-    validate_family(config, model.architecture, model.path)
-    denoiser, self.params, model = evaluated.load(config.model, mesh)
-    tokenizer = load_tokenizer(model.folder, denoiser.config)
-    try:
-      self.prompts = [chat_prompt(tokenizer, self.asked(example)) + self.prefill for example in self.examples]
-    except ValueError as error:  # a problem whose text forges the chat format
-      raise ValueError(str(error) if self.task.is_own else f"task.test_source: {error}") from None
-    self.generator = Generator(denoiser, tokenizer, mesh)
     self.batch_size, buckets = config.eval.batch_size, config.eval.prompt_buckets
     [axis] = {batch_axis(sampler) for sampler in self.samplers.values()}
     slots = max(sampler.slots or 0 for sampler in self.samplers.values())
@@ -100,6 +85,24 @@ class _Evaluation:
     require_split(mesh, "eval.prompt_buckets", buckets, "eval.lengths", list(self.samplers))
     for sampler in self.samplers.values():
       check_blocks(sampler, mesh)
+    self.task = get_task(config.task.name, **config.task.options)
+    self.asked = self.task.messages if config.eval.prompt == "training" else self.task.evaluation_messages
+    with waiting(f"preparing the test problems of {config.task.name}"):
+      test = self.task.examples("test")
+    require(len(test) > 0, "task.name", f"{config.task.name} has an empty test split")
+    self.examples, problems = choose(test, config.eval.test_size, num_examples)
+    model, _ = evaluated.base(config.model)
+    validate_family(config, model.architecture, model.path)
+    blocks = model.architecture.block_length
+    as_long = config.sampler.kind != "block" or {each.block_length for each in self.samplers.values()} == {blocks}
+    require(as_long, "eval.block_length", f"{config.eval.block_length} is not the model's block length; give {blocks}")
+    denoiser, self.params, model = evaluated.load(config.model, mesh)
+    tokenizer = load_tokenizer(model.folder, denoiser.config)
+    try:
+      self.prompts = [chat_prompt(tokenizer, self.asked(example)) + self.prefill for example in self.examples]
+    except ValueError as error:  # a problem whose text forges the chat format
+      raise ValueError(str(error) if self.task.is_own else f"task.test_source: {error}") from None
+    self.generator = Generator(denoiser, tokenizer, mesh)
     # A batch of fewer problems than slots is filled up with its own.
     self.batch_size = min(self.batch_size, whole_batch(max(len(self.examples), slots), mesh, axis))
     self.plan = plan_batches(tokenizer, self.prompts, buckets, self.batch_size, field="eval.prompt_buckets")

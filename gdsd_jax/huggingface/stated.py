@@ -30,7 +30,7 @@ def require_heeded(config: DenoiserConfig, stated: Mapping[str, int], where: Pat
   for name, value in stated.items():
     field, found = FIELDS[name], getattr(config, FIELDS[name])
     require(found is not None, f"model.{field}", f"{value} is given, but {where} has none: all tokens of a model of the"
-            f" family {config.family} see each other")
+            f" family {config.family} see each other; leave the field out")
     require(found == value, f"model.{field}", f"{value} is given, but {where} says {found}; leave the field out")
 
 
