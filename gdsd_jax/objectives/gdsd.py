@@ -46,10 +46,7 @@ def gdsd_loss(scores: Scores, old: Scores, ref: Scores | None, advantages, compl
     beta: weight of the KL to the reference.
 
   Returns:
-    (loss, metrics): a scalar, and a dict of scalars.
-
-  Raises:
-    ValueError: beta is not 0, and ref is None.
+    (loss, metrics): a scalar, and a dict of scalars. Raises ValueError where beta is not 0 and ref is None.
   """
   log_ratio = scores.policy - old.policy
   low, high = (jnp.log1p(jnp.asarray(bound, log_ratio.dtype)) for bound in (-epsilon, epsilon))
@@ -105,7 +102,7 @@ class Gdsd(TrustRegionObjective):
 class GdsdTlc(Gdsd):
   """GDSD on scores whose logits are centred token by token (TLC); the KL is on plain ones."""
 
-  name = "gdsd_tlc"
+  name, reference_scoring = "gdsd_tlc", Scoring()  # of the reference there is the KL alone
   epsilon: float = 0.2  # centred scores move far more than plain ones
   center_top_k: int = 64  # k of the logit centre; the vocabulary's size or more is all of it, the paper's Eq. 8
   center_gradient: bool = False  # whether the gradient flows through the centre
@@ -117,7 +114,3 @@ class GdsdTlc(Gdsd):
   @property
   def scoring(self) -> Scoring:
     return Scoring(self.center_top_k, self.center_gradient, with_plain=self.beta > 0)
-
-  @property
-  def reference_scoring(self) -> Scoring:
-    return Scoring()  # for the KL
