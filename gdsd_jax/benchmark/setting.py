@@ -16,6 +16,7 @@ from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.models.quantised import QuantizeConfig
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.own import make_objective
+from gdsd_jax.parallel.mesh import rounds_finely
 
 MEASUREMENTS = ("sampling", "training", "memory", "views")
 # The reference's final norm over the student's, without an adapter. With equal models the KL would have no gradient.
@@ -130,7 +131,7 @@ class Setting:
 
   def scored_in_step(self, platform: str) -> bool:
     """Whether our update makes the student's scores itself there, as a run's would (`RunConfig.scored_in_step`)."""
-    return self.loss.scored_in_step(1, self.dtype == "float32" and platform == "cpu")
+    return self.loss.scored_in_step(1, rounds_finely(self.dtype, platform))
 
   @property
   def lora(self) -> LoraConfig | None:

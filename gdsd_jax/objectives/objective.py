@@ -62,8 +62,8 @@ class Objective:
   needs_reference = False  # whether there are scores of the reference; it costs a copy of what is trained
   # Whether it takes its views one by one: the loss's gradient by the student's scores of a rollout in a view depends on
   # no other scores than the student's, the old and the reference's ones, and the sampler's log-probabilities, of that
-  # rollout in that view. An objective of
-  # the user's own never says so: one that inherits it, with another loss, would have a wrong gradient.
+  # rollout in that view. An objective of the user's own never says so: one that inherits it, with another loss, would
+  # have a wrong gradient.
   by_view = False
   needs: frozenset[str] = frozenset()  # what rollouts must remember: "steps", "logp", "entropy", "predictions"
   attends_after_end = True  # whether tokens after the first end of text are attended to, as the samplers do

@@ -70,9 +70,9 @@ def slice_of(device) -> int:
   return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
 
 
-def rounds_finely(dtype: str, mesh: Mesh) -> bool:
+def rounds_finely(dtype: str, platform: str) -> bool:
   """Whether products of this dtype are in full float32: accelerators take float32 numbers as coarser ones."""
-  return dtype == "float32" and mesh.devices.flat[0].platform == "cpu"
+  return dtype == "float32" and platform == "cpu"
 
 
 def split_into(axis: str | None, mesh: Mesh | None) -> int:
@@ -171,11 +171,6 @@ def is_quantised(weight: Any) -> bool:
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:
   """Axes of a mesh that sequences are split over."""
   return tuple(axis for axis in _BATCH_AXES if axis in mesh.shape)
-
-
-def batch_shards(mesh: Mesh) -> int:
-  """Over how many devices the sequences of a batch are split."""
-  return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def whole_batch(count: int, mesh: Mesh, axis: str = "batch") -> int:

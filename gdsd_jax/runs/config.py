@@ -211,7 +211,7 @@ class RunConfig:
     TPU slices add up gradients each by itself, which is only done by scores that are known. An adapter's dropout is
     for the gradient alone: scores are made without it.
     """
-    finely = rounds_finely(self.model.dtype, mesh)
+    finely = rounds_finely(self.model.dtype, mesh.devices.flat[0].platform)
     can_be = self.objective.scored_in_step(self.distillation.num_iterations, finely) and count_slices(mesh) == 1
     return can_be and not self.log.trajectory and not (self.model.lora and self.model.lora.dropout)
 

@@ -18,7 +18,7 @@ from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.models.gradient_sums import added, with_sums
 from gdsd_jax.objectives.load_balance import balance_loss, balanced_bias, load_metrics
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
-from gdsd_jax.parallel.mesh import batch_shards, make_mesh
+from gdsd_jax.parallel.mesh import make_mesh, split_into
 from gdsd_jax.parallel.processes import gather_json, is_first_process
 from gdsd_jax.parallel.rows import fetch_whole, local_rows, spread
 from gdsd_jax.runs.data import ExampleStream
@@ -123,7 +123,7 @@ class Finetuning(Training):
   def __init__(self, config: FinetuningConfig, workdir: epath.Path, out: Path, allow_changed_inputs: bool = False):
     self.config, self.workdir = config, workdir
     self.mesh = make_mesh(**vars(config.mesh))
-    shards, microbatch = batch_shards(self.mesh), config.batch_size // config.optimizer.accumulation
+    shards, microbatch = split_into("batch", self.mesh), config.batch_size // config.optimizer.accumulation
     require(microbatch % shards == 0, "batch_size",
             f"{microbatch} {self.examples} of a microbatch cannot be split over {shards} devices")
     buckets = config.data.prompt_buckets, "data.completion_buckets", config.data.completion_buckets

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from gdsd_jax.checks import require, require_positions
 from gdsd_jax.models.config import DenoiserConfig
-from gdsd_jax.parallel.mesh import batch_shards, split_into
+from gdsd_jax.parallel.mesh import split_into
 from gdsd_jax.runs.config import RunConfig
 
 _log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def check_size(config: RunConfig, model: DenoiserConfig, mesh: Mesh) -> None:
   said = f"sampler.prompt_buckets, sampler.completion_length: {longest} tokens"
   require_positions(said, longest, model.max_positions, config.model.path)
   room = device_memory(mesh)
-  for fields, held in least_held(config, model, batch_shards(mesh), split_into("tokens", mesh)).items():
+  for fields, held in least_held(config, model, split_into("batch", mesh), split_into("tokens", mesh)).items():
     require(held <= room, fields, f"the rollouts of a step take {held / 1e9:,.1f} GB of each device at least, which has"
                                   f" {room / 1e9:,.1f} GB; lower one of them")
   samples, rollouts = config.num_mc, config.rollouts_per_step
