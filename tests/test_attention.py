@@ -32,6 +32,31 @@ def random_case(keys=130, queries=130, heads=4, kv_heads=2, width=128, batch=4):
   return arrays, np.arange(keys)[None] >= padding
 
 
+@pytest.mark.parametrize("masked", [None, "padding", "pairs"])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_on_a_cpu_attention_is_the_softmax_in_float64(masked, kv_heads):
+  (query, key, value), padding = random_case(keys=12, queries=10, kv_heads=kv_heads, width=8, batch=2)
+  pairs = np.random.default_rng(1).random((2, 1, 10, 12)) < 0.5
+  mask = {None: None, "padding": padding[:, None, None], "pairs": pairs}[masked]
+
+  def exactly(query, key, value):
+    key, value = (jnp.repeat(x, 4 // kv_heads, axis=2) for x in (key, value))
+    scores = jnp.einsum("btnh,bsnh->bnts", query, key) / np.sqrt(8)
+    shares = jax.nn.softmax(scores if mask is None else jnp.where(mask, scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bnts,bsnh->btnh", shares, value)
+
+  both = lambda attend: jax.value_and_grad(lambda arrays: jnp.sum(jnp.sin(attend(*arrays))))
+  with jax.enable_x64():
+    expected = both(exactly)([x.astype(np.float64) for x in (query, key, value)])
+  found = jax.jit(both(functools.partial(attention._by_heads, mask=mask)))([query, key, value])
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), found, expected)
+
+
+def test_a_query_that_may_see_nothing_has_a_number():
+  arrays, _ = random_case(keys=12, queries=10, width=8, batch=2)
+  assert np.all(np.isfinite(plain_attention(*arrays, np.zeros((2, 12), bool))))
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("queries", [130, 256])

@@ -5,6 +5,7 @@ Padding needs no such array either: cuDNN is told how many keys a sequence has, 
 """
 
 import functools
+import math
 import re
 from typing import NamedTuple
 
@@ -100,13 +101,35 @@ def _has_flash_attention(gpu) -> bool:
 
 def plain_attention(query, key, value, mask, mesh: Mesh | None = None, blocks: BlockCausal | None = None, axes=None):
   """By XLA's own products, with [B, N, T, S] in memory."""
-  del mesh, axes  # the partitioner goes by how the arrays lie
+  del axes  # the partitioner goes by how the arrays lie
   mask = None if mask is None else mask[:, None, None, :]
   if blocks is not None:
     positions = (jnp.arange(query.shape[1])[None], jnp.arange(key.shape[1])[None])
     visible = blocks.sees(*(positions if blocks.query is None else (blocks.query, blocks.key)))[:, None]
     mask = visible if mask is None else mask & visible
+  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+  if device.platform == "cpu":
+    return _by_heads(query, key, value, mask)
   return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+
+
+def _by_heads(query, key, value, mask):
+  """As `jax.nn.dot_product_attention`, with the heads first: XLA's CPU backend then copies no array of [T, S].
+
+  The shares of the keys are divided by their sum after the product, of which there is less. `mask` is bool[B, 1, T or
+  1, S], or None.
+  """
+  batch, length, heads, width = query.shape
+  query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+  query = query.reshape(batch, key.shape[1], -1, width)  # with all queries that a head of keys serves, [B, K, N/K T, H]
+  products = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  scores = products("bkth,bksh->bkts", query, key) / math.sqrt(width)
+  if mask is not None:  # What sees nothing, as padding may, sees everything: any number but NaN is as good.
+    mask = mask if mask.shape[2] == 1 else jnp.tile(mask, (1, 1, heads // key.shape[1], 1))
+    scores += jnp.where(mask, 0, -0.5 * jnp.finfo(jnp.float32).max)
+  shares = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+  attended = products("bkts,bksh->bkth", shares.astype(value.dtype), value) / jnp.sum(shares, axis=-1, keepdims=True)
+  return jnp.swapaxes(attended.astype(value.dtype).reshape(batch, heads, length, width), 1, 2)
 
 
 def tiled_attention(query, key, value, mask, mesh: Mesh | None = None, blocks: BlockCausal | None = None,
