@@ -74,6 +74,13 @@ def loss_and_gradient(name, sizes=(), **options):
   return jax.device_get(loss(params, *over(mesh, TOKENS, REAL, MASKS)))
 
 
+def assert_equal_to_5_digits(found, expected):
+  """Of the largest number of each array of two trees."""
+  compare = lambda actual, expected: np.testing.assert_allclose(
+    actual, expected, rtol=1e-5, atol=1e-5 * max(np.max(np.abs(expected)), 1e-2))
+  jax.tree.map(compare, found, expected)
+
+
 ADAPTER = {"lora": LoraConfig(rank=2, alpha=2), "remat": "full"}
 
 
@@ -87,10 +94,7 @@ ADAPTER = {"lora": LoraConfig(rank=2, alpha=2), "remat": "full"}
 def test_scores_and_gradient_are_those_of_one_device(name, sizes, options):
   (loss, gradient), (of_one, expected) = (
     loss_and_gradient(name, tuple(split.items()), **options) for split in (sizes, {}))
-  np.testing.assert_allclose(loss, of_one, rtol=1e-5)
-  compare = lambda actual, expected: np.testing.assert_allclose(
-    actual, expected, rtol=1e-5, atol=1e-5 * max(np.max(np.abs(expected)), 1e-2))
-  jax.tree.map(compare, gradient, expected)
+  assert_equal_to_5_digits((loss, gradient), (of_one, expected))
 
 
 def test_each_device_keeps_its_own_tokens_for_the_backward_pass():

@@ -47,10 +47,15 @@ class Denoiser:
   trains_routers: bool = True
   source: str | None = dataclasses.field(default=None, compare=False)  # folder that it was loaded from
   quantize: QuantizeConfig | None = None  # how the base is quantised, which is then frozen; None: it is not
+  # How many tokens of a chip go through a layer's MLP, or experts, at a time; their activations are computed again in
+  # the backward pass, whatever `remat` says. None: all tokens at once.
+  mlp_tokens: int | None = None
 
   def __post_init__(self):
     for name, known in (("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT)):
       require_one_of(f"model.{name}", getattr(self, name), known)
+    require(self.mlp_tokens is None or self.mlp_tokens >= 1, "model.mlp_tokens",
+            f"must be at least 1, or None for all at once, not {self.mlp_tokens}")
     # Which says whether adapter and blocks fit.
     quantised_weights(weights_of(self.config, self.lora), self.quantize, self.mesh)
     has_experts = self.config.experts is not None or self.mesh is None or EXPERT not in self.mesh.shape
@@ -132,7 +137,7 @@ class Denoiser:
     `hidden_and_load`, whose load is that by clean tokens and copies together.
     """
     context = Context(self.config, self.lora, self.mesh, copies.positions, copies.mask, copies.blocks,
-                      with_load=with_load)
+                      with_load=with_load, mlp_tokens=self.mlp_tokens)
     x, load = self._blocks(params, copies.tokens, context, dropout_key)
     hidden = constrain(copies.of_completions(context.whole(x)), self.mesh, "batch", None, "tokens", None)
     hidden = rms_norm(hidden, params["final_norm"], self.config.norm_epsilon)
@@ -193,7 +198,8 @@ class Denoiser:
     mask = None if attention_mask is None else attention_mask.astype(bool)
     blocks = None if self.config.block_length is None else BlockCausal(self.config.block_length)
     padded = None if mask is None else padding(mask)  # once, and not in each layer
-    return Context(self.config, self.lora, self.mesh, positions, mask, blocks, padding=padded)
+    return Context(self.config, self.lora, self.mesh, positions, mask, blocks, padding=padded,
+                   mlp_tokens=self.mlp_tokens)
 
   def _whole(self, params, tokens, attention_mask, dropout_key=None, keep: bool = False, with_load: bool = False):
     """A pass over the whole sequence, as `_blocks`; one that leaves a cache splits the batch, and not the tokens."""

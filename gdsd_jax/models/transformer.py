@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from gdsd_jax.models.attention import attend, BlockCausal
 from gdsd_jax.models.attention_kernels import Padding
+from gdsd_jax.models.chunks import in_chunks
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.experts import Load, load_of, mixture
 from gdsd_jax.models.lora import LEAVES, LoraConfig
@@ -52,6 +53,7 @@ class Context(NamedTuple):
   padding: Padding | None = None  # of the mask, where that is made once for all layers
   with_load: bool = False  # whether layers tell how their routers spread the tokens of x that may be attended to
   axes: tuple[str, str | None] = ("batch", "tokens")  # logical ones of B and T; of tokens that are not split, None
+  mlp_tokens: int | None = None  # of a chip that go through the MLP at a time; None for all
 
   def constrain(self, x, axis: str | None = None):
     """x [B, T, ...] split over its batch, its tokens and its third dimension's logical axis."""
@@ -68,9 +70,15 @@ def block(x, layer: Layer, context: Context):
   normed = rms_norm(x, layer.weights["attention_norm"], epsilon)
   attended, keys_and_values = attention(normed, layer, context)
   x = x + attended
-  normed = rms_norm(x, layer.weights["mlp_norm"], epsilon)
-  load = router_load(normed, layer, context) if context.with_load else None
-  return x + feed_forward(normed, layer, context), keys_and_values, load
+  norm = lambda x: rms_norm(x, layer.weights["mlp_norm"], epsilon)
+  load = router_load(norm(x), layer, context) if context.with_load else None
+
+  def of_tokens(x, chunk):
+    whole = layer.dropout_key is None or chunk is None
+    own = layer if whole else layer._replace(dropout_key=jax.random.fold_in(layer.dropout_key, chunk))
+    return feed_forward(norm(x), own, context)
+
+  return x + in_chunks(of_tokens, x, context.mlp_tokens, context.mesh, context.axes), keys_and_values, load
 
 
 def attention(x, layer: Layer, context: Context):

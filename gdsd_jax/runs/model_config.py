@@ -27,6 +27,9 @@ class ModelConfig:
   # compute than all, far more to keep), or the "full" pass through each block, of which the input is kept; "offload"
   # is "full" with these inputs in the host's memory, of a TPU or a GPU.
   remat: str = "full"
+  # How many tokens of a chip go through a layer's MLP, or experts, at a time, so that the memory of these does not grow
+  # with the batch (docs/what_fits.md); None for all at once.
+  mlp_tokens: int | None = None
   # Whether all-parameter training moves the routers of experts, too. A router that moves sends tokens to other experts,
   # and scores of the same tokens apart; RL is steadier without.
   train_router: bool = False
@@ -42,7 +45,7 @@ class ModelConfig:
   quantize: QuantizeConfig | None = None  # None, which recipes say by no kind: the weights in `dtype`
 
   def __post_init__(self):
-    for field, least in {"mask_token_id": 0, "eos_token_id": 0, "block_length": 1}.items():
+    for field, least in {"mask_token_id": 0, "eos_token_id": 0, "block_length": 1, "mlp_tokens": 1}.items():
       value = getattr(self, field)
       require(value is None or type(value) is int and value >= least, f"model.{field}",
               f"must be an integer of at least {least}, not {value!r}")

@@ -36,7 +36,8 @@ def make_denoiser(config: ModelConfig, architecture: DenoiserConfig, mesh, folde
   frozen_dtype = config.dtype if config.lora else "float32"
   source = None if folder is None else str(folder)
   return Denoiser(architecture, config.dtype, frozen_dtype, config.remat, config.lora, mesh,
-                  trains_routers=config.train_router, source=source, quantize=config.quantize)
+                  trains_routers=config.train_router, source=source, quantize=config.quantize,
+                  mlp_tokens=config.mlp_tokens)
 
 
 def load_model(config: ModelConfig, seed: int, mesh):
