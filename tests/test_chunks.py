@@ -30,6 +30,13 @@ def test_scores_and_gradient_are_those_of_all_tokens_at_once(name, sizes, tokens
   assert_equal_to_5_digits(found, expected)
 
 
+def test_chunks_are_not_filled_up_where_a_few_more_are_even():
+  sizes, x = [], jnp.ones((1, 656, 1))
+  compute = lambda part, _: sizes.append(part.shape[1]) or part
+  jax.eval_shape(lambda x: in_chunks(compute, x, 64, None, ("batch", "tokens")), x)
+  assert set(sizes) == {41}  # 656 = 16 × 41, in place of 11 × 60 and 4 of nothing
+
+
 @pytest.mark.parametrize("most, mesh, widths", [
   (None, None, {7}), (28, None, {7}), (27, None, {4}), (12, None, {3}), (4, None, {1}), (1, None, {1}),
   (6, dict(fsdp=4), {4}), (3, dict(data=2), {1}),

@@ -45,7 +45,8 @@ def test_every_field_of_a_recipe_reaches_the_typed_config():
   """Each is set to another value, and nothing but what it was is read from anywhere."""
   others = {
     "seed": 1, "steps": 7, "group_size": 4, "prompts_per_step": 3, "async_rollouts": True, "max_skipped_steps": 2,
-    "model.path": "there", "model.revision": "v1", "model.dtype": "bfloat16", "model.remat": "none", "model.mlp_tokens": 7,
+    "model.path": "there", "model.revision": "v1", "model.dtype": "bfloat16", "model.remat": "none",
+    "model.mlp_tokens": 7,
     "model.lora.rank": 3, "model.lora.alpha": 2.0, "model.lora.dropout": 0.5, "model.lora.targets": ("q",),
     "model.lora.path": "adapter", "model.train_router": False, "model.layout": "own.py:Layout",
     "model.mask_token_id": 3, "model.eos_token_id": 5, "model.block_length": 8,

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import types
 
 from batches import coupled_batch, distillation_batch
 import chex
@@ -16,6 +17,7 @@ from safetensors.numpy import save_file
 
 import gdsd_jax
 from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
+from gdsd_jax.models import transformer
 from gdsd_jax.models.lora import add_adapter, LoraConfig, merge, TARGETS
 from gdsd_jax.objectives.gdsd import Gdsd
 from gdsd_jax.parallel.mesh import make_mesh
@@ -75,6 +77,15 @@ def test_every_target_computes_w_plus_scaled_ab(tiny_denoiser, tiny_params, targ
   logits = apply(denoiser, params, TOKENS)
   np.testing.assert_allclose(logits, apply(tiny_denoiser, expected, TOKENS), atol=2e-5)
   assert np.abs(logits - apply(tiny_denoiser, tiny_params, TOKENS)).max() > 1e-3
+
+
+def test_products_of_an_accelerator_are_those_of_a_cpu(adapted, monkeypatch):
+  denoiser, params = adapted
+  of_tokens = lambda params: jnp.sum(jnp.sin(denoiser.hidden(params, TOKENS)))
+  expected = jax.jit(jax.value_and_grad(of_tokens))(params)
+  monkeypatch.setattr(transformer, "device_of", lambda mesh: types.SimpleNamespace(platform="tpu"))
+  found = jax.jit(jax.value_and_grad(lambda params: of_tokens(params)))(params)
+  chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_merged_weights_give_the_same_logits(adapted, tiny_denoiser):

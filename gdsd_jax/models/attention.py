@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gdsd_jax.models.attention_kernels import cudnn_attention, LANES, Padding, padding, splash_attention
-from gdsd_jax.parallel.mesh import constrain, on_chips
+from gdsd_jax.parallel.mesh import constrain, device_of, on_chips
 
 TILE = 256  # queries that are attended from at a time where no kernel takes their blocks
 
@@ -73,7 +73,7 @@ def attend(query, key, value, mask, mesh: Mesh | None, blocks: BlockCausal | Non
 
 def _block_kernel(query, mesh: Mesh | None, blocks: BlockCausal):
   """The TPU's kernel skips the tiles that no query attends to; cuDNN is told what some queries at a time see."""
-  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+  device = device_of(mesh)
   if blocks.query is None and _kernel(query, mesh) is splash_attention:
     return splash_attention
   if device.platform == "cpu" or query.shape[1] <= TILE:
@@ -82,7 +82,7 @@ def _block_kernel(query, mesh: Mesh | None, blocks: BlockCausal):
 
 
 def _kernel(query, mesh: Mesh | None):
-  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+  device = device_of(mesh)
   _, length, _, width = query.shape
   half = query.dtype in (jnp.bfloat16, jnp.float16)
   if device.platform == "gpu" and half and width <= 128 and width % 8 == 0 and _has_flash_attention(device):
@@ -107,8 +107,7 @@ def plain_attention(query, key, value, mask, mesh: Mesh | None = None, blocks: B
     positions = (jnp.arange(query.shape[1])[None], jnp.arange(key.shape[1])[None])
     visible = blocks.sees(*(positions if blocks.query is None else (blocks.query, blocks.key)))[:, None]
     mask = visible if mask is None else mask & visible
-  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-  if device.platform == "cpu":
+  if device_of(mesh).platform == "cpu":
     return _by_heads(query, key, value, mask)
   return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
 

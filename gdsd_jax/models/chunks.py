@@ -28,7 +28,9 @@ def in_chunks(compute: Callable, x, most: int | None, mesh: Mesh | None, axes: t
   if width >= positions:
     return compute(x, None)
   chunks = math.ceil(positions / width)
-  width = math.ceil(positions / chunks)  # as even as they can be
+  # Of a few more chunks none may have to be filled up, which would take copies of x.
+  chunks = next((more for more in range(chunks, 2 * chunks) if positions % more == 0), chunks)
+  width = math.ceil(positions / chunks)
   layout = lambda x: constrain(x, mesh, *axes, None)
   # [batch, parts, positions, D] to [chunks, batch, parts * width, D], and back. The last chunk may end in zeros.
   split = jnp.pad(x.reshape(batch, parts, positions, -1), ((0, 0), (0, 0), (0, chunks * width - positions), (0, 0)))

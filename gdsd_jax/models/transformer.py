@@ -21,7 +21,7 @@ from gdsd_jax.models.experts import Load, load_of, mixture
 from gdsd_jax.models.lora import LEAVES, LoraConfig
 from gdsd_jax.models.quantised import product
 from gdsd_jax.models.windows import with_window
-from gdsd_jax.parallel.mesh import constrain, is_quantised
+from gdsd_jax.parallel.mesh import constrain, device_of, is_quantised
 
 
 class KeysAndValues(NamedTuple):
@@ -127,7 +127,7 @@ def mlp(x, layer: Layer, context: Context, prefix: str = ""):
 
 def project(name: str, x, layer: Layer, context: Context):
   """x [B, T, *I] through a projection of the layer, low-rank update included: [B, T, *O]."""
-  projected = _product(x, layer.weights[name])
+  projected = _product(x, layer.weights[name], context.mesh)
   if is_quantised(layer.weights[name]) and name in ("query", "key", "value"):
     projected = projected.reshape(*projected.shape[:2], -1, context.config.head_dim)
   if name not in layer.factors:
@@ -139,16 +139,19 @@ def project(name: str, x, layer: Layer, context: Context):
     # Random bits that XLA fuses into the products are slow, and take TPU compilers many minutes.
     kept, x = jax.lax.optimization_barrier((kept, x))
     x = jnp.where(kept, x / (1 - lora.dropout), 0).astype(x.dtype)
-  low = context.constrain(_product(x, factors["a"]))  # [B, T, rank]
-  return projected + lora.scale * _product(low, factors["b"])
+  low = context.constrain(_product(x, factors["a"], context.mesh))  # [B, T, rank]
+  return projected + lora.scale * _product(low, factors["b"], context.mesh)
 
 
-def _product(x, kernel):
+def _product(x, kernel, mesh: Mesh | None):
   """x [B, T, *I] @ kernel [*I, *O] -> [B, T, *O] in x's dtype; a quantised one is [I, O], whatever I and O are made of.
 
-  Tokens are flattened into rows: from three dimensions, XLA's CPU backend takes the weight's gradient through strided
-  transposes and is half as fast.
+  On a CPU tokens are flattened into rows and the kernel into a matrix: from three dimensions, XLA takes the weight's
+  gradient through strided transposes there and is half as fast. A TPU has a matrix in other tiles than an array of
+  heads: its compiler would hold a second copy of all layers' queries, keys and values.
   """
+  if not is_quantised(kernel) and device_of(mesh).platform != "cpu":
+    return jnp.tensordot(x, kernel.astype(x.dtype), x.ndim - 2)
   rows = x.reshape(math.prod(x.shape[:2]), -1)
   if is_quantised(kernel):
     return product(rows, kernel).reshape(*x.shape[:2], -1)

@@ -70,6 +70,11 @@ def slice_of(device) -> int:
   return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
 
 
+def device_of(mesh: Mesh | None):
+  """A device of those that compute: of the mesh, or without one the default device."""
+  return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+
+
 def rounds_finely(dtype: str, platform: str) -> bool:
   """Whether products of this dtype are in full float32: accelerators take float32 numbers as coarser ones."""
   return dtype == "float32" and platform == "cpu"
