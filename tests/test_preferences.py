@@ -128,7 +128,7 @@ def test_bad_rows_are_named_by_file_and_line(tmp_path, tokenizer, row, message):
   ({"optimizer.accumulation": 3}, "optimizer.accumulation: 3 must divide batch_size, 4"),
   ({"data.validation_size": 480}, "data.validation_size: 480 of the 480 preferences leave none to learn"),
   ({"data.completion_buckets": (8,)}, "none of the 480 preferences fits 36 and 8 tokens"),
-  ({"mesh.data": 8}, "batch_size: 4 preferences of a microbatch cannot be split over 8 devices"),
+  ({"mesh.data": 8}, "batch_size / optimizer.accumulation: 4 preferences cannot be split over mesh.data"),
 ])
 def test_bad_fields_are_named_before_anything_is_written(tmp_path, changes, message):
   config = recipe()

@@ -55,12 +55,12 @@ def check_blocks(sampler: SamplerConfig, mesh) -> None:
           " cache: the last block is sampled whole; give sampler.cache=exact")
 
 
-def require_rows(mesh, axis: str, field: str, count: int) -> None:
-  """Raises ValueError where the mesh does not divide so many rollouts by a logical axis."""
+def require_rows(mesh, axis: str, field: str, count: int, rows: str = "rollouts") -> None:
+  """Raises ValueError where the mesh does not divide so many rows, named so, by a logical axis."""
   names = axis_of(axis, mesh)
   said = " × ".join(f"mesh.{name}" for name in names) + " (with a cache)" * (CONTEXT in names)
   require(count % split_into(axis, mesh) == 0, field,
-          f"{count} rollouts cannot be split over {said} = {split_into(axis, mesh)} devices")
+          f"{count} {rows} cannot be split over {said} = {split_into(axis, mesh)} devices")
 
 
 def require_split(mesh, field: str, prompts: Sequence[int], length_field: str, lengths: Sequence[int]) -> None:

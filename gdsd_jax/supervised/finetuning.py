@@ -12,19 +12,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gdsd_jax.checks import require, require_positions
+from gdsd_jax.checks import require_positions
 from gdsd_jax.compiling import compiling
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.models.gradient_sums import added, with_sums
 from gdsd_jax.objectives.load_balance import balance_loss, balanced_bias, load_metrics
 from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
-from gdsd_jax.parallel.mesh import make_mesh, split_into
+from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.parallel.processes import gather_json, is_first_process
 from gdsd_jax.parallel.rows import fetch_whole, local_rows, spread
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.digits import significant
 from gdsd_jax.runs.export import check_layout, check_out, origin_of_run, write_model
-from gdsd_jax.runs.fit import require_split
+from gdsd_jax.runs.fit import require_rows, require_split
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training
 from gdsd_jax.runs.metrics import Stopwatch
@@ -123,9 +123,8 @@ class Finetuning(Training):
   def __init__(self, config: FinetuningConfig, workdir: epath.Path, out: Path, allow_changed_inputs: bool = False):
     self.config, self.workdir = config, workdir
     self.mesh = make_mesh(**vars(config.mesh))
-    shards, microbatch = split_into("batch", self.mesh), config.batch_size // config.optimizer.accumulation
-    require(microbatch % shards == 0, "batch_size",
-            f"{microbatch} {self.examples} of a microbatch cannot be split over {shards} devices")
+    microbatch = config.batch_size // config.optimizer.accumulation
+    require_rows(self.mesh, "batch", "batch_size / optimizer.accumulation", microbatch, self.examples)
     buckets = config.data.prompt_buckets, "data.completion_buckets", config.data.completion_buckets
     require_split(self.mesh, "data.prompt_buckets", *buckets)
     check_out(out, workdir, config.model)
