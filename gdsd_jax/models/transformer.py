@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -147,16 +148,24 @@ def _product(x, kernel, mesh: Mesh | None):
   """x [B, T, *I] @ kernel [*I, *O] -> [B, T, *O] in x's dtype; a quantised one is [I, O], whatever I and O are made of.
 
   On a CPU tokens are flattened into rows and the kernel into a matrix: from three dimensions, XLA takes the weight's
-  gradient through strided transposes there and is half as fast. A TPU has a matrix in other tiles than an array of
-  heads: its compiler would hold a second copy of all layers' queries, keys and values.
+  gradient through strided transposes there and is half as fast. TPUs have a matrix in other tiles than heads.
   """
   if not is_quantised(kernel) and device_of(mesh).platform != "cpu":
-    return jnp.tensordot(x, kernel.astype(x.dtype), x.ndim - 2)
+    return jnp.tensordot(x, _as_stored(kernel.astype(x.dtype), mesh), x.ndim - 2)
   rows = x.reshape(math.prod(x.shape[:2]), -1)
   if is_quantised(kernel):
     return product(rows, kernel).reshape(*x.shape[:2], -1)
   columns = kernel.reshape(rows.shape[1], -1).astype(x.dtype)
   return (rows @ columns).reshape(*x.shape[:2], *kernel.shape[x.ndim - 2:])
+
+
+def _as_stored(kernel, mesh: Mesh | None):
+  """A layer's kernel, laid out as those of all layers are.
+
+  TPUs would otherwise lay out all of them as the product would like to have one, in a copy that stays in memory.
+  """
+  is_split = mesh is not None and mesh.size > 1  # its parts are put together for each layer, and laid out then
+  return kernel if is_split else with_layout_constraint(kernel, Layout(tuple(range(kernel.ndim))))
 
 
 def rms_norm(x, scale, epsilon: float):
