@@ -79,7 +79,7 @@ def test_every_target_computes_w_plus_scaled_ab(tiny_denoiser, tiny_params, targ
   assert np.abs(logits - apply(tiny_denoiser, tiny_params, TOKENS)).max() > 1e-3
 
 
-def test_products_of_an_accelerator_are_those_of_a_cpu(adapted, monkeypatch):
+def test_products_of_a_tpu_are_those_of_a_cpu(adapted, monkeypatch):
   denoiser, params = adapted
   of_tokens = lambda params: jnp.sum(jnp.sin(denoiser.hidden(params, TOKENS)))
   expected = jax.jit(jax.value_and_grad(of_tokens))(params)

@@ -147,10 +147,10 @@ def project(name: str, x, layer: Layer, context: Context):
 def _product(x, kernel, mesh: Mesh | None):
   """x [B, T, *I] @ kernel [*I, *O] -> [B, T, *O] in x's dtype; a quantised one is [I, O], whatever I and O are made of.
 
-  On a CPU tokens are flattened into rows and the kernel into a matrix: from three dimensions, XLA takes the weight's
-  gradient through strided transposes there and is half as fast. TPUs have a matrix in other tiles than heads.
+  Tokens are flattened into rows and the kernel into a matrix: from three dimensions, XLA's CPU backend takes the
+  weight's gradient through strided transposes and is half as fast. TPUs have a matrix in other tiles than heads.
   """
-  if not is_quantised(kernel) and device_of(mesh).platform != "cpu":
+  if not is_quantised(kernel) and device_of(mesh).platform == "tpu":
     return jnp.tensordot(x, _as_stored(kernel.astype(x.dtype), mesh), x.ndim - 2)
   rows = x.reshape(math.prod(x.shape[:2]), -1)
   if is_quantised(kernel):
