@@ -11,9 +11,10 @@ from gdsd_jax.checks import require, require_at_least, require_int32, require_on
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.huggingface.published import architecture, HUB_NAMES
 from gdsd_jax.models.config import DenoiserConfig
-from gdsd_jax.models.denoiser import Denoiser, DTYPES, REMAT
+from gdsd_jax.models.denoiser import Denoiser, DTYPES
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.models.quantised import QuantizeConfig
+from gdsd_jax.models.remat import REMAT
 from gdsd_jax.objectives.objective import Objective
 from gdsd_jax.objectives.own import make_objective
 from gdsd_jax.parallel.mesh import rounds_finely

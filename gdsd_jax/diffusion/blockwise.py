@@ -45,7 +45,7 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     key: random key; ignored where the config leaves nothing to chance.
     config: the sampler, whose kind may be one's own (docs/own.md).
     record: what the rollout remembers beside its steps: "logp" costs next to nothing; "entropy" a second pass of the LM
-      head; "kept", for dream with top_k, a third; "predictions" cost one of the whole completion.
+      head; "kept", for dream with top_k, a third; "predictions" cost another pass.
     watcher: sees the completions before each step, and may end them there (`diffusion/watching.py`); each object
       compiles anew. None: the program is without it.
 
@@ -142,7 +142,14 @@ def _denoise_block(
   number_of = lambda index: start // block_length * config.block_steps + index
 
   def full_pass(prompt, rollout):
-    return denoiser.hidden(params, sequence(prompt, rollout), attention_mask)
+    """Hidden states of the block, and of the whole completion where these are asked for, in a pass of their own.
+
+    So the block's are the same with a record and without.
+    """
+    tokens, of_all = sequence(prompt, rollout), None
+    if "predictions" in record:
+      of_all = denoiser.hidden(params, tokens, attention_mask)[:, prompt_length:]
+    return denoiser.hidden_of_window(params, tokens, prompt_length + start, block_length, attention_mask), of_all
 
   def commit(index, rollout, hidden, unconditional=None, of_all=None):
     """The rollout after a step, given its hidden states of the block, [B, K, D]: only these go through the LM head.
@@ -167,10 +174,9 @@ def _denoise_block(
   if config.cache == "none":
 
     def step(index, rollout):
-      without_prompt = full_pass(jnp.full_like(prompt, mask_id), rollout) if config.cfg_scale > 0 else None
-      passes = full_pass(prompt, rollout), without_prompt
-      of_all = jax.tree.map(lambda x: x[:, prompt_length:], passes) if "predictions" in record else None
-      return commit(index, rollout, *jax.tree.map(lambda x: of_block(x, prompt_length), passes), of_all)
+      without_prompt = full_pass(jnp.full_like(prompt, mask_id), rollout) if config.cfg_scale > 0 else (None, None)
+      hidden, of_all = zip(full_pass(prompt, rollout), without_prompt)
+      return commit(index, rollout, *hidden, of_all)
 
   else:
     hidden, cache = denoiser.hidden_and_cache(params, sequence(prompt, rollout), attention_mask)

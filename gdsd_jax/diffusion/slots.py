@@ -200,10 +200,9 @@ class _Work:
     config, first = self.config, self.front + start
     sequences = jnp.concatenate([prompts.tokens, tokens], axis=1)
     if config.cache == "none":
-      whole = lambda sequences: self.denoiser.hidden(self.params, sequences, prompts.mask)
-      of_block = lambda hidden: window_of(hidden, first, self.width)
+      of_block = lambda tokens: self.denoiser.hidden_of_window(self.params, tokens, first, self.width, prompts.mask)
       without = sequences.at[:, :self.front].set(self.denoiser.config.mask_token_id)
-      return of_block(whole(sequences)), of_block(whole(without)) if config.cfg_scale > 0 else None, None
+      return of_block(sequences), of_block(without) if config.cfg_scale > 0 else None, None
     if config.cache == "exact":
       entering = active & (state.block == 0) & (state.step == 0)
       _, cache = self._entered(entering, prompts.mask, sequences, first, state.cache)

@@ -6,7 +6,6 @@ import itertools
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 import jax
-from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -16,17 +15,17 @@ from gdsd_jax.models.attention_kernels import padding
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.copies import Copies
 from gdsd_jax.models.gradient_sums import of_layer, split_sums, summed_into
+from gdsd_jax.models.last_layer import outputs_of_window
 from gdsd_jax.models.lm_head import LMHead
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.models.quantised import dequantised, quantise, quantised_weights, QuantizeConfig
+from gdsd_jax.models.remat import named_input, REMAT, rematerialised
 from gdsd_jax.models.transformer import block, Context, KeysAndValues, Layer, rms_norm
-from gdsd_jax.models.weights import of_stack, stacks, Weight, weights_of
+from gdsd_jax.models.weights import of_layers, of_stack, stacks, Weight, weights_of
 from gdsd_jax.models.windows import window_of
 from gdsd_jax.parallel.mesh import constrain, CONTEXT, EXPERT, gather_over_fsdp, is_quantised, rows_axis, split_into
 
 DTYPES = ("float32", "bfloat16")
-REMAT = ("none", "products", "full", "offload")
-_BLOCK_INPUT = "block_input"  # the name by which "offload" knows it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +152,7 @@ class Denoiser:
 
     Args:
       params, tokens, attention_mask: as in `apply`; of the tokens only the window's are read, and the one before.
-      start: first position of the window, int or int[], or of each row's, int[B]; at least 1 where the output is
+      start: first position of the window, int or int[], or of each row's, int[B]; here at least 1 where the output is
         shifted.
       width: tokens of the window; start + width is at most T.
       cache: what a pass over the whole sequence left; its entries for the window's own tokens are not used.
@@ -161,10 +160,25 @@ class Denoiser:
     Returns:
       [B, width, D], aligned.
     """
-    # Where the token before predicts a token, it belongs to the window; the last one's output is not asked for.
-    first, count = (start - 1, width + 1) if self.config.shifted_output else (start, width)
-    x, _ = self._part(params, tokens, first, count, cache, attention_mask)
+    x, _ = self._part(params, tokens, *self._read_of(start, width), cache, attention_mask)
     return rms_norm(x[:, :width], params["final_norm"], self.config.norm_epsilon)
+
+  def hidden_of_window(self, params, tokens, start, width: int, attention_mask=None):
+    """As `hidden`, without dropout, of a part of the sequence: [B, width, D]; `start` and `width` as in `window`."""
+    if self.token_parts > 1 or self.config.block_length is not None:
+      return window_of(self.hidden(params, tokens, attention_mask), start, width)
+    first, count = self._read_of(start, width)
+    context = self._context(tokens, attention_mask)
+    x = self._embedded(params, tokens, context)
+    x = outputs_of_window(x, params, self.logical_axes(), jnp.maximum(first, 0), count, context)
+    if self.config.shifted_output:  # a window may begin with the first token, before which is none
+      begins = jnp.reshape(jnp.asarray(start) == 0, (-1, 1, 1))
+      x = jnp.where(begins, jnp.concatenate([x[:, :1], x[:, :-1]], axis=1), x)
+    return rms_norm(x[:, :width], params["final_norm"], self.config.norm_epsilon)
+
+  def _read_of(self, start, width: int):
+    """(first, count) of the outputs that predict a window's tokens, where the token before predicts a token."""
+    return (start - 1, width + 1) if self.config.shifted_output else (start, width)
 
   def window_and_cache(self, params, tokens, start, width: int, cache: KeysAndValues, attention_mask=None):
     """As `window`, the output not shifted: ([B, width, D], the cache with keys and values of the window's tokens)."""
@@ -228,12 +242,26 @@ class Denoiser:
 
     def apply_block(axes, carry, scanned):
       (x, carried), (layer, weights, layer_key, cached) = carry, scanned
-      x = checkpoint_name(x, _BLOCK_INPUT)
+      x = named_input(x)
       weights, carried = of_layer(weights, carried, layer)
       weights, x = gather_over_fsdp(weights, axes, x, self.mesh)
-      x, keys_and_values, load = block(x, Layer(*weights, layer_key, cached), context)
-      return (x, carried), load if context.with_load else keys_and_values if keep else None
+      x, read, load = block(x, Layer(*weights, layer_key, cached), context)
+      return (x, carried), load if context.with_load else read if keep else None
 
+    x, kept = self._embedded(params, tokens, context), []
+    for stack, layers in stacks(self.config).items():
+      weights, sums = split_sums(of_stack(params, stack, adapted))
+      (x, carried), told = jax.lax.scan(
+        rematerialised(functools.partial(apply_block, of_stack(axes, stack, adapted)), self.remat),
+        (x, {place: summed.weight for place, summed in sums.items()}),
+        (jnp.arange(len(layers)) if sums else None, weights, *of_layers((dropout_keys, cache), layers)),
+      )
+      x = summed_into(x, carried, sums)
+      kept += [] if told is None else [told]
+    return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept) if len(kept) > 1 else next(iter(kept), None)
+
+  def _embedded(self, params, tokens, context: Context):
+    """int[B, T] tokens as vectors [B, T, D], laid out as the context says."""
     parts = split_into(context.axes[1], self.mesh)
     require(tokens.shape[1] % parts == 0, f"mesh.{CONTEXT}", f"{parts} does not divide sequences of {tokens.shape[1]}"
             " tokens, prompt and completion together")
@@ -242,39 +270,10 @@ class Denoiser:
     rows = jax.tree.map(lambda part: part[tokens], params["embedding"])
     embedded = dequantised(rows).astype(self.dtype)
     embedded = constrain(embedded, self.mesh, "batch_over_data", context.axes[1], "embed")
-    x, kept = context.constrain(embedded), []
-    for stack, layers in stacks(self.config).items():
-      of_stack_alone = functools.partial(jax.tree.map, functools.partial(_of_layers, layers=layers))
-      weights, sums = split_sums(of_stack(params, stack, adapted))
-      (x, carried), of_layers = jax.lax.scan(
-        self._rematerialised(functools.partial(apply_block, of_stack(axes, stack, adapted))),
-        (x, {place: summed.weight for place, summed in sums.items()}),
-        (jnp.arange(len(layers)) if sums else None, weights, of_stack_alone(dropout_keys), of_stack_alone(cache)),
-      )
-      x = summed_into(x, carried, sums)
-      kept += [] if of_layers is None else [of_layers]
-    return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept) if len(kept) > 1 else next(iter(kept), None)
-
-  def _rematerialised(self, apply_block):
-    if self.remat == "none":
-      return apply_block
-    policies, policy = jax.checkpoint_policies, None
-    if self.remat == "products":
-      policy = policies.dots_with_no_batch_dims_saveable
-    elif self.remat == "offload":
-      policy = policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=[_BLOCK_INPUT], offload_src="device",
-        offload_dst="pinned_host")
-    # A scan already keeps XLA from undoing it.
-    return jax.checkpoint(apply_block, prevent_cse=False, policy=policy)
+    return context.constrain(embedded)
 
   def _aligned(self, params, x):
     """The blocks' output x [B, T, D] as hidden states: position i's predicts token i."""
     x = rms_norm(x, params["final_norm"], self.config.norm_epsilon)
     # Nothing comes before the first token; its prediction is that of the second, as in Dream's own sampler.
     return jnp.concatenate([x[:, :1], x[:, :-1]], axis=1) if self.config.shifted_output else x
-
-
-def _of_layers(of_all, layers: range):
-  """These layers of an array of all."""
-  return of_all if len(of_all) == len(layers) else of_all[layers.start:layers.stop]

@@ -67,11 +67,9 @@ class Context(NamedTuple):
 
 def block(x, layer: Layer, context: Context):
   """x [B, T, D] through one transformer block. Returns ([B, T, D], KeysAndValues of the sequence, `Load` or None)."""
-  epsilon = context.config.norm_epsilon
-  normed = rms_norm(x, layer.weights["attention_norm"], epsilon)
-  attended, keys_and_values = attention(normed, layer, context)
+  attended, read = attention(attention_input(x, layer, context), layer, context)
   x = x + attended
-  norm = lambda x: rms_norm(x, layer.weights["mlp_norm"], epsilon)
+  norm = lambda x: rms_norm(x, layer.weights["mlp_norm"], context.config.norm_epsilon)
   load = router_load(norm(x), layer, context) if context.with_load else None
 
   def of_tokens(x, chunk):
@@ -79,22 +77,18 @@ def block(x, layer: Layer, context: Context):
     own = layer if whole else layer._replace(dropout_key=jax.random.fold_in(layer.dropout_key, chunk))
     return feed_forward(norm(x), own, context)
 
-  return x + in_chunks(of_tokens, x, context.mlp_tokens, context.mesh, context.axes), keys_and_values, load
+  return x + in_chunks(of_tokens, x, context.mlp_tokens, context.mesh, context.axes), read, load
+
+
+def attention_input(x, layer: Layer, context: Context):
+  """What attention takes of x [B, T, D]."""
+  return rms_norm(x, layer.weights["attention_norm"], context.config.norm_epsilon)
 
 
 def attention(x, layer: Layer, context: Context):
   """Attention of the tokens x [B, T, D] to their sequence. Returns ([B, T, D], KeysAndValues of the sequence)."""
-  config = context.config
-
-  def heads(name, axis):
-    projected = context.constrain(project(name, x, layer, context), axis)
-    return projected + layer.weights[f"{name}_bias"].astype(x.dtype) if config.qkv_bias else projected
-
-  query, key, value = heads("query", "heads"), heads("key", "kv_heads"), heads("value", "kv_heads")
-  if config.qk_norm:
-    query = rms_norm(query, layer.weights["query_norm"], config.norm_epsilon)
-    key = rms_norm(key, layer.weights["key_norm"], config.norm_epsilon)
-  query, key = (rotate_heads(part, context.positions, config) for part in (query, key))
+  query = _rotated_heads("query", "heads", x, layer, context)
+  key, value = keys_and_values(x, layer, context)
   if layer.cached is not None:
     key, value = (with_window(old, new, context.start) for old, new in zip(layer.cached, (key, value)))
   key, value = (context.constrain(part, "kv_heads") for part in (key, value))
@@ -102,6 +96,26 @@ def attention(x, layer: Layer, context: Context):
   attended = attend(query, key, value, mask, context.mesh, context.blocks, context.axes)
   attended = context.constrain(attended, "heads")
   return context.constrain(project("output", attended, layer, context)), KeysAndValues(key, value)
+
+
+def keys_and_values(x, layer: Layer, context: Context) -> KeysAndValues:
+  """What attention reads of the tokens x [B, T, D]."""
+  of_tokens = x, layer, context
+  return KeysAndValues(_rotated_heads("key", "kv_heads", *of_tokens), _heads("value", "kv_heads", *of_tokens))
+
+
+def _heads(name: str, axis: str, x, layer: Layer, context: Context):
+  """x [B, T, D] through the projection of a name, [B, T, heads, H], with its bias."""
+  projected = context.constrain(project(name, x, layer, context), axis)
+  return projected + layer.weights[f"{name}_bias"].astype(x.dtype) if context.config.qkv_bias else projected
+
+
+def _rotated_heads(name: str, axis: str, x, layer: Layer, context: Context):
+  """As `_heads`, with its norm, where the model has one, and rotated."""
+  config, heads = context.config, _heads(name, axis, x, layer, context)
+  if config.qk_norm:
+    heads = rms_norm(heads, layer.weights[f"{name}_norm"], config.norm_epsilon)
+  return rotate_heads(heads, context.positions, config)
 
 
 def feed_forward(x, layer: Layer, context: Context):

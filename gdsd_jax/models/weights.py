@@ -9,6 +9,7 @@ from collections.abc import Callable
 import math
 from typing import NamedTuple
 
+import jax
 from jax.nn import initializers
 
 from gdsd_jax.models.config import DenoiserConfig
@@ -113,6 +114,11 @@ def of_stack(tree, stack: str, adapted: bool):
   adapter = tree["lora"] if adapted else {}
   own = {name: leaf for name, leaf in adapter.items() if name != DENSE} if stack != DENSE else adapter.get(DENSE, {})
   return tree[stack], own
+
+
+def of_layers(tree, layers: range):
+  """These layers of a tree of arrays of all of them, along the first axis; of a stack alone they are all."""
+  return jax.tree.map(lambda x: x if len(x) == len(layers) else x[layers.start:layers.stop], tree)
 
 
 def _stacked(weights: dict[str, Weight], place: str, layers: int) -> dict[str, Weight]:

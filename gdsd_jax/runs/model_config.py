@@ -8,9 +8,9 @@ from gdsd_jax.checks import require, require_one_of
 from gdsd_jax.huggingface.folder import load_config, resolve_path
 from gdsd_jax.huggingface.stated import FIELDS
 from gdsd_jax.models.config import DenoiserConfig
-from gdsd_jax.models.denoiser import REMAT
 from gdsd_jax.models.lora import LoraConfig
 from gdsd_jax.models.quantised import QuantizeConfig
+from gdsd_jax.models.remat import REMAT
 
 
 @dataclasses.dataclass(frozen=True)
