@@ -20,7 +20,7 @@ MESH = {"context": 2, "fsdp": 2, "tensor": 2}
 
 
 @pytest.mark.parametrize("name, sizes, tokens, options", [
-  ("llada", {}, 5, {}), slow("dream", {}, 13, {"remat": "products"}), ("experts", {}, 20, ADAPTER),
+  ("llada", {}, 5, {}), slow("dream", {}, 13, {"remat": "full"}), ("experts", {}, 20, ADAPTER),
   slow("block", MESH, 4, ADAPTER), slow("llada", MESH, 5, {}), slow("dream", MESH, 1, ADAPTER),
   slow("experts", {"context": 2, "fsdp": 2, "expert": 2}, 3, {}),
 ], ids=str)
@@ -55,11 +55,12 @@ def test_chunks_have_no_more_tokens_of_a_chip_than_asked_for(most, mesh, widths)
   assert seen == widths
 
 
-def test_its_activations_do_not_grow_with_the_batch():
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_its_activations_do_not_grow_with_the_batch(remat):
   config = dataclasses.replace(MODELS["llada"], mlp_size=512, num_layers=1)
 
   def temporaries(rows, mlp_tokens):
-    denoiser = Denoiser(config, remat="full", lora=ADAPTER["lora"], mlp_tokens=mlp_tokens)
+    denoiser = Denoiser(config, remat=remat, lora=ADAPTER["lora"], mlp_tokens=mlp_tokens)
     params = denoiser.abstract_params()
     lora = params.pop("lora")
     loss = lambda lora, base, tokens: jnp.sum(jnp.square(denoiser.hidden({**base, "lora": lora}, tokens)))
@@ -80,6 +81,30 @@ def test_dropout_draws_for_each_chunk():
   np.testing.assert_allclose(states(None), states(None)[:1].repeat(12, axis=0), rtol=1e-5)
   chunks = states(jax.random.key(1)).reshape(3, 4, -1)
   assert not np.allclose(chunks[0], chunks[1]) and not np.allclose(chunks[1], chunks[2])
+
+
+@pytest.mark.parametrize("lora", [None, slow(LoraConfig(rank=2, alpha=2))])
+def test_gradients_of_chunks_are_summed_in_float32(lora):
+  """Of one token over and over, so that those of all chunks add up."""
+  config, tokens = dataclasses.replace(MODELS["llada"], num_layers=1, max_positions=256), jnp.full((2, 256), 3)
+
+  def gradient(dtype, mlp_tokens):
+    denoiser = Denoiser(config, dtype=dtype, remat="full", lora=lora, mlp_tokens=mlp_tokens)
+    params = jax.tree.map(lambda spec: jax.random.normal(jax.random.key(spec.size), spec.shape) / 4,
+                          denoiser.abstract_params())
+    loss = lambda params: jnp.sum(jnp.sin(denoiser.hidden(params, tokens).astype(jnp.float32)))
+    found = jax.jit(jax.grad(loss))(params)
+    return np.asarray(found["lora"]["down"]["b"] if lora else found["blocks"]["down"])
+
+  exact = gradient("float32", None)
+  error = lambda found: np.linalg.norm(found - exact) / np.linalg.norm(exact)
+  whole, chunked = error(gradient("bfloat16", None)), error(gradient("bfloat16", 2))
+  assert chunked < 2 * whole < 0.1
+
+
+def test_chunks_are_refused_where_products_of_all_tokens_are_kept():
+  with pytest.raises(ValueError, match="^model.mlp_tokens: 8 must be at least 1, and model.remat not 'products'"):
+    Denoiser(MODELS["llada"], remat="products", mlp_tokens=8)
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, "8"])

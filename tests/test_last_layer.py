@@ -39,6 +39,12 @@ def test_a_window_s_hidden_states_are_those_of_the_whole_sequence(name, mesh, op
   np.testing.assert_allclose(found[real_ones], whole[rows, places][real_ones], rtol=1e-5, atol=1e-5)
 
 
+def test_a_window_may_be_all_of_the_sequence():
+  denoiser, params = made("dream", None)
+  np.testing.assert_allclose(denoiser.hidden_of_window(params, TOKENS, 0, TOKENS.shape[1]),
+                             denoiser.hidden(params, TOKENS), rtol=1e-5, atol=1e-5)
+
+
 def test_the_last_layer_costs_the_window_s_share_and_keys_and_values():
   config = dataclasses.replace(MODELS["llada"], num_layers=1, mlp_size=256, max_positions=512)
   denoiser = Denoiser(config)

@@ -47,7 +47,8 @@ def masked_tokens(sampler: SamplerConfig) -> list[int]:
 def sampling_flops(config: DenoiserConfig, batch: int, length: int, masked: Sequence[int], lora_rank: int = 0) -> float:
   """A batch of completions: each step runs all `length` tokens, and the head only where it may commit a token.
 
-  `length` counts prompt and completion; `masked` has, for each denoising step, the tokens that it may commit.
+  `length` counts prompt and completion; `masked` has, for each denoising step, the tokens that it may commit. Layers
+  are counted whole, the last one, too, of which a step needs less.
   """
   tokens, steps = batch * length, len(masked)
   step = projection_flops(config, tokens) + adapter_flops(config, tokens, lora_rank)

@@ -45,7 +45,7 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     key: random key; ignored where the config leaves nothing to chance.
     config: the sampler, whose kind may be one's own (docs/own.md).
     record: what the rollout remembers beside its steps: "logp" costs next to nothing; "entropy" a second pass of the LM
-      head; "kept", for dream with top_k, a third; "predictions" cost another pass.
+      head; "kept", for dream with top_k, a third; "predictions" cost one of the whole completion.
     watcher: sees the completions before each step, and may end them there (`diffusion/watching.py`); each object
       compiles anew. None: the program is without it.
 
@@ -142,14 +142,12 @@ def _denoise_block(
   number_of = lambda index: start // block_length * config.block_steps + index
 
   def full_pass(prompt, rollout):
-    """Hidden states of the block, and of the whole completion where these are asked for, in a pass of their own.
-
-    So the block's are the same with a record and without.
-    """
-    tokens, of_all = sequence(prompt, rollout), None
-    if "predictions" in record:
-      of_all = denoiser.hidden(params, tokens, attention_mask)[:, prompt_length:]
-    return denoiser.hidden_of_window(params, tokens, prompt_length + start, block_length, attention_mask), of_all
+    """Hidden states of the block, and of the whole completion where these are asked for."""
+    tokens = sequence(prompt, rollout)
+    if "predictions" not in record:
+      return denoiser.hidden_of_window(params, tokens, prompt_length + start, block_length, attention_mask), None
+    of_all = denoiser.hidden(params, tokens, attention_mask)[:, prompt_length:]
+    return of_block(of_all), of_all
 
   def commit(index, rollout, hidden, unconditional=None, of_all=None):
     """The rollout after a step, given its hidden states of the block, [B, K, D]: only these go through the LM head.

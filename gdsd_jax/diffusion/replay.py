@@ -52,12 +52,12 @@ def _replay(denoiser: Denoiser, params, prompt, prompt_mask, rollout: Rollout, c
 
   def step(index, found):
     start = index // each * config.block_width
-    of_block = lambda x, before=0: window_of(x, before + start, config.block_width)
+    of_block = lambda x: window_of(x, start, config.block_width)
     state = state_before(rollout, index, mask_id)
 
     def hidden(prompt):
       sequence = jnp.concatenate([prompt, state], axis=1)
-      return of_block(denoiser.hidden(params, sequence, attention_mask), prompt.shape[1])
+      return denoiser.hidden_of_window(params, sequence, prompt.shape[1] + start, config.block_width, attention_mask)
 
     unconditional = hidden(jnp.full_like(prompt, mask_id)) if config.cfg_scale > 0 else None
     now = drawn(denoiser, params, hidden(prompt), unconditional, of_block(rollout.tokens), config)

@@ -47,14 +47,14 @@ class Denoiser:
   source: str | None = dataclasses.field(default=None, compare=False)  # folder that it was loaded from
   quantize: QuantizeConfig | None = None  # how the base is quantised, which is then frozen; None: it is not
   # How many tokens of a chip go through a layer's MLP, or experts, at a time; their activations are computed again in
-  # the backward pass, whatever `remat` says. None: all tokens at once.
+  # the backward pass, without `remat`, too. None: all tokens at once.
   mlp_tokens: int | None = None
 
   def __post_init__(self):
     for name, known in (("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT)):
       require_one_of(f"model.{name}", getattr(self, name), known)
-    require(self.mlp_tokens is None or self.mlp_tokens >= 1, "model.mlp_tokens",
-            f"must be at least 1, or None for all at once, not {self.mlp_tokens}")
+    require(self.mlp_tokens is None or self.mlp_tokens >= 1 and self.remat != "products", "model.mlp_tokens",
+            f"{self.mlp_tokens} must be at least 1, and model.remat not 'products', which keeps those of all tokens")
     # Which says whether adapter and blocks fit.
     quantised_weights(weights_of(self.config, self.lora), self.quantize, self.mesh)
     has_experts = self.config.experts is not None or self.mesh is None or EXPERT not in self.mesh.shape
@@ -168,7 +168,7 @@ class Denoiser:
     if self.token_parts > 1 or self.config.block_length is not None:
       return window_of(self.hidden(params, tokens, attention_mask), start, width)
     first, count = self._read_of(start, width)
-    context = self._context(tokens, attention_mask)
+    context, count = self._context(tokens, attention_mask), min(count, tokens.shape[1])
     x = self._embedded(params, tokens, context)
     x = outputs_of_window(x, params, self.logical_axes(), jnp.maximum(first, 0), count, context)
     if self.config.shifted_output:  # a window may begin with the first token, before which is none

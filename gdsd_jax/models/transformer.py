@@ -72,12 +72,25 @@ def block(x, layer: Layer, context: Context):
   norm = lambda x: rms_norm(x, layer.weights["mlp_norm"], context.config.norm_epsilon)
   load = router_load(norm(x), layer, context) if context.with_load else None
 
+  wide = layer if context.mlp_tokens is None else _wide(layer)
+
   def of_tokens(x, chunk):
     whole = layer.dropout_key is None or chunk is None
-    own = layer if whole else layer._replace(dropout_key=jax.random.fold_in(layer.dropout_key, chunk))
+    own = wide if whole else wide._replace(dropout_key=jax.random.fold_in(layer.dropout_key, chunk))
     return feed_forward(norm(x), own, context)
 
   return x + in_chunks(of_tokens, x, context.mlp_tokens, context.mesh, context.axes), read, load
+
+
+def _wide(layer: Layer) -> Layer:
+  """The layer with what is trained in float32, in which so the gradients of chunks are summed; see `in_chunks`.
+
+  Under an adapter that is the adapter alone.
+  """
+  widened = lambda x: x if is_quantised(x) else x.astype(jnp.float32)
+  if layer.factors:
+    return layer._replace(factors=jax.tree.map(widened, layer.factors))
+  return layer._replace(weights=jax.tree.map(widened, layer.weights, is_leaf=is_quantised))
 
 
 def attention_input(x, layer: Layer, context: Context):

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 FILE = "config.json"
 # Fields that may change when a run resumes: they do not change what the run computes.
 _RESUMABLE = (
-  "steps", "checkpoint.", "log.", "mesh.", "model.remat",
+  "steps", "checkpoint.", "log.", "mesh.", "model.remat", "model.mlp_tokens",
   "model.revision",  # the weights themselves are compared
   # Only launch/evaluate.py reads these.
   "eval.alg", "eval.alg_temp", "eval.remasking", "eval.cfg_scale", "eval.eos_penalty", "eval.cache", "eval.threshold",
