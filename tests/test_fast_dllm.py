@@ -177,9 +177,9 @@ def note(name):
 class Counting(Denoiser):
   """It counts the passes over the whole sequence, and those over a window."""
 
-  def hidden(self, *args):
+  def hidden_of_window(self, *args):
     jax.debug.callback(note, "full")
-    return super().hidden(*args)
+    return super().hidden_of_window(*args)
 
   def hidden_and_cache(self, *args):
     jax.debug.callback(note, "full")
