@@ -334,7 +334,7 @@ def in_a_terminal(columns, end="pass", interrupt=False, resized=None, **environm
     written += new
     if resized and "number 2" in written:
       fcntl.ioctl(leader, termios.TIOCSWINSZ, struct.pack("HHHH", 24, resized, 0, 0))
-    if interrupt and "asleep" in written:
+    if interrupt and re.search(r"asleep\s", written):  # the end of the line, too
       process.send_signal(signal.SIGINT)
       interrupt = False
   os.close(leader)
