@@ -61,7 +61,7 @@ def test_a_replay_goes_through_the_sampler_s_own_states_in_bfloat16(tiny_denoise
 ALONE = ("llada", "dream_filtered")
 
 
-@pytest.mark.parametrize("changes", [{}, slow({"noise": "official"}), slow({"cache": "dual"})])
+@pytest.mark.parametrize("changes", [{}, slow({"noise": "official"}), slow({"cache": "dual", "block_length": 4})])
 @pytest.mark.parametrize("name", [name if name in ALONE else slow(name) for name in CASES if "greedy" not in name])
 def test_the_log_probability_alone_comes_with_the_prediction_and_changes_nothing(
     tiny_denoiser, tiny_params, name, changes):
