@@ -79,6 +79,35 @@ def test_every_target_computes_w_plus_scaled_ab(tiny_denoiser, tiny_params, targ
   assert np.abs(logits - apply(tiny_denoiser, tiny_params, TOKENS)).max() > 1e-3
 
 
+@pytest.mark.parametrize("rank, tokens, is_added", [(16, 256, True), (2, 256, False), (16, 8, False)])
+def test_an_update_is_added_to_its_weight_where_that_costs_less(tiny_config, monkeypatch, rank, tokens, is_added):
+  config, rng = LoraConfig(rank=rank, alpha=8.0, dropout=0.0), np.random.default_rng(0)
+  shapes = (1, tokens, 64), (64, 96), (64, rank), (rank, 96), (tokens, 96)
+  x, weight, a, b, cotangent = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+
+  def cost_and_results():
+    def training(x, a, b):
+      factors = {"gate": {"a": a, "b": b}}
+      layer = transformer.Layer({"gate": weight}, factors, dropout_key=None, cached=None)
+      context = transformer.Context(tiny_config, config, mesh=None, positions=None, mask=None)
+      made = jax.checkpoint(lambda x: transformer.project("gate", x, layer, context)[0])(x)
+      return jnp.sum(made * cotangent), made
+
+    compiled = jax.jit(jax.value_and_grad(training, (0, 1, 2), has_aux=True)).lower(x, a, b).compile()
+    (_, made), gradients = compiled(x, a, b)
+    return compiled.cost_analysis()["flops"], (made, *gradients)
+
+  flops, found = cost_and_results()
+  monkeypatch.setattr(transformer, "costs_less_added", lambda *given: not is_added)
+  of_the_other_way, _ = cost_and_results()
+  assert flops < of_the_other_way
+  rows, weight, a, b, cotangent = (array.astype(np.float64) for array in (x[0], weight, a, b, cotangent))
+  summed, of_summed = weight + 8.0 / rank * a @ b, 8.0 / rank * rows.T @ cotangent
+  expected = rows @ summed, (cotangent @ summed.T)[None], of_summed @ b.T, a.T @ of_summed
+  for got, wanted in zip(found, expected, strict=True):
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+
+
 def test_products_of_a_tpu_are_those_of_a_cpu(adapted, monkeypatch):
   denoiser, params = adapted
   of_tokens = lambda params: jnp.sum(jnp.sin(denoiser.hidden(params, TOKENS)))

@@ -114,10 +114,25 @@ def _added(weight, factors: Mapping[str, Any], scale: float, of_experts: bool):
   """A projection of all layers with its update. Raises ValueError if it is quantised."""
   if is_quantised(weight):
     raise ValueError("an adapter is merged into whole weights: load the base without `quantize`")
-  # The sum over the rank, one layer at a time; in full float32, which accelerators round by default.
-  product = jnp.matmul if of_experts else functools.partial(jnp.tensordot, axes=1)
-  update = jax.lax.map(lambda ab: product(*ab, precision="highest"), (factors["a"], factors["b"]))
+  of_layer = functools.partial(jnp.matmul, precision="highest") if of_experts else product_of
+  update = jax.lax.map(lambda ab: of_layer(*ab), (factors["a"], factors["b"]))  # one layer at a time
   return (weight.astype(jnp.float32) + scale * update).astype(weight.dtype)
+
+
+def product_of(a, b):
+  """A [*I, r] B [r, *O] -> [*I, *O], in full float32, which accelerators round by default."""
+  return jnp.tensordot(a, b, axes=1, precision="highest")
+
+
+def costs_less_added(x, kernel, rank: int) -> bool:
+  """Whether x [B, T, *I] takes fewer multiplications through W + A B, [*I, *O], than through W, A and B, in training.
+
+  A and B are gone through forward, once more where a backward pass makes activations again, and for gradients by x and
+  by both. W + A B is as large as W; but it is made twice, and has a gradient, of which those by A and B are made.
+  """
+  tokens, inputs = math.prod(x.shape[:2]), math.prod(x.shape[2:])
+  outputs = kernel.size // inputs
+  return 4 * tokens * rank * (inputs + outputs) > (tokens + 4 * rank) * inputs * outputs
 
 
 def add_adapter(denoiser, params, config: LoraConfig, key):

@@ -19,10 +19,10 @@ from gdsd_jax.models.attention_kernels import Padding
 from gdsd_jax.models.chunks import in_chunks
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.experts import Load, load_of, mixture
-from gdsd_jax.models.lora import LEAVES, LoraConfig
+from gdsd_jax.models.lora import costs_less_added, LEAVES, LoraConfig, product_of
 from gdsd_jax.models.quantised import product
 from gdsd_jax.models.windows import with_window
-from gdsd_jax.parallel.mesh import constrain, device_of, is_quantised
+from gdsd_jax.parallel.mesh import constrain, device_of, is_quantised, rounds_finely
 
 
 class KeysAndValues(NamedTuple):
@@ -155,12 +155,14 @@ def mlp(x, layer: Layer, context: Context, prefix: str = ""):
 
 def project(name: str, x, layer: Layer, context: Context):
   """x [B, T, *I] through a projection of the layer, low-rank update included: [B, T, *O]."""
-  projected = _product(x, layer.weights[name], context.mesh)
-  if is_quantised(layer.weights[name]) and name in ("query", "key", "value"):
+  kernel, factors, lora = layer.weights[name], layer.factors.get(name), context.lora
+  if factors and layer.dropout_key is None and _takes_the_sum(x, kernel, context):
+    return _product(x, kernel + lora.scale * product_of(factors["a"], factors["b"]), context.mesh)
+  projected = _product(x, kernel, context.mesh)
+  if is_quantised(kernel) and name in ("query", "key", "value"):
     projected = projected.reshape(*projected.shape[:2], -1, context.config.head_dim)
-  if name not in layer.factors:
+  if factors is None:
     return projected
-  lora, factors = context.lora, layer.factors[name]
   if layer.dropout_key is not None:
     key = jax.random.fold_in(layer.dropout_key, LEAVES.index(name))
     kept = jax.random.bernoulli(key, jnp.float32(1 - lora.dropout), x.shape)
@@ -169,6 +171,12 @@ def project(name: str, x, layer: Layer, context: Context):
     x = jnp.where(kept, x / (1 - lora.dropout), 0).astype(x.dtype)
   low = context.constrain(_product(x, factors["a"], context.mesh))  # [B, T, rank]
   return projected + lora.scale * _product(low, factors["b"], context.mesh)
+
+
+def _takes_the_sum(x, kernel, context: Context) -> bool:
+  """Whether x goes through the sum of a kernel and its update: where the update loses no digits, at less cost."""
+  is_exact = not is_quantised(kernel) and rounds_finely(x.dtype.name, device_of(context.mesh).platform)
+  return is_exact and costs_less_added(x, kernel, context.lora.rank)
 
 
 def _product(x, kernel, mesh: Mesh | None):
