@@ -27,12 +27,11 @@ from gdsd_jax.diffusion.block_canvas import Canvas
 from gdsd_jax.diffusion.block_step import all_masked
 from gdsd_jax.diffusion.commits import choose, commit_plan
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
+from gdsd_jax.diffusion.open_places import at_open_places
 from gdsd_jax.diffusion.trajectory import remembered
 from gdsd_jax.diffusion.watching import step_or_end, Watcher
 from gdsd_jax.models.denoiser import Denoiser
-from gdsd_jax.models.windows import as_wide, window_of, with_chosen
-
-_FEWEST = 8  # positions whose logits are computed together at least
+from gdsd_jax.models.windows import window_of, with_chosen
 
 
 def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: SamplerConfig, record: frozenset[str],
@@ -141,18 +140,13 @@ class BlockSampler:
     """(Rollout, bool[B, K]): predictions of a block, without steps, and which of them to commit.
 
     `now` is the block, int32[B, K], and `may_change` has its masks, and with editing what may be replaced, bool[B, K].
-    Only these positions go through the LM head: as many in each row as the row with the most of them has, rounded up
-    to the block's half, quarter, … of at least 8. So it is one of a few programs. `planned` is as of `choose`; the key
-    is one for all, or one for each row, [B].
+    Only these places go through the LM head. `planned` is as of `choose`; the key is one for all, or one for each row,
+    [B].
     """
-    width, (token_key, position_key) = may_change.shape[1], random_keys.split(key)
-    first = jnp.argsort(~may_change, axis=1, stable=True)
-    back = jnp.argsort(first, axis=1)
-    in_order = lambda x, places: jnp.take_along_axis(x, as_wide(places, x), axis=1)
+    token_key, position_key = random_keys.split(key)
 
-    def predict(count: int, hidden):
-      places = first[:, :count]
-      states, before, open_ones = (in_order(x, places) for x in (hidden, now, may_change))
+    def predict(of_places, places):
+      states, before, open_ones = of_places
       is_mask = before == self.denoiser.config.mask_token_id
       tokens, confidence, *logp = self._predict(states, random_keys.at_places(token_key, places))
       told = remembered(self.denoiser, self.params, states, None, tokens, self.config, self.record, *logp)
@@ -161,15 +155,9 @@ class BlockSampler:
       if self.config.edits:
         other = (tokens != before) & (confidence > self.config.editing_threshold)
         chosen |= open_ones & ~is_mask & other
-      whole = lambda x: in_order(jnp.pad(x, [(0, 0), (0, width - count), *[(0, 0)] * (x.ndim - 2)]), back)
-      return jax.tree.map(whole, (Rollout(tokens, confidence, **told), chosen))
+      return Rollout(tokens, confidence, **told), chosen
 
-    counts = [width]
-    while counts[-1] % 2 == 0 and counts[-1] >= 2 * _FEWEST:
-      counts.append(counts[-1] // 2)
-    needed = jnp.max(jnp.sum(may_change, axis=1))
-    branch = sum((needed <= count).astype(jnp.int32) for count in counts[1:])
-    return jax.lax.switch(branch, [functools.partial(predict, count) for count in counts], hidden)
+    return at_open_places(predict, may_change, (hidden, now, may_change))
 
   def _predict(self, hidden, key):
     """Tokens, the confidence in them and, at a temperature, the log-probability with which they were drawn.

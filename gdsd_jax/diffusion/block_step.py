@@ -2,11 +2,13 @@
 
 import jax.numpy as jnp
 
-from gdsd_jax.diffusion import dream, prediction
+from gdsd_jax.diffusion import dream, prediction, random_keys
 from gdsd_jax.diffusion.commits import choose
 from gdsd_jax.diffusion.config import Predictions, Rollout, SamplerConfig
+from gdsd_jax.diffusion.open_places import at_open_places
 from gdsd_jax.diffusion.trajectory import comes_with_prediction, remembered
 from gdsd_jax.models.denoiser import Denoiser
+from gdsd_jax.models.lm_head import CHUNK
 
 
 def all_masked(batch: int, length: int, mask_id: int, config: SamplerConfig, record) -> Rollout:
@@ -26,16 +28,26 @@ def commits(denoiser: Denoiser, params, hidden, unconditional, masked, planned, 
   Args:
     denoiser, params: the model.
     hidden, unconditional: hidden states of the block, [B, K, D], and those without the prompt, for guidance, or None.
-    masked: bool[B, K], positions that may be committed.
+    masked: bool[B, K], positions that may be committed. Of a large vocabulary, only these go through the LM head.
     planned: as of `choose`.
     keys: those of tokens and of positions, one for all, or one for each position, [B, K].
     config: the sampler, llada's or dream's.
     record: what the rollout remembers, see `blockwise.sample`.
   """
   with_logp = comes_with_prediction(record, config)
-  tokens, confidence, *logp = predict(denoiser, params, hidden, unconditional, keys[0], config, with_logp=with_logp)
-  told = remembered(denoiser, params, hidden, unconditional, tokens, config, record, *logp)
-  return Rollout(tokens, confidence, **told), choose(confidence, masked, planned, keys[1], config)
+
+  def at(of_places, places=None):
+    hidden, unconditional, masked, *keys_there = of_places
+    token_key, position_key = keys_there or keys
+    tokens, confidence, *logp = predict(denoiser, params, hidden, unconditional, token_key, config, with_logp=with_logp)
+    told = remembered(denoiser, params, hidden, unconditional, tokens, config, record, *logp)
+    return Rollout(tokens, confidence, **told), choose(confidence, masked, planned, position_key, config)
+
+  of_block = hidden, unconditional, masked, *(keys if random_keys.is_of_rows(keys[0]) else ())
+  # A head of fewer columns costs less than the choice of a program; tokens that a mesh splits stay where they are.
+  if denoiser.config.vocab_size < CHUNK or denoiser.token_parts > 1:
+    return at(of_block)
+  return at_open_places(at, masked, of_block)
 
 
 def predict(denoiser: Denoiser, params, hidden, unconditional, key, config: SamplerConfig, given=None,
