@@ -56,8 +56,9 @@ def run(family: str, mesh=None, record=("logp",), **changes):
   prompt = PROMPT
   if mesh is not None:
     params, prompt = jax.device_put((params, prompt), (param_shardings(mesh, denoiser), batch_sharding(mesh)))
-  again = jax.jit(lambda *given: sample.__wrapped__(denoiser, *given, None, jax.random.key(2), config, frozenset(record)))
-  return jax.device_get(again(params, prompt))
+  key, record = jax.random.key(2), frozenset(record)
+  compiled_anew = jax.jit(lambda *given: sample.__wrapped__(denoiser, *given, None, key, config, record))
+  return jax.device_get(compiled_anew(params, prompt))
 
 
 def assert_same(one, other):

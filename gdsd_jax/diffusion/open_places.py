@@ -14,7 +14,7 @@ _FEWEST = 8  # places of a row that are computed together at least
 
 
 def at_open_places(compute: Callable, is_open, of_block):
-  """compute(of_places, places) at the open places of a block, bool[B, K]: a tree of arrays [B, K, ...], 0 at the others.
+  """compute(of_places, places) at the open places of a block: a tree of arrays [B, K, ...], 0 at the others.
 
   Args:
     compute: of arrays [B, N, ...] at the places int[B, N], a tree of arrays [B, N, ...]; what it gives for a place does
