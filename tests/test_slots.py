@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from gdsd_jax.benchmark.slots import compare
 from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.generation.rollout import _join
@@ -195,3 +196,17 @@ def test_a_run_trains_on_what_slots_sample_and_tells_of_them(tmp_path, quick_run
   [kept, *_] = read_rows(tmp_path / "rollouts.jsonl")
   assert all(len(one["unmasked"]) == 16 for one in kept["completions"])
   assert len(trainer.sample(["Ana has 9 cards and buys 7 more. How many cards does Ana have?"])) == 1
+
+
+@pytest.mark.slow
+def test_the_benchmark_tells_what_slots_could_gain_at_most():
+  """Without a threshold all completions of two blocks of 8 take 16 steps: nothing waits, and nothing can be gained."""
+  measure = lambda **changes: compare(run_config(load_config("gdsd_math:tiny", {
+    "group_size": 4, "prompts_per_step": 2, **{f"sampler.{name}": value for name, value in changes.items()}})),
+    slots=8, prompts=32, repeats=1)
+  even = measure(temperature=0.0)
+  assert even["batches"]["sampler_passes"] == 4 * 16 and even["slots"]["sampler_passes"] == 4 * 16
+  assert even["batches"]["text_tokens"] == even["slots"]["text_tokens"]
+  assert even["at_most"] == even["slots"]["slot_occupancy"] == 1
+  uneven = measure(threshold=0.9, early_stop=True)
+  assert uneven["at_most"] > 1.1 and uneven["batches"]["sampler_passes"] < 4 * 16

@@ -9,6 +9,7 @@ import numpy as np
 
 from gdsd_jax.benchmark.meter import measured, process_memory
 from gdsd_jax.checks import require
+from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.generation.slot_use import slot_use
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
@@ -22,9 +23,10 @@ def compare(config: RunConfig, slots: int, prompts: int, repeats: int) -> dict[s
   """What it takes to sample completions of the first `prompts` problems of a recipe, as JSON values.
 
   In batches of as many as a step of the recipe has, and all together in slots; after a first round of each, which
-  compiles. Returns for either side the medians of `seconds` and `cpu_seconds`, and `text_tokens`, up to the end of
-  the texts; `slot_use` of the slots; and `ratio` and `cpu_ratio` of text tokens in a second. Raises ValueError, one
-  line naming the flag.
+  compiles. Returns for either side the medians of `seconds` and `cpu_seconds`, of `sampler_passes`, and `text_tokens`,
+  up to the end of the texts; the rest of `slot_use` of the slots; `ratio` and `cpu_ratio` of text tokens in a second;
+  and `at_most`, what the ratio would be with slots that never wait and passes that cost the same by the sequence.
+  Raises ValueError, one line naming the flag.
   """
   require(prompts % config.rollouts_per_step == 0, "--batch", f"{prompts} must be a multiple of the"
           f" {config.rollouts_per_step} rollouts of a step, the batch that slots are compared with")
@@ -36,7 +38,7 @@ def compare(config: RunConfig, slots: int, prompts: int, repeats: int) -> dict[s
   batched = RolloutSampler(denoiser, load_tokenizer(config.model.folder, denoiser.config), task, config.sampler,
                            config.rollouts.prompt_buckets, mesh)
   slotted = batched.with_config(slots=slots)
-  slotted.needs = frozenset({"passes"})
+  batched.needs, slotted.needs = frozenset({"steps"}), frozenset({"passes"})
 
   def sampled(sampler, count, key):
     parts = [sampler.sample(params, examples[first:first + count], jax.random.fold_in(key, first))
@@ -51,15 +53,24 @@ def compare(config: RunConfig, slots: int, prompts: int, repeats: int) -> dict[s
       numbers["text_tokens"] = int(sum(np.sum(sampler.grade(part).lengths) for part in parts))
       if side == "slots":
         numbers |= slot_use(parts[0].rollout.passes, slots)
+      else:
+        numbers["sampler_passes"] = sum(_passes(np.asarray(part.rollout.steps), config.sampler) for part in parts)
       if number:
         found[side].append(numbers)
   result = {side: {name: statistics.median(one[name] for one in numbers) for name in numbers[0]}
             for side, numbers in found.items()}
   speed = lambda side, name: result[side]["text_tokens"] / result[side][name]
+  worked = slots * result["slots"]["sampler_passes"] * result["slots"]["slot_occupancy"]
   parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
   return {"parameters": parameters, "prompts": prompts, "batch": size, "slot_count": slots, **result,
+          "at_most": size * result["batches"]["sampler_passes"] / worked,
           **{name: speed("slots", of) / speed("batches", of) for name, of in (("ratio", "seconds"),
                                                                               ("cpu_ratio", "cpu_seconds"))}}
+
+
+def _passes(steps, sampler: SamplerConfig) -> int:
+  """How many passes a batch took, of when its tokens were unmasked, int[B, L]: some were in each of them."""
+  return len(np.unique(steps[steps < sampler.most_steps]))  # what an early stop fills was unmasked in none
 
 
 def line(result: dict[str, Any]) -> str:
@@ -67,5 +78,6 @@ def line(result: dict[str, Any]) -> str:
   one, other = result["batches"], result["slots"]
   return (f"{result['prompts']} completions: {one['seconds']:.2f} s ({one['cpu_seconds']:.2f} s of CPU) in batches of"
           f" {result['batch']}, {other['seconds']:.2f} s ({other['cpu_seconds']:.2f}) in {result['slot_count']} slots,"
-          f" {result['ratio']:.2f} ({result['cpu_ratio']:.2f}) times as many tokens of text a second; occupancy"
-          f" {other['slot_occupancy']:.3f}, {other['slot_occupancy_queued']:.3f} while prompts waited")
+          f" {result['ratio']:.2f} ({result['cpu_ratio']:.2f}) times as many tokens of text a second, at most"
+          f" {result['at_most']:.2f}; occupancy {other['slot_occupancy']:.3f},"
+          f" {other['slot_occupancy_queued']:.3f} while prompts waited")
