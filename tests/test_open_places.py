@@ -11,6 +11,7 @@ import pytest
 
 from gdsd_jax.diffusion import block_step
 from gdsd_jax.diffusion.blockwise import sample
+from gdsd_jax.diffusion.commits import commit_plan, masks_left
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.diffusion.open_places import at_open_places
 from gdsd_jax.models.config import DenoiserConfig
@@ -46,6 +47,22 @@ def test_as_many_places_as_the_row_with_the_most_has(width, sizes):
     np.testing.assert_allclose(found["sums"][is_open], numbers.sum(axis=-1)[is_open], rtol=1e-6)
     np.testing.assert_array_equal(found["places"][is_open], np.nonzero(is_open)[1])
     assert set(found["count"][is_open]) <= {size}
+
+
+@pytest.mark.parametrize("kind, changes", [
+  ("llada", {}), ("llada", {"steps": 12}), ("llada", {"steps": 32, "cache": "dual"}), ("dream", {"alg": "entropy"}),
+  ("dream", {"alg": "maskgit_plus", "block_length": None, "steps": 24, "eps": 0.1})])
+def test_the_plan_tells_the_masks_that_a_step_finds(kind, changes):
+  config = dataclasses.replace(GREEDY, kind=kind, **changes)
+  plan, left = commit_plan(config), masks_left(config)
+  assert left[0] == config.block_width and left[-1] == plan[-1]
+  np.testing.assert_array_equal(left[:-1] - plan[:-1], left[1:])
+
+
+@pytest.mark.parametrize("kind, changes", [
+  ("llada", {"threshold": 0.9}), ("llada", {"factor": 1.0}), ("dream", {"alg": "origin"})])
+def test_where_more_than_a_plan_decides_it_tells_nothing(kind, changes):
+  assert masks_left(dataclasses.replace(GREEDY, kind=kind, **changes)) is None
 
 
 def run(family: str, mesh=None, record=("logp",), **changes):

@@ -22,7 +22,8 @@ def all_masked(batch: int, length: int, mask_id: int, config: SamplerConfig, rec
   return rollout.only({"steps", *record})
 
 
-def commits(denoiser: Denoiser, params, hidden, unconditional, masked, planned, keys, config: SamplerConfig, record):
+def commits(denoiser: Denoiser, params, hidden, unconditional, masked, planned, keys, config: SamplerConfig, record,
+            most=None):
   """(Rollout, bool[B, K]): predictions of a block, without steps, and which of them to commit.
 
   Args:
@@ -33,6 +34,7 @@ def commits(denoiser: Denoiser, params, hidden, unconditional, masked, planned, 
     keys: those of tokens and of positions, one for all, or one for each position, [B, K].
     config: the sampler, llada's or dream's.
     record: what the rollout remembers, see `blockwise.sample`.
+    most: the most positions that are masked in a row, int[], where it is known.
   """
   with_logp = comes_with_prediction(record, config)
 
@@ -47,7 +49,7 @@ def commits(denoiser: Denoiser, params, hidden, unconditional, masked, planned, 
   # A head of fewer columns costs less than the choice of a program; tokens that a mesh splits stay where they are.
   if denoiser.config.vocab_size < CHUNK or denoiser.token_parts > 1:
     return at(of_block)
-  return at_open_places(at, masked, of_block)
+  return at_open_places(at, masked, of_block, most)
 
 
 def predict(denoiser: Denoiser, params, hidden, unconditional, key, config: SamplerConfig, given=None,

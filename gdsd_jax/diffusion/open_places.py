@@ -13,7 +13,7 @@ from gdsd_jax.models.windows import as_wide
 _FEWEST = 8  # places of a row that are computed together at least
 
 
-def at_open_places(compute: Callable, is_open, of_block):
+def at_open_places(compute: Callable, is_open, of_block, most=None):
   """compute(of_places, places) at the open places of a block: a tree of arrays [B, K, ...], 0 at the others.
 
   Args:
@@ -22,6 +22,7 @@ def at_open_places(compute: Callable, is_open, of_block):
       rounded up to a quarter of the block, of two, or of three, of at least 8 places; the open ones come first.
     is_open: bool[B, K].
     of_block: a tree of arrays [B, K, ...].
+    most: the open places of that row, int[], where it is known; chips then need not ask each other for it.
   """
   width = is_open.shape[1]
   first = jnp.argsort(~is_open, axis=1, stable=True)
@@ -35,6 +36,6 @@ def at_open_places(compute: Callable, is_open, of_block):
     return jax.tree.map(lambda x: in_order(padded(x), back), found)
 
   counts = [width, *(width * parts // 4 for parts in (3, 2, 1) if width % 4 == 0 and width * parts // 4 >= _FEWEST)]
-  needed = jnp.max(jnp.sum(is_open, axis=1))
+  needed = jnp.max(jnp.sum(is_open, axis=1)) if most is None else most
   branch = sum((needed <= count).astype(jnp.int32) for count in counts[1:])
   return jax.lax.switch(branch, [lambda of_block, count=count: at(count, of_block) for count in counts], of_block)
