@@ -18,7 +18,7 @@ from gdsd_jax.diffusion.forward import MaskConfig
 from gdsd_jax.objectives.advantages import ADVANTAGES
 from gdsd_jax.objectives.named import ObjectiveFields
 from gdsd_jax.objectives.objective import Objective
-from gdsd_jax.parallel.mesh import rounds_finely
+from gdsd_jax.parallel.mesh import device_of, rounds_finely
 from gdsd_jax.parallel.slices import count_slices
 from gdsd_jax.runs.eval_config import EvalConfig
 from gdsd_jax.runs.log_config import LogConfig
@@ -211,7 +211,7 @@ class RunConfig:
     TPU slices add up gradients each by itself, which is only done by scores that are known. An adapter's dropout is
     for the gradient alone: scores are made without it.
     """
-    finely = rounds_finely(self.model.dtype, mesh.devices.flat[0].platform)
+    finely = rounds_finely(self.model.dtype, device_of(mesh).platform)
     can_be = self.objective.scored_in_step(self.distillation.num_iterations, finely) and count_slices(mesh) == 1
     return can_be and not self.log.trajectory and not (self.model.lora and self.model.lora.dropout)
 

@@ -13,7 +13,7 @@ from gdsd_jax.huggingface.weights import load_weights
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import add_adapter
-from gdsd_jax.parallel.mesh import param_shardings
+from gdsd_jax.parallel.mesh import device_of, param_shardings
 from gdsd_jax.runs.checkpoints import cause_of, CheckpointError, damaged_metrics, quiet_orbax
 from gdsd_jax.runs.config_dict import made
 from gdsd_jax.runs.files import absolute
@@ -31,7 +31,7 @@ def make_denoiser(config: ModelConfig, architecture: DenoiserConfig, mesh, folde
   """
   require(architecture.experts is not None or not config.train_router, "model.train_router",
           f"{config.path} has no experts, and so no router")
-  require(config.remat != "offload" or mesh.devices.flat[0].platform != "cpu", "model.remat",
+  require(config.remat != "offload" or device_of(mesh).platform != "cpu", "model.remat",
           "'offload' is for TPUs and GPUs, whose memory is not the host's; give full")
   frozen_dtype = config.dtype if config.lora else "float32"
   source = None if folder is None else str(folder)
