@@ -1,20 +1,24 @@
 """What a recipe says of a model whose config.json names no special tokens and no length of blocks, in every command."""
 
+import dataclasses
 import json
 import shutil
 
 from block_folder import SAMPLED, write_block_folder
 from commands import run_command
+import jax
 import pytest
 
 import gdsd_jax
 from gdsd_jax.huggingface.folder import load_config
 from gdsd_jax.huggingface.published import architecture
 from gdsd_jax.huggingface.tokenizer import decode_completions, load_tokenizer
+from gdsd_jax.models.lora import add_adapter, LoraConfig
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.planning.plan import AbstractRun
 from gdsd_jax.runs.chosen_model import ChosenModel
 from gdsd_jax.runs.config_dict import base_config, run_config
+from gdsd_jax.runs.export import write_model
 from gdsd_jax.runs.model_config import ModelConfig
 
 SAID = {"mask_token_id": 413, "eos_token_id": 409, "block_length": 2}  # of the embedded tokenizer; SDAR's own is 4
@@ -70,6 +74,15 @@ def test_a_model_is_what_is_stated_of_it(named, folder):
   assert ModelConfig(str(named), **SAID).architecture == whole  # said twice alike
   tokenizer = load_tokenizer(folder, whole)
   assert decode_completions(tokenizer, [[409, 5]]) == [""]
+
+
+def test_the_card_of_an_adapter_says_it_again(folder, tmp_path):
+  base, lora = ModelConfig(str(folder), **SAID), LoraConfig(rank=2)
+  denoiser, params = gdsd_jax.load_pretrained(folder, stated=base.stated)
+  denoiser, params = add_adapter(denoiser, params, lora, jax.random.key(0))
+  write_model(tmp_path / "out", denoiser, params, dataclasses.replace(base, lora=lora))
+  [command] = [line for line in (tmp_path / "out" / "README.md").read_text().splitlines() if "gdsd-evaluate" in line]
+  assert command.split()[-3:] == [f"--config.model.{name}={value}" for name, value in SAID.items()]
 
 
 def test_every_command_gets_it_from_the_recipe(folder):

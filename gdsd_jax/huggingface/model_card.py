@@ -7,6 +7,7 @@ from typing import Any
 
 from gdsd_jax.huggingface import eurobert
 from gdsd_jax.huggingface.families import FAMILIES
+from gdsd_jax.huggingface.stated import flags
 from gdsd_jax.models.denoiser import Denoiser
 
 NAME = "README.md"
@@ -26,7 +27,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def model_card(folder: Path, denoiser: Denoiser, base: str, base_is_hub: bool, made: Mapping[str, Any] | None,
-               opened: str | None = None) -> str:
+               opened: str | None = None, stated: Mapping[str, int] | None = None) -> str:
   """The text of a model's card, or of an adapter's where `denoiser.lora` is there.
 
   Args:
@@ -36,6 +37,7 @@ def model_card(folder: Path, denoiser: Denoiser, base: str, base_is_hub: bool, m
     base_is_hub: whether that is a name of the hub's.
     made: fields of the run's recipe, nested, and the `step` of its checkpoint; None where it is not known.
     opened: where the base model is that an adapter fits; `base` unless it is another folder.
+    stated: what was said of the base model beside its config.json, as in `load_config`: an adapter's files do not.
   """
   adapter = denoiser.lora is not None
   head = ["library_name: " + ("peft" if adapter else "transformers"), "tags: [masked-diffusion, gdsd_jax]"]
@@ -52,7 +54,7 @@ def model_card(folder: Path, denoiser: Denoiser, base: str, base_is_hub: bool, m
   return "\n".join((
     "---", *head, "---", _MARK, "", f"# {folder.resolve().name}", "",
     f"{what}, trained by gdsd_jax {_version()}{_told(made)}. {licence}", "",
-    "## Loading", "", *_how(folder, denoiser, opened or base), "",
+    "## Loading", "", *_how(folder, denoiser, opened or base, flags(stated or {})), "",
   ))
 
 
@@ -74,7 +76,7 @@ def _told(made: Mapping[str, Any] | None) -> str:
   return f" ({', '.join(f'{path} {value}' for path, value in found.items())})" if found else ""
 
 
-def _how(folder: Path, denoiser: Denoiser, base: str) -> list[str]:
+def _how(folder: Path, denoiser: Denoiser, base: str, stated: str) -> list[str]:
   config, name = denoiser.config, folder.resolve().name
   native, published = config.layout == "transformers", FAMILIES.get(config.family)
   lines = ["```python"]
@@ -98,7 +100,7 @@ def _how(folder: Path, denoiser: Denoiser, base: str) -> list[str]:
   if denoiser.lora is None:
     lines.append(f'denoiser, params = gdsd_jax.load_pretrained("{name}")')
   else:
-    lines.append(f"# gdsd-evaluate --config=RECIPE --model={name}")
+    lines.append(f"# gdsd-evaluate --config=RECIPE --model={name}{stated}")
   return [*lines, "```"]
 
 

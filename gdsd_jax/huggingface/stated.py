@@ -39,6 +39,11 @@ def shown(stated: Mapping[str, int]) -> str:
   return f" with {', '.join(f'model.{FIELDS[name]}={value}' for name, value in stated.items())}" if stated else ""
 
 
+def flags(stated: Mapping[str, int]) -> str:
+  """The flags of a command that state it, each after a space."""
+  return "".join(f" --config.model.{FIELDS[name]}={value}" for name, value in stated.items())
+
+
 def hint(name: str) -> str:
   """What gives a field that config.json lacks, as the end of a message; "" where nothing does."""
   return f"; --config.model.{FIELDS[name]} can say it" if name in FIELDS else ""

@@ -160,7 +160,7 @@ def _write_adapter(out: Path, denoiser, params, base_model: ModelConfig, folder:
                     layout=layout)
     base, revision = str((out / "base_model").resolve()), None
     denoiser = dataclasses.replace(denoiser, config=dataclasses.replace(config, layout=layout), source=base)
-  card = model_card(out, denoiser, made_from, is_hub, made, base)
+  card = model_card(out, denoiser, made_from, is_hub, made, base, base_model.stated)
   save_adapter(out, denoiser, params, base, revision, _beside(out, card, origin))
   _log.info("wrote the PEFT adapter to %s; its base model is %s", out, base)
 
