@@ -108,6 +108,14 @@ def test_an_update_is_added_to_its_weight_where_that_costs_less(tiny_config, mon
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
 
 
+def test_each_device_adds_up_for_its_own_tokens_alone(tiny_config):
+  """256 tokens of 8 devices are 32 of each, which are cheaper through both."""
+  x, kernel, lora = np.ones((8, 32, 64), np.float32), np.ones((64, 64), np.float32), LoraConfig(rank=16, dropout=0.0)
+  context = lambda mesh: transformer.Context(tiny_config, lora, mesh, positions=None, mask=None)
+  taken = lambda mesh: transformer._takes_the_sum(x, kernel, context(mesh))
+  assert taken(None) and taken(make_mesh(1, 1, 1, jax.devices()[:1])) and not taken(make_mesh(8))
+
+
 def test_products_of_a_tpu_are_those_of_a_cpu(adapted, monkeypatch):
   denoiser, params = adapted
   of_tokens = lambda params: jnp.sum(jnp.sin(denoiser.hidden(params, TOKENS)))

@@ -11,9 +11,10 @@ import pytest
 
 from gdsd_jax.diffusion import block_step
 from gdsd_jax.diffusion.blockwise import sample
-from gdsd_jax.diffusion.commits import commit_plan, masks_left
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.diffusion.open_places import at_open_places
+from gdsd_jax.diffusion.replay import replay
+from gdsd_jax.diffusion.trajectory import state_before
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
@@ -30,7 +31,7 @@ PROMPT = np.random.default_rng(0).integers(0, 20, (4, 8))
 
 
 @pytest.mark.parametrize("width, sizes", [(16, {16: 16, 12: 12, 8: 8, 4: 8}), (20, {20: 20, 15: 15, 10: 10, 5: 10}),
-                                          (6, {6: 6, 3: 6}), (15, {15: 15, 5: 15}), (32, {17: 24, 16: 16, 8: 8, 0: 8})])
+                                          (6, {6: 6, 3: 6}), (15, {15: 15, 5: 8}), (32, {17: 24, 16: 16, 8: 8, 1: 8})])
 def test_as_many_places_as_the_row_with_the_most_has(width, sizes):
   numbers = np.random.default_rng(1).normal(size=(3, width, 2)).astype(np.float32)
 
@@ -49,30 +50,16 @@ def test_as_many_places_as_the_row_with_the_most_has(width, sizes):
     assert set(found["count"][is_open]) <= {size}
 
 
-@pytest.mark.parametrize("kind, changes", [
-  ("llada", {}), ("llada", {"steps": 12}), ("llada", {"steps": 32, "cache": "dual"}), ("dream", {"alg": "entropy"}),
-  ("dream", {"alg": "maskgit_plus", "block_length": None, "steps": 24, "eps": 0.1})])
-def test_the_plan_tells_the_masks_that_a_step_finds(kind, changes):
-  config = dataclasses.replace(GREEDY, kind=kind, **changes)
-  plan, left = commit_plan(config), masks_left(config)
-  assert left[0] == config.block_width and left[-1] == plan[-1]
-  np.testing.assert_array_equal(left[:-1] - plan[:-1], left[1:])
-
-
-@pytest.mark.parametrize("kind, changes", [
-  ("llada", {"threshold": 0.9}), ("llada", {"factor": 1.0}), ("dream", {"alg": "origin"})])
-def test_where_more_than_a_plan_decides_it_tells_nothing(kind, changes):
-  assert masks_left(dataclasses.replace(GREEDY, kind=kind, **changes)) is None
-
-
-def run(family: str, mesh=None, record=("logp",), **changes):
-  config = dataclasses.replace(GREEDY, kind=family, **changes)
+def model(family: str, mesh=None):
   denoiser = Denoiser(MODELS[family], mesh=mesh)
   params = jax.jit(Denoiser(denoiser.config).init)(jax.random.key(1))
   params |= {"head": 5 * params["head"]}  # sure of some tokens, and not of others
-  prompt = PROMPT
-  if mesh is not None:
-    params, prompt = jax.device_put((params, prompt), (param_shardings(mesh, denoiser), batch_sharding(mesh)))
+  return denoiser, jax.device_put(params, None if mesh is None else param_shardings(mesh, denoiser))
+
+
+def run(family: str, mesh=None, record=("logp",), **changes):
+  config, (denoiser, params) = dataclasses.replace(GREEDY, kind=family, **changes), model(family, mesh)
+  prompt = PROMPT if mesh is None else jax.device_put(PROMPT, batch_sharding(mesh))
   key, record = jax.random.key(2), frozenset(record)
   compiled_anew = jax.jit(lambda *given: sample.__wrapped__(denoiser, *given, None, key, config, record))
   return jax.device_get(compiled_anew(params, prompt))
@@ -103,3 +90,31 @@ def test_rollouts_over_a_mesh_are_those_of_one_device(sizes, monkeypatch):
   monkeypatch.setattr(block_step, "CHUNK", 24)
   mesh = make_mesh(*sizes, devices=jax.devices()[:np.prod(sizes)])
   assert_same(run("llada", mesh), run("llada"))
+
+
+@pytest.mark.parametrize("family, changes", [
+  ("llada", {"steps": 12, "cfg_scale": 0.5}), slow("llada", {"remasking": "random"}),
+  slow("dream", {"alg": "topk_margin", "top_p": 0.9, "alg_temp": 0.5}),
+  ("dream", {"alg": "origin", "block_length": 32})])
+def test_what_is_drawn_by_one_key_has_the_probability_that_it_tells(family, changes, monkeypatch):
+  monkeypatch.setattr(block_step, "CHUNK", 24)
+  drawn = run(family, record=("logp", "entropy"), temperature=0.8, **changes)
+  logp, entropy = replay(*model(family), PROMPT, None, drawn, dataclasses.replace(
+    GREEDY, kind=family, temperature=0.8, **changes))
+  assert not np.any(drawn.tokens == LLADA.mask_token_id) and np.min(drawn.logp) < -0.5
+  np.testing.assert_allclose(drawn.logp, logp, atol=1e-5)
+  np.testing.assert_allclose(drawn.entropy, entropy, atol=1e-5)
+
+
+@pytest.mark.parametrize("family, changes", [
+  ("llada", {}), slow("llada", {"block_length": 32}), slow("dream", {"alg": "entropy"})])
+def test_predictions_are_remembered_with_their_own_probabilities(family, changes, monkeypatch):
+  monkeypatch.setattr(block_step, "CHUNK", 24)
+  drawn, (denoiser, params) = run(family, record=("predictions",), temperature=1.0, **changes), model(family)
+  for step in range(drawn.predictions.tokens.shape[1]):
+    state = state_before(drawn, step, LLADA.mask_token_id)
+    logits = denoiser.apply(params, np.concatenate([PROMPT, state], axis=1))[:, PROMPT.shape[1]:]
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    told = np.take_along_axis(probabilities, drawn.predictions.tokens[:, step, :, None], axis=-1)[..., 0]
+    masked = state == LLADA.mask_token_id
+    np.testing.assert_allclose(drawn.predictions.confidence[:, step][masked], told[masked], atol=1e-5)

@@ -6,7 +6,7 @@ A multiplication and its addition are two.
 
 from collections.abc import Sequence
 
-from gdsd_jax.diffusion.commits import masks_left
+from gdsd_jax.diffusion.commits import commit_plan
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.models.config import DenoiserConfig
 
@@ -40,7 +40,8 @@ def head_flops(config: DenoiserConfig, positions: int) -> float:
 
 def masked_tokens(sampler: SamplerConfig) -> list[int]:
   """For each denoising step of an exact sampler, the tokens of a completion that it may commit."""
-  return masks_left(sampler).tolist() * sampler.num_blocks
+  commits = commit_plan(sampler).tolist()
+  return [sum(commits[step:]) for step in range(len(commits))] * sampler.num_blocks
 
 
 def sampling_flops(config: DenoiserConfig, batch: int, length: int, masked: Sequence[int], lora_rank: int = 0) -> float:

@@ -24,8 +24,9 @@ def compare(config: RunConfig, slots: int, prompts: int, repeats: int) -> dict[s
 
   In batches of as many as a step of the recipe has, and all together in slots; after a first round of each, which
   compiles. Returns for either side the medians of `seconds` and `cpu_seconds`, of `sampler_passes`, and `text_tokens`,
-  up to the end of the texts; the rest of `slot_use` of the slots; `ratio` and `cpu_ratio` of text tokens in a second;
-  and `at_most`, what the ratio would be with slots that never wait and passes that cost the same by the sequence.
+  up to the end of the texts; the rest of `slot_use` of the slots, and `worked`, their passes that did work; `ratio` and
+  `cpu_ratio` of text tokens in a second; and `at_most`, what the ratio would be with slots that never wait, passes that
+  cost the same by the sequence, and texts equally long on both sides.
   Raises ValueError, one line naming the flag.
   """
   require(prompts % config.rollouts_per_step == 0, "--batch", f"{prompts} must be a multiple of the"
@@ -53,6 +54,7 @@ def compare(config: RunConfig, slots: int, prompts: int, repeats: int) -> dict[s
       numbers["text_tokens"] = int(sum(np.sum(sampler.grade(part).lengths) for part in parts))
       if side == "slots":
         numbers |= slot_use(parts[0].rollout.passes, slots)
+        numbers["worked"] = slots * numbers["sampler_passes"] * numbers["slot_occupancy"]
       else:
         numbers["sampler_passes"] = sum(_passes(np.asarray(part.rollout.steps), config.sampler) for part in parts)
       if number:
@@ -60,16 +62,15 @@ def compare(config: RunConfig, slots: int, prompts: int, repeats: int) -> dict[s
   result = {side: {name: statistics.median(one[name] for one in numbers) for name in numbers[0]}
             for side, numbers in found.items()}
   speed = lambda side, name: result[side]["text_tokens"] / result[side][name]
-  worked = slots * result["slots"]["sampler_passes"] * result["slots"]["slot_occupancy"]
   parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
   return {"parameters": parameters, "prompts": prompts, "batch": size, "slot_count": slots, **result,
-          "at_most": size * result["batches"]["sampler_passes"] / worked,
+          "at_most": size * result["batches"]["sampler_passes"] / result["slots"]["worked"],
           **{name: speed("slots", of) / speed("batches", of) for name, of in (("ratio", "seconds"),
                                                                               ("cpu_ratio", "cpu_seconds"))}}
 
 
 def _passes(steps, sampler: SamplerConfig) -> int:
-  """How many passes a batch took, of when its tokens were unmasked, int[B, L]: some were in each of them."""
+  """How many passes a batch took, of when its tokens were unmasked, int[B, L], some in each pass."""
   return len(np.unique(steps[steps < sampler.most_steps]))  # what an early stop fills was unmasked in none
 
 

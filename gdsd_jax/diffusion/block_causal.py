@@ -140,8 +140,8 @@ class BlockSampler:
     """(Rollout, bool[B, K]): predictions of a block, without steps, and which of them to commit.
 
     `now` is the block, int32[B, K], and `may_change` has its masks, and with editing what may be replaced, bool[B, K].
-    Only these places go through the LM head. `planned` is as of `choose`; the key is one for all, or one for each row,
-    [B].
+    Only these places go through the LM head, see `at_open_places`. `planned` is as of `choose`; the key is one for all,
+    or one for each row, [B].
     """
     token_key, position_key = random_keys.split(key)
 

@@ -9,6 +9,7 @@ from gdsd_jax.diffusion.open_places import at_open_places
 from gdsd_jax.diffusion.trajectory import comes_with_prediction, remembered
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lm_head import CHUNK
+from gdsd_jax.parallel.mesh import device_of
 
 
 def all_masked(batch: int, length: int, mask_id: int, config: SamplerConfig, record) -> Rollout:
@@ -22,19 +23,18 @@ def all_masked(batch: int, length: int, mask_id: int, config: SamplerConfig, rec
   return rollout.only({"steps", *record})
 
 
-def commits(denoiser: Denoiser, params, hidden, unconditional, masked, planned, keys, config: SamplerConfig, record,
-            most=None):
+def commits(denoiser: Denoiser, params, hidden, unconditional, masked, planned, keys, config: SamplerConfig, record):
   """(Rollout, bool[B, K]): predictions of a block, without steps, and which of them to commit.
 
   Args:
     denoiser, params: the model.
     hidden, unconditional: hidden states of the block, [B, K, D], and those without the prompt, for guidance, or None.
-    masked: bool[B, K], positions that may be committed. Of a large vocabulary, only these go through the LM head.
+    masked: bool[B, K], positions that may be committed. On a CPU, and of a large vocabulary, only these go through the
+      LM head, see `at_open_places`.
     planned: as of `choose`.
     keys: those of tokens and of positions, one for all, or one for each position, [B, K].
     config: the sampler, llada's or dream's.
     record: what the rollout remembers, see `blockwise.sample`.
-    most: the most positions that are masked in a row, int[], where it is known.
   """
   with_logp = comes_with_prediction(record, config)
 
@@ -46,10 +46,12 @@ def commits(denoiser: Denoiser, params, hidden, unconditional, masked, planned, 
     return Rollout(tokens, confidence, **told), choose(confidence, masked, planned, position_key, config)
 
   of_block = hidden, unconditional, masked, *(keys if random_keys.is_of_rows(keys[0]) else ())
-  # A head of fewer columns costs less than the choice of a program; tokens that a mesh splits stay where they are.
-  if denoiser.config.vocab_size < CHUNK or denoiser.token_parts > 1:
+  # Accelerators would compile several times as long to save what a step that computes whole sequences hardly feels; a
+  # head of fewer columns costs less than the choice; and tokens that a mesh splits stay where they are.
+  is_worth_it = device_of(denoiser.mesh).platform == "cpu" and denoiser.config.vocab_size >= CHUNK
+  if not is_worth_it or denoiser.token_parts > 1:
     return at(of_block)
-  return at_open_places(at, masked, of_block, most)
+  return at_open_places(at, masked, of_block)
 
 
 def predict(denoiser: Denoiser, params, hidden, unconditional, key, config: SamplerConfig, given=None,

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from gdsd_jax.checks import require
 from gdsd_jax.diffusion import block_causal, own, slots
 from gdsd_jax.diffusion.block_step import all_masked, commits, predict
-from gdsd_jax.diffusion.commits import commit_plan, masks_left
+from gdsd_jax.diffusion.commits import commit_plan
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
 from gdsd_jax.diffusion.trajectory import by_probability, with_step
 from gdsd_jax.diffusion.watching import if_wanted, step_or_end, unwatchable, Watcher
@@ -134,7 +134,7 @@ def _denoise_block(
   """The rollout with the block that begins at `start` of the completion denoised."""
   mask_id, prompt_length = denoiser.config.mask_token_id, prompt.shape[1]
   block_length = config.block_width
-  plan, left = jnp.asarray(commit_plan(config)), masks_left(config)
+  plan = jnp.asarray(commit_plan(config))
   keys = jax.random.split(key, len(plan))
   of_block = lambda x, before=0: window_of(x, before + start, block_length)
   sequence = lambda prompt, rollout: jnp.concatenate([prompt, rollout.tokens], axis=1)
@@ -156,12 +156,11 @@ def _denoise_block(
     """
     step, of_draws = number_of(index), jax.random.split(keys[index])
     predicted, chosen = commits(
-      denoiser, params, hidden, unconditional, masked(rollout), plan[index], of_draws, config, record,
-      None if left is None else jnp.asarray(left)[index])
+      denoiser, params, hidden, unconditional, masked(rollout), plan[index], of_draws, config, record)
     predictions, rollout = rollout.predictions, rollout.replace(predictions=None)
     if predictions is not None:
       probable = functools.partial(predict, denoiser, params, config=by_probability(config))
-      found = predicted.tokens, probable(hidden, unconditional, of_draws[0])[1]
+      found = predicted.tokens, probable(hidden, unconditional, of_draws[0], given=predicted.tokens)[1]
       if config.num_blocks > 1:
         elsewhere = probable(*of_all, jax.random.fold_in(of_draws[0], 1))
         found = with_window(elsewhere, found, start)

@@ -27,13 +27,6 @@ def commit_plan(config: SamplerConfig) -> np.ndarray:
   return np.array([each + (step < remainder) for step in range(min(steps, length))], np.int32)
 
 
-def masks_left(config: SamplerConfig) -> np.ndarray | None:
-  """The masks of a block that each step finds in every row, int32[steps]; None where more than a plan decides that."""
-  if config.is_parallel or not np.issubdtype((plan := commit_plan(config)).dtype, np.integer):
-    return None
-  return plan[::-1].cumsum(dtype=np.int32)[::-1]
-
-
 def choose(confidence, masked, planned, key, config: SamplerConfig):
   """Positions of a block that a step commits, bool[B, K].
 

@@ -4,6 +4,7 @@ How many these are is known when the program runs, and so it is one of a few pro
 """
 
 from collections.abc import Callable
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +14,18 @@ from gdsd_jax.models.windows import as_wide
 _FEWEST = 8  # places of a row that are computed together at least
 
 
-def at_open_places(compute: Callable, is_open, of_block, most=None):
-  """compute(of_places, places) at the open places of a block: a tree of arrays [B, K, ...], 0 at the others.
+def at_open_places(compute: Callable, is_open, of_block):
+  """compute(of_places, places) at the open places of a block: a tree of arrays [B, K, ...], 0 or unused elsewhere.
 
   Args:
     compute: of arrays [B, N, ...] at the places int[B, N], a tree of arrays [B, N, ...]; what it gives for a place does
       not depend on those that are not open. In each row N is the number of open ones in the row that has the most,
-      rounded up to a quarter of the block, of two, or of three, of at least 8 places; the open ones come first.
+      rounded up to a quarter, a half or three quarters of the block, of at least 8 places, or to all of it.
     is_open: bool[B, K].
     of_block: a tree of arrays [B, K, ...].
-    most: the open places of that row, int[], where it is known; chips then need not ask each other for it.
   """
   width = is_open.shape[1]
+  sizes = [width, *(count for parts in (3, 2, 1) if _FEWEST <= (count := math.ceil(width * parts / 4)) < width)]
   first = jnp.argsort(~is_open, axis=1, stable=True)
   back = jnp.argsort(first, axis=1)
   in_order = lambda x, places: jnp.take_along_axis(x, as_wide(places, x), axis=1)
@@ -35,7 +36,6 @@ def at_open_places(compute: Callable, is_open, of_block, most=None):
     padded = lambda x: jnp.pad(x, [(0, 0), (0, width - count), *[(0, 0)] * (x.ndim - 2)])
     return jax.tree.map(lambda x: in_order(padded(x), back), found)
 
-  counts = [width, *(width * parts // 4 for parts in (3, 2, 1) if width % 4 == 0 and width * parts // 4 >= _FEWEST)]
-  needed = jnp.max(jnp.sum(is_open, axis=1)) if most is None else most
-  branch = sum((needed <= count).astype(jnp.int32) for count in counts[1:])
-  return jax.lax.switch(branch, [lambda of_block, count=count: at(count, of_block) for count in counts], of_block)
+  needed = jnp.max(jnp.sum(is_open, axis=1))
+  branch = sum((needed <= count).astype(jnp.int32) for count in sizes[1:])
+  return jax.lax.switch(branch, [lambda of_block, count=count: at(count, of_block) for count in sizes], of_block)

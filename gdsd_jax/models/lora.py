@@ -124,14 +124,12 @@ def product_of(a, b):
   return jnp.tensordot(a, b, axes=1, precision="highest")
 
 
-def costs_less_added(x, kernel, rank: int) -> bool:
-  """Whether x [B, T, *I] takes fewer multiplications through W + A B, [*I, *O], than through W, A and B, in training.
+def costs_less_added(tokens: int, inputs: int, outputs: int, rank: int) -> bool:
+  """Whether so many tokens take fewer multiplications through W + A B than through W, A and B, in training.
 
   A and B are gone through forward, once more where a backward pass makes activations again, and for gradients by x and
   by both. W + A B is as large as W; but it is made twice, and has a gradient, of which those by A and B are made.
   """
-  tokens, inputs = math.prod(x.shape[:2]), math.prod(x.shape[2:])
-  outputs = kernel.size // inputs
   return 4 * tokens * rank * (inputs + outputs) > (tokens + 4 * rank) * inputs * outputs
 
 

@@ -22,7 +22,7 @@ from gdsd_jax.models.experts import Load, load_of, mixture
 from gdsd_jax.models.lora import costs_less_added, LEAVES, LoraConfig, product_of
 from gdsd_jax.models.quantised import product
 from gdsd_jax.models.windows import with_window
-from gdsd_jax.parallel.mesh import constrain, device_of, is_quantised, rounds_finely
+from gdsd_jax.parallel.mesh import constrain, device_of, is_quantised, parts_of, rounds_finely
 
 
 class KeysAndValues(NamedTuple):
@@ -175,8 +175,11 @@ def project(name: str, x, layer: Layer, context: Context):
 
 def _takes_the_sum(x, kernel, context: Context) -> bool:
   """Whether x goes through the sum of a kernel and its update: where the update loses no digits, at less cost."""
-  is_exact = not is_quantised(kernel) and rounds_finely(x.dtype.name, device_of(context.mesh).platform)
-  return is_exact and costs_less_added(x, kernel, context.lora.rank)
+  if is_quantised(kernel) or not rounds_finely(x.dtype.name, device_of(context.mesh).platform):
+    return False
+  parts = map(parts_of, context.axes, x.shape, (context.mesh,) * 2)  # of which each device has its own sum
+  inputs = math.prod(x.shape[2:])
+  return costs_less_added(math.prod(x.shape[:2]) // math.prod(parts), inputs, kernel.size // inputs, context.lora.rank)
 
 
 def _product(x, kernel, mesh: Mesh | None):
