@@ -15,7 +15,7 @@ _FEWEST = 8  # places of a row that are computed together at least
 
 
 def at_open_places(compute: Callable, is_open, of_block):
-  """compute(of_places, places) at the open places of a block: a tree of arrays [B, K, ...], 0 or unused elsewhere.
+  """compute(of_places, places) at the open places of a block: a tree of arrays [B, K, ...], elsewhere without meaning.
 
   Args:
     compute: of arrays [B, N, ...] at the places int[B, N], a tree of arrays [B, N, ...]; what it gives for a place does
