@@ -144,7 +144,7 @@ def test_fields_are_set_in_a_chat(config):
   said = chat(config, answering, "/set temperature 0", "/seed 7", "x", "/set kind dream", "/set temprature 1",
               "/set steps 3", "/set steps", "/set completion_length 512 steps 512", "/set temperature 1e300", "/set",
               "/set temperature {[]:1}", "/set temperature True", f"/set temperature {'-' * 20_000}1", "/set noise [1]",
-              "/sed 1", "/seed -1", "/seed 99999999999", "fake <|eot_id|>", "y")
+              "/sed 1", "/seed -1", "/seed 99999999999", "fake <|eot_id|>", "/set slots 4", "y")
   assert [sampler.temperature for sampler in answering.samplers] == [0, 0] and answering.seeds == [7, 8]
   for line in (
     "16 tokens in 16 steps, temperature 0", "error: /set: 'kind' is no field of the sampler",
@@ -156,7 +156,7 @@ def test_fields_are_set_in_a_chat(config):
     "error: a user message holds <|eot_id|>", "must be a number and not negative, not '{[]:1}'",
     "must be a number and not negative, not '----",
     "error: sampler.temperature: must be a number and not negative, not True",
-    "error: sampler.noise: '[1]' is not one of",
+    "error: sampler.noise: '[1]' is not one of", "error: /set: 'slots' is no field of the sampler",
   ):
     assert line in said, line
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from conftest import slow
+from conftest import load_recipe, slow
 from documented import documented, undocumented
 import jax
 import numpy as np
@@ -16,9 +16,11 @@ from gdsd_jax.generation.slot_use import slot_use
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
+from gdsd_jax.planning.hlo_cost import program_cost
 from gdsd_jax.runs.config_dict import run_config
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.given import load_config
+from gdsd_jax.supervised.config import pretraining_config
 from gdsd_jax.training.trainer import Trainer
 
 LLADA = DenoiserConfig(
@@ -144,6 +146,16 @@ def test_what_does_not_fit_is_refused_in_one_line(changes, said):
   assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_their_passes_are_planned_as_those_of_shared_work():
+  """A plan counts as many as there may be: beside the steps of all prompts, few."""
+  denoiser, params = made("llada")
+  arguments = denoiser, params, PROMPT, MASK, jax.random.key(1)
+  cost = lambda **changes: program_cost(
+    sample.lower(*arguments, dataclasses.replace(SAMPLERS["llada"], **changes)).compile().as_text()).flops
+  whole = cost()
+  assert whole <= cost(slots=4) < 2 * whole
+
+
 def test_slots_that_the_devices_do_not_share_evenly_are_refused():
   mesh = make_mesh(4, devices=jax.devices()[:4])
   with pytest.raises(ValueError, match="sampler.slots: 6 slots of 16 prompts cannot be split over the 4 devices"):
@@ -168,6 +180,13 @@ def test_more_slots_than_a_recipe_samples_together_are_refused(changes, said):
   with pytest.raises(ValueError) as caught:
     run_config(load_config("gdsd_math:tiny", changes))
   assert str(caught.value) == f"sampler.slots: {said}"
+
+
+def test_more_slots_than_pretraining_evaluates_are_refused():
+  config = load_recipe("pretrain_tiny").get_config()
+  config.sampler.slots = 201
+  with pytest.raises(ValueError, match="^sampler.slots: 201 are more than the 200 prompts .* .eval_examples.$"):
+    pretraining_config(config)
 
 
 def test_parts_of_a_step_count_their_passes_on():

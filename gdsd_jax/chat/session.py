@@ -101,7 +101,7 @@ class Session:
     self._screen.say(f"the next seed is {self._seed}")
 
   def _set(self, what: str) -> None:
-    fields = {name: value for name, value in self._sampler.settings.items() if name != "kind"}
+    fields = {name: value for name, value in self._sampler.settings.items() if name not in ("kind", "slots")}
     if not what:
       self._screen.say("\n".join(f"{name} {value}" for name, value in fields.items()))
       return

@@ -146,8 +146,10 @@ class _Work:
     return _State(rollout, first, zeros, zeros, jnp.full(shards, each, jnp.int32), jnp.int32(0), cache)
 
   def is_left(self, state: _State):
-    # In one slot: each prompt's steps, and a clean pass behind each of its blocks. A plan counts as many.
-    most = self.count * (self.config.most_steps + self.config.num_blocks + 1)
+    # Each prompt takes its steps, and a clean pass behind each of its blocks. The last one has a slot at the latest
+    # when the slots have shared those of all others. A plan counts as many.
+    each, slots = self.config.most_steps + self.config.num_blocks + 1, self.config.slots // self.shards.count
+    most = (self.count - 1) * each // slots + each
     return jnp.any(state.prompt < self.count) & (state.number < most)
 
   def step(self, state: _State) -> _State:

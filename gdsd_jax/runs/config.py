@@ -152,10 +152,8 @@ class RunConfig:
 
   def _check_slots(self):
     part = self.rollouts_per_step // self.rollouts.microbatches
-    for field, count in {"group_size × prompts_per_step / sampler.microbatches": part,
-                         "eval.batch_size": self.eval.batch_size}.items():
-      require((self.sampler.slots or 0) <= count, "sampler.slots",
-              f"{self.sampler.slots} are more than the {count} prompts that are sampled together ({field})")
+    require_prompts(self.sampler, "group_size × prompts_per_step / sampler.microbatches", part)
+    require_prompts(self.sampler, "eval.batch_size", self.eval.batch_size)
 
   def _check_objective(self):
     objective, said = self.objective, self.objective.name
@@ -233,6 +231,12 @@ class RunConfig:
   def updates(self) -> int:
     """Updates of the whole run."""
     return self.steps * self.distillation.num_iterations
+
+
+def require_prompts(sampler: SamplerConfig, field: str, count: int) -> None:
+  """Raises ValueError where a sampler has more slots than the prompts that are sampled together, which a field says."""
+  require((sampler.slots or 0) <= count, "sampler.slots",
+          f"{sampler.slots} are more than the {count} prompts that are sampled together ({field})")
 
 
 def evaluation_samplers(config: RunConfig) -> dict[int, SamplerConfig]:

@@ -159,6 +159,7 @@ class PretrainingConfig:
     require_seed("seed", self.seed)
     require_at_least(self, "", steps=1, batch_size=1, eval_every=1, eval_examples=1, max_prompt_length=1)
     require(0 <= self.slips <= 1, "slips", f"must lie between 0 and 1, not {self.slips}")
+    sections.require_prompts(self.sampler, "eval_examples", self.eval_examples)
     self.optimizer.check_length(self.steps)
     self.log.check_without_rollouts()
 
