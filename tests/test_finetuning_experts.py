@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+from block_folder import write_block_folder
 from documented import undocumented
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,18 @@ def folder(tmp_path):
   params["blocks"]["router"] = params["blocks"]["router"].at[:, :, 0].add(0.5)  # no even load to begin with
   gdsd_jax.save_pretrained(path, denoiser, params)
   return path
+
+
+def test_an_adapter_that_files_have_no_place_for_is_refused_before_training(chats_file, tmp_path):  # noqa: F811
+  """Query, key and value are one weight of LLaDA 2's files."""
+  folder = write_block_folder(tmp_path / "model", family="llada2_moe", experts=ExpertsConfig(
+    count=2, per_token=2, size=8, router="sigmoid", normalised=True, selection_bias=True))
+  recipe = sft_recipe(chats_file, **{
+    "model.path": str(folder), "model.lora.rank": 2, "model.lora.targets": ("q", "v", "o")})
+  with pytest.raises(ValueError, match="^model.lora.targets: .* query, key and value as one module, model.layers.*:"
+                                       " adapt all of q, k and v or none of them"):
+    finetune(typed(FinetuningConfig, recipe), tmp_path / "run", tmp_path / "out")
+  assert not (tmp_path / "run" / "metrics.jsonl").exists() and not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ Query, key and value of some families are one module. The adapter of that has th
 those of the three, and B is zero wherever the rows of one would meet the A of another.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 
 from flax import traverse_util
@@ -13,7 +13,7 @@ import numpy as np
 from gdsd_jax.checks import require
 from gdsd_jax.huggingface.eurobert import EUROBERT
 from gdsd_jax.huggingface.own_layout import LAYOUTS
-from gdsd_jax.huggingface.stored_layers import is_stacked, joined, names_of
+from gdsd_jax.huggingface.stored_layers import is_stacked, joined, names_of, pattern_of
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.lora import LEAVES
 from gdsd_jax.models.weights import DENSE, weights_of
@@ -62,14 +62,26 @@ def in_adapter(leaf: str) -> tuple[str, ...]:
 Factors = dict[str, tuple[np.ndarray, np.ndarray]]  # module or part -> A [rank, in] and B [out, rank], as PEFT has them
 
 
-def join_parts(factors: Factors, field: str) -> Factors:
-  """Parts as the modules that they are of. Raises ValueError where some of a module's parts are not adapted."""
+def require_whole_modules(config: DenoiserConfig, adapted: Iterable[str]) -> None:
+  """Raises ValueError where of a module that is several of our weights some are adapted, by their names in a block.
+
+  PEFT's files have no place for the adapter of a part.
+  """
+  leaves = [leaf for leaf in weights_of(config, None) if is_stacked(leaf)]
+  of_block = lambda leaf: leaf.rpartition(".")[2]
+  chosen = {leaf for leaf in leaves if of_block(leaf) in set(adapted)}
+  for leaf in chosen:
+    lacking = [of_block(part) for part in joined(config, leaf) if part not in chosen]
+    require(not lacking, "model.lora.targets", "the files of this family have query, key and value as one module,"
+            f" {pattern_of(config, leaf).removesuffix('.weight')}: adapt all of q, k and v or none of them, or export"
+            " the merged model")
+
+
+def join_parts(factors: Factors) -> Factors:
+  """Parts as the modules that they are of, all of whose parts must be there."""
   modules = {}
   for name, pair in factors.items():
     modules.setdefault(module_of(name), []).append((name, pair))
-  for module, parts in modules.items():
-    require(parts[0][0] == module or len(parts) == 3, field, "the files of this family have query, key and value as one"
-            f" module, {module}: adapt all of q, k and v or none of them, or export the merged model")
   joint = lambda parts: (np.concatenate([a for _, (a, _) in parts]), _block_diagonal([b for _, (_, b) in parts]))
   return {module: parts[0][1] if parts[0][0] == module else joint(parts) for module, parts in modules.items()}
 

@@ -44,9 +44,11 @@ def save_adapter(path, denoiser: Denoiser, params, base_model: str, revision: st
     base_model, revision: name or path of the base model, and revision of the hub's.
     extra: further files, name -> text.
 
-  Raises OSError, one line naming the folder, when it cannot be written, or would replace a run or something else.
+  Raises ValueError where files have no place for it (`adapter_modules.require_whole_modules`), and OSError, one line
+  naming the folder, when it cannot be written, or would replace a run or something else.
   """
   lora, factors, modules, patterns = denoiser.lora, {}, adapter_modules.modules_of(denoiser.config), {}
+  adapter_modules.require_whole_modules(denoiser.config, lora.leaves)
   adapter = adapter_modules.adapted_leaves(params["lora"])
   for leaf in (leaf for leaf in modules if leaf in adapter):  # parts of a module in the order of their rows
     of_all = {factor: np.asarray(adapter[leaf][factor]) for factor in "ab"}
@@ -56,7 +58,7 @@ def save_adapter(path, denoiser: Denoiser, params, base_model: str, revision: st
     # A pattern, because LLaDA's LM head has the same last name as its down projection.
     name = re.escape(pattern_of(denoiser.config, leaf).removesuffix(".weight"))
     patterns[re.sub(r"\\{(layer|expert)\\}", r"\\d+", name)] = None
-  factors = adapter_modules.join_parts(factors, FIELD)
+  factors = adapter_modules.join_parts(factors)
   tensors = {_tensor_name(name, factor): value for name, pair in factors.items() for factor, value in zip("ab", pair)}
   joint = {module: len(a) for module, (a, _) in factors.items() if len(a) != lora.rank}
   uniform = adapter_config.UNIFORM | {

@@ -14,6 +14,7 @@ import optax
 
 from gdsd_jax.checks import require_positions
 from gdsd_jax.compiling import compiling
+from gdsd_jax.huggingface.adapter_modules import require_whole_modules
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.models.gradient_sums import added, with_sums
 from gdsd_jax.objectives.load_balance import balance_loss, balanced_bias, load_metrics
@@ -130,6 +131,8 @@ class Finetuning(Training):
     check_out(out, workdir, config.model)
     open_workdir(workdir, config)
     config.router.check_model(config.model, config.model.architecture)
+    if config.model.lora is not None:  # which is written when the run is done
+      require_whole_modules(config.model.architecture, config.model.lora.leaves)
     self.denoiser, params = load_model(config.model, config.seed, self.mesh)
     if said := said_of_routers(self.denoiser):
       _log.info("%s", said)
