@@ -20,6 +20,7 @@ from gdsd_jax.evaluation.records import confidence_interval, summarize
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
+from gdsd_jax.models.quantised import QuantizeConfig
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.checkpoints import Checkpoints
 from gdsd_jax.runs.chosen_model import ChosenModel
@@ -266,6 +267,14 @@ def test_drawn_completions_are_the_same_every_time_and_told(straight, tmp_path):
   with pytest.raises(ValueError, match="seed: 0 → 1"):
     evaluate(tmp_path / "whole", **drawn, seed=1)
   assert straight[1]["protocol"]["completions"] == "greedy"
+
+
+@pytest.mark.parametrize("model", [None, "tiny"])
+def test_a_model_is_read_as_the_fields_say(model):
+  given = {"model.mlp_tokens": 8, "model.quantize.kind": "int8", "model.quantize.block_size": 32}
+  config = small_config(**given)
+  denoiser, *_ = ChosenModel.of_flags(None, None, model, given).load(config.model, None)
+  assert denoiser.mlp_tokens == 8 and denoiser.quantize == QuantizeConfig("int8", 32)
 
 
 def test_fewer_problems_than_slots_are_filled_up(tmp_path):

@@ -20,7 +20,8 @@ from gdsd_jax.runs.saved_config import read_saved
 from gdsd_jax.runs.weights import find_step, load_run, read_model_config
 
 _log = logging.getLogger(__name__)
-_READ = ("layout", "quantize", "mask_token_id", "eos_token_id", "block_length")  # of section model, for any files
+# Of section model, for any files.
+_READ = ("layout", "quantize", "mlp_tokens", "mask_token_id", "eos_token_id", "block_length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,7 @@ class ChosenModel:
       _log.info("%s is a PEFT adapter, laid over %s", hub_name(adapter) or adapter, model.path)
     read = {"layout": model.layout, "revision": model.revision, "quantize": model.quantize, "stated": model.stated}
     denoiser, params = load_pretrained(model.path, model.dtype, mesh, **read)
+    denoiser = dataclasses.replace(denoiser, mlp_tokens=model.mlp_tokens)
     if adapter is not None:
       denoiser, params = load_adapter(adapter, denoiser, params)
     return denoiser, params, model
