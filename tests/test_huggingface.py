@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 import tracemalloc
 
+import chex
 from conftest import files_of_at_most
 import jax
 import jax.numpy as jnp
@@ -218,6 +219,15 @@ def test_shards_are_numbered_as_the_hub_numbers_them(sharded):
   files = sorted(sizes_of(sharded[0]))
   assert len(files) > 2
   assert files == [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
+
+
+def test_of_a_weight_in_two_shards_the_one_counts_that_the_index_names(sharded):
+  folder = sharded[0]
+  first, *_, last = sorted(folder.glob("*.safetensors"))
+  expected, tensors = load_pretrained(folder)[1], weights_in(first)
+  name = next(iter(tensors))
+  save_file({**weights_in(last), name: 2 * tensors[name]}, last)
+  chex.assert_trees_all_equal(load_pretrained(folder)[1], expected)
 
 
 def test_no_shard_is_larger_than_asked(sharded):

@@ -52,14 +52,16 @@ def weight_files(path: Path) -> list[Path]:
 
 def stored_weights(path: Path) -> dict[str, Stored]:
   """Every weight of a folder by its name, from the headers of its files. Raises as `weight_files`."""
-  found = {}
+  index, found = _index(path), {}
+  said = {} if index is None else _weight_map(index)
   for file in weight_files(path):
     refuse_pointer(file, "model.path")
     try:
       with safe_open(file, "np") as tensors:
         for name in tensors.keys():
-          weight = tensors.get_slice(name)
-          found[name] = Stored(file, tuple(weight.get_shape()), weight.get_dtype())
+          if name not in found or said.get(name) == file.name:  # where two files hold it, the one that the index names
+            weight = tensors.get_slice(name)
+            found[name] = Stored(file, tuple(weight.get_shape()), weight.get_dtype())
     except SafetensorError as error:
       raise ValueError(f"model.path: weight file {file} is damaged or truncated: {error}") from None
   return found
