@@ -13,6 +13,7 @@ from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.export import export_run
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.runs.weights import load_run
+from gdsd_jax.training.report import announce
 from gdsd_jax.training.trainer import Trainer
 
 SMALL = {
@@ -52,6 +53,14 @@ def test_the_base_stays_quantised_and_the_reference_is_it(run):
   assert all(np.isfinite(row["loss"]) for row in rows[1:])
 
 
+def test_its_size_is_that_of_the_weights_as_they_were_read(run, caplog):
+  trainer = Trainer(small_config(), run)
+  whole = load_run(run, "latest", whole=True)[1]
+  with caplog.at_level("INFO"):
+    announce(trainer.config, trainer.state, trainer.mesh)
+  assert f"{sum(leaf.size for leaf in jax.tree.leaves(whole)) / 1e6:.3g} M parameters" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_resumed_run_is_the_undisturbed_one(run, tmp_path):
   Trainer(small_config(steps=1), tmp_path).train()
@@ -89,6 +98,12 @@ def test_all_parameters_of_a_quantised_model_are_not_trained(tmp_path):
   config = small_config(**{"model.lora.rank": 0})  # which may be evaluated
   with pytest.raises(ValueError, match="model.quantize.kind: needs model.lora.rank > 0"):
     Trainer(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("field", ["model.quantize.kind", "model.lora.path"])
+def test_an_empty_word_is_not_taken_for_none(field):
+  with pytest.raises(ValueError, match=f"^{field}: (is empty|'' is not one of)"):
+    small_config(**{"model.quantize.block_size": 64, "model.quantize.head": False, field: ""})
 
 
 def test_how_is_not_said_without_what():

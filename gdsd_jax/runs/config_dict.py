@@ -140,12 +140,12 @@ def made(cls, fields: Mapping[str, Any]):
     return TaskConfig(fields["name"], {k: v for k, v in fields.items() if k != "name" and v is not None})
   if cls is ModelConfig:
     lora, quantize = fields.get("lora", {}), fields.get("quantize", {})
-    if not quantize.get("kind"):
+    if quantize.get("kind") is None:
       for field in dataclasses.fields(QuantizeConfig):
         require(field.name == "kind" or quantize.get(field.name, field.default) == field.default,
                 f"model.quantize.{field.name}", "has no effect without model.quantize.kind; give int8, int4 or nf4")
     fields = fields | {"lora": made(LoraConfig, lora) if lora.get("rank") else None, "lora_path": lora.get("path"),
-                       "quantize": made(QuantizeConfig, quantize) if quantize.get("kind") else None}
+                       "quantize": made(QuantizeConfig, quantize) if quantize.get("kind") is not None else None}
   if cls is ObjectiveFields:
     runs_own = {field.name for field in dataclasses.fields(DistillationConfig)}
     given = {k: v for k, v in fields.items() if k not in runs_own and v is not None}

@@ -54,6 +54,7 @@ class ModelConfig:
             f"{self.layout!r} must be FILE.py:NAME or PACKAGE.MODULE:NAME; ours are known by config.json's model_type")
     require(not (self.train_router and self.lora), "model.train_router",
             "needs model.lora.rank=0: an adapter leaves the base's routers as they are")
+    require(self.lora_path != "", "model.lora.path", "is empty")  # an unset variable of the shell, say
     require(self.lora is not None or not self.lora_path, "model.lora.path", "needs model.lora.rank > 0")
 
   def check_trained(self) -> None:

@@ -24,7 +24,7 @@ from gdsd_jax.waiting import waiting
 
 _log = logging.getLogger(__name__)
 
-_LIBRARIES = ("gdsd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+_LIBRARIES = ("gdsd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qwix", "transformers", "numpy")
 _PACKAGE = Path(__file__).parents[1]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from gdsd_jax.generation.rollout import GradedCompletions, mean_that_applies, RewardError
 from gdsd_jax.generation.slot_use import slot_use
+from gdsd_jax.parallel.mesh import is_quantised
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.digits import significant
 from gdsd_jax.runs.progress import with_details
@@ -26,7 +27,9 @@ _LAST_STEPS, _LEAST_STEPS = 10, 5  # that a reward's mean is over
 
 def announce(config: RunConfig, state: TrainState, mesh: Mesh) -> None:
   """Says what is trained on what, and where."""
-  size, trained = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.student_params, state.params))
+  # Without the scales of quantised weights.
+  count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree, is_leaf=is_quantised))
+  size, trained = count(state.student_params), count(state.params)
   devices = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
   _log.info(
     "%s on %s with %s (%.3g M parameters%s, %s, %s), %d prompts × %d rollouts a step",
