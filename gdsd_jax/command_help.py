@@ -72,7 +72,8 @@ def no_field(argument: str, path: str, config: ConfigDict) -> str:
 
 
 def unknown_field(arguments: Sequence[str]) -> str | None:
-  """What is said of the first --config.PATH=VALUE whose PATH is no field of the recipe; None where there is none such.
+  """What is said of the first --config.PATH=VALUE whose PATH is no field of the recipe, or none that it says; None
+  where there is none such.
 
   Sections of one's own code may have any field. Raises ValueError or OSError where there is no such recipe.
   """
@@ -80,12 +81,16 @@ def unknown_field(arguments: Sequence[str]) -> str | None:
 
   recipe = _given(arguments) or ""
   config = base_config() if recipe.endswith("/config.json") else load(recipe)  # that of a run has all fields
-  known = {**explanations_of(config), **flatten(config.to_dict())}
+  explained, said = explanations_of(config), flatten(config.to_dict())
   own = _OWN if config.get("kind") in (None, "comparison") else _OWN[:1]  # fine-tuning has no objective of one's own
   for argument in arguments:
     path = argument.lstrip("-").partition("=")[0].removeprefix("config.")
-    if argument.lstrip("-").startswith("config.") and path not in known and path.partition(".")[0] not in own:
+    if not argument.lstrip("-").startswith("config.") or path in said or path.partition(".")[0] in own:
+      continue
+    if path not in explained:
       return no_field(argument, path, config)
+    if config.get("kind") == "pretraining":  # whose recipes say some of the fields that there are
+      return f"{argument}: changes what the recipe says, and it does not say {path}; write it there"
   return None
 
 

@@ -186,6 +186,9 @@ BAD = {
     "--config.optimiser.clip=1: .* no field 'optimiser.clip'; did you mean 'optimizer.clip'."),
   "unset field": Case(
     f"{TRAIN} --config.objective.psy=None", "--config.objective.psy=None: the config has no field 'objective.psy'.*"),
+  "section's value": Case(
+    f"{TRAIN} --config.model.quantize=nf4",
+    "flag --config.model.quantize=nf4: is a section, whose fields are flags of their own; --help tells them"),
   "number": Case(f"{TRAIN} --config.steps=many", "flag --config.steps=many: must be a whole number"),
   "whole number": Case(f"{TRAIN} --config.steps=1.5", "flag --config.steps=1.5: must be a whole number"),
   "negative": Case(f"{TRAIN} --config.steps=-1", "steps: must be at least 1, not -1", quick=True),
@@ -511,6 +514,9 @@ BAD = {
   "pretrain field": Case(
     "launch/pretrain.py --config=configs/pretrain_tiny.py --out={f}/out --config.slips=2",
     "slips: must lie between 0 and 1, not 2.0"),
+  "pretrain field that is not said": Case(
+    "launch/pretrain.py --config=configs/pretrain_tiny.py --out={f}/out --config.sampler.slots=8",
+    "--config.sampler.slots=8: changes what the recipe says, and it does not say sampler.slots; write it there"),
   "out is remote": Case("launch/pretrain.py --config=configs/sft.py --out=gs://a/b", "--out: .*gs://a/b.*"),
   # Runs: evaluation and export.
   "no run": Case("launch/export.py --workdir={f}/none --out={f}/out", "--workdir: {f}/none does not exist", quick=True),
@@ -588,6 +594,13 @@ BAD = {
     "launch/benchmark.py --model=70b", "--model: '70b' is not one of tiny, 100m, 100m_block, 8b, 8b_dream"),
   "benchmark part": Case(
     "launch/benchmark.py --only=speed", "--only: must name some of sampling, training, memory, views, not 'speed'"),
+  "benchmark slots": Case(
+    "launch/benchmark.py --recipe=gdsd_math:tiny --slots=999",
+    r"sampler.slots: 999 are more than the 256 prompts that are sampled together \(--batch\)"),
+  "benchmark prompts": Case(
+    "launch/benchmark.py --recipe=gdsd_math:tiny --slots=8 --batch=0", "--batch: 0 must be a multiple of the 64 .*"),
+  "benchmark repeats": Case(
+    "launch/benchmark.py --recipe=gdsd_math:tiny --slots=8 --repeats=0", "--repeats: must be at least 1, not 0"),
   "benchmark objective": Case(
     "launch/benchmark.py --objective=ppo", "--objective: 'ppo' is not one of gdsd, gdsd_tlc, espo.*"),
 }

@@ -391,6 +391,7 @@ def test_batches_that_split_evenly_over_the_mesh_are_accepted():
     " mesh.data × mesh.fsdp = 4 devices",
   ),
   ({"eval__batch_size": 6}, "eval.batch_size: 6 rollouts cannot be split over mesh.data × mesh.fsdp = 4 devices"),
+  ({"sampler__slots": 6}, "sampler.slots: 6 slots cannot be split over mesh.data × mesh.fsdp = 4 devices"),
 ])
 def test_batches_that_do_not_split_over_the_mesh_are_refused_with_the_numbers(fields, message):
   with pytest.raises(ValueError) as caught:

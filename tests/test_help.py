@@ -26,7 +26,7 @@ from gdsd_jax.supervised.config import FinetuningConfig, PreferenceConfig, pretr
   slow("benchmark", ["--model=tiny", "--num_mc"]),
   slow("sample", ["--index", "--html", "--config.sampler.temperature=1.0"]),
   slow("report", ["--workdir", "--watch", "the page follows"]),
-  slow("compare", ["--report", "--config.window=10", "steps that a smoothed curve is a mean of"]),
+  slow("compare", ["--report", "--config.window=8", "steps that a smoothed curve is a mean of"]),
 ])
 def test_help_shows_flags_and_fields_with_defaults_and_explanations(command, words):
   result = run_command(f"launch/{command}.py", "--help")

@@ -1,5 +1,6 @@
 """Rollouts of a recipe in slots beside those in whole batches: the same problems, in one process, in turn."""
 
+import dataclasses
 import functools
 import statistics
 from typing import Any
@@ -14,7 +15,7 @@ from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.generation.slot_use import slot_use
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
 from gdsd_jax.parallel.mesh import make_mesh
-from gdsd_jax.runs.config import RunConfig
+from gdsd_jax.runs.config import require_prompts, RunConfig
 from gdsd_jax.runs.weights import load_model
 from gdsd_jax.tasks import get_task
 
@@ -29,8 +30,10 @@ def compare(config: RunConfig, slots: int, prompts: int, repeats: int) -> dict[s
   cost the same by the sequence, and texts equally long on both sides.
   Raises ValueError, one line naming the flag.
   """
-  require(prompts % config.rollouts_per_step == 0, "--batch", f"{prompts} must be a multiple of the"
+  require(prompts >= 1 and prompts % config.rollouts_per_step == 0, "--batch", f"{prompts} must be a multiple of the"
           f" {config.rollouts_per_step} rollouts of a step, the batch that slots are compared with")
+  require(repeats >= 1, "--repeats", f"must be at least 1, not {repeats}")
+  require_prompts(dataclasses.replace(config.sampler, slots=slots), "--batch", prompts)
   mesh = make_mesh(**vars(config.mesh))
   denoiser, params = load_model(config.model, config.seed, mesh)
   task, size = get_task(config.task.name, **config.task.options), config.rollouts_per_step

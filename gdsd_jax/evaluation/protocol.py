@@ -81,7 +81,7 @@ class _Evaluation:
     [axis] = {batch_axis(sampler) for sampler in self.samplers.values()}
     slots = max(sampler.slots or 0 for sampler in self.samplers.values())
     require_rows(mesh, axis, "eval.batch_size", self.batch_size)
-    require_rows(mesh, axis, "sampler.slots", slots)
+    require_rows(mesh, axis, "sampler.slots", slots, "slots")
     require_split(mesh, "eval.prompt_buckets", buckets, "eval.lengths", list(self.samplers))
     for sampler in self.samplers.values():
       check_blocks(sampler, mesh)

@@ -41,7 +41,7 @@ def validate_mesh(config: RunConfig, mesh) -> None:
   require_rows(mesh, axis, "group_size × prompts_per_step / sampler.microbatches",
                rollouts // config.rollouts.microbatches)
   require_rows(mesh, axis, "eval.batch_size", config.eval.batch_size)
-  require_rows(mesh, axis, "sampler.slots", sampler.slots or 0)
+  require_rows(mesh, axis, "sampler.slots", sampler.slots or 0, "slots")
   require_split(mesh, "sampler.prompt_buckets", config.rollouts.prompt_buckets, "sampler.completion_length",
                 [sampler.completion_length])
   check_blocks(sampler, mesh)
