@@ -428,6 +428,13 @@ def test_where_bubblewrap_is_forbidden_one_line_says_why(monkeypatch, tmp_path):
   pool.bubblewrap._command.cache_clear()
   with pytest.raises(RuntimeError, match=r"^[^\n]*No permissions to create new namespace[^\n]*$"):
     sandbox.check_available()
+  for restricted in "01":  # as Ubuntu says it
+    (tmp_path / "userns").write_text(f"{restricted}\n")
+    monkeypatch.setattr(pool, "_RESTRICTION", str(tmp_path / "userns"))
+    with pytest.raises(RuntimeError) as told:
+      sandbox.check_available()
+    advice = "namespaces (sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0), or"
+    assert (advice in str(told.value)) == (restricted == "1")
 
 
 @pytest.fixture(autouse=True)

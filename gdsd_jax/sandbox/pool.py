@@ -24,6 +24,7 @@ _WATCH_SECONDS, _CLOCK_SECONDS = 0.1, 0.5
 _OWN_MEMORY = 64 * 2**20  # bytes, address space of a sandbox's own processes
 _MAX_FILES = 5000
 _TICKS = os.sysconf("SC_CLK_TCK")  # a second
+_RESTRICTION = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"  # Ubuntu's from 23.10 on, where it is 1
 MAX_TEXT = 4 * 2**20  # bytes of what a script reads or prints: both lie in the sandbox's /tmp, and cross in one message
 _IMPORT = re.compile(r"^[ \t]*(?:from|import)[ \t]+([A-Za-z_][A-Za-z_0-9]*)", re.MULTILINE)
 
@@ -88,8 +89,9 @@ def _drops_user():
     if verdict == Verdict(True, (True,)):
       return drop_user
   said = said.splitlines()[-1] if said else "it gave no reason"
+  by = " (sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0)" if _words(_RESTRICTION) == ["1"] else ""
   raise RuntimeError(f"programs run in bubblewrap, which cannot start here ({said}): allow unprivileged user "
-                     "namespaces, or run as root with CAP_SYS_ADMIN")
+                     f"namespaces{by}, or run as root with CAP_SYS_ADMIN")
 
 
 def _run(program, limits, drop_user, explain=False):
