@@ -8,6 +8,7 @@ import tracemalloc
 
 import chex
 from conftest import files_of_at_most
+from huggingface_hub.utils import filter_repo_objects
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -17,6 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from gdsd_jax import load_pretrained, save_pretrained
+from gdsd_jax.huggingface.folder import resolve_path
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
@@ -412,6 +414,17 @@ def test_a_hub_name_is_downloaded_without_code_or_pickles(saved, monkeypatch):
   assert load_pretrained("organisation/some-model_1.0", revision="v1")[0] == denoiser
   assert (asked["name"], asked["revision"]) == ("organisation/some-model_1.0", "v1")
   assert not {"*", "*.py", "*.bin", "*.pt"} & set(asked["allow_patterns"])
+
+
+def test_of_a_hubs_folders_only_an_adapters_base_model_is_downloaded(saved, monkeypatch):
+  asked = {}
+  monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **how: asked.update(how) or str(saved[0]))
+  resolve_path("organisation/name")
+  here = ["config.json", "model-00001-of-00002.safetensors", "base_model/model.safetensors"]
+  others = ["checkpoint-500/model.safetensors", "original/consolidated.safetensors", "best/config.json", "a/b/c.json"]
+  chosen = filter_repo_objects(
+    here + others, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"])
+  assert list(chosen) == here
 
 
 @pytest.mark.parametrize("error", [OSError("no network\nat all"), RuntimeError("no network"), KeyError("no network")])

@@ -25,6 +25,10 @@ _ASSETS = Path(__file__).parents[1] / "models" / "assets"
 _TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
                     "chat_template.*", "generation_config.json")
 
+_READ = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # of a repository of the hub's
+# Its folders, such as checkpoint-500 or original, hold the model once more; only an adapter's base_model is read.
+_UNREAD = ["[!b]*/*", "b[!a]*/*"]
+
 
 def resolve_path(path_or_hub_name: str | os.PathLike, revision: str | None = None, field: str = "model.path") -> Path:
   """A local folder of a model or adapter: as given, an embedded model, or the hub's files, which are downloaded.
@@ -49,9 +53,9 @@ def resolve_path(path_or_hub_name: str | os.PathLike, revision: str | None = Non
   import huggingface_hub  # its import and the network are only for hub names
 
   try:
-    kinds = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
     with waiting(f"downloading {name}", unit="bytes") as wait:
-      options = {"revision": revision, "allow_patterns": kinds, "tqdm_class": _bars_of(wait)}
+      patterns = {"allow_patterns": _READ, "ignore_patterns": _UNREAD}
+      options = {"revision": revision, "tqdm_class": _bars_of(wait), **patterns}
       return Path(huggingface_hub.snapshot_download(name, **options))
   except Exception as error:  # many kinds, all of them "not to be had": name, revision, network, permission
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
