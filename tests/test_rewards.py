@@ -4,6 +4,7 @@ import asyncio
 import functools
 import json
 import re
+import zlib
 
 import numpy as np
 import pytest
@@ -132,6 +133,26 @@ def test_what_the_functions_log_is_averaged(task):
   assert rewarded.metrics() == {}
 
 
+@pytest.mark.parametrize("options", [{}, {"reward_seconds": 20.0}])
+@pytest.mark.parametrize("chat, function, hint", [
+  (False, "def own(completions, **kwargs): return [float('2' in one[0]['content']) for one in completions]",
+   "TypeError: string indices must be integers, not 'str'; completions are texts here: task.reward_chat=True makes"),
+  (True, "import re\ndef own(completions, **kwargs): return [float(bool(re.search('2', one))) for one in completions]",
+   "got 'list'; completions are lists of messages here: task.reward_chat=False makes them texts"),
+  (True, "async def own(completions, **kwargs): return [float(one.strip() == '2') for one in completions]",
+   "'list' object has no attribute 'strip'; completions are lists of messages here: task.reward_chat=False makes"),
+])
+def test_a_function_that_takes_texts_for_messages_is_told_what_makes_them_these(
+  task, folder, chat, function, hint, options):
+  rows = CHAT if chat else ROWS
+  file = f"own_{zlib.crc32(function.encode())}.py"  # the processes of one are kept for later tests
+  (folder / file).write_text(function)
+  with pytest.raises(ValueError, match=re.escape(hint)):
+    graded(task(f"{file}:own", rows=rows, **options))
+  as_told = graded(task(f"{file}:own", rows=rows, reward_chat=not chat, **options))
+  assert all(np.isfinite(rewards["own"]) for rewards in as_told)
+
+
 MISTAKES = """
 import math
 def a_float(completions, **kwargs): return 1.0
@@ -215,4 +236,4 @@ def test_a_completion_that_no_reward_applies_to_is_told_once(task, caplog):
   for _ in range(2):
     assert graded(rewarded) == [{"<lambda>": None}, {"<lambda>": 1.0}]
   assert [record.getMessage() for record in caplog.records] == [
-    "no reward applies to a completion, and it counts as 0: 'It is 2.'"]
+    "no reward applies to a completion, whose advantage is 0: 'It is 2.'"]

@@ -148,7 +148,7 @@ class RewardedTask(base.Task):
       grades.append(base.Grade(rewards) if grade is None else dataclasses.replace(grade, rewards=rewards))
       if not self._is_silent and set(rewards.values()) == {None}:
         self._is_silent = True
-        _log.warning("no reward applies to a completion, and it counts as 0: %r", completions[i][:200])
+        _log.warning("no reward applies to a completion, whose advantage is 0: %r", completions[i][:200])
     return grades
 
   def _arguments(self, completions, examples, completion_ids, asked) -> dict[str, list]:
@@ -177,7 +177,7 @@ class RewardedTask(base.Task):
       try:
         given[reward.name] = reward.function(**accepted)
       except own_code.RAISED as error:  # the user's own
-        raise ValueError(own_code.described(error, reward.function)) from error
+        raise ValueError(_explained(own_code.described(error, reward.function), arguments)) from error
       if inspect.isawaitable(given[reward.name]):
         waiting[reward.name] = given[reward.name]
     if waiting:
@@ -187,20 +187,20 @@ class RewardedTask(base.Task):
       given |= dict(zip(waiting, finished))
     for reward in functions:
       if isinstance(error := given[reward.name], Exception):
-        raise ValueError(own_code.described(error, reward.function)) from error
+        raise ValueError(_explained(own_code.described(error, reward.function), arguments)) from error
     return [reward.checked(given[reward.name], count) for reward in functions]
 
   def _call_in_processes(self, reward: RewardFunction, arguments, count: int) -> list[float | None]:
     """One completion at a time, side by side."""
-    arguments = reward.accepted(arguments)
-    questions = [{name: values and [values[i]] for name, values in arguments.items()} for i in range(count)]
+    accepted = reward.accepted(arguments)
+    questions = [{name: values and [values[i]] for name, values in accepted.items()} for i in range(count)]
     try:
       replies = _workers(reward.reference, self.seconds).ask(questions)
     except TypeError as error:
       raise ValueError(f"task.reward_seconds: the columns of the rows cannot be sent to a process: {error}") from None
     for reply in replies:
       if reply is not None and "error" in reply:
-        raise ValueError(reply["error"])
+        raise ValueError(_explained(reply["error"], arguments))
     return reward.checked([self.late if reply is None else reply["value"] for reply in replies], count)
 
   def begin_step(self, step: int, steps: int) -> None:
@@ -214,6 +214,15 @@ class RewardedTask(base.Task):
     """Means of what functions have given to `log_metric` since the last time, by name."""
     metrics, self._metrics = self._metrics, {}
     return {name: sum(values) / len(values) for name, values in metrics.items()}
+
+
+def _explained(mistake: str, arguments: Mapping[str, Any]) -> str:
+  """A function's mistake, and how to have completions as it takes them to be, where that is what it says."""
+  if isinstance(arguments["completions"][0], str):
+    reads_messages = "TypeError: string indices must be integers" in mistake
+    return mistake + "; completions are texts here: task.reward_chat=True makes them lists of messages" * reads_messages
+  reads_texts = any(said in mistake for said in ("'list' object has no attribute", "got 'list'"))
+  return mistake + "; completions are lists of messages here: task.reward_chat=False makes them texts" * reads_texts
 
 
 async def _gathered(awaitables) -> list:
