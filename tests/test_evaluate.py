@@ -16,7 +16,7 @@ import pytest
 import gdsd_jax
 from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.evaluation.protocol import evaluate_model, fingerprint
-from gdsd_jax.evaluation.records import confidence_interval, summarize
+from gdsd_jax.evaluation.records import confidence_interval, mean_reward, summarize
 from gdsd_jax.generation.generator import Generator
 from gdsd_jax.generation.rollout import RolloutSampler
 from gdsd_jax.huggingface.tokenizer import load_tokenizer
@@ -531,6 +531,15 @@ def test_runs_resume_whatever_they_are_evaluated_by():
 ])
 def test_confidence_interval(values, expected):
   assert confidence_interval(values) == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_does_not_apply_counts_in_no_mean():
+  rows = {(8, i): {"accuracy": accuracy, "rewards": {"r": reward, "s": None}, "tokens": 1}
+          for i, (accuracy, reward) in enumerate([(None, None), (1.0, 2.0), (0.0, 1.0), (None, 3.0)])}
+  summary = summarize(rows, {"task": {"name": "t"}, "model": {}})
+  assert summary["accuracy"] == 0.5 and summary["interval"] == confidence_interval([1, 0])
+  assert summary["lengths"]["8"]["reward"] == summary["lengths"]["8"]["rewards"]["r"] == 2.0
+  assert mean_reward([rows[8, 0]]) == 0
 
 
 def test_best_length_is_the_shortest_of_equal_ones():

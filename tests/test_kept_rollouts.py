@@ -15,6 +15,8 @@ from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.tasks import get_task
 from gdsd_jax.tasks.base import Task
 from gdsd_jax.training.kept_rollouts import KeptRollouts
+from gdsd_jax.training.report import rollout_metrics
+from gdsd_jax.training.updates import known_rewards
 
 L = 12
 PROMPTS = [[{"role": "system", "content": "<b>א</b>"}, {"role": "user", "content": "2+3=🙂"}]] + [
@@ -81,6 +83,23 @@ def test_a_row_tells_a_group_whole(tmp_path, tokenizer):
     [1.0, {"sum": 1.0, "odd": None}, 1.0, pytest.approx(0.7)],
     [0.3, {"sum": 0.1, "odd": 0.2}, None, pytest.approx(-0.7)]]  # leave-one-out: 1 - 0.3
   assert [each["advantage"] for each in rows[1]["completions"]] == [-2.0, 2.0]
+
+
+def test_a_completion_that_no_reward_applies_to_is_left_out_of_its_group(tmp_path, tokenizer):
+  some = np.array([1, np.nan, 0, 0, np.nan, np.nan], np.float32)
+  graded, config = graded_by(tokenizer, rewards={"sum": some, "odd": some}), config_of()
+  rows = kept(tmp_path, tokenizer, config, graded)
+  assert [[each[name] for name in ("reward", "advantage")] for row in rows for each in row["completions"]] == [
+    [2.0, 0.0], [None, 0.0], [0.0, 0.0], [0.0, 0.0]]
+  np.testing.assert_array_equal(known_rewards(graded, config), [2, 2, 0, 0, 0, 0])  # as its group's others, or 0
+  told = rollout_metrics(graded, 2)
+  assert told["reward"] == pytest.approx(2 / 3) and told["reward_std"] == 0
+  assert told["groups_without_spread"] == 1 and told["unique_rewards"] == pytest.approx(2 / 6)
+  assert told["completions_cut"] == 0
+  cut = graded_by(tokenizer, ids=[graded.ids[1][:1] * L, *graded.ids[1:]])
+  assert rollout_metrics(cut, 2)["completions_cut"] == pytest.approx(1 / 6)
+  none = graded_by(tokenizer, rewards={"sum": np.full(6, np.nan, np.float32)})
+  assert np.isnan(rollout_metrics(none, 2)["reward"]) and rollout_metrics(none, 2)["groups_without_spread"] == 1
 
 
 @pytest.mark.parametrize("changes, advantages", [

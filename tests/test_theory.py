@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gdsd_jax.exact.fixed_point import minimise, problem, teacher, VOCABULARY
-from gdsd_jax.objectives.advantages import leave_one_out_advantages
+from gdsd_jax.objectives.advantages import ADVANTAGES, group_advantages, leave_one_out_advantages
 from gdsd_jax.objectives.gdsd import gdsd_loss, teacher_scores
 from gdsd_jax.objectives.scores import Scores
 
@@ -71,6 +71,24 @@ def test_leave_one_out_advantages_are_the_formula():
   chex.assert_trees_all_close(leave_one_out_advantages(jnp.asarray(rewards)), expected, atol=1e-12)
   scaled = expected / (rewards.std(axis=1, ddof=1, keepdims=True) + 1e-4)
   chex.assert_trees_all_close(leave_one_out_advantages(jnp.asarray(rewards), scale_rewards=True), scaled, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ADVANTAGES)
+def test_a_group_without_spread_has_no_advantages_at_all(kind):
+  """Rounding leaves 1e-8 of them where all rewards are 0.1, and some losses count the rollouts whose are not 0."""
+  for size in range(2, 20):
+    rewards = jnp.full((4, size), jnp.array([[0.1], [0.3], [1.1], [0.7]]), jnp.float32)
+    assert not group_advantages(rewards, kind).any()
+    spread = rewards.at[:, 0].add(0.5)
+    assert (group_advantages(spread, kind) != 0).all()
+
+
+@pytest.mark.parametrize("kind", ADVANTAGES)
+def test_a_rollout_that_no_reward_applies_to_is_left_out_of_its_group(kind):
+  rewards = jnp.array([[1.0, jnp.nan, 0.25, 0.5], [jnp.nan, 2.0, jnp.nan, jnp.nan], [jnp.nan] * 4], jnp.float32)
+  others = group_advantages(rewards[:1, jnp.array([0, 2, 3])], kind)[0]
+  expected = jnp.array([[others[0], 0, others[1], others[2]], [0] * 4, [0] * 4])
+  chex.assert_trees_all_close(group_advantages(rewards, kind), expected, rtol=1e-6)
 
 
 def test_a_group_of_one_is_refused():

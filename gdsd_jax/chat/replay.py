@@ -40,7 +40,8 @@ def row_of(answering: Answering, messages: Sequence[dict[str, str]], answer: Ans
   completion = {"text": answer.text, "length": answer.length, "reward": None, "rewards": {}, "accuracy": None,
                 "advantage": None}
   if grade is not None:
-    total = sum(value for value in grade.rewards.values() if value is not None)
-    completion |= {"reward": total, "rewards": dict(grade.rewards), "accuracy": grade.accuracy}
+    applying = [value for value in grade.rewards.values() if value is not None]
+    completion |= {"reward": sum(applying) if applying else None, "rewards": dict(grade.rewards),
+                   "accuracy": grade.accuracy}
   completion |= told_tokens(answering.tokenizer, answer.tokens, answer.unmasked, answer.confidence)
   return {"prompt": list(messages), "reference": reference, "completions": [completion]}

@@ -108,8 +108,8 @@ def summarize(rows: dict[tuple[int, int], dict], settings: dict) -> dict:
   lengths = {}
   for length in sorted({length for length, _ in rows}):
     part = [rows[key] for key in sorted(rows) if key[0] == length]
-    accuracies = [row["accuracy"] for row in part]
-    known = accuracies[0] is not None
+    accuracies = [row["accuracy"] for row in part if row["accuracy"] is not None]
+    known = bool(accuracies)
     lengths[str(length)] = {
       "accuracy": mean(accuracies), "accuracy_lenient": mean([row.get("accuracy_lenient") for row in part]),
       "interval": confidence_interval(accuracies) if known else None, "n": len(part),
@@ -133,8 +133,9 @@ def mean(values) -> float | None:
 
 
 def mean_reward(rows: Sequence[dict]) -> float:
-  """The mean of the rewards that completions have in all; what does not apply counts as 0."""
-  return mean([sum(value or 0.0 for value in row["rewards"].values()) for row in rows])
+  """The mean of the rewards that completions have in all, of those to which some applies; 0 where there is none."""
+  applying = [[value for value in row["rewards"].values() if value is not None] for row in rows]
+  return mean([sum(values) for values in applying if values]) or 0.0
 
 
 def shown(rows: Sequence[dict]) -> str:

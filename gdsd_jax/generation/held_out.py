@@ -29,8 +29,8 @@ def evaluate(
     judged: what is other in their sampler than in training's; None for a temperature of 0.
 
   Returns:
-    accuracy and accuracy_lenient, if the task knows them, reward, and reward by name; and sampled_reward where
-    training's temperature is above 0.
+    accuracy and accuracy_lenient, if the task knows them, reward, if any applies, and reward by name; and
+    sampled_reward where training's temperature is above 0.
 
   Raises:
     RewardError: the task's grader raised.
@@ -51,4 +51,4 @@ def evaluate(
         found.setdefault(name, []).extend(of_batch[:len(part)])
       wait.advance(len(part))
   means = {name: mean_that_applies(np.array(values)) for name, values in found.items()}
-  return {name: mean for name, mean in means.items() if not (name.startswith("accuracy") and math.isnan(mean))}
+  return {name: mean for name, mean in means.items() if name.startswith("reward/") or not math.isnan(mean)}

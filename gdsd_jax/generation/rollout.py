@@ -59,8 +59,17 @@ class GradedCompletions:
 
   @functools.cached_property
   def total_reward(self) -> np.ndarray:
-    """float32[B], the sum of the named rewards that apply."""
-    return np.nansum(list(self.rewards.values()), axis=0, dtype=np.float32)
+    """float32[B], the sum of the named rewards that apply; not-a-number where none does."""
+    named = np.array(list(self.rewards.values()))
+    return np.where(np.isnan(named).all(axis=0), np.float32(np.nan), np.nansum(named, axis=0, dtype=np.float32))
+
+  def spreads(self, group_size: int) -> np.ndarray:
+    """float32[B / group_size], by how much the rewards of a group differ at most; 0 where none applies."""
+    groups = self.total_reward.reshape(-1, group_size)
+    applies = ~np.isnan(groups)
+    most, least = (find(groups, axis=1, where=applies, initial=worst)
+                   for find, worst in ((np.max, -np.inf), (np.min, np.inf)))
+    return np.maximum(most - least, 0)
 
 
 def mean_that_applies(values: np.ndarray) -> float:

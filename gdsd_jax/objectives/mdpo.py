@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gdsd_jax.checks import require
+from gdsd_jax.objectives.advantages import group_advantages
 from gdsd_jax.objectives.objective import ScoredRollouts, TrustRegionObjective
 from gdsd_jax.objectives.surrogates import clipped_loss, difference_where, kl_metrics, ratio_metrics
 from gdsd_jax.objectives.views import Drawing, Rollouts, Views
@@ -72,6 +73,5 @@ def step_advantages(rewards, group_size: int):
   from_end = jnp.cumsum(rewards[:, ::-1], axis=1)[:, ::-1]
   later = ((from_end - rewards) / jnp.maximum(jnp.arange(steps)[::-1], 1)).at[:, -1].set(rewards[:, -1])
   scores = rewards - before + 1 + later
-  groups = scores.reshape(-1, group_size, steps)
-  centred = groups - jnp.mean(groups, axis=1, keepdims=True)
-  return (centred / (jnp.std(groups, axis=1, ddof=1, keepdims=True) + 1e-4)).reshape(scores.shape)
+  groups = jnp.moveaxis(scores.reshape(-1, group_size, steps), 1, -1)
+  return jnp.moveaxis(group_advantages(groups, "z_score"), -1, 1).reshape(scores.shape)

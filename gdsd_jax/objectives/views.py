@@ -44,7 +44,7 @@ class Rollouts:
 
   tokens: jax.Array  # int32[N, L], the completions
   lengths: jax.Array  # int32[N], tokens of each up to its first end of text, which is among them
-  rewards: jax.Array  # float32[N]
+  rewards: jax.Array  # float32[N]; of one that no reward applies to, the mean of its group's others
   advantages: jax.Array  # float32[N]
   confidence: jax.Array  # float32[N, L], of each token when it was unmasked
   steps: jax.Array | None = None  # int32[N, L], when each token was unmasked: the first step is 0

@@ -19,7 +19,7 @@ GROUPS = (
     ("preference accuracy", ("preference_accuracy", "eval/preference_accuracy")), ("margin", ("margin", "eval/margin")),
   )),
   ("Diversity", ("diversity", "group_entropy", "token_agreement", "distinct_1", "entropy")),
-  ("Length", ("completion_length", "completion_length_std")),
+  ("Length", ("completion_length", "completion_length_std", "completions_cut")),
   ("KL", ("kl", "largest_kl", "kl_old", "largest_kl_old")),
   ("Log-ratio and clip", ("clip_fraction", ("log-ratio", ("log_ratio", "log_ratio_abs")), "largest_log_ratio")),
   ("Scores and their noise", ("score_noise", ("score", ("score", "score_plain")), "largest_score", "bound_gap")),

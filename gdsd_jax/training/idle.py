@@ -32,7 +32,7 @@ def _all_cut(scored: GradedCompletions, group_size: int) -> bool:
 
 
 def _all_equal(scored: GradedCompletions, group_size: int) -> bool:
-  return bool(np.all(np.ptp(scored.total_reward.reshape(-1, group_size), axis=1) == 0))
+  return bool(np.all(scored.spreads(group_size) == 0))
 
 
 _SIGNS = (  # what comes first explains what comes behind it

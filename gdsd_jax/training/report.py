@@ -44,14 +44,16 @@ def rollout_metrics(scored: GradedCompletions, group_size: int, slots: int | Non
   """A step's numbers about its rollouts, of which each group of `group_size` answers one prompt."""
   passes = scored.sampled.rollout.passes
   groups, lengths = scored.total_reward.reshape(-1, group_size), scored.lengths.reshape(-1, group_size)
+  applies = ~np.isnan(groups)
   return {
-    "reward": float(groups.mean()),
+    "reward": mean_that_applies(groups),
     **{f"reward/{name}": mean_that_applies(values) for name, values in scored.rewards.items()},
-    "reward_std": float(groups.std(axis=1).mean()),
-    "groups_without_spread": float(np.mean(np.ptp(groups, axis=1) == 0)),
-    "unique_rewards": float(np.mean([len(np.unique(group)) for group in groups]) / group_size),
+    "reward_std": mean_that_applies(np.nanstd(groups[applies.any(axis=1)], axis=1)),
+    "groups_without_spread": float(np.mean(scored.spreads(group_size) == 0)),
+    "unique_rewards": float(np.mean([len(np.unique(each[some])) for each, some in zip(groups, applies)]) / group_size),
     "completion_length": float(lengths.mean()),
     "completion_length_std": float(lengths.std(axis=1).mean()),
+    "completions_cut": float(np.mean(lengths >= scored.sampled.rollout.tokens.shape[1])),
     **group_diversity(scored.ids, scored.sampled.rollout.tokens.shape[1], group_size),
     "tokens_per_second": scored.sampled.rollout.tokens.size / scored.sampling_seconds,
     **({} if passes is None else slot_use(passes, slots)),

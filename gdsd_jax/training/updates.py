@@ -124,7 +124,8 @@ class Updates:
     steps, blocks = rollout.steps, None
     if self._static["denoiser"].config.block_length is not None:
       steps, blocks = self._in_blocks(steps, graded.sampled.prompt_mask)
-    return Rollouts(tokens=rollout.tokens, lengths=laid_out(lengths), rewards=laid_out(graded.total_reward),
+    rewards = known_rewards(graded, self.config)
+    return Rollouts(tokens=rollout.tokens, lengths=laid_out(lengths), rewards=laid_out(rewards),
                     advantages=laid_out(advantages.reshape(-1)), confidence=rollout.confidence, steps=steps,
                     logp=rollout.logp, entropy=rollout.entropy, kept=rollout.kept, predictions=predictions,
                     blocks=blocks, group_size=self.config.group_size)
@@ -146,6 +147,18 @@ class Updates:
     attended = jnp.ones(rollouts.tokens.shape, bool) if self.objective.attends_after_end else rollouts.counted
     join = lambda *parts: jnp.concatenate(parts, axis=1)
     return ScoringBatch(join(prompt, rollouts.tokens), join(prompt_mask, attended), inputs, rollouts.kept)
+
+
+def known_rewards(graded: GradedCompletions, config: RunConfig) -> np.ndarray:
+  """The total reward of each rollout, float32[B]; of one that none applies to, the mean of its group's others, or 0.
+
+  So objectives that take rewards themselves favour it no more, and no less, than the group.
+  """
+  groups = graded.total_reward.reshape(-1, config.group_size)
+  applies = ~np.isnan(groups)
+  total = np.sum(groups, axis=1, keepdims=True, where=applies)
+  mean = total / np.maximum(np.sum(applies, axis=1, keepdims=True), 1)
+  return np.where(applies, groups, mean).reshape(-1).astype(np.float32)
 
 
 def advantages_of(graded: GradedCompletions, config: RunConfig) -> jax.Array:
