@@ -1,6 +1,7 @@
 r"""Problems that are rows, told by configuration: how they are asked, and what counts as right."""
 
 import json
+import math
 import re
 
 import pytest
@@ -65,6 +66,13 @@ def test_the_answer_is_found_and_compared(made, answer, options, text, right):
   ({"prompt": [*CHAT, {"role": "assistant", "content": "4"}], "answer": 1}, {}, "line 2: column 'prompt' ends with"),
   ({"answer": 1}, {"prompt_template": "{prompt} {b}"}, "line 2: task.prompt_template asks for the column 'prompt', it"),
   ({"prompt": "?", "answer": 1}, {"prompt_template": "{prompt"}, "line 1: task.prompt_template cannot be filled: "),
+  ({"prompt": "?", "answer": None}, {}, "line 2: column 'answer' must be text or a number, it is None"),
+  ({"prompt": "?", "answer": ["4"]}, {}, r"line 2: column 'answer' must be text or a number, it is \['4'\]"),
+  ({"prompt": "?", "answer": math.nan}, {}, "line 2: column 'answer' must be text or a number, it is nan"),
+  ({"prompt": "?", "answer": " "}, {}, "line 2: column 'answer' holds no answer, it is ' '"),
+  ({"prompt": "?", "answer": "so 4"}, {"answer_after": "####"}, "line 1: column 'answer' lacks '####', which task.ans"),
+  ({"prompt": "?", "answer": 1, "b": None}, {"prompt_template": "{prompt} {b}"},
+   "line 2: column 'b', which task.prompt_template asks for, is empty"),
   ({"prompt": "?", "answer": 1}, {"prompt_template": "{prompt:d}"}, "line 1: task.prompt_template cannot be filled: "),
 ])
 def test_a_row_that_does_not_fit_is_named(made, row, options, message):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import re
+import string
 from typing import Any, ClassVar
 
 from gdsd_jax.checks import require
@@ -61,8 +62,19 @@ class PromptsTask(SourcedTask):
 
   def read_row(self, row: Row) -> dict[str, Any]:
     if self.answer_column is not None:
-      check_columns(row, (self.answer_column,))
+      self._check_answer(row)
     return {**row, "prompt": self._prompt_of(row)}
+
+  def _check_answer(self, row: Row) -> None:
+    """Raises ValueError where a row has no answer: every completion would be wrong."""
+    check_columns(row, (self.answer_column,))
+    column, answer = f"column {self.answer_column!r}", row[self.answer_column]
+    if isinstance(answer, list | tuple | Mapping) or answer is None or answer != answer:  # the last is not-a-number
+      raise ValueError(f"{column} must be text or a number, it is {answer!r:.80}")
+    if self.answer_after is not None and self.answer_after not in str(answer):
+      raise ValueError(f"{column} lacks {self.answer_after!r}, which task.answer_after says, it is {answer!r:.80}")
+    if not self.reference_answer(row):
+      raise ValueError(f"{column} holds no answer, it is {answer!r:.80}")
 
   def _prompt_of(self, row: Row) -> str | list[dict[str, str]]:
     if self.prompt_template is not None:
@@ -80,12 +92,17 @@ class PromptsTask(SourcedTask):
 
   def _filled(self, row: Row) -> str:
     try:
-      return self.prompt_template.format_map(row)
+      filled = self.prompt_template.format_map(row)
     except KeyError as error:
       columns = ", ".join(map(repr, row))
       raise ValueError(f"task.prompt_template asks for the column {error}, it has {columns}") from None
     except (ValueError, IndexError, AttributeError, TypeError) as error:
       raise ValueError(f"task.prompt_template cannot be filled: {error}; a brace of its own is written twice") from None
+    for _, field, *_ in string.Formatter().parse(self.prompt_template):
+      column = field and re.split(r"[.[]", field)[0]
+      if column and row[column] is None:
+        raise ValueError(f"column {column!r}, which task.prompt_template asks for, is empty")
+    return filled
 
   def messages(self, example: Mapping[str, Any]) -> list[dict[str, str]]:
     prompt = example["prompt"]
