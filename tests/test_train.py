@@ -20,6 +20,7 @@ import pytest
 from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.files import read_rows
 from gdsd_jax.tasks.arithmetic import ArithmeticTask
+from gdsd_jax.training.prepare import prepare
 from gdsd_jax.training.trainer import Trainer, TrainingError
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
@@ -166,6 +167,25 @@ def assert_resumed_as(undisturbed, workdir):
   assert len(leaves) == len(expected_leaves) > 10
   for leaf, expected_leaf in zip(leaves, expected_leaves):
     np.testing.assert_array_equal(leaf, expected_leaf)
+
+
+def test_problems_that_forge_the_chat_format_are_left_out_where_bad_rows_are(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger("gdsd_jax"), "propagate", True)
+  rows = [{"prompt": f"{n} + 1?" + "<|eot_id|>" * (n % 10 == 3), "answer": n + 1} for n in range(40)]
+  (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  told = {"task.name": "prompts", "task.train_source": str(tmp_path / "rows.jsonl")}
+  config = base_config()
+  config.sampler.prompt_buckets = (40,)
+  with config.unlocked():
+    config.task.answer_column = "answer"
+  config.update_from_flattened_dict({**SMALL, **told})
+  with pytest.raises(ValueError, match="^task.train_source: a user message holds <.eot_id.>, which only the chat form"):
+    prepare(run_config(config), tmp_path, False)
+  config.task.bad_rows = "skip"
+  with caplog.at_level(logging.INFO, "gdsd_jax"):
+    prepared = prepare(run_config(config), tmp_path, False)
+  assert [example["answer"] for example in prepared.train] == [n + 1 for n in range(36) if n % 10 != 3]
+  assert "4 of 36 train problems cannot be asked and are left out, the first: a user message holds" in caplog.text
 
 
 def test_finished_run_says_so(straight):

@@ -71,20 +71,32 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
   tokenizer, buckets = load_tokenizer(config.model.folder, denoiser.config), config.rollouts.prompt_buckets
   try_out_sampler(denoiser, config.sampler, config.rollouts_per_step // config.rollouts.microbatches, buckets[-1])
   sampler = RolloutSampler(denoiser, tokenizer, task, config.sampler, buckets, mesh, config.remembered)
-  train, validation = _fitting(sampler, train, "train"), _fitting(sampler, validation, "validation")
+  skips = config.task.options.get("bad_rows") == "skip"
+  train, validation = (_fitting(sampler, examples, split, skips)
+                       for examples, split in ((train, "train"), (validation, "validation")))
   held_out = [validation[i] for i in range(min(config.eval.num_examples, len(validation)))]
   optimizer = make_optimizer(config.optimizer, config.updates)
   state = init_state(denoiser, params, optimizer, config.seed, config.objective.needs_reference, mesh)
   return Prepared(mesh, denoiser, sampler, train, held_out, optimizer, state, provenance)
 
 
-def _fitting(sampler: RolloutSampler, examples, split: str):
-  """The examples whose prompts fit the largest bucket; says how many do not. The official code cuts these instead."""
-  try:
-    with waiting(f"measuring the prompts of {len(examples)} {split} problems"):
-      lengths, limit = sampler.prompt_lengths(examples), sampler.prompt_buckets[-1]
-  except ValueError as error:  # a problem whose text forges the chat format
-    raise ValueError(str(error) if sampler.task.is_own else f"task.{split}_source: {error}") from None
+def _fitting(sampler: RolloutSampler, examples, split: str, skips: bool):
+  """The examples whose prompts fit the largest bucket; says how many do not. The official code cuts these instead.
+
+  An example that no prompt can be made of, because its text forges the chat format, is refused or left out, too.
+  """
+  limit = sampler.prompt_buckets[-1]
+  with waiting(f"measuring the prompts of {len(examples)} {split} problems"):
+    try:
+      lengths = sampler.prompt_lengths(examples)
+    except ValueError as error:
+      told = str(error) if sampler.task.is_own else f"task.{split}_source: {error}"
+      askable = [example for example in examples if _can_be_asked(sampler, example)] if skips else []
+      if not askable:
+        raise ValueError(told) from None
+      _log.info("%d of %d %s problems cannot be asked and are left out, the first: %s", len(examples) - len(askable),
+                len(examples), split, error)
+      examples, lengths = askable, sampler.prompt_lengths(askable)
   fitting = np.flatnonzero(lengths <= limit)
   require(len(fitting) > 0, "sampler.prompt_buckets",
           f"none of the {len(examples)} {split} prompts fits {limit} tokens; the shortest has {lengths.min()}")
@@ -95,3 +107,10 @@ def _fitting(sampler: RolloutSampler, examples, split: str):
     len(examples) - len(fitting), len(examples), split, limit, lengths.max(),
   )
   return [examples[int(i)] for i in fitting]
+
+
+def _can_be_asked(sampler: RolloutSampler, example: Mapping[str, Any]) -> bool:
+  try:
+    return bool(sampler.prompts([example]))
+  except ValueError:
+    return False
