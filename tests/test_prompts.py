@@ -83,6 +83,8 @@ def test_a_row_that_does_not_fit_is_named(made, row, options, message):
 @pytest.mark.parametrize("options, message", [
   ({"extract": "(box"}, "task.extract: '(box' is none of boxed, tag, number, text, and no regular expression"),
   ({"prompt_column": "a", "prompt_template": "{a}"}, "task.prompt_template: takes the place of task.prompt_column"),
+  ({"answer_column": None, "rewards": (len,), "answer_after": "####"}, "task.answer_after: needs task.answer_column"),
+  ({"answer_column": None, "rewards": (len,), "extract": "tag"}, "task.extract: needs task.answer_column"),
   ({"system_prompt": 3}, "task.system_prompt: must be text, not 3"),
   ({"answer_column": None}, "task.rewards: prompts has no reward of its own without task.answer_column"),
   ({"templat": "x"}, "task.templat: unknown option of task 'prompts', known are "),

@@ -41,6 +41,8 @@ def get_task(
   settings = {"chat": reward_chat, "seconds": reward_seconds, "late": reward_late}
   if not rewards:
     require(not reward_weights, "task.reward_weights", "needs task.rewards, whose weights they are")
+    for field, value in settings.items():
+      require(not value and value is not False, f"task.reward_{field}", "needs task.rewards, of whose functions it is")
     require(task.has_grader, "task.rewards",
             f"{task.name} has no reward of its own without task.answer_column; give one")
     return task

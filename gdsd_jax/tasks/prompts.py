@@ -49,6 +49,10 @@ class PromptsTask(SourcedTask):
               f"must be text, not {value!r}")
     require(self.prompt_column is None or self.prompt_template is None, "task.prompt_template",
             "takes the place of task.prompt_column; give one of them")
+    for field in ("answer_after", "extract"):
+      default = type(self).__dataclass_fields__[field].default
+      require(self.answer_column is not None or getattr(self, field) == default, f"task.{field}",
+              "needs task.answer_column, whose answers completions are compared with")
     if self.extract not in EXTRACTIONS:
       try:
         re.compile(self.extract)

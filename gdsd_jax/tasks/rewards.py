@@ -113,6 +113,7 @@ class RewardedTask(base.Task):
     self._metrics: dict[str, list[float]] = {}
     self._is_silent = False  # whether it has said that no reward applies
     require(seconds is None or seconds > 0, "task.reward_seconds", f"must be positive, not {seconds}")
+    require(not late or seconds is not None, "task.reward_late", "needs task.reward_seconds, after which it is earned")
     for reward in self.rewards:
       require(seconds is None or reward.function is None or reward.reference is not None, "task.reward_seconds",
               f"{reward.name} can run in a process of its own only when it is given as FILE.py:NAME")
