@@ -1,9 +1,14 @@
 """Checks of what users set: each raises ValueError, one line with the field's path and what it may be."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import difflib
 import math
-from numbers import Integral
+from numbers import Integral, Real
+import types
+import typing
+from typing import Any
+
+KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
 def require(holds: bool, field: str, message: str) -> None:
@@ -16,6 +21,25 @@ def require_at_least(config, prefix: str, **least: float) -> None:
   for name, limit in least.items():
     value = getattr(config, name)
     require(value >= limit, f"{prefix}{name}", f"must be at least {limit}, not {value}")
+
+
+def kind_of(annotation: Any) -> type | None:
+  """The one of KINDS that a field is declared as, be it with None or without; None for any other declaration."""
+  union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+  kinds = [each for each in (typing.get_args(annotation) if union else (annotation,)) if each is not types.NoneType]
+  return kinds[0] if len(kinds) == 1 and kinds[0] in KINDS else None
+
+
+def require_kinds(section: str, declared: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+  """What is given of a section's fields must be as they are declared, by annotations; None leaves a field unset.
+
+  Flags of fields that the recipe has not know no kind of theirs: they give what reads like a number, or else text.
+  """
+  for name, value in given.items():
+    kind = kind_of(declared.get(name))
+    wider = {int: Integral, float: Real}.get(kind, kind)
+    fits = kind is None or value is None or isinstance(value, wider) and isinstance(value, bool) == (kind is bool)
+    require(fits, f"{section}.{name}", f"must be {KINDS.get(kind)}, not {value!r:.80}")
 
 
 def require_seed(field: str, seed) -> None:

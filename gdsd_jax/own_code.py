@@ -13,7 +13,7 @@ import sysconfig
 import traceback
 from typing import Any
 
-from gdsd_jax.checks import did_you_mean, require
+from gdsd_jax.checks import did_you_mean, kind_of, require, require_kinds
 
 RAISED = (Exception, SystemExit)  # what a user's code may raise: where it means to leave, this process does not
 _LIBRARIES = tuple({str(Path(folder).resolve()) + os.sep for folder in (
@@ -52,29 +52,32 @@ def load(reference: str, field: str) -> Any:
 
 
 def require_settings(
-  thing: Any, field: str, reference: str, given: Iterable[str], passed: int = 0,
+  thing: Any, field: str, reference: str, given: Mapping[str, Any], passed: int = 0,
   owners: Callable[[], Mapping[str, Sequence[str]]] = dict,
 ) -> None:
-  """Settings of a section may be given that a class or function has a parameter for, after those `passed`.
+  """Settings of a section may be given that a class or function has a parameter for, after those `passed`, of its kind.
 
   Args:
     thing: the class or function.
     field: what the section calls it, such as "objective.name".
     reference: its name there.
-    given: names of the settings.
+    given: the settings.
     passed: leading parameters that are no settings.
     owners: gives for settings the other things that have them, which the message then tells.
 
   Raises:
-    ValueError: one line that names what it does not take, what it takes, and how to unset the others.
+    ValueError: one line that names what it does not take, what it takes, and how to unset the others; or what is of
+      another kind than its annotation says.
   """
   try:
     parameters = list(inspect.signature(thing).parameters.values())[passed:]
   except (TypeError, ValueError):  # a built-in, which has no signature to look at
     parameters = []
+  section = field.partition(".")[0]
+  require_kinds(section, {parameter.name: parameter.annotation for parameter in parameters}, given)
   if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
     return
-  known, section = [parameter.name for parameter in parameters], field.partition(".")[0]
+  known = [parameter.name for parameter in parameters]
   unknown = [name for name in given if name not in known]
   unset = " ".join(f"--config.{section}.{name}=None" for name in unknown)
   others = owners() if unknown else {}
@@ -82,6 +85,16 @@ def require_settings(
   require(not unknown, ", ".join(f"{section}.{name}" for name in unknown),
           f"{reference} has no such setting; it has {', '.join(known) or 'none'}{f' ({told})' if told else ''}."
           f" What a recipe sets, unset by {unset}")
+
+
+def kinds_of(thing: Any) -> dict[str, type | None]:
+  """Parameter of a class or function -> which of `checks.KINDS` it is by its annotation, or else by its default."""
+  try:
+    parameters = inspect.signature(thing).parameters.values()
+  except (TypeError, ValueError):  # nothing to call, or a built-in, which has no signature to look at
+    return {}
+  kind = lambda parameter: kind_of(parameter.annotation) or kind_of(type(parameter.default))
+  return {parameter.name: kind(parameter) for parameter in parameters}
 
 
 @functools.cache

@@ -170,6 +170,8 @@ def test_a_recipe_sets_its_fields_and_what_it_lacks_is_refused():
           " --config.objective.clip=None --config.objective.psi=None")
   with pytest.raises(ValueError, match=told):
     run_config(recipe(psi=0.04, clip=1.0))
+  with pytest.raises(ValueError, match="^objective.beta: must be a number, not 'much'$"):
+    make_objective(f"{EXAMPLE}:TokenPPO", {"beta": "much"})
   config = recipe(psi=0.04)
   command._unset(config, "objective.psi")  # what --config.objective.psi=None does
   assert run_config(config).objective == run_config(recipe()).objective

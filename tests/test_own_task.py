@@ -97,6 +97,11 @@ def test_options_that_it_does_not_take_are_told(own):
     own(lmit=3)
 
 
+def test_an_option_of_another_kind_than_it_is_declared_is_named(own):
+  with pytest.raises(ValueError, match="^task.limit: must be a whole number, not 'ten'$"):
+    own(limit="ten")
+
+
 def test_a_task_that_is_made_already_is_taken_and_checked():
   class Half(base.Task):
     def score(self, completion, example):

@@ -67,6 +67,46 @@ def test_numbers_switches_and_names_with_commas_are_swept():
     "objective.name": ["gdsd", "gdsd_tlc"], "objective.epsilon": ["0.1", "0.2"]})
 
 
+OWN = """
+import dataclasses
+import gdsd_jax
+
+@dataclasses.dataclass(frozen=True)
+class Mine(gdsd_jax.Objective):
+  gain: float = 1.0
+  shape: tuple = (1, 2)
+
+class Numbers(gdsd_jax.Task):
+  def __init__(self, longest=9, sizes=(3, 4), hard=False):
+    pass
+
+def sampler(denoiser, params, prompt, prompt_mask, key, config, *, sharpness: float = 1.0):
+  pass
+"""
+
+
+def test_fields_of_an_objective_a_task_or_a_sampler_are_swept_as_these_declare_them(tmp_path):
+  (tmp_path / "own.py").write_text(OWN)
+  own = lambda name: f"{tmp_path}/own.py:{name}"
+  swept = {
+    "objective.eubo_beta": (["--config.objective.name=gdsd,spg"], ["1.0", "1.5"]),
+    "objective.gain": ([f"--config.objective.name={own('Mine')}"], ["0.5", "2"]),
+    "task.longest": ([f"--config.task.name={own('Numbers')}"], ["9", "12"]),
+    "task.hard": ([f"--config.task.name={own('Numbers')}"], ["true", "false"]),
+    "task.reward_late": ([], ["0", "-1"]),
+    "sampler.sharpness": ([f"--config.sampler.kind={own('sampler')}"], ["1.0", "2.0"]),
+  }
+  for path, (flags, values) in swept.items():
+    _, grid = split_grid([RECIPE, *flags, f"--config.{path}={','.join(values)}"])
+    assert grid[path] == values, path
+  for path in ("objective.shape", "task.sizes", "objective.no_such"):
+    flags = [RECIPE, f"--config.objective.name={own('Mine')}", f"--config.task.name={own('Numbers')}"]
+    assert split_grid([*flags, f"--config.{path}=3,4"])[1] == {}
+  config = load_config("gdsd_math:tiny", {"objective.name": "spg", "objective.epsilon": None, "objective.psi": None})
+  runs = make_runs(config, {"objective.eubo_beta": ["1.0", "1.5"]})
+  assert [run.config.objective.eubo_beta for run in runs] == [1.0, 1.5]
+
+
 def test_a_recipe_that_is_not_there_is_left_to_its_flag():
   for flags in (["--config=no_such", "--config.seed=0,1"], ["--config.seed=0,1"], ["--config"]):
     assert split_grid(flags) == (flags, {})
@@ -85,6 +125,8 @@ def test_each_combination_is_a_run_named_by_what_differs():
   ({"seed": ["0", "x"]}, "--config.seed=0,x: 'x' is no whole number"),
   ({"seed": ["0", ""]}, "--config.seed=0,: '' is no whole number"),
   ({"seed": ["0", "0"]}, "--config.seed=0,0: '0' is there twice"),
+  ({"optimizer.learning_rate": ["1e-4", "0.0001"]}, "--config.optimizer.learning_rate=1e-4,0.0001: '0.0001' is there"),
+  ({"async_rollouts": ["true", "1"]}, "--config.async_rollouts=true,1: '1' is there twice"),
   ({"async_rollouts": ["true", "maybe"]}, "--config.async_rollouts=true,maybe: 'maybe' is no true or false"),
   ({"objective.psi": ["0.01", "-1"]}, "objective.psi: must be positive, not -1.0"),
 ])

@@ -256,6 +256,10 @@ def test_unknown_task_names_the_known_ones():
 
 
 def test_unknown_option_names_the_known_ones():
+  with pytest.raises(ValueError, match=r"^task.memory_mb: must be a whole number, not '512MB'$"):
+    get_task("code", memory_mb="512MB")
+  with pytest.raises(ValueError, match=r"^task.reward_late: must be a number, not 'never'$"):
+    get_task("arithmetic", reward_late="never")
   with pytest.raises(ValueError, match=r"^task.colour: unknown option of task 'arithmetic', known are data_dir$"):
     get_task("arithmetic", colour="red")
 

@@ -23,7 +23,13 @@ def load_config(recipe: str, changes: Mapping[str, Any] | None = None) -> Config
   there is no such recipe or field.
   """
   config = config_flags.ConfigFileFlagParser("config").parse(recipe_file(recipe))
-  for path, value in (changes or {}).items():
+  set_fields(config, changes or {})
+  return config
+
+
+def set_fields(config: ConfigDict, changes: Mapping[str, Any]) -> None:
+  """Sets fields of a recipe by their paths. ValueError, one line, where it has no such field, or of another type."""
+  for path, value in changes.items():
     try:
       section, _, name = path.partition(".")
       if section in _MAY_BE_OWN and "." not in name:
@@ -36,7 +42,6 @@ def load_config(recipe: str, changes: Mapping[str, Any] | None = None) -> Config
       raise ValueError(f"{path}: the config has no field {path!r}{near}") from None
     except TypeError as error:
       raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
-  return config
 
 
 def as_run_config(config: str | ConfigDict | RunConfig) -> RunConfig:

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from gdsd_jax import own_code
-from gdsd_jax.checks import require
+from gdsd_jax.checks import require, require_kinds
 from gdsd_jax.tasks.base import Task
 
 # Task name -> module and class, imported only when asked for: a task may need packages that others do not.
@@ -39,6 +39,7 @@ def get_task(
   """
   task = _named(name, options)
   settings = {"chat": reward_chat, "seconds": reward_seconds, "late": reward_late}
+  require_kinds("task", get_task.__annotations__, {f"reward_{name}": value for name, value in settings.items()})
   if not rewards:
     require(not reward_weights, "task.reward_weights", "needs task.rewards, whose weights they are")
     for field, value in settings.items():
@@ -58,14 +59,20 @@ def _named(name: str | Task, options: Mapping[str, Any]) -> Task:
     from gdsd_jax.tasks.own import load_task, OwnTask
 
     return load_task(name, options) if isinstance(name, str) else OwnTask(name)
+  made = task_class(name)
+  known = {field.name: field.type for field in dataclasses.fields(made)}
+  for option in options:
+    require(option in known, f"task.{option}", f"unknown option of task {name!r}, known are {', '.join(known)}")
+  require_kinds("task", known, options)
+  return made(**options)
+
+
+def task_class(name: str) -> type[Task]:
+  """The class of a task of ours. ValueError for another name."""
   require(name in TASKS, f"task.name={name!r}", f"unknown task, known are {', '.join(sorted(TASKS))}; one of your own"
                                                  " is FILE.py:NAME")
   module, class_name = TASKS[name]
-  task_class = getattr(importlib.import_module(module), class_name)
-  known = [field.name for field in dataclasses.fields(task_class)]
-  for option in options:
-    require(option in known, f"task.{option}", f"unknown option of task {name!r}, known are {', '.join(known)}")
-  return task_class(**options)
+  return getattr(importlib.import_module(module), class_name)
 
 
 def train_and_validation(task: Task, size: int) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:

@@ -5,6 +5,7 @@ import inspect
 from typing import Any
 
 from gdsd_jax import own_code
+from gdsd_jax.checks import require_kinds
 from gdsd_jax.tasks import base
 
 
@@ -13,18 +14,25 @@ def load_task(reference: str, options: Mapping[str, Any]) -> "OwnTask":
   make = own_code.load(reference, "task.name")
   if not callable(make):
     raise ValueError(f"task.name: {reference} must be a class or a function that makes a task, not {make!r:.80}")
-  try:
-    inspect.signature(make).bind(**options)
-  except TypeError as error:
-    known = ", ".join(inspect.signature(make).parameters) or "none"
-    raise ValueError(f"task: {own_code.at(make)}{reference} takes other options: {error}; known are {known}") from None
-  except ValueError:  # a built-in type, which has no signature to look at; calling it tells
-    pass
+  _check_options(make, reference, options)
   try:
     task = make(**options)
   except own_code.RAISED as error:  # the user's own
     raise ValueError(f"task.name: {own_code.described(error, make)}") from error
   return OwnTask(task, own_code.at(make) + reference)
+
+
+def _check_options(make: Any, reference: str, options: Mapping[str, Any]) -> None:
+  try:
+    signature = inspect.signature(make)
+  except ValueError:  # a built-in type, which has no signature to look at; calling it tells
+    return
+  try:
+    signature.bind(**options)
+  except TypeError as error:
+    known = ", ".join(signature.parameters) or "none"
+    raise ValueError(f"task: {own_code.at(make)}{reference} takes other options: {error}; known are {known}") from None
+  require_kinds("task", {name: each.annotation for name, each in signature.parameters.items()}, options)
 
 
 class OwnTask(base.Task):

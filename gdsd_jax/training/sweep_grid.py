@@ -1,18 +1,23 @@
 """Sweeps: a command line with several values of some fields, and the grid of runs that it stands for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import itertools
 import re
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from gdsd_jax import own_code
 from gdsd_jax.checks import require
+from gdsd_jax.objectives.named import objective_class
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import run_config
-from gdsd_jax.runs.given import load_config
+from gdsd_jax.runs.given import load_config, set_fields
+from gdsd_jax.tasks import get_task, task_class
 
 _FLAG = re.compile(r"--?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
+# What says which fields a section has besides those that all recipes have.
+_NAMED_BY = {"objective": "objective.name", "sampler": "sampler.kind", "task": "task.name"}
 # Text that users write, in which a comma is a comma; of a task all but its name and its numbers.
 _TEXTS = ("eval.prefill", "log.wandb_project")
 
@@ -22,22 +27,30 @@ def split_grid(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]
 
   A field is swept where its flag has several values with commas between. Numbers and switches are always, names such as
   `objective.name` or `model.path` where no value has a space. Tuples are not, nor is text that users write: `task.*`
-  but for `task.name` and numbers, `eval.prefill`, and `log.wandb_project`.
+  but for `task.name`, numbers and switches, `eval.prefill`, and `log.wandb_project`. Fields that only some objective,
+  task or sampler has, the user's own, too, are what these declare.
   """
-  shared, grid, config, rest = [], {}, None, list(arguments)
+  shared, grid, config, given = [], {}, None, list(_flags(arguments))
+  names = {path: value.split(",") for _, path, value in given if path in _NAMED_BY.values() and value}
+  for words, path, value in given:
+    if value and "," in value:
+      config = _recipe(arguments) if config is None else config
+      if _is_swept(_kind(config, path, names), path, value):
+        grid[path] = value.split(",")
+        continue
+    shared += words
+  return shared, grid
+
+
+def _flags(arguments: Sequence[str]) -> Iterator[tuple[list[str], str | None, str | None]]:
+  """(words, path, value) of each flag of a recipe's field; of anything else its word alone."""
+  rest = list(arguments)
   while rest:
     words = [rest.pop(0)]
     match = _FLAG.fullmatch(words[0])
     if match and match[2] is None and rest and not rest[0].startswith("-"):
       words.append(rest.pop(0))
-    value = match and (words[1] if len(words) > 1 else match[2])
-    if value and "," in value:
-      config = _recipe(arguments) if config is None else config
-      if _is_swept(config, match[1], value):
-        grid[match[1]] = value.split(",")
-        continue
-    shared += words
-  return shared, grid
+    yield words, match and match[1], match and (words[1] if len(words) > 1 else match[2])
 
 
 def _recipe(arguments: Sequence[str]) -> ConfigDict:
@@ -52,22 +65,42 @@ def _recipe(arguments: Sequence[str]) -> ConfigDict:
   return ConfigDict()
 
 
-def _is_swept(config: ConfigDict, path: str, value: str) -> bool:
-  kind = _kind(config, path)
+def _is_swept(kind: type | None, path: str, value: str) -> bool:
   if kind in (int, float, bool):
     return True
   is_text = path in _TEXTS or (path.startswith("task.") and path != "task.name")
   return kind is str and not is_text and not re.search(r"\s", value)
 
 
-def _kind(config: ConfigDict, path: str) -> type | None:
-  """The type of a field; None where there is no such field."""
+def _kind(config: ConfigDict, path: str, names: Mapping[str, Sequence[str]]) -> type | None:
+  """The type of a field; None where there is no such field.
+
+  names: objectives, tasks and samplers that a command line names, by the path of the field that does so.
+  """
   *sections, name = path.split(".")
+  found = config
   for section in sections:
-    config = config.get(section)
-    if not isinstance(config, ConfigDict):
+    found = found.get(section)
+    if not isinstance(found, ConfigDict):
       return None
-  return config.get_type(name) if name in config else None
+  if name in found:
+    return found.get_type(name)
+  if len(sections) != 1 or sections[0] not in _NAMED_BY:
+    return None
+  things = names.get(_NAMED_BY[sections[0]]) or [found[_NAMED_BY[sections[0]].partition(".")[2]]]
+  return next(filter(None, (_declared(sections[0], thing).get(name) for thing in things)), None)
+
+
+def _declared(section: str, name: str) -> dict[str, type | None]:
+  """Field -> type of those that an objective, task or sampler declares; none where it cannot be had, as runs tell."""
+  more = own_code.kinds_of(get_task) if section == "task" else {}
+  try:
+    if own_code.is_own(name):
+      return more | own_code.kinds_of(own_code.load(name, _NAMED_BY[section]))
+    ours = {"objective": objective_class, "task": task_class}.get(section)
+    return more | (own_code.kinds_of(ours(name)) if ours else {})
+  except (ValueError, OSError):
+    return more
 
 
 class Run(NamedTuple):
@@ -83,25 +116,28 @@ def make_runs(config: ConfigDict, grid: Mapping[str, Sequence[str]]) -> list[Run
   """Every combination of the grid's values, checked. Raises ValueError, one line that names the flag or the field."""
   last = {path: path.rpartition(".")[2] for path in grid}
   short = {path: name if list(last.values()).count(name) == 1 else path for path, name in last.items()}
-  values = {path: [_value(config, path, text, texts) for text in texts] for path, texts in grid.items()}
+  values = {path: _values(_kind(config, path, grid), path, texts) for path, texts in grid.items()}
   runs = []
   for texts, setting in zip(itertools.product(*grid.values()), itertools.product(*values.values()), strict=True):
     name = ",".join(f"{short[path]}={text.replace('/', '_')}" for path, text in zip(grid, texts))
     fields = config.copy_and_resolve_references()
-    fields.update_from_flattened_dict(dict(zip(grid, setting)))
+    set_fields(fields, dict(zip(grid, setting)))
     flags = [f"--config.{path}={text}" for path, text in zip(grid, texts)]
     runs.append(Run(name, dict(zip(grid, setting)), flags, run_config(fields)))
   return runs
 
 
-def _value(config: ConfigDict, path: str, text: str, texts: Sequence[str]) -> Any:
-  kind, said = _kind(config, path), f"--config.{path}={','.join(texts)}"
+def _values(kind: type, path: str, texts: Sequence[str]) -> list[Any]:
+  said, found = f"--config.{path}={','.join(texts)}", []
   switches = {"true": True, "1": True, "false": False, "0": False}
   kinds = {int: "whole number", float: "number", bool: "true or false", str: "name"}
-  require(texts.count(text) == 1, said, f"{text!r} is there twice")
-  try:
-    if not text:
-      raise ValueError
-    return switches[text.lower()] if kind is bool else kind(text)
-  except (ValueError, KeyError):
-    raise ValueError(f"{said}: {text!r} is no {kinds[kind]}; the values of a sweep have commas between") from None
+  for text in texts:
+    try:
+      if not text:
+        raise ValueError
+      value = switches[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
+      raise ValueError(f"{said}: {text!r} is no {kinds[kind]}; the values of a sweep have commas between") from None
+    require(value not in found, said, f"{text!r} is there twice")
+    found.append(value)
+  return found
