@@ -16,6 +16,7 @@ import sys
 import traceback
 
 from absl import app, flags, logging as absl_logging
+from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from gdsd_jax import command_help, own_code, signals
@@ -149,13 +150,17 @@ def _unset(config, path: str) -> None:
   *sections, name = path.split(".")
   found = config
   for section in sections:
-    found = found.get(section, {})
+    found = found.get(section, {}) if isinstance(found, ConfigDict) else {}
   if name not in found:
     raise ValueError(command_help.no_field(f"--config.{path}=None", path, config))
+  if isinstance(found[name], ConfigDict):
+    raise ValueError(f"--config.{path}=None: {_SECTION}")
   found[name] = None
 
 
+_SECTION = "is a section, whose fields are set one by one, such as --config.objective.name; --help lists them"
 _PLAIN_WORDS = {  # for what the libraries of flags say
+  r"(?:flag )?(--config\.[\w.]+=.*): Failed to parse .* as a ConfigDict: .*": rf"\1: {_SECTION}",
   r"invalid literal for int\(\) with base 10: .*": "must be a whole number",
   r"could not convert string to float: .*": "must be a number",
   r"Failed to parse .* as a ConfigDict: .*": "is a section, whose fields are flags of their own; --help tells them",
@@ -174,6 +179,8 @@ def _parse(argv: list[str]) -> list[str]:
       sys.exit(0)
     if "config" in flags.FLAGS:
       flags.FLAGS["config"].parser = _RecipeParser("config", lock_config=False)  # it may get fields of one's own code
+    if sum(re.match("--?config(=|$)", argument) is not None for argument in argv) > 1:
+      raise ValueError("--config: is given twice; name one recipe")
     unset = [found[1] for argument in argv if (found := _UNSET.fullmatch(argument))]
     rest = flags.FLAGS([argument for argument in argv if not _UNSET.fullmatch(argument)])
     if "config" in flags.FLAGS:

@@ -67,7 +67,8 @@ def main():
 
 if __name__ == "__main__":
   sys.argv = [f"{argument}=" if argument == "--report" else argument for argument in sys.argv]
-  if any(re.match("--?report=.", argument) for argument in sys.argv):
+  given = lambda flag: any(re.match(f"--?{flag}", argument) for argument in sys.argv)
+  if given("report=.") and not given("config(=|$)"):
     sys.argv.append("--config=compare")  # a report has its own in itself
   flags.mark_flag_as_required("config")
   command.run(main, alone=True)

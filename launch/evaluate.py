@@ -61,11 +61,12 @@ def main():
   from gdsd_jax.evaluation.settings import tell_differences, warn_of_flags
   from gdsd_jax.parallel.processes import is_first_process
   from gdsd_jax.runs.chosen_model import ChosenModel
-  from gdsd_jax.runs.config_dict import run_config
+  from gdsd_jax.runs.config_dict import check_recipe, run_config
   from gdsd_jax.runs.metrics import log_to_stdout
 
   log_to_stdout()
   recipe = _CONFIG.value
+  check_recipe(recipe)
   if _OUT.value == "":  # an unset variable of the shell, say
     raise ValueError("--out: is empty")
   if _LENGTHS.value is not None:

@@ -158,9 +158,20 @@ BAD = {
   # The command line.
   "flag": Case(f"{TRAIN} --wokdir=x", "Unknown command line flag 'wokdir'. Did you mean: workdir .", quick=True),
   "no flag": Case(f"{TRAIN} fast", "'fast' is no flag; flags begin with --"),
+  "near name of a recipe": Case(
+    "launch/train.py --config=gdsd-math:tiny",
+    "--config: no recipe 'gdsd-math'; did you mean 'gdsd_math'.; known are .*"),
+  "fine-tuning recipe": Case(
+    "launch/evaluate.py --config=configs/sft.py --lengths=16 --out={f}/out",
+    "--config: a recipe of the kind 'sft' is for launch/pretrain.py"),
+  "folder of a model": Case(
+    "launch/train.py --config=configs/gdsd_math.py --workdir={f}/m",
+    "--workdir: {f}/m/config.json is not that of a run, which has `steps`; choose another folder",
+    {"m": lambda folder: model()(folder)}),
   "no recipe": Case("launch/train.py --config=configs/none.py", "--config: .*configs/none.py.*"),
   "recipe name": Case(
-    "launch/train.py --config=gdsd_maths", "--config: no recipe 'gdsd_maths'; known are .*gdsd_math, .*or name a file"),
+    "launch/train.py --config=gdsd_maths",
+    "--config: no recipe 'gdsd_maths'; did you mean 'gdsd_math'.; known are .*or name a file"),
   "preset": Case(
     "launch/train.py --config=configs/gdsd_math.py:gpt",
     "--config: unknown preset 'gpt', known are tiny, llada_8b, dream_7b, sdar_8b, .*"),
@@ -181,9 +192,17 @@ BAD = {
   "field": Case(
     f"{TRAIN} --config.objective.psy=1",
     "--config.objective.psy.*: the config has no field '.*psy'; did you mean '.*psi'.", quick=True),
-  "section": Case(
+  "misspelt section": Case(
     f"{TRAIN} --config.optimiser.clip=1",
     "--config.optimiser.clip=1: .* no field 'optimiser.clip'; did you mean 'optimizer.clip'."),
+  "section": Case(
+    f"{TRAIN} --config.objective=espo",
+    "--config.objective=espo: is a section, .* such as --config.objective.name; --help lists them"),
+  "unset section": Case(
+    f"{TRAIN} --config.sampler=None", "--config.sampler=None: is a section, .* one by one, .*", quick=True),
+  "unset in a field": Case(
+    f"{TRAIN} --config.seed.psi=None", "--config.seed.psi=None: the config has no field 'seed.psi'.*"),
+  "two recipes": Case(f"{TRAIN} --config=configs/gdsd_sudoku.py", "--config: is given twice; name one recipe"),
   "unset field": Case(
     f"{TRAIN} --config.objective.psy=None", "--config.objective.psy=None: the config has no field 'objective.psy'.*"),
   "section's value": Case(

@@ -78,7 +78,8 @@ def test_a_path_stays_as_it_is(tmp_path, monkeypatch, path):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-  with pytest.raises(FileNotFoundError, match="^no recipe 'gdsd_mth'; known are .*gdsd_code, .*, or name a file$"):
+  told = "^no recipe 'gdsd_mth'; did you mean 'gdsd_math'.; known are .*gdsd_code, .*, or name a file$"
+  with pytest.raises(FileNotFoundError, match=told):
     recipe_file("gdsd_mth:tiny")
 
 
@@ -93,7 +94,8 @@ def test_a_command_names_the_recipes_that_there_are(tmp_path):
   result = subprocess.run([sys.executable, "-c", code, "--config=gdsd_mth:tiny"], cwd=tmp_path, capture_output=True,
                           text=True, timeout=300, env=environment)
   assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
-  assert result.stderr.startswith("error: --config: no recipe 'gdsd_mth'; known are compare, gdsd_code, ")
+  assert result.stderr.startswith(
+    "error: --config: no recipe 'gdsd_mth'; did you mean 'gdsd_math'?; known are compare, gdsd_code, ")
 
 
 # ------------------------------------------------------------------------------------------------------ the image

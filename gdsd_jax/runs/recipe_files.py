@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 import re
 
+from gdsd_jax.checks import did_you_mean
 from gdsd_jax.paths import expanded
 
 PACKAGED = Path(__file__).parent / "../configs"
@@ -41,11 +42,12 @@ def recipe_file(config: str) -> str:
     ValueError: `~` stands for no home.
   """
   name, colon, preset = config.partition(":")
-  if not name.isidentifier() or Path(name).is_file():
+  if not re.fullmatch(r"[\w-]+", name) or Path(name).is_file():
     return f"{expanded(name, '--config')}{colon}{preset}" if name.startswith("~") else config
   file = Path(f"{name}.py")
   if not file.is_file():
     file = PACKAGED / file
   if not file.is_file():
-    raise FileNotFoundError(f"no recipe {name!r}; known are {', '.join(recipe_names())}, or name a file")
+    near = did_you_mean(name, recipe_names())
+    raise FileNotFoundError(f"no recipe {name!r}{near}; known are {', '.join(recipe_names())}, or name a file")
   return f"{file}{colon}{preset}"

@@ -129,7 +129,10 @@ def open_workdir(workdir: epath.Path, config) -> None:
   """
   check_workdir(workdir)
   if (workdir / FILE).is_file():
-    different = contradictions(read_saved(workdir), config)
+    saved = read_saved(workdir)
+    require("steps" in saved, "--workdir", f"{workdir / FILE} is not that of a run, which has `steps`; choose another"
+                                           " folder")
+    different = contradictions(saved, config)
     require(not different, "--workdir", f"{workdir} holds a run with another config ({'; '.join(different)});"
                                         " restore these fields or choose another --workdir")
   try:
