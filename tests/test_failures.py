@@ -27,6 +27,7 @@ from gdsd_jax.runs.optimizer import OptimizerConfig, updates_made
 from gdsd_jax.runs.weights import load_run
 from gdsd_jax.supervised.rows import row_of
 from gdsd_jax.training.idle import IdleSteps
+from gdsd_jax.training.report import Learning
 from gdsd_jax.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
@@ -199,6 +200,14 @@ def test_what_teaches_nothing_is_told_at_once_and_then_seldom(steps, warned, scr
   said = [record.getMessage() for record in screen.records if record.levelno == logging.WARNING]
   assert [line[:len(start) + 12] for line, start in zip(said, warned, strict=True)] == [
     f"WARNING: in {start}" for start in warned]
+
+
+@pytest.mark.parametrize("first", [float("nan"), None])  # as it is found, and as a resumed run reads it from the disk
+def test_a_reward_that_applies_to_no_validation_problem_is_told_without_a_gain(first):
+  learning = Learning()
+  learning.see({"step": 0, "reward": 0.5, "eval/reward": 0.5, "eval/reward/never": first})
+  found = {"reward": 0.75, "reward/never": float("nan")}
+  assert [learning.since(name, found) for name in found] == [" (+0.25)", ""]
 
 
 @pytest.mark.parametrize("value, shown", [

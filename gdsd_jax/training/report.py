@@ -87,7 +87,9 @@ class Learning:
   def see(self, row: Mapping[str, Any]) -> None:
     """Takes a row of metrics.jsonl into account."""
     if not self._evaluated:
-      self._evaluated = {name.removeprefix("eval/"): row[name] for name in row if name.startswith("eval/")}
+      told = {name.removeprefix("eval/"): value for name, value in row.items() if name.startswith("eval/")}
+      # A reward may apply to none of the problems; on the disk that is None.
+      self._evaluated = {name: value for name, value in told.items() if value is not None and math.isfinite(value)}
     reward = row.get("reward")
     if reward is None or not math.isfinite(reward):
       return
