@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 
 import gdsd_jax
+from gdsd_jax.chat.answers import Answering
+from gdsd_jax.chat.config import sample_config
 from gdsd_jax.huggingface.adapters import load_adapter
 from gdsd_jax.models.lora import merge
 from gdsd_jax.parallel.mesh import is_quantised
+from gdsd_jax.runs.chosen_model import ChosenModel
 from gdsd_jax.runs.config_dict import base_config, run_config
 from gdsd_jax.runs.export import export_run
 from gdsd_jax.runs.files import read_rows
+from gdsd_jax.runs.saved_config import saved_recipe
 from gdsd_jax.runs.weights import load_run
 from gdsd_jax.training.report import announce
 from gdsd_jax.training.trainer import Trainer
@@ -59,6 +63,17 @@ def test_its_size_is_that_of_the_weights_as_they_were_read(run, caplog):
   with caplog.at_level("INFO"):
     announce(trainer.config, trainer.state, trainer.mesh)
   assert f"{sum(leaf.size for leaf in jax.tree.leaves(whole)) / 1e6:.3g} M parameters" in caplog.text
+
+
+def test_it_answers_as_the_run_itself_does(run):
+  chosen, question = ChosenModel(run), "Tom has 3 apples."
+  config = sample_config(saved_recipe(str(run)), {}, chosen)
+  answering = Answering(config, chosen.resolved())
+  prompt = answering.prompt([{"role": "user", "content": question}], config.sampler)
+  answer = answering.answer(prompt, config.sampler, seed=3)
+  trainer = Trainer(small_config(), run)
+  trainer.train()  # which is done already
+  assert [answer.text] == trainer.sample([question], seed=3)
 
 
 @pytest.mark.slow

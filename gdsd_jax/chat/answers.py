@@ -147,13 +147,14 @@ class Answering:
     return *(width for width in widths if width < room), room
 
   def _program(self, arguments, sampler: SamplerConfig, watched: bool):
-    """(the compiled sampler, seconds that compiling it took, 0 where it was there)."""
+    """(the sampler, compiled, and the seconds that this took, 0 where it was there)."""
     shape, started = arguments[1].shape, time.monotonic()
     which = sampler, shape, watched
     if which in self._programs:
       return self._programs[which], 0.0
     watcher = self._watch if watched else None
     with compiling(f"the sampler for prompts of up to {shape[1]} tokens"):
-      lowered = sample.lower(self.generator.denoiser, *arguments, sampler, watcher=watcher)
-      self._programs[which] = lowered.compile()
+      sample.lower(self.generator.denoiser, *arguments, sampler, watcher=watcher).compile()
+    # `jax.jit` takes what is compiled already. Called by itself, that refuses weights of 4 bits that lie on a mesh.
+    self._programs[which] = lambda *arguments: sample(self.generator.denoiser, *arguments, sampler, watcher=watcher)
     return self._programs[which], time.monotonic() - started
