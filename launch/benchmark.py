@@ -26,7 +26,8 @@ on where it was, and --rows chooses (none, --rows=, only writes the table again)
 `tiny` is the same on small models, for any machine. See gdsd_jax/benchmark/suite_rows.py.
 
 --recipe samples that recipe's problems, at --threshold (0.9) with early stop, in --block_length and by --cache if they
-are given: --batch of them (four steps') in --slots, and in batches of as many as a step of the recipe has.
+are given: --batch of them (four steps') in --slots, and in batches of as many as a step of the recipe has, or one of
+--prompts_per_step.
 
 On a CPU that other processes use, too, seconds say little; cpu_seconds, of all threads of a side, say more.
 
@@ -64,6 +65,7 @@ _OUT = flags.DEFINE_string("out", None, "File for the JSON object.")
 _PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of our sampling and of our update.")
 _RECIPE = flags.DEFINE_string("recipe", None, "Recipe whose rollouts are sampled in slots and in whole batches.")
 _SLOTS = flags.DEFINE_integer("slots", None, "Slots of the sampler of --recipe.")
+_PROMPTS = flags.DEFINE_integer("prompts_per_step", None, "Prompts of a step of --recipe; by default its own.")
 _FIELDS = [  # by default the model's own
   flags.DEFINE_integer("batch", None, "Completions that are sampled, rollouts of an update."),
   flags.DEFINE_integer("prompt_length", None, "Tokens of a prompt."),
@@ -123,6 +125,8 @@ def run_slots(out: str | None) -> None:
   changes = {"sampler.threshold": given.get("threshold", 0.9), "sampler.early_stop": True}
   for name in ("block_length", "cache"):
     changes |= {f"sampler.{name}": given[name]} if name in given else {}
+  if _PROMPTS.value is not None:
+    changes["prompts_per_step"] = _PROMPTS.value
   config = run_config(load_config(_RECIPE.value, changes))
   result = slots.compare(config, _SLOTS.value, given.get("batch", 4 * config.rollouts_per_step),
                          given.get("repeats", 3))
@@ -148,7 +152,8 @@ def main():
   only = tuple(_ONLY.value) if _ONLY.value is not None else None
   if out is not None:
     check_report(Path(out))
-  require(_SLOTS.value is None or _RECIPE.value is not None, "--slots", "is of --recipe; give that, too")
+  for flag in (_SLOTS, _PROMPTS):
+    require(flag.value is None or _RECIPE.value is not None, f"--{flag.name}", "is of --recipe; give that, too")
   if _RECIPE.value is not None:
     return run_slots(out)
   chosen = setting(_MODEL.value, only=only, reference=_REFERENCE.value, profile=profile, **fields)

@@ -618,6 +618,11 @@ BAD = {
     r"sampler.slots: 999 are more than the 256 prompts that are sampled together \(--batch\)"),
   "benchmark prompts": Case(
     "launch/benchmark.py --recipe=gdsd_math:tiny --slots=8 --batch=0", "--batch: 0 must be a multiple of the 64 .*"),
+  "benchmark step": Case(
+    "launch/benchmark.py --prompts_per_step=8", "--prompts_per_step: is of --recipe; give that, too"),
+  "benchmark step of none": Case(
+    "launch/benchmark.py --recipe=gdsd_math:tiny --slots=8 --prompts_per_step=0",
+    "prompts_per_step: must be at least 1, not 0"),
   "benchmark repeats": Case(
     "launch/benchmark.py --recipe=gdsd_math:tiny --slots=8 --repeats=0", "--repeats: must be at least 1, not 0"),
   "benchmark objective": Case(

@@ -23,20 +23,21 @@ from gdsd_jax.tasks import get_task
 def compare(config: RunConfig, slots: int, prompts: int, repeats: int) -> dict[str, Any]:
   """What it takes to sample completions of the first `prompts` problems of a recipe, as JSON values.
 
-  In batches of as many as a step of the recipe has, and all together in slots; after a first round of each, which
-  compiles. Returns for either side the medians of `seconds` and `cpu_seconds`, of `sampler_passes`, and `text_tokens`,
-  up to the end of the texts; the rest of `slot_use` of the slots, and `worked`, their passes that did work; `ratio` and
-  `cpu_ratio` of text tokens in a second; and `at_most`, what the ratio would be with slots that never wait, passes that
-  cost the same by the sequence, and texts equally long on both sides.
+  In batches of as many as a step of the recipe samples together, and all of them in slots; after a first round of each,
+  which compiles. Returns for either side the medians of `seconds` and `cpu_seconds`, of `sampler_passes`, and
+  `text_tokens`, up to the end of the texts; the rest of `slot_use` of the slots, and `worked`, their passes that did
+  work; `ratio` and `cpu_ratio` of text tokens in a second; and `at_most`, what the ratio would be with slots that never
+  wait, passes that cost the same by the sequence, and texts equally long on both sides.
   Raises ValueError, one line naming the flag.
   """
-  require(prompts >= 1 and prompts % config.rollouts_per_step == 0, "--batch", f"{prompts} must be a multiple of the"
-          f" {config.rollouts_per_step} rollouts of a step, the batch that slots are compared with")
+  size = config.rollouts_per_step // config.rollouts.microbatches
+  require(prompts >= 1 and prompts % size == 0, "--batch", f"{prompts} must be a multiple of the {size} rollouts that a"
+          " step samples together, the batch that slots are compared with")
   require(repeats >= 1, "--repeats", f"must be at least 1, not {repeats}")
   require_prompts(dataclasses.replace(config.sampler, slots=slots), "--batch", prompts)
   mesh = make_mesh(**vars(config.mesh))
   denoiser, params = load_model(config.model, config.seed, mesh)
-  task, size = get_task(config.task.name, **config.task.options), config.rollouts_per_step
+  task = get_task(config.task.name, **config.task.options)
   problems = task.examples("train")
   examples = [problems[row % len(problems)] for row in range(prompts)]
   batched = RolloutSampler(denoiser, load_tokenizer(config.model.folder, denoiser.config), task, config.sampler,
