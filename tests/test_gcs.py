@@ -1,5 +1,6 @@
 """A run on gs://, against an emulator of Google Cloud Storage: the same rows as in a local folder, and it resumes."""
 
+import json
 import os
 from pathlib import Path
 import socket
@@ -7,15 +8,19 @@ import subprocess
 import sys
 
 from etils import epath
+import jax
+import jax.numpy as jnp
 from page_rows import write_run
 import pytest
 
 from gdsd_jax.page.report import write_report
 from gdsd_jax.runs import files
+from gdsd_jax.runs.checkpoints import Checkpoints
 from gdsd_jax.runs.earlier import set_aside
 from gdsd_jax.runs.files import check_workdir, JsonLines, local_folder, read_rows, write_whole
 from gdsd_jax.runs.log_config import LogConfig
 from gdsd_jax.runs.rollouts_file import FILE, RolloutsFile
+from gdsd_jax.runs.state import TrainState
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = {
@@ -102,6 +107,30 @@ def test_a_run_on_gs_has_its_page_there(tmp_path, bucket):
   for out in (None, "gs://bucket/pages/run.html"):
     write_report(["gs://bucket/run"], out, watch=False)
     assert epath.Path(out or "gs://bucket/run/report.html").stat().length > 100_000
+
+
+@pytest.mark.slow
+def test_copied_checkpoints_that_an_older_orbax_wrote_are_used_not_deleted(tmp_path, bucket, monkeypatch):
+  tell_generations(monkeypatch)
+  states = [
+    TrainState(step=jnp.int32(step), params={"weight": jnp.full(3, step)}, frozen={}, opt_state=(), reference=None,
+               key=jax.random.key(step))
+    for step in (1, 2, 3)
+  ]
+  local, remote = Checkpoints(tmp_path, 3), epath.Path("gs://bucket/run/checkpoints")
+  for state in states:
+    local.save(state, {}, None)
+  local.close()
+  ended = tmp_path / "3" / "_CHECKPOINT_METADATA"  # not this one: it was copied while it was written
+  ended.write_text(json.dumps({**json.loads(ended.read_text()), "commit_timestamp_nsecs": None}))
+  for file in tmp_path.rglob("*"):
+    if file.is_file() and file.name != "commit_success.txt":  # which an older Orbax writes in stores alone
+      (remote / file.relative_to(tmp_path)).write_bytes(file.read_bytes())
+  checkpoints = Checkpoints(remote, 3)
+  restored, _ = checkpoints.restore(states[0], check=lambda run: None)
+  checkpoints.close()
+  assert int(restored.step) == 2 and restored.params["weight"].tolist() == [2, 2, 2]
+  assert checkpoints.has(1) and not checkpoints.has(3)
 
 
 @pytest.mark.slow

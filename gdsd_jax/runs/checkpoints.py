@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from gdsd_jax.parallel.processes import gather_json, is_first_process
-from gdsd_jax.runs.files import absolute
+from gdsd_jax.runs.files import absolute, is_remote
 from gdsd_jax.runs.finite import not_finite
 from gdsd_jax.runs.state import TrainState
 from gdsd_jax.waiting import waiting
@@ -48,6 +48,7 @@ class Checkpoints:
   def __init__(self, directory: epath.PathLike, keep: int):
     self.directory = absolute(directory)
     if is_first_process():
+      mark_copied(self.directory)
       _put_damaged_metrics_aside(self.directory)
     gather_json(None)  # nobody looks before they are moved
     policies = [
@@ -193,6 +194,33 @@ def _storable(state: TrainState) -> TrainState:
 
 def _not_finite(state: TrainState) -> str | None:
   return not_finite({"params": state.params, "opt_state": state.opt_state, "reference": state.reference})
+
+
+def mark_copied(directory: epath.Path) -> None:
+  """Marks checkpoints of an object store that are whole and lack Orbax's mark, without which it would delete them.
+
+  They were copied there from a disk, where older releases of Orbax write no marks. Whole is one that has the time when
+  it was finished, which Orbax writes when all the rest is written.
+
+  Raises:
+    CheckpointError: a mark cannot be written.
+  """
+  for file in sorted(directory.glob("*/_CHECKPOINT_METADATA")) if is_remote(directory) and directory.is_dir() else []:
+    mark = file.parent / "commit_success.txt"
+    if file.parent.name.isdecimal() and not mark.exists() and _ended(file):
+      try:
+        mark.write_text("copied")
+      except Exception as error:  # a store raises many kinds
+        raise CheckpointError(f"checkpoints: {mark}, the mark of a checkpoint that is whole, is missing and cannot be"
+                              f" written: {cause_of(error)}") from error
+      _log.warning("the checkpoint of step %s was copied to %s: it is marked as whole", file.parent.name, directory)
+
+
+def _ended(metadata: epath.Path) -> bool:
+  try:
+    return json.loads(metadata.read_text()).get("commit_timestamp_nsecs") is not None
+  except (OSError, ValueError, AttributeError):  # itself damaged
+    return False
 
 
 def damaged_metrics(directory: epath.Path) -> dict[epath.Path, str]:

@@ -14,7 +14,7 @@ from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.models.lora import add_adapter
 from gdsd_jax.parallel.mesh import device_of, param_shardings
-from gdsd_jax.runs.checkpoints import cause_of, CheckpointError, damaged_metrics, quiet_orbax
+from gdsd_jax.runs.checkpoints import cause_of, CheckpointError, damaged_metrics, mark_copied, quiet_orbax
 from gdsd_jax.runs.config_dict import made
 from gdsd_jax.runs.files import absolute
 from gdsd_jax.runs.finite import not_finite
@@ -146,6 +146,7 @@ def load_run(workdir: epath.Path, step: str | int, mesh=None, whole: bool = Fals
 
 def _open(workdir: epath.Path) -> ocp.CheckpointManager:
   """The run's checkpoints, for reading alone: the run itself may be writing more."""
+  mark_copied(absolute(workdir / "checkpoints"))
   with quiet_orbax():
     options = ocp.CheckpointManagerOptions(read_only=True, best_fn=lambda metrics: metrics["reward"])
     return ocp.CheckpointManager(absolute(workdir / "checkpoints"), options=options, item_names=("state", "run"))
