@@ -208,9 +208,11 @@ def test_rows_of_both_layouts_are_read(tmp_path):
   assert task.examples("train") == [EXAMPLE, {"numbers": [4, 2, 1], "target": 7}]
 
 
-def test_problems_of_other_than_three_numbers_are_left_out(tmp_path):
+def test_problems_of_other_than_three_numbers_are_left_out_and_counted(tmp_path, caplog):
   task = task_on(tmp_path, {"nums": [1, 2, 3, 4], "target": 10}, {"nums": [4, 2, 1], "target": 7})
-  assert [example["target"] for example in task.examples("train")] == [7]
+  with caplog.at_level("INFO"):
+    assert [example["target"] for example in task.examples("train")] == [7]
+  assert "task.train_source: 1 of 2 problems are left out, which have other than 3 numbers" in caplog.text
 
 
 @pytest.mark.parametrize("row, message", [

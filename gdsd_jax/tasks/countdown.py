@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from fractions import Fraction
 import itertools
+import logging
 import operator
 import re
 from typing import Any, ClassVar
 
 from gdsd_jax.checks import require
 from gdsd_jax.tasks import answers, base, boxes, official_prompts, puzzles
+
+_log = logging.getLogger(__name__)
 
 NUM_NUMBERS = 3
 # The generated problems of each variant. Numbers and targets of the public test file go up to 100.
@@ -51,9 +54,13 @@ class CountdownTask(puzzles.PuzzleTask):
   name: ClassVar[str] = "countdown"
 
   def examples(self, split: str) -> Sequence[Mapping[str, Any]]:
-    examples = [example for example in super().examples(split) if len(example["numbers"]) == NUM_NUMBERS]
+    found = super().examples(split)
+    examples = [example for example in found if len(example["numbers"]) == NUM_NUMBERS]
     require(len(examples) > 0, f"task.{split}_source",
             f"{self.source(split)}: no problem of {NUM_NUMBERS} numbers in it")
+    if len(examples) < len(found):
+      _log.info("task.%s_source: %d of %d problems are left out, which have other than %d numbers", split,
+                len(found) - len(examples), len(found), NUM_NUMBERS)
     return examples
 
   def generated(self, split: str) -> Sequence[Mapping[str, Any]]:
