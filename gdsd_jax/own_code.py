@@ -101,7 +101,7 @@ def kinds_of(thing: Any) -> dict[str, type | None]:
 def _run(file: Path):
   if not file.is_file():
     raise FileNotFoundError
-  _look_also_in(file.parent)
+  look_also_in(file.parent)
   # A name of its own: a file may be called as a library is.
   spec = importlib.util.spec_from_file_location(f"own_code_{len(loaded_files())}_{file.stem}", file)
   module = importlib.util.module_from_spec(spec)
@@ -115,12 +115,12 @@ def _run(file: Path):
 
 
 def _import(module: str):
-  _look_also_in(Path.cwd())
+  look_also_in(Path.cwd())
   _imported.add(module)
   return importlib.import_module(module)
 
 
-def _look_also_in(folder: Path) -> None:
+def look_also_in(folder: Path) -> None:
   """Imports of own code find their neighbours, which never hide a library."""
   if str(folder) not in sys.path:
     sys.path.append(str(folder))

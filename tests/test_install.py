@@ -16,6 +16,7 @@ from conftest import REPOSITORY
 import pytest
 
 from gdsd_jax.runs.files import read_rows
+from gdsd_jax.runs.given import load_config
 from gdsd_jax.runs.recipe_files import recipe_file, recipe_names, run_name
 
 RECIPES = {file.stem for file in (REPOSITORY / "configs").glob("*.py")}
@@ -75,6 +76,21 @@ def test_a_recipe_of_the_current_folder_goes_before_the_packages(tmp_path, monke
 def test_a_path_stays_as_it_is(tmp_path, monkeypatch, path):
   monkeypatch.chdir(tmp_path)
   assert recipe_file(path) == path
+
+
+def test_a_recipe_imports_what_lies_beside_it(tmp_path, monkeypatch):
+  monkeypatch.setattr("sys.path", [*sys.path])
+  (tmp_path / "what_ours_share.py").write_text("STEPS = 7\n")
+  (tmp_path / "ours.py").write_text("""
+import what_ours_share
+from gdsd_jax.runs.config_dict import base_config
+
+def get_config(preset=""):
+  config = base_config()
+  config.steps = what_ours_share.STEPS
+  return config
+""")
+  assert load_config(f"{tmp_path}/ours.py").steps == 7
 
 
 def test_an_unknown_name_lists_the_known_ones():

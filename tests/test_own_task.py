@@ -91,6 +91,11 @@ def test_mistakes_are_one_line_with_file_and_line(own, old, new, message):
   assert len(str(caught.value).splitlines()) == 1
 
 
+def test_what_is_tried_out_says_whether_it_ended_as_completions_do(own):
+  task = own("len(completion) <= self.limit", "completion.ended")
+  try_out(task, task.examples("train"))
+
+
 def test_options_that_it_does_not_take_are_told(own):
   with pytest.raises(ValueError, match="own.py:Shorter takes other options: got an unexpected keyword argument 'lmit'; "
                                        "known are limit$"):

@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 import re
 
+from gdsd_jax import own_code
 from gdsd_jax.checks import did_you_mean
 from gdsd_jax.paths import expanded
 
@@ -32,7 +33,7 @@ def run_of(arguments: Sequence[str]) -> str | None:
 
 
 def recipe_file(config: str) -> str:
-  """The file of a --config flag, with the preset that follows a colon left as it is.
+  """The file of a --config flag, with the preset that follows a colon left as it is. It may import what lies beside it.
 
   A name without folder and suffix is NAME.py in the current folder, if that is there, or else the package's own recipe.
   What is no such name is a path, and stays as it is but for `~`, which shells leave alone within an argument.
@@ -41,6 +42,14 @@ def recipe_file(config: str) -> str:
     FileNotFoundError: there is no recipe of this name; the message tells those that there are.
     ValueError: `~` stands for no home.
   """
+  found = _found(config)
+  file = Path(found.partition(":")[0])
+  if file.is_file():
+    own_code.look_also_in(file.resolve().parent)
+  return found
+
+
+def _found(config: str) -> str:
   name, colon, preset = config.partition(":")
   if not re.fullmatch(r"[\w-]+", name) or Path(name).is_file():
     return f"{expanded(name, '--config')}{colon}{preset}" if name.startswith("~") else config

@@ -7,7 +7,7 @@ from typing import Any
 
 from gdsd_jax import own_code
 from gdsd_jax.checks import require, require_kinds
-from gdsd_jax.tasks.base import Task
+from gdsd_jax.tasks.base import Completion, Task
 
 # Task name -> module and class, imported only when asked for: a task may need packages that others do not.
 TASKS = {
@@ -101,5 +101,5 @@ def try_out(task: Task, examples: Sequence[Mapping[str, Any]]) -> None:
   if task.is_own:
     task.messages(examples[0])
     task.reference_answer(examples[0])
-    texts = ["No answer.", "The answer is 1."]
+    texts = [Completion("No answer."), Completion("The answer is 1.", ended=False)]
     task.grade(texts, [examples[0]] * 2, *([[[0], [0, 1]]] if task.takes_ids else []))
