@@ -13,6 +13,7 @@ so a new prompt is computed; a finished block is computed once more, clean, in p
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -146,10 +147,10 @@ class _Work:
     return _State(rollout, first, zeros, zeros, jnp.full(shards, each, jnp.int32), jnp.int32(0), cache)
 
   def is_left(self, state: _State):
-    # Each prompt takes its steps, and a clean pass behind each of its blocks. The last one has a slot at the latest
-    # when the slots have shared those of all others. A plan counts as many.
-    each, slots = self.config.most_steps + self.config.num_blocks + 1, self.config.slots // self.shards.count
-    most = (self.count - 1) * each // slots + each
+    # As if each prompt took all steps that it may and, where the cache is exact, a clean pass behind each block: those
+    # that take fewer leave their slots no later. A plan counts as many.
+    clean = self.config.num_blocks + 1 if self.config.cache == "exact" else 0
+    most = math.ceil(self.count * self.shards.count / self.config.slots) * (self.config.most_steps + clean)
     return jnp.any(state.prompt < self.count) & (state.number < most)
 
   def step(self, state: _State) -> _State:
