@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 
-from gdsd_jax.tasks import get_task
+from gdsd_jax.tasks import get_task, try_out
 from gdsd_jax.tasks.base import Grade
 
 ROWS = [{"prompt": "What is 1 + 1?", "answer": 2, "level": "easy"}, {"prompt": "What is 6 × 7?", "answer": 42}]
@@ -118,6 +118,21 @@ def test_any_task_takes_functions_and_keeps_its_accuracy():
   text = f"<answer>{example['answer']}</answer>"
   assert rewarded.grade([text], [example]) == [Grade({"short": -len(text) / 100}, 1.0)]
   assert rewarded.messages(example) == get_task("arithmetic").messages(example)
+
+
+def test_a_function_named_as_one_of_the_tasks_own_rewards_is_refused():
+
+  def format(completions, **kwargs):
+    return [0.0] * len(completions)
+
+  alone = get_task("arithmetic", rewards=(format,))
+  problem = alone.examples("train")[:1]
+  assert alone.grade([""], problem)[0].rewards == {"format": 0}
+  for rewards in (("task", format), (format, "task")):
+    task = get_task("arithmetic", rewards=rewards)
+    with pytest.raises(ValueError, match="^task.rewards: a function and a reward of the task's own are both named"
+                                         " format; rename the function$"):
+      try_out(task, problem)
 
 
 def test_what_the_functions_log_is_averaged(task):

@@ -145,6 +145,9 @@ class RewardedTask(base.Task):
       rewards = {}
       for reward in self.rewards:
         named = grade.rewards if reward.function is None else {reward.name: values[reward.name][i]}
+        twice = ", ".join(sorted(rewards.keys() & named.keys()))
+        require(not twice, "task.rewards", f"a function and a reward of the task's own are both named {twice}; rename"
+                                           " the function")
         rewards |= {name: None if value is None else reward.weight * value for name, value in named.items()}
       grades.append(base.Grade(rewards) if grade is None else dataclasses.replace(grade, rewards=rewards))
       if not self._is_silent and set(rewards.values()) == {None}:
