@@ -31,6 +31,16 @@ def config_of(**log):
   return dataclasses.replace(run_config(base_config()), log=log)
 
 
+@pytest.mark.parametrize("line, wrong", [
+  ("[]", "no row of a run, which has its `step`"), ('{"reward": 1}', "no row of a run, which has its `step`"),
+  ('{"step": "3"}', "no row of a run, which has its `step`"), ('{"step": 3', "not JSON: .*"),
+])
+def test_a_line_that_is_no_row_is_named_with_what_to_do(tmp_path, line, wrong):
+  (tmp_path / "metrics.jsonl").write_text(f'{json.dumps(ROW)}\n{line}\n')
+  with pytest.raises(ValueError, match=rf"metrics.jsonl, line 2: {wrong}; delete that line$"):
+    MetricsWriter(tmp_path, 1, config_of())
+
+
 def write_rows(workdir, rows, last_step=-1, **log):
   """Writes rows with a writer that draws them and is closed again."""
   writer = MetricsWriter(workdir, last_step, config_of(**log))

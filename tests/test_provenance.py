@@ -142,8 +142,9 @@ def test_other_versions_are_told_and_not_refused(tmp_path, caplog, monkeypatch):
   assert "other versions: jax 0.9.0 → 0.9.1" in caplog.text and "numpy" not in caplog.text
 
 
-def test_a_run_from_before_there_was_provenance_goes_on(tmp_path):
-  (tmp_path / "config.json").write_text(json.dumps({"seed": 0}))
+@pytest.mark.parametrize("saved", [{"seed": 0}, {"provenance": "mine"}, {"provenance": None}])
+def test_a_run_from_before_there_was_provenance_goes_on(tmp_path, saved):
+  (tmp_path / "config.json").write_text(json.dumps(saved))
   found = {"versions": {}, "inputs": {"training data": "1"}, "model_commit": None}
   assert provenance.check_inputs(tmp_path, found, False) == found
 

@@ -10,7 +10,7 @@ from gdsd_jax.comparison.config import ComparisonConfig
 from gdsd_jax.comparison.grid import make_run, rate_runs, rate_set
 from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.runs.config import RunConfig
-from gdsd_jax.runs.files import read_rows
+from gdsd_jax.runs.files import read_rows, step_row
 from gdsd_jax.training.sweep_grid import Run
 from gdsd_jax.training.sweep_runs import is_finished, rows_of
 from gdsd_jax.training.updates import drawing_of
@@ -42,7 +42,7 @@ def result(run: Run, folder: Path) -> dict[str, Any]:
   """
   status = "finished" if is_finished(run, folder) else "gave_up" if gave_up(run, folder) else "unfinished"
   try:
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_rows(folder / "metrics.jsonl", step_row)
   except ValueError:  # damaged: the run's own process says so
     rows = []
   steps = [row for row in rows if row["step"] > 0]

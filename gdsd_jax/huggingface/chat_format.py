@@ -80,7 +80,7 @@ def format_tokens(tokenizer) -> set[str]:
 
 def added_tokens_in(tokenizer, text: str) -> list[str]:
   """The added tokens in a text, in its order, special or not: older files do not tell which of them are special."""
-  added, encoded = tokenizer.added_tokens_decoder, tokenizer.encode(text, add_special_tokens=False)
+  added, encoded = tokenizer.added_tokens_decoder, tokenizer.encode(text, add_special_tokens=False, verbose=False)
   return tokenizer.convert_ids_to_tokens([index for index in encoded if index in added])
 
 

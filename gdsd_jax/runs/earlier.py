@@ -6,7 +6,7 @@ import logging
 from etils import epath
 
 from gdsd_jax.runs import rollouts_file
-from gdsd_jax.runs.files import read_rows, write_whole
+from gdsd_jax.runs.files import read_rows, step_row, write_whole
 from gdsd_jax.runs.weights_and_biases import ID_FILE
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def keep_rows(workdir: epath.Path, last_step: int, most: int) -> None:
     last_step: the step that it goes on after; rows of later ones will be written again.
     most: so many rows a kill leaves at most.
   """
-  if sum(row["step"] > last_step for row in read_rows(workdir / "metrics.jsonl")) > most:
+  if sum(row["step"] > last_step for row in read_rows(workdir / "metrics.jsonl", step_row)) > most:
     aside = _new_folder(workdir)
     for file in (workdir / name for name in _ROWS):
       if file.is_file():

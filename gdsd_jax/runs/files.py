@@ -123,6 +123,17 @@ def read_rows(path: epath.PathLike, parse: Callable[[bytes], Any] = _parse) -> l
   return rows
 
 
+def step_row(line: bytes) -> dict[str, Any]:
+  """A row of metrics.jsonl, for `read_rows`. Raises ValueError, with what to do, where it is none."""
+  try:
+    row = _parse(line)
+  except ValueError as error:
+    raise ValueError(f"{error}; delete that line") from None
+  if not isinstance(row, dict) or type(row.get("step")) is not int:
+    raise ValueError("no row of a run, which has its `step`; delete that line")
+  return row
+
+
 def add_lines(path: epath.Path, lines: str, whole: Callable[[], str]) -> None:
   """Adds lines to a file; returns once they are on the disk. Raises OSError, which names it.
 

@@ -14,7 +14,7 @@ from etils import epath
 from gdsd_jax import screen
 from gdsd_jax.parallel.processes import is_first_process
 from gdsd_jax.runs import weights_and_biases
-from gdsd_jax.runs.files import JsonLines, write_whole
+from gdsd_jax.runs.files import JsonLines, step_row, write_whole
 from gdsd_jax.runs.tensorboard import EventFile
 from gdsd_jax.waiting import waiting
 
@@ -56,7 +56,7 @@ class MetricsWriter:
       return
     if config.log.wandb_project:
       self._wandb = weights_and_biases.open_run(workdir, config, resumed=last_step >= 0)
-    self._file = JsonLines(workdir / "metrics.jsonl", keep=lambda row: row["step"] <= last_step)
+    self._file = JsonLines(workdir / "metrics.jsonl", lambda row: row["step"] <= last_step, step_row)
     self._plot_path, self._plot_seconds, self._plotted = workdir / "reward.png", config.log.plot_seconds, -math.inf
     self._tensorboard_folder = workdir / "tensorboard" if config.log.tensorboard else None
     self._first_step = last_step + 1

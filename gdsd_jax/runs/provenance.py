@@ -100,7 +100,7 @@ def check_inputs(workdir: epath.Path, provenance: Mapping[str, Any], allow_chang
   """
   file = workdir / "config.json"
   saved = json.loads(file.read_text()).get("provenance") if file.is_file() else None
-  if not saved:
+  if not isinstance(saved, dict):  # of a run from before there was any
     return dict(provenance)
   earlier = saved.pop("earlier", [])
   if saved == provenance:

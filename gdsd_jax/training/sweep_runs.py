@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from gdsd_jax import screen, signals
 from gdsd_jax.checks import require
 from gdsd_jax.parallel.processes import is_one_of_several
-from gdsd_jax.runs.files import local_folder, read_rows
+from gdsd_jax.runs.files import local_folder, read_rows, step_row
 from gdsd_jax.runs.lock import locked
 from gdsd_jax.runs.saved_config import contradictions
 from gdsd_jax.signals import START_AGAIN
@@ -95,7 +95,7 @@ def _without_ours(arguments: Sequence[str]) -> list[str]:
 def rows_of(run: Run, folder: Path) -> list[dict[str, Any]]:
   """The rows of a run's metrics; none where its folder has another run or none, or is damaged."""
   try:
-    saved, rows = json.loads((folder / "config.json").read_text()), read_rows(folder / "metrics.jsonl")
+    saved, rows = json.loads((folder / "config.json").read_text()), read_rows(folder / "metrics.jsonl", step_row)
     return [] if contradictions(saved, run.config) else [row for row in rows if row["step"] >= 0]
   except (OSError, ValueError, KeyError, TypeError, AttributeError):  # its own process says so
     return []

@@ -6,7 +6,7 @@ from pathlib import Path
 import statistics
 from typing import Any
 
-from gdsd_jax.runs.files import read_rows, write_whole
+from gdsd_jax.runs.files import read_rows, step_row, write_whole
 from gdsd_jax.training.sweep_grid import Run
 
 _NUMBERS = ("final_reward", "final_accuracy", "best_reward", "best_accuracy")
@@ -14,7 +14,8 @@ _NUMBERS = ("final_reward", "final_accuracy", "best_reward", "best_accuracy")
 
 def found(folder: Path) -> dict[str, float | None]:
   """A run's last evaluation on validation problems after a step, and that with the highest reward; None without one."""
-  rows = [row for row in read_rows(folder / "metrics.jsonl") if row["step"] > 0 and row.get("eval/reward") is not None]
+  rows = read_rows(folder / "metrics.jsonl", step_row)
+  rows = [row for row in rows if row["step"] > 0 and row.get("eval/reward") is not None]
   if not rows:
     return dict.fromkeys(_NUMBERS)
   chosen = {"final": rows[-1], "best": max(rows, key=lambda row: row["eval/reward"])}

@@ -20,7 +20,7 @@ from gdsd_jax.parallel.mesh import whole_batch
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.data import ExampleStream
 from gdsd_jax.runs.export import check_out, origin_of_run, write_model
-from gdsd_jax.runs.files import local_folder, read_rows, run_folder
+from gdsd_jax.runs.files import local_folder, read_rows, run_folder, step_row
 from gdsd_jax.runs.given import as_run_config, with_own
 from gdsd_jax.runs.interruption import Interruption
 from gdsd_jax.runs.loop import run_training, Training, TrainingError
@@ -135,7 +135,7 @@ class Trainer(Training):
   def restore(self, state: TrainState, values: Mapping[str, Any]) -> None:
     self.overlap.restore(values["data_position"], state.ahead)
     self.state, self._failures = state.replace(ahead=None), values.get("failures", 0)
-    for row in read_rows(self.workdir / "metrics.jsonl"):
+    for row in read_rows(self.workdir / "metrics.jsonl", step_row):
       if row["step"] <= int(self.state.step):
         self._learning.see(row)
 
