@@ -191,6 +191,12 @@ def test_results_whose_rates_were_chosen_among_others_are_refused(tmp_path):
       run_study(study, tmp_path)
 
 
+def test_a_folder_that_cannot_be_made_is_told_by_its_flag(tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(OSError, match="^--out: cannot write to"):
+    run_study(Study(SMALL, only=("estimators",)), tmp_path / "file" / "out")
+
+
 def test_rewards_are_shares_of_right_tokens_and_of_neighbours_in_order():
   problem = Problem(length=4, block_length=2, denoising_steps=4, coupling=0.25)
   rewards = lambda *tokens: problem.rewards[:, problem.space.number(np.array(tokens))]
@@ -290,6 +296,7 @@ def test_a_study_goes_on_where_it_was(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("flag, words", [
   ("--rates=fast", "--rates: must be numbers"), ("--objectives=spg --block_length=6", "objective.num_mc: 2 must be"),
+  ("--objectives=gdsd:psi=big", "objective.psi: must be a number, not 'big'"),
 ])
 def test_the_command_tells_what_does_not_fit_in_one_line(tmp_path, flag, words):
   result = run_command("launch/exact.py", f"--out={tmp_path / 'exact'}", *flag.split())

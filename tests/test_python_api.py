@@ -130,6 +130,8 @@ def test_a_callback_can_stop_the_run_which_goes_on_later(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("changes, arguments, message", [
   ({"stepz": 1}, {}, "stepz"),
+  ({"steps": "many"}, {}, "steps: must be a whole number, not 'many'"),
+  ({"sampler.temperature": "hot"}, {}, "sampler.temperature: must be a number, not 'hot'"),
   ({"task.levl": 1}, {}, "task.levl: unknown option of task 'arithmetic'"),
   ({}, {"reward_weights": [1.0]}, "reward_weights: need rewards, whose weights they are"),
   ({"task.data_dir": "a"}, {"task": gdsd_jax.get_task("arithmetic")}, "task.data_dir: is set, but the task"),

@@ -20,6 +20,7 @@ from gdsd_jax.exact.problem import Problem
 from gdsd_jax.exact.training import Budget, every_completion, parse_objective, Trained, trained_reward
 from gdsd_jax.objectives.named import OBJECTIVES
 from gdsd_jax.runs.files import JsonLines
+from gdsd_jax.runs.lock import locked
 from gdsd_jax.waiting import clock, format_seconds
 
 _log = logging.getLogger(__name__)
@@ -81,11 +82,16 @@ def run_study(study: Study, out: Path) -> list[dict[str, Any]]:
 
   Raises:
     ValueError: an objective does not fit the problem, or `out` has results of other settings.
+    OSError: `out` cannot be written, or another command writes to it.
   """
   trained = {}
   if "objectives" in study.only:  # all are tried before anything is compiled
     trained = {name: Trained(study.problem, name, study.budget) for name in study.objectives}
-  out.mkdir(parents=True, exist_ok=True)
+  with locked(out, "--out", alone=True):
+    return _go_through(study, trained, out)
+
+
+def _go_through(study: Study, trained: dict[str, Trained], out: Path) -> list[dict[str, Any]]:
   found = JsonLines(out / "found.jsonl")
   known = [row["settings"] for row in found.rows if row["kind"] == "settings"]
   require(known in ([], [study.settings]), "--out", f"{out} has results of other settings; choose another folder")

@@ -20,6 +20,7 @@ from gdsd_jax.objectives.own import try_out
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import base_config, run_config
+from gdsd_jax.runs.given import set_fields
 from gdsd_jax.runs.metrics import Stopwatch
 from gdsd_jax.runs.optimizer import clipped_adamw, only_finite, OptimizerConfig
 from gdsd_jax.runs.state import init_state
@@ -135,8 +136,7 @@ def _config(problem: Problem, budget: Budget, name: str, fields: dict[str, Any])
     "sampler.steps": problem.denoising_steps, "sampler.block_length": problem.block_length,
     "sampler.temperature": problem.temperature, "log.tensorboard": False,
   })
-  for field, value in {**FIELDS.get(name, {}), **fields}.items():
-    config.objective[field] = value
+  set_fields(config, {f"objective.{field}": value for field, value in {**FIELDS.get(name, {}), **fields}.items()})
   if name == "just_grpo":  # whose likelihoods are those of a sampler that goes from left to right
     config.sampler.block_length, config.sampler.steps = 1, problem.length
   return run_config(config)

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from gdsd_jax.checks import did_you_mean_field, require
+from gdsd_jax.checks import did_you_mean_field, KINDS, require
 from gdsd_jax.runs.config import RunConfig, TaskConfig
 from gdsd_jax.runs.config_dict import flatten, run_config
 from gdsd_jax.runs.recipe_files import recipe_file
@@ -41,7 +42,9 @@ def set_fields(config: ConfigDict, changes: Mapping[str, Any]) -> None:
       near = did_you_mean_field(path, flatten(config.to_dict()))
       raise ValueError(f"{path}: the config has no field {path!r}{near}") from None
     except TypeError as error:
-      raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+      kind = KINDS.get(functools.reduce(getattr, path.split(".")[:-1], config).get_type(path.rpartition(".")[2]))
+      raise ValueError(f"{path}: must be {kind}, not {value!r:.80}" if kind else
+                       f"{path}: {' '.join(str(error).split())}") from None
 
 
 def as_run_config(config: str | ConfigDict | RunConfig) -> RunConfig:
