@@ -342,6 +342,34 @@ def test_half_an_environment_is_refused(monkeypatch, environment, message):
     join_processes()
 
 
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
+         "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}
+ALONE_ON_ITS_NODE = {**SLURM, "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "4"}
+OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
+
+
+@pytest.mark.parametrize("environment, given", [
+  (SLURM | {"SLURM_GPUS_ON_NODE": "2"}, None),  # JAX's own choice, the second
+  (SLURM | {"CUDA_VISIBLE_DEVICES": "3"}, [0]),  # the only one it sees, by --gpus-per-task=1
+  (ALONE_ON_ITS_NODE | {"SLURM_GPUS_ON_NODE": "4"}, [0, 1, 2, 3]),
+  (ALONE_ON_ITS_NODE | {"SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": "2,3"}, [0, 1]),
+  (ALONE_ON_ITS_NODE | {"SLURM_GPUS_ON_NODE": "4", "JAX_LOCAL_DEVICE_IDS": "2"}, None),
+  (ALONE_ON_ITS_NODE | {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, None),
+  (ALONE_ON_ITS_NODE, None),
+  (OPEN_MPI | {"CUDA_VISIBLE_DEVICES": "0,1"}, [0, 1]),
+])
+def test_a_process_alone_on_its_node_drives_all_its_gpus(monkeypatch, environment, given):
+  for name in ("CUDA_VISIBLE_DEVICES", "JAX_COORDINATOR_ADDRESS"):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  calls = []
+  monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
+  monkeypatch.setattr(jax.config, "update", lambda *_: None)
+  join_processes()
+  assert calls[0].get("local_device_ids") == given
+
+
 def test_work_is_shared_by_one_process_too():
   assert share_work(3, lambda items: [2 * item for item in items]) == [0, 2, 4]
 

@@ -262,13 +262,13 @@ def test_an_error_is_not_repeated_even_if_it_kills_the_other_task(cluster, tmp_p
   assert job.field("Restarts") == "0" and "task 1 left with status 1" in job.log()
 
 
-@pytest.mark.parametrize("tasks, devices", [(1, ["0,1,2,3"]), (2, ["", ""])])
+@pytest.mark.parametrize("tasks, devices", [(1, ["[0, 1, 2, 3]"]), (2, ["None", "None"])])
 def test_a_task_alone_on_its_node_drives_all_gpus(cluster, tmp_path, tasks, devices):
-  script = "import os; print('DEVICES', os.environ.get('JAX_LOCAL_DEVICE_IDS', ''))"
+  script = "from gdsd_jax.parallel.processes import own_gpus; print('DEVICES', own_gpus())"
   options = [f"--ntasks-per-node={tasks}", "--gpus-per-node=4"]
   job = Job(cluster, tmp_path, sys.executable, "-c", script, options=options)
   job.wait_for("COMPLETED")
-  assert re.findall(r"^DEVICES ?(.*)$", job.log(), re.MULTILINE) == devices  # without it JAX gives each one GPU
+  assert re.findall(r"^DEVICES ?(.*)$", job.log(), re.MULTILINE) == devices  # None: JAX gives each one GPU
 
 
 def test_restarts_are_limited(cluster, tmp_path, monkeypatch):

@@ -90,6 +90,8 @@ def join_processes() -> None:
     arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
   elif not _in_known_cluster():
     return
+  if (own := own_gpus()) is not None:
+    arguments["local_device_ids"] = own
   # JAX would catch SIGTERM and go on: here it ends a process, but where `Interruption` waits for it.
   jax.config.update("jax_enable_preemption_service", False)
   # Gloo is only used where the CPU is what computes. A host that is silent for as long as this is taken as dead.
@@ -100,6 +102,24 @@ def join_processes() -> None:
   except Exception as error:  # several kinds, by what is found or not found
     cause = " ".join(str(error).split())
     raise OSError(f"the processes of this run could not find each other: {cause[:500]}") from error
+
+
+def own_gpus() -> list[int] | None:
+  """Which of the GPUs that it sees a process of Slurm or Open MPI drives, where JAX would choose wrongly; else None.
+
+  JAX gives each process the GPU of its number on the node, also where it is alone there, or sees no other GPU than its
+  own, as by Slurm's --gpus-per-task. JAX_LOCAL_DEVICE_IDS goes before all of this.
+  """
+  get = lambda name: os.environ.get(name, "")
+  if get("JAX_LOCAL_DEVICE_IDS") or not (get("SLURM_LOCALID") or get("OMPI_COMM_WORLD_LOCAL_RANK")):
+    return None
+  if "CUDA_VISIBLE_DEVICES" in os.environ:
+    count = len([name for name in get("CUDA_VISIBLE_DEVICES").split(",") if name not in ("", "-1", "NoDevFiles")])
+  else:
+    count = int(get("SLURM_GPUS_ON_NODE")) if get("SLURM_GPUS_ON_NODE").isdecimal() else 0
+  tasks, nodes = get("SLURM_STEP_NUM_TASKS"), get("SLURM_STEP_NUM_NODES")
+  alone = bool(tasks) and tasks == nodes or get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+  return list(range(count)) if count and (alone or count == 1) else None
 
 
 def _saying_that_others_are_awaited():
