@@ -8,6 +8,8 @@ import types
 import typing
 from typing import Any
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that Git has left in a large one's place
+
 KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 

@@ -70,11 +70,15 @@ def test_math_example_has_the_answer_or_what_the_solution_boxes(tmp_path, name, 
   assert task.examples("train") == [{"problem": "Half?", "answer": "\\frac{1}{2}"}]
 
 
+def test_math_answer_may_be_a_whole_number(tmp_path):
+  assert task_on("math_xml", [{"problem": "p", "answer": 204}], tmp_path).examples("train")[0]["answer"] == "204"
+
+
 @pytest.mark.parametrize("row, expected", [
   ({"solution": "12"}, r"column 'solution' must end in \\boxed\{…\}"),
   ({"solution": "\\boxed{12"}, r"column 'solution' must end in \\boxed\{…\}"),
   ({"answer": " "}, "the answer is empty"),
-  ({"answer": 12}, "column 'answer' must be text, it is 12"),
+  ({"answer": True}, "column 'answer' must be text, it is True"),
   ({"level": 1}, "no column 'solution', it has 'problem', 'level'"),
 ])
 def test_math_problem_without_answer_is_named_with_its_line(tmp_path, row, expected):

@@ -114,6 +114,7 @@ def test_bad_content_is_named_with_its_line(tmp_path, name, content, expected):
 @pytest.mark.parametrize("name, content, expected", [
   ("a.jsonl", None, "cannot read FILE: No such file or directory"),
   ("a.jsonl.gz", b"plain", r"cannot read FILE: Not a gzipped file .*"),
+  ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "cannot read FILE: .*git lfs pull.*"),
   ("a.jsonl.gz", gzip.compress(b"x" * 99, mtime=0)[:20], "cannot read FILE: Compressed file ended .*"),
 ])
 def test_unreadable_file_is_named(tmp_path, name, content, expected):

@@ -11,16 +11,14 @@ from typing import Any
 from safetensors import SafetensorError
 
 from gdsd_jax import signals
-from gdsd_jax.checks import require
-
-_POINTER = b"version https://git-lfs.github.com/spec/"
+from gdsd_jax.checks import LFS_POINTER, require
 
 
 def refuse_pointer(file: Path, field: str) -> None:
   """Raises ValueError where Git has left a pointer in a large file's place; a file that is missing is no error."""
   with contextlib.suppress(OSError), file.open("rb") as opened:
-    start = opened.read(len(_POINTER))
-    require(start != _POINTER, field, f"{file} is a Git LFS pointer, not the file itself; run `git lfs pull` in its"
+    start = opened.read(len(LFS_POINTER))
+    require(start != LFS_POINTER, field, f"{file} is a Git LFS pointer, not the file itself; run `git lfs pull` in its"
                                       " folder, or let huggingface_hub download the model")
 
 

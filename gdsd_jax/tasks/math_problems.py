@@ -16,8 +16,8 @@ CORRECTNESS_REWARD = 2.0
 class MathXmlTask(SourcedTask):
   r"""Competition problems, asked for `<reasoning>` and a boxed `<answer>`, compared as text as the benchmark does.
 
-  An example has `problem` (str) and `answer` (str, LaTeX). Rows have `problem`, and `answer` or a `solution` that boxes
-  it; for rewards a row will do.
+  An example has `problem` (str) and `answer` (str, LaTeX). Rows have `problem`, and `answer` (a whole number, too) or a
+  `solution` that boxes it; for rewards a row will do.
   """
 
   train_source: str = "huggingface:ankner/math-500#train"  # MATH without the 500 test problems
@@ -28,7 +28,8 @@ class MathXmlTask(SourcedTask):
   def read_row(self, row: Row) -> dict[str, str]:
     problem = text_of(row, "problem")
     if "answer" in row:
-      answer = text_of(row, "answer")
+      whole = type(row["answer"]) is int  # as competitions have them whose answers are all whole numbers
+      answer = str(row["answer"]) if whole else text_of(row, "answer")
     else:
       check_columns(row, ("solution",))
       answer = boxes.boxed(text_of(row, "solution"))

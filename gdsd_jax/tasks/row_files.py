@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import fsspec
 
+from gdsd_jax.checks import LFS_POINTER
 from gdsd_jax.tasks.network import check_network
 from gdsd_jax.tasks.row_readers import entries, Entry, FILE_KINDS, first_line, kind_of, lacks
 from gdsd_jax.tasks.splits import parse_split, Split, split_in
@@ -118,6 +119,8 @@ def _read(file: _RowFile) -> Iterator[Entry]:
     raise OSError(f"{file.shown} needs {package}, which is not installed; pip install 'gdsd_jax[hub]'")
   try:
     data = file.system.cat_file(file.path)
+    if data.startswith(LFS_POINTER):
+      raise OSError("it is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
     data = gzip.decompress(data) if file.name.lower().endswith(".gz") else data
   except Exception as error:  # file systems raise nearly everything, and so do damaged archives
     raise _unreadable(file.shown, error) from error
