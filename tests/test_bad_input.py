@@ -273,6 +273,9 @@ BAD = {
     MODEL, "model.path: {f}/m/config.json is not JSON: .*", {"m": model(written("config.json", "{"))}),
   "config list": Case(
     MODEL, "model.path: {f}/m/config.json holds no JSON object", {"m": model(written("config.json", "[]"))}),
+  "run for a model": Case(
+    MODEL, "model.path: {f}/m is the folder of a run; launch/export.py --workdir={f}/m --out=DIR makes a model of it",
+    {"m": config_json(steps=3, model={"path": "tiny"})}),
   "model type": Case(
     MODEL, "model.path: {f}/m/config.json has model_type 'gpt2'; known are.*", {"m": model(model_type="gpt2")}),
   "missing field": Case(MODEL, "model.path: {f}/m/config.json lacks the field 'd_model'", {"m": model(d_model=None)}),

@@ -102,6 +102,14 @@ def test_a_run_from_before_samplers_refused_what_they_lack_has_what_it_had(run, 
   assert [record.message.rpartition(" its ")[2] for record in caplog.records] == ["sampler.remasking"]
 
 
+def test_a_run_is_not_begun_where_a_sweep_or_a_comparison_lies(tmp_path):
+  for name in ("sweep", "comparison"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / f"{name}.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"^--workdir: .*/{name} is the folder of a {name}, whose runs lie below it"):
+      open_workdir(tmp_path / name, run_config(load("gdsd_math", "tiny")))
+
+
 @pytest.mark.parametrize("text, words", [
   ("[]", "is not the config of a run"), ("{", "is not the config of a run"),
   ('{"kind": "sft", "model": {}, "data": {}}', "is no RL run, and says no task; name a recipe that does by --config"),
@@ -125,6 +133,8 @@ def test_a_recipe_is_the_runs_where_none_is_given(arguments, run):
   ({"objective.name": "gdsd_tlc"}, {"objective.name": "gdsd_tlc", "objective.epsilon": 0.2}, []),
   ({"objective.epsilon": None}, {"objective.epsilon": 4e-4, "masks.kind": "sampler", "objective.num_mc": 2}, []),
   ({"masks.kind": "uniform", "objective.name": "espo"}, {"objective.name": "espo"}, []),
+  # GDSD never had a centre, whatever was said of it.
+  ({"objective.center_gradient": False, "objective.weighted": True}, {}, []),
   # ESPO's own masks are others than were chosen for it then.
   ({"objective.name": "espo"}, {"objective.name": "espo"}, ["masks.kind: 'sampler' → None"]),
   ({"objective.num_mc": 4}, {}, ["objective.num_mc: 4 → None"]),

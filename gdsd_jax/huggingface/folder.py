@@ -122,6 +122,8 @@ def _parsed(path: Path, fields: dict[str, Any], layout: str | None, stated: Mapp
   if layout is not None:
     return layout_of(layout).parse_config(fields)
   family = model_type_of(fields)
+  require(family or not isinstance(fields.get("model"), dict), "model.path", f"{path} is the folder of a run;"
+          f" launch/export.py --workdir={path} --out=DIR makes a model of it")
   known = ", ".join(sorted(FAMILIES))
   require(family in MODEL_TYPES, "model.path", f"{file} has model_type {family!r}; known are {known};"
           " one of your own is named by model.layout")

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from gdsd_jax.checks import require
 from gdsd_jax.diffusion.config import BLOCK_LENGTH, KINDS
 from gdsd_jax.diffusion.config_checks import ONLY
+from gdsd_jax.objectives.named import objective_class, ObjectiveFields, OBJECTIVES
 from gdsd_jax.runs import rollouts_file, weights_and_biases
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import base_config, flatten, own_sections, run_config, section
@@ -35,6 +36,7 @@ _RESUMABLE = (
 )
 _OF_A_RUN = {"checkpoints": True, "tensorboard": True, FILE: False, "metrics.jsonl": False, "reward.png": False,
              rollouts_file.FILE: False}
+_OF_OTHERS = {"sweep.json": "sweep", "comparison.json": "comparison"}
 _BLOCKS = ("sampler.block_length", "eval.block_length")
 
 
@@ -79,7 +81,7 @@ def _recipe_of(saved: Mapping[str, Any]) -> tuple[ConfigDict | None, list[str]]:
     return None, []
   config, lost = base_config(), []
   known, own = flatten(config.to_dict()), own_sections(fields["sampler"].get("kind"))
-  unheeded = _unheeded(fields["sampler"])
+  unheeded = _unheeded(fields["sampler"]) | _unheeded_of_objective(fields["objective"])
   for path, value in flatten(_without_own(fields, known, own)).items():
     if path in unheeded:
       lost += [path] * (value != known[path] and path not in _BLOCKS)
@@ -105,6 +107,16 @@ def _unheeded(sampler: Mapping[str, Any]) -> set[str]:
     return set()
   others = [f"sampler.{name}" for kinds, names in ONLY.items() if sampler["kind"] not in kinds for name in names]
   return {*others, *(_BLOCKS if sampler.get("block_length") == BLOCK_LENGTH else ())}
+
+
+def _unheeded_of_objective(objective: Mapping[str, Any]) -> set[str]:
+  """Fields that say nothing in the config of a run from before objectives refused what they do not have."""
+  name = objective.get("name")
+  if name not in OBJECTIVES:  # one's own, or none of today
+    return set()
+  lacking = {field.name for field in dataclasses.fields(ObjectiveFields)} - {"name"}
+  lacking -= {field.name for field in dataclasses.fields(objective_class(name))}
+  return {f"objective.{field}" for field in lacking}
 
 
 def _without_own(fields: Mapping[str, Any], known: Mapping[str, Any], own: tuple[str, ...]) -> dict[str, Any]:
@@ -139,6 +151,9 @@ def open_workdir(workdir: epath.Path, config) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise OSError(f"--workdir: cannot make {workdir}: {error}") from error
+  for name, of in _OF_OTHERS.items():
+    require(not (workdir / name).is_file(), "--workdir", f"{workdir} is the folder of a {of}, whose runs lie below it;"
+                                                         " choose another --workdir")
   for name, is_folder in _OF_A_RUN.items():  # told now, and not when the first of them is written
     path = workdir / name
     require(not path.exists() or path.is_dir() == is_folder, "--workdir",
@@ -158,6 +173,9 @@ def contradictions(saved: Mapping[str, Any], current) -> list[str]:
     current: typed config, which has its own in `as_given`.
   """
   new, told = flatten(current.as_given), flatten(_without_provenance(saved))
+  if isinstance(told.get("objective.name"), str):
+    unheeded = _unheeded_of_objective(saved["objective"])
+    told = {path: value for path, value in told.items() if path not in unheeded}
   old = {path: value for path, value in flatten(section(type(current)).to_dict()).items() if path in new} | told
   may_change = _RESUMABLE
   if current.optimizer.follows_length:  # the rates of a decay, or of a warm-up by share, are those of another run
