@@ -84,6 +84,7 @@ SYSTEM = {"role": "system", "content": "Add."}
   ({"conversations": [{"from": "human", "value": "1 + 1"}, {"from": "gpt", "value": "2"}]}, [USER, REPLY]),
   ({"id": 7, "conversations": [{"from": "system", "value": "Add."}, {"from": "user", "value": "1 + 1"},
                                {"from": "assistant", "value": "2"}]}, [SYSTEM, USER, REPLY]),
+  ({"conversations": [SYSTEM, USER, {**REPLY, "from": None}]}, [SYSTEM, USER, REPLY]),
   ({"dialogue": [USER, REPLY]}, [USER, REPLY]),
 ])
 def test_rows_of_other_layouts_are_the_same_chats(tmp_path, tokenizer, row, messages):

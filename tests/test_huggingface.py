@@ -347,6 +347,20 @@ def test_fields_with_a_default_may_be_missing(tmp_path, name):
   assert load_config(tmp_path).hidden_size == CONFIG.hidden_size
 
 
+@pytest.mark.parametrize("top, nested, share", [(None, 0.5, 0.5), (0.5, 0.5, 0.5), (0.5, None, 0.5), (None, None, 1.0)])
+def test_rotary_share_is_read_where_transformers_5_writes_it(top, nested, share):
+  from gdsd_jax.huggingface.llada2 import LLADA2
+  from gdsd_jax.huggingface.published import PUBLISHED
+
+  positions = {"rope_type": "default", "rope_theta": 7.0, "partial_rotary_factor": nested}
+  fields = {**PUBLISHED[LLADA2.hub_name], "partial_rotary_factor": top, "rope_parameters": positions}
+  config = LLADA2.parse_config(fields)
+  assert (config.rotary_share, config.rope_theta) == (share, 7.0)
+  with pytest.raises(ValueError, match="contradict each other"):
+    LLADA2.parse_config({**fields, "partial_rotary_factor": 0.25, "rope_parameters": {**positions, **{
+      "partial_rotary_factor": 0.75}}})
+
+
 # Bad input: one line, and nothing allocated.
 
 

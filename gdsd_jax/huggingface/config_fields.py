@@ -97,27 +97,35 @@ def tied(fields: Mapping[str, Any], *names: str) -> bool:
   return next((fields[name] for name in names if fields.get(name) is not None), False)
 
 
-def rope(fields: Mapping[str, Any], default: float) -> dict[str, float]:
+def rope(fields: Mapping[str, Any], default: float, partial: bool = False) -> dict[str, float]:
   """`rope_theta` and `rope_factor` of DenoiserConfig, wherever releases of transformers write them.
 
-  What rope_scaling and rope_parameters say goes before `rope_theta` itself, as in transformers. Raises ValueError on a
-  scaling that is not linear, and where the two contradict each other.
+  And `rotary_share` where the family has a `partial` one. What rope_scaling and rope_parameters say goes before
+  `rope_theta` itself, as in transformers. Raises ValueError on a scaling that is not linear, and where they contradict
+  each other.
   """
-  thetas, factors = {}, {}
+  thetas, factors, shares = {}, {}, {}
+  if partial and fields.get("partial_rotary_factor") is not None:
+    shares["partial_rotary_factor"] = fields["partial_rotary_factor"]
   for name in ("rope_scaling", "rope_parameters"):  # transformers 5 writes the latter, with the base in it
     if not (stated := fields.get(name)):
       continue
     kind = stated.get("rope_type", stated.get("type", "default")) if isinstance(stated, Mapping) else None
     known = {"rope_theta", "rope_type", "type"} | ({"factor"} if kind == "linear" else set())
+    if partial or isinstance(stated, Mapping) and stated.get("partial_rotary_factor") == 1:
+      known.add("partial_rotary_factor")
     if kind not in ("default", "linear") or {key for key in stated if stated[key] is not None} - known:
       raise ValueError(f"{name} is {stated!r}; only unscaled and linearly scaled positions are supported")
     if stated.get("rope_theta") is not None:
       thetas[f"{name}.rope_theta"] = stated["rope_theta"]
+    if partial and stated.get("partial_rotary_factor") is not None:
+      shares[f"{name}.partial_rotary_factor"] = stated["partial_rotary_factor"]
     factors[name] = stated.get("factor") if kind == "linear" else 1.0
     if factors[name] is None:
       raise ValueError(f"{name} is {stated!r}, which lacks the factor")
-  for found in (thetas, factors):
+  for found in (thetas, factors, shares):
     if any(value != next(iter(found.values())) for value in found.values()):
       raise ValueError(f"{' and '.join(f'{name} ({value})' for name, value in found.items())} contradict each other")
   theta = next(iter(thetas.values()), fields.get("rope_theta", default))
-  return {"rope_theta": theta, "rope_factor": next(iter(factors.values()), 1.0)}
+  share = {"rotary_share": next(iter(shares.values()), 1.0)} if partial else {}
+  return {"rope_theta": theta, "rope_factor": next(iter(factors.values()), 1.0), **share}

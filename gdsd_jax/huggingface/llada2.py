@@ -24,10 +24,9 @@ def _llada2(fields: Mapping[str, Any]) -> dict[str, Any]:
   )
   return dict(
     num_kv_heads=fields.get("num_key_value_heads") or fields["num_attention_heads"], qk_norm=True, experts=experts,
-    rotary_share=1.0 if fields.get("partial_rotary_factor") is None else fields["partial_rotary_factor"],
     norm_epsilon=fields.get("rms_norm_eps", 1e-6), tied_head=tied(fields, "tie_word_embeddings"),
     block_length=fields.get("block_size") or fields.get("block_length") or _BLOCK_LENGTH, positions_skip_padding=True,
-    family="llada2_moe", **rope(fields, 10000.0),
+    family="llada2_moe", **rope(fields, 10000.0, partial=True),
   )
 
 

@@ -21,9 +21,8 @@ def _llada_moe(fields: Mapping[str, Any]) -> dict[str, Any]:
     num_kv_heads=fields.get("num_key_value_heads") or fields["num_attention_heads"], experts=experts,
     # The width of the MLP plays no part where every layer has experts.
     mlp_size=fields.get("dense_intermediate_size") or experts.size, qk_norm=fields.get("qk_layernorm") or False,
-    rotary_share=1.0 if fields.get("partial_rotary_factor") is None else fields["partial_rotary_factor"],
     norm_epsilon=fields.get("rms_norm_eps", 1e-5), tied_head=tied(fields, "tie_word_embeddings"), family="lladamoe",
-    **rope(fields, 10000.0),
+    **rope(fields, 10000.0, partial=True),
   )
 
 

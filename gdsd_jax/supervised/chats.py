@@ -100,11 +100,12 @@ def _messages(row: Mapping[str, Any]) -> Any:
 
 
 def from_sharegpt(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
-  """The turns of a column whose turns have `from` and `value`. Raises ValueError where it is no list of turns."""
+  """The turns of a column, of `from` and `value` or `role` and `content`. ValueError where it is no list of turns."""
   turns = row[column]
   if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
     raise ValueError(f"`{column}` must be a list of turns, each with `from` and `value`")
-  said = [(turn.get("from"), turn.get("value")) for turn in turns]
+  said = [(turn["role"], turn.get("content")) if turn.get("from") is None and "role" in turn else
+          (turn.get("from"), turn.get("value")) for turn in turns]
   return [{"role": _SHAREGPT_ROLES.get(str(role), role), "content": text} for role, text in said]
 
 
