@@ -161,6 +161,20 @@ def test_parquet_values_keep_their_types(tmp_path):
   assert open_(tmp_path / "rows.parquet")[1].place == f"{tmp_path}/rows.parquet, row 2"
 
 
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_a_folder_that_datasets_saved_to_disk_is_its_rows(tmp_path, kind):
+  pyarrow = pytest.importorskip("pyarrow")
+  rows = [{"question": "é", "nums": [1, 2]}, {"question": "b", "nums": None}]
+  table = pyarrow.Table.from_pylist(rows)
+  with getattr(pyarrow.ipc, f"new_{kind}")(str(tmp_path / "data-00000-of-00001.arrow"), table.schema) as writer:
+    writer.write_table(table)
+  for name in ("dataset_info.json", "state.json"):
+    written(tmp_path / name, "{}")
+  assert open_(tmp_path) == rows == open_(f"{tmp_path}#train")
+  written(tmp_path / "data-00000-of-00001.arrow", "x")
+  assert "the whole file: not Arrow" in message(ValueError, tmp_path)
+
+
 def test_parquet_without_pyarrow_says_how_to_get_it(tmp_path, monkeypatch):
   find_spec = importlib.util.find_spec
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find_spec(name))
@@ -446,7 +460,7 @@ def no_network(monkeypatch):
 def test_without_network_a_local_file_is_asked_for(tmp_path, no_network, source):
   pytest.importorskip("tensorflow_datasets")
   pytest.importorskip("datasets")
-  assert re.fullmatch(r"FILE: no network to \S+ \(.*\).*; give a local file \(.jsonl, .json, .csv, .parquet .*\)",
+  assert re.fullmatch(r"FILE: no network to \S+ \(.*\).*; give a local file \(.jsonl, .json, .csv, .parquet, .arrow .*\)",
                       message(OSError, source, data_dir=str(tmp_path)))
 
 

@@ -18,6 +18,8 @@ from gdsd_jax.tasks.row_readers import entries, Entry, FILE_KINDS, first_line, k
 from gdsd_jax.tasks.splits import parse_split, Split, split_in
 
 KNOWN = f"{', '.join(FILE_KINDS)} (.gz behind it or not)"
+# What `datasets` writes beside rows, which tells of them and holds none.
+_BESIDE_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 # Scheme -> the package that reads it, and the extra that brings that along.
 _PACKAGES = {
   "s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"),
@@ -72,7 +74,8 @@ def _named_files(path: str) -> tuple[list[_RowFile], str]:
       return [], "name"
   except Exception as error:  # file systems raise nearly everything
     raise _unreadable(path, error) from error
-  paths = sorted(path for path in paths if kind_of(path) and not _name(path).startswith("."))
+  others = lambda name: name.startswith(".") or name in _BESIDE_ROWS
+  paths = sorted(path for path in paths if kind_of(path) and not others(_name(path)))
   return [_RowFile(system, path, system.unstrip_protocol(path) if scheme else path) for path in paths], named_by
 
 

@@ -1,4 +1,4 @@
-"""What stands in a file of rows: JSON lines, a list in JSON, CSV or parquet."""
+"""What stands in a file of rows: JSON lines, a list in JSON, CSV, parquet, or Arrow as `datasets` saves it."""
 
 from collections.abc import Callable, Iterator, Sequence
 import csv
@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")  # endings of the files that rows are read from; .gz may follow
+FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet", ".arrow")  # endings of files of rows; .gz may follow
 
 csv.field_size_limit(sys.maxsize)  # of a cell: a long conversation has more than the default, 131,072 characters
 
@@ -25,7 +25,7 @@ def kind_of(name: str) -> str | None:
 
 def lacks(kind: str) -> str | None:
   """The package that reading such files needs, where it is not installed."""
-  return "pyarrow" if kind == ".parquet" and importlib.util.find_spec("pyarrow") is None else None
+  return "pyarrow" if kind in (".parquet", ".arrow") and importlib.util.find_spec("pyarrow") is None else None
 
 
 def entries(kind: str, data: bytes) -> Iterator[Entry]:
@@ -105,15 +105,27 @@ def _csv_row(header, fields):
 def _read_parquet(data):
   from pyarrow import parquet  # it takes a while to import, and comes with the extra `hub`
 
+  # Without threads: where JAX is in the process, too, theirs abort it at its end.
+  return _read_table("parquet", lambda: parquet.ParquetFile(io.BytesIO(data), pre_buffer=False).read(use_threads=False))
+
+
+def _read_arrow(data):
+  from pyarrow import ipc
+
+  opened = ipc.open_file if data.startswith(b"ARROW1") else ipc.open_stream
+  return _read_table("Arrow", lambda: opened(data, options=ipc.IpcReadOptions(use_threads=False)).read_all())
+
+
+def _read_table(kind, read):
   try:
-    # Without threads: where JAX is in the process, too, theirs abort it at its end.
-    table = parquet.ParquetFile(io.BytesIO(data), pre_buffer=False).read(use_threads=False)
+    table = read()
     names, rows = table.column_names, table.to_pylist()
   except Exception as error:  # pyarrow's own, and those of Python's values that a column does not fit into
-    raise ValueError(f"the whole file: not parquet: {first_line(error)}") from error
+    raise ValueError(f"the whole file: not {kind}: {first_line(error)}") from error
   _check_names(names, "the whole file")
   for number, row in enumerate(rows, start=1):
     yield f"row {number}", lambda row=row: row
 
 
-_READERS = dict(zip(FILE_KINDS, (_read_json_lines, _read_json_list, _read_csv, _read_parquet), strict=True))
+_READERS = dict(zip(
+  FILE_KINDS, (_read_json_lines, _read_json_list, _read_csv, _read_parquet, _read_arrow), strict=True))
