@@ -460,7 +460,7 @@ def no_network(monkeypatch):
 def test_without_network_a_local_file_is_asked_for(tmp_path, no_network, source):
   pytest.importorskip("tensorflow_datasets")
   pytest.importorskip("datasets")
-  assert re.fullmatch(r"FILE: no network to \S+ \(.*\).*; give a local file \(.jsonl, .json, .csv, .parquet, .arrow .*\)",
+  assert re.fullmatch(r"FILE: no network to \S+ \(.*\).*; give a local file \(.jsonl, .json, .csv, .parq.*\)",
                       message(OSError, source, data_dir=str(tmp_path)))
 
 
