@@ -30,7 +30,7 @@ def check_embedded_model(config) -> None:
   tokenizer, task = load_tokenizer(folder, denoiser.config), get_task(config.task.name, **config.task.options)
   sampler = RolloutSampler(denoiser, tokenizer, task, config.sampler, config.rollouts.prompt_buckets)
   examples = [*task.examples("train")[:500], *task.examples("test")]
-  assert sampler.prompt_lengths(examples).max() <= sampler.prompt_buckets[-1]
+  assert sampler.prompt_lengths(sampler.prompts(examples)).max() <= sampler.prompt_buckets[-1]
   solutions = [task.solution(example) + END_OF_TURN for example in examples]
   lengths = [len(ids) for ids in tokenizer(solutions, add_special_tokens=False)["input_ids"]]
   assert max(lengths) <= config.sampler.completion_length

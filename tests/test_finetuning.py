@@ -2,7 +2,9 @@
 
 import importlib.machinery
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,6 +111,13 @@ def test_validation_chats_are_the_last_ones_or_of_a_source_of_their_own(chats_fi
   source = {"data.validation_source": f"{chats_file}#train[-10:]"}
   (train, _), again = read_chats(sft_config(f"{chats_file}#[:54]", **source).data, tokenizer)
   assert train == everything[:-10] and again.fitting == validation
+
+
+def test_validation_chats_that_are_learnt_too_are_told(chats_file, tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger("gdsd_jax"), "propagate", True)
+  config = sft_config(f"{chats_file}#[:60]", **{"data.validation_source": f"{chats_file}#[-7:]"})
+  finetuning.Finetuning(config, tmp_path / "run", tmp_path / "out")
+  assert re.search("WARNING: 3 of the 7 validation chats are trained on, too, .* data.validation_source", caplog.text)
 
 
 @pytest.mark.slow

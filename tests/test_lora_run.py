@@ -186,6 +186,6 @@ def test_bad_fields_are_named(tmp_path, changes, message):
 def test_problems_with_long_prompts_are_left_out_and_counted(tmp_path, caplog):
   with caplog.at_level("INFO", logger="gdsd_jax"):
     trainer = Trainer(lora_config(**{"sampler.prompt_buckets": (30,)}), tmp_path)
-  lengths = trainer.sampler.prompt_lengths(trainer.overlap.stream.examples)
+  lengths = trainer.sampler.prompt_lengths(trainer.sampler.prompts(trainer.overlap.stream.examples))
   assert 0 < len(lengths) < 500 and lengths.max() <= 30
   assert f"{500 - len(lengths)} of 500 train problems are left out" in caplog.text

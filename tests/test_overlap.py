@@ -64,7 +64,7 @@ def uneven(model):
   denoiser, _, tokenizer, task = model
   examples = task.examples("train")[:100]
   everything = RolloutSampler(denoiser, tokenizer, task, SAMPLER, (40,))
-  lengths = everything.prompt_lengths(examples)
+  lengths = everything.prompt_lengths(everything.prompts(examples))
   order = np.argsort(lengths, kind="stable")
   short, long = order[:2], order[-2:]
   chosen = [examples[i] for i in (long[0], short[0], long[1], short[1]) for _ in range(2)]

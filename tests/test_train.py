@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import resource
 import shutil
 import signal
@@ -186,6 +187,23 @@ def test_problems_that_forge_the_chat_format_are_left_out_where_bad_rows_are(tmp
     prepared = prepare(run_config(config), tmp_path, False)
   assert [example["answer"] for example in prepared.train] == [n + 1 for n in range(36) if n % 10 != 3]
   assert "4 of 36 train problems cannot be asked and are left out, the first: a user message holds" in caplog.text
+
+
+def test_validation_problems_that_are_trained_on_too_are_told(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger("gdsd_jax"), "propagate", True)
+  config = base_config()
+  config.sampler.prompt_buckets = (40,)
+  with config.unlocked():
+    config.task.answer_column = "answer"
+  for name, numbers in (("copies", [*range(36), 50, 51, 52, 0]), ("apart", range(40))):
+    rows = [{"id": i, "prompt": f"{n} + 1?", "answer": n + 1} for i, n in enumerate(numbers)]
+    (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = {"task.name": "prompts", "task.train_source": str(tmp_path / f"{name}.jsonl")}
+    config.update_from_flattened_dict({**SMALL, **told})
+    with caplog.at_level(logging.INFO, "gdsd_jax"):
+      prepare(run_config(config), tmp_path, False)
+    said = re.findall(r"WARNING: (\d) of the (\d) validation problems are trained on, too", caplog.text)
+    assert said == [("1", "4")]  # of the copies alone
 
 
 def test_finished_run_says_so(straight):

@@ -98,9 +98,9 @@ class RolloutSampler:
     """The prompt of each example. Raises ValueError for one whose text forges the chat format."""
     return [chat_prompt(self.generator.tokenizer, self.task.messages(example)) for example in examples]
 
-  def prompt_lengths(self, examples: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Tokens of each example's prompt. Returns int[N]."""
-    return prompt_lengths(self.generator.tokenizer, self.prompts(examples))
+  def prompt_lengths(self, prompts: Sequence[str]) -> np.ndarray:
+    """Tokens of each prompt. Returns int[N]."""
+    return prompt_lengths(self.generator.tokenizer, prompts)
 
   def sample(self, params, examples: Sequence[Mapping[str, Any]], key, microbatches: int = 1) -> PendingCompletions:
     """One completion for each example, on the device. Returns before it is computed.
@@ -142,7 +142,7 @@ class RolloutSampler:
     """Rows of each part, ascending; the part of the shortest prompts first. Rollouts of one prompt stay neighbours."""
     if microbatches == 1:
       return [np.arange(len(prompts))]
-    by_length = np.argsort(prompt_lengths(self.generator.tokenizer, prompts), kind="stable")
+    by_length = np.argsort(self.prompt_lengths(prompts), kind="stable")
     return [np.sort(rows) for rows in np.split(by_length, microbatches)]
 
   def grade(self, pending: PendingCompletions) -> GradedCompletions:

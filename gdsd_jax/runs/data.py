@@ -1,9 +1,12 @@
 """Which problems an iteration sees: a shuffled pass over the training split, then another; resumable anywhere."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+import logging
 from typing import Any
 
 import numpy as np
+
+_log = logging.getLogger(__name__)
 
 
 class ExampleStream:
@@ -26,3 +29,17 @@ class ExampleStream:
       taken += [self.examples[int(row)] for row in rows]
       self.position += len(rows)
     return taken
+
+
+def warn_of_shared(train: Iterable[Hashable], validation: Sequence[Hashable], what: str, field: str) -> None:
+  """Warns where examples that are validated on are trained on, too, as where a source holds copies of its rows.
+
+  `train` and `validation` are what examples are told apart by, `what` their name, and `field` that of another source.
+  """
+  held_out = set(validation)
+  shared = held_out.intersection(train)
+  count = sum(each in shared for each in validation)
+  if count:
+    _log.warning("WARNING: %d of the %d validation %s are trained on, too, so that what is told of them says little of"
+                 " others: the source holds copies; take these out, or name others by %s", count, len(validation), what,
+                 field)

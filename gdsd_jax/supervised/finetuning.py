@@ -22,7 +22,7 @@ from gdsd_jax.objectives.masked_cross_entropy import masked_cross_entropy
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.parallel.processes import gather_json, is_first_process
 from gdsd_jax.parallel.rows import fetch_whole, local_rows, spread
-from gdsd_jax.runs.data import ExampleStream
+from gdsd_jax.runs.data import ExampleStream, warn_of_shared
 from gdsd_jax.runs.digits import significant
 from gdsd_jax.runs.export import check_layout, check_out, origin_of_run, write_model
 from gdsd_jax.runs.fit import require_rows, require_split
@@ -145,6 +145,9 @@ class Finetuning(Training):
     for what, part in ((f"fine-tuning {config.model.path}", train), ("validation", self.validation)):
       if part:
         _log.info("%s on %d %s (%d are too long and left out)", what, len(part.fitting), self.examples, part.too_long)
+    if self.validation is not None:
+      tokens = lambda part: (tuple(map(tuple, example)) for example in part.fitting)
+      warn_of_shared(tokens(train), list(tokens(self.validation)), self.examples, "data.validation_source")
     data = {"training data": train.fitting, **({"validation data": self.validation.fitting} if self.validation else {})}
     self.provenance = check_inputs(workdir, provenance_of(config.model, data), allow_changed_inputs)
     self.stream = ExampleStream(train.fitting, config.seed)

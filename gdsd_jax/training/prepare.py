@@ -18,6 +18,7 @@ from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.objectives.own import try_out as try_out_objective
 from gdsd_jax.parallel.mesh import make_mesh
 from gdsd_jax.runs.config import RunConfig
+from gdsd_jax.runs.data import warn_of_shared
 from gdsd_jax.runs.fit import validate_mesh, validate_training
 from gdsd_jax.runs.optimizer import make_optimizer
 from gdsd_jax.runs.provenance import check_inputs, provenance_of
@@ -72,23 +73,24 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
   try_out_sampler(denoiser, config.sampler, config.rollouts_per_step // config.rollouts.microbatches, buckets[-1])
   sampler = RolloutSampler(denoiser, tokenizer, task, config.sampler, buckets, mesh, config.remembered)
   skips = config.task.options.get("bad_rows") == "skip"
-  train, validation = (_fitting(sampler, examples, split, skips)
-                       for examples, split in ((train, "train"), (validation, "validation")))
+  (train, asked), (validation, _) = (_fitting(sampler, examples, split, skips)
+                                     for examples, split in ((train, "train"), (validation, "validation")))
   held_out = [validation[i] for i in range(min(config.eval.num_examples, len(validation)))]
+  warn_of_shared(asked, sampler.prompts(held_out), "problems", "task.validation_source")
   optimizer = make_optimizer(config.optimizer, config.updates)
   state = init_state(denoiser, params, optimizer, config.seed, config.objective.needs_reference, mesh)
   return Prepared(mesh, denoiser, sampler, train, held_out, optimizer, state, provenance)
 
 
 def _fitting(sampler: RolloutSampler, examples, split: str, skips: bool):
-  """The examples whose prompts fit the largest bucket; says how many do not. The official code cuts these instead.
+  """(examples whose prompts fit the largest bucket, all prompts); says how many do not. The official code cuts these.
 
   An example that no prompt can be made of, because its text forges the chat format, is refused or left out, too.
   """
   limit = sampler.prompt_buckets[-1]
   with waiting(f"measuring the prompts of {len(examples)} {split} problems"):
     try:
-      lengths = sampler.prompt_lengths(examples)
+      prompts = sampler.prompts(examples)
     except ValueError as error:
       told = str(error) if sampler.task.is_own else f"task.{split}_source: {error}"
       askable = [example for example in examples if _can_be_asked(sampler, example)] if skips else []
@@ -96,17 +98,18 @@ def _fitting(sampler: RolloutSampler, examples, split: str, skips: bool):
         raise ValueError(told) from None
       _log.info("%d of %d %s problems cannot be asked and are left out, the first: %s", len(examples) - len(askable),
                 len(examples), split, error)
-      examples, lengths = askable, sampler.prompt_lengths(askable)
+      examples, prompts = askable, sampler.prompts(askable)
+    lengths = sampler.prompt_lengths(prompts)
   fitting = np.flatnonzero(lengths <= limit)
   require(len(fitting) > 0, "sampler.prompt_buckets",
           f"none of the {len(examples)} {split} prompts fits {limit} tokens; the shortest has {lengths.min()}")
   if len(fitting) == len(examples):
-    return examples
+    return examples, prompts
   _log.info(
     "%d of %d %s problems are left out: their prompts exceed %d tokens (sampler.prompt_buckets), up to %d",
     len(examples) - len(fitting), len(examples), split, limit, lengths.max(),
   )
-  return [examples[int(i)] for i in fitting]
+  return [examples[int(i)] for i in fitting], prompts
 
 
 def _can_be_asked(sampler: RolloutSampler, example: Mapping[str, Any]) -> bool:
