@@ -39,7 +39,7 @@ def run(main: Callable[[], None], alone: bool = False) -> None:
     signals.begin()
   from gdsd_jax.parallel import processes
   from gdsd_jax.runs.compilation_cache import use_compilation_cache
-  from gdsd_jax.runs.compiler_flags import use_compiler_flags
+  from gdsd_jax.runs.compiler_flags import memory_left, use_compiler_flags
   from gdsd_jax.runs.interruption import Interrupted
 
   if several := not alone and processes.may_be_one_of_several():
@@ -70,7 +70,7 @@ def run(main: Callable[[], None], alone: bool = False) -> None:
         _leave_at_once(f"{_GONE} ({_line(error)[:300]})", error)
       if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # of the host, of a device
         _leave(error, f"out of memory: {_line(str(error).strip().partition(chr(10))[0])}; smaller parts need less:"
-                      " sampler.microbatches, optimizer.accumulation, eval.batch_size")
+                      f" sampler.microbatches, optimizer.accumulation, eval.batch_size{memory_left()}")
       no_devices = without_devices(error)
       if no_devices or isinstance(error, (ValueError, OSError, processes.RemoteError)):
         _leave(error, no_devices)

@@ -41,19 +41,18 @@ if __name__ == "__main__":
   signals.begin()  # before imports that take seconds
 
 import json
-import os
 from pathlib import Path
 import sys
-
-# Ours has a GPU to itself, as PyTorch has: not the three quarters of it that JAX takes by default.
-if __name__ == "__main__":
-  os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
 
 from absl import flags
 
 from gdsd_jax import command
 from gdsd_jax.checks import require
 from gdsd_jax.paths import local_path
+from gdsd_jax.runs.compiler_flags import take_most_memory
+
+if __name__ == "__main__":
+  take_most_memory()  # ours has a GPU to itself, as PyTorch has
 
 _MODEL = flags.DEFINE_string("model", "tiny", "tiny, 100m, 100m_block (block-causal), 8b (LLaDA's shape) or 8b_dream.")
 _REFERENCE = flags.DEFINE_bool("reference", False, "Measure the PyTorch version, too.")
