@@ -12,6 +12,7 @@ _PUBLIC = {
   "weight_names": "gdsd_jax.huggingface.layouts",
   "load_pretrained": "gdsd_jax.huggingface.weights",
   "save_pretrained": "gdsd_jax.huggingface.weights",
+  "QuantizeConfig": "gdsd_jax.models.quantised",
   "Rollout": "gdsd_jax.diffusion.config",
   "SamplerConfig": "gdsd_jax.diffusion.config",
   "sample": "gdsd_jax.diffusion.blockwise",

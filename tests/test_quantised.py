@@ -111,6 +111,7 @@ def test_floats_of_all_layers_are_never_in_memory(tiny_config, remat):
 def test_weights_are_quantised_as_they_are_read(kind):
   quantize = QuantizeConfig(kind, 32, head=True, embedding=kind != "int4")
   _, params = gdsd_jax.load_pretrained("tiny")
+  assert gdsd_jax.QuantizeConfig is QuantizeConfig
   denoiser, found = gdsd_jax.load_pretrained("tiny", quantize=quantize)
   flat = flatten_dict(params, sep=".")
   # Compiled, as reading does: alone, a division may be another instruction.
