@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gdsd_jax
-from gdsd_jax import command
+from gdsd_jax import command, own_code
 from gdsd_jax.diffusion.forward import rollout_masks
 from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.objectives.objective import ScoredRollouts
@@ -163,13 +163,17 @@ def recipe(**fields):
   return config
 
 
-def test_a_recipe_sets_its_fields_and_what_it_lacks_is_refused():
+def test_a_recipe_sets_its_fields_and_what_it_lacks_is_refused(monkeypatch):
   objective = run_config(recipe(beta=0.5)).objective
   assert isinstance(objective, OwnObjective) and (objective.objective.beta, objective.objective.epsilon) == (0.5, 0.2)
   told = ("objective.clip, objective.psi: .* no such setting; it has epsilon, beta. What a recipe sets, unset by"
           " --config.objective.clip=None --config.objective.psi=None")
   with pytest.raises(ValueError, match=told):
     run_config(recipe(psi=0.04, clip=1.0))
+  with pytest.raises(ValueError, match="^objective.num_mc: 1000000, which is .*:TokenPPO's own, is more than 1024"):
+    monkeypatch.setattr(own_code.load(f"{EXAMPLE}:TokenPPO", ""), "num_mc", 10**6)
+    run_config(recipe())
+  monkeypatch.undo()
   with pytest.raises(ValueError, match="^objective.beta: must be a number, not 'much'$"):
     make_objective(f"{EXAMPLE}:TokenPPO", {"beta": "much"})
   config = recipe(psi=0.04)

@@ -91,6 +91,11 @@ def test_mistakes_are_one_line_with_file_and_line(own, old, new, message):
   assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_task_without_problems_is_told(own):
+  with pytest.raises(ValueError, match="^task.train_source: Shorter has too few problems .0 for training, 0 for val"):
+    train_and_validation(own('return [{"question"', 'return [] and [{"question"'), 256)
+
+
 def test_what_is_tried_out_says_whether_it_ended_as_completions_do(own):
   task = own("len(completion) <= self.limit", "completion.ended")
   try_out(task, task.examples("train"))

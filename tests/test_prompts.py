@@ -86,6 +86,7 @@ def test_a_row_that_does_not_fit_is_named(made, row, options, message):
   ({"answer_column": None, "rewards": (len,), "answer_after": "####"}, "task.answer_after: needs task.answer_column"),
   ({"answer_column": None, "rewards": (len,), "extract": "tag"}, "task.extract: needs task.answer_column"),
   ({"system_prompt": 3}, "task.system_prompt: must be text, not 3"),
+  ({"answer_after": ""}, "task.answer_after: must not be empty; None takes all of the column"),
   ({"answer_column": None}, "task.rewards: prompts has no reward of its own without task.answer_column"),
   ({"templat": "x"}, "task.templat: unknown option of task 'prompts', known are "),
 ])

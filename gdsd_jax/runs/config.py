@@ -166,6 +166,8 @@ class RunConfig:
             f"{said} has a number of views of its own; unset it by --config.objective.num_mc=None")
     require(not (self.async_rollouts and self.distillation.redraws), "objective.redraws",
             "must be 0 with async_rollouts, whose next rollouts are on the device already")
+    require(self.num_mc <= MOST_SAMPLES, "objective.num_mc", f"{self.num_mc}, which is {said}'s own, is more than"
+            f" {MOST_SAMPLES}; each sample takes two passes over every rollout")
     own_views = objective.masks is None
     require(not own_views or (self.masks.kind, self.masks.block_length, self.masks.remasking) == (None, None, None),
             "masks.kind", f"{said} draws masks of its own; unset it by --config.masks.kind=None")

@@ -85,7 +85,7 @@ def train_and_validation(task: Task, size: int) -> tuple[Sequence[Mapping[str, A
   if task.has_validation:
     validation = task.examples("validation")
   else:
-    split = len(train) - min(size, max(len(train) // 10, 1))
+    split = max(len(train) - min(size, max(len(train) // 10, 1)), 0)
     validation = [train[i] for i in range(split, len(train))]  # no slices: the user's own may be any kind of sequence
     train = [train[i] for i in range(split)]
   require(len(train) > 0 and len(validation) > 0, "task.train_source",

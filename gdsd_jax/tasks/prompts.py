@@ -47,6 +47,7 @@ class PromptsTask(SourcedTask):
       value = getattr(self, field)
       require(value is None and field != "extract" or isinstance(value, str), f"task.{field}",
               f"must be text, not {value!r}")
+    require(self.answer_after != "", "task.answer_after", "must not be empty; None takes all of the column")
     require(self.prompt_column is None or self.prompt_template is None, "task.prompt_template",
             "takes the place of task.prompt_column; give one of them")
     for field in ("answer_after", "extract"):
