@@ -52,6 +52,16 @@ def test_a_folder_whose_files_say_no_split_is_the_split_train(tmp_path):
     row["question"] for row in open_(tmp_path)]
 
 
+def test_a_split_of_a_longer_name_is_that_alone(tmp_path):
+  for name in ("train_sft-00000-of-00002", "train_sft-00001-of-00002", "train_gen-00000-of-00001", "test_sft"):
+    written(tmp_path / f"{name}.jsonl", json.dumps({"question": name}))
+  read = lambda split: [row["question"] for row in open_(f"{tmp_path}#{split}")]
+  assert read("train_sft") == ["train_sft-00000-of-00002", "train_sft-00001-of-00002"]
+  assert read("train_gen[:1]") == ["train_gen-00000-of-00001"] and read("test_sft") == read("test") == ["test_sft"]
+  assert len(read("train")) == 3
+  assert "no split 'train_dpo', there is test, train" in message(ValueError, f"{tmp_path}#train_dpo")
+
+
 def test_rows_of_a_pattern_know_their_file(folder):
   assert open_(f"{folder}/*.jsonl")[2].place == f"{folder}/train-00001.jsonl, line 2"
 

@@ -15,7 +15,7 @@ import fsspec
 from gdsd_jax.checks import LFS_POINTER
 from gdsd_jax.tasks.network import check_network
 from gdsd_jax.tasks.row_readers import entries, Entry, FILE_KINDS, first_line, kind_of, lacks
-from gdsd_jax.tasks.splits import parse_split, Split, split_in
+from gdsd_jax.tasks.splits import parse_split, speaks_of, Split, split_in
 
 KNOWN = f"{', '.join(FILE_KINDS)} (.gz behind it or not)"
 # What `datasets` writes beside rows, which tells of them and holds none.
@@ -108,7 +108,7 @@ def _of_split(files: Sequence[_RowFile], split: Split, named_by: str) -> Sequenc
     if named_by == "folder" and len(said) > 1:
       raise ValueError(f"{split.source}: say which split after #: {', '.join(said)}")
     return files
-  found = [file for file in files if split_in(file.name) == split.name]
+  found = [file for file in files if speaks_of(file.name, split.name)]
   if not found and split.name == "train" and (named_by == "file" or not said):
     return files
   if not found:

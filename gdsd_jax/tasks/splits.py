@@ -44,10 +44,18 @@ def parse_split(text: str, source: str) -> Split:
   if found is None:
     raise ValueError(f"{source}: {text!r} is no split; it is written as #train, #train[:90%] or #[100:-50]")
   name = found["name"].lower()
-  return Split(source, next(filter(None, [split_in(name)]), name), found["start"] or "", found["stop"] or "")
+  known = split_in(name) if name.isalpha() else None  # train_sft is a split of its own
+  return Split(source, known or name, found["start"] or "", found["stop"] or "")
 
 
 def split_in(name: str) -> str | None:
   """The split that a name speaks of, "train" for train-00000-of-00001.parquet; None for a name of no split."""
   words = re.findall("[a-z]+", name.lower())
   return next((split for word in words for split, known in _WORDS.items() if word in known), None)
+
+
+def speaks_of(name: str, split: str) -> bool:
+  """Whether a file's name speaks of a split: of "train" by any of its words, of another, train_sft say, by it whole."""
+  if split in _WORDS:
+    return split_in(name) == split
+  return re.search(rf"(?<![a-z0-9]){re.escape(split)}(?![a-z0-9])", name.lower()) is not None
