@@ -121,7 +121,18 @@ def test_each_combination_is_a_run_named_by_what_differs():
   assert names == ["steps=1,sampler.steps=16", "steps=2,sampler.steps=16"]
 
 
+def test_a_field_may_be_unset_in_some_of_the_runs():
+  config = load_config("gdsd_math:tiny", {"model.lora.rank": 2})
+  runs = make_runs(config, {"sampler.slots": ["4", "None"], "objective.num_mc": ["None", "1"]})
+  assert [(run.config.sampler.slots, run.config.distillation.num_mc) for run in runs] == [
+    (4, None), (4, 1), (None, None), (None, 1)]
+  assert runs[2].flags == ["--config.sampler.slots=None", "--config.objective.num_mc=None"]
+  with pytest.raises(ValueError, match="^model.quantize.kind: 'int3' is not one of"):
+    make_runs(config, {"model.quantize.kind": ["None", "int3"]})
+
+
 @pytest.mark.parametrize("grid, message", [
+  ({"seed": ["0", "None"]}, "seed: must not be None"),
   ({"seed": ["0", "x"]}, "--config.seed=0,x: 'x' is no whole number"),
   ({"seed": ["0", ""]}, "--config.seed=0,: '' is no whole number"),
   ({"seed": ["0", "0"]}, "--config.seed=0,0: '0' is there twice"),

@@ -18,6 +18,7 @@ from gdsd_jax.tasks import get_task, task_class
 _FLAG = re.compile(r"--?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 # What says which fields a section has besides those that all recipes have.
 _NAMED_BY = {"objective": "objective.name", "sampler": "sampler.kind", "task": "task.name"}
+_UNSET = "None"  # as a flag of one field has it, too; what must have a value says so
 # Text that users write, in which a comma is a comma; of a task all but its name and its numbers.
 _TEXTS = ("eval.prefill", "log.wandb_project")
 
@@ -135,7 +136,7 @@ def _values(kind: type, path: str, texts: Sequence[str]) -> list[Any]:
     try:
       if not text:
         raise ValueError
-      value = switches[text.lower()] if kind is bool else kind(text)
+      value = None if text == _UNSET else switches[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
       raise ValueError(f"{said}: {text!r} is no {kinds[kind]}; the values of a sweep have commas between") from None
     require(value not in found, said, f"{text!r} is there twice")
