@@ -12,6 +12,7 @@ import pytest
 import gdsd_jax
 from gdsd_jax.diffusion.forward import MaskConfig, rollout_masks
 from gdsd_jax.diffusion.own import try_out
+from gdsd_jax.generation.generator import Generator
 from gdsd_jax.runs.config_dict import base_config, run_config
 
 EXAMPLE = f"{REPOSITORY / 'examples' / 'own_sampler.py'}:sliding_window"
@@ -69,6 +70,16 @@ def test_mistakes_are_one_line_with_file_and_line(own, old, new, message):
   with pytest.raises(ValueError, match=re.escape(message)) as caught:
     own(old, new)
   assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("token, said", [(413, "the mask, of which none may be left"), (416, "none of 416"),
+                                         (-1, "none of 416")])
+def test_tokens_that_no_completion_has_are_told_with_file_and_line(own, token, said):
+  denoiser, params = gdsd_jax.load_pretrained("tiny")
+  generator, config = Generator(denoiser, gdsd_jax.load_tokenizer("tiny")), own(token=token)
+  with pytest.raises(ValueError, match=rf"^sampler.kind: own.py, line 5: own.py:own gave the token {token}, {said}$"):
+    generator.complete(params, ["a"], (4,), config, jax.random.key(0), 1)
+  assert generator.complete(params, ["a"], (4,), own(token=5), jax.random.key(0), 1)[1] == [L]
 
 
 def recipe(**fields):

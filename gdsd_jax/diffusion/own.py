@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gdsd_jax import own_code
 from gdsd_jax.checks import require
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
+from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.models.denoiser import Denoiser
 
 
@@ -26,6 +28,15 @@ def sample(denoiser: Denoiser, params, prompt, prompt_mask, key, config: Sampler
     require(isinstance(array, jax.Array) and array.shape == shape and array.dtype == dtype, "sampler.kind",
             f"{said} must give {name} that are {jnp.dtype(dtype).name}{list(shape)}, not {found}")
   return rollout
+
+
+def check_tokens(tokens: np.ndarray, config: SamplerConfig, model: DenoiserConfig) -> None:
+  """Raises ValueError where an own sampler's tokens, int[B, L], hold a mask or what is no token; ours never do."""
+  wrong = (tokens < 0) | (tokens >= model.vocab_size) | (tokens == model.mask_token_id)
+  if config.is_own and wrong.any():
+    token, at = tokens[wrong][0], own_code.at(own_code.load(config.kind, "sampler.kind"))
+    said = "the mask, of which none may be left" if token == model.mask_token_id else f"none of {model.vocab_size}"
+    raise ValueError(f"sampler.kind: {at}{config.kind} gave the token {token}, {said}")
 
 
 def try_out(denoiser: Denoiser, config: SamplerConfig, rows: int, width: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from gdsd_jax.compiling import compiling
 from gdsd_jax.diffusion.blockwise import sample
 from gdsd_jax.diffusion.config import Rollout, SamplerConfig
+from gdsd_jax.diffusion.own import check_tokens
 from gdsd_jax.huggingface import tokenizer as text
 from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.processes import gather_json, share_work
@@ -69,26 +70,28 @@ class Generator:
     filled = np.arange(batch_size) % len(prompts)
     [(prompt, mask)] = self.encode(prompts, [filled], buckets)
     tokens = self.sample(params, prompt, mask, key, config).tokens
-    texts, ids, _ = self.decode([(np.arange(len(prompts)), tokens)])
+    texts, ids, _ = self.decode([(np.arange(len(prompts)), tokens)], config)
     return texts, np.array([len(tokens) for tokens in ids])
 
   def decode(
-    self, parts: Sequence[tuple[np.ndarray, jax.Array]], look: Callable[..., list] | None = None
+    self, parts: Sequence[tuple[np.ndarray, jax.Array]], config: SamplerConfig, look: Callable[..., list] | None = None
   ) -> tuple[list[str], list[list[int]], list[Any]]:
     """Texts of sampled completions, each process reading its own; a part is read while the next is sampled. Collective.
 
     Args:
       parts: what was sampled at a time, in that order: rows, int[b] of the B completions, and tokens, int32[b, L]. Of
         more tokens than rows the last ones are left unread.
+      config: of the sampler that they come from.
       look: gives a JSON value for each completion of a part, from their rows, texts and token ids up to the end of
         each; without it they are None.
 
     Returns:
       Texts up to their end, token ids up to there, and the values of `look`, known to every process.
-      Where `look` raises, so does this, and in the other processes RemoteError.
+      Where `look` raises, so does this, and in the other processes RemoteError; and where `own.check_tokens` does.
     """
 
     def read(rows, tokens):
+      check_tokens(tokens, config, self.denoiser.config)
       ids = text.completion_ids(tokens, self.stop_ids)
       texts = text.texts_of(self.tokenizer, ids)
       return zip(texts, ids, look(rows, texts, ids) if look else [None] * len(texts))

@@ -159,7 +159,8 @@ class RolloutSampler:
       return grades
 
     try:
-      completions, ids, grades = self.generator.decode([(rows, part.tokens) for rows, part in pending.parts], look)
+      parts = [(rows, part.tokens) for rows, part in pending.parts]
+      completions, ids, grades = self.generator.decode(parts, self.config, look)
       metrics = self.task.metrics() if self.task.takes_ids else {}
       predicted = self._predicted_rewards(pending, known) if predicts else None
     except RemoteError as error:
