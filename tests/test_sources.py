@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import importlib.util
 import json
+import logging
 from pathlib import Path
 import re
 import shutil
@@ -509,6 +510,17 @@ def test_hub_dataset_in_the_cache_of_datasets_needs_no_network(tmp_path, hub_cac
   assert len(open_("huggingface:Some-One/Sums-2to3#test", **options)) == 4  # the only configuration need not be named
   said = message(ValueError, "huggingface:Some-One/Sums-2to3", **options)
   assert said == "FILE: say which split after #: train, test"
+
+
+def test_the_cached_configuration_is_told_where_none_is_named(tmp_path, hub_cache, no_network, caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger("gdsd_jax"), "propagate", True)
+  cached(*hub_cache, "more", [{"question": "a"}])
+  for config, told in (("", True), ("/more", False)):
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "gdsd_jax"):
+      open_(f"huggingface:Some-One/Sums-2to3{config}#train", data_dir=str(tmp_path / "none"))
+    assert ("its configuration more, which alone was fetched before; huggingface:Some-One/Sums-2to3/CONFIG names"
+            in caplog.text) == told
 
 
 def test_several_cached_configurations_are_named(tmp_path, hub_cache, no_network):

@@ -54,7 +54,10 @@ def _cached(repo, config, data_dir):
     try:
       name = {"repo_id": repo, "dataset_name": repo.partition("/")[2], "config_name": config}
       builder = Cache(**name, version="auto", hash="auto", cache_dir=folder)
-      _log.info("huggingface:%s is read from %s", repo, builder.cache_dir)
+      chosen = builder.config.name
+      unnamed = "" if config or chosen == "default" else (
+        f", its configuration {chosen}, which alone was fetched before; huggingface:{repo}/CONFIG names another")
+      _log.info("huggingface:%s is read from %s%s", repo, builder.cache_dir, unnamed)
       return builder, None
     except Exception as error:  # one that another process is writing to lacks files
       reason = first_line(error)
