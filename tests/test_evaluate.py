@@ -273,8 +273,11 @@ def test_drawn_completions_are_the_same_every_time_and_told(straight, tmp_path):
 def test_a_model_is_read_as_the_fields_say(model):
   given = {"model.mlp_tokens": 8, "model.quantize.kind": "int8", "model.quantize.block_size": 32}
   config = small_config(**given)
-  denoiser, *_ = ChosenModel.of_flags(None, None, model, given).load(config.model, None)
+  chosen = ChosenModel.of_flags(None, None, model, given)
+  denoiser, *_ = chosen.load(config.model, None)
   assert denoiser.mlp_tokens == 8 and denoiser.quantize == QuantizeConfig("int8", 32)
+  assert chosen.describe(config.model) == {"source": "tiny", "dtype": "float32", "quantize": {
+    "kind": "int8", "block_size": 32, "head": False, "embedding": False}}
 
 
 def test_fewer_problems_than_slots_are_filled_up(tmp_path):

@@ -101,8 +101,9 @@ class ChosenModel:
       denoiser, params = load_adapter(adapter, denoiser, params)
     return denoiser, params, model
 
-  def describe(self, default: ModelConfig) -> dict[str, str | int]:
+  def describe(self, default: ModelConfig) -> dict[str, Any]:
     """What settings and summary say of a model whose step is resolved."""
     if self.workdir is not None:
       return {"source": str(self.workdir), "step": int(self.step)}
-    return {"source": self.model or default.path, "dtype": default.dtype}
+    quantised = {} if default.quantize is None else {"quantize": dataclasses.asdict(default.quantize)}
+    return {"source": self.model or default.path, "dtype": default.dtype, **quantised}
