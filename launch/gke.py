@@ -113,7 +113,8 @@ def _check_command(options: argparse.Namespace) -> None:
                      " into a Kubernetes secret, and name it by --secret=NAME (docs/gke.md)")
   followed = [f"{word}={after}" for word, after in zip(words, words[1:]) if re.fullmatch("--?workdir", word)]
   given = [word.partition("=")[2] for word in [*words, *followed] if re.match("--?workdir=", word)]
-  needs_one = not given and any(word.endswith(("launch/train.py", "gdsd-train")) for word in words)
+  trains = ("launch/train.py", "gdsd-train", "launch/pretrain.py", "gdsd-pretrain")
+  needs_one = not given and any(word.endswith(trains) for word in words)
   if (needs_one or not all(folder.startswith("gs://") for folder in given)) and not options.shared_disk:
     raise ValueError("--workdir=gs://BUCKET/DIR: the command needs it; a pod's own files are gone when it starts again,"
                      " and the others do not see them (--shared-disk, if the manifest mounts a disk that all share)")

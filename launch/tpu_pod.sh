@@ -318,7 +318,7 @@ check_command() { # COMMAND [ARGUMENT...]
   [ -z "$secret" ] \
     || fail "run: $secret=…: process lists show it: export a secret by its name, HF_TOKEN say, and give --secret=HF_TOKEN"
   for word in "$@"; do
-    [[ ! $word =~ (^|/)(launch/train\.py|gdsd-train)$ ]] || trains=yes
+    [[ ! $word =~ (^|/)(launch/(pre)?train\.py|gdsd-(pre)?train)$ ]] || trains=yes
     folder=''
     [[ ! $word =~ ^--?workdir=(.*)$ ]] || folder=${BASH_REMATCH[1]:-.}
     [[ ! $before =~ ^--?workdir$ ]] || folder=$word
