@@ -52,6 +52,14 @@ def test_a_folder_whose_files_say_no_split_is_the_split_train(tmp_path):
     row["question"] for row in open_(tmp_path)]
 
 
+def test_a_folder_whose_rows_are_in_its_folders_names_these(tmp_path):
+  for name in ("main", "socratic", "prepared"):
+    (tmp_path / name).mkdir()
+    written(tmp_path / name / ("features.json" if name == "prepared" else "train.jsonl"), '{"question": "a"}')
+  assert message(ValueError, f"{tmp_path}#train").endswith(
+    "it holds no rows itself, but its folders main, socratic do; name one of them")
+
+
 def test_a_split_of_a_longer_name_is_that_alone(tmp_path):
   for name in ("train_sft-00000-of-00002", "train_sft-00001-of-00002", "train_gen-00000-of-00001", "test_sft"):
     written(tmp_path / f"{name}.jsonl", json.dumps({"question": name}))

@@ -4,10 +4,11 @@ Errors are one line that begins with the file: ValueError where it is damaged, O
 """
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import gzip
 import importlib.util
 import os
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import fsspec
@@ -18,8 +19,8 @@ from gdsd_jax.tasks.row_readers import entries, Entry, FILE_KINDS, first_line, k
 from gdsd_jax.tasks.splits import parse_split, speaks_of, Split, split_in
 
 KNOWN = f"{', '.join(FILE_KINDS)} (.gz behind it or not)"
-# What `datasets` writes beside rows, which tells of them and holds none.
-_BESIDE_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+# What `datasets` and TFDS write beside rows, which tells of them and holds none.
+_BESIDE_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "features.json")
 # Scheme -> the package that reads it, and the extra that brings that along.
 _PACKAGES = {
   "s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"),
@@ -51,6 +52,8 @@ def open_files(source: str) -> list[Entry] | None:
   path, text = divided(source)
   files, named_by = _named_files(path)
   if not files:
+    if named_by == "folder" and (inside := _folders_with_rows(path)):
+      raise ValueError(f"{path}: it holds no rows itself, but its folders {', '.join(inside)} do; name one of them")
     if "://" not in path and not kind_of(path):
       return None
     raise OSError(f"{path}: there is no file that ends in {KNOWN}")
@@ -74,9 +77,20 @@ def _named_files(path: str) -> tuple[list[_RowFile], str]:
       return [], "name"
   except Exception as error:  # file systems raise nearly everything
     raise _unreadable(path, error) from error
-  others = lambda name: name.startswith(".") or name in _BESIDE_ROWS
-  paths = sorted(path for path in paths if kind_of(path) and not others(_name(path)))
+  paths = sorted(path for path in paths if _holds_rows(_name(path)))
   return [_RowFile(system, path, system.unstrip_protocol(path) if scheme else path) for path in paths], named_by
+
+
+def _holds_rows(name):
+  return kind_of(name) is not None and not name.startswith(".") and name not in _BESIDE_ROWS
+
+
+def _folders_with_rows(path):
+  """Names of the folders in a local one that hold files of rows, as those of a repository of the hub's may."""
+  with contextlib.suppress(OSError):
+    folders = (folder for folder in Path(path).expanduser().iterdir() if folder.is_dir())
+    return sorted(folder.name for folder in folders if any(_holds_rows(file.name) for file in folder.iterdir()))
+  return []
 
 
 def _file_system(path, scheme):
