@@ -113,6 +113,22 @@ def test_validation_chats_are_the_last_ones_or_of_a_source_of_their_own(chats_fi
   assert train == everything[:-10] and again.fitting == validation
 
 
+def test_what_a_chat_has_that_the_template_leaves_out_is_told(tmp_path, tokenizer, caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger("gdsd_jax"), "propagate", True)
+  called = {**REPLY, "tool_calls": [{"name": "add"}], "reasoning_content": None}
+  rows = [{"messages": [USER, REPLY], "tools": "[]"}, {"messages": [USER, called], "tools": [{"name": "add"}]}]
+  (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  read_chats(sft_config(tmp_path / "chats.jsonl").data, tokenizer)
+  assert ("data.train_source: the model is shown nothing of what some of the 2 chats have beside their words:"
+          " `tool_calls` (1), `tools` (1)") in caplog.text
+  caplog.clear()
+  monkeypatch.setattr(tokenizer, "chat_template", tokenizer.chat_template.replace(
+    "message['content'] | trim", "('7' if message.tool_calls else '') + message['content'] | trim"))
+  (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": [USER, called]}) + "\n")
+  read_chats(sft_config(tmp_path / "chats.jsonl").data, tokenizer)
+  assert "beside their words" not in caplog.text
+
+
 def test_validation_chats_that_are_learnt_too_are_told(chats_file, tmp_path, caplog, monkeypatch):
   monkeypatch.setattr(logging.getLogger("gdsd_jax"), "propagate", True)
   config = sft_config(f"{chats_file}#[:60]", **{"data.validation_source": f"{chats_file}#[-7:]"})

@@ -3,6 +3,7 @@
 Rows have the turns as `messages`, as `prompt` and `completion`, or, as ShareGPT does, as `conversations`.
 """
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 import logging
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from gdsd_jax.tasks.base import is_message
 
 _log = logging.getLogger(__name__)
 
+# What turns may have beside their words; templates write it or leave it out.
+_BESIDE_WORDS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # its other roles have the names that chats have
 
 
@@ -69,14 +72,29 @@ def read_rows(config: ChatsConfig, name: str, read_row: Callable[[Mapping[str, A
 
 
 def _read(config, name, tokenizer) -> list[Chat]:
-  field, pairs = f"data.{name}", read_rows(config, name, lambda row: split_turns(_messages(row), tokenizer))
+  field, pairs = f"data.{name}", read_rows(config, name, lambda row: _pair_of(row, tokenizer))
   empty = sum(pair["empty"] for pair in pairs)
   require(empty < len(pairs), field, f"the assistant's last turn is empty in all {len(pairs)} chats: nothing to learn")
   if empty:
     _log.warning("WARNING: %s: the assistant's last turn is empty in %d of %d chats, which teach to say nothing", field,
                  empty, len(pairs))
+  if unsaid := collections.Counter(what for pair in pairs for what in pair["unsaid"]):
+    _log.warning("WARNING: %s: the model is shown nothing of what some of the %d chats have beside their words: %s",
+                 field, len(pairs), ", ".join(f"`{what}` ({count})" for what, count in sorted(unsaid.items())))
   sides = (token_ids(tokenizer, [pair[side] for pair in pairs]) for side in ("prompt", "completion"))
   return [Chat(*texts) for texts in zip(*sides)]
+
+
+def _pair_of(row: Mapping[str, Any], tokenizer) -> dict[str, Any]:
+  """`split_turns` of a row, and what else it has that is `unsaid`: `tools`, and what the chat template leaves out."""
+  messages = _messages(row)
+  pair = split_turns(messages, tokenizer)
+  beside = sorted({name for message in messages for name in _BESIDE_WORDS if message.get(name)})
+  if beside:
+    words = [{"role": message["role"], "content": message["content"]} for message in messages]
+    if render(tokenizer, words, for_reply=False) != pair["prompt"] + pair["completion"]:
+      beside = []
+  return {**pair, "unsaid": [*beside, *(["tools"] if row.get("tools") not in (None, "", "[]", []) else [])]}
 
 
 def _fitting(examples, config, what):
