@@ -10,6 +10,7 @@ from typing import Any
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that Git has left in a large one's place
 
+ONLY_RUNS = ("eval/", "seconds/")  # beginnings of names in a step's row that nobody else may give to a number
 KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 

@@ -139,6 +139,7 @@ def test_views_of_ones_own_are_what_is_scored(own):
   ('"mine": loss', '"mine": batch.rewards', "must give metrics that are single numbers, not mine = float32[4]"),
   ('"mine": loss', '"mine": "much"', "must give metrics that are single numbers, not mine = 'much'"),
   ('"mine": loss', '"grad_norm": loss', "gives a metric 'grad_norm'; another name"),
+  ('"mine": loss', '"eval/reward": loss', "gives a metric 'eval/reward'; another name"),
   ("loss = jnp", "loss = batch.students; jnp", "own.py, line 14: AttributeError: 'ScoredRollouts' object has no attr"),
   ("loss = jnp", "assert batch.advantages[0] > 0; loss = jnp", "own.py, line 14: TracerBoolConversionError: Attem"),
   ("needs_reference = True", "", "own.py, line 14: AttributeError: 'NoneType' object has no attribute 'plain'"),

@@ -185,6 +185,7 @@ def nested(completions, **kwargs): return [[1.0], [2.0]]
 def without_order(completions, **kwargs): return {1.0, 2.0}
 def huge(completions, **kwargs): return [1e300, 1.0]
 def leaves(completions, **kwargs): raise SystemExit(3)
+def evaluates(completions, log_metric, **kwargs): log_metric("eval/reward", 1.0)
 """
 
 
@@ -202,6 +203,7 @@ def leaves(completions, **kwargs): raise SystemExit(3)
   ("without_order", "own.py, line 15: without_order() must return a list of 2 rewards, one for each completion, not"),
   ("huge", "own.py, line 16: huge(): each reward: must be a number of 32 bits, at most 1e+37, not 1e+300"),
   ("leaves", "own.py, line 17: SystemExit: 3"),
+  ("evaluates", "own.py, line 18: ValueError: metric 'eval/reward': must have another name: the run's own begin so"),
 ])
 def test_mistakes_are_one_line_with_file_and_line(folder, task, name, message):
   (folder / "own.py").write_text(MISTAKES)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gdsd_jax import own_code
-from gdsd_jax.checks import require
+from gdsd_jax.checks import ONLY_RUNS, require
 from gdsd_jax.models.config import DenoiserConfig
 from gdsd_jax.objectives.abstract import abstract_rollouts, abstract_scored
 from gdsd_jax.objectives.advantages import ADVANTAGES
@@ -115,8 +115,9 @@ class OwnObjective(Objective):
     if not isinstance(metrics, Mapping):
       self._refuse(f"must give metrics that are a dict, not {metrics!r:.80}")
     for metric, value in metrics.items():
-      if not isinstance(metric, str) or metric in _TAKEN:
-        self._refuse(f"gives a metric {metric!r}; another name, please: the run's own are {', '.join(_TAKEN)}")
+      if not isinstance(metric, str) or metric in _TAKEN or metric.startswith(ONLY_RUNS):
+        self._refuse(f"gives a metric {metric!r}; another name, please: the run's own are {', '.join(_TAKEN)}, and what"
+                     f" begins with {' or '.join(ONLY_RUNS)}")
       if not isinstance(value, jax.Array | np.ndarray | np.number | int | float) or jnp.shape(value) != ():
         self._refuse(f"must give metrics that are single numbers, not {metric} = {_said(value)}")
     return loss.astype(jnp.float32), {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}

@@ -17,7 +17,7 @@ import types
 from typing import Any
 
 from gdsd_jax import own_code
-from gdsd_jax.checks import require
+from gdsd_jax.checks import ONLY_RUNS, require
 from gdsd_jax.tasks import base
 from gdsd_jax.tasks.workers import Workers
 
@@ -212,6 +212,7 @@ class RewardedTask(base.Task):
     self.trainer_state.global_step, self.trainer_state.max_steps = step, steps
 
   def _log_metric(self, name: str, value: float) -> None:
+    require(not name.startswith(ONLY_RUNS), f"metric {name!r}", "must have another name: the run's own begin so")
     self._metrics.setdefault(name, []).append(base.number(f"metric {name!r}", value))
 
   def metrics(self) -> dict[str, float]:
