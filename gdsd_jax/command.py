@@ -163,7 +163,6 @@ _PLAIN_WORDS = {  # for what the libraries of flags say
   r"(?:flag )?(--config\.[\w.]+=.*): Failed to parse .* as a ConfigDict: .*": rf"\1: {_SECTION}",
   r"invalid literal for int\(\) with base 10: .*": "must be a whole number",
   r"could not convert string to float: .*": "must be a number",
-  r"Failed to parse .* as a ConfigDict: .*": "is a section, whose fields are flags of their own; --help tells them",
   r"flag (--\w+)=None: Flag --\w+ must have a value other than None\.": r"\1: is not given; --help tells what it is",
 }
 

@@ -205,9 +205,6 @@ BAD = {
   "two recipes": Case(f"{TRAIN} --config=configs/gdsd_sudoku.py", "--config: is given twice; name one recipe"),
   "unset field": Case(
     f"{TRAIN} --config.objective.psy=None", "--config.objective.psy=None: the config has no field 'objective.psy'.*"),
-  "section's value": Case(
-    f"{TRAIN} --config.model.quantize=nf4",
-    "flag --config.model.quantize=nf4: is a section, whose fields are flags of their own; --help tells them"),
   "number": Case(f"{TRAIN} --config.steps=many", "flag --config.steps=many: must be a whole number"),
   "whole number": Case(f"{TRAIN} --config.steps=1.5", "flag --config.steps=1.5: must be a whole number"),
   "negative": Case(f"{TRAIN} --config.steps=-1", "steps: must be at least 1, not -1", quick=True),
