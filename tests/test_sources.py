@@ -169,7 +169,7 @@ def test_a_folder_that_datasets_saved_to_disk_is_its_rows(tmp_path, kind):
   table = pyarrow.Table.from_pylist(rows)
   with getattr(pyarrow.ipc, f"new_{kind}")(str(tmp_path / "data-00000-of-00001.arrow"), table.schema) as writer:
     writer.write_table(table)
-  for name in ("dataset_info.json", "state.json"):
+  for name in ("dataset_info.json", "state.json", "cache-1a2b3c4d5e6f7a8b.arrow"):
     written(tmp_path / name, "{}")
   assert open_(tmp_path) == rows == open_(f"{tmp_path}#train")
   written(tmp_path / "data-00000-of-00001.arrow", "x")

@@ -5,6 +5,7 @@ Errors are one line that begins with the file: ValueError where it is damaged, O
 
 from collections.abc import Iterator, Sequence
 import contextlib
+import fnmatch
 import gzip
 import importlib.util
 import os
@@ -19,8 +20,9 @@ from gdsd_jax.tasks.row_readers import entries, Entry, FILE_KINDS, first_line, k
 from gdsd_jax.tasks.splits import parse_split, speaks_of, Split, split_in
 
 KNOWN = f"{', '.join(FILE_KINDS)} (.gz behind it or not)"
-# What `datasets` and TFDS write beside rows, which tells of them and holds none.
-_BESIDE_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "features.json")
+# What `datasets` and TFDS write beside rows: what tells of them, and results of `map`, which hold rows of others.
+_BESIDE_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "features.json",
+                "cache-*.arrow")
 # Scheme -> the package that reads it, and the extra that brings that along.
 _PACKAGES = {
   "s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"),
@@ -82,7 +84,8 @@ def _named_files(path: str) -> tuple[list[_RowFile], str]:
 
 
 def _holds_rows(name):
-  return kind_of(name) is not None and not name.startswith(".") and name not in _BESIDE_ROWS
+  beside = name.startswith(".") or any(fnmatch.fnmatch(name, pattern) for pattern in _BESIDE_ROWS)
+  return kind_of(name) is not None and not beside
 
 
 def _folders_with_rows(path):
