@@ -543,6 +543,8 @@ def test_what_does_not_apply_counts_in_no_mean():
   assert summary["accuracy"] == 0.5 and summary["interval"] == confidence_interval([1, 0])
   assert summary["lengths"]["8"]["reward"] == summary["lengths"]["8"]["rewards"]["r"] == 2.0
   assert mean_reward([rows[8, 0]]) == 0
+  rows[4, 0] = rows[8, 0]  # nothing is known of this length
+  assert summarize(rows, {"task": {"name": "t"}, "model": {}})["best_length"] == 8
 
 
 def test_best_length_is_the_shortest_of_equal_ones():

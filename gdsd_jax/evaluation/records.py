@@ -109,15 +109,15 @@ def summarize(rows: dict[tuple[int, int], dict], settings: dict) -> dict:
   for length in sorted({length for length, _ in rows}):
     part = [rows[key] for key in sorted(rows) if key[0] == length]
     accuracies = [row["accuracy"] for row in part if row["accuracy"] is not None]
-    known = bool(accuracies)
     lengths[str(length)] = {
       "accuracy": mean(accuracies), "accuracy_lenient": mean([row.get("accuracy_lenient") for row in part]),
-      "interval": confidence_interval(accuracies) if known else None, "n": len(part),
+      "interval": confidence_interval(accuracies) if accuracies else None, "n": len(part),
       "reward": mean_reward(part),
       "rewards": {name: mean([row["rewards"][name] for row in part]) for name in part[0]["rewards"]},
       "tokens": mean([row["tokens"] for row in part]),
     }
-  best = max(lengths, key=lambda length: lengths[length]["accuracy" if known else "reward"])
+  told = {length: values for length, values in lengths.items() if values["accuracy"] is not None}
+  best = max(told or lengths, key=lambda length: lengths[length]["accuracy" if told else "reward"])
   return {
     **{name: lengths[best][name] for name in ("accuracy", "accuracy_lenient", "interval", "n")},
     "best_length": int(best),
