@@ -91,7 +91,10 @@ def test_a_completion_that_no_reward_applies_to_is_left_out_of_its_group(tmp_pat
   rows = kept(tmp_path, tokenizer, config, graded)
   assert [[each[name] for name in ("reward", "advantage")] for row in rows for each in row["completions"]] == [
     [2.0, 0.0], [None, 0.0], [0.0, 0.0], [0.0, 0.0]]
-  np.testing.assert_array_equal(known_rewards(graded, config), [2, 2, 0, 0, 0, 0])  # as its group's others, or 0
+  known = known_rewards(graded.total_reward, config)
+  np.testing.assert_array_equal(known, [2, 2, 0, 0, 0, 0])  # as its group's others, or 0
+  of_steps = np.stack([graded.total_reward, np.arange(6)], axis=1)
+  np.testing.assert_array_equal(known_rewards(of_steps, config), np.stack([known, np.arange(6)], axis=1))
   told = rollout_metrics(graded, 2)
   assert told["reward"] == pytest.approx(2 / 3) and told["reward_std"] == 0
   assert told["groups_without_spread"] == 1 and told["unique_rewards"] == pytest.approx(2 / 6)

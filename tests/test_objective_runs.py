@@ -129,6 +129,10 @@ def test_predictions_of_all_steps_are_graded_each_once(tmp_path, monkeypatch):
     [text] = decode_completions(trainer.sampler.generator.tokenizer, tokens[row, step][None])
     [expected] = grade([Completion(text, ended(trainer, tokens[row, step]))], [sampled.examples[row]])
     assert found.predicted_rewards[row, step] == pytest.approx(sum(expected.rewards.values()))
+  of_odd = lambda _, texts, examples: [Grade({"odd": 1.0 if len(text) % 2 else None}) for text in texts]
+  monkeypatch.setattr(type(task), "grade", of_odd)
+  predicted = trainer.sampler.grade(sampled).predicted_rewards
+  assert 0 < np.isnan(predicted).sum() < 64 and np.nanmin(predicted) == 1  # where none applies there is no 0
 
 
 def ended(trainer, tokens):

@@ -173,7 +173,10 @@ class RolloutSampler:
     return GradedCompletions(pending, seconds, completions, ids, rewards, *accuracies, metrics, predicted)
 
   def _predicted_rewards(self, pending: PendingCompletions, known: dict) -> np.ndarray:
-    """float32[B, S], the total reward of what each step predicted; equal ones of a problem are graded once."""
+    """float32[B, S], the total reward of what each step predicted, not-a-number where none applies.
+
+    Equal ones of a problem are graded once.
+    """
 
     def read(rows, tokens):  # int32[b, S, L]
       steps = tokens.shape[1]
@@ -197,10 +200,10 @@ class RolloutSampler:
     """Equal where a grade must be."""
     return id(example), completion, len(ids) < self.config.completion_length, tuple(ids) if self.task.takes_ids else ()
 
-  def _totals(self, grades: list[tuple], *asked) -> dict[tuple, float]:
-    """The total reward of each by its key, from what `_grade` was asked and answered."""
-    return {self._key(*each): sum(value for value in rewards.values() if value is not None)
-            for (rewards, *_), *each in zip(grades, *asked)}
+  def _totals(self, grades: list[tuple], *asked) -> dict[tuple, float | None]:
+    """The total reward of each by its key, from what `_grade` was asked and answered; None where none applies."""
+    applying = ([value for value in rewards.values() if value is not None] for rewards, *_ in grades)
+    return {self._key(*each): sum(values) if values else None for values, *each in zip(applying, *asked)}
 
   def _grade(self, texts: list[str], examples: list[Mapping[str, Any]], ids: list[list[int]]) -> list[tuple]:
     """(rewards, accuracy, accuracy_lenient) of each text."""

@@ -117,15 +117,14 @@ class Updates:
     rollout = graded.sampled.rollout.only(self.config.learnt)
     rows = local_rows(self.mesh, len(rollout.tokens))
     laid_out = lambda values: spread(self.mesh, len(rollout.tokens), np.asarray(values)[rows])
-    advantages = advantages_of(graded, self.config)
+    advantages, known = advantages_of(graded, self.config), lambda rewards: known_rewards(rewards, self.config)
     predictions = rollout.predictions and Predictions(
-      rollout.predictions.tokens, rollout.predictions.confidence, laid_out(graded.predicted_rewards))
+      rollout.predictions.tokens, rollout.predictions.confidence, laid_out(known(graded.predicted_rewards)))
     lengths = np.minimum(graded.lengths + 1, rollout.tokens.shape[1]).astype(np.int32)  # with the end of text
     steps, blocks = rollout.steps, None
     if self._static["denoiser"].config.block_length is not None:
       steps, blocks = self._in_blocks(steps, graded.sampled.prompt_mask)
-    rewards = known_rewards(graded, self.config)
-    return Rollouts(tokens=rollout.tokens, lengths=laid_out(lengths), rewards=laid_out(rewards),
+    return Rollouts(tokens=rollout.tokens, lengths=laid_out(lengths), rewards=laid_out(known(graded.total_reward)),
                     advantages=laid_out(advantages.reshape(-1)), confidence=rollout.confidence, steps=steps,
                     logp=rollout.logp, entropy=rollout.entropy, kept=rollout.kept, predictions=predictions,
                     blocks=blocks, group_size=self.config.group_size)
@@ -149,16 +148,16 @@ class Updates:
     return ScoringBatch(join(prompt, rollouts.tokens), join(prompt_mask, attended), inputs, rollouts.kept)
 
 
-def known_rewards(graded: GradedCompletions, config: RunConfig) -> np.ndarray:
-  """The total reward of each rollout, float32[B]; of one that none applies to, the mean of its group's others, or 0.
+def known_rewards(rewards: np.ndarray, config: RunConfig) -> np.ndarray:
+  """Total rewards of rollouts, float32[B, ...]; of one that none applies to, the mean of its group's others, or 0.
 
   So objectives that take rewards themselves favour it no more, and no less, than the group.
   """
-  groups = graded.total_reward.reshape(-1, config.group_size)
+  groups = rewards.reshape(-1, config.group_size, *rewards.shape[1:])
   applies = ~np.isnan(groups)
   total = np.sum(groups, axis=1, keepdims=True, where=applies)
   mean = total / np.maximum(np.sum(applies, axis=1, keepdims=True), 1)
-  return np.where(applies, groups, mean).reshape(-1).astype(np.float32)
+  return np.where(applies, groups, mean).reshape(rewards.shape).astype(np.float32)
 
 
 def advantages_of(graded: GradedCompletions, config: RunConfig) -> jax.Array:
