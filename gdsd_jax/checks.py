@@ -42,7 +42,8 @@ def require_kinds(section: str, declared: Mapping[str, Any], given: Mapping[str,
     kind = kind_of(declared.get(name))
     wider = {int: Integral, float: Real}.get(kind, kind)
     fits = kind is None or value is None or isinstance(value, wider) and isinstance(value, bool) == (kind is bool)
-    require(fits, f"{section}.{name}", f"must be {KINDS.get(kind)}, not {value!r:.80}")
+    quoted = f"; as a flag, --config.{section}.{name}='\"{value}\"'" if kind is str and isinstance(value, Real) else ""
+    require(fits, f"{section}.{name}", f"must be {KINDS.get(kind)}, not {value!r:.80}{quoted}")
 
 
 def require_seed(field: str, seed) -> None:

@@ -263,7 +263,7 @@ def test_half_of_the_views_of_dmpo_are_complements():
   ({"name": "trace_rl", "shrink": 2.5}, "objective.shrink: must be a whole number, not 2.5"),
   ({"name": "trace_rl", "after_end": "no"}, "objective.after_end: must be True or False, not 'no'"),
   ({"name": "bgpo", "dual_clip": True}, "objective.dual_clip: must be a number, not True"),
-  ({"name": "unigrpo", "divided_by": 3}, "objective.divided_by: must be text, not 3"),
+  ({"name": "unigrpo", "divided_by": 3}, "objective.divided_by: must be text, not 3; as a flag, --config.*='\"3\"'$"),
   ({"name": "wd1", "num_mc": 4}, "objective.num_mc: wd1 has a number of views of its own; unset it by"),
   ({"name": "dmpo", "num_mc": 3}, "objective.num_mc: 3 views are no pairs"),
   ({"name": "d2", "segments": 10**6}, "objective.segments: 1000000 must be at most the 256 steps of a rollout"),

@@ -107,8 +107,9 @@ def test_fields_of_an_objective_a_task_or_a_sampler_are_swept_as_these_declare_t
   assert [run.config.objective.eubo_beta for run in runs] == [1.0, 1.5]
 
 
-def test_a_recipe_that_is_not_there_is_left_to_its_flag():
-  for flags in (["--config=no_such", "--config.seed=0,1"], ["--config.seed=0,1"], ["--config"]):
+def test_a_recipe_that_is_not_there_or_of_another_command_is_left_to_its_flag():
+  for flags in (["--config=no_such", "--config.seed=0,1"], ["--config.seed=0,1"], ["--config"],
+                ["--config=pretrain_tiny", "--config.sampler.colour=1,2"]):
     assert split_grid(flags) == (flags, {})
 
 

@@ -88,7 +88,8 @@ def _kind(config: ConfigDict, path: str, names: Mapping[str, Sequence[str]]) -> 
     return found.get_type(name)
   if len(sections) != 1 or sections[0] not in _NAMED_BY:
     return None
-  things = names.get(_NAMED_BY[sections[0]]) or [found[_NAMED_BY[sections[0]].partition(".")[2]]]
+  named_by = _NAMED_BY[sections[0]]
+  things = names.get(named_by) or filter(None, [found.get(named_by.partition(".")[2])])  # pretraining names no sampler
   return next(filter(None, (_declared(sections[0], thing).get(name) for thing in things)), None)
 
 
