@@ -334,12 +334,23 @@ def test_fine_tuning_by_two_processes_writes_the_model_of_one(tmp_path):
   ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2"}, "JAX_PROCESS_ID: is not set"),
   ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "not '2', '2'"),
   ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "not '0', 'two'"),
+  ({"JAX_COORDINATOR_ADDRESS": "localhost", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "HOST:PORT, not 'localh"),
 ])
 def test_half_an_environment_is_refused(monkeypatch, environment, message):
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
   with pytest.raises(ValueError, match=message):
     join_processes()
+
+
+def test_a_port_that_is_taken_is_told(monkeypatch):
+  with socket.create_server(("", 0)) as taken:
+    port = taken.getsockname()[1]
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", f"localhost:{port}")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    with pytest.raises(OSError, match=f"^JAX_COORDINATOR_ADDRESS: its port {port} cannot be had here: .*in use"):
+      join_processes()
 
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",

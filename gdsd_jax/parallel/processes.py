@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import os
+import socket
 from typing import Any
 
 import jax
@@ -77,7 +78,7 @@ def join_processes() -> None:
 
   JAX knows Slurm, Open MPI and Cloud TPU by itself; elsewhere each process has JAX_COORDINATOR_ADDRESS (host:port of
   the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID in its environment. Raises ValueError where some of these are missing
-  or make no sense, OSError where the others did not come.
+  or make no sense, OSError where the port is taken, or the others did not come.
   """
   names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
   values, arguments = [os.environ.get(name) for name in names], {}
@@ -87,6 +88,10 @@ def join_processes() -> None:
     address, count, index = values
     require(count.isdecimal() and index.isdecimal() and int(index) < int(count), "JAX_PROCESS_ID, JAX_NUM_PROCESSES",
             f"must be a number from 0 and the count above it, not {index!r}, {count!r}")
+    host, _, port = address.rpartition(":")
+    require(bool(host) and port.isdecimal(), names[0], f"must be HOST:PORT, not {address!r}")
+    if int(index) == 0:
+      _require_free(int(port))
     arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
   elif not _in_known_cluster():
     return
@@ -102,6 +107,16 @@ def join_processes() -> None:
   except Exception as error:  # several kinds, by what is found or not found
     cause = " ".join(str(error).split())
     raise OSError(f"the processes of this run could not find each other: {cause[:500]}") from error
+
+
+def _require_free(port: int) -> None:
+  """Raises OSError where another program has the port of JAX's coordinator: JAX would die of it without a word."""
+  family = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
+  try:
+    socket.create_server(("", port), **family).close()
+  except (OSError, OverflowError) as error:
+    raise OSError(f"JAX_COORDINATOR_ADDRESS: its port {port} cannot be had here:"
+                  f" {getattr(error, 'strerror', None) or error}; name another one in all processes") from None
 
 
 def own_gpus() -> list[int] | None:
