@@ -82,6 +82,9 @@ def test_what_was_learnt_is_evaluated_sampled_and_saved(trained, tmp_path):
   found = trainer.evaluate()
   assert {"accuracy", "reward", "reward/short", "sampled_reward"} <= found.keys()
   chat = [{"role": "user", "content": "Tom has 1 apple and buys 2 more. How many apples does Tom have?"}]
+  for none in ("a text", []):
+    with pytest.raises(ValueError, match="^prompts: must be a list of texts or chats, at least one, not "):
+      trainer.sample(none)
   texts = trainer.sample([chat, chat[0]["content"]], temperature=0.0)
   assert texts[0] == texts[1] and isinstance(texts[0], str)
   trainer.save_pretrained(tmp_path / "out")
@@ -133,6 +136,10 @@ def test_a_callback_can_stop_the_run_which_goes_on_later(tmp_path, monkeypatch):
   ({"steps": "many"}, {}, "steps: must be a whole number, not 'many'"),
   ({"sampler.temperature": "hot"}, {}, "sampler.temperature: must be a number, not 'hot'"),
   ({"task.levl": 1}, {}, "task.levl: unknown option of task 'arithmetic'"),
+  ({}, {"rewards": len}, "^rewards: must be a list of functions or names, such as .short., not <built-in function l"),
+  ({}, {"callbacks": gdsd_jax.Callback()}, "^callbacks: must be a list of gdsd_jax.Callback, not <"),
+  ({}, {"callbacks": [len]}, "^callbacks: must be a list of gdsd_jax.Callback, not .<built-in function len>"),
+  ({"objective": {"psi": 0.1}}, {}, "^objective: is a section; its fields are set one by one"),
   ({}, {"reward_weights": [1.0]}, "reward_weights: need rewards, whose weights they are"),
   ({"task.data_dir": "a"}, {"task": gdsd_jax.get_task("arithmetic")}, "task.data_dir: is set, but the task"),
 ])

@@ -31,6 +31,8 @@ def load_config(recipe: str, changes: Mapping[str, Any] | None = None) -> Config
 def set_fields(config: ConfigDict, changes: Mapping[str, Any]) -> None:
   """Sets fields of a recipe by their paths. ValueError, one line, where it has no such field, or of another type."""
   for path, value in changes.items():
+    require(not isinstance(config.get(path), ConfigDict), path, "is a section; its fields are set one by one, such as"
+            " 'objective.name'")
     try:
       section, _, name = path.partition(".")
       if section in _MAY_BE_OWN and "." not in name:
@@ -58,6 +60,8 @@ def with_own(
   config: RunConfig, task: Task | None, rewards: Sequence[str | Callable], weights: Sequence[float]
 ) -> RunConfig:
   """The config with a task or rewards that are objects; config.json names them."""
+  require(not callable(rewards) and not isinstance(rewards, str), "rewards",
+          f"must be a list of functions or names, such as [short], not {rewards!r:.80}")
   options, given = dict(config.task.options), dict(config.as_given)
   given["task"] = dict(given["task"])
   if task is not None:

@@ -46,7 +46,7 @@ class OwnTask(base.Task):
 
   def __init__(self, task: base.Task, called: str = ""):
     if not isinstance(task, base.Task):
-      raise ValueError(f"task.name: {called or own_code.at(task)} gives {task!r:.80}, which is no gdsd_jax.Task")
+      raise ValueError(f"task.name: {called or own_code.place(task)} gives {task!r:.80}, which is no gdsd_jax.Task")
     self.task, self.name, self.has_validation = task, task.name, task.has_validation
     self._names: list[str] | None = None  # of the rewards
 

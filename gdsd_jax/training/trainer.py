@@ -11,7 +11,7 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 
-from gdsd_jax.checks import require_seed
+from gdsd_jax.checks import require, require_seed
 from gdsd_jax.diffusion.slots import batch_axis
 from gdsd_jax.generation.held_out import evaluate
 from gdsd_jax.generation.rollout import GradedCompletions, RewardError
@@ -61,6 +61,9 @@ class Trainer(Training):
   def __init__(self, config: str | ConfigDict | RunConfig, workdir: epath.PathLike | None = None, *,
                task: Task | None = None, rewards: Sequence[str | Callable] = (), reward_weights: Sequence[float] = (),
                callbacks: Sequence[Callback] = (), allow_changed_inputs: bool = False):
+    told = [name for name in vars(Callback) if name.startswith("after_")]
+    listed = isinstance(callbacks, Sequence) and all(hasattr(each, name) for each in callbacks for name in told)
+    require(listed, "callbacks", f"must be a list of gdsd_jax.Callback, not {callbacks!r:.80}")
     name = run_name(config) if isinstance(config, str) else None
     config = with_own(as_run_config(config), task, rewards, reward_weights)
     workdir = run_folder(workdir or epath.Path("runs") / (name or re.sub(r"\W+", "_", config.task.name)))
@@ -102,8 +105,11 @@ class Trainer(Training):
     """A completion for each prompt, a user's text or a chat, with the parameters as they are now.
 
     `changes` are fields of the recipe's `SamplerConfig`, such as `temperature=0.0`; it has no slots unless they say so.
+    Raises ValueError, one line, where prompts, the seed or a value does not fit.
     """
     require_seed("seed", seed)
+    require(not isinstance(prompts, str) and len(prompts) > 0, "prompts",
+            f"must be a list of texts or chats, at least one, not {prompts!r:.80}")
     generator, sampler = self.sampler.generator, self.sampler.with_config(**{"slots": None, **changes})
     chats = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
     texts = [chat_prompt(generator.tokenizer, chat) for chat in chats]
