@@ -202,8 +202,21 @@ def test_validation_problems_that_are_trained_on_too_are_told(tmp_path, caplog, 
     config.update_from_flattened_dict({**SMALL, **told})
     with caplog.at_level(logging.INFO, "gdsd_jax"):
       prepare(run_config(config), tmp_path, False)
-    said = re.findall(r"WARNING: (\d) of the (\d) validation problems are trained on, too", caplog.text)
-    assert said == [("1", "4")]  # of the copies alone
+    said = re.findall(r"WARNING: (\d) of the (\d) validation problems are trained on, too.* by (.*)", caplog.text)
+    assert said == [("1", "4", "task.validation_source")]  # of the copies alone
+  (tmp_path / "own.py").write_text("""import gdsd_jax
+class Own(gdsd_jax.Task):
+  def examples(self, split): return [{"n": n} for n in [*range(36), 0]]
+  def messages(self, example): return [{"role": "user", "content": f"{example['n']} + 1?"}]
+  def score(self, completion, example): return {"right": 0.0}
+""")
+  config = base_config()
+  config.sampler.prompt_buckets = (40,)
+  config.update_from_flattened_dict({**SMALL, "task.name": f"{tmp_path}/own.py:Own"})
+  with caplog.at_level(logging.INFO, "gdsd_jax"):
+    prepare(run_config(config), tmp_path, False)
+  assert "WARNING: 1 of the 3 validation problems are trained on, too" in caplog.text
+  assert "give others by its examples('validation')" in caplog.text
 
 
 def test_finished_run_says_so(straight):

@@ -34,12 +34,12 @@ class ExampleStream:
 def warn_of_shared(train: Iterable[Hashable], validation: Sequence[Hashable], what: str, field: str) -> None:
   """Warns where examples that are validated on are trained on, too, as where a source holds copies of its rows.
 
-  `train` and `validation` are what examples are told apart by, `what` their name, and `field` that of another source.
+  `train` and `validation` are what examples are told apart by, `what` their name, and `field` what gives others.
   """
   held_out = set(validation)
   shared = held_out.intersection(train)
   count = sum(each in shared for each in validation)
   if count:
     _log.warning("WARNING: %d of the %d validation %s are trained on, too, so that what is told of them says little of"
-                 " others: the source holds copies; take these out, or name others by %s", count, len(validation), what,
+                 " others: the source holds copies; take these out, or give others by %s", count, len(validation), what,
                  field)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 import numpy as np
 import optax
 
+from gdsd_jax import own_code
 from gdsd_jax.checks import require
 from gdsd_jax.diffusion.own import try_out as try_out_sampler
 from gdsd_jax.generation.rollout import RolloutSampler
@@ -76,7 +77,8 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
   (train, asked), (validation, _) = (_fitting(sampler, examples, split, skips)
                                      for examples, split in ((train, "train"), (validation, "validation")))
   held_out = [validation[i] for i in range(min(config.eval.num_examples, len(validation)))]
-  warn_of_shared(asked, sampler.prompts(held_out), "problems", "task.validation_source")
+  others = "its examples('validation')" if own_code.is_own(config.task.name) else "task.validation_source"
+  warn_of_shared(asked, sampler.prompts(held_out), "problems", others)
   optimizer = make_optimizer(config.optimizer, config.updates)
   state = init_state(denoiser, params, optimizer, config.seed, config.objective.needs_reference, mesh)
   return Prepared(mesh, denoiser, sampler, train, held_out, optimizer, state, provenance)
