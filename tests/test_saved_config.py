@@ -3,6 +3,7 @@
 import json
 import logging
 
+from conftest import REPOSITORY
 import pytest
 from recipes import load
 
@@ -10,6 +11,7 @@ from gdsd_jax.evaluation.settings import tell_differences, warn_of_flags
 from gdsd_jax.runs.chosen_model import ChosenModel
 from gdsd_jax.runs.config import evaluation_samplers
 from gdsd_jax.runs.config_dict import base_config, flatten, run_config
+from gdsd_jax.runs.given import load_config
 from gdsd_jax.runs.recipe_files import run_of
 from gdsd_jax.runs.saved_config import contradictions, open_workdir, saved_recipe
 
@@ -100,6 +102,14 @@ def test_a_run_from_before_samplers_refused_what_they_lack_has_what_it_had(run, 
   assert config.sampler.top_p == 0.95
   assert not any(sampler.is_blockwise for sampler in (config.sampler, *evaluation_samplers(config).values()))
   assert [record.message.rpartition(" its ")[2] for record in caplog.records] == ["sampler.remasking"]
+
+
+def test_the_default_of_an_own_objective_may_be_said_when_its_run_goes_on():
+  own = {"objective.name": f"{REPOSITORY}/examples/own_objective.py:TokenPPO", "masks.kind": "uniform"}
+  saved = load_config("gdsd_math:tiny", own).to_dict()
+  told = lambda **said: contradictions(saved, run_config(load_config("gdsd_math:tiny", {**own, **said})))
+  assert told(**{"objective.beta": 0.04}) == []
+  assert told(**{"objective.beta": 0.05}) == ["objective.beta: None → 0.05"]
 
 
 def test_a_run_is_not_begun_where_a_sweep_or_a_comparison_lies(tmp_path):

@@ -16,6 +16,7 @@ from gdsd_jax.checks import require
 from gdsd_jax.diffusion.config import BLOCK_LENGTH, KINDS
 from gdsd_jax.diffusion.config_checks import ONLY
 from gdsd_jax.objectives.named import objective_class, ObjectiveFields, OBJECTIVES
+from gdsd_jax.objectives.own import OwnObjective
 from gdsd_jax.runs import rollouts_file, weights_and_biases
 from gdsd_jax.runs.config import RunConfig
 from gdsd_jax.runs.config_dict import base_config, flatten, own_sections, run_config, section
@@ -207,10 +208,12 @@ def _meant_by(saved: Mapping[str, Any]) -> dict[str, Any]:
 def _meanings(config: RunConfig) -> dict[str, Any]:
   """Path -> what the run makes of a field, where it may stand for another value than it has."""
   objective = config.objective
+  fields = objective.objective if isinstance(objective, OwnObjective) else objective  # those of the user's own
   masks = () if objective.masks is None else config.masks.forward_process(config.sampler, objective.masks)
   return {
     **{f"sampler.{name}": value for name, value in config.sampler.settings.items()},
-    **{f"objective.{field.name}": getattr(objective, field.name) for field in dataclasses.fields(objective)},
+    **{f"objective.{field.name}": getattr(fields, field.name)
+       for field in (dataclasses.fields(fields) if dataclasses.is_dataclass(fields) else ())},
     "objective.num_mc": config.num_mc, "objective.advantages": config.advantages,
     **dict.fromkeys(("masks.kind", "masks.block_length", "masks.remasking"), masks),
   }
