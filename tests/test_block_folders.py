@@ -218,7 +218,7 @@ def test_query_key_and_value_are_one_module_with_three_times_the_rank(goldens, t
 
 def test_a_part_of_query_key_and_value_alone_is_no_module(goldens, tmp_path):
   denoiser, params = adapted(read(goldens / "llada2_tiny"), ("q", "v"))
-  with pytest.raises(ValueError, match="^model.lora.targets: the files of this family have query, key and value as"):
+  with pytest.raises(ValueError, match="^model.lora.targets: the files of this model have query, key, value as one"):
     save_adapter(tmp_path, denoiser, params, base_model="x")
 
 

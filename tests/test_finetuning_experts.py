@@ -52,8 +52,8 @@ def test_an_adapter_that_files_have_no_place_for_is_refused_before_training(chat
     count=2, per_token=2, size=8, router="sigmoid", normalised=True, selection_bias=True))
   recipe = sft_recipe(chats_file, **{
     "model.path": str(folder), "model.lora.rank": 2, "model.lora.targets": ("q", "v", "o")})
-  with pytest.raises(ValueError, match="^model.lora.targets: .* query, key and value as one module, model.layers.*:"
-                                       " adapt all of q, k and v or none of them"):
+  with pytest.raises(ValueError, match="^model.lora.targets: .* query, key, value as one module, model.layers.*:"
+                                       " adapt all of these or none, or export the merged model$"):
     finetune(typed(FinetuningConfig, recipe), tmp_path / "run", tmp_path / "out")
   assert not (tmp_path / "run" / "metrics.jsonl").exists() and not (tmp_path / "out").exists()
 

@@ -67,14 +67,12 @@ def require_whole_modules(config: DenoiserConfig, adapted: Iterable[str]) -> Non
 
   PEFT's files have no place for the adapter of a part.
   """
-  leaves = [leaf for leaf in weights_of(config, None) if is_stacked(leaf)]
-  of_block = lambda leaf: leaf.rpartition(".")[2]
-  chosen = {leaf for leaf in leaves if of_block(leaf) in set(adapted)}
-  for leaf in chosen:
-    lacking = [of_block(part) for part in joined(config, leaf) if part not in chosen]
-    require(not lacking, "model.lora.targets", "the files of this family have query, key and value as one module,"
-            f" {pattern_of(config, leaf).removesuffix('.weight')}: adapt all of q, k and v or none of them, or export"
-            " the merged model")
+  of_block, adapted = lambda leaf: leaf.rpartition(".")[2], set(adapted)
+  for leaf in (leaf for leaf in weights_of(config, None) if is_stacked(leaf) and of_block(leaf) in adapted):
+    parts = [of_block(part) for part in joined(config, leaf)]
+    require(adapted.issuperset(parts), "model.lora.targets", f"the files of this model have {', '.join(parts)} as one"
+            f" module, {pattern_of(config, leaf).removesuffix('.weight')}: adapt all of these or none, or export the"
+            " merged model")
 
 
 def join_parts(factors: Factors) -> Factors:
