@@ -71,7 +71,7 @@ class Predictions:
 
   tokens: jax.Array  # int32[N, S, L]
   confidence: jax.Array  # float32[N, S, L], their probabilities
-  rewards: jax.Array  # float32[N, S], of the whole prediction
+  rewards: jax.Array  # float32[N, S], of the whole prediction; where none applies, as those of Rollouts
 
 
 @dataclasses.dataclass(frozen=True)
