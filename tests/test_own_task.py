@@ -1,10 +1,15 @@
 """A task of the user's own: what it must have, what it may be, and what its mistakes say."""
 
+import contextlib
 import re
 
+from etils import epath
 import pytest
 
+from gdsd_jax.runs.config_dict import run_config
+from gdsd_jax.runs.given import load_config
 from gdsd_jax.tasks import base, get_task, train_and_validation, try_out
+from gdsd_jax.training.prepare import prepare
 
 GOOD = """
 import dataclasses
@@ -99,6 +104,16 @@ def test_a_task_without_problems_is_told(own):
 def test_what_is_tried_out_says_whether_it_ended_as_completions_do(own):
   task = own("len(completion) <= self.limit", "completion.ended")
   try_out(task, task.examples("train"))
+
+
+@pytest.mark.parametrize("accuracy", ["", "  def accuracy(self, completion, example): return 0.5\n"])
+def test_groups_are_left_out_by_accuracy_where_the_task_has_one(own, tmp_path, accuracy):
+  """Which is told before anything is compiled."""
+  own("  limit: int = 10\n", "  limit: int = 10\n" + accuracy)
+  config = run_config(load_config("gdsd_math:tiny", {"task.name": "own.py:Shorter", "objective.largest_accuracy": 0.9}))
+  with contextlib.nullcontext() if accuracy else pytest.raises(
+      ValueError, match="^objective.least_accuracy: needs a task that knows right from wrong, which Shorter does not$"):
+    prepare(config, epath.Path(tmp_path / "run"), allow_changed_inputs=False)
 
 
 def test_options_that_it_does_not_take_are_told(own):

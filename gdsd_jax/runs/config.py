@@ -74,7 +74,7 @@ class DistillationConfig:
     low, high = self.least_accuracy, self.largest_accuracy
     require(0 <= low <= high <= 1, "objective.least_accuracy, objective.largest_accuracy",
             f"must lie between 0 and 1, in that order, not {low}, {high}")
-    require(not self.redraws or (low, high) != (0, 1), "objective.redraws",
+    require(not self.redraws or self.filters_groups, "objective.redraws",
             "is for groups that objective.least_accuracy and largest_accuracy leave out; all are kept")
     require(self.num_mc is None or self.num_mc >= 1, "objective.num_mc", f"must be at least 1, not {self.num_mc}")
     require(self.num_mc is None or self.num_mc <= MOST_SAMPLES, "objective.num_mc",
@@ -83,6 +83,11 @@ class DistillationConfig:
             f"{self.advantages!r} is not one of {', '.join(ADVANTAGES)}")
     mix = self.reference_sync_mix
     require(0 <= mix <= 1, "objective.reference_sync_mix", f"must lie between 0 and 1, not {mix}")
+
+  @property
+  def filters_groups(self) -> bool:
+    """Whether groups are left out by their accuracy."""
+    return (self.least_accuracy, self.largest_accuracy) != (0, 1)
 
 
 @dataclasses.dataclass(frozen=True)

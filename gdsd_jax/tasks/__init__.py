@@ -93,13 +93,16 @@ def train_and_validation(task: Task, size: int) -> tuple[Sequence[Mapping[str, A
   return train, validation
 
 
-def try_out(task: Task, examples: Sequence[Mapping[str, Any]]) -> None:
+def try_out(task: Task, examples: Sequence[Mapping[str, Any]]) -> bool:
   """Asks and grades a first example, where the task or its rewards are the user's, before anything is compiled.
 
+  Returns whether completions are right or wrong, and have no reward alone.
   Raises ValueError, one line with the user's file and line, where they answer otherwise than they must.
   """
   if task.is_own:
     task.messages(examples[0])
     task.reference_answer(examples[0])
     texts = [Completion("No answer."), Completion("The answer is 1.", ended=False)]
-    task.grade(texts, [examples[0]] * 2, *([[[0], [0, 1]]] if task.takes_ids else []))
+    grades = task.grade(texts, [examples[0]] * 2, *([[[0], [0, 1]]] if task.takes_ids else []))
+    return all(grade.accuracy is not None for grade in grades)
+  return True

@@ -18,10 +18,6 @@ class GroupFilter:
     self._range, self._redraws = (fields.least_accuracy, fields.largest_accuracy), fields.redraws
     self._group_size, self._sampler = config.group_size, sampler
 
-  @property
-  def is_on(self) -> bool:
-    return self._range != (0.0, 1.0)
-
   def __call__(self, graded: GradedCompletions,
                draw: Callable[[], GradedCompletions]) -> tuple[GradedCompletions, dict[str, float]]:
     """As many groups as were drawn first, all within the range, and numbers about them for the step's row.

@@ -63,7 +63,9 @@ def prepare(config: RunConfig, workdir: epath.Path, allow_changed_inputs: bool) 
   length = config.sampler.completion_length
   try_out_objective(config.objective, config.rollouts_per_step, config.group_size, length, drawing,
                     config.sampler.top_k or 1, architecture)
-  try_out(task, train)
+  knows_right = try_out(task, train)
+  require(knows_right or not config.distillation.filters_groups, "objective.least_accuracy",
+          f"needs a task that knows right from wrong, which {task.name} does not")
   given = [config.task.made, *(one for one in config.task.options.get("rewards", ()) if not isinstance(one, str))]
   provenance = provenance_of(config.model, {"training data": train, "validation data": validation}, given)
   provenance = check_inputs(workdir, provenance, allow_changed_inputs)

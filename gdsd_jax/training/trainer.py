@@ -190,7 +190,7 @@ class Trainer(Training):
     for callback in self.callbacks:
       callback.after_rollouts(self, int(self.state.step), scored)
     row, chosen = rollout_metrics(scored, self.config.group_size, self.config.sampler.slots), scored
-    if self.filter.is_on:
+    if distillation.filters_groups:
       keys = iter(jax.random.split(jax.random.fold_in(key, 1), max(distillation.redraws, 1)))
       with watch.phase("rollout"):
         chosen, told = self.filter(scored, lambda: self.sampler.grade(self.overlap.more(self.state, next(keys))))
