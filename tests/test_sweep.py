@@ -75,6 +75,9 @@ import gdsd_jax
 class Mine(gdsd_jax.Objective):
   gain: float = 1.0
   shape: tuple = (1, 2)
+  firm: bool = False
+  mode: str = "1"
+  beta: float = 0.1
 
 class Numbers(gdsd_jax.Task):
   def __init__(self, longest=9, sizes=(3, 4), hard=False):
@@ -105,6 +108,10 @@ def test_fields_of_an_objective_a_task_or_a_sampler_are_swept_as_these_declare_t
   config = load_config("gdsd_math:tiny", {"objective.name": "spg", "objective.epsilon": None, "objective.psi": None})
   runs = make_runs(config, {"objective.eubo_beta": ["1.0", "1.5"]})
   assert [run.config.objective.eubo_beta for run in runs] == [1.0, 1.5]
+  config = load_config("gdsd_math:tiny", {"objective.name": own("Mine"), "objective.epsilon": None})
+  runs = make_runs(config, {"objective.firm": ["1", "0"], "objective.mode": ["2"], "objective.beta": ["1"]})
+  told = ["--config.objective.mode='2'", "--config.objective.beta=1"]  # 2 would be no text, and 1 no switch
+  assert [run.flags for run in runs] == [[f"--config.objective.firm={firm}", *told] for firm in (True, False)]
 
 
 def test_a_recipe_that_is_not_there_or_of_another_command_is_left_to_its_flag():

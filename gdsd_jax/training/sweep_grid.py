@@ -124,9 +124,16 @@ def make_runs(config: ConfigDict, grid: Mapping[str, Sequence[str]]) -> list[Run
     name = ",".join(f"{short[path]}={text.replace('/', '_')}" for path, text in zip(grid, texts))
     fields = config.copy_and_resolve_references()
     set_fields(fields, dict(zip(grid, setting)))
-    flags = [f"--config.{path}={text}" for path, text in zip(grid, texts)]
+    flags = [_flag(config, path, text, value) for path, text, value in zip(grid, texts, setting)]
     runs.append(Run(name, dict(zip(grid, setting)), flags, run_config(fields)))
   return runs
+
+
+def _flag(config: ConfigDict, path: str, text: str, value: Any) -> str:
+  """What gives a run its value: as Python writes it where the recipe lacks the field, whose kind no flag knows then."""
+  section, _, name = path.rpartition(".")
+  known = name in config.get(section, {}) if section in _NAMED_BY else True
+  return f"--config.{path}={text if known else repr(value)}"
 
 
 def _values(kind: type, path: str, texts: Sequence[str]) -> list[Any]:
