@@ -30,7 +30,7 @@ def kind_of(annotation: Any) -> type | None:
   """The one of KINDS that a field is declared as, be it with None or without; None for any other declaration."""
   union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
   kinds = [each for each in (typing.get_args(annotation) if union else (annotation,)) if each is not types.NoneType]
-  return kinds[0] if len(kinds) == 1 and kinds[0] in KINDS else None
+  return next((kind for kind in KINDS if kinds == [kind]), None)  # not looked up: an annotation may have no hash
 
 
 def require_kinds(section: str, declared: Mapping[str, Any], given: Mapping[str, Any]) -> None:

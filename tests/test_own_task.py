@@ -125,6 +125,8 @@ def test_options_that_it_does_not_take_are_told(own):
 def test_an_option_of_another_kind_than_it_is_declared_is_named(own):
   with pytest.raises(ValueError, match="^task.limit: must be a whole number, not 'ten'$"):
     own(limit="ten")
+  said = own("  limit: int = 10", "  from typing import Annotated\n  limit: Annotated[int, ['tokens']] = 10", limit=2)
+  assert said.grade(["abc"], [{}]) == [base.Grade({"short": 0.0})]  # such a declaration names none of the kinds
 
 
 def test_a_task_that_is_made_already_is_taken_and_checked():
