@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from test_train import failing_reward, screen, small_config  # noqa: F401  (a fixture)
 
 import gdsd_jax
+from gdsd_jax.generation.rollout import GradedCompletions
 from gdsd_jax.huggingface.adapters import load_adapter, save_adapter
 from gdsd_jax.huggingface.finite import require_finite
 from gdsd_jax.huggingface.folder import resolve_path
@@ -176,6 +177,8 @@ class Scored:
     self.lengths, self.sampled = np.resize(lengths, count), self
     self.rollout = self
     self.tokens = np.zeros((count, 4))
+
+  spreads = GradedCompletions.spreads
 
 
 LEARNABLE, EQUAL = Scored([0, 1] * 32), Scored([0, 0, 1, 1] * 16)

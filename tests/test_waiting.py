@@ -439,7 +439,7 @@ def test_a_download_tells_its_bytes_by_the_bars_of_the_hubs_library(monkeypatch,
   seen = []
   monkeypatch.setattr("gdsd_jax.huggingface.folder.waiting", keeping(seen))
 
-  def download(name, revision, allow_patterns, tqdm_class):
+  def download(name, revision, allow_patterns, ignore_patterns, tqdm_class):
     bytes_, files = tqdm_class(total=0, initial=0, unit="B", unit_scale=True, desc="it"), tqdm_class(total=3, desc="it")
     bytes_.total += 900
     for bar, amount in ((bytes_, 500), (files, 2), (bytes_, 50)):
