@@ -112,6 +112,28 @@ def test_the_default_of_an_own_objective_may_be_said_when_its_run_goes_on():
   assert told(**{"objective.beta": 0.05}) == ["objective.beta: None → 0.05"]
 
 
+@pytest.mark.parametrize("useless, needs", [
+  ({"name": "prompts", "extract": "last_number", "answer_after": "####"}, {"answer_column": "answer"}),
+  ({"reward_seconds": 2.0, "reward_chat": True}, {"rewards": ("own.py:f",)}),
+  ({"reward_late": -1.0, "rewards": ("own.py:f",)}, {"reward_seconds": 2.0}),
+])
+def test_a_run_that_had_set_what_nothing_uses_goes_on_and_is_evaluated_without_it(tmp_path, caplog, monkeypatch,
+                                                                                 useless, needs):
+  """Its fields were ignored when it began, and are refused today."""
+  kept = {f"task.{name}": value for name, value in useless.items() if name in ("name", "rewards")}
+  saved = load_config("gdsd_math:tiny", {f"task.{name}": value for name, value in useless.items()}).to_dict()
+  current = run_config(load_config("gdsd_math:tiny", kept))
+  assert contradictions(saved, current) == []
+  (tmp_path / "config.json").write_text(json.dumps(saved))
+  monkeypatch.setattr(logging.getLogger("gdsd_jax"), "propagate", True)
+  task = saved_recipe(f"{tmp_path}/config.json").task.to_dict()
+  assert not [name for name in useless if f"task.{name}" not in kept and task.get(name)]
+  assert [record.message.rpartition(" its ")[2] for record in caplog.records] == [
+    ", ".join(f"task.{name}" for name in sorted(useless) if f"task.{name}" not in kept)]
+  saved["task"] |= needs  # what uses them
+  assert len(contradictions(saved, current)) == len(useless) - len(kept) + len(needs)
+
+
 def test_a_run_is_not_begun_where_a_sweep_or_a_comparison_lies(tmp_path):
   for name in ("sweep", "comparison"):
     (tmp_path / name).mkdir()

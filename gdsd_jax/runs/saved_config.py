@@ -83,6 +83,7 @@ def _recipe_of(saved: Mapping[str, Any]) -> tuple[ConfigDict | None, list[str]]:
   config, lost = base_config(), []
   known, own = flatten(config.to_dict()), own_sections(fields["sampler"].get("kind"))
   unheeded = _unheeded(fields["sampler"]) | _unheeded_of_objective(fields["objective"])
+  unheeded |= _unheeded_of_task(fields["task"])
   for path, value in flatten(_without_own(fields, known, own)).items():
     if path in unheeded:
       lost += [path] * (value != known[path] and path not in _BLOCKS)
@@ -94,7 +95,9 @@ def _recipe_of(saved: Mapping[str, Any]) -> tuple[ConfigDict | None, list[str]]:
       lost.append(path)
   for part in own:
     for name, value in fields[part].items():
-      if f"{part}.{name}" not in known:
+      if (path := f"{part}.{name}") in unheeded:
+        lost += [path] * (path not in known and value is not None)
+      elif path not in known:
         config[part][name] = _as_given(value)
   return config, lost
 
@@ -118,6 +121,16 @@ def _unheeded_of_objective(objective: Mapping[str, Any]) -> set[str]:
   lacking = {field.name for field in dataclasses.fields(ObjectiveFields)} - {"name"}
   lacking -= {field.name for field in dataclasses.fields(objective_class(name))}
   return {f"objective.{field}" for field in lacking}
+
+
+def _unheeded_of_task(task: Mapping[str, Any]) -> set[str]:
+  """Fields that say nothing in the config of a run from before tasks refused what nothing uses."""
+  unheeded = set() if task.get("reward_seconds") else {"reward_late"}
+  if not task.get("rewards"):
+    unheeded |= {"reward_chat", "reward_seconds", "reward_late"}
+  if task.get("name") == "prompts" and not task.get("answer_column"):
+    unheeded |= {"answer_after", "extract"}
+  return {f"task.{field}" for field in unheeded}
 
 
 def _without_own(fields: Mapping[str, Any], known: Mapping[str, Any], own: tuple[str, ...]) -> dict[str, Any]:
@@ -175,7 +188,7 @@ def contradictions(saved: Mapping[str, Any], current) -> list[str]:
   """
   new, told = flatten(current.as_given), flatten(_without_provenance(saved))
   if isinstance(told.get("objective.name"), str):
-    unheeded = _unheeded_of_objective(saved["objective"])
+    unheeded = _unheeded_of_objective(saved["objective"]) | _unheeded_of_task(saved["task"])
     told = {path: value for path, value in told.items() if path not in unheeded}
   old = {path: value for path, value in flatten(section(type(current)).to_dict()).items() if path in new} | told
   may_change = _RESUMABLE
