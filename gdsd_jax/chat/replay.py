@@ -10,7 +10,7 @@ from gdsd_jax.checks import require
 from gdsd_jax.generation.tokens_told import told_tokens
 from gdsd_jax.page.replay import replay_page
 from gdsd_jax.runs.files import local_folder, write_whole
-from gdsd_jax.tasks.base import Grade
+from gdsd_jax.tasks.base import Grade, total_of
 
 
 class Replay:
@@ -40,8 +40,6 @@ def row_of(answering: Answering, messages: Sequence[dict[str, str]], answer: Ans
   completion = {"text": answer.text, "length": answer.length, "reward": None, "rewards": {}, "accuracy": None,
                 "advantage": None}
   if grade is not None:
-    applying = [value for value in grade.rewards.values() if value is not None]
-    completion |= {"reward": sum(applying) if applying else None, "rewards": dict(grade.rewards),
-                   "accuracy": grade.accuracy}
+    completion |= {"reward": total_of(grade.rewards), "rewards": dict(grade.rewards), "accuracy": grade.accuracy}
   completion |= told_tokens(answering.tokenizer, answer.tokens, answer.unmasked, answer.confidence)
   return {"prompt": list(messages), "reference": reference, "completions": [completion]}

@@ -16,6 +16,7 @@ from gdsd_jax.diffusion.config import SamplerConfig
 from gdsd_jax.parallel.processes import is_first_process, share_work
 from gdsd_jax.runs.config_dict import flatten
 from gdsd_jax.runs.files import JsonLines, write_whole
+from gdsd_jax.tasks.base import total_of
 
 _SAMPLER_DEFAULTS = {field.name: field.default for field in dataclasses.fields(SamplerConfig) if field.name != "own"}
 _FIELDS = ("length", "index", "prompt", "completion", "tokens", "rewards", "accuracy")
@@ -134,8 +135,7 @@ def mean(values) -> float | None:
 
 def mean_reward(rows: Sequence[dict]) -> float:
   """The mean of the rewards that completions have in all, of those to which some applies; 0 where there is none."""
-  applying = [[value for value in row["rewards"].values() if value is not None] for row in rows]
-  return mean([sum(values) for values in applying if values]) or 0.0
+  return mean([total_of(row["rewards"]) for row in rows]) or 0.0
 
 
 def shown(rows: Sequence[dict]) -> str:

@@ -19,7 +19,7 @@ from gdsd_jax.models.denoiser import Denoiser
 from gdsd_jax.parallel.mesh import batch_sharding
 from gdsd_jax.parallel.processes import RemoteError
 from gdsd_jax.tasks import Task
-from gdsd_jax.tasks.base import Completion
+from gdsd_jax.tasks.base import Completion, total_of
 
 
 class RewardError(RuntimeError):
@@ -202,8 +202,7 @@ class RolloutSampler:
 
   def _totals(self, grades: list[tuple], *asked) -> dict[tuple, float | None]:
     """The total reward of each by its key, from what `_grade` was asked and answered; None where none applies."""
-    applying = ([value for value in rewards.values() if value is not None] for rewards, *_ in grades)
-    return {self._key(*each): sum(values) if values else None for values, *each in zip(applying, *asked)}
+    return {self._key(*each): total_of(rewards) for (rewards, *_), *each in zip(grades, *asked)}
 
   def _grade(self, texts: list[str], examples: list[Mapping[str, Any]], ids: list[list[int]]) -> list[tuple]:
     """(rewards, accuracy, accuracy_lenient) of each text."""

@@ -34,6 +34,12 @@ class Grade:
         object.__setattr__(self, name, accuracy)
 
 
+def total_of(rewards: Mapping[str, float | None]) -> float | None:
+  """The reward of a completion, the sum of those that apply; None where none does."""
+  applying = [value for value in rewards.values() if value is not None]
+  return sum(applying) if applying else None
+
+
 class Completion(str):
   """The text of a completion, which says whether the model ended it. Text of any other type counts as ended."""
 
